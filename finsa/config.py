@@ -1,0 +1,327 @@
+"""Every type of the configuration, on one page.
+
+Values live in ``conf/``; here stands what they may be. A section is frozen, strict (``"3"`` is not a number) and knows
+no other keys. Cross-field rules sit beside the fields they join. No torch is imported here, so that a wrong option is
+reported at once.
+"""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+Share = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Section(BaseModel):
+    """What all sections have in common."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+# ------------------------------------------------------------------------------------------------ model
+
+
+class LoraTargets(Section):
+    """Named sets of linear layers, in the architecture's own words."""
+
+    query_value: tuple[str, ...]
+    attention: tuple[str, ...]
+    all: tuple[str, ...]
+
+
+class Model(Section):
+    """A base model: where its weights and tokenizer come from, and how a prompt reaches it."""
+
+    name: Name
+    hub_id: str | None
+    revision: str
+    weights: Literal["pretrained", "random"]
+    path: str | None
+    tokenizer: str | None
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    attention: Literal["sdpa", "eager", "flash_attention_2"]
+    prompt: Literal["plain", "chat"]
+    think: Literal["none", "closed"]
+    trust_remote_code: bool
+    lora_targets: LoraTargets
+    architecture: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _sources(self) -> Model:
+        if self.weights == "pretrained" and not (self.path or self.hub_id):
+            raise ValueError("weights=pretrained needs path (a local folder) or hub_id; or set model.weights=random")
+        if self.think == "closed" and self.prompt != "chat":
+            raise ValueError("think=closed belongs to prompt=chat; set model.think=none or model.prompt=chat")
+        if "model_type" not in self.architecture:
+            raise ValueError("architecture needs a model_type, such as qwen2")
+        return self
+
+
+# ------------------------------------------------------------------------------------------------ method
+
+
+class Adapter(Section):
+    """Low-rank matrices beside frozen linear layers (Hu et al. 2021); the update is scaled by alpha / rank."""
+
+    rank: PositiveInt
+    alpha: PositiveFloat
+    dropout: Share
+    targets: Literal["query_value", "attention", "all"] | tuple[str, ...]
+
+
+class Method(Section):
+    """What a run varies: which rows are used, which tokens carry loss, which parameters learn."""
+
+    name: Name
+    learn: Literal["nothing", "adapter", "all"]
+    adapter: Adapter | None
+    loss_on: Literal["all", "response"]
+    balance: Literal["none", "downsample"]
+
+    @model_validator(mode="after")
+    def _adapter_fits(self) -> Method:
+        if self.learn == "adapter" and self.adapter is None:
+            raise ValueError("learn=adapter needs an adapter section; start from method=lora")
+        if self.learn != "adapter" and self.adapter is not None:
+            raise ValueError(f"learn={self.learn} has no use for an adapter; set method.adapter=null")
+        return self
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+class Columns(Section):
+    """Names of the columns in the user's table; null: the table has none (ids are numbered, the domain is one)."""
+
+    id: str | None
+    text: str
+    label: str
+    domain: str | None
+
+
+class Split(Section):
+    """How rows are divided where the files do not say it themselves.
+
+    The published rule of FinNF: per class, shuffle, validation = max(1, floor(share * n)), then test, the rest trains.
+    """
+
+    validation: Annotated[float, Field(gt=0, lt=0.5)]
+    test: Annotated[float, Field(gt=0, lt=0.5)]
+    seed: NonNegativeInt
+
+
+class Generator(Section):
+    """Knobs of the project's own generated data."""
+
+    rows: PositiveInt
+    seed: NonNegativeInt
+    domains: dict[str, PositiveFloat]
+    imbalance: dict[str, dict[str, NonNegativeFloat]] | None
+    noise: Share
+
+
+class Corpus(Section):
+    """Documents for pre-training: the project's own generated ones."""
+
+    documents: PositiveInt
+    seed: NonNegativeInt
+    block: PositiveInt
+    vocabulary: Annotated[int, Field(ge=1000)]
+
+
+class Data(Section):
+    """A table of texts with labels, and the prompt around a text."""
+
+    name: Name
+    files: str | tuple[str, ...] | None
+    columns: Columns
+    labels: tuple[str, ...] | dict[str, str] | None
+    prompt: str
+    max_length: Annotated[int, Field(ge=8)]
+    split: Split
+    domain: str | None
+    on_unknown_label: Literal["error", "drop"]
+    generator: Generator | None
+    corpus: Corpus | None
+    origin: str | None
+
+    @field_validator("prompt")
+    @classmethod
+    def _one_text(cls, prompt: str) -> str:
+        try:
+            fields = [field for _, field, _, _ in string.Formatter().parse(prompt) if field is not None]
+        except ValueError as error:
+            raise ValueError(f"not a template ({error}); write {{{{ for a brace that is meant") from None
+        if fields.count("text") != 1 or set(fields) - {"text", "labels"}:
+            raise ValueError("needs {text} exactly once, may have {labels}, and no other {field}")
+        return prompt
+
+    @field_validator("labels")
+    @classmethod
+    def _two_labels(cls, labels: tuple[str, ...] | dict[str, str] | None) -> tuple[str, ...] | dict[str, str] | None:
+        if labels is None:
+            return labels
+        words = list(labels.values()) if isinstance(labels, dict) else list(labels)
+        if len(words) < 2:
+            raise ValueError("needs at least two labels")
+        if len(set(words)) < len(words) or not all(word.strip() for word in words):
+            raise ValueError("label words must be different from each other and not empty")
+        return labels
+
+
+# ------------------------------------------------------------------------------------------------ train
+
+
+class Train(Section):
+    """How the learning runs. Sizes count sequences; accumulation is batch_size / micro_batch_size / processes."""
+
+    name: Name
+    epochs: PositiveFloat
+    max_steps: PositiveInt | None
+    batch_size: PositiveInt
+    micro_batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    schedule: Literal["cosine", "linear", "constant"]
+    warmup: NonNegativeFloat
+    weight_decay: NonNegativeFloat
+    max_grad_norm: PositiveFloat
+    group_by_length: bool
+    gradient_checkpointing: bool
+    validate_every: PositiveInt | None
+    validation_rows: PositiveInt | None
+    select_by: Literal["loss", "macro_f1"]
+    patience: PositiveInt | None
+    keep_checkpoints: PositiveInt
+    log_every: PositiveInt
+    score_tokens: PositiveInt
+    threads: PositiveInt | None
+    matmul_precision: Literal["highest", "high", "medium"]
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Train:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}; "
+                f"for instance train.micro_batch_size={_divisor(self.batch_size, self.micro_batch_size)}"
+            )
+        if self.warmup >= 1 and self.warmup != int(self.warmup):
+            raise ValueError(f"warmup {self.warmup} is neither a share below 1 nor a whole number of steps")
+        return self
+
+
+def _divisor(number: int, at_most: int) -> int:
+    return max(d for d in range(1, min(number, at_most) + 1) if number % d == 0)
+
+
+# ------------------------------------------------------------------------------------------------ stage
+
+
+class TrainStage(Section):
+    """Fit, score the test split, write the run folder."""
+
+    name: Literal["train"]
+    compare_base: bool
+
+
+class EvaluateStage(Section):
+    """Score a split with the model of a run folder, or with the bare model."""
+
+    name: Literal["evaluate"]
+    split: Literal["validation", "test"]
+
+
+class CheckStage(Section):
+    """Validate everything and print the plan; no weights are loaded."""
+
+    name: Literal["check"]
+
+
+class PretrainStage(Section):
+    """Causal pre-training on documents."""
+
+    name: Literal["pretrain"]
+    heldout: Annotated[float, Field(gt=0, lt=0.5)]
+
+
+class GenerateStage(Section):
+    """Write generated rows as CSV files, one per split."""
+
+    name: Literal["generate"]
+
+
+class MoeJointStage(Section):
+    """The joint stage of a mixture of experts: named here so that its command composes; the stage is not built yet."""
+
+    name: Literal["moe_joint"]
+
+
+Stage = Annotated[
+    TrainStage | EvaluateStage | CheckStage | PretrainStage | GenerateStage | MoeJointStage,
+    Field(discriminator="name"),
+]
+
+
+# ------------------------------------------------------------------------------------------------ the whole
+
+
+class Tracking(Section):
+    """Where metrics go besides the run folder, which always has them."""
+
+    name: Literal["wandb", "none"]
+    project: str
+    entity: str | None
+    mode: Literal["auto", "online", "offline"]
+    tags: tuple[str, ...]
+
+
+class RunConfig(Section):
+    """A run, checked once and frozen."""
+
+    model: Model
+    method: Method
+    data: Data
+    train: Train
+    stage: Stage
+    tracking: Tracking
+    experiment: str | None
+    seed: NonNegativeInt
+    output_dir: str
+    run: str | None
+    output: str | None
+    resume: bool
+
+    @model_validator(mode="after")
+    def _joined(self) -> RunConfig:
+        if self.stage.name == "pretrain" and self.data.corpus is None:
+            raise ValueError("stage=pretrain reads documents; choose data=tiny_corpus or experiment=tiny_base")
+        if self.stage.name == "generate" and (self.data.generator is None or self.output is None):
+            raise ValueError("stage=generate needs data=generated and output=<folder>")
+        return self
+
+
+def locate(path: str | Path) -> Path:
+    """Find a path the user wrote: absolute, below the working directory, or below the project.
+
+    Returns:
+        The first of them that exists; otherwise the one below the working directory.
+    """
+    written = Path(path).expanduser()
+    if written.is_absolute() or written.exists():
+        return written.absolute()
+    return (ROOT / written) if (ROOT / written).exists() else written.absolute()

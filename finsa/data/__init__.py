@@ -1,0 +1,1 @@
+"""Sources, splits, sampling, prompts and rows: everything before the first tensor."""

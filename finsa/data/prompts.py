@@ -1,0 +1,59 @@
+"""The one renderer of prompts: what stands before and after a text, for training, evaluation, prediction and serving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from finsa.data.labels import LabelSpace
+from finsa.errors import ConfigError, Problem
+
+# A stand-in for the text while a chat template is rendered; no template or tokenizer gives it a meaning.
+_TEXT = "\u2063finsa-text\u2063"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What surrounds a text.
+
+    Args:
+        head: before it.
+        tail: after it; ends exactly where the answer starts.
+    """
+
+    head: str
+    tail: str
+
+    @classmethod
+    def of(cls, template: str, labels: LabelSpace, style: str, think: str, tokenizer: Any) -> Prompt:
+        """Render a template.
+
+        Args:
+            template: with ``{text}`` once and optionally ``{labels}``.
+            labels: whose words fill ``{labels}``, joined by `` / ``.
+            style: ``plain``, or ``chat`` to wrap it into the tokenizer's chat template.
+            think: ``closed`` puts a closed think block before the answer.
+            tokenizer: asked for its chat template.
+
+        Raises:
+            ConfigError: where a chat template is asked for and there is none.
+        """
+        user = template.format(text=_TEXT, labels=" / ".join(labels.words))
+        if style == "chat":
+            user = _chat(user, think, tokenizer)
+        head, tail = user.split(_TEXT)
+        return cls(head, tail)
+
+
+def _chat(user: str, think: str, tokenizer: Any) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            [Problem("model.prompt", "this tokenizer has no chat template; set model.prompt=plain model.think=none")]
+        )
+    message = [{"role": "user", "content": user}]
+    rendered: str = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    if think == "none":
+        return rendered
+    # Templates of reasoning models open the block themselves (R1, GLM-Z1) or leave it to the model (Qwen3).
+    opened = rendered.rfind("<think>") > rendered.rfind("</think>")
+    return rendered.rstrip("\n") + "\n\n</think>\n\n" if opened else rendered + "<think>\n\n</think>\n\n"

@@ -1,0 +1,117 @@
+"""Tokens and loss mask, written together.
+
+A row is head + text + tail + answer + end token. Only the text is ever cut, and the room for it does not depend on the
+row's label, so a text has the same prompt tokens in training, evaluation, prediction and serving. The parts are
+encoded apart, so that an answer's tokens are the ones that are scored, whatever stands before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+from finsa.data.labels import LabelSpace
+from finsa.data.prompts import Prompt
+from finsa.errors import ConfigError, Problem
+
+IGNORE = -100
+
+
+class Row(TypedDict):
+    """One training example: token ids and, per position, the id that is learnt there (-100: none), both (s,)."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Prompts of texts, as tokens.
+
+    Args:
+        ids: head, text and tail per text.
+        cut: number of text tokens that did not fit, per text.
+    """
+
+    ids: list[list[int]]
+    cut: list[int]
+
+    @property
+    def truncated(self) -> int:
+        """How many texts were cut."""
+        return sum(cut > 0 for cut in self.cut)
+
+
+class Renderer:
+    """Turns texts into prompt tokens, and prompts with labels into rows.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        prompt: what surrounds a text.
+        labels: classes and their words.
+        max_length: most tokens of a whole row.
+
+    Raises:
+        ConfigError: where prompt and answer leave no room for text, words are encoded alike, or there is no end token.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: Prompt, labels: LabelSpace, max_length: int) -> None:
+        self.tokenizer, self.labels = tokenizer, labels
+        self.head = _leading(tokenizer) * (not _starts_special(tokenizer, prompt.head)) + _encode(tokenizer, prompt.head)
+        self.tail = _encode(tokenizer, prompt.tail)
+        self.answers = [tuple(_encode(tokenizer, word)) for word in labels.words]
+        if tokenizer.eos_token_id is None:
+            raise ConfigError([Problem("model.tokenizer", "has no end token, so no answer could be learnt to end")])
+        self.end: int = tokenizer.eos_token_id
+        longest = max(map(len, self.answers)) + 1
+        self.room = max_length - len(self.head) - len(self.tail) - longest
+        if self.room < 1:
+            raise ConfigError([Problem("data.max_length", self._no_room(max_length, longest))])
+        if len(set(self.answers)) < len(self.answers) or not all(self.answers):
+            raise ConfigError([Problem("data.labels", f"{labels.words} are not distinct in this tokenizer")])
+
+    def _no_room(self, max_length: int, longest: int) -> str:
+        needed = len(self.head) + len(self.tail) + longest
+        return (
+            f"{max_length} leaves no room for text: the prompt takes {len(self.head)} + {len(self.tail)} tokens, the "
+            f"longest answer with its end token {longest}. Set data.max_length={needed + 64} or more"
+        )
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Encode texts into prompts, cutting each text to the room there is."""
+        if not texts:
+            return Encoded([], [])
+        # A text is never markup: "<|im_end|>" inside it is encoded as characters, not as the control token.
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = [[*self.head, *text[: self.room], *self.tail] for text in encoded]
+        return Encoded(ids, [max(0, len(text) - self.room) for text in encoded])
+
+    def row(self, prompt: Sequence[int], label: int, loss_on: Literal["all", "response"]) -> Row:
+        """Append the answer and its end token to a prompt, and mark what is learnt.
+
+        Args:
+            prompt: from `encode`.
+            label: class number.
+            loss_on: ``all`` marks every token but the first (nothing predicts it), ``response`` answer and end token.
+        """
+        answer = [*self.answers[label], self.end]
+        context = [IGNORE, *prompt[1:]] if loss_on == "all" else [IGNORE] * len(prompt)
+        return Row(input_ids=[*prompt, *answer], labels=[*context, *answer])
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _leading(tokenizer: Any) -> list[int]:
+    """Tokens that this tokenizer puts before every text (<s>, [gMASK]<sop>); what it puts behind is not wanted."""
+    probe = _encode(tokenizer, "a")
+    whole = list(tokenizer("a")["input_ids"])
+    return whole[: whole.index(probe[0])] if probe and probe[0] in whole else []
+
+
+def _starts_special(tokenizer: Any, head: str) -> bool:
+    """Whether a rendered chat template already begins with the leading tokens."""
+    leading = _leading(tokenizer)
+    return bool(leading) and _encode(tokenizer, head)[: len(leading)] == leading

@@ -1,0 +1,50 @@
+"""Figures as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import font_manager, pyplot
+
+# Fonts with Chinese characters, in order of preference; the first that is installed is used.
+CHINESE_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC", "SimHei")
+ENGLISH = {"利空": "bearish", "中性": "neutral", "利好": "bullish"}
+
+
+def confusion_matrix(report: Mapping[str, Any], title: str, file: Path) -> None:
+    """Draw a confusion matrix: counts, coloured by the share of the true class."""
+    counts = np.array(report["confusion"])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    font, names = _font_and_names(list(report["per_class"]))
+    with pyplot.rc_context({"font.family": [font, "DejaVu Sans"], "axes.unicode_minus": False}):
+        size = 2.6 + 0.75 * len(names)
+        figure, axes = pyplot.subplots(figsize=(size + 0.8, size), layout="constrained")
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.6 else "black"
+            axes.text(column, row, f"{count}\n{shares[row, column]:.0%}", ha="center", va="center", color=colour)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        axes.set_title(f"{title}\naccuracy {report['accuracy']:.3f}, macro-F1 {report['macro_f1']:.3f}", fontsize=11)
+        figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+        figure.savefig(file, dpi=150)
+        pyplot.close(figure)
+
+
+def _font_and_names(names: list[str]) -> tuple[str, list[str]]:
+    """A font that can write the names; without one, known Chinese names become English and others stay."""
+    if all(name.isascii() for name in names):
+        return "DejaVu Sans", names
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    for font in CHINESE_FONTS:
+        if font in installed:
+            return font, names
+    return "DejaVu Sans", [ENGLISH.get(name, name) for name in names]

@@ -1,0 +1,65 @@
+"""From scores to what a run folder keeps: a report, predictions, a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finsa.data.task import Task
+from finsa.evaluation import metrics
+
+
+def report(task: Task, split: str, scores: NDArray[np.float64]) -> dict[str, Any]:
+    """Compare a split's scores (n, c) with its labels."""
+    return metrics.report(task.gold(split), scores.argmax(axis=1).tolist(), task.table.labels.names)
+
+
+def predictions(task: Task, split: str, scores: NDArray[np.float64]) -> Iterator[dict[str, Any]]:
+    """Yield one record per row: id, text, gold, label, and the probability of each label."""
+    names = task.table.labels.names
+    shares = metrics.probabilities(scores)
+    rows = task.table.splits[split]
+    for (identity, text, gold), share in zip(rows.select("id", "text", "label").iter_rows(), shares, strict=True):
+        yield {
+            "id": identity,
+            "text": text,
+            "gold": names[gold],
+            "label": names[int(share.argmax())],
+            "scores": {name: round(float(value), 6) for name, value in zip(names, share, strict=True)},
+        }
+
+
+def validation(task: Task, scores: NDArray[np.float64]) -> dict[str, float]:
+    """The numbers that choose a checkpoint, from the validation split's scores (n, c).
+
+    The loss is the mean negative log-probability of the right label, on the response for every method, so that arms
+    with different training losses can be compared.
+    """
+    gold = np.array(task.gold("validation")[: len(scores)])
+    result = metrics.report(gold.tolist(), scores.argmax(axis=1).tolist(), task.table.labels.names)
+    loss = -float(scores[np.arange(len(gold)), gold].mean())
+    return {"loss": loss, "macro_f1": result["macro_f1"], "accuracy": result["accuracy"]}
+
+
+def draw(result: dict[str, Any], title: str, folder: Path) -> Path:
+    """Draw the confusion matrix into a run folder."""
+    from finsa.evaluation import figures
+
+    file = folder / "confusion_matrix.png"
+    figures.confusion_matrix(result, title, file)
+    return file
+
+
+def flat(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Flatten nested numbers to ``test/macro_f1``; lists are left out."""
+    values: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            values |= flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            values[prefix + name] = value
+    return values

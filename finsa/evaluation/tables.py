@@ -1,0 +1,107 @@
+"""Tables on the terminal, and the comparison that ends a sweep."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from finsa.data.ledger import Ledger
+
+COLUMNS = ("accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall")
+
+
+def console() -> Console:
+    """A console for results: the terminal's width, or wide enough for a table where the output is no terminal."""
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=int(os.environ.get("COLUMNS", "120")))
+
+
+def show_comparison(reports: Mapping[str, Mapping[str, Any]], title: str) -> None:
+    """Print reports side by side, F1 and accuracy with their 95 % intervals.
+
+    The best macro-F1 is bold only where its interval does not meet the second's.
+    """
+    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
+    table.add_column("")
+    for name in ("n", "accuracy", "macro-F1", "weighted-F1", "macro-P", "macro-R"):
+        table.add_column(name, justify="right", no_wrap=True)
+    best = clear_winner(reports)
+    for name, report in reports.items():
+        cells = [_cell(report, column) for column in COLUMNS]
+        table.add_row(name, str(report["n"]), *cells, style="bold" if name == best else None)
+    table.caption = "95 % intervals: accuracy Wilson, F1 bootstrap over rows"
+    console().print(table)
+
+
+def clear_winner(reports: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The report whose macro-F1 interval lies above all others; None where none does."""
+    ranked = sorted(reports, key=lambda name: -reports[name]["macro_f1"])
+    if len(ranked) < 2:
+        return None
+    highest = max(reports[name]["intervals"]["macro_f1"][1] for name in ranked[1:])
+    return ranked[0] if reports[ranked[0]]["intervals"]["macro_f1"][0] > highest else None
+
+
+def _cell(report: Mapping[str, Any], column: str) -> str:
+    interval = report["intervals"].get(column)
+    value = f"{report[column]:.4f}"
+    return f"{value} ({interval[0]:.3f}-{interval[1]:.3f})" if interval else value
+
+
+def show_report(report: Mapping[str, Any], title: str) -> None:
+    """Print one report's classes and its confusion matrix."""
+    names = list(report["per_class"])
+    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
+    for name in ("class", "precision", "recall", "F1", "rows"):
+        table.add_column(name, justify="left" if name == "class" else "right")
+    for name in names:
+        table.add_column(f"→ {name}", justify="right")
+    for name, counts in zip(names, report["confusion"], strict=True):
+        scores = report["per_class"][name]
+        cells = [f"{scores[key]:.4f}" for key in ("precision", "recall", "f1")]
+        table.add_row(name, *cells, str(scores["support"]), *map(str, counts))
+    table.caption = "→: rows of the class by predicted label"
+    console().print(table)
+
+
+def show_ledger(ledger: Ledger) -> None:
+    """Print what became of the rows read."""
+    table = Table(title="rows", title_justify="left", title_style="bold", caption_justify="left")
+    labels = list(next(iter(ledger.splits.values())))
+    for name in ("split", *labels, "together", "text cut"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for split, counts in ledger.splits.items():
+        cut = ledger.truncated.get(split)
+        table.add_row(split, *map(str, counts.values()), str(sum(counts.values())), "-" if cut is None else str(cut))
+    fates = ", ".join(f"{bucket} {count}" for bucket, count in ledger.buckets.items())
+    table.caption = f"read {ledger.read.total()}: {fates}"
+    console().print(table)
+
+
+def show_plan(title: str, values: Mapping[str, object]) -> None:
+    """Print names and values."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in values.items():
+        table.add_row(name, str(value))
+    console().print(table)
+
+
+def write_comparison(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Write the comparison as ``comparison.csv`` and ``comparison.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["job", "n", *COLUMNS, "macro_f1_low", "macro_f1_high"])
+        for name, report in reports.items():
+            scores = [f"{report[column]:.6f}" for column in COLUMNS]
+            writer.writerow([name, report["n"], *scores, *(f"{end:.6f}" for end in report["intervals"]["macro_f1"])])
+    (folder / "comparison.json").write_text(json.dumps(reports, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -1,0 +1,86 @@
+"""LoRA adapters on a frozen base, through PEFT; saved and loaded as ordinary PEFT folders."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from finsa.config import Adapter, Model
+from finsa.errors import ConfigError, ModelError, Problem, suggest
+
+
+def targets(model: Model, adapter: Adapter) -> list[str]:
+    """Resolve an adapter's targets to module names of this model.
+
+    A model with remote code may have other module names than the native stand-in that random weights are built from.
+    """
+    if isinstance(adapter.targets, tuple):
+        return list(adapter.targets)
+    named: dict[str, Any] = model.lora_targets.model_dump()
+    if model.weights == "random" and model.architecture.get("lora_targets"):
+        named = model.architecture["lora_targets"]
+    return list(named[adapter.targets])
+
+
+def attach(base: PreTrainedModel, model: Model, adapter: Adapter, seed: int) -> PeftModel:
+    """Put a fresh adapter on a base; only the adapter learns, in float32 whatever the base's type.
+
+    Raises:
+        ConfigError: where a target is no linear layer of this model.
+    """
+    names = targets(model, adapter)
+    _check_targets(base, names)
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=names,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    peft_model: PeftModel = get_peft_model(base, config)
+    return peft_model
+
+
+def _check_targets(base: PreTrainedModel, names: list[str]) -> None:
+    linears = {name.rsplit(".", 1)[-1] for name, module in base.named_modules() if _is_linear(module)}
+    linears.discard("lm_head")
+    unknown = [name for name in names if name not in linears]
+    if unknown:
+        hint = suggest(unknown[0], linears)
+        raise ConfigError([Problem("method.adapter.targets", f"this model has no linear layer '{unknown[0]}'. {hint}")])
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear)
+
+
+def load(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """Put a saved adapter on a base, for scoring.
+
+    Raises:
+        ModelError: for a folder that holds no adapter, or one that does not fit the base.
+    """
+    try:
+        loaded: PeftModel = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder}: no adapter that fits this base: {str(error).splitlines()[0]}") from None
+    return loaded.eval()
+
+
+def detach(model: PeftModel) -> PreTrainedModel:
+    """Take the adapter off again, leaving the base as it was before `attach`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        base: PreTrainedModel = model.unload()
+    # trl replaces `forward` on the instance each time a trainer is made; the class's own one comes back.
+    base.__dict__.pop("forward", None)
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        base.__dict__.pop(attribute, None)
+    return base.requires_grad_(False).eval()

@@ -1,0 +1,182 @@
+"""Base models and tokenizers: from a folder, from the hub, with random weights, or as shapes without memory."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from finsa.config import ROOT, Model, locate
+from finsa.errors import ConfigError, ModelError, Problem, suggest
+
+EMBEDDED_TOKENIZER = ROOT / "data" / "tiny"
+
+
+def load_tokenizer(model: Model, local_only: bool = False) -> Any:
+    """Load the tokenizer that goes with a model.
+
+    Args:
+        model: the model's section.
+        local_only: ask no network.
+
+    Returns:
+        A fast tokenizer. For random weights whose own tokenizer is not on this machine, the embedded one: such a model
+        has learnt nothing, and any ids below its vocabulary size do.
+
+    Raises:
+        ModelError: where it cannot be had.
+    """
+    source, revision = _source(model, model.tokenizer)
+    try:
+        return _tokenizer(source, revision, model.trust_remote_code, local_only or model.weights == "random")
+    except (OSError, ValueError) as error:
+        if model.weights == "random" and model.tokenizer is None:
+            return _tokenizer(str(EMBEDDED_TOKENIZER), None, False, True)
+        raise _unavailable(model, source, "tokenizer", error) from None
+
+
+@cache
+def _tokenizer(source: str, revision: str | None, trust: bool, local_only: bool) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, revision=revision, trust_remote_code=trust, local_files_only=local_only
+    )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # only ever fills what a mask made from lengths leaves out
+    return tokenizer
+
+
+def _source(model: Model, override: str | None = None) -> tuple[str, str | None]:
+    """Where to load from: a folder, or a hub id with its revision."""
+    written = override or model.path
+    if written:
+        folder = locate(written)
+        return (str(folder), None) if folder.exists() or model.hub_id is None else (written, None)
+    return str(model.hub_id), model.revision
+
+
+def _unavailable(model: Model, source: str, what: str, error: Exception) -> ModelError:
+    reason = str(error).splitlines()[0][:160]
+    if Path(source).is_absolute():
+        remedy = f"Check model.path, or rebuild it: python run.py experiment={model.name}_base"
+    else:
+        remedy = (
+            f"With network: hf download {source} --revision {model.revision}. Without: model.path=<folder>, or "
+            "model.weights=random for a model that has learnt nothing"
+        )
+    return ModelError(f"model={model.name}: no {what} at {source} ({reason}). {remedy}")
+
+
+def architecture(model: Model) -> PretrainedConfig:
+    """Build the architecture's configuration from its YAML block.
+
+    Raises:
+        ConfigError: for keys the architecture does not know; transformers itself would keep them silently.
+    """
+    block = {key: value for key, value in copy.deepcopy(model.architecture).items() if key != "lora_targets"}
+    try:
+        known = set(AutoConfig.for_model(block["model_type"]).to_dict())
+    except ValueError:
+        raise ConfigError(
+            [Problem("model.architecture.model_type", f"transformers knows no '{block['model_type']}'")]
+        ) from None
+    unknown = set(block) - known
+    if unknown:
+        problems = (Problem(f"model.architecture.{key}", f"unknown key. {suggest(key, known)}") for key in unknown)
+        raise ConfigError(problems)
+    return AutoConfig.for_model(**block)
+
+
+def on_meta(model: Model) -> PreTrainedModel:
+    """Build a model without memory, for counting its parameters."""
+    with torch.device("meta"):
+        built: PreTrainedModel = AutoModelForCausalLM.from_config(architecture(model), attn_implementation="sdpa")
+    return built
+
+
+_bases: dict[str, PreTrainedModel] = {}
+
+
+def load_base(model: Model, seed: int, keep: bool = True) -> PreTrainedModel:
+    """Load a base model, frozen and in evaluation mode; a sweep's jobs share it.
+
+    Args:
+        model: the model's section.
+        seed: of random weights.
+        keep: whether later calls get the same object (not for methods that change the base's own weights).
+
+    Raises:
+        ModelError: where weights cannot be had.
+    """
+    key = f"{model.model_dump_json()}{seed if model.weights == 'random' else ''}"
+    if key not in _bases:
+        _bases.clear()  # one base at a time: two of 9B would not fit anywhere
+        base = _random(model, seed) if model.weights == "random" else _pretrained(model)
+        base.requires_grad_(False).eval()
+        _bases[key] = base.to(device())
+    return _bases[key] if keep else _bases.pop(key)
+
+
+def forget(base: PreTrainedModel) -> None:
+    """Drop a base from the shared ones, because it may no longer be what was loaded."""
+    for key in [key for key, kept in _bases.items() if kept is base]:
+        del _bases[key]
+
+
+def _random(model: Model, seed: int) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    built: PreTrainedModel = AutoModelForCausalLM.from_config(
+        architecture(model), attn_implementation=model.attention, dtype=dtype(model)
+    )
+    return built
+
+
+def _pretrained(model: Model) -> PreTrainedModel:
+    source, revision = _source(model)
+    try:
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype(model),
+            attn_implementation=model.attention,
+            trust_remote_code=model.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise _unavailable(model, source, "weights", error) from None
+    return loaded
+
+
+def device() -> torch.device:
+    """The device that models run on: this process's GPU where there is one."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def dtype(model: Model) -> torch.dtype:
+    """Resolve ``auto``: bfloat16 only where the hardware computes in it.
+
+    A CPU without avx512_bf16 or AMX emulates bfloat16, four times slower than float32 and worse.
+    """
+    if model.dtype != "auto":
+        return torch.float32 if model.dtype == "float32" else getattr(torch, model.dtype)
+    return torch.bfloat16 if _computes_bf16() else torch.float32
+
+
+@cache
+def _computes_bf16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """Count parameters, tied ones once.
+
+    Returns:
+        Those that learn, and all.
+    """
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)

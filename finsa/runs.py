@@ -1,0 +1,223 @@
+"""Run folders: the record of a run, complete or marked failed, never half a file.
+
+A folder holds ``config.yaml`` (resolved), ``run.json`` (status, provenance), ``ledger.json``, ``log.jsonl``,
+``metrics.json``, ``predictions.jsonl``, ``adapters/<domain>/``, ``checkpoints/`` and figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from pydantic import ValidationError
+
+from finsa.config import ROOT, RunConfig, locate
+from finsa.errors import RunError, suggest
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "hydra-core", "wandb", "finsa")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage returns.
+
+    Args:
+        stage: its name.
+        run_dir: the run folder; None for a stage that writes none.
+        metrics: numbers by name, the ones that ``metrics.json`` holds.
+        objective: what a sweeper may maximise; a validation score, never a test score.
+    """
+
+    stage: str
+    run_dir: Path | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    objective: float | None = None
+
+
+@dataclass
+class RunFolder:
+    """A run folder that is being written.
+
+    Args:
+        path: the folder.
+        facts: what ``run.json`` says; `note` adds to it.
+    """
+
+    path: Path
+    facts: dict[str, Any]
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to ``run.json``."""
+        self.facts.update(facts)
+        self.write_json("run.json", self.facts)
+
+    def write_json(self, name: str, values: Any) -> None:
+        """Write a JSON file, whole or not at all."""
+        self.write_text(name, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file, whole or not at all."""
+        temporary = self.path / f".{name}.part"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / name)
+
+    def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
+        """Write JSON lines, whole or not at all."""
+        self.write_text(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+    def log(self, step: int, record: dict[str, float]) -> None:
+        """Append a record to ``log.jsonl``."""
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **record}) + "\n")
+
+
+@contextmanager
+def start(cfg: RunConfig) -> Iterator[RunFolder]:
+    """Open a run's folder; on leaving it is complete, or marked failed with the error.
+
+    With ``resume=true`` it is the newest unfinished folder of this very configuration.
+
+    Raises:
+        RunError: where there is nothing to resume.
+    """
+    path = _unfinished(cfg) if cfg.resume else _new_path(cfg)
+    path.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(path, {**_read_json(path / "run.json"), **_provenance(cfg), "status": "running"})
+    folder.write_text("config.yaml", yaml.safe_dump(cfg.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
+    folder.note()
+    started = time.monotonic()
+    try:
+        yield folder
+    except BaseException as error:
+        folder.note(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
+        raise
+    folder.note(
+        status="complete",
+        wall_seconds=round(time.monotonic() - started, 2),
+        peak_memory_bytes=peak_memory(),
+        finished=datetime.now().astimezone().isoformat(timespec="seconds"),
+    )
+
+
+def sweep_name() -> str | None:
+    """Name of the sweep this job belongs to; None outside of one."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return Path(HydraConfig.get().sweep.dir).name
+    return None
+
+
+def _new_path(cfg: RunConfig) -> Path:
+    if sweep_name() is not None:
+        return Path(HydraConfig.get().runtime.output_dir).absolute()
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    base = Path(cfg.output_dir).absolute() / f"{stamp}_{cfg.stage.name}_{cfg.method.name}_{cfg.model.name}_{cfg.data.name}"
+    path, number = base, 1
+    while path.exists():
+        number += 1
+        path = base.with_name(f"{base.name}_{number}")
+    return path
+
+
+def _unfinished(cfg: RunConfig) -> Path:
+    wanted, others = config_hash(cfg), 0
+    for file in sorted(Path(cfg.output_dir).absolute().rglob("run.json"), reverse=True):
+        facts = _read_json(file)
+        if facts.get("status") != "complete" and facts.get("config_hash") == wanted:
+            return file.parent
+        others += facts.get("status") != "complete"
+    raise RunError(
+        f"resume: no unfinished run of this configuration below {cfg.output_dir} ({others} of other configurations). "
+        "Run the same command without resume=true to start one"
+    )
+
+
+def config_hash(cfg: RunConfig) -> str:
+    """Hash of what decides a run's result: the configuration without where it is written and tracked."""
+    values = cfg.model_dump_json(exclude={"resume", "output_dir", "tracking", "output"})
+    return hashlib.sha256(values.encode()).hexdigest()[:16]
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _provenance(cfg: RunConfig) -> dict[str, Any]:
+    return {
+        "stage": cfg.stage.name,
+        "config_hash": config_hash(cfg),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "pid": os.getpid(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: _version(name) for name in PACKAGES},
+        "seed": cfg.seed,
+        "error": None,
+    }
+
+
+def _git(*words: str) -> str | None:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise RunError(f"{file} is damaged; delete the folder or restore the file") from None
+    return values
+
+
+def read(folder: str) -> tuple[Path, RunConfig, dict[str, Any]]:
+    """Read a finished run.
+
+    Returns:
+        Its folder, its configuration and the facts of ``run.json``.
+
+    Raises:
+        RunError: for a folder that is missing, no run, unfinished or damaged.
+    """
+    path = locate(folder)
+    if not (path / "run.json").is_file() or not (path / "config.yaml").is_file():
+        siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise RunError(f"run: {path} is no run folder. {suggest(path.name, siblings, show=5)}")
+    facts = _read_json(path / "run.json")
+    if facts.get("status") != "complete":
+        raise RunError(
+            f"run: {path} is {facts.get('status')}, not complete ({facts.get('error') or 'it may still be running'}). "
+            "Repeat its command with resume=true"
+        )
+    try:
+        values = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        return path, RunConfig.model_validate_json(json.dumps(values)), facts
+    except (ValidationError, yaml.YAMLError) as error:
+        raise RunError(f"run: {path}/config.yaml does not fit this version: {str(error).splitlines()[0]}") from None

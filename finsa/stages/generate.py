@@ -1,0 +1,36 @@
+"""Write generated rows as CSV files, one per split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+
+from finsa.config import RunConfig
+from finsa.data import table
+from finsa.runs import Result
+
+FILE_OF_SPLIT = {"train": "train.csv", "validation": "valid.csv", "test": "test.csv"}
+
+
+def run(cfg: RunConfig) -> Result:
+    """Draw rows by ``data.generator`` and write them below ``output``, with the recipe beside them."""
+    data = table.load(cfg.data)
+    folder = Path(str(cfg.output)).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    names = dict(enumerate(data.labels.names))
+    for split, part in data.splits.items():
+        written = part.with_columns(pl.col("label").replace_strict(names, return_dtype=pl.String))
+        written.select("id", "text", "label", "domain").write_csv(folder / FILE_OF_SPLIT[split])
+    assert cfg.data.generator is not None
+    recipe = {
+        "command": "python run.py stage=generate data=generated output=<folder>",
+        "generator": cfg.data.generator.model_dump(),
+        "split": cfg.data.split.model_dump(),
+        "fingerprint": data.fingerprint,
+    }
+    (folder / "recipe.json").write_text(json.dumps(recipe, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    rows = {split: part.height for split, part in data.splits.items()}
+    print(f"wrote {rows} to {folder}")
+    return Result("generate", None, {"rows": rows})

@@ -1,0 +1,1 @@
+"""Collation, the trainer and its progress."""

@@ -1,0 +1,152 @@
+"""Fit a model to rows: the trainer's arguments, the checkpoint to go on from, the best one at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig
+
+from finsa.config import Train
+from finsa.data.rows import Row
+from finsa.training import progress, schedule
+from finsa.training.collate import Collator
+from finsa.training.trainer import FinsaTrainer, Validate
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of a fit.
+
+    Args:
+        steps: optimiser steps made.
+        best: the best validation score, by the measure that selects.
+        seconds: wall time of the training, validation included.
+        tokens: real tokens seen by this process, padding not counted.
+        rows: rows seen by this process.
+    """
+
+    steps: int
+    best: float | None
+    seconds: float
+    tokens: int
+    rows: int
+
+    def facts(self) -> dict[str, float | None]:
+        """What the run's record keeps."""
+        return {
+            "steps": self.steps,
+            "best_validation": self.best,
+            "training_seconds": round(self.seconds, 2),
+            "training_tokens": self.tokens,
+            "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
+            "rows_per_second": round(self.rows / max(self.seconds, 1e-9), 2),
+        }
+
+
+def processes() -> int:
+    """Number of training processes."""
+    import torch.distributed
+
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def fit(
+    model: torch.nn.Module,
+    tokenizer: object,
+    rows: Sequence[Row],
+    validate: Validate,
+    train: Train,
+    seed: int,
+    folder: Path,
+    record: Callable[[int, dict[str, float]], None],
+) -> Fitted:
+    """Train a model and leave it at its best checkpoint.
+
+    Args:
+        model: with the parameters that learn marked.
+        tokenizer: its pad id fills batches.
+        rows: finished rows; their tokens are trained on as they are.
+        validate: gives the numbers that choose the checkpoint.
+        train: the schedule.
+        seed: of order and dropout.
+        folder: where checkpoints go; a checkpoint there is gone on from.
+        record: takes log records.
+    """
+    collator = Collator(tokenizer.pad_token_id)  # type: ignore[attr-defined]
+    dataset = Dataset.from_dict(
+        {
+            "input_ids": [row["input_ids"] for row in rows],
+            "labels": [row["labels"] for row in rows],
+            "length": [len(row["input_ids"]) for row in rows],
+        }
+    )
+    shown = progress.ProgressCallback(collator, record)
+    callbacks = [shown] + ([EarlyStoppingCallback(train.patience)] if train.patience else [])
+    trainer = FinsaTrainer(
+        model=model,
+        args=_arguments(train, seed, folder),
+        train_dataset=dataset,
+        eval_dataset=dataset.select([0]),  # the validation split is read by `validate`; the trainer wants to see one
+        data_collator=collator,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        validate=validate,
+    )
+    for own in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(own)
+    started = time.monotonic()
+    try:
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    finally:
+        shown.bar.stop()
+    state = trainer.state
+    seen = round(min(state.epoch or 0, train.epochs) * len(rows))
+    return Fitted(state.global_step, state.best_metric, time.monotonic() - started, collator.tokens, seen)
+
+
+def _arguments(train: Train, seed: int, folder: Path) -> SFTConfig:
+    every = {"eval_steps": train.validate_every, "save_steps": train.validate_every} if train.validate_every else {}
+    strategy = "steps" if train.validate_every else "epoch"
+    return SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=train.epochs,
+        max_steps=train.max_steps or -1,
+        per_device_train_batch_size=train.micro_batch_size,
+        gradient_accumulation_steps=schedule.accumulation(train, processes()),
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.schedule,
+        warmup_steps=train.warmup,  # transformers 5: below 1 it is a share of all steps
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        optim="adamw_torch_fused",
+        seed=seed,
+        data_seed=seed,
+        train_sampling_strategy="group_by_length" if train.group_by_length else "random",
+        length_column_name="length",
+        gradient_checkpointing=train.gradient_checkpointing,
+        bf16=False,  # the weights have their type already; autocast would copy them at every step
+        fp16=False,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        eval_strategy=strategy,
+        save_strategy=strategy,
+        save_total_limit=train.keep_checkpoints,
+        load_best_model_at_end=True,
+        metric_for_best_model=f"eval_{train.select_by}",
+        greater_is_better=train.select_by != "loss",
+        logging_steps=train.log_every,
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        **every,
+    )
