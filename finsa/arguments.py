@@ -47,6 +47,7 @@ def check(overrides: Sequence[str]) -> None:
         problems += found
         if not found:
             sound.append(override)
+    problems += _against_run(sound)
     for job in _jobs(sound):
         problems += _check_job(job)
     if problems:
@@ -99,6 +100,15 @@ def _check_override(override: Override) -> Iterator[Problem]:
             yield unknown
         elif override.is_add() and not override.is_force_add():
             yield Problem(key, f"is there already; write {text.lstrip('+')} without the +", "command line")
+
+
+def _against_run(overrides: Sequence[Override]) -> Iterator[Problem]:
+    """A run folder brings its own model, method and seed; another one beside it would be ignored, so it is refused."""
+    if any(override.key_or_group == "run" and override.value() is not None for override in overrides):
+        for override in overrides:
+            if override.key_or_group.split(".")[0] in ("model", "method", "seed", "experiment"):
+                text = "comes from the run folder that run=<folder> names; leave it out"
+                yield Problem(override.key_or_group, text, "command line")
 
 
 def _check_choice(override: Override) -> Iterator[Problem]:
@@ -246,9 +256,7 @@ def _problems(
 def _path(location: Iterable[int | str], values: Any) -> str:
     parts: list[str] = []
     for step in location:
-        if isinstance(values, dict) and step in values:
-            values = values[step]
-        elif isinstance(values, list) and isinstance(step, int) and step < len(values):
+        if (isinstance(values, list) and isinstance(step, int) and step < len(values)) or (isinstance(values, dict) and step in values):
             values = values[step]
         elif not (isinstance(values, dict) and _unknown(".".join([*parts, str(step)])) is None and parts):
             continue

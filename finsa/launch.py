@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from finsa import arguments, runs, sweeps
-from finsa.config import RunConfig
+from finsa.config import ROOT, RunConfig
 from finsa.data import table
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.runs import Result, sweep_name
@@ -60,7 +60,9 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
             raise _raised.pop()
         return sweeps.conclude()
     except KeyboardInterrupt:
-        print("interrupted; the run folder is marked, and resume=true goes on from its last checkpoint", file=sys.stderr)
+        print(
+            "interrupted; the run folder is marked, and resume=true goes on from its last checkpoint", file=sys.stderr
+        )
         return 130
     except FinsaError as error:
         return _tell(error)
@@ -142,5 +144,5 @@ def require_stage(name: str) -> str:
 
 def available_stages() -> Sequence[str]:
     """Names of the stages that can be run."""
-    folder = arguments.ROOT / "finsa" / "stages"
+    folder = ROOT / "finsa" / "stages"
     return sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")

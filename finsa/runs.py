@@ -75,7 +75,7 @@ class RunFolder:
         """Write a text file, whole or not at all."""
         temporary = self.path / f".{name}.part"
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path / name)
+        temporary.replace(self.path / name)
 
     def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Write JSON lines, whole or not at all."""
@@ -126,7 +126,9 @@ def _new_path(cfg: RunConfig) -> Path:
     if sweep_name() is not None:
         return Path(HydraConfig.get().runtime.output_dir).absolute()
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    base = Path(cfg.output_dir).absolute() / f"{stamp}_{cfg.stage.name}_{cfg.method.name}_{cfg.model.name}_{cfg.data.name}"
+    base = (
+        Path(cfg.output_dir).absolute() / f"{stamp}_{cfg.stage.name}_{cfg.method.name}_{cfg.model.name}_{cfg.data.name}"
+    )
     path, number = base, 1
     while path.exists():
         number += 1

@@ -37,7 +37,7 @@ def protected(data: Data) -> list[str]:
 
 
 def blocks(documents: Sequence[str], tokenizer: Any, length: int) -> list[Row]:
-    """Join documents with end tokens and cut the stream into rows of `length` tokens; the last, short one is dropped."""
+    """Join documents with end tokens and cut the stream into rows of `length` tokens; the short last one is dropped."""
     stream: list[int] = []
     for ids in tokenizer(list(documents), add_special_tokens=False)["input_ids"]:
         stream += [*ids, tokenizer.eos_token_id]

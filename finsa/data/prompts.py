@@ -1,4 +1,4 @@
-"""The one renderer of prompts: what stands before and after a text, for training, evaluation, prediction and serving."""
+"""What stands before and after a text: one rendering for training, evaluation, prediction and serving."""
 
 from __future__ import annotations
 

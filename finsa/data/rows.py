@@ -58,7 +58,9 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, prompt: Prompt, labels: LabelSpace, max_length: int) -> None:
         self.tokenizer, self.labels = tokenizer, labels
-        self.head = _leading(tokenizer) * (not _starts_special(tokenizer, prompt.head)) + _encode(tokenizer, prompt.head)
+        self.head = _leading(tokenizer) * (not _starts_special(tokenizer, prompt.head)) + _encode(
+            tokenizer, prompt.head
+        )
         self.tail = _encode(tokenizer, prompt.tail)
         self.answers = [tuple(_encode(tokenizer, word)) for word in labels.words]
         if tokenizer.eos_token_id is None:

@@ -53,7 +53,7 @@ def find_files(data: Data) -> dict[Path, str | None]:
 
 def _expand(entry: str, data: Data) -> list[Path]:
     if any(sign in entry for sign in "*?["):
-        matches = sorted(Path(match) for match in glob(entry, recursive=True))
+        matches = sorted(Path(match) for match in glob(entry, recursive=True))  # noqa: PTH207 - may be absolute
         if not matches:
             raise DataError(f"data.files: nothing matches {entry}")
         return matches

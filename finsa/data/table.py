@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -59,13 +60,13 @@ def load(data: Data) -> Table:
     if data.generator is not None:
         from finsa.data.generate import generate
 
-        key, read = data.model_dump_json(), lambda: generate(data)
+        key, rows = data.model_dump_json(), partial(generate, data)
     else:
         files = sources.find_files(data)
         stamps = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
-        key, read = f"{data.model_dump_json()}{stamps}", lambda: _read_all(files, data)
+        key, rows = f"{data.model_dump_json()}{stamps}", partial(_read_all, files, data)
     if key not in _tables:
-        _tables[key] = _make(read(), data)
+        _tables[key] = _make(rows(), data)
     return _tables[key]
 
 

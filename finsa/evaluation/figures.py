@@ -13,7 +13,14 @@ matplotlib.use("Agg")
 from matplotlib import font_manager, pyplot
 
 # Fonts with Chinese characters, in order of preference; the first that is installed is used.
-CHINESE_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC", "SimHei")
+CHINESE_FONTS = (
+    "Noto Sans CJK SC",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "SimHei",
+)
 ENGLISH = {"利空": "bearish", "中性": "neutral", "利好": "bullish"}
 
 

@@ -30,10 +30,12 @@ def report(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str], 
     classes = range(len(names))
     confusion = confusion_matrix(gold, predicted, labels=list(classes))
     table = precision_recall_fscore_support(gold, predicted, labels=list(classes), zero_division=0)
-    averages = {}
+    averages: dict[str, float] = {}
     for kind in ("macro", "weighted"):
         values = precision_recall_fscore_support(gold, predicted, labels=list(classes), average=kind, zero_division=0)
-        averages |= dict(zip((f"{kind}_precision", f"{kind}_recall", f"{kind}_f1"), map(float, values[:3]), strict=True))
+        averages |= dict(
+            zip((f"{kind}_precision", f"{kind}_recall", f"{kind}_f1"), map(float, values[:3]), strict=True)
+        )
     per_class = {
         name: {
             "precision": float(table[0][c]),

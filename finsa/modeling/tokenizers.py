@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 END, OPEN, CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -57,8 +57,5 @@ def common_characters() -> list[str]:
     return found
 
 
-def _pattern() -> str:
-    from tokenizers import Regex
-
-    regex: str = Regex(r"\d|[A-Za-z]+| ?[A-Za-z]+|[\u4e00-\u9fff]{1,4}|[^\sA-Za-z\d\u4e00-\u9fff]|\s+")
-    return regex
+def _pattern() -> Regex:
+    return Regex(r"\d|[A-Za-z]+| ?[A-Za-z]+|[\u4e00-\u9fff]{1,4}|[^\sA-Za-z\d\u4e00-\u9fff]|\s+")

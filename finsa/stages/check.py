@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from finsa.config import RunConfig
+from finsa.config import Model, RunConfig
 from finsa.data import table, task
 from finsa.errors import ModelError
 from finsa.evaluation import tables
@@ -21,8 +21,8 @@ def run(cfg: RunConfig) -> Result:
     """Print rows, token lengths, steps, parameters and memory of the run that the same command would start."""
     data = table.load(cfg.data)
     data.require(*(("test",) if cfg.method.learn == "nothing" else ("train", "validation", "test")))
-    tokenizer, whose = _tokenizer(cfg)
-    job = task.build(cfg, data, tokenizer)
+    tokenizer, whose, style = _tokenizer(cfg)
+    job = task.build(cfg.model_copy(update={"model": style}), data, tokenizer)
     model: Any = base.on_meta(cfg.model)
     if cfg.method.adapter is not None:
         model = adapters.attach(model, _native(cfg), cfg.method.adapter, cfg.seed)
@@ -33,29 +33,38 @@ def run(cfg: RunConfig) -> Result:
     used = len(job.training_order(cfg))
     plan: dict[str, object] = {
         "rows": ", ".join(f"{name} {part.height:,}" for name, part in data.splits.items()),
-        "labels": ", ".join(f"{name} → {word}" for name, word in zip(data.labels.names, data.labels.words, strict=True)),
+        "labels": ", ".join(
+            f"{name} → {word}" for name, word in zip(data.labels.names, data.labels.words, strict=True)
+        ),
         "tokens per row": f"{_percentiles(lengths)} (tokenizer: {whose})",
-        "texts cut": f"{int(sum(cut > 0 for cut in _cuts(job))):,} of the rows measured, at {cfg.data.max_length} tokens",
+        "texts cut": f"{sum(cut > 0 for cut in _cuts(job)):,} of the rows measured, at {cfg.data.max_length} tokens",
         "parameters": f"{trainable:,} trainable of {total:,} total",
     }
     if cfg.method.learn != "nothing":
         steps = schedule.steps_of(cfg.train, used, fit.processes())
         plan["training"] = f"{used:,} rows, {steps:,} steps of {cfg.train.batch_size} sequences"
     need = memory.estimate(cfg, trainable, total, float(np.mean(np.sort(lengths)[-cfg.train.micro_batch_size :])))
-    plan["memory"] = f"about {need / 2**30:.2f} GiB ({base.dtype(cfg.model)}), of {memory.available() / 2**30:.0f} GiB here"
+    plan["memory"] = (
+        f"about {need / 2**30:.2f} GiB ({base.dtype(cfg.model)}), of {memory.available() / 2**30:.0f} GiB here"
+    )
     tables.show_plan(f"{cfg.stage.name}: {cfg.model.name}, {cfg.method.name}, {cfg.data.name}", plan)
     tables.show_ledger(data.ledger)
     metrics = {"trainable_parameters": trainable, "total_parameters": total, "memory_bytes": need}
     return Result("check", None, metrics)
 
 
-def _tokenizer(cfg: RunConfig) -> tuple[Any, str]:
-    """The model's tokenizer where it is on this machine; otherwise the embedded one, for an estimate, and saying so."""
+def _tokenizer(cfg: RunConfig) -> tuple[Any, str, Model]:
+    """The model's tokenizer where it is on this machine; otherwise the embedded one, for an estimate, and saying so.
+
+    Returns:
+        The tokenizer, whose it is, and the model's section with the prompt style that it can render.
+    """
     try:
-        return base.load_tokenizer(cfg.model, local_only=True), "the model's own"
+        return base.load_tokenizer(cfg.model, local_only=True), "the model's own", cfg.model
     except ModelError:
-        plain = cfg.model.model_copy(update={"weights": "random"})
-        return base.load_tokenizer(plain), "the embedded one, an estimate: the model's own is not on this machine"
+        plain = cfg.model.model_copy(update={"weights": "random", "prompt": "plain", "think": "none"})
+        note = "the embedded one, plain prompt: an estimate, because the model's own is not on this machine"
+        return base.load_tokenizer(plain), note, plain
 
 
 def _native(cfg: RunConfig) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from finsa import runs, tracking
-from finsa.config import Data, RunConfig
+from finsa.config import Data, Model, RunConfig
 from finsa.data import table, task
 from finsa.evaluation import outcome, tables
 from finsa.inference.scoring import LabelScorer
@@ -57,7 +57,7 @@ def _of_run(cfg: RunConfig) -> tuple[RunConfig, Path]:
     return trained, path
 
 
-def _weights(trained: RunConfig, source: Path | None) -> object:
+def _weights(trained: RunConfig, source: Path | None) -> Model:
     """The base to load: the run's own where the whole model was trained."""
     if source is not None and (source / "model").is_dir():
         return trained.model.model_copy(update={"path": str(source / "model"), "weights": "pretrained"})

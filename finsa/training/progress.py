@@ -57,7 +57,9 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
             numbers = f"loss {logs['loss']:.3f}  {logs['tokens_per_second']:,.0f} tokens/s"
             self.bar.update(self.task, numbers=numbers)
         if "eval_loss" in logs:
-            scores = "  ".join(f"{key.removeprefix('eval_')} {value:.4f}" for key, value in logs.items() if "eval_" in key)
+            scores = "  ".join(
+                f"{key.removeprefix('eval_')} {value:.4f}" for key, value in logs.items() if "eval_" in key
+            )
             self.console.print(f"  step {state.global_step}/{state.max_steps}  validation: {scores}", highlight=False)
         self.record(state.global_step, logs)
 

@@ -1,4 +1,4 @@
-"""The one trainer: trl's SFTTrainer fed with finished rows, the loss at labelled positions, validation by the scorer."""
+"""The one trainer: trl's SFTTrainer fed with finished rows, loss where labels are, validation by the scorer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         """Validate with the project's own scorer instead of a loss over padded batches."""
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.validate(self.model).items()}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        handler: Any = self.callback_handler
+        self.control: Any = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,44 @@
+# Every target sets itself up in .venv on first use; nothing else is needed but Python 3.11+ and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+run: $(BIN)/.ready  ## fine-tune and evaluate the embedded default: a table in about two minutes
+	@echo "==> python run.py: zero-shot base against LoRA on the embedded default (model=tiny data=sample)"
+	$(BIN)/python run.py
+	@echo "==> next: python run.py --help, or the README's sweep over five methods"
+
+test: $(BIN)/.dev  ## run the tests, offline
+	@echo "==> pytest, two processes"
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(BIN)/.dev  ## format check, lint and types
+	@echo "==> ruff format --check, ruff check, mypy"
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(BIN)/.ready  ## training speed against stock trl at the Qwen2.5-0.5B shape, as ratios in one run
+	@echo "==> benchmarks/training_step.py (minutes)"
+	$(BIN)/python benchmarks/training_step.py
+
+clean:  ## remove the environment and caches; outputs stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# torch comes first and pinned: an open range would fetch gigabytes of GPU libraries on a machine without a GPU.
+$(BIN)/.ready: constraints.txt pyproject.toml
+	@echo "==> installing into .venv (first time: a few minutes)"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(BIN)/.dev: $(BIN)/.ready
+	@echo "==> installing the tools for tests and lint"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
