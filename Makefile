@@ -30,7 +30,7 @@ bench: $(BIN)/.ready  ## training speed against stock trl at the Qwen2.5-0.5B sh
 clean:  ## remove the environment and caches; outputs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# torch comes first and pinned: an open range would fetch gigabytes of GPU libraries on a machine without a GPU.
+# torch comes first and pinned, so that no other package asks for the newest build of it.
 $(BIN)/.ready: constraints.txt pyproject.toml
 	@echo "==> installing into .venv (first time: a few minutes)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

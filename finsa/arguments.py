@@ -7,6 +7,7 @@ of the whole command is found and reported at once, with the nearest name and th
 from __future__ import annotations
 
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from finsa.config import ROOT, RunConfig
-from finsa.errors import ConfigError, Problem, suggest
+from finsa.errors import ConfigError, Problem, nearest, suggest
 
 CONF = ROOT / "conf"
 MAX_CHECKED_JOBS = 64
@@ -73,6 +74,14 @@ def build(values: dict[str, Any], choices: dict[str, str | None], overrides: Seq
 
 
 # ------------------------------------------------------------------------------------------------ the command line
+
+
+def quote(word: str) -> str:
+    """Quote Chinese words in a value, which Hydra's grammar takes only in quotes: ``data.labels=[利空,利好]``."""
+    key, sign, value = word.partition("=")
+    if not sign or value.isascii() or "'" in value or '"' in value:
+        return word
+    return key + sign + re.sub(r"[^\s,\[\]{}:()]*[^\x00-\x7f][^\s,\[\]{}:()]*", lambda found: f"'{found[0]}'", value)
 
 
 def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
@@ -151,7 +160,7 @@ def _unknown(key: str) -> Problem | None:
             return None
         if part not in names:
             siblings = [".".join([*parts[:depth], name]) for name in names]
-            if depth == 0 and (elsewhere := _anywhere(part)):
+            if depth == 0 and nearest(part, names) is None and (elsewhere := _anywhere(part)):
                 return Problem(key, f"unknown key. Did you mean '{elsewhere}'?", "command line")
             return Problem(key, f"unknown key. {suggest('.'.join(parts[: depth + 1]), siblings)}", "command line")
         known = names[part]
@@ -175,10 +184,13 @@ def _fields(annotation: Any) -> dict[str, Any] | None:
 
 def _anywhere(name: str) -> str | None:
     """The full path of a key that the user wrote without its section (``learning_rate``)."""
-    for section, annotation in (_fields(RunConfig) or {}).items():
-        if name in (_fields(annotation) or {}):
-            return f"{section}.{name}"
-    return None
+    full = {
+        field: f"{section}.{field}"
+        for section, annotation in reversed((_fields(RunConfig) or {}).items())
+        for field in _fields(annotation) or {}
+    }
+    found = nearest(name, full)
+    return full[found] if found else None
 
 
 # ------------------------------------------------------------------------------------------------ the jobs of a command
@@ -223,7 +235,7 @@ def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, 
         OmegaConf.set_struct(composed, False)
         del composed["hydra"]
         return plain(composed), choices
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise refused(error) from None
 
 
@@ -237,6 +249,11 @@ def refused(error: Exception) -> ConfigError:
     lines = [line for line in str(error).splitlines() if line and "HYDRA_FULL_ERROR" not in line]
     advice = ("To append to your config", "object_type=", "reference_type=")
     text = "; ".join(line.strip() for line in lines if not line.strip().startswith(advice))
+    refused_key = re.match(r"Could not override '([^']+)'", text)
+    if refused_key:
+        section = refused_key[1].rpartition(".")[0]
+        text = f"cannot be set, because {section} is null with these choices; choose a file of its group that has it"
+        return ConfigError([Problem(refused_key[1], text, "command line")])
     cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ else ""
     return ConfigError([Problem("configuration", text + cause)])
 
@@ -253,15 +270,22 @@ def _problems(
         yield Problem(path or "configuration", _describe(fault, path), _origin(path, choices, overrides))
 
 
-def _path(location: Iterable[int | str], values: Any) -> str:
+def _path(location: Iterable[Any], values: Any) -> str:
+    """Dotted path of a fault: the steps of its location that are keys, present or at least known."""
     parts: list[str] = []
     for step in location:
-        if (isinstance(values, list) and isinstance(step, int) and step < len(values)) or (isinstance(values, dict) and step in values):
+        if _has(values, step):
             values = values[step]
-        elif not (isinstance(values, dict) and _unknown(".".join([*parts, str(step)])) is None and parts):
+        elif not parts or not isinstance(values, dict) or _unknown(".".join([*parts, str(step)])):
             continue
         parts.append(str(step))
     return ".".join(parts)
+
+
+def _has(values: Any, step: Any) -> bool:
+    if isinstance(values, list):
+        return isinstance(step, int) and step < len(values)
+    return isinstance(values, dict) and step in values
 
 
 def _describe(fault: Any, path: str) -> str:

@@ -59,6 +59,7 @@ class Model(Section):
     prompt: Literal["plain", "chat"]
     think: Literal["none", "closed"]
     trust_remote_code: bool
+    adapter_learning_rate: PositiveFloat
     lora_targets: LoraTargets
     architecture: dict[str, Any]
 
@@ -205,7 +206,7 @@ class Train(Section):
     gradient_checkpointing: bool
     validate_every: PositiveInt | None
     validation_rows: PositiveInt | None
-    select_by: Literal["loss", "macro_f1"]
+    select_by: Literal["loss", "macro_f1", "weighted_f1"]
     patience: PositiveInt | None
     keep_checkpoints: PositiveInt
     log_every: PositiveInt

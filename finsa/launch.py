@@ -49,6 +49,7 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
     if "--debug" in argv:
         argv.remove("--debug")
         os.environ["FINSA_DEBUG"] = "1"
+    argv[1:] = [arguments.quote(word) for word in argv[1:]]
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:

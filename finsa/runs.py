@@ -88,17 +88,25 @@ class RunFolder:
 
 
 @contextmanager
-def start(cfg: RunConfig) -> Iterator[RunFolder]:
+def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFolder]:
     """Open a run's folder; on leaving it is complete, or marked failed with the error.
 
     With ``resume=true`` it is the newest unfinished folder of this very configuration.
 
+    Args:
+        cfg: the configuration.
+        data_fingerprint: of the rows; a run is not resumed on others than it was started with.
+
     Raises:
-        RunError: where there is nothing to resume.
+        RunError: where there is nothing to resume, or the data have changed since.
     """
     path = _unfinished(cfg) if cfg.resume else _new_path(cfg)
+    known = _read_json(path / "run.json")
+    if known.get("data_fingerprint", data_fingerprint) != data_fingerprint:
+        raise RunError(f"resume: the rows have changed since {path} was started; run the command without resume=true")
     path.mkdir(parents=True, exist_ok=True)
-    folder = RunFolder(path, {**_read_json(path / "run.json"), **_provenance(cfg), "status": "running"})
+    facts = {**known, **provenance(cfg), "data_fingerprint": data_fingerprint, "status": "running"}
+    folder = RunFolder(path, facts)
     folder.write_text("config.yaml", yaml.safe_dump(cfg.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
     folder.note()
     started = time.monotonic()
@@ -161,7 +169,8 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _provenance(cfg: RunConfig) -> dict[str, Any]:
+def provenance(cfg: RunConfig) -> dict[str, Any]:
+    """What a result was made with: commit, versions, machine, seed."""
     return {
         "stage": cfg.stage.name,
         "config_hash": config_hash(cfg),
@@ -211,7 +220,7 @@ def read(folder: str) -> tuple[Path, RunConfig, dict[str, Any]]:
     path = locate(folder)
     if not (path / "run.json").is_file() or not (path / "config.yaml").is_file():
         siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise RunError(f"run: {path} is no run folder. {suggest(path.name, siblings, show=5)}")
+        raise RunError(f"run: {path} is no run folder. {suggest(path.name, siblings, show=5)}".rstrip())
     facts = _read_json(path / "run.json")
     if facts.get("status") != "complete":
         raise RunError(

@@ -15,7 +15,7 @@ class Ledger:
 
     Args:
         read: rows per file.
-        buckets: rows per fate: ``used``, ``empty text``, ``unknown label``, ``copy of a test row``, …
+        buckets: rows per fate: ``used``, ``empty text``, ``unknown label``, ``training copy of a test row``, …
         splits: used rows per split and label.
         truncated: used rows per split whose text had to be cut; a subset of ``used``.
     """

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from finsa.config import Columns, Data, locate
-from finsa.errors import DataError, suggest
+from finsa.errors import DataError, nearest, suggest
 
 # Text stays text: a column of digits is no number here, and 007 keeps its zeros.
 _csv = partial(pl.read_csv, infer_schema=False)
@@ -65,7 +65,9 @@ def _expand(entry: str, data: Data) -> list[Path]:
         return files
     if not path.is_file():
         siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"data.files: no such file or folder: {path}. {suggest(path.name, siblings)}{_origin(data)}")
+        near = nearest(path.name, siblings)
+        hint = f" Did you mean '{path.with_name(near)}'?" if near else ""
+        raise DataError(f"data.files: no such file or folder: {path}.{hint}{_origin(data)}")
     return [path]
 
 
@@ -105,10 +107,9 @@ def _column(table: pl.DataFrame, file: Path, columns: Columns, name: str) -> pl.
 
 def _missing(table: pl.DataFrame, file: Path, wanted: str, name: str) -> DataError:
     has = ", ".join(table.columns)
-    hint = suggest(wanted, table.columns) if "Did you" in suggest(wanted, table.columns) else ""
-    return DataError(
-        f"data.columns.{name}: {file} has no column '{wanted}'; it has {has}. {hint} Set data.columns.{name}=<column>"
-    )
+    near = nearest(wanted, table.columns)
+    hint = f"Did you mean data.columns.{name}={near}?" if near else f"Set data.columns.{name}=<column>."
+    return DataError(f"data.columns.{name}: {file} has no column '{wanted}'; it has {has}. {hint}")
 
 
 def _optional(table: pl.DataFrame, file: Path, wanted: str | None, name: str) -> pl.Expr:

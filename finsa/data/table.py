@@ -150,11 +150,12 @@ def _divide(rows: pl.DataFrame, data: Data) -> pl.DataFrame:
 
 
 def _no_leak(rows: pl.DataFrame, ledger: Ledger) -> pl.DataFrame:
-    """Take training rows out whose text is also a validation or test text: nothing tested is trained on."""
-    for held in ("test", "validation"):
+    """Take out what is also tested: training copies of test and validation texts, validation copies of test texts."""
+    for held, others in (("test", ("train", "validation")), ("validation", ("train",))):
         texts = rows.filter(pl.col("split") == held)["text"].implode()
-        copied = (pl.col("split") == "train") & pl.col("text").is_in(texts)
-        rows = _keep(rows, ~copied, ledger, f"training copy of a {held} row")
+        for other in others:
+            copied = (pl.col("split") == other) & pl.col("text").is_in(texts)
+            rows = _keep(rows, ~copied, ledger, f"{'training' if other == 'train' else other} copy of a {held} row")
     return rows
 
 

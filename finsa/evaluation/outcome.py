@@ -42,7 +42,7 @@ def validation(task: Task, scores: NDArray[np.float64]) -> dict[str, float]:
     gold = np.array(task.gold("validation")[: len(scores)])
     result = metrics.report(gold.tolist(), scores.argmax(axis=1).tolist(), task.table.labels.names)
     loss = -float(scores[np.arange(len(gold)), gold].mean())
-    return {"loss": loss, "macro_f1": result["macro_f1"], "accuracy": result["accuracy"]}
+    return {"loss": loss, **{name: result[name] for name in ("macro_f1", "weighted_f1", "accuracy")}}
 
 
 def draw(result: dict[str, Any], title: str, folder: Path) -> Path:

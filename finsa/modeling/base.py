@@ -34,7 +34,7 @@ def load_tokenizer(model: Model, local_only: bool = False) -> Any:
     try:
         return _tokenizer(source, revision, model.trust_remote_code, local_only or model.weights == "random")
     except (OSError, ValueError) as error:
-        if model.weights == "random" and model.tokenizer is None:
+        if model.weights == "random" and model.tokenizer is None and EMBEDDED_TOKENIZER.is_dir():
             return _tokenizer(str(EMBEDDED_TOKENIZER), None, False, True)
         raise _unavailable(model, source, "tokenizer", error) from None
 
@@ -59,9 +59,9 @@ def _source(model: Model, override: str | None = None) -> tuple[str, str | None]
 
 
 def _unavailable(model: Model, source: str, what: str, error: Exception) -> ModelError:
-    reason = str(error).splitlines()[0][:160]
+    reason = str(error).splitlines()[0][:160] if Path(source).is_dir() or "/" not in source[:1] else "no such folder"
     if Path(source).is_absolute():
-        remedy = f"Check model.path, or rebuild it: python run.py experiment={model.name}_base"
+        remedy = "Check model.path; the embedded one is rebuilt by: python run.py experiment=tiny_base output=data/tiny"
     else:
         remedy = (
             f"With network: hf download {source} --revision {model.revision}. Without: model.path=<folder>, or "

@@ -22,7 +22,7 @@ def prepare(train: Train) -> None:
         torch.set_float32_matmul_precision(train.matmul_precision)
     transformers.logging.set_verbosity_error()
     logging.getLogger("trl").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="(trl|transformers|peft)")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(trl|transformers|peft)\b")
 
 
 def describe(dtype: torch.dtype) -> str:

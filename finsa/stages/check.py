@@ -10,7 +10,7 @@ from finsa.config import Model, RunConfig
 from finsa.data import table, task
 from finsa.errors import ModelError
 from finsa.evaluation import tables
-from finsa.modeling import adapters, base, memory
+from finsa.modeling import adapters, base, hardware, memory
 from finsa.runs import Result
 from finsa.training import fit, schedule
 
@@ -23,6 +23,7 @@ def run(cfg: RunConfig) -> Result:
     data.require(*(("test",) if cfg.method.learn == "nothing" else ("train", "validation", "test")))
     tokenizer, whose, style = _tokenizer(cfg)
     job = task.build(cfg.model_copy(update={"model": style}), data, tokenizer)
+    hardware.prepare(cfg.train)
     model: Any = base.on_meta(cfg.model)
     if cfg.method.adapter is not None:
         model = adapters.attach(model, _native(cfg), cfg.method.adapter, cfg.seed)

@@ -23,7 +23,7 @@ def run(cfg: RunConfig) -> Result:
     data.require(split)
     job = task.build(trained, data, base.load_tokenizer(trained.model))
     hardware.prepare(cfg.train)
-    with runs.start(cfg) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
+    with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
         model = base.load_base(_weights(trained, source), trained.seed)
         adapter = source / "adapters" / (trained.data.domain or "default") if source else None
         scored = adapters.load(model, adapter) if adapter and adapter.is_dir() else model
@@ -33,7 +33,7 @@ def run(cfg: RunConfig) -> Result:
             adapters.detach(scored)
         metrics = {split: outcome.report(job, split, scores)}
         name = trained.method.name if source else f"{trained.model.name} as it is"
-        folder.note(data_fingerprint=data.fingerprint, **job.fingerprints(), scoring=scorer.rule, run=str(source))
+        folder.note(**job.fingerprints(), scoring=scorer.rule, run=str(source))
         folder.write_json("ledger.json", data.ledger.as_dict())
         folder.write_json("metrics.json", metrics)
         folder.write_lines("predictions.jsonl", outcome.predictions(job, split, scores))

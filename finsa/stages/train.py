@@ -25,7 +25,7 @@ def run(cfg: RunConfig) -> Result:
     if cfg.method.learn != "nothing":
         schedule.steps_of(cfg.train, len(job.training_order(cfg)), fit.processes())
     hardware.prepare(cfg.train)
-    with runs.start(cfg) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
+    with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
         return _run(cfg, job, folder, tracker)
 
 
@@ -104,7 +104,7 @@ def _write(
     scores: Any,
 ) -> None:
     rule = LabelScorer(torch.nn.Identity(), job.renderer, 1).rule
-    folder.note(data_fingerprint=job.table.fingerprint, **job.fingerprints(), scoring=rule)
+    folder.note(**job.fingerprints(), scoring=rule)
     folder.write_json("ledger.json", job.table.ledger.as_dict())
     folder.write_json("metrics.json", metrics)
     folder.write_lines("predictions.jsonl", outcome.predictions(job, "test", scores))

@@ -19,15 +19,13 @@ class Collator:
 
     def __init__(self, pad: int) -> None:
         self.pad = pad
-        self.tokens = 0  # real tokens handed out so far, padding not counted
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Make a batch: ``input_ids`` and ``labels``, both (b, s)."""
+        """Make a batch: ``input_ids`` and ``labels``, both (b, s), and the number of real tokens, ``lengths`` (b,)."""
         lengths = [len(row["input_ids"]) for row in rows]
-        self.tokens += sum(lengths)
         ids = torch.full((len(rows), max(lengths)), self.pad)
         labels = torch.full_like(ids, IGNORE)
         for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
             ids[number, :length] = torch.as_tensor(row["input_ids"])
             labels[number, :length] = torch.as_tensor(row["labels"])
-        return {"input_ids": ids, "labels": labels}
+        return {"input_ids": ids, "labels": labels, "lengths": torch.tensor(lengths)}

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig
 
@@ -59,13 +60,14 @@ def processes() -> int:
 
 def fit(
     model: torch.nn.Module,
-    tokenizer: object,
+    tokenizer: Any,
     rows: Sequence[Row],
     validate: Validate,
     train: Train,
     seed: int,
     folder: Path,
     record: Callable[[int, dict[str, float]], None],
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Fitted:
     """Train a model and leave it at its best checkpoint.
 
@@ -78,8 +80,8 @@ def fit(
         seed: of order and dropout.
         folder: where checkpoints go; a checkpoint there is gone on from.
         record: takes log records.
+        callbacks: further ones of transformers' kind.
     """
-    collator = Collator(tokenizer.pad_token_id)  # type: ignore[attr-defined]
     dataset = Dataset.from_dict(
         {
             "input_ids": [row["input_ids"] for row in rows],
@@ -87,16 +89,16 @@ def fit(
             "length": [len(row["input_ids"]) for row in rows],
         }
     )
-    shown = progress.ProgressCallback(collator, record)
-    callbacks = [shown] + ([EarlyStoppingCallback(train.patience)] if train.patience else [])
+    shown = progress.ProgressCallback(lambda: int(trainer.tokens), record)
+    stopping = [EarlyStoppingCallback(train.patience)] if train.patience else []
     trainer = FinsaTrainer(
         model=model,
         args=_arguments(train, seed, folder),
         train_dataset=dataset,
         eval_dataset=dataset.select([0]),  # the validation split is read by `validate`; the trainer wants to see one
-        data_collator=collator,
+        data_collator=Collator(tokenizer.pad_token_id),
         processing_class=tokenizer,
-        callbacks=callbacks,
+        callbacks=[shown, *stopping, *callbacks],
         validate=validate,
     )
     for own in (PrinterCallback, ProgressCallback):
@@ -108,7 +110,7 @@ def fit(
         shown.bar.stop()
     state = trainer.state
     seen = round(min(state.epoch or 0, train.epochs) * len(rows))
-    return Fitted(state.global_step, state.best_metric, time.monotonic() - started, collator.tokens, seen)
+    return Fitted(state.global_step, state.best_metric, time.monotonic() - started, int(trainer.tokens), seen)
 
 
 def _arguments(train: Train, seed: int, folder: Path) -> SFTConfig:

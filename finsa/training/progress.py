@@ -10,19 +10,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
-from finsa.training.collate import Collator
-
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     """Shows a bar with loss, tokens per second and time left, and passes every record on.
 
     Args:
-        collator: counts the real tokens.
+        tokens: gives the number of real tokens trained on so far.
         record: takes each log record, with the step it belongs to.
     """
 
-    def __init__(self, collator: Collator, record: Callable[[int, dict[str, float]], None]) -> None:
-        self.collator, self.record = collator, record
+    def __init__(self, tokens: Callable[[], int], record: Callable[[int, dict[str, float]], None]) -> None:
+        self.tokens, self.record = tokens, record
         self.console = Console(stderr=True)
         self.last: tuple[float, int] = (0.0, 0)
         self.bar = Progress(
@@ -39,7 +37,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the bar where the run stands."""
-        self.last = (time.monotonic(), self.collator.tokens)
+        self.last = (time.monotonic(), self.tokens())
         self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, numbers="")
         self.bar.start()
 
@@ -51,7 +49,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         """Show and pass on a record; step records get their throughput."""
         logs = dict(logs or {})
         if "loss" in logs:
-            now, tokens = time.monotonic(), self.collator.tokens
+            now, tokens = time.monotonic(), self.tokens()
             logs["tokens_per_second"] = round((tokens - self.last[1]) / max(now - self.last[0], 1e-9), 1)
             self.last = (now, tokens)
             numbers = f"loss {logs['loss']:.3f}  {logs['tokens_per_second']:,.0f} tokens/s"

@@ -23,6 +23,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
 
     def __init__(self, *, validate: Validate, **kwargs: Any) -> None:
         self.validate = validate
+        self.tokens: torch.Tensor | int = 0  # real tokens trained on; a tensor, so that no step waits for the device
         super().__init__(**kwargs)
 
     def compute_loss(
@@ -33,6 +34,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Average the loss over the labelled tokens of the whole optimiser step, all processes and micro-batches."""
+        self.tokens = self.tokens + inputs["lengths"].sum()
         loss = labelled_loss(model, inputs["input_ids"], inputs["labels"])
         items = (inputs["labels"][:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
         # DDP averages gradients over processes, while the items are already those of all of them.

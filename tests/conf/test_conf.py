@@ -1,0 +1,145 @@
+"""Every file below conf/: it composes, its values fit the types, and the command in its header can be run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finsa import arguments
+from finsa.config import ROOT, RunConfig
+
+CONF = ROOT / "conf"
+FILES = sorted(file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml"))
+GROUPED = [name for name in FILES if "/" in name]
+# What a choice cannot do without.
+NEEDS = {
+    "stage/generate.yaml": ["data=generated", "output=somewhere"],
+    "stage/pretrain.yaml": ["data=tiny_corpus"],
+}
+ARMS = ("lora", "lora_response", "lora_downsample", "lora_response_downsample")
+Configure = Callable[..., RunConfig]
+
+
+def _header(name: str) -> list[str]:
+    lines = (CONF / name).read_text(encoding="utf-8").splitlines()
+    last = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return lines[:last]
+
+
+def _command(name: str) -> list[str] | None:
+    """The overrides of the command in a header; ``<folder>`` is filled in, ``-m`` left out."""
+    found = re.search(r"python run\.py([^\n]*)", "\n".join(_header(name)))
+    if found is None:
+        return None
+    words = re.sub(r"<[^>]*>", "somewhere", found[1]).split()
+    return [word for word in words if not word.startswith("-")]
+
+
+def test_all_files_are_found() -> None:
+    assert len(FILES) >= 37
+    assert {name.split("/")[0] for name in GROUPED} == {
+        "data",
+        "experiment",
+        "method",
+        "model",
+        "stage",
+        "tracking",
+        "train",
+    }
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_file_composes_and_fits_the_types(config: Configure, name: str) -> None:
+    group, stem = name.removesuffix(".yaml").split("/")
+    cfg = config(f"{group}={stem}", *NEEDS.get(name, []))
+    assert stem == (cfg.experiment if group == "experiment" else getattr(cfg, group).name)
+
+
+def test_config_yaml_composes(config: Configure) -> None:
+    cfg = config()
+    assert (cfg.model.name, cfg.method.name, cfg.data.name) == ("tiny", "lora_response", "sample")
+    assert (cfg.stage.name, cfg.tracking.name, cfg.experiment, cfg.seed) == ("train", "wandb", None, 42)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_header_names_a_command_that_uses_the_file(config: Configure, name: str) -> None:
+    command = _command(name)
+    assert command is not None, "the header names no command"
+    arguments.check(command)
+    choice = name.removesuffix(".yaml").replace("/", "=")
+    if name in GROUPED and choice not in command:  # then by default, or by an experiment
+        group, stem = choice.split("=")
+        assert getattr(config(*command), group).name == stem
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_header_says_what_the_file_is(name: str) -> None:
+    assert [line for line in _header(name) if not re.search("@package|python run.py", line)] or name == "config.yaml"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "model=glm9b method=lora_expert data=finnf_news",
+        "method=lora,lora_response,lora_downsample",
+        "stage=moe_joint",
+    ],
+)
+def test_command_of_the_design_card(command: str) -> None:
+    arguments.check(command.split())
+
+
+def test_arms_differ_in_what_their_names_say(config: Configure) -> None:
+    arms = {arm: config(f"method={arm}").method.model_dump() for arm in ARMS}
+    for arm, values in arms.items():
+        assert values["name"] == arm
+        assert values == {
+            **arms["lora"],
+            "name": arm,
+            "loss_on": "response" if "response" in arm else "all",
+            "balance": "downsample" if "downsample" in arm else "none",
+        }
+    assert (arms["lora"]["loss_on"], arms["lora"]["balance"]) == ("all", "none")
+
+
+def test_arms_differ_in_the_method_alone(config: Configure) -> None:
+    rest = [config(f"method={arm}").model_dump(exclude={"method"}) for arm in (*ARMS, "zero_shot")]
+    assert all(other == rest[0] for other in rest)
+
+
+def test_zero_shot_learns_nothing(config: Configure) -> None:
+    method = config("method=zero_shot").method
+    assert (method.learn, method.adapter, method.balance) == ("nothing", None, "none")
+
+
+def test_expert_is_the_published_one(config: Configure) -> None:
+    method = config("method=lora_expert").method
+    assert method.adapter is not None
+    assert (method.adapter.rank, method.adapter.alpha, method.adapter.dropout) == (16, 16, 0.05)
+    assert method.adapter.targets == ("q_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
+
+
+def test_published_splits(config: Configure) -> None:
+    news, forum = config("data=finnf_news").data, config("data=finnf_forum").data
+    assert (news.split.validation, news.split.test, news.split.seed) == (0.01, 0.01, 42)
+    assert (forum.split.validation, forum.split.test, forum.split.seed) == (0.2, 0.2, 42)
+    assert news.labels == forum.labels == ("利空", "中性", "利好")
+
+
+def test_aidf_prompt_is_the_published_one(config: Configure) -> None:
+    assert config("data=aidf_news").data.prompt == (
+        "<|user|>\n新闻内容：{text}\n请根据内容判断情绪（仅输出 positive / neutral / negative）：\n<|assistant|>\n"
+        "这篇新闻的情绪是："
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in GROUPED if name.startswith("model/")])
+def test_model_targets_and_architecture(config: Configure, name: str) -> None:
+    model = config(f"model={Path(name).stem}").model
+    targets = model.lora_targets
+    assert set(targets.query_value) <= set(targets.attention) < set(targets.all)
+    assert model.hub_id is None or re.fullmatch(r"[0-9a-f]{40}", model.revision), "a revision is a commit"
+    assert not model.trust_remote_code, "code shipped with weights runs only where the user says so"

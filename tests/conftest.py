@@ -1,0 +1,66 @@
+"""What several test modules share: paths, tokenizers and configurations; no network, no chatter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finsa import arguments
+from finsa.config import ROOT, RunConfig
+from finsa.launch import QUIET
+
+for _name, _value in {**QUIET, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}.items():
+    os.environ.setdefault(_name, _value)
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Public data sets beside the repository."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no public data sets beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """The embedded base's tokenizer."""
+    return _tokenizer(ROOT / "data" / "tiny")
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer() -> Any:
+    """The real Qwen2 vocabulary, without a chat template."""
+    return _tokenizer(ROOT.parent / "shared" / "tokenizer" / "qwen2")
+
+
+@cache
+def _tokenizer(folder: Path) -> Any:
+    if not (folder / "tokenizer.json").is_file():
+        pytest.skip(f"no tokenizer in {folder.name}")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def config() -> Callable[..., RunConfig]:
+    """Compose and check a configuration from overrides, as a command line gives them."""
+    return _config
+
+
+@cache
+def _config(*overrides: str) -> RunConfig:
+    values, choices = arguments.compose_values(overrides)
+    return arguments.build(values, choices, overrides)

@@ -1,0 +1,284 @@
+"""Every row read ends in one bucket; nothing tested is trained on; what is wrong is told with the remedy."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finsa.config import Data, RunConfig
+from finsa.data.table import Table, load
+from finsa.errors import DataError
+
+Configure = Callable[..., RunConfig]
+Rows = list[tuple[str | None, str | None]]
+
+
+def _data(config: Configure, folder: Path, tables: dict[str, Rows], **changes: object) -> Data:
+    for name, rows in tables.items():
+        pl.DataFrame(rows, schema={"text": pl.String, "label": pl.String}, orient="row").write_parquet(
+            folder / f"{name}.parquet"
+        )
+    return config("data=table").data.model_copy(update={"files": str(folder), **changes})
+
+
+def _texts(table: Table, split: str) -> list[str]:
+    return table.splits[split]["text"].to_list()
+
+
+def _many(prefix: str, count: int) -> Rows:
+    return [(f"{prefix}{n}", "ab"[n % 2]) for n in range(count)]
+
+
+TEXT = st.sampled_from([None, "", " ", "x", "x ", " y", "z", "净利", "u", "v", "w"])
+LABEL = st.sampled_from([None, "", "a", "b ", "b", "c", "strange"])
+ROWS = st.lists(st.tuples(TEXT, LABEL), max_size=25)
+
+
+@settings(deadline=None, max_examples=60)
+@given(tables=st.dictionaries(st.sampled_from(["train", "valid", "test", "other"]), ROWS, min_size=1))
+def test_ledger_balances(config: Configure, tables: dict[str, Rows]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        table = load(_data(config, Path(folder), tables, labels=("a", "b", "c"), on_unknown_label="drop"))
+    named = {name: rows for name, rows in tables.items() if name != "other"} or tables
+    read = [row for rows in named.values() for row in rows]
+    ledger, parts = table.ledger, table.splits
+    assert ledger.read.total() == ledger.buckets.total() == len(read)
+    assert ledger.buckets["used"] == sum(part.height for part in parts.values())
+    assert ledger.buckets["empty text"] == sum(not (text or "").strip() for text, _ in read)
+    kept = [row for row in read if (row[0] or "").strip()]
+    assert ledger.buckets["unknown label"] == sum((label or "").strip() not in ("a", "b", "c") for _, label in kept)
+    for name, part in parts.items():
+        counts = Counter(part["label"].to_list())
+        assert ledger.splits[name] == {label: counts[number] for number, label in enumerate("abc")}
+    trained = set(_texts(table, "train"))
+    assert trained.isdisjoint(_texts(table, "validation"))
+    assert trained.isdisjoint(_texts(table, "test"))
+
+
+def test_copies_of_held_out_rows_leave_training_and_are_counted(config: Configure, tmp_path: Path) -> None:
+    tables: dict[str, Rows] = {
+        "train": [("x", "a"), (" x ", "b"), ("y", "a"), ("z", "b"), ("w", "a")],
+        "valid": [("y", "a"), ("v", "b")],
+        "test": [("x", "a"), ("u", "b")],
+    }
+    table = load(_data(config, tmp_path, tables))
+    assert _texts(table, "train") == ["z", "w"]
+    assert _texts(table, "validation") == ["y", "v"]
+    assert _texts(table, "test") == ["x", "u"]
+    assert table.ledger.buckets == {
+        "training copy of a test row": 2,
+        "training copy of a validation row": 1,
+        "used": 6,
+    }
+
+
+def test_copies_are_also_found_where_we_divide(config: Configure, tmp_path: Path) -> None:
+    table = load(_data(config, tmp_path, {"all": [("same", "a")] * 30 + _many("t", 30)}))
+    held = {*_texts(table, "validation"), *_texts(table, "test")}
+    assert "same" in held
+    assert held.isdisjoint(_texts(table, "train"))
+    assert sum(count for bucket, count in table.ledger.buckets.items() if "copy" in bucket) > 0
+
+
+def test_validation_copies_of_test_rows_are_counted(config: Configure, tmp_path: Path) -> None:
+    """Validation chooses the checkpoint: a test row among its rows would let the test split choose."""
+    tables = {"train": _many("t", 6), "valid": [*_many("v", 4), ("x", "a")], "test": [*_many("s", 4), ("x", "a")]}
+    table = load(_data(config, tmp_path, tables))
+    assert _texts(table, "test") == ["s0", "s1", "s2", "s3", "x"]
+    assert [(bucket, count) for bucket, count in table.ledger.buckets.items() if "copy" in bucket] == [
+        ("validation copy of a test row", 1)
+    ]
+
+
+def test_unknown_label_names_label_count_and_remedy(config: Configure, tmp_path: Path) -> None:
+    rows: Rows = [("x", "positive"), ("y", "negative"), ("z", "postive"), ("w", "postive"), ("v", None)]
+    with pytest.raises(DataError) as caught:
+        load(_data(config, tmp_path, {"all": rows}, labels=("positive", "negative")))
+    message = str(caught.value)
+    assert "unknown labels 'postive' (2 rows), '(none)' (1 rows); known are positive, negative." in message
+    assert "Did you mean 'positive'?" in message
+    assert "List them all in data.labels, or set data.on_unknown_label=drop" in message
+
+
+def test_label_only_in_the_test_split_is_unknown(config: Configure, tmp_path: Path) -> None:
+    tables: dict[str, Rows] = {"train": _many("t", 4), "test": [("x", "c"), ("y", "a")]}
+    with pytest.raises(DataError, match=r"unknown labels 'c' \(1 rows\); known are a, b\."):
+        load(_data(config, tmp_path, tables))
+
+
+def test_dropped_labels_are_counted(config: Configure, tmp_path: Path) -> None:
+    rows: Rows = [*_many("t", 10), ("x", "c"), ("y", None)]
+    table = load(_data(config, tmp_path, {"all": rows}, labels=("a", "b"), on_unknown_label="drop"))
+    assert table.ledger.buckets == {"unknown label": 2, "used": 10}
+
+
+def test_labels_found_are_sorted_and_numbered(config: Configure, tmp_path: Path) -> None:
+    rows: Rows = [(f"t{n}", "cab"[n % 3]) for n in range(30)]
+    table = load(_data(config, tmp_path, {"train": rows}))
+    assert table.labels.names == table.labels.words == ("a", "b", "c")
+    label_of = dict(rows)
+    for part in table.splits.values():
+        for text, number in part.select("text", "label").iter_rows():
+            assert table.labels.names[number] == label_of[text]
+
+
+def test_configured_order_gives_the_numbers(config: Configure, tmp_path: Path) -> None:
+    table = load(
+        _data(config, tmp_path, {"train": _many("t", 10), "test": [("x", "a"), ("y", "b")]}, labels=("b", "a"))
+    )
+    assert table.splits["test"]["label"].to_list() == [1, 0]
+
+
+def test_map_of_labels_gives_words(config: Configure, tmp_path: Path) -> None:
+    table = load(_data(config, tmp_path, {"test": [("x", "b"), ("y", "a")]}, labels={"a": "涨", "b": "跌"}))
+    assert (table.labels.names, table.labels.words) == (("a", "b"), ("涨", "跌"))
+    assert table.splits["test"]["label"].to_list() == [1, 0]
+
+
+def test_texts_and_labels_are_stripped(config: Configure, tmp_path: Path) -> None:
+    table = load(_data(config, tmp_path, {"test": [("\u3000x\n", " a"), ("y", "b\t")]}))
+    assert (_texts(table, "test"), table.labels.names) == (["x", "y"], ("a", "b"))
+
+
+@pytest.mark.parametrize("count", [50, 51])
+def test_more_than_fifty_labels_are_refused(config: Configure, tmp_path: Path, count: int) -> None:
+    data = _data(config, tmp_path, {"all": [(f"t{n}", f"label {n % count:02d}") for n in range(count * 3)]})
+    if count == 50:
+        assert len(load(data).labels) == 50
+    else:
+        with pytest.raises(
+            DataError, match="column 'label' has 51 distinct values, such as .* that is no label column"
+        ):
+            load(data)
+
+
+@pytest.mark.parametrize("rows", [[], [("x", "a"), ("y", "a")], [("x", None), ("y", "")]])
+def test_fewer_than_two_labels_are_refused(config: Configure, tmp_path: Path, rows: Rows) -> None:
+    with pytest.raises(DataError, match="at least two labels are needed, found .* in data=table"):
+        load(_data(config, tmp_path, {"train": rows}))
+
+
+def test_one_file_is_divided_by_the_published_rule(config: Configure, tmp_path: Path) -> None:
+    table = load(_data(config, tmp_path, {"all": _many("t", 100)}))
+    assert table.ledger.splits == {
+        "train": {"a": 40, "b": 40},
+        "validation": {"a": 5, "b": 5},
+        "test": {"a": 5, "b": 5},
+    }
+
+
+@pytest.mark.parametrize(("given", "filled"), [("test", "validation"), ("valid", "test")])
+def test_missing_split_is_filled_from_training_rows(config: Configure, tmp_path: Path, given: str, filled: str) -> None:
+    table = load(_data(config, tmp_path, {"train": _many("t", 40), given: _many("s", 6)}))
+    kept = "validation" if given == "valid" else "test"
+    assert _texts(table, kept) == [f"s{n}" for n in range(6)]
+    assert table.ledger.splits[filled] == {"a": 2, "b": 2}
+    assert table.ledger.splits["train"] == {"a": 18, "b": 18}
+    assert all(text.startswith("t") for text in _texts(table, filled))
+
+
+def test_given_splits_are_left_as_they_are(config: Configure, tmp_path: Path) -> None:
+    tables = {"train": _many("t", 5), "dev": _many("v", 3), "test": _many("s", 4)}
+    table = load(_data(config, tmp_path, tables))
+    assert {split: part.height for split, part in table.splits.items()} == {"train": 5, "validation": 3, "test": 4}
+    table.require("train", "validation", "test")
+
+
+def test_files_of_one_split_add_up(config: Configure, tmp_path: Path) -> None:
+    _data(
+        config, tmp_path, {"train": _many("t", 6), "valid": _many("v", 2), "dev": _many("d", 3), "test": _many("s", 2)}
+    )
+    table = load(config("data=table").data.model_copy(update={"files": str(tmp_path)}))
+    assert sorted(_texts(table, "validation")) == ["d0", "d1", "d2", "v0", "v1"]
+
+
+def test_evaluation_set_alone_is_not_divided(config: Configure, tmp_path: Path) -> None:
+    table = load(_data(config, tmp_path, {"test": _many("s", 10)}))
+    assert {split: part.height for split, part in table.splits.items()} == {"train": 0, "validation": 0, "test": 10}
+    with pytest.raises(
+        DataError, match=r"the train split is empty \(train 0, validation 0, test 10\)\. Give it a file"
+    ):
+        table.require("test", "train")
+
+
+def test_split_that_was_given_but_has_no_row_left_is_not_made_up(config: Configure, tmp_path: Path) -> None:
+    """The user's own test file was dropped row by row: training rows must not silently take its place."""
+    tables: dict[str, Rows] = {"train": _many("t", 40), "test": [("x", "strange"), ("", "a")]}
+    data = _data(config, tmp_path, tables, labels=("a", "b"), on_unknown_label="drop")
+    with pytest.raises(DataError, match="the test split is empty"):
+        load(data).require("test")
+
+
+def _with_domains(config: Configure, folder: Path, **changes: object) -> Data:
+    rows = [(f"t{n}", "ab"[n % 2], ("news", "forum", None)[n % 3]) for n in range(60)]
+    frame = pl.DataFrame(rows, schema=["text", "label", "domain"], orient="row")
+    frame.write_csv(folder / "all.csv")
+    return config("data=table").data.model_copy(update={"files": str(folder), **changes})
+
+
+def test_domain_keeps_its_rows_and_counts_the_others(config: Configure, tmp_path: Path) -> None:
+    table = load(_with_domains(config, tmp_path, domain="news"))
+    assert table.ledger.buckets == {"not of domain news": 40, "used": 20}
+    assert {domain for part in table.splits.values() for domain in part["domain"]} == {"news"}
+
+
+def test_domain_that_no_row_has_is_told(config: Configure, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load(_with_domains(config, tmp_path, domain="nwes"))
+    assert "nwes" in str(caught.value)
+    assert "news" in str(caught.value)
+
+
+def test_domain_of_a_table_without_domains_only_names_it(config: Configure, tmp_path: Path) -> None:
+    assert load(_data(config, tmp_path, {"all": _many("t", 20)}, domain="news")).ledger.buckets == {"used": 20}
+
+
+def test_same_call_gives_the_same_object(config: Configure, tmp_path: Path) -> None:
+    data = _data(config, tmp_path, {"all": _many("t", 20)})
+    assert load(data) is load(data.model_copy())
+    assert load(data) is not load(data.model_copy(update={"labels": ("b", "a")}))
+
+
+def test_changed_file_is_read_again(config: Configure, tmp_path: Path) -> None:
+    first = load(_data(config, tmp_path, {"all": _many("t", 20)}))
+    second = load(_data(config, tmp_path, {"all": _many("t", 22)}))
+    assert (first.ledger.buckets["used"], second.ledger.buckets["used"]) == (20, 22)
+
+
+def _fingerprint(config: Configure, folder: Path, name: str, rows: Rows, **changes: object) -> str:
+    place = folder / name
+    place.mkdir()
+    return load(_data(config, place, {"all": rows}, **changes)).fingerprint
+
+
+def test_fingerprint_tells_data_apart(config: Configure, tmp_path: Path) -> None:
+    rows = _many("t", 20)
+    first = _fingerprint(config, tmp_path, "first", rows)
+    assert first == _fingerprint(config, tmp_path, "again", rows)
+    other_split = config("data=table").data.split.model_copy(update={"seed": 7})
+    others = [
+        _fingerprint(config, tmp_path, "text", [("changed", "a"), *rows[1:]]),
+        _fingerprint(config, tmp_path, "last", [*rows[:-1], ("t19.", "b")]),
+        _fingerprint(config, tmp_path, "label", [("t0", "b"), *rows[1:]]),
+        _fingerprint(config, tmp_path, "fewer", rows[:-1]),
+        _fingerprint(config, tmp_path, "split", rows, split=other_split),
+        _fingerprint(config, tmp_path, "order", rows, labels=("b", "a")),
+    ]
+    assert len({first, *others}) == 7
+
+
+@pytest.mark.real_data
+def test_public_sets_balance(config: Configure, shared_data: Path) -> None:
+    for name, used in (("finfe_forum", 16_000), ("zh_news_mix", 1_000)):
+        data = config("data=table").data.model_copy(update={"files": str(shared_data / name)})
+        table = load(data)
+        assert table.ledger.read.total() == table.ledger.buckets.total()
+        assert table.ledger.buckets["used"] >= used
+        table.require("train", "validation", "test")

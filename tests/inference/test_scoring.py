@@ -1,0 +1,99 @@
+"""The scorer's fast path against the plain one: every label's tokens, one sequence at a time, full logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import EXTRA, small
+
+from finsa.inference.scoring import LabelScorer, LabelTree, batches, scored_answers
+
+ANSWERS = {
+    "one token each": [(7,), (8,), (9,)],
+    "different lengths": [(7, 3), (8,), (9, 4, 5)],
+    "shared beginnings": [(7, 3), (7, 4), (7, 3, 5), (9,)],
+}
+
+
+class FakeRenderer:
+    """Only what the scorer asks of a renderer when it is given prompts."""
+
+    end = 1
+
+    def __init__(self, answers: list[tuple[int, ...]]) -> None:
+        self.answers = answers
+
+
+def prompts(seed: int = 0, rows: int = 9) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(2, 50, size=length).tolist() for length in rng.integers(1, 30, size=rows)]
+
+
+@torch.no_grad()
+def plainly(model: torch.nn.Module, rows: list[list[int]], answers: list[tuple[int, ...]]) -> np.ndarray:
+    """One forward per row and label, no padding, no mask, logits of all positions."""
+    scores = np.zeros((len(rows), len(answers)))
+    for r, row in enumerate(rows):
+        for a, answer in enumerate(answers):
+            log_probs = model(input_ids=torch.tensor([[*row, *answer]])).logits.float().log_softmax(-1)[0]
+            scores[r, a] = sum(float(log_probs[len(row) - 1 + n, token]) for n, token in enumerate(answer))
+    return scores
+
+
+@pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS.keys())
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("model_type", EXTRA)
+def test_batched_tree_equals_one_sequence_per_label(
+    model_type: str, attention: str, answers: list[tuple[int, ...]]
+) -> None:
+    model, renderer = small(model_type, attention), FakeRenderer(answers)
+    scored, _ = scored_answers(renderer)  # type: ignore[arg-type]
+    fast = LabelScorer(model, renderer, batch_tokens=120).score(prompts())  # type: ignore[arg-type]
+    np.testing.assert_allclose(fast, plainly(model, prompts(), scored), atol=2e-5)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 64, 10_000])
+def test_scores_do_not_depend_on_the_batch(batch_tokens: int) -> None:
+    model, renderer = small("qwen2"), FakeRenderer(ANSWERS["different lengths"])
+    alone = np.concatenate([LabelScorer(model, renderer, 1).score([row]) for row in prompts()])  # type: ignore[arg-type]
+    together = LabelScorer(model, renderer, batch_tokens).score(prompts())  # type: ignore[arg-type]
+    np.testing.assert_allclose(together, alone, atol=2e-5)
+
+
+def test_a_label_that_begins_another_is_scored_with_its_end() -> None:
+    nested, rule = scored_answers(FakeRenderer([(7,), (7, 3)]))  # type: ignore[arg-type]
+    assert nested == [(7, 1), (7, 3, 1)]
+    assert rule == "whole label and end token"
+    assert scored_answers(FakeRenderer([(7,), (8, 3)])) == ([(7,), (8, 3)], "whole label")  # type: ignore[arg-type]
+
+
+def test_whole_labels_of_a_complete_tree_sum_to_one() -> None:
+    model = small("qwen2")
+    every = [(first, second) for first in range(50) for second in range(50)]
+    scores = LabelScorer(model, FakeRenderer(every), 10_000).score(prompts(rows=2))  # type: ignore[arg-type]
+    np.testing.assert_allclose(np.exp(scores).sum(axis=1), 1.0, atol=1e-4)
+
+
+def test_scoring_leaves_the_model_in_its_mode() -> None:
+    model = small("qwen2").train()
+    LabelScorer(model, FakeRenderer(ANSWERS["one token each"]), 100).score(prompts())  # type: ignore[arg-type]
+    assert model.training
+
+
+def test_the_tree_holds_each_proper_prefix_once() -> None:
+    tree = LabelTree.of([(7, 3), (7, 4), (7, 3, 5), (9,)])
+    assert tree.tokens == (7, 3)
+    assert tree.parents == (0, 1)
+    assert tree.depths == (1, 2)
+    assert tree.steps == (((0, 7), (1, 3)), ((0, 7), (1, 4)), ((0, 7), (1, 3), (2, 5)), ((0, 9),))
+    assert tree.ancestors().tolist() == [[True, False], [True, True]]
+
+
+@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
+def test_batches_hold_every_row_once_and_keep_the_bound(lengths: list[int], bound: int) -> None:
+    made = list(batches(lengths, bound))
+    assert sorted(row for batch in made for row in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= bound for batch in made)

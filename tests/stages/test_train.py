@@ -1,0 +1,156 @@
+"""The main stage on the embedded default, shortened; every file of the run folder is read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib import image
+
+from finsa.config import RunConfig
+from finsa.evaluation import metrics
+from finsa.runs import Result
+from finsa.stages import evaluate, train
+
+Compose = Callable[..., RunConfig]
+SHORT = ("train=smoke", "tracking=none", "train.max_steps=12")
+
+
+@pytest.fixture(scope="module")
+def finished(config: Compose, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Result]:
+    cfg = config(*SHORT, f"output_dir={tmp_path_factory.mktemp('runs')}")
+    return cfg, train.run(cfg)
+
+
+def read(result: Result, name: str) -> Any:
+    assert result.run_dir is not None
+    return json.loads((result.run_dir / name).read_text(encoding="utf-8"))
+
+
+def predictions(result: Result) -> list[dict[str, Any]]:
+    assert result.run_dir is not None
+    lines = (result.run_dir / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_the_record_says_what_ran(finished: tuple[RunConfig, Result]) -> None:
+    cfg, result = finished
+    facts = read(result, "run.json")
+    assert facts["status"] == "complete"
+    assert facts["steps"] == 12
+    assert facts["trainable_parameters"] == 28_672
+    assert facts["scoring"] == "whole label"
+    assert {"git_commit", "versions", "data_fingerprint", "template_fingerprint", "label_fingerprint"} <= facts.keys()
+    assert facts["wall_seconds"] > 0
+    assert facts["peak_memory_bytes"] > 1e8
+    assert result.run_dir is not None
+    written = yaml.safe_load((result.run_dir / "config.yaml").read_text(encoding="utf-8"))
+    assert RunConfig.model_validate_json(json.dumps(written)) == cfg
+
+
+def test_metrics_equal_those_of_the_predictions(finished: tuple[RunConfig, Result]) -> None:
+    _, result = finished
+    kept, rows = read(result, "metrics.json"), predictions(result)
+    names = list(kept["test"]["per_class"])
+    gold, label = ([names.index(row[key]) for row in rows] for key in ("gold", "label"))
+    again = metrics.report(gold, label, names)
+    assert again == kept["test"]
+    assert kept == result.metrics
+    assert all(max(row["scores"], key=row["scores"].get) == row["label"] for row in rows)
+    assert all(sum(row["scores"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
+
+
+def test_the_ledger_balances_and_tells_truncation(finished: tuple[RunConfig, Result]) -> None:
+    ledger = read(finished[1], "ledger.json")
+    assert sum(ledger["read"].values()) == sum(ledger["buckets"].values()) == 4800
+    assert sum(sum(counts.values()) for counts in ledger["splits"].values()) == ledger["buckets"]["used"]
+    assert set(ledger["truncated"]) == {"train", "validation", "test"}
+
+
+def test_the_log_and_the_figure_are_there(finished: tuple[RunConfig, Result]) -> None:
+    folder = finished[1].run_dir
+    assert folder is not None
+    steps = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [record["step"] for record in steps if "loss" in record] == list(range(1, 13))
+    assert any("eval_loss" in record and "eval_macro_f1" in record for record in steps)
+    picture = image.imread(folder / "confusion_matrix.png")
+    assert np.ptp(picture) > 0.5
+
+
+def test_the_adapter_is_an_ordinary_peft_folder(finished: tuple[RunConfig, Result]) -> None:
+    folder = finished[1].run_dir
+    assert folder is not None
+    adapter = json.loads((folder / "adapters" / "default" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (adapter["peft_type"], adapter["r"], sorted(adapter["target_modules"])) == ("LORA", 8, ["q_proj", "v_proj"])
+    assert (folder / "adapters" / "default" / "adapter_model.safetensors").stat().st_size > 28_672 * 4
+
+
+def test_evaluate_rebuilds_the_model_and_the_prompt(
+    finished: tuple[RunConfig, Result], config: Compose, tmp_path: Path
+) -> None:
+    _, trained = finished
+    again = evaluate.run(config("stage=evaluate", f"run={trained.run_dir}", "tracking=none", f"output_dir={tmp_path}"))
+    assert again.metrics["test"] == trained.metrics["test"]
+    for first, second in zip(predictions(trained), predictions(again), strict=True):
+        assert (first["id"], first["label"]) == (second["id"], second["label"])
+        assert first["scores"] == pytest.approx(second["scores"], abs=2e-5)
+    assert read(again, "run.json")["template_fingerprint"] == read(trained, "run.json")["template_fingerprint"]
+
+
+def test_the_bare_model_scores_as_before_training(
+    finished: tuple[RunConfig, Result], config: Compose, tmp_path: Path
+) -> None:
+    bare = evaluate.run(config("stage=evaluate", "tracking=none", f"output_dir={tmp_path}"))
+    zero_shot = train.run(config("method=zero_shot", *SHORT, f"output_dir={tmp_path}"))
+    assert bare.metrics["test"] == finished[1].metrics["base"] == zero_shot.metrics["test"]
+    assert zero_shot.run_dir is not None
+    assert not (zero_shot.run_dir / "adapters").exists()
+
+
+def test_the_same_command_gives_the_same_numbers(
+    finished: tuple[RunConfig, Result], config: Compose, tmp_path: Path
+) -> None:
+    again = train.run(config(*SHORT, f"output_dir={tmp_path}"))
+    assert again.metrics == finished[1].metrics
+    assert predictions(again) == predictions(finished[1])
+
+
+def test_full_training_changes_the_weights_of_its_own_base_only(config: Compose, tmp_path: Path) -> None:
+    cfg = config("method=full", *SHORT, "train.max_steps=2", "train.learning_rate=1e-3", f"output_dir={tmp_path}")
+    full = train.run(cfg)
+    bare = evaluate.run(config("stage=evaluate", "tracking=none", f"output_dir={tmp_path}"))
+    assert bare.metrics["test"] == full.metrics["base"] != full.metrics["test"]
+    again = evaluate.run(config("stage=evaluate", f"run={full.run_dir}", "tracking=none", f"output_dir={tmp_path}"))
+    assert again.metrics["test"] == full.metrics["test"]
+
+
+def test_a_run_that_breaks_is_marked_failed_and_resumed(
+    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = (*SHORT, "train.max_steps=6", "train.validate_every=3", f"output_dir={tmp_path}")
+    whole = train.run(config(*short, "seed=1", f"output_dir={tmp_path}/whole"))
+    real = train.outcome.validation
+    calls = []
+
+    def breaks(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(train.outcome, "validation", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(config(*short, "seed=1"))
+    monkeypatch.setattr(train.outcome, "validation", real)
+    (broken,) = [file.parent for file in tmp_path.glob("*/run.json")]
+    assert json.loads((broken / "run.json").read_text(encoding="utf-8"))["status"] == "failed"
+    assert not (broken / "metrics.json").exists()
+    resumed = train.run(config(*short, "seed=1", "resume=true"))
+    assert resumed.run_dir == broken
+    assert resumed.metrics == whole.metrics
+    assert read(resumed, "run.json")["status"] == "complete"

@@ -1,0 +1,153 @@
+"""The documents cannot lie: their commands pass the same check as a user's, their names and links exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from finsa import arguments
+from finsa.config import ROOT
+from finsa.errors import ConfigError
+
+READMES = ("README.md", "README_zh.md")
+# Documents, and the fewest commands each of them shows: a pattern that finds nothing must not pass.
+COMMANDS = {"README.md": 21, "README_zh.md": 21, "CONTRIBUTING.md": 3, "data/README.md": 2}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
+OVERRIDES = re.compile(r"(-m )?[a-z_.]+=\S+( [a-z_.]+=\S+)*")
+FLAGS_WITH_VALUE = ("--cfg", "-c")
+
+
+def _read(document: str) -> str:
+    return (ROOT / document).read_text(encoding="utf-8")
+
+
+def _blocks(document: str) -> list[tuple[str, str]]:
+    """Fenced blocks of a document, as language and content."""
+    return FENCE.findall(_read(document))
+
+
+def _code(document: str) -> list[str]:
+    """What a document shows as code: lines of fenced blocks, and code within sentences."""
+    fenced = [line.strip().removeprefix("# ") for _, block in _blocks(document) for line in block.splitlines()]
+    return fenced + INLINE.findall(FENCE.sub("", _read(document)))
+
+
+def _commands(document: str) -> list[str]:
+    return [code for code in _code(document) if code.startswith("python run.py")]
+
+
+def _fragments(document: str) -> list[str]:
+    """Overrides shown within sentences and tables, such as ``train=aidf``, as commands."""
+    return [f"python run.py {code}" for code in _code(document) if OVERRIDES.fullmatch(_without_placeholders(code))]
+
+
+def _without_placeholders(code: str) -> str:
+    return re.sub(r"<[^<>]*>", "placeholder", code)
+
+
+def _overrides(command: str) -> list[str]:
+    """A command's overrides: placeholders become a word, flags and their values are left out."""
+    words = shlex.split(_without_placeholders(command))[2:]
+    after_flag = (before in FLAGS_WITH_VALUE for before in ["", *words])
+    return [word for word, value in zip(words, after_flag, strict=False) if not value and not word.startswith("-")]
+
+
+def _shown_files() -> dict[str, str]:
+    """Configuration files that CONTRIBUTING.md shows how to write: by name, their content."""
+    shown = [block for language, block in _blocks("CONTRIBUTING.md") if language == "yaml"]
+    return {re.findall(r"^name: (\w+)$", block, re.MULTILINE)[0]: block for block in shown}
+
+
+def _uses_shown_file(command: str) -> bool:
+    return any(command.endswith(f"={name}") for name in _shown_files())
+
+
+ALL_COMMANDS = sorted({line for document in COMMANDS for line in _commands(document) + _fragments(document)})
+
+
+def test_both_readmes_show_the_same_code_in_the_same_order() -> None:
+    english, chinese = map(_blocks, READMES)
+    assert english == chinese
+    assert len(english) >= 15
+
+
+def test_both_readmes_have_the_same_structure() -> None:
+    shape = [re.findall(r"^(#+ |\||<!-- \w+ -->)", FENCE.sub("", _read(readme)), re.MULTILINE) for readme in READMES]
+    assert shape[0] == shape[1]
+
+
+def test_both_readmes_name_the_same_things() -> None:
+    named = [sorted(set(INLINE.findall(FENCE.sub("", _read(readme))))) for readme in READMES]
+    assert named[0] == named[1]
+
+
+@pytest.mark.parametrize("document", COMMANDS)
+def test_number_of_commands(document: str) -> None:
+    assert len(_commands(document)) >= COMMANDS[document]
+    assert len(_fragments(document)) >= (10 if document in READMES else 0)
+
+
+@pytest.mark.parametrize("command", [command for command in ALL_COMMANDS if not _uses_shown_file(command)])
+def test_command_passes_the_check(command: str) -> None:
+    arguments.check(_overrides(command))
+
+
+def test_files_that_contributing_shows_compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(arguments.CONF, tmp_path / "conf")
+    monkeypatch.setattr(arguments, "CONF", tmp_path / "conf")
+    checked = []
+    for name, content in _shown_files().items():
+        command = re.findall(r"^# (python run\.py .*)$", content, re.MULTILINE)[0]
+        group = re.findall(rf"(\w+)={name}", command)[0]
+        (tmp_path / "conf" / group / f"{name}.yaml").write_text(content, encoding="utf-8")
+        arguments.choices_of.cache_clear()
+        arguments.check(_overrides(command))
+        checked.append(name)
+    arguments.choices_of.cache_clear()
+    assert checked == ["my_forum", "lora_all"]
+
+
+def test_a_wrong_command_would_be_found() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'lora'"):
+        arguments.check(_overrides("python run.py -m stage=evaluate run=<folder or file> --cfg job method=lara"))
+
+
+@pytest.mark.parametrize("document", COMMANDS)
+def test_data_files_of_commands_exist(document: str) -> None:
+    files = re.findall(r"data\.files=([\w/.]+)", "\n".join(block for _, block in _blocks(document)))
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", _read("Makefile"), re.MULTILINE))
+    used = {name for document in COMMANDS for code in _code(document) for name in re.findall(r"^make (\w+)", code)}
+    assert {"run", "test", "lint", "bench"} <= used <= targets
+
+
+@pytest.mark.parametrize("document", COMMANDS)
+def test_relative_links_exist(document: str) -> None:
+    links = [link.split("#")[0] for link in LINK.findall(_read(document)) if "://" not in link]
+    folder = (ROOT / document).parent
+    assert [link for link in links if link and not (folder / link).exists()] == []
+    assert links or document == "data/README.md"
+
+
+@pytest.mark.parametrize("readme", READMES)
+@pytest.mark.parametrize("group", ["model", "method", "data", "stage", "train", "tracking", "experiment"])
+def test_every_choice_is_named(readme: str, group: str) -> None:
+    choices = arguments.choices_of(group)
+    assert choices
+    assert [name for name in choices if f"`{name}`" not in _read(readme)] == []
+
+
+def test_paths_on_the_map_exist() -> None:
+    cells = [line.split("|")[1] for line in _read("CONTRIBUTING.md").splitlines() if line.startswith("| `")]
+    paths = [path for cell in cells for path in INLINE.findall(cell) if "/" in path or path.endswith(".py")]
+    assert len(paths) >= 15
+    assert [path for path in paths if not (ROOT / path).exists()] == []

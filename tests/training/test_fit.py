@@ -1,0 +1,138 @@
+"""Fits on small models: what must come out equal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import small
+
+from finsa import arguments
+from finsa.config import Adapter, Train
+from finsa.data.rows import IGNORE, Row
+from finsa.modeling import adapters
+from finsa.training import fit
+
+LORA = Adapter(rank=4, alpha=8, dropout=0.1, targets=("q_proj", "v_proj"))
+
+
+class FakeTokenizer:
+    """What a fit asks of a tokenizer."""
+
+    pad_token_id = 0
+    model_input_names = ("input_ids",)
+
+
+def settings(*overrides: str) -> Train:
+    given = ("train.batch_size=8", "train.log_every=1", "train.epochs=2", "train.patience=null", *overrides)
+    values, choices = arguments.compose_values(given)
+    return arguments.build(values, choices, given).train
+
+
+def rows(n: int = 24) -> list[Row]:
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for number in range(n):
+        ids = torch.randint(2, 50, (4 + number % 9,), generator=generator).tolist()
+        made.append(Row(input_ids=ids, labels=[IGNORE] * (len(ids) - 2) + ids[-2:]))
+    return made
+
+
+def train(folder: Path, tokenizer: Any, *overrides: str, validate: Any = None, seed: int = 3) -> tuple[Any, list[Any]]:
+    """Fit an adapter and return its weights, and the log."""
+    model = adapters.attach(small(), _section(), LORA, seed=0)
+    log: list[Any] = []
+    fit.fit(
+        model=model,
+        tokenizer=tokenizer,
+        rows=rows(),
+        validate=validate or (lambda _: {"loss": 1.0, "macro_f1": 0.5}),
+        train=settings(*overrides),
+        seed=seed,
+        folder=folder,
+        record=lambda step, values: log.append({"step": step, **values}),
+    )
+    return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}, log
+
+
+def _section() -> Any:
+    values, choices = arguments.compose_values(["model.weights=random"])
+    return arguments.build(values, choices, []).model
+
+
+def losses(log: list[Any]) -> list[float]:
+    return [record["loss"] for record in log if "loss" in record]
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_accumulation_equals_one_big_batch(tmp_path: Path, tokenizer: Any, micro: int) -> None:
+    same = ("method.adapter.dropout=0.0", "train.epochs=1")
+    global LORA
+    plain, LORA = LORA, LORA.model_copy(update={"dropout": 0.0})
+    try:
+        whole, whole_log = train(tmp_path / "a", tokenizer, "train.micro_batch_size=8", *same)
+        parts, parts_log = train(tmp_path / "b", tokenizer, f"train.micro_batch_size={micro}", *same)
+    finally:
+        LORA = plain
+    assert losses(parts_log) == pytest.approx(losses(whole_log), rel=1e-5)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_same_seed_same_weights_and_another_seed_others(tmp_path: Path, tokenizer: Any) -> None:
+    first, _ = train(tmp_path / "a", tokenizer, "train.micro_batch_size=8")
+    again, _ = train(tmp_path / "b", tokenizer, "train.micro_batch_size=8")
+    other, _ = train(tmp_path / "c", tokenizer, "train.micro_batch_size=8", seed=4)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_stopped_fit_goes_on_to_the_same_weights(tmp_path: Path, tokenizer: Any) -> None:
+    whole, whole_log = train(tmp_path / "whole", tokenizer, "train.micro_batch_size=4", "train.epochs=3")
+
+    calls = []
+
+    def stop_at_the_second(_: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return {"loss": 1.0, "macro_f1": 0.5}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", tokenizer, "train.micro_batch_size=4", "train.epochs=3", validate=stop_at_the_second)
+    resumed, log = train(tmp_path / "cut", tokenizer, "train.micro_batch_size=4", "train.epochs=3")
+    assert losses(log) == losses(whole_log)[3:]  # the checkpoint of the first epoch, three steps
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_best_validation_decides_which_weights_stay(tmp_path: Path, tokenizer: Any) -> None:
+    kept = []
+
+    def best_first(model: Any) -> dict[str, float]:
+        kept.append({name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name})
+        return {"loss": 0.0, "macro_f1": 1.0 - 0.1 * len(kept)}
+
+    final, _ = train(tmp_path, tokenizer, "train.micro_batch_size=8", "train.epochs=3", validate=best_first)
+    assert len(kept) == 3
+    assert all(torch.equal(final[name], kept[0][name]) for name in final)
+    assert not all(torch.equal(final[name], kept[2][name]) for name in final)
+
+
+def test_early_stopping_waits_for_patience_validations(tmp_path: Path, tokenizer: Any) -> None:
+    calls = []
+
+    def never_better(_: Any) -> dict[str, float]:
+        calls.append(1)
+        return {"loss": 1.0, "macro_f1": 0.5}
+
+    train(tmp_path, tokenizer, "train.patience=2", "train.epochs=9", "train.micro_batch_size=8", validate=never_better)
+    assert len(calls) == 3
+
+
+def test_the_log_has_loss_rate_and_throughput(tmp_path: Path, tokenizer: Any) -> None:
+    _, log = train(tmp_path, tokenizer, "train.micro_batch_size=8")
+    steps = [record for record in log if "loss" in record]
+    assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(record["tokens_per_second"] > 0 and record["learning_rate"] >= 0 for record in steps)
