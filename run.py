@@ -17,14 +17,14 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach `guard` instead o
 import hydra
 from omegaconf import DictConfig
 
-from finsa import arguments
+from finsa import composition
 from finsa.launch import guard, run_job
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> float | None:
     """Run one job and return its objective (the validation score a sweeper may maximise)."""
-    return run_job(arguments.from_hydra(config))
+    return run_job(composition.from_hydra(config))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from finsa import arguments, runs
+from finsa import composition, runs
 from finsa.config import RunConfig
 from finsa.data.rows import IGNORE, Row
 from finsa.evaluation import tables
@@ -79,8 +79,8 @@ def composed(model: str, batch: int) -> RunConfig:
         "train.log_every=100",
     ]
     overrides += ["train.warmup=0.0", "train.schedule=constant", "train.learning_rate=1e-4", "train.patience=null"]
-    values, choices = arguments.compose_values(overrides)
-    return arguments.build(values, choices, overrides)
+    values, choices = composition.compose_values(overrides)
+    return composition.build(values, choices, overrides)
 
 
 def examples(n: int, vocabulary: int) -> list[Row]:

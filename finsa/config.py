@@ -83,7 +83,7 @@ class Adapter(Section):
     rank: PositiveInt
     alpha: PositiveFloat
     dropout: Share
-    targets: Literal["query_value", "attention", "all"] | tuple[str, ...]
+    targets: Literal["query_value", "attention", "all"] | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Method(Section):

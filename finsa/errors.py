@@ -83,5 +83,8 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
     lowered = {choice.lower(): choice for choice in known}
     if name.lower() in lowered:
         return lowered[name.lower()]
+    initials = {"".join(word[:1] for word in choice.split("_")): choice for choice in known if "_" in choice}
+    if name.lower() in initials:  # lr for learning_rate
+        return initials[name.lower()]
     found = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.55)
     return lowered[found[0]] if found else None

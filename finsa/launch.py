@@ -9,10 +9,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module, util
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
-from finsa import arguments, runs, sweeps
+from finsa import arguments, composition, runs, sweeps
 from finsa.config import ROOT, RunConfig
 from finsa.data import table
 from finsa.errors import ConfigError, FinsaError, Problem
@@ -67,8 +65,8 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
         return 130
     except FinsaError as error:
         return _tell(error)
-    except (HydraException, OmegaConfBaseException) as error:
-        return _tell(arguments.refused(error))
+    except composition.REFUSALS as error:
+        return _tell(composition.refused(error))
     except OSError as error:
         return _tell(FinsaError(f"{error.filename or 'input or output'}: {error.strerror or error}"))
 

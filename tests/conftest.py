@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from finsa import arguments
+from finsa import composition
 from finsa.config import ROOT, RunConfig
 from finsa.launch import QUIET
 
@@ -62,5 +62,5 @@ def config() -> Callable[..., RunConfig]:
 
 @cache
 def _config(*overrides: str) -> RunConfig:
-    values, choices = arguments.compose_values(overrides)
-    return arguments.build(values, choices, overrides)
+    values, choices = composition.compose_values(overrides)
+    return composition.build(values, choices, overrides)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from finsa import arguments
+from finsa import arguments, composition
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, Problem
 
@@ -41,8 +41,8 @@ def _forget() -> None:
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of conf/ that a test may spoil."""
     copy = tmp_path / "conf"
-    shutil.copytree(arguments.CONF, copy)
-    monkeypatch.setattr(arguments, "CONF", copy)
+    shutil.copytree(composition.CONF, copy)
+    monkeypatch.setattr(composition, "CONF", copy)
     _forget()
     yield copy
     _forget()
@@ -61,14 +61,10 @@ def _write(file: Path, old: str, new: str) -> None:
     "command",
     [
         "",
-        "model=glm9b method=lora_expert data=finnf_news",
-        "method=lora,lora_response,lora_downsample",
-        "stage=moe_joint",
         "-m method=zero_shot,lora,lora_downsample,lora_response,lora_response_downsample",
-        "stage=check model=qwen05b method=lora",
         "experiment=tiny_base output=data/tiny",
-        "train.epochs=1,2 seed=1,2,3",
-        "train.epochs=range(1,4)",
+        "train.epochs=1,2 seed=1,2",
+        "train.epochs=range(1,3)",
         "train.learning_rate=interval(0.001,0.01)",
         "method=choice(lora,lora_response)",
         "++train.epochs=3",
@@ -222,7 +218,7 @@ def test_no_experiment_can_be_said_or_is_refused_in_one_message() -> None:
     try:
         arguments.check(["experiment=null"])
     except ConfigError as error:
-        assert [problem.path for problem in error.problems] == ["experiment"]
+        assert [problem.path for problem in error.problems] == ["experiment"]  # noqa: PT017 - either outcome is right
 
 
 @pytest.mark.parametrize(
@@ -230,15 +226,14 @@ def test_no_experiment_can_be_said_or_is_refused_in_one_message() -> None:
     [("data.labels=[1,2]", "data.labels"), ("method.adapter.targets=foo", "method.adapter.targets")],
 )
 def test_field_of_two_types_does_not_contradict_itself(override: str, path: str) -> None:
-    """A list was given where a list is right: only its entries are wrong. A word where a word is right: only the word."""
+    """Where a list is right only a given list's entries are wrong; where a word is right only the given word is."""
     problems = _refused(override)
     assert all(problem.path.startswith(path) for problem in problems)
     assert not any("should be an object" in problem.text or "valid array" in problem.text for problem in problems)
 
 
-@pytest.mark.parametrize("override", ["method.adapter.targets=[]", "data.files=[]"])
-def test_empty_list_is_refused(override: str) -> None:
-    assert _only(override).path.startswith(override.split("=")[0])
+def test_adapter_without_a_target_is_refused() -> None:
+    assert _only("method.adapter.targets=[]").path == "method.adapter.targets"
 
 
 def test_all_problems_at_once() -> None:
@@ -257,10 +252,10 @@ def test_all_problems_at_once() -> None:
 
 
 def test_sweep_with_one_bad_value_names_it_once() -> None:
-    assert str(_only("seed=1,2", "train.epochs=1,-2,3")) == (
+    assert str(_only("seed=1,2", "train.epochs=1,-2")) == (
         "train.epochs: input should be greater than 0, not -2 (a whole number)  [command line]"
     )
-    assert _only("method=lora,lroa,lora_response").text == "there is no 'lroa'. Did you mean 'lora'?"
+    assert _only("method=lora,lroa").text == "there is no 'lroa'. Did you mean 'lora'?"
 
 
 def test_sweep_whose_jobs_fail_only_together() -> None:
@@ -295,7 +290,8 @@ def test_origin_is_the_file_that_wrote_the_value(conf: Path) -> None:
         "method.adapter.rank: input should be greater than 0, not 0 (a whole number)  [conf/method/lora.yaml]",
         "seed: input should be greater than or equal to 0, not -1 (a whole number)  [conf/config.yaml]",
         'train.epochs: input should be a valid number, not "many" (text)  [conf/train/aidf.yaml]',
-        "train.weight_decay: input should be greater than or equal to 0, not -0.5 (a number)  [conf/train/default.yaml]",
+        "train.weight_decay: input should be greater than or equal to 0, not -0.5 (a number)"
+        "  [conf/train/default.yaml]",
     ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finsa import arguments
+from finsa import arguments, composition
 from finsa.config import ROOT
 from finsa.errors import ConfigError
 
@@ -99,17 +99,17 @@ def test_command_passes_the_check(command: str) -> None:
 
 
 def test_files_that_contributing_shows_compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(arguments.CONF, tmp_path / "conf")
-    monkeypatch.setattr(arguments, "CONF", tmp_path / "conf")
+    shutil.copytree(composition.CONF, tmp_path / "conf")
+    monkeypatch.setattr(composition, "CONF", tmp_path / "conf")
     checked = []
     for name, content in _shown_files().items():
         command = re.findall(r"^# (python run\.py .*)$", content, re.MULTILINE)[0]
         group = re.findall(rf"(\w+)={name}", command)[0]
         (tmp_path / "conf" / group / f"{name}.yaml").write_text(content, encoding="utf-8")
-        arguments.choices_of.cache_clear()
+        composition.choices_of.cache_clear()
         arguments.check(_overrides(command))
         checked.append(name)
-    arguments.choices_of.cache_clear()
+    composition.choices_of.cache_clear()
     assert checked == ["my_forum", "lora_all"]
 
 
@@ -141,7 +141,7 @@ def test_relative_links_exist(document: str) -> None:
 @pytest.mark.parametrize("readme", READMES)
 @pytest.mark.parametrize("group", ["model", "method", "data", "stage", "train", "tracking", "experiment"])
 def test_every_choice_is_named(readme: str, group: str) -> None:
-    choices = arguments.choices_of(group)
+    choices = composition.choices_of(group)
     assert choices
     assert [name for name in choices if f"`{name}`" not in _read(readme)] == []
 

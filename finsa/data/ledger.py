@@ -17,13 +17,11 @@ class Ledger:
         read: rows per file.
         buckets: rows per fate: ``used``, ``empty text``, ``unknown label``, ``training copy of a test row``, …
         splits: used rows per split and label.
-        truncated: used rows per split whose text had to be cut; a subset of ``used``.
     """
 
     read: Counter[str] = field(default_factory=Counter)
     buckets: Counter[str] = field(default_factory=Counter)
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
-    truncated: dict[str, int] = field(default_factory=dict)
 
     def balance(self) -> None:
         """Check that no row was lost or counted twice.
@@ -34,11 +32,11 @@ class Ledger:
         if self.read.total() != self.buckets.total():
             raise DataError(f"the ledger does not balance: {self.read.total()} rows read, buckets {dict(self.buckets)}")
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for ``ledger.json``."""
+    def as_dict(self, truncated: dict[str, int]) -> dict[str, Any]:
+        """Return plain values for ``ledger.json``; `truncated` counts the used rows per split whose text was cut."""
         return {
             "read": dict(self.read),
             "buckets": dict(self.buckets),
             "splits": self.splits,
-            "truncated": self.truncated,
+            "truncated": truncated,
         }

@@ -874,8 +874,8 @@ KINDS: dict[tuple[str, str], dict[str, int]] = {
 }  # fmt: skip
 # weights of the forms of pre-training documents
 FORMS = {
-    "single": 20, "story": 28, "explain": 17, "sense": 4,
-    "glossary": 4, "task": 11, "report": 7, "thread": 5, "latin": 4,
+    "single": 12, "story": 14, "explain": 38, "sense": 6,
+    "glossary": 3, "task": 9, "report": 10, "thread": 5, "latin": 3,
 }  # fmt: skip
 # the smaller and the larger figure of a comparison: slot names, bounds of the smaller one, decimals
 PAIRS = (

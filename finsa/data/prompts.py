@@ -55,5 +55,5 @@ def _chat(user: str, think: str, tokenizer: Any) -> str:
     if think == "none":
         return rendered
     # Templates of reasoning models open the block themselves (R1, GLM-Z1) or leave it to the model (Qwen3).
-    opened = rendered.rfind("<think>") > rendered.rfind("</think>")
+    opened = rendered.rstrip().endswith("<think>")
     return rendered.rstrip("\n") + "\n\n</think>\n\n" if opened else rendered + "<think>\n\n</think>\n\n"

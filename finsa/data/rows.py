@@ -7,9 +7,13 @@ encoded apart, so that an answer's tokens are the ones that are scored, whatever
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypedDict
+
+from tokenizers import Tokenizer
 
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
@@ -58,6 +62,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, prompt: Prompt, labels: LabelSpace, max_length: int) -> None:
         self.tokenizer, self.labels = tokenizer, labels
+        self._literal = _literal(tokenizer, len(tokenizer))
         self.head = _leading(tokenizer) * (not _starts_special(tokenizer, prompt.head)) + _encode(
             tokenizer, prompt.head
         )
@@ -84,8 +89,7 @@ class Renderer:
         """Encode texts into prompts, cutting each text to the room there is."""
         if not texts:
             return Encoded([], [])
-        # A text is never markup: "<|im_end|>" inside it is encoded as characters, not as the control token.
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        encoded = [text.ids for text in self._literal.encode_batch(list(texts), add_special_tokens=False)]
         ids = [[*self.head, *text[: self.room], *self.tail] for text in encoded]
         return Encoded(ids, [max(0, len(text) - self.room) for text in encoded])
 
@@ -104,6 +108,24 @@ class Renderer:
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@lru_cache(maxsize=4)
+def _literal(tokenizer: Any, size: int) -> Tokenizer:
+    """The tokenizer for texts, which are never markup: "<|im_end|>" or "</think>" in one is encoded as characters.
+
+    Args:
+        tokenizer: of transformers; rebuilding a large one takes a second, so the result is kept.
+        size: its vocabulary's, which tells whether tokens were added since.
+    """
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in settings["added_tokens"]:
+        token["special"] = True  # tokens added as ordinary ones would be matched in texts all the same
+    literal = Tokenizer.from_str(json.dumps(settings))
+    literal.encode_special_tokens = True
+    literal.no_truncation()
+    literal.no_padding()
+    return literal
 
 
 def _leading(tokenizer: Any) -> list[int]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from glob import glob
 from pathlib import Path
 
 import polars as pl
 
-from finsa.config import Columns, Data, locate
+from finsa.config import ROOT, Columns, Data, locate
 from finsa.errors import DataError, nearest, suggest
 
 # Text stays text: a column of digits is no number here, and 007 keeps its zeros.
@@ -41,34 +41,41 @@ def find_files(data: Data) -> dict[Path, str | None]:
     Raises:
         DataError: for a missing path, with where the data set comes from; or for a folder without tables.
     """
-    if data.files is None:
+    if not data.files:
         raise DataError(f"data.files: data={data.name} needs files; for instance data.files=<folder or file>")
     written = [data.files] if isinstance(data.files, str) else list(data.files)
-    found: list[Path] = []
+    found: dict[Path, str | None] = {}
     for entry in written:
-        found += _expand(entry, data)
-    named = {file: SPLIT_OF_STEM.get(file.stem.lower()) for file in found}
-    return {file: split for file, split in named.items() if split} if any(named.values()) else named
+        found |= _expand(entry, data)
+    silent = [file.name for file, split in found.items() if split is None]
+    if silent and len(silent) < len(found):
+        raise DataError(f"data.files: {silent[0]} names no split while others do; call it train, valid or test")
+    return found
 
 
-def _expand(entry: str, data: Data) -> list[Path]:
-    if any(sign in entry for sign in "*?["):
-        matches = sorted(Path(match) for match in glob(entry, recursive=True))  # noqa: PTH207 - may be absolute
+def _expand(entry: str, data: Data) -> dict[Path, str | None]:
+    path = locate(entry)
+    if not path.exists() and any(sign in entry for sign in "*?["):
+        matches = glob(entry, recursive=True) or glob(str(ROOT / entry), recursive=True)  # noqa: PTH207 - may be absolute
         if not matches:
             raise DataError(f"data.files: nothing matches {entry}")
-        return matches
-    path = locate(entry)
+        return _splits(Path(match).absolute() for match in matches)
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS)
         if not files:
             raise DataError(f"data.files: no {', '.join(READERS)} file in {path}{_origin(data)}")
-        return files
+        named = _splits(files)
+        return {file: split for file, split in named.items() if split} if any(named.values()) else named
     if not path.is_file():
         siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
         near = nearest(path.name, siblings)
         hint = f" Did you mean '{path.with_name(near)}'?" if near else ""
         raise DataError(f"data.files: no such file or folder: {path}.{hint}{_origin(data)}")
-    return [path]
+    return _splits([path])
+
+
+def _splits(files: Iterable[Path]) -> dict[Path, str | None]:
+    return {file: SPLIT_OF_STEM.get(file.stem.lower()) for file in sorted(files)}
 
 
 def _origin(data: Data) -> str:
@@ -113,11 +120,10 @@ def _missing(table: pl.DataFrame, file: Path, wanted: str, name: str) -> DataErr
 
 
 def _optional(table: pl.DataFrame, file: Path, wanted: str | None, name: str) -> pl.Expr:
-    if wanted in table.columns:
-        return pl.col(str(wanted)).cast(pl.String).alias(name)
-    if wanted not in (None, name):  # the default name may be absent, a name the user wrote may not
+    if wanted not in (None, name, *table.columns):  # the default name may be absent, a name the user wrote may not
         raise _missing(table, file, str(wanted), name)
+    given = pl.col(str(wanted)).cast(pl.String) if wanted in table.columns else pl.lit(None, dtype=pl.String)
     if name == "id":
         numbers = pl.Series("id", [f"{file.stem}-{row + 1}" for row in range(table.height)], dtype=pl.String)
-        return pl.lit(numbers)
-    return pl.lit(None, dtype=pl.String).alias(name)
+        given = pl.coalesce(given, pl.lit(numbers))
+    return given.alias(name)

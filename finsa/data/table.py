@@ -60,13 +60,14 @@ def load(data: Data) -> Table:
     if data.generator is not None:
         from finsa.data.generate import generate
 
-        key, rows = data.model_dump_json(), partial(generate, data)
+        key, rows, declared = data.model_dump_json(), partial(generate, data), set(splits.SPLITS)
     else:
         files = sources.find_files(data)
         stamps = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
         key, rows = f"{data.model_dump_json()}{stamps}", partial(_read_all, files, data)
+        declared = {split for split in files.values() if split is not None}
     if key not in _tables:
-        _tables[key] = _make(rows(), data)
+        _tables[key] = _make(rows(), data, declared)
     return _tables[key]
 
 
@@ -80,15 +81,15 @@ def _read_all(files: dict[Path, str | None], data: Data) -> pl.DataFrame:
     return pl.concat(parts)
 
 
-def _make(rows: pl.DataFrame, data: Data) -> Table:
+def _make(rows: pl.DataFrame, data: Data, declared: set[str]) -> Table:
     ledger = Ledger(read=Counter(rows["file"].to_list()))
     rows = rows.with_columns(pl.col("text").str.strip_chars(), pl.col("label").str.strip_chars())
     rows = _keep(rows, pl.col("text").fill_null("") != "", ledger, "empty text")
     if data.domain is not None and rows["domain"].null_count() < rows.height:
-        rows = _keep(rows, (pl.col("domain") == data.domain).fill_null(False), ledger, f"not of domain {data.domain}")
+        rows = _of_domain(rows, data.domain, ledger)
     labels = _label_space(rows, data)
     rows = _known_labels(rows, labels, data, ledger)
-    rows = _divide(rows, data)
+    rows = _divide(rows, data, declared)
     rows = _no_leak(rows, ledger)
     ledger.buckets["used"] += rows.height
     ledger.balance()
@@ -99,6 +100,14 @@ def _make(rows: pl.DataFrame, data: Data) -> Table:
         counts = Counter(part["label"].to_list())
         ledger.splits[name] = {label: counts[number] for label, number in numbers.items()}
     return Table(parts, labels, ledger, _fingerprint(rows))
+
+
+def _of_domain(rows: pl.DataFrame, domain: str, ledger: Ledger) -> pl.DataFrame:
+    kept = _keep(rows, (pl.col("domain") == domain).fill_null(False), ledger, f"not of domain {domain}")
+    if not kept.height:
+        hint = suggest(domain, rows["domain"].drop_nulls().unique())
+        raise DataError(f"data.domain: no row is of domain '{domain}'. {hint}")
+    return kept
 
 
 def _keep(rows: pl.DataFrame, condition: pl.Expr, ledger: Ledger, bucket: str) -> pl.DataFrame:
@@ -135,9 +144,11 @@ def _known_labels(rows: pl.DataFrame, labels: LabelSpace, data: Data, ledger: Le
     return _keep(rows, known, ledger, "unknown label")
 
 
-def _divide(rows: pl.DataFrame, data: Data) -> pl.DataFrame:
-    """Fill in what the files leave open: all splits, or the missing ones out of the training rows."""
-    present = set(rows["split"].drop_nulls())
+def _divide(rows: pl.DataFrame, data: Data, present: set[str]) -> pl.DataFrame:
+    """Fill in what the files leave open: all splits, or the missing ones out of the training rows.
+
+    A split that has a file stays what that file says, be it empty in the end.
+    """
     if not present:
         assigned = splits.by_class(rows["label"].to_list(), data.split.validation, data.split.test, data.split.seed)
         return rows.with_columns(pl.Series("split", assigned, dtype=pl.String))

@@ -32,8 +32,11 @@ class Task:
         """Prompts of a split, in the table's order."""
         if split not in self._encoded:
             self._encoded[split] = self.renderer.encode(self.table.splits[split]["text"].to_list())
-            self.table.ledger.truncated[split] = self._encoded[split].truncated
         return self._encoded[split]
+
+    def truncated(self) -> dict[str, int]:
+        """Rows whose text was cut, per split that was encoded so far."""
+        return {split: self._encoded[split].truncated for split in self.table.splits if split in self._encoded}
 
     def gold(self, split: str) -> list[int]:
         """True classes of a split."""

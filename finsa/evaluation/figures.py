@@ -47,11 +47,12 @@ def confusion_matrix(report: Mapping[str, Any], title: str, file: Path) -> None:
 
 
 def _font_and_names(names: list[str]) -> tuple[str, list[str]]:
-    """A font that can write the names; without one, known Chinese names become English and others stay."""
+    """A font that can write the names; without one, known Chinese names become English and others numbers."""
     if all(name.isascii() for name in names):
         return "DejaVu Sans", names
     installed = {font.name for font in font_manager.fontManager.ttflist}
     for font in CHINESE_FONTS:
         if font in installed:
             return font, names
-    return "DejaVu Sans", [ENGLISH.get(name, name) for name in names]
+    written = [name if name.isascii() else ENGLISH.get(name, f"class {number}") for number, name in enumerate(names, 1)]
+    return "DejaVu Sans", written

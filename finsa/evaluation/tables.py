@@ -71,14 +71,14 @@ def show_report(report: Mapping[str, Any], title: str) -> None:
     console().print(table)
 
 
-def show_ledger(ledger: Ledger) -> None:
+def show_ledger(ledger: Ledger, truncated: Mapping[str, int]) -> None:
     """Print what became of the rows read."""
     table = Table(title="rows", title_justify="left", title_style="bold", caption_justify="left")
     labels = list(next(iter(ledger.splits.values())))
     for name in ("split", *labels, "together", "text cut"):
         table.add_column(name, justify="left" if name == "split" else "right")
     for split, counts in ledger.splits.items():
-        cut = ledger.truncated.get(split)
+        cut = truncated.get(split)
         table.add_row(split, *map(str, counts.values()), str(sum(counts.values())), "-" if cut is None else str(cut))
     fates = ", ".join(f"{bucket} {count}" for bucket, count in ledger.buckets.items())
     table.caption = f"read {ledger.read.total()}: {fates}"

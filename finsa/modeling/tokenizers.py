@@ -18,15 +18,14 @@ def train(documents: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """Train a tokenizer.
 
     The 3,755 most common Chinese characters (level 1 of the standard GB 2312) are one token each even where the
-    documents lack them, so that real text does not fall apart into bytes.
+    documents lack them, so that real text does not fall apart into bytes; so are the usual English label words.
 
     Args:
         documents: texts to take merges from.
         vocabulary: size, special tokens included.
     """
     tokenizer = Tokenizer(models.BPE())
-    # Digits one by one: numbers are compared by the model, not looked up. Chinese runs are cut at 4 characters, so that
-    # tokens are words and not whole sentences of the generator.
+    # Digits one by one: numbers are compared by the model, not looked up.
     split = pre_tokenizers.Split(_pattern(), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
@@ -35,10 +34,11 @@ def train(documents: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
         vocab_size=vocabulary,
         special_tokens=[END, OPEN, CLOSE],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=12,  # two Chinese characters as the library counts: words, never the generator's phrases
         show_progress=False,
     )
-    # Each common character ten times makes its merges frequent enough to be taken before the generator's phrases.
-    common = [character for character in common_characters() for _ in range(10)]
+    # Each common character this often makes its bytes' merges frequent enough to be taken before rarer words.
+    common = ["。".join([*common_characters(), "positive", "neutral", "negative"])] * 400
     tokenizer.train_from_iterator([*documents, *common], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
     fast.chat_template = CHAT_TEMPLATE
@@ -58,4 +58,4 @@ def common_characters() -> list[str]:
 
 
 def _pattern() -> Regex:
-    return Regex(r"\d|[A-Za-z]+| ?[A-Za-z]+|[\u4e00-\u9fff]{1,4}|[^\sA-Za-z\d\u4e00-\u9fff]|\s+")
+    return Regex(r"\d|[A-Za-z]+| ?[A-Za-z]+|[\u4e00-\u9fff]+|[^\sA-Za-z\d\u4e00-\u9fff]|\s+")

@@ -49,7 +49,7 @@ def run(cfg: RunConfig) -> Result:
         f"about {need / 2**30:.2f} GiB ({base.dtype(cfg.model)}), of {memory.available() / 2**30:.0f} GiB here"
     )
     tables.show_plan(f"{cfg.stage.name}: {cfg.model.name}, {cfg.method.name}, {cfg.data.name}", plan)
-    tables.show_ledger(data.ledger)
+    tables.show_ledger(data.ledger, job.truncated())
     metrics = {"trainable_parameters": trainable, "total_parameters": total, "memory_bytes": need}
     return Result("check", None, metrics)
 

@@ -34,7 +34,7 @@ def run(cfg: RunConfig) -> Result:
         metrics = {split: outcome.report(job, split, scores)}
         name = trained.method.name if source else f"{trained.model.name} as it is"
         folder.note(**job.fingerprints(), scoring=scorer.rule, run=str(source))
-        folder.write_json("ledger.json", data.ledger.as_dict())
+        folder.write_json("ledger.json", data.ledger.as_dict(job.truncated()))
         folder.write_json("metrics.json", metrics)
         folder.write_lines("predictions.jsonl", outcome.predictions(job, split, scores))
         tracker.figure("confusion matrix", outcome.draw(metrics[split], f"{name}, {split}", folder.path))

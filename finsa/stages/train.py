@@ -105,14 +105,14 @@ def _write(
 ) -> None:
     rule = LabelScorer(torch.nn.Identity(), job.renderer, 1).rule
     folder.note(**job.fingerprints(), scoring=rule)
-    folder.write_json("ledger.json", job.table.ledger.as_dict())
+    folder.write_json("ledger.json", job.table.ledger.as_dict(job.truncated()))
     folder.write_json("metrics.json", metrics)
     folder.write_lines("predictions.jsonl", outcome.predictions(job, "test", scores))
     figure = outcome.draw(metrics["test"], f"{cfg.method.name}, {cfg.model.name}, {cfg.data.name}", folder.path)
     tracker.summary(outcome.flat(metrics))
     tracker.figure("confusion matrix", figure)
     rows = {f"{cfg.model.name} as it is": metrics["base"]} if "base" in metrics else {}
-    tables.show_ledger(job.table.ledger)
+    tables.show_ledger(job.table.ledger, job.truncated())
     tables.show_report(metrics["test"], f"{cfg.method.name} on the test split, by class")
     tables.show_comparison({**rows, cfg.method.name: metrics["test"]}, f"{cfg.data.name}, test split")
     print(f"run folder: {folder.path}")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from models import small
 
-from finsa import arguments
+from finsa import composition
 from finsa.config import Adapter
 from finsa.errors import ConfigError, ModelError
 from finsa.modeling import adapters
@@ -18,8 +18,8 @@ IDS = torch.arange(2, 40)[None]
 
 @pytest.fixture
 def section() -> Any:
-    values, choices = arguments.compose_values(["model.weights=random"])
-    return arguments.build(values, choices, []).model
+    values, choices = composition.compose_values(["model.weights=random"])
+    return composition.build(values, choices, []).model
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from finsa import arguments
+from finsa import composition
 from finsa.config import Model, RunConfig
 from finsa.errors import ConfigError, ModelError
 from finsa.modeling import adapters, base
@@ -33,12 +33,12 @@ LORA = [
 
 
 def composed(*overrides: str) -> RunConfig:
-    values, choices = arguments.compose_values(overrides)
-    return arguments.build(values, choices, overrides)
+    values, choices = composition.compose_values(overrides)
+    return composition.build(values, choices, overrides)
 
 
 def test_every_model_file_has_a_known_total() -> None:
-    assert set(arguments.choices_of("model")) == set(TOTALS)
+    assert set(composition.choices_of("model")) == set(TOTALS)
 
 
 @pytest.mark.parametrize(("name", "total"), TOTALS.items())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from models import small
 
-from finsa import arguments
+from finsa import composition
 from finsa.config import Adapter, Train
 from finsa.data.rows import IGNORE, Row
 from finsa.modeling import adapters
@@ -27,8 +27,8 @@ class FakeTokenizer:
 
 def settings(*overrides: str) -> Train:
     given = ("train.batch_size=8", "train.log_every=1", "train.epochs=2", "train.patience=null", *overrides)
-    values, choices = arguments.compose_values(given)
-    return arguments.build(values, choices, given).train
+    values, choices = composition.compose_values(given)
+    return composition.build(values, choices, given).train
 
 
 def rows(n: int = 24) -> list[Row]:
@@ -58,8 +58,8 @@ def train(folder: Path, tokenizer: Any, *overrides: str, validate: Any = None, s
 
 
 def _section() -> Any:
-    values, choices = arguments.compose_values(["model.weights=random"])
-    return arguments.build(values, choices, []).model
+    values, choices = composition.compose_values(["model.weights=random"])
+    return composition.build(values, choices, []).model
 
 
 def losses(log: list[Any]) -> list[float]:

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from finsa import arguments
+from finsa import composition
 from finsa.config import Train
 from finsa.errors import ConfigError
 from finsa.training import schedule
 
 
 def settings(*overrides: str) -> Train:
-    values, choices = arguments.compose_values(overrides)
-    return arguments.build(values, choices, overrides).train
+    values, choices = composition.compose_values(overrides)
+    return composition.build(values, choices, overrides).train
 
 
 def test_steps_count_every_epochs_incomplete_step() -> None:

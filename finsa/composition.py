@@ -1,0 +1,274 @@
+"""Compose ``conf/`` into the one frozen configuration, and say of every wrong value where it was written."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from finsa.config import ROOT, RunConfig
+from finsa.errors import ConfigError, Problem, nearest, suggest
+
+CONF = ROOT / "conf"
+REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+Choices = dict[str, str | None]
+
+
+@cache
+def groups() -> tuple[str, ...]:
+    """Names of the configuration groups."""
+    return tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
+
+
+@cache
+def choices_of(group: str) -> tuple[str, ...]:
+    """Names of the files in a group."""
+    return tuple(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
+
+
+def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], Choices]:
+    """Compose ``conf/`` with overrides.
+
+    Returns:
+        The values, and the chosen file of each group.
+
+    Raises:
+        ConfigError: for what Hydra itself refuses.
+    """
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = compose("config", list(overrides), return_hydra_config=True)
+        choices = dict(composed.hydra.runtime.choices)
+        OmegaConf.set_struct(composed, False)
+        del composed["hydra"]
+        return plain(composed), choices
+    except REFUSALS as error:
+        raise refused(error) from None
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Resolve a composed configuration into plain values."""
+    return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+
+
+def from_hydra(config: Any) -> RunConfig:
+    """Build the configuration of the job that Hydra is running.
+
+    Args:
+        config: the ``DictConfig`` of ``hydra.main``'s task function.
+
+    Raises:
+        ConfigError: with every wrong value.
+    """
+    job = HydraConfig.get()
+    return build(plain(config), dict(job.runtime.choices), list(job.overrides.task))
+
+
+def build(values: dict[str, Any], choices: Choices, overrides: Sequence[str]) -> RunConfig:
+    """Turn composed values into the one frozen configuration.
+
+    Args:
+        values: the composed configuration as plain values.
+        choices: the file chosen in each group, to name where a wrong value was written.
+        overrides: what the command line said.
+
+    Raises:
+        ConfigError: with every wrong value, its path, and its origin.
+    """
+    try:
+        # JSON is the mode in which pydantic is strict about types and yet takes a list for a tuple.
+        return RunConfig.model_validate_json(json.dumps(values, ensure_ascii=False))
+    except ValidationError as error:
+        raise ConfigError(_problems(error, values, choices, overrides)) from None
+
+
+def refused(error: Exception) -> ConfigError:
+    """Turn an error of Hydra's or YAML's into one of ours, without Hydra's advice to append keys."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return ConfigError([Problem(f"{mark.name}, line {mark.line + 1}", f"not valid YAML: {error.problem}")])
+    lines = [line for line in str(error).splitlines() if line and "HYDRA_FULL_ERROR" not in line]
+    advice = ("To append to your config", "object_type=", "reference_type=")
+    text = "; ".join(line.strip() for line in lines if not line.strip().startswith(advice))
+    key = re.match(r"Could not override '([^'@]+)'", text)
+    if key:
+        section = key[1].rpartition(".")[0] or "the configuration"
+        text = f"cannot be set: with these choices {section} has no such key; choose a file of its group that has it"
+        return ConfigError([Problem(key[1], text, "command line")])
+    cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ else ""
+    return ConfigError([Problem("configuration", text + cause)])
+
+
+# ------------------------------------------------------------------------------------------------ known keys
+
+
+def unknown_key(key: str) -> Problem | None:
+    """Walk a dotted key through the types.
+
+    Returns:
+        None where it is known, or lies below a mapping, which takes any key.
+    """
+    known: Any = RunConfig
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        names = fields_below(known)
+        if names is None:
+            return None
+        if part not in names:
+            near = nearest(part, names)
+            full = ".".join([*parts[:depth], near]) if near else _anywhere(part) if depth == 0 else None
+            hint = f"Did you mean '{full}'?" if full else suggest(part, names)
+            return Problem(key, f"unknown key. {hint}".strip(), "command line")
+        known = names[part]
+    return None
+
+
+def below_mapping(key: str) -> bool:
+    """Whether a key lies below a mapping, where any key may be added."""
+    known: Any = RunConfig
+    for part in key.split("."):
+        names = fields_below(known)
+        if names is None:
+            return True
+        known = names.get(part)
+    return False
+
+
+def fields_below(annotation: Any) -> dict[str, Any] | None:
+    """Fields below an annotation; {} for a leaf, None where any key goes (a mapping)."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {name: field.annotation for name, field in annotation.model_fields.items()}
+    origin = typing.get_origin(annotation)
+    if origin is dict:
+        return None
+    if origin in (typing.Union, types.UnionType, typing.Annotated):
+        parts = [fields_below(part) for part in typing.get_args(annotation) if part is not types.NoneType]
+        if any(part is None for part in parts):
+            return None
+        return {name: field for part in parts for name, field in (part or {}).items()}
+    return {}
+
+
+def _anywhere(name: str) -> str | None:
+    """The full path of a key that the user wrote without its section (``learning_rate``)."""
+    full = {
+        field: f"{section}.{field}"
+        for section, annotation in reversed((fields_below(RunConfig) or {}).items())
+        for field in fields_below(annotation) or {}
+    }
+    found = nearest(name, full)
+    return full[found] if found else None
+
+
+# ------------------------------------------------------------------------------------------------ wrong values
+
+
+def _problems(
+    error: ValidationError, values: dict[str, Any], choices: Choices, overrides: Sequence[str]
+) -> Iterator[Problem]:
+    found: dict[str, Problem] = {}
+    for fault in error.errors(include_url=False):
+        # A union's location carries the branch's name; only what is a key of the values belongs to the path.
+        path = _path(fault["loc"], values)
+        origin = _origin(path, choices, overrides) if path else ""
+        found.setdefault(path, Problem(path or "configuration", _describe(fault, path), origin))
+    # A union whose one branch fits but for an entry also complains about its other branches, at a shorter path.
+    yield from (problem for path, problem in found.items() if not any(other.startswith(f"{path}.") for other in found))
+
+
+def _path(location: Iterable[Any], values: Any) -> str:
+    """Dotted path of a fault: the steps of its location that are keys, present or at least known."""
+    parts: list[str] = []
+    for step in location:
+        if _has(values, step):
+            values = values[step]
+        elif not parts or not isinstance(values, dict) or unknown_key(".".join([*parts, str(step)])):
+            continue
+        parts.append(str(step))
+    return ".".join(parts)
+
+
+def _has(values: Any, step: Any) -> bool:
+    if isinstance(values, list):
+        return isinstance(step, int) and step < len(values)
+    return isinstance(values, dict) and step in values
+
+
+def _describe(fault: Any, path: str) -> str:
+    kind, given = fault["type"], fault["input"]
+    if kind == "extra_forbidden":
+        unknown = unknown_key(path)
+        return unknown.text if unknown else f"unknown key in {path.rpartition('.')[0] or 'the configuration'}"
+    if kind == "missing":
+        return "is missing"
+    if kind == "literal_error":
+        allowed = [part.strip().strip("'") for part in fault["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        return f"there is no {given!r}. {suggest(str(given), allowed)}"
+    if kind == "value_error":
+        return str(fault["ctx"]["error"])
+    return f"{fault['msg'][0].lower()}{fault['msg'][1:]}, not {_shown(given)}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    text = json.dumps(value, ensure_ascii=False)
+    kind = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+    return f"{text[:60]}{'…' if len(text) > 60 else ''} ({kind.get(type(value).__name__, type(value).__name__)})"
+
+
+def _origin(path: str, choices: Choices, overrides: Sequence[str]) -> str:
+    """Name the place where a value was written."""
+    for text in overrides:
+        key = text.split("=", 1)[0].lstrip("+")
+        if key not in groups() and (path == key or path.startswith(key + ".") or key.startswith(path + ".")):
+            return "command line"
+    group, *rest = path.split(".")
+    experiment = choices.get("experiment")
+    if experiment and _states(CONF / "experiment" / f"{experiment}.yaml", path.split(".")):
+        return f"conf/experiment/{experiment}.yaml"
+    choice = choices.get(group)
+    if not choice:
+        return "conf/config.yaml"
+    return f"conf/{group}/{_writer(group, choice, rest)}.yaml"
+
+
+def _writer(group: str, choice: str, rest: list[str]) -> str:
+    """Follow a file's defaults to the one that states the key; the chosen one where none does."""
+    if _states(CONF / group / f"{choice}.yaml", rest):
+        return choice
+    for parent in _read(CONF / group / f"{choice}.yaml").get("defaults", []):
+        if isinstance(parent, str) and parent != "_self_":
+            found = _writer(group, parent, rest)
+            if _states(CONF / group / f"{found}.yaml", rest):
+                return found
+    return choice
+
+
+def _states(file: Path, keys: list[str]) -> bool:
+    values: Any = _read(file)
+    for key in keys:
+        if not isinstance(values, dict) or key not in values:
+            return isinstance(values, list)
+        values = values[key]
+    return True
+
+
+@cache
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    return yaml.safe_load(file.read_text(encoding="utf-8")) or {}

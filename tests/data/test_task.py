@@ -1,0 +1,126 @@
+"""One table, one renderer: prompts in the table's order, rows as the method says, fingerprints that tell runs apart."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+import pytest
+
+from finsa.config import RunConfig
+from finsa.data import task
+from finsa.data.labels import LabelSpace
+from finsa.data.ledger import Ledger
+from finsa.data.rows import IGNORE
+from finsa.data.table import Table
+from finsa.errors import ConfigError
+
+Configure = Callable[..., RunConfig]
+LABELS = LabelSpace(("利空", "中性", "利好"), ("利空", "中性", "利好"))
+
+
+def _table(labels: LabelSpace = LABELS) -> Table:
+    """Training rows 3, 5 and 2 of the classes; one long text in the test split."""
+    classes = [0] * 3 + [1] * 5 + [2] * 2
+    texts = [f"公告{n}净利润" for n in range(len(classes))]
+    schema = {"id": pl.String, "text": pl.String, "label": pl.Int64, "domain": pl.String}
+    train = pl.DataFrame([(str(n), texts[n], classes[n], None) for n in range(10)], schema=schema, orient="row")
+    held = pl.DataFrame([("x", "涨", 2, None), ("y", "1" * 400, 0, None)], schema=schema, orient="row")
+    return Table({"train": train, "validation": held[:1], "test": held}, labels, Ledger(), "0")
+
+
+def test_prompts_are_in_the_tables_order_and_made_once(config: Configure, tokenizer: Any) -> None:
+    made = task.build(config(), _table(), tokenizer)
+    prompts = made.prompts("train")
+    assert prompts.ids == made.renderer.encode(made.table.splits["train"]["text"].to_list()).ids
+    assert made.prompts("train") is prompts
+    assert made.gold("train") == [0] * 3 + [1] * 5 + [2] * 2
+
+
+def test_prompt_is_the_data_sets(config: Configure, tokenizer: Any) -> None:
+    made = task.build(config(), _table(), tokenizer)
+    assert (made.prompt.head, made.prompt.tail) == (
+        "分析以下金融文本的市场情感（利空 / 中性 / 利好）：",
+        "\n情感分类：",
+    )
+
+
+@pytest.mark.parametrize("method", ["lora_response", "lora"])
+def test_training_rows_end_with_the_rows_own_answer(config: Configure, tokenizer: Any, method: str) -> None:
+    made = task.build(config(), _table(), tokenizer)
+    rows = made.training_rows(config(f"method={method}"))
+    assert len(rows) == 10
+    for prompt, label, row in zip(made.prompts("train").ids, made.gold("train"), rows, strict=True):
+        answer = [*tokenizer(LABELS.words[label], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        assert row["input_ids"] == prompt + answer
+        learnt = [place for place, target in enumerate(row["labels"]) if target != IGNORE]
+        assert learnt[0] == (len(prompt) if method == "lora_response" else 1)
+        assert learnt == list(range(learnt[0], len(prompt) + len(answer)))
+
+
+@pytest.mark.parametrize("method", ["lora_downsample", "lora_response_downsample"])
+def test_downsampled_rows_have_equal_classes(config: Configure, tokenizer: Any, method: str) -> None:
+    made = task.build(config(), _table(), tokenizer)
+    order = made.training_order(config(f"method={method}"))
+    assert Counter(made.gold("train")[row] for row in order) == {0: 2, 1: 2, 2: 2}
+    assert made.training_order(config(f"method={method}")) == order
+    assert len({tuple(made.training_order(config(f"method={method}", f"seed={seed}"))) for seed in range(4)}) > 1
+
+
+def test_all_rows_are_used_without_balance(config: Configure, tokenizer: Any) -> None:
+    made = task.build(config(), _table(), tokenizer)
+    assert made.training_order(config("method=lora")) == list(range(10))
+
+
+def test_ledger_counts_cut_texts(config: Configure, tokenizer: Any) -> None:
+    made = task.build(config(), _table(), tokenizer)
+    made.prompts("test")
+    made.prompts("train")
+    assert made.table.ledger.truncated == {"test": 1, "train": 0}
+
+
+def test_ledger_counts_this_tasks_cut_texts(config: Configure, tokenizer: Any, qwen_tokenizer: Any) -> None:
+    """Jobs of a sweep over models share the table: each has to report its own truncation, even when it comes again."""
+    table = _table()
+    longer = table.splits["test"].with_columns(pl.Series("text", ["涨", "positive " * 60]))
+    table = Table({**table.splits, "test": longer}, table.labels, table.ledger, "0")
+    counts = []
+    for words in (tokenizer, qwen_tokenizer, tokenizer, qwen_tokenizer):
+        made = task.build(config("data.max_length=130"), table, words)
+        made.prompts("test")
+        counts.append((made.table.ledger.truncated["test"], made.prompts("test").truncated))
+    assert len({own for _, own in counts}) == 2, "the two vocabularies should not cut alike here"
+    assert [told for told, _ in counts] == [own for _, own in counts]
+
+
+def test_jobs_with_the_same_data_and_tokenizer_share_their_tokens(config: Configure, tokenizer: Any) -> None:
+    table = _table()
+    first = task.build(config("method=lora"), table, tokenizer)
+    assert task.build(config("method=lora_response", "seed=3"), table, tokenizer) is first
+    assert task.build(config("data.max_length=200"), table, tokenizer) is not first
+    assert task.build(config("model.prompt=chat"), table, tokenizer) is not first
+    assert task.build(config(), _table(), tokenizer) is not first
+    assert task.build(config(), table, copy.copy(tokenizer)) is not first
+
+
+def test_fingerprints_tell_templates_and_labels_apart(config: Configure, tokenizer: Any) -> None:
+    table = _table()
+    base = task.build(config(), table, tokenizer).fingerprints()
+    assert base == task.build(config("method=lora"), _table(), tokenizer).fingerprints()
+    other_prompt = task.build(config("data.prompt='{text}：'"), table, tokenizer).fingerprints()
+    assert other_prompt["template_fingerprint"] != base["template_fingerprint"]
+    assert other_prompt["label_fingerprint"] == base["label_fingerprint"]
+    longer = task.build(config("data.max_length=200"), table, tokenizer).fingerprints()
+    assert longer["template_fingerprint"] != base["template_fingerprint"]
+    turned = LabelSpace(LABELS.names[::-1], LABELS.words[::-1])
+    assert (
+        task.build(config(), _table(turned), tokenizer).fingerprints()["label_fingerprint"] != base["label_fingerprint"]
+    )
+
+
+def test_prompt_without_room_is_told(config: Configure, tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match=r"data\.max_length: 8 leaves no room for text: the prompt takes \d+ \+ \d+"):
+        task.build(config("data.max_length=8"), _table(), tokenizer)

@@ -1,0 +1,69 @@
+"""The command as a user types it: messages, exit codes, nothing left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finsa import arguments, composition, launch
+from finsa.config import ROOT
+from finsa.errors import ConfigError
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stage=moe_joint"], "'moe_joint' composes, but this version cannot run it yet. Stages that run: check"),
+        (["model=glm9b", "method=lora_expert", "data=finnf_news"], "data=finnf_news is the news part of FinNF"),
+        (["data=table"], "data.files: data=table needs files"),
+        (["data=table", "data.files=nowhere.csv"], "no such file or folder"),
+        (["data.labels=[利空,利好]"], "unknown labels '中性'"),
+        (["data.columns.text=txt"], "has no column 'txt'; it has id, text, label, domain. Did you mean"),
+        (["stage=evaluate", "run=nowhere"], "is no run folder"),
+        (["method=lroa"], "there is no 'lroa'. Did you mean 'lora'?"),
+        (["train.batch_size=100000", "train.micro_batch_size=10"], "is more than the 3608 training rows"),
+        (["data.max_length=24"], "24 leaves no room for text"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_message(tmp_path: Path, words: list[str], message: str) -> None:
+    done = command(tmp_path, *words, "tracking=none")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback_too(tmp_path: Path) -> None:
+    done = command(tmp_path, "method=lroa", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert "Did you mean 'lora'?" in done.stderr
+
+
+def test_help_lists_the_groups(tmp_path: Path) -> None:
+    done = command(tmp_path, "--help")
+    assert done.returncode == 0
+    assert all(group in done.stdout for group in composition.groups())
+
+
+def test_several_problems_are_listed() -> None:
+    with pytest.raises(ConfigError) as caught:
+        arguments.check(["method=lroa", "train.epochs=x"])
+    shown = launch.describe(caught.value)
+    assert shown.startswith("error: 2 problems\n  method: ")
+    assert "\n  train.epochs: " in shown
+
+
+def test_every_stage_that_can_run_has_a_file_and_the_reverse() -> None:
+    assert set(launch.available_stages()) == set(composition.choices_of("stage")) - {"moe_joint"}

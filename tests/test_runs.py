@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finsa import runs
+from finsa.config import RunConfig
+from finsa.errors import RunError
+
+Config = Callable[..., RunConfig]
+
+
+def test_a_finished_folder_reads_back(config: Config, tmp_path: Path) -> None:
+    cfg = config(f"output_dir={tmp_path}", "train.epochs=3")
+    with runs.start(cfg, "rows") as folder:
+        assert json.loads((folder.path / "run.json").read_text())["status"] == "running"
+        folder.write_lines("lines.jsonl", [{"text": "利好"}, {"text": "a"}])
+    path, read, facts = runs.read(str(folder.path))
+    assert (path, read) == (folder.path, cfg)
+    assert (facts["status"], facts["data_fingerprint"]) == ("complete", "rows")
+    assert (folder.path / "lines.jsonl").read_text(encoding="utf-8") == '{"text": "利好"}\n{"text": "a"}\n'
+    assert not list(folder.path.glob(".*.part"))
+
+
+def test_a_broken_run_is_marked_and_not_taken_for_a_finished_one(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), runs.start(config(f"output_dir={tmp_path}")) as folder:
+        raise ZeroDivisionError("on purpose")
+    facts = json.loads((folder.path / "run.json").read_text())
+    assert (facts["status"], facts["error"]) == ("failed", "ZeroDivisionError: on purpose")
+    with pytest.raises(RunError, match="is failed, not complete .*on purpose.*resume=true"):
+        runs.read(str(folder.path))
+
+
+def test_resume_takes_the_unfinished_run_of_this_configuration(config: Config, tmp_path: Path) -> None:
+    folders = {}
+    for epochs in (3, 4):
+        with (
+            pytest.raises(KeyboardInterrupt),
+            runs.start(config(f"output_dir={tmp_path}", f"train.epochs={epochs}")) as f,
+        ):
+            folders[epochs] = f.path
+            raise KeyboardInterrupt
+    with runs.start(config(f"output_dir={tmp_path}", "train.epochs=3", "resume=true")) as folder:
+        assert folder.path == folders[3]
+    with (
+        pytest.raises(RunError, match="no unfinished run of this configuration"),
+        runs.start(config(f"output_dir={tmp_path}", "train.epochs=3", "resume=true")),
+    ):
+        pass
+
+
+def test_resume_refuses_other_rows(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), runs.start(config(f"output_dir={tmp_path}"), "these rows"):
+        raise KeyboardInterrupt
+    with (
+        pytest.raises(RunError, match="the rows have changed"),
+        runs.start(config(f"output_dir={tmp_path}", "resume=true"), "other rows"),
+    ):
+        pass
+
+
+def test_two_runs_in_one_second_get_two_folders(config: Config, tmp_path: Path) -> None:
+    with runs.start(config(f"output_dir={tmp_path}")) as first, runs.start(config(f"output_dir={tmp_path}")) as second:
+        assert first.path != second.path
+
+
+def test_the_hash_ignores_where_a_run_is_written_and_tracked(config: Config) -> None:
+    same = {runs.config_hash(config(*words)) for words in ([], ["output_dir=x"], ["tracking=none"], ["resume=true"])}
+    assert len(same) == 1
+    assert runs.config_hash(config("seed=1")) not in same
+
+
+def test_a_folder_that_is_no_run_is_named_with_its_neighbour(config: Config, tmp_path: Path) -> None:
+    with runs.start(config(f"output_dir={tmp_path}")) as folder:
+        pass
+    with pytest.raises(RunError, match=f"is no run folder. Did you mean '{folder.path.name}'"):
+        runs.read(str(folder.path)[:-1])
+
+
+def test_a_damaged_record_is_named(config: Config, tmp_path: Path) -> None:
+    with runs.start(config(f"output_dir={tmp_path}")) as folder:
+        pass
+    (folder.path / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(RunError, match=r"run\.json is damaged"):
+        runs.read(str(folder.path))

@@ -1,0 +1,110 @@
+"""A sweep as a user starts it: one process, one folder and one wandb run per job, one table at the end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from finsa.config import ROOT, RunConfig
+from finsa.data.rows import Renderer
+from finsa.modeling import base
+from finsa.stages import train
+
+METHODS = ["zero_shot", "lora", "lora_downsample", "lora_response", "lora_response_downsample"]
+SMOKE = ["train=smoke", "train.max_steps=2"]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    folder = tmp_path_factory.mktemp("sweep")
+    return run("-m", f"method={','.join(METHODS)}", *SMOKE, f"output_dir={folder}"), folder
+
+
+def run_folders(folder: Path) -> list[Path]:
+    return sorted(file.parent for file in folder.rglob("run.json"))
+
+
+def test_every_job_has_its_own_complete_folder(sweep: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    done, folder = sweep
+    assert done.returncode == 0, done.stderr
+    facts = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run in run_folders(folder)]
+    assert [fact["status"] for fact in facts] == ["complete"] * 5
+    assert len({fact["config_hash"] for fact in facts}) == 5
+    assert len({fact["pid"] for fact in facts}) == 1
+    assert len({fact["data_fingerprint"] for fact in facts}) == 1
+
+
+def test_the_table_compares_all_jobs(sweep: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    done, folder = sweep
+    assert "sweep of 5 jobs, test split" in done.stdout
+    (table,) = folder.rglob("comparison.csv")
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    assert [row["job"] for row in rows] == [f"method={method}" for method in METHODS]
+    for row, folder in zip(rows, run_folders(folder), strict=True):
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        assert float(row["macro_f1"]) == pytest.approx(metrics["test"]["macro_f1"], abs=1e-6)
+
+
+def test_every_job_is_a_wandb_run_with_its_configuration(
+    sweep: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    _, folder = sweep
+    records = [file for run in run_folders(folder) for file in run.glob("wandb/offline-run-*/run-*.wandb")]
+    assert len({file.stem for file in records}) == 5
+    for file, method in zip(records, METHODS, strict=True):
+        written = file.read_bytes()
+        assert f'"name":"{method}"'.encode() in written.replace(b" ", b"")
+
+
+def test_the_arms_start_from_the_same_base(sweep: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    _, folder = sweep
+    metrics = [json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in run_folders(folder)]
+    assert all(metric["base"] == metrics[0]["test"] for metric in metrics[1:])
+
+
+def test_a_failing_job_is_told_at_the_end_and_the_others_finish(tmp_path: Path) -> None:
+    done = run(
+        "-m", "data.max_length=20,160", "method=zero_shot", "tracking=none", f"output_dir={tmp_path}", "train=smoke"
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "failed: data.max_length=20" in done.stderr.splitlines()[-2]
+    assert "leaves no room for text" in done.stderr.splitlines()[-1]
+    (table,) = tmp_path.rglob("comparison.csv")
+    assert [row["job"] for row in csv.DictReader(table.open(encoding="utf-8"))] == ["data.max_length=160"]
+
+
+def test_jobs_share_base_and_tokens(
+    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, encoded = [], []
+    real_load, real_encode = AutoModelForCausalLM.from_pretrained, Renderer.encode
+
+    def load(*arguments: Any, **named: Any) -> Any:
+        loaded.append(arguments)
+        return real_load(*arguments, **named)
+
+    def encode(self: Renderer, texts: Any) -> Any:
+        encoded.append(len(texts))
+        return real_encode(self, texts)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.setattr(Renderer, "encode", encode)
+    base._bases.clear()
+    train.task._tasks.clear()
+    for method in ("lora", "lora_response", "lora_downsample"):
+        train.run(config(f"method={method}", *SMOKE, "tracking=none", f"output_dir={tmp_path}"))
+    assert len(loaded) == 1
+    assert sorted(encoded) == [596, 596, 3608]
