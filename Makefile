@@ -15,7 +15,7 @@ run: $(BIN)/.ready  ## fine-tune and evaluate the embedded default: a table in a
 
 test: $(BIN)/.dev  ## run the tests, offline
 	@echo "==> pytest, two processes"
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(BIN)/.dev  ## format check, lint and types
 	@echo "==> ruff format --check, ruff check, mypy"

@@ -291,6 +291,10 @@ class Tracking(Section):
     tags: tuple[str, ...]
 
 
+# Keys beside the groups, and the stages that read them; elsewhere they would be ignored, so they are refused.
+USED_BY = {"run": ("evaluate",), "output": ("generate", "pretrain"), "resume": ("train", "pretrain")}
+
+
 class RunConfig(Section):
     """A run, checked once and frozen."""
 
@@ -313,6 +317,11 @@ class RunConfig(Section):
             raise ValueError("stage=pretrain reads documents; choose data=tiny_corpus or experiment=tiny_base")
         if self.stage.name == "generate" and (self.data.generator is None or self.output is None):
             raise ValueError("stage=generate needs data=generated and output=<folder>")
+        for key, stages in USED_BY.items():
+            if getattr(self, key) not in (None, False) and self.stage.name not in stages:
+                raise ValueError(
+                    f"{key} is of no use to stage={self.stage.name}, only to {', '.join(stages)}; leave it out"
+                )
         return self
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from finsa import runs, tracking
-from finsa.config import Data, Model, RunConfig
+from finsa.config import Data, EvaluateStage, Model, RunConfig
 from finsa.data import table, task
 from finsa.evaluation import outcome, tables
 from finsa.inference.scoring import LabelScorer
@@ -18,7 +18,8 @@ from finsa.runs import Result
 def run(cfg: RunConfig) -> Result:
     """Rebuild model and prompt from a run folder and score a split; without a run, score the base as it is."""
     trained, source = (cfg, None) if cfg.run is None else _of_run(cfg)
-    split: str = cfg.stage.split  # type: ignore[union-attr]
+    assert isinstance(cfg.stage, EvaluateStage)
+    split = cfg.stage.split
     data = table.load(trained.data)
     data.require(split)
     job = task.build(trained, data, base.load_tokenizer(trained.model))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from finsa import runs, tracking
-from finsa.config import RunConfig
+from finsa.config import PretrainStage, RunConfig
 from finsa.data import documents
 from finsa.data.rows import Row
 from finsa.modeling import base, hardware, tokenizers
@@ -24,7 +24,8 @@ from finsa.training.loss import labelled_loss
 def run(cfg: RunConfig) -> Result:
     """Pre-train a model from random weights with a tokenizer of its own; ``output`` takes a copy of the result."""
     assert cfg.data.corpus is not None
-    learn, held = documents.load(cfg.data, cfg.stage.heldout)  # type: ignore[union-attr]
+    assert isinstance(cfg.stage, PretrainStage)
+    learn, held = documents.load(cfg.data, cfg.stage.heldout)
     tokenizer = tokenizers.train(learn, cfg.data.corpus.vocabulary)
     rows, watched = (documents.blocks(part, tokenizer, cfg.data.corpus.block) for part in (learn, held))
     hardware.prepare(cfg.train)

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from finsa import runs, tracking
-from finsa.config import RunConfig
+from finsa.config import RunConfig, TrainStage
 from finsa.data import table, task
 from finsa.evaluation import outcome, tables
-from finsa.inference.scoring import LabelScorer
+from finsa.inference.scoring import LabelScorer, scored_answers
 from finsa.modeling import adapters, base, hardware
 from finsa.runs import Result, RunFolder
 from finsa.training import fit, schedule
@@ -33,7 +33,8 @@ def _run(cfg: RunConfig, job: task.Task, folder: RunFolder, tracker: tracking.Tr
     backbone = base.load_base(cfg.model, cfg.seed, keep=cfg.method.learn != "all")
     metrics: dict[str, Any] = {}
     try:
-        if cfg.method.learn != "nothing" and cfg.stage.compare_base:  # type: ignore[union-attr]
+        assert isinstance(cfg.stage, TrainStage)
+        if cfg.method.learn != "nothing" and cfg.stage.compare_base:
             metrics["base"] = _report(cfg, job, backbone)
         model = _learn(cfg, job, backbone, folder, tracker, metrics)
         scores = LabelScorer(model, job.renderer, cfg.train.score_tokens).score(job.prompts("test").ids)
@@ -103,8 +104,7 @@ def _write(
     metrics: dict[str, Any],
     scores: Any,
 ) -> None:
-    rule = LabelScorer(torch.nn.Identity(), job.renderer, 1).rule
-    folder.note(**job.fingerprints(), scoring=rule)
+    folder.note(**job.fingerprints(), scoring=scored_answers(job.renderer)[1])
     folder.write_json("ledger.json", job.table.ledger.as_dict(job.truncated()))
     folder.write_json("metrics.json", metrics)
     folder.write_lines("predictions.jsonl", outcome.predictions(job, "test", scores))

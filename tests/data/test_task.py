@@ -79,7 +79,7 @@ def test_ledger_counts_cut_texts(config: Configure, tokenizer: Any) -> None:
     made = task.build(config(), _table(), tokenizer)
     made.prompts("test")
     made.prompts("train")
-    assert made.table.ledger.truncated == {"test": 1, "train": 0}
+    assert made.truncated() == {"test": 1, "train": 0}
 
 
 def test_ledger_counts_this_tasks_cut_texts(config: Configure, tokenizer: Any, qwen_tokenizer: Any) -> None:
@@ -91,7 +91,7 @@ def test_ledger_counts_this_tasks_cut_texts(config: Configure, tokenizer: Any, q
     for words in (tokenizer, qwen_tokenizer, tokenizer, qwen_tokenizer):
         made = task.build(config("data.max_length=130"), table, words)
         made.prompts("test")
-        counts.append((made.table.ledger.truncated["test"], made.prompts("test").truncated))
+        counts.append((made.truncated()["test"], made.prompts("test").truncated))
     assert len({own for _, own in counts}) == 2, "the two vocabularies should not cut alike here"
     assert [told for told, _ in counts] == [own for _, own in counts]
 
