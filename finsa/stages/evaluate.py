@@ -19,7 +19,7 @@ def run(cfg: RunConfig) -> Result:
     """Rebuild model and prompt from a run folder and score a split; without a run, score the base as it is."""
     trained, source = (cfg, None) if cfg.run is None else _of_run(cfg)
     assert isinstance(cfg.stage, EvaluateStage)
-    split = cfg.stage.split
+    split: str = cfg.stage.split
     data = table.load(trained.data)
     data.require(split)
     job = task.build(trained, data, base.load_tokenizer(trained.model))
