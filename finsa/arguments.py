@@ -31,7 +31,7 @@ def check(overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: with every problem found.
     """
-    parsed, problems = _parse(overrides)
+    parsed, problems = _parse([quote(text) for text in overrides])
     sound = []
     for override in parsed:
         found = list(_check_override(override))

@@ -15,7 +15,7 @@ from finsa.runs import Result
 class Job:
     """One finished or failed job of the sweep that this process runs."""
 
-    name: str
+    overrides: tuple[str, ...]
     result: Result | None
     error: str = ""
 
@@ -24,21 +24,31 @@ _jobs: list[Job] = []
 _folder: list[Path] = []
 
 
-def _name() -> str:
+def _overrides() -> tuple[str, ...]:
     hydra = HydraConfig.get()
     _folder[:] = [Path(hydra.sweep.dir)]
-    return str(hydra.job.override_dirname) or str(hydra.job.num)
+    return tuple(hydra.overrides.task)
+
+
+def _names(jobs: list[Job]) -> dict[str, Job]:
+    """Name every job by what distinguishes it from the others."""
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    names: dict[str, Job] = {}
+    for number, job in enumerate(jobs):
+        name = " ".join(text for text in job.overrides if text not in common) or f"job {number}"
+        names[name if name not in names else f"{name} ({number})"] = job
+    return names
 
 
 def finished(result: Result) -> None:
     """Note a job that came to its end."""
-    _jobs.append(Job(_name(), result))
+    _jobs.append(Job(_overrides(), result))
 
 
 def failed(error: str) -> None:
     """Note a job that failed, and say so at once."""
-    _jobs.append(Job(_name(), None, error))
-    print(f"job {_jobs[-1].name} failed: {error}", file=sys.stderr)
+    _jobs.append(Job(_overrides(), None, error))
+    print(f"job {len(_jobs) - 1} failed: {error}", file=sys.stderr)
 
 
 def conclude() -> int:
@@ -49,16 +59,18 @@ def conclude() -> int:
     """
     if not _jobs:
         return 0
-    jobs, failures = list(_jobs), [job for job in _jobs if job.result is None]
+    jobs = _names(_jobs)
+    failures = {name: job for name, job in jobs.items() if job.result is None}
     _jobs.clear()
-    scored = [job for job in jobs if job.result and "test" in job.result.metrics]
-    if scored:
+    rows = {
+        name: job.result.metrics["test"] for name, job in jobs.items() if job.result and "test" in job.result.metrics
+    }
+    if rows:
         from finsa.evaluation import tables
 
-        rows = {job.name: job.result.metrics["test"] for job in scored if job.result}
         tables.write_comparison(rows, _folder[0])
         tables.show_comparison(rows, f"sweep of {len(jobs)} jobs, test split")
         print(f"sweep folder: {_folder[0]}")
-    for job in failures:
-        print(f"failed: {job.name}\n  {job.error}", file=sys.stderr)
+    for name, job in failures.items():
+        print(f"failed: {name}\n  {job.error}", file=sys.stderr)
     return 1 if failures else 0

@@ -14,7 +14,7 @@ from finsa import composition
 from finsa.config import ROOT, RunConfig
 from finsa.launch import QUIET
 
-for _name, _value in {**QUIET, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}.items():
+for _name, _value in {**QUIET, "HF_HUB_OFFLINE": "1"}.items():
     os.environ.setdefault(_name, _value)
 
 

@@ -268,7 +268,7 @@ def test_sweep_whose_jobs_fail_only_together() -> None:
 
 @pytest.mark.parametrize("other", ["model=tiny", "method=lora", "seed=3", "experiment=tiny_base", "method.loss_on=all"])
 def test_run_folder_brings_its_own(other: str) -> None:
-    problem = _only("run=some/folder", other)
+    problem = _only("stage=evaluate", "run=some/folder", other)
     assert problem == Problem(
         other.split("=")[0], "comes from the run folder that run=<folder> names; leave it out", "command line"
     )

@@ -110,7 +110,7 @@ def test_wrong_value(config: Configure, change: dict[str, Any], message: str) ->
         ({"method__learn": "all"}, "learn=all has no use for an adapter; set method.adapter=null"),
         ({"method__learn": "nothing"}, "learn=nothing has no use for an adapter"),
         ({"train__micro_batch_size": 12}, "for instance train.micro_batch_size=8"),
-        ({"train__micro_batch_size": 64}, "for instance train.micro_batch_size=32"),
+        ({"train__micro_batch_size": 64}, "for instance train.micro_batch_size=16"),
         ({"train__warmup": 1.5}, "neither a share below 1 nor a whole number of steps"),
         ({"data__labels": ["a"]}, "needs at least two labels"),
         ({"data__labels": ["a", "a"]}, "different from each other"),

@@ -31,7 +31,7 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (["stage=evaluate", "run=nowhere"], "is no run folder"),
         (["method=lroa"], "there is no 'lroa'. Did you mean 'lora'?"),
         (["train.batch_size=100000", "train.micro_batch_size=10"], "is more than the 3608 training rows"),
-        (["data.max_length=24"], "24 leaves no room for text"),
+        (["data.max_length=10"], "10 leaves no room for text"),
     ],
 )
 def test_what_a_user_can_mend_is_one_message(tmp_path: Path, words: list[str], message: str) -> None:

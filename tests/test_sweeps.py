@@ -76,11 +76,11 @@ def test_the_arms_start_from_the_same_base(sweep: tuple[subprocess.CompletedProc
 
 def test_a_failing_job_is_told_at_the_end_and_the_others_finish(tmp_path: Path) -> None:
     done = run(
-        "-m", "data.max_length=20,160", "method=zero_shot", "tracking=none", f"output_dir={tmp_path}", "train=smoke"
+        "-m", "data.max_length=10,160", "method=zero_shot", "tracking=none", f"output_dir={tmp_path}", "train=smoke"
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "failed: data.max_length=20" in done.stderr.splitlines()[-2]
+    assert "failed: data.max_length=10" in done.stderr.splitlines()[-2]
     assert "leaves no room for text" in done.stderr.splitlines()[-1]
     (table,) = tmp_path.rglob("comparison.csv")
     assert [row["job"] for row in csv.DictReader(table.open(encoding="utf-8"))] == ["data.max_length=160"]

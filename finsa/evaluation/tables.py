@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ COLUMNS = ("accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_reca
 def console() -> Console:
     """A console for results: the terminal's width, or wide enough for a table where the output is no terminal."""
     plain = Console()
-    return plain if plain.is_terminal else Console(width=int(os.environ.get("COLUMNS", "120")))
+    return plain if plain.is_terminal else Console(width=120)
 
 
 def show_comparison(reports: Mapping[str, Mapping[str, Any]], title: str) -> None:

@@ -42,10 +42,7 @@ def test_prompts_are_in_the_tables_order_and_made_once(config: Configure, tokeni
 
 def test_prompt_is_the_data_sets(config: Configure, tokenizer: Any) -> None:
     made = task.build(config(), _table(), tokenizer)
-    assert (made.prompt.head, made.prompt.tail) == (
-        "分析以下金融文本的市场情感（利空 / 中性 / 利好）：",
-        "\n情感分类：",
-    )
+    assert (made.prompt.head, made.prompt.tail) == ("文本：", "\n情感分类：")
 
 
 @pytest.mark.parametrize("method", ["lora_response", "lora"])
