@@ -65,7 +65,9 @@ def main() -> None:
     equal = compare_gradients(cfg, tokenizer, rows[: given.batch])
     passes = arms(cfg, tokenizer, rows)
     if base.dtype(cfg.model) != torch.bfloat16 and not (given.quick or given.emulate):
-        print("bf16 is only emulated here, so trl as it ships (bf16 autocast) is left out; --emulate runs it, very slowly")
+        print(
+            "bf16 is only emulated here, so trl as it ships (bf16 autocast) is left out; --emulate runs it, very slowly"
+        )
         del passes[SHIPS]
     seconds = take_turns(passes, given.turns)
     report = summary(cfg, rows, seconds, equal)
