@@ -379,14 +379,6 @@ def test_missing_file_is_told_before_anything_is_made(project: Path, tmp_path: P
     assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
 
 
-def test_stage_that_is_not_built_says_so(project: Path, tmp_path: Path) -> None:
-    if (project / "finsa" / "stages" / "moe_joint.py").exists():
-        pytest.skip("built by now")
-    done, _ = _command(project, tmp_path, "stage=moe_joint")
-    assert "'moe_joint' composes, but this version cannot run it yet" in done.stderr
-    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
-
-
 def test_debug_shows_the_traceback_too(project: Path, tmp_path: Path) -> None:
     done, _ = _command(project, tmp_path, "method=lroa", "--debug")
     assert "Traceback (most recent call last)" in done.stderr
