@@ -7,6 +7,7 @@ reported at once.
 
 from __future__ import annotations
 
+import re
 import string
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +25,7 @@ from pydantic import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+Policy = Literal["error", "drop", "keep"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
@@ -93,7 +95,8 @@ class Method(Section):
     learn: Literal["nothing", "adapter", "all"]
     adapter: Adapter | None
     loss_on: Literal["all", "response"]
-    balance: Literal["none", "downsample"]
+    balance: Literal["none", "downsample", "oversample"]
+    rows_per_class: PositiveInt | None
 
     @model_validator(mode="after")
     def _adapter_fits(self) -> Method:
@@ -108,23 +111,82 @@ class Method(Section):
 
 
 class Columns(Section):
-    """Names of the columns in the user's table; null: the table has none (ids are numbered, the domain is one)."""
+    """Names of the columns in the user's table; null: the table has none (ids are numbered, the domain is one).
+
+    Args:
+        parent: id of the row that a row is a variant of; the two stay in one split.
+        group: rows with the same value here stay in one split.
+    """
 
     id: str | None
     text: str
     label: str
     domain: str | None
+    parent: str | None
+    group: str | None
 
 
 class Split(Section):
     """How rows are divided where the files do not say it themselves.
 
-    The published rule of FinNF: per class, shuffle, validation = max(1, floor(share * n)), then test, the rest trains.
+    ``by_class``: the published rule of FinNF: per class, shuffle, validation = max(1, floor(share * n)), the same for
+    test, the rest trains. ``random``: the published rule of AIDF: test = ceil(share * n) of all rows, then validation =
+    ceil(share / (1 - test share) * rest), classes not looked at. ``stratified``: scikit-learn's proportional sizes.
     """
 
+    rule: Literal["by_class", "random", "stratified"]
     validation: Annotated[float, Field(gt=0, lt=0.5)]
     test: Annotated[float, Field(gt=0, lt=0.5)]
     seed: NonNegativeInt
+
+
+class Hub(Section):
+    """A set of the datasets hub, or a local folder that the datasets library reads."""
+
+    id: str
+    config: str | None
+    revision: str
+    splits: dict[Literal["train", "validation", "test"], str]
+
+
+class Articles(Section):
+    """News articles with one sentiment per entity, as AIDF has them: two JSON files that are joined.
+
+    Args:
+        news, labels: file names within ``data.files``.
+        id: the key that both share.
+        parts: fields of an article that make its text, joined by blank lines.
+        kind: field with the category.
+        kinds: categories that are kept; null: all.
+        skipped: categories that are left out.
+        entities: field of the labels file that lists the entities.
+        sentiment: field of an entity; the most frequent valid one is the article's, ties go to the first in
+            ``data.labels``.
+    """
+
+    news: str
+    labels: str
+    id: str
+    parts: Annotated[tuple[str, ...], Field(min_length=1)]
+    kind: str | None
+    kinds: tuple[str, ...] | None
+    skipped: tuple[str, ...]
+    entities: str
+    sentiment: str
+
+
+class Near(Section):
+    """Near duplicates across splits: MinHash over shingles of characters (Broder 1997).
+
+    Args:
+        threshold: Jaccard similarity from which two texts count as near duplicates.
+        shingle: characters per shingle.
+        permutations: hash functions; more are more exact and slower.
+    """
+
+    threshold: Annotated[float, Field(gt=0, le=1)]
+    shingle: PositiveInt
+    permutations: Annotated[int, Field(ge=16)]
 
 
 class Generator(Section):
@@ -138,29 +200,75 @@ class Generator(Section):
 
 
 class Corpus(Section):
-    """Documents for pre-training: the project's own generated ones."""
+    """Documents for pre-training: the project's own generated ones, or the user's files.
 
-    documents: PositiveInt
+    Args:
+        files: a folder, a file or a list of files with one document a row; null: generated ones.
+        column: where the document stands in them.
+        documents: how many; null: all there are (generated ones need a number).
+        block: tokens per row.
+        vocabulary: entries of a tokenizer trained on the documents; null: the model's own tokenizer.
+    """
+
+    files: str | tuple[str, ...] | None
+    column: str
+    documents: PositiveInt | None
     seed: NonNegativeInt
     block: PositiveInt
-    vocabulary: Annotated[int, Field(ge=1000)]
+    vocabulary: Annotated[int, Field(ge=1000)] | None
 
 
 class Data(Section):
     """A table of texts with labels, and the prompt around a text."""
 
     name: Name
+    source: Literal["table", "alpaca", "messages", "articles", "hub", "mixture"]
     files: str | tuple[str, ...] | None
+    hub: Hub | None
+    articles: Articles | None
+    parts: dict[Name, Data] | None
+    ratios: dict[str, PositiveFloat] | None
     columns: Columns
+    options: tuple[str, ...] | None
+    extract: str | None
+    label_map: dict[str, str] | None
     labels: tuple[str, ...] | dict[str, str] | None
     prompt: str
     max_length: Annotated[int, Field(ge=8)]
     split: Split
     domain: str | None
-    on_unknown_label: Literal["error", "drop"]
+    on_unknown_label: Policy
+    on_duplicate: Policy
+    on_conflict: Policy
+    on_leak: Policy
+    near_duplicates: Near
+    cache: str | None
     generator: Generator | None
     corpus: Corpus | None
     origin: str | None
+
+    @model_validator(mode="after")
+    def _source_has_its_section(self) -> Data:
+        needed = {"hub": self.hub, "articles": self.articles, "mixture": self.parts}
+        if self.source in needed and not needed[self.source]:
+            section = "parts" if self.source == "mixture" else self.source
+            raise ValueError(f"source={self.source} needs data.{section}; see conf/data/ for a file that has it")
+        if self.ratios and set(self.ratios) != set(self.parts or {}):
+            raise ValueError(f"ratios must name the parts, all of them: {', '.join(self.parts or {}) or 'there are none'}")
+        if self.corpus is not None and self.corpus.files is None and self.corpus.documents is None:
+            raise ValueError("corpus.documents must say how many documents to generate, or corpus.files where they are")
+        return self
+
+    @field_validator("extract")
+    @classmethod
+    def _one_group(cls, pattern: str | None) -> str | None:
+        try:
+            groups = re.compile(pattern).groups if pattern is not None else 1
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+        if groups != 1:
+            raise ValueError(f"needs exactly one group, the text itself, and has {groups}")
+        return pattern
 
     @field_validator("prompt")
     @classmethod

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from finsa.errors import DataError
+
+USED = "used"
+TRUNCATED = "used, text cut"
 
 
 @dataclass
@@ -15,13 +19,18 @@ class Ledger:
 
     Args:
         read: rows per file.
-        buckets: rows per fate: ``used``, ``empty text``, ``unknown label``, ``training copy of a test row``, …
+        buckets: rows per fate: ``used``, ``empty text``, ``duplicate``, ``conflicting label``, ``unknown label``,
+            ``unreadable``, ``filtered: <reason>``, ``leak: <kind>``.
         splits: used rows per split and label.
+        notes: what was mended or is odd: encodings, spellings of labels, ids that occur twice.
+        examples: of each bucket but ``used``, a few rows as ``file:line: beginning of the text``.
     """
 
     read: Counter[str] = field(default_factory=Counter)
     buckets: Counter[str] = field(default_factory=Counter)
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
     def balance(self) -> None:
         """Check that no row was lost or counted twice.
@@ -32,11 +41,24 @@ class Ledger:
         if self.read.total() != self.buckets.total():
             raise DataError(f"the ledger does not balance: {self.read.total()} rows read, buckets {dict(self.buckets)}")
 
-    def as_dict(self, truncated: dict[str, int]) -> dict[str, Any]:
+    def closed(self, truncated: Mapping[str, int]) -> Counter[str]:
+        """Buckets with the used rows parted into whole and cut ones, once it is known how many were cut per split."""
+        cut = sum(truncated.values())
+        buckets = Counter({USED: self.buckets[USED] - cut, TRUNCATED: cut})
+        buckets += Counter({name: count for name, count in self.buckets.items() if name != USED})
+        return buckets
+
+    def dropped(self) -> int:
+        """Rows that are not used."""
+        return self.buckets.total() - self.buckets[USED]
+
+    def as_dict(self, truncated: Mapping[str, int]) -> dict[str, Any]:
         """Return plain values for ``ledger.json``; `truncated` counts the used rows per split whose text was cut."""
         return {
             "read": dict(self.read),
-            "buckets": dict(self.buckets),
+            "buckets": dict(self.closed(truncated)),
             "splits": self.splits,
-            "truncated": truncated,
+            "truncated": dict(truncated),
+            "notes": self.notes,
+            "examples": self.examples,
         }

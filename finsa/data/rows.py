@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, TypedDict
+from hashlib import sha256
+from typing import Any, Literal, TypedDict, overload
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from finsa.data.labels import LabelSpace
@@ -20,6 +23,8 @@ from finsa.data.prompts import Prompt
 from finsa.errors import ConfigError, Problem
 
 IGNORE = -100
+CHUNK = 10_000  # texts encoded at a time
+IntArray = NDArray[Any]
 
 
 class Row(TypedDict):
@@ -30,21 +35,53 @@ class Row(TypedDict):
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Prompts of texts, as tokens.
+class Encoded(Sequence[list[int]]):
+    """Prompts of texts, as tokens: a sequence of id lists, kept in flat arrays so that millions of them fit.
 
     Args:
-        ids: head, text and tail per text.
-        cut: number of text tokens that did not fit, per text.
+        head, tail: tokens around every text.
+        tokens: ids of all texts, one after another, (t,).
+        ends: where each text ends in `tokens`, (n,).
+        cut: number of text tokens that did not fit, per text, (n,).
     """
 
-    ids: list[list[int]]
-    cut: list[int]
+    head: list[int]
+    tail: list[int]
+    tokens: IntArray
+    ends: IntArray
+    cut: IntArray
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, at: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, at: slice) -> Encoded: ...
+    def __getitem__(self, at: int | slice) -> list[int] | Encoded:
+        """Head, text and tail of one prompt; or a run of prompts (steps are not supported)."""
+        if isinstance(at, slice):
+            first, last, _ = at.indices(len(self))
+            start = self._start(first) if first < last else 0
+            stop = int(self.ends[last - 1]) if first < last else 0
+            return replace(
+                self, tokens=self.tokens[start:stop], ends=self.ends[first:last] - start, cut=self.cut[first:last]
+            )
+        at = range(len(self))[at]
+        return [*self.head, *self.tokens[self._start(at) : self.ends[at]].tolist(), *self.tail]
+
+    def _start(self, at: int) -> int:
+        return int(self.ends[at - 1]) if at else 0
+
+    @property
+    def lengths(self) -> IntArray:
+        """Tokens per prompt, (n,)."""
+        return np.diff(self.ends, prepend=0) + len(self.head) + len(self.tail)
 
     @property
     def truncated(self) -> int:
         """How many texts were cut."""
-        return sum(cut > 0 for cut in self.cut)
+        return int((self.cut > 0).sum())
 
 
 class Renderer:
@@ -62,7 +99,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, prompt: Prompt, labels: LabelSpace, max_length: int) -> None:
         self.tokenizer, self.labels = tokenizer, labels
-        self._literal = _literal(tokenizer, len(tokenizer))
+        self._literal, self._tokenizer_hash = _literal(tokenizer, len(tokenizer))
         self.head = _leading(tokenizer) * (not _starts_special(tokenizer, prompt.head)) + _encode(
             tokenizer, prompt.head
         )
@@ -87,11 +124,30 @@ class Renderer:
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Encode texts into prompts, cutting each text to the room there is."""
-        if not texts:
-            return Encoded([], [])
-        encoded = [text.ids for text in self._literal.encode_batch(list(texts), add_special_tokens=False)]
-        ids = [[*self.head, *text[: self.room], *self.tail] for text in encoded]
-        return Encoded(ids, [max(0, len(text) - self.room) for text in encoded])
+        return self.wrap(**self.encode_texts(texts))
+
+    def wrap(self, tokens: IntArray, ends: IntArray, cut: IntArray) -> Encoded:
+        """Put head and tail around encoded texts; the arrays are those of `encode_texts`."""
+        return Encoded(self.head, self.tail, tokens, ends, cut)
+
+    def encode_texts(self, texts: Sequence[str]) -> dict[str, IntArray]:
+        """Encode and cut texts, without head and tail.
+
+        Returns:
+            ``tokens`` (t,), ``ends`` (n,) and ``cut`` (n,), as `Encoded` has them.
+        """
+        lengths, kept = np.zeros(len(texts), np.int64), [np.zeros(0, np.int32)]
+        for start in range(0, len(texts), CHUNK):
+            for number, text in enumerate(self._literal.encode_batch_fast(list(texts[start : start + CHUNK]), add_special_tokens=False)):
+                ids = text.ids
+                lengths[start + number] = len(ids)
+                kept.append(np.asarray(ids[: self.room], np.int32))
+        fitting = np.minimum(lengths, self.room)
+        return {"tokens": np.concatenate(kept), "ends": np.cumsum(fitting), "cut": lengths - fitting}
+
+    def fingerprint(self) -> str:
+        """Hash of what decides a text's tokens: the tokenizer and the room for a text."""
+        return f"{self._tokenizer_hash}-{self.room}"
 
     def row(self, prompt: Sequence[int], label: int, loss_on: Literal["all", "response"]) -> Row:
         """Append the answer and its end token to a prompt, and mark what is learnt.
@@ -111,21 +167,25 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 
 @lru_cache(maxsize=4)
-def _literal(tokenizer: Any, size: int) -> Tokenizer:
+def _literal(tokenizer: Any, size: int) -> tuple[Tokenizer, str]:
     """The tokenizer for texts, which are never markup: "<|im_end|>" or "</think>" in one is encoded as characters.
 
     Args:
         tokenizer: of transformers; rebuilding a large one takes a second, so the result is kept.
         size: its vocabulary's, which tells whether tokens were added since.
+
+    Returns:
+        The tokenizer, and a hash of all its settings.
     """
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in settings["added_tokens"]:
         token["special"] = True  # tokens added as ordinary ones would be matched in texts all the same
-    literal = Tokenizer.from_str(json.dumps(settings))
+    written = json.dumps(settings)
+    literal = Tokenizer.from_str(written)
     literal.encode_special_tokens = True
     literal.no_truncation()
     literal.no_padding()
-    return literal
+    return literal, sha256(written.encode()).hexdigest()
 
 
 def _leading(tokenizer: Any) -> list[int]:

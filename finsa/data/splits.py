@@ -1,12 +1,88 @@
-"""Divide rows into splits, and balance classes within one."""
+"""Divide rows into splits."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
+import polars as pl
+
+from finsa.config import Split
+from finsa.errors import DataError
+
 SPLITS = ("train", "validation", "test")
+
+
+def divide(rows: pl.DataFrame, split: Split, validation: float, test: float) -> list[str]:
+    """Assign splits by the configured rule; rows of one family (variants) or group go together.
+
+    Args:
+        rows: columns id, label, parent, group.
+        split: the rule and its seed.
+        validation, test: shares; 0 leaves a split out.
+
+    Returns:
+        ``train``, ``validation`` or ``test`` for each row, (n,).
+    """
+    if rows["parent"].null_count() + rows["group"].null_count() == 2 * rows.height:
+        return _by_rule(rows["label"].to_list(), split, validation, test)
+    family = pl.coalesce(pl.lit("g") + pl.col("group"), pl.lit("i") + pl.coalesce("parent", "id"))
+    units = rows.select(family.alias("unit"), "label")
+    firsts = units.unique("unit", keep="first", maintain_order=True)
+    assigned = _by_rule(firsts["label"].to_list(), split, validation, test)
+    return units["unit"].replace_strict(dict(zip(firsts["unit"], assigned, strict=True))).to_list()
+
+
+def _by_rule(labels: list[str], split: Split, validation: float, test: float) -> list[str]:
+    if split.rule == "random":
+        return at_random(len(labels), validation, test, split.seed)
+    if split.rule == "stratified":
+        return stratified(labels, validation, test, split.seed)
+    return by_class(labels, validation, test, split.seed)
+
+
+def at_random(n: int, validation: float, test: float, seed: int) -> list[str]:
+    """Assign splits by the published rule of AIDF: two calls of datasets' ``train_test_split`` with one seed.
+
+    Test takes ceil(test * n) of a permutation's first rows; validation ceil(validation / (1 - test) * rest) of the
+    rest's. Their validation share of 0.125 of the rest is 0.1125 of all.
+
+    Args:
+        n: number of rows.
+        validation, test: shares of all rows; 0 leaves a split out.
+        seed: of both permutations.
+    """
+    assigned, left = np.full(n, "train", dtype=object), np.arange(n)
+    for name, share in (("test", test), ("validation", validation / (1 - test))):
+        size = math.ceil(round(share * len(left), 9))
+        # datasets permutes all rows, takes the first as test and the next as train
+        order = np.random.default_rng(seed).permutation(len(left))
+        assigned[left[order[:size]]] = name
+        left = left[order[size:]]
+    return assigned.tolist()
+
+
+def stratified(labels: Sequence[object], validation: float, test: float, seed: int) -> list[str]:
+    """Assign splits in proportion to the classes, sizes as scikit-learn rounds them.
+
+    Raises:
+        DataError: where a class is too small to be in every split.
+    """
+    from sklearn.model_selection import train_test_split
+
+    assigned, left = np.full(len(labels), "train", dtype=object), np.arange(len(labels))
+    classes = np.asarray([str(label) for label in labels])
+    for name, share in (("test", test), ("validation", validation / (1 - test))):
+        if share > 0:
+            try:
+                left, held = train_test_split(left, test_size=share, stratify=classes[left], random_state=seed)
+            except ValueError as error:
+                raise DataError(f"data.split: {error} Use data.split.rule=by_class, or more rows") from None
+            assigned[held] = name
+    return assigned.tolist()
 
 
 def by_class(labels: Sequence[object], validation: float, test: float, seed: int) -> list[str]:
@@ -24,7 +100,7 @@ def by_class(labels: Sequence[object], validation: float, test: float, seed: int
         ``train``, ``validation`` or ``test`` for each row, (n,).
     """
     assigned = ["train"] * len(labels)
-    for rows in _shuffled_classes(labels, seed).values():
+    for rows in shuffled_classes(labels, seed).values():
         n_validation = _size(validation, len(rows))
         n_test = _size(test, len(rows))
         for row in rows[:n_validation]:
@@ -39,24 +115,8 @@ def _size(share: float, n: int) -> int:
     return max(1, int(share * n + 1e-9)) if share > 0 else 0
 
 
-def downsample(labels: Sequence[object], seed: int) -> list[int]:
-    """Cut every class to the size of the smallest (AIDF ablation).
-
-    Args:
-        labels: the class of each row, (n,).
-        seed: of the choice and of the final order.
-
-    Returns:
-        Row numbers, shuffled; each class equally often.
-    """
-    classes = _shuffled_classes(labels, seed)
-    smallest = min(len(rows) for rows in classes.values())
-    kept = [row for rows in classes.values() for row in rows[:smallest]]
-    random.Random(seed).shuffle(kept)
-    return kept
-
-
-def _shuffled_classes(labels: Sequence[object], seed: int) -> dict[object, list[int]]:
+def shuffled_classes(labels: Sequence[object], seed: int) -> dict[object, list[int]]:
+    """Row numbers by class, shuffled within each class; classes in the order of their names."""
     classes: dict[object, list[int]] = defaultdict(list)
     for row, label in enumerate(labels):
         classes[label].append(row)

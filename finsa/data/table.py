@@ -1,20 +1,23 @@
-"""From files to splits: every row is read, put into one bucket of the ledger, and assigned to one split."""
+"""From files to splits: every row is read, gets one fate, and where it is used, one split."""
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from finsa.config import Data
-from finsa.data import sources, splits
+from finsa.data import cache, cleaning, sources, splits
 from finsa.data.labels import LabelSpace
-from finsa.data.ledger import Ledger
-from finsa.errors import DataError, suggest
+from finsa.data.ledger import USED, Ledger
+from finsa.data.readers import FATE, LINE
+from finsa.data.sources import Rows
+from finsa.errors import DataError
+
+EXAMPLES = 3
+DROPPED = ("file", LINE, "id", "text", "label", FATE)
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,18 @@ class Table:
     """A data set, read and divided.
 
     Args:
-        splits: train, validation and test; columns id, text, domain (text) and label (class number).
+        splits: train, validation and test; columns id, text, domain, parent, group (text) and label (class number).
         labels: the classes in their order.
         ledger: what became of every row.
         fingerprint: hash over ids, texts, labels and splits.
+        dropped: rows that are not used: file, line, id, text, label, fate.
     """
 
     splits: dict[str, pl.DataFrame]
     labels: LabelSpace
     ledger: Ledger
     fingerprint: str
+    dropped: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=dict.fromkeys(DROPPED, pl.String())))
 
     def require(self, *names: str) -> None:
         """Check that splits have rows.
@@ -42,9 +47,10 @@ class Table:
         for name in names:
             if not self.splits[name].height:
                 counts = ", ".join(f"{split} {table.height}" for split, table in self.splits.items())
+                lost = {bucket: count for bucket, count in self.ledger.buckets.items() if bucket != USED}
                 raise DataError(
                     f"the {name} split is empty ({counts}). Give it a file of that name, or more rows to divide; "
-                    f"dropped rows: {dict(self.ledger.buckets)}"
+                    f"dropped rows: {lost or 'none'}"
                 )
 
 
@@ -54,94 +60,97 @@ _tables: dict[str, Table] = {}
 def load(data: Data) -> Table:
     """Read a data set; a second call for the same files and settings gives the same object.
 
+    With ``data.cache`` the finished table is kept on disk under a hash of the files' content, the settings and the
+    code that makes it, so a later process reads it instead.
+
     Raises:
         DataError: for files, columns or labels that cannot be used.
+    """
+    settings = data.model_dump_json(exclude={"cache", "prompt", "max_length", "corpus", "near_duplicates", "origin"})
+    files = sources.all_files(data)
+    stamps = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    key = f"{settings}{stamps}"
+    if key not in _tables:
+        build = partial(_make, data)
+        # What is drawn or fetched is not kept: there is no file whose content could tell that it is still the same.
+        kept = data.cache if files and data.generator is None else None
+        _tables[key] = cache.table(kept, settings, files, build) if kept else build()
+    return _tables[key]
+
+
+def collect(data: Data) -> Rows:
+    """Read the rows of any source; a mixture's are those of its parts, one after the other.
+
+    Raises:
+        DataError: for files or columns that cannot be used.
     """
     if data.generator is not None:
         from finsa.data.generate import generate
 
-        key, rows, declared = data.model_dump_json(), partial(generate, data), set(splits.SPLITS)
-    else:
-        files = sources.find_files(data)
-        stamps = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
-        key, rows = f"{data.model_dump_json()}{stamps}", partial(_read_all, files, data)
-        declared = {split for split in files.values() if split is not None}
-    if key not in _tables:
-        _tables[key] = _make(rows(), data, declared)
-    return _tables[key]
+        return Rows(generate(data), set(splits.SPLITS))
+    if data.source == "mixture":
+        return _mixture(data)
+    if data.source == "hub":
+        return sources.collect_hub(data)
+    if data.source == "articles":
+        from finsa.data import articles
+
+        return articles.collect(data)
+    return sources.collect(data, sources.find_files(data))
 
 
-def _read_all(files: dict[Path, str | None], data: Data) -> pl.DataFrame:
-    parts = [
-        sources.read(file, data.columns).with_columns(
-            pl.lit(split, dtype=pl.String).alias("split"), pl.lit(str(file)).alias("file")
-        )
-        for file, split in files.items()
-    ]
-    return pl.concat(parts)
+def _mixture(data: Data) -> Rows:
+    """Rows of the parts, each divided by its own rule; the part's name or domain is the rows' domain."""
+    assert data.parts is not None
+    frames, notes = [], list[str]()
+    for name, part in data.parts.items():
+        rows = collect(part)
+        labels = cleaning.label_space(rows.frame, part.model_copy(update={"labels": part.labels or data.labels}))
+        frame, said = cleaning.clean(rows.frame, part, labels)
+        frame = _divide(frame, part, rows.declared)
+        domain = pl.coalesce("domain", pl.lit(part.domain or name))
+        frames.append(frame.with_columns(domain.alias("domain"), pl.lit(name).alias("part")))
+        notes += [f"{name}: {note}" for note in [*rows.notes, *said]]
+    return Rows(cleaning.in_proportion(pl.concat(frames), data), set(splits.SPLITS), notes)
 
 
-def _make(rows: pl.DataFrame, data: Data, declared: set[str]) -> Table:
-    ledger = Ledger(read=Counter(rows["file"].to_list()))
-    rows = rows.with_columns(pl.col("text").str.strip_chars(), pl.col("label").str.strip_chars())
-    rows = _keep(rows, pl.col("text").fill_null("") != "", ledger, "empty text")
-    if data.domain is not None and rows["domain"].null_count() < rows.height:
-        rows = _of_domain(rows, data.domain, ledger)
-    labels = _label_space(rows, data)
-    rows = _known_labels(rows, labels, data, ledger)
-    rows = _divide(rows, data, declared)
-    rows = _no_leak(rows, ledger)
-    ledger.buckets["used"] += rows.height
+def _make(data: Data) -> Table:
+    rows = collect(data)
+    ledger = Ledger(read=rows.counts(), notes=list(rows.notes))
+    labels = cleaning.label_space(rows.frame, data)
+    frame, notes = cleaning.clean(rows.frame, data, labels)
+    labels = cleaning.widened(frame, labels, data)
+    frame = _divide(frame, data, rows.declared)
+    frame, said = cleaning.without_leaks(frame, data)
+    ledger.notes += notes + said
+    return _finished(frame, labels, ledger)
+
+
+def _finished(frame: pl.DataFrame, labels: LabelSpace, ledger: Ledger) -> Table:
+    dropped = frame.filter(pl.col(FATE).is_not_null()).select(DROPPED)
+    used = frame.filter(pl.col(FATE).is_null())
+    ledger.buckets.update(dict(dropped.group_by(FATE, maintain_order=True).len().iter_rows()))
+    ledger.buckets[USED] += used.height
     ledger.balance()
+    for fate in ledger.buckets:
+        shown = dropped.filter(pl.col(FATE) == fate).head(EXAMPLES).select("file", LINE, "text", "label")
+        if shown.height:
+            ledger.examples[fate] = [_shown(*row) for row in shown.iter_rows()]
     numbers = {name: number for number, name in enumerate(labels.names)}
-    rows = rows.with_columns(pl.col("label").replace_strict(numbers, return_dtype=pl.Int64))
-    parts = {name: rows.filter(pl.col("split") == name).drop("split", "file") for name in splits.SPLITS}
+    used = used.with_columns(pl.col("label").replace_strict(numbers, return_dtype=pl.Int64))
+    parts = {
+        name: used.filter(pl.col("split") == name).select("id", "text", "label", "domain", "parent", "group")
+        for name in splits.SPLITS
+    }
     for name, part in parts.items():
-        counts = Counter(part["label"].to_list())
-        ledger.splits[name] = {label: counts[number] for label, number in numbers.items()}
-    return Table(parts, labels, ledger, _fingerprint(rows))
+        counts = dict(part.group_by("label").len().iter_rows())
+        ledger.splits[name] = {label: counts.get(number, 0) for label, number in numbers.items()}
+    return Table(parts, labels, ledger, cache.fingerprint(used.select("split", "id", "text", "label")), dropped)
 
 
-def _of_domain(rows: pl.DataFrame, domain: str, ledger: Ledger) -> pl.DataFrame:
-    kept = _keep(rows, (pl.col("domain") == domain).fill_null(False), ledger, f"not of domain {domain}")
-    if not kept.height:
-        hint = suggest(domain, rows["domain"].drop_nulls().unique())
-        raise DataError(f"data.domain: no row is of domain '{domain}'. {hint}")
-    return kept
-
-
-def _keep(rows: pl.DataFrame, condition: pl.Expr, ledger: Ledger, bucket: str) -> pl.DataFrame:
-    kept = rows.filter(condition)
-    if kept.height < rows.height:
-        ledger.buckets[bucket] += rows.height - kept.height
-    return kept
-
-
-def _label_space(rows: pl.DataFrame, data: Data) -> LabelSpace:
-    labelled = rows.filter(pl.col("label").fill_null("") != "")
-    training = labelled.filter(pl.col("split") == "train") if "train" in labelled["split"] else labelled
-    labels = LabelSpace.of(data, training["label"].to_list())
-    if len(labels) < 2:
-        raise DataError(f"data.labels: at least two labels are needed, found {list(labels.names)} in data={data.name}")
-    if len(labels) > 50:
-        raise DataError(
-            f"data.columns.label: column '{data.columns.label}' has {len(labels)} distinct values, such as "
-            f"{list(labels.names[:3])}; that is no label column. Name another, or list data.labels"
-        )
-    return labels
-
-
-def _known_labels(rows: pl.DataFrame, labels: LabelSpace, data: Data, ledger: Ledger) -> pl.DataFrame:
-    known = pl.col("label").is_in(labels.names).fill_null(False)
-    strangers = Counter(label or "(none)" for label in rows.filter(~known)["label"].to_list())
-    if strangers and data.on_unknown_label == "error":
-        listed = ", ".join(f"'{label}' ({count} rows)" for label, count in strangers.most_common(5))
-        raise DataError(
-            f"data.labels: unknown labels {listed}; known are {', '.join(labels.names)}. "
-            f"{suggest(next(iter(strangers)), labels.names)} List them all in data.labels, "
-            f"or set data.on_unknown_label=drop"
-        )
-    return _keep(rows, known, ledger, "unknown label")
+def _shown(file: str, line: int, text: str | None, label: str | None) -> str:
+    start = (text or "").replace("\n", " ")[:60]
+    return f"{Path(file).name}:{line}: {start} [{label or 'no label'}]"
 
 
 def _divide(rows: pl.DataFrame, data: Data, present: set[str]) -> pl.DataFrame:
@@ -149,29 +158,14 @@ def _divide(rows: pl.DataFrame, data: Data, present: set[str]) -> pl.DataFrame:
 
     A split that has a file stays what that file says, be it empty in the end.
     """
-    if not present:
-        assigned = splits.by_class(rows["label"].to_list(), data.split.validation, data.split.test, data.split.seed)
-        return rows.with_columns(pl.Series("split", assigned, dtype=pl.String))
-    if "train" not in present or present == set(splits.SPLITS):
+    present = present & set(splits.SPLITS)
+    if present and ("train" not in present or present == set(splits.SPLITS)):
         return rows
-    training, rest = rows.filter(pl.col("split") == "train"), rows.filter(pl.col("split") != "train")
+    open_rows = rows.with_row_index("_row").filter(
+        pl.col(FATE).is_null() & ((pl.col("split") == "train") | pl.col("split").is_null())
+    )
     shares = {name: 0.0 if name in present else getattr(data.split, name) for name in ("validation", "test")}
-    assigned = splits.by_class(training["label"].to_list(), shares["validation"], shares["test"], data.split.seed)
-    return pl.concat([training.with_columns(pl.Series("split", assigned, dtype=pl.String)), rest])
-
-
-def _no_leak(rows: pl.DataFrame, ledger: Ledger) -> pl.DataFrame:
-    """Take out what is also tested: training copies of test and validation texts, validation copies of test texts."""
-    for held, others in (("test", ("train", "validation")), ("validation", ("train",))):
-        texts = rows.filter(pl.col("split") == held)["text"].implode()
-        for other in others:
-            copied = (pl.col("split") == other) & pl.col("text").is_in(texts)
-            rows = _keep(rows, ~copied, ledger, f"{'training' if other == 'train' else other} copy of a {held} row")
-    return rows
-
-
-def _fingerprint(rows: pl.DataFrame) -> str:
-    digest = hashlib.sha256()
-    for row in rows.select("split", "id", "text", "label").iter_rows():
-        digest.update("\x1f".join(map(str, row)).encode() + b"\x1e")
-    return digest.hexdigest()[:16]
+    assigned = splits.divide(open_rows, data.split, shares["validation"], shares["test"])
+    filled = open_rows.select("_row").with_columns(pl.Series("_split", assigned, dtype=pl.String))
+    joined = rows.with_row_index("_row").join(filled, on="_row", how="left", maintain_order="left")
+    return joined.with_columns(pl.coalesce("_split", "split").alias("split")).drop("_row", "_split")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, overload
 
 from finsa.config import RunConfig
-from finsa.data import splits
+from finsa.data import cache, sampling
 from finsa.data.prompts import Prompt
-from finsa.data.rows import Encoded, Renderer, Row
+from finsa.data.rows import Encoded, IntArray, Renderer, Row
 from finsa.data.table import Table
 
 
@@ -21,17 +23,26 @@ class Task:
         table: rows per split, labels, ledger.
         renderer: the one renderer of this run.
         prompt: what the renderer puts around a text.
+        cache: folder where tokens are kept; None: nowhere.
     """
 
     table: Table
     renderer: Renderer
     prompt: Prompt
+    cache: str | None = None
     _encoded: dict[str, Encoded] = field(default_factory=dict)
 
     def prompts(self, split: str) -> Encoded:
-        """Prompts of a split, in the table's order."""
+        """Prompts of a split, in the table's order; their tokens come from the cache where they are in it."""
         if split not in self._encoded:
-            self._encoded[split] = self.renderer.encode(self.table.splits[split]["text"].to_list())
+            texts = self.table.splits[split]["text"]
+
+            def build() -> dict[str, IntArray]:
+                return self.renderer.encode_texts(texts.to_list())
+
+            name = cache.key("tokens", self.table.fingerprint, split, self.renderer.fingerprint())
+            found = cache.arrays(Path(self.cache).absolute() / f"tokens-{name}", build) if self.cache else build()
+            self._encoded[split] = self.renderer.wrap(**found)
         return self._encoded[split]
 
     def truncated(self) -> dict[str, int]:
@@ -48,15 +59,46 @@ class Task:
         labels = "\x1f".join([*self.table.labels.names, *self.table.labels.words])
         return {"template_fingerprint": _short(template), "label_fingerprint": _short(labels)}
 
-    def training_rows(self, cfg: RunConfig) -> list[Row]:
+    def training_rows(self, cfg: RunConfig) -> TrainingRows:
         """Rows to learn from: sampled as the method says, with loss where the method says."""
-        prompts, gold = self.prompts("train").ids, self.gold("train")
-        return [self.renderer.row(prompts[n], gold[n], cfg.method.loss_on) for n in self.training_order(cfg)]
+        order = self.training_order(cfg)
+        return TrainingRows(self.renderer, self.prompts("train"), self.gold("train"), order, cfg.method.loss_on)
 
     def training_order(self, cfg: RunConfig) -> list[int]:
         """Numbers of the training rows that the method uses."""
-        gold = self.gold("train")
-        return splits.downsample(gold, cfg.seed) if cfg.method.balance == "downsample" else list(range(len(gold)))
+        gold, method = self.gold("train"), cfg.method
+        order = list(range(len(gold)))
+        if method.rows_per_class is not None:
+            order = sampling.cap(gold, method.rows_per_class, cfg.seed)
+        if method.balance == "none":
+            return order
+        balance = sampling.downsample if method.balance == "downsample" else sampling.oversample
+        return [order[row] for row in balance([gold[row] for row in order], cfg.seed)]
+
+
+@dataclass(frozen=True)
+class TrainingRows(Sequence[Row]):
+    """Training rows, put together when they are asked for."""
+
+    renderer: Renderer
+    prompts: Encoded
+    gold: list[int]
+    order: list[int]
+    loss_on: Literal["all", "response"]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Row]: ...
+    def __getitem__(self, at: int | slice) -> Row | list[Row]:
+        """One row, or a list of them."""
+        if isinstance(at, slice):
+            return [self[number] for number in range(*at.indices(len(self)))]
+        row = self.order[at]
+        return self.renderer.row(self.prompts[row], self.gold[row], self.loss_on)
 
 
 def _short(text: str) -> str:
@@ -72,8 +114,9 @@ def build(cfg: RunConfig, table: Table, tokenizer: Any) -> Task:
     Raises:
         ConfigError: where prompt, labels and tokenizer do not go together.
     """
-    key = (id(table), id(tokenizer), cfg.data.prompt, cfg.data.max_length, cfg.model.prompt, cfg.model.think)
+    settings = (cfg.data.prompt, cfg.data.max_length, cfg.data.cache, cfg.model.prompt, cfg.model.think)
+    key = (id(table), id(tokenizer), *settings)
     if key not in _tasks:
         prompt = Prompt.of(cfg.data.prompt, table.labels, cfg.model.prompt, cfg.model.think, tokenizer)
-        _tasks[key] = Task(table, Renderer(tokenizer, prompt, table.labels, cfg.data.max_length), prompt)
+        _tasks[key] = Task(table, Renderer(tokenizer, prompt, table.labels, cfg.data.max_length), prompt, cfg.data.cache)
     return _tasks[key]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from finsa.data.rows import Renderer
+from finsa.data.rows import Encoded, Renderer
 
 FloatArray = NDArray[np.float64]
 Answer = tuple[int, ...]
@@ -87,7 +87,7 @@ class LabelScorer:
 
     def __call__(self, texts: Sequence[str]) -> FloatArray:
         """Score texts, in their order."""
-        return self.score(self.renderer.encode(texts).ids)
+        return self.score(self.renderer.encode(texts))
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Sequence[int]]) -> FloatArray:
@@ -95,7 +95,7 @@ class LabelScorer:
         scores = np.empty((len(prompts), len(self.tree.steps)))
         training = self.model.training
         self.model.eval()
-        for rows in batches([len(prompt) + len(self.tree.tokens) for prompt in prompts], self.batch_tokens):
+        for rows in batches(_lengths(prompts, len(self.tree.tokens)), self.batch_tokens):
             scores[rows] = self._batch([prompts[row] for row in rows]).double().cpu().numpy()
         self.model.train(training)
         return scores
@@ -132,6 +132,12 @@ class LabelScorer:
         dtype = next(self.model.parameters()).dtype
         mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
         return {"attention_mask": mask[:, None], "position_ids": positions}
+
+
+def _lengths(prompts: Sequence[Sequence[int]], extra: int) -> list[int]:
+    if isinstance(prompts, Encoded):
+        return (prompts.lengths + extra).tolist()
+    return [len(prompt) + extra for prompt in prompts]
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -75,7 +75,7 @@ def _native(cfg: RunConfig) -> Any:
 def _lengths(job: task.Task) -> list[int]:
     split = "train" if job.table.splits["train"].height else "test"
     answer = max(map(len, job.renderer.answers)) + 1
-    return [len(ids) + answer for ids in _sample(job, split).ids]
+    return (_sample(job, split).lengths + answer).tolist()
 
 
 def _cuts(job: task.Task) -> list[int]:

@@ -29,7 +29,7 @@ def run(cfg: RunConfig) -> Result:
         adapter = source / "adapters" / (trained.data.domain or "default") if source else None
         scored = adapters.load(model, adapter) if adapter and adapter.is_dir() else model
         scorer = LabelScorer(scored, job.renderer, cfg.train.score_tokens)
-        scores = scorer.score(job.prompts(split).ids)
+        scores = scorer.score(job.prompts(split))
         if scored is not model:
             adapters.detach(scored)
         metrics = {split: outcome.report(job, split, scores)}

@@ -37,7 +37,7 @@ def _run(cfg: RunConfig, job: task.Task, folder: RunFolder, tracker: tracking.Tr
         if cfg.method.learn != "nothing" and cfg.stage.compare_base:
             metrics["base"] = _report(cfg, job, backbone)
         model = _learn(cfg, job, backbone, folder, tracker, metrics)
-        scores = LabelScorer(model, job.renderer, cfg.train.score_tokens).score(job.prompts("test").ids)
+        scores = LabelScorer(model, job.renderer, cfg.train.score_tokens).score(job.prompts("test"))
     except BaseException:
         base.forget(backbone)  # half a job may have left adapters or changed weights on it
         raise
@@ -72,7 +72,7 @@ def _learn(
         tracker.log(step, values)
 
     scorer = LabelScorer(model, job.renderer, cfg.train.score_tokens)
-    held = job.prompts("validation").ids[: cfg.train.validation_rows]
+    held = job.prompts("validation")[: cfg.train.validation_rows]
     fitted = fit.fit(
         model=model,
         tokenizer=job.renderer.tokenizer,
@@ -92,7 +92,7 @@ def _learn(
 
 
 def _report(cfg: RunConfig, job: task.Task, model: torch.nn.Module) -> dict[str, Any]:
-    scores = LabelScorer(model, job.renderer, cfg.train.score_tokens).score(job.prompts("test").ids)
+    scores = LabelScorer(model, job.renderer, cfg.train.score_tokens).score(job.prompts("test"))
     return outcome.report(job, "test", scores)
 
 

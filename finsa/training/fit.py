@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
@@ -15,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig
 
 from finsa.config import Train
-from finsa.data.rows import Row
+from finsa.data.rows import CHUNK, Row
 from finsa.training import progress, schedule
 from finsa.training.collate import Collator
 from finsa.training.trainer import FinsaTrainer, Validate
@@ -82,13 +83,7 @@ def fit(
         record: takes log records.
         callbacks: further ones of transformers' kind.
     """
-    dataset = Dataset.from_dict(
-        {
-            "input_ids": [row["input_ids"] for row in rows],
-            "labels": [row["labels"] for row in rows],
-            "length": [len(row["input_ids"]) for row in rows],
-        }
-    )
+    dataset = _dataset(rows)
     shown = progress.ProgressCallback(lambda: int(trainer.tokens), record)
     stopping = [EarlyStoppingCallback(train.patience)] if train.patience else []
     trainer = FinsaTrainer(
@@ -111,6 +106,16 @@ def fit(
     state = trainer.state
     seen = round(min(state.epoch or 0, train.epochs) * len(rows))
     return Fitted(state.global_step, state.best_metric, time.monotonic() - started, int(trainer.tokens), seen)
+
+
+def _dataset(rows: Sequence[Row]) -> Dataset:
+    """Put rows into an Arrow table, a chunk at a time: as Python lists, millions of them would not fit."""
+    kinds = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "length": pa.int32()})
+    parts = []
+    for start in range(0, len(rows), CHUNK):
+        chunk = [{**row, "length": len(row["input_ids"])} for row in rows[start : start + CHUNK]]
+        parts.append(pa.Table.from_pylist(chunk, schema=kinds))
+    return Dataset(pa.concat_tables(parts))
 
 
 def _arguments(train: Train, seed: int, folder: Path) -> SFTConfig:

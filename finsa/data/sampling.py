@@ -1,0 +1,61 @@
+"""Which training rows are used, and how much a class counts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+from finsa.data.splits import shuffled_classes
+
+
+def downsample(labels: Sequence[object], seed: int) -> list[int]:
+    """Cut every class to the size of the smallest (AIDF ablation).
+
+    Args:
+        labels: the class of each row, (n,).
+        seed: of the choice and of the final order.
+
+    Returns:
+        Row numbers, shuffled; each class equally often.
+    """
+    return cap(labels, min(map(len, shuffled_classes(labels, seed).values())), seed)
+
+
+def cap(labels: Sequence[object], most: int, seed: int) -> list[int]:
+    """Keep at most `most` rows of each class; row numbers, shuffled."""
+    return _mixed([rows[:most] for rows in shuffled_classes(labels, seed).values()], seed)
+
+
+def oversample(labels: Sequence[object], seed: int) -> list[int]:
+    """Repeat rows until every class is as large as the largest; each row of a class equally often, up to one.
+
+    Args:
+        labels: the class of each row, (n,).
+        seed: of the choice and of the final order.
+
+    Returns:
+        Row numbers, shuffled; every row at least once.
+    """
+    classes = shuffled_classes(labels, seed)
+    largest = max(map(len, classes.values()))
+    return _mixed([(rows * -(-largest // len(rows)))[:largest] for rows in classes.values()], seed)
+
+
+def _mixed(classes: list[list[int]], seed: int) -> list[int]:
+    kept = [row for rows in classes for row in rows]
+    random.Random(seed).shuffle(kept)
+    return kept
+
+
+def class_weights(counts: Sequence[int], rule: Literal["inverse", "effective"], beta: float = 0.9999) -> list[float]:
+    """How much a class's rows count in the loss; the mean over the classes is 1.
+
+    Args:
+        counts: training rows per class, each at least 1.
+        rule: ``inverse``: 1 / n; ``effective``: (1 - beta) / (1 - beta^n), the inverse effective number of samples
+            (Cui et al. 2019; FinSA-MoE with beta 0.99, which is 1 for every class of more than about 1,000 rows).
+        beta: of the effective number, in [0, 1).
+    """
+    raw = [1 / n if rule == "inverse" else (1 - beta) / (1 - beta**n) for n in counts]
+    return [weight * len(raw) / sum(raw) for weight in raw]
