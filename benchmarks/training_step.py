@@ -40,7 +40,7 @@ from finsa import composition, runs
 from finsa.config import RunConfig
 from finsa.data.rows import IGNORE, Row
 from finsa.evaluation import tables
-from finsa.modeling import adapters, base, hardware
+from finsa.modeling import adapters, base, hardware, tokenizers
 from finsa.training import fit
 from finsa.training.loss import labelled_loss
 
@@ -60,7 +60,7 @@ def main() -> None:
     given = options.parse_args()
     cfg = composed("tiny" if given.quick else "qwen05b", given.batch)
     hardware.prepare(cfg.train)
-    tokenizer = base.load_tokenizer(cfg.model)
+    tokenizer = tokenizers.load_tokenizer(cfg.model)
     rows = examples(given.rows, base.architecture(cfg.model).vocab_size)
     equal = compare_gradients(cfg, tokenizer, rows[: given.batch])
     passes = arms(cfg, tokenizer, rows)

@@ -254,7 +254,9 @@ class Data(Section):
             section = "parts" if self.source == "mixture" else self.source
             raise ValueError(f"source={self.source} needs data.{section}; see conf/data/ for a file that has it")
         if self.ratios and set(self.ratios) != set(self.parts or {}):
-            raise ValueError(f"ratios must name the parts, all of them: {', '.join(self.parts or {}) or 'there are none'}")
+            raise ValueError(
+                f"ratios must name the parts, all of them: {', '.join(self.parts or {}) or 'there are none'}"
+            )
         if self.corpus is not None and self.corpus.files is None and self.corpus.documents is None:
             raise ValueError("corpus.documents must say how many documents to generate, or corpus.files where they are")
         return self
@@ -361,6 +363,25 @@ class CheckStage(Section):
     name: Literal["check"]
 
 
+class InspectStage(Section):
+    """Show the rows as the model will see them, and what is odd about them; a page, figures and numbers.
+
+    Args:
+        examples: shown per split.
+        pairs: near duplicates shown; a file has all of them.
+        group_rows: rows that a group (id prefix, domain, file) or a class needs to be judged on its own.
+        association: Cramér's V from which group and label count as confounded.
+        separation: area under the ROC curve from which length or language counts as separating a class.
+    """
+
+    name: Literal["inspect"]
+    examples: PositiveInt
+    pairs: NonNegativeInt
+    group_rows: PositiveInt
+    association: Annotated[float, Field(gt=0, le=1)]
+    separation: Annotated[float, Field(gt=0.5, le=1)]
+
+
 class PretrainStage(Section):
     """Causal pre-training on documents."""
 
@@ -374,6 +395,141 @@ class GenerateStage(Section):
     name: Literal["generate"]
 
 
+class Endpoint(Section):
+    """A model behind an OpenAI-compatible address, and how it is asked.
+
+    Args:
+        url: the address without ``/chat/completions``, such as ``http://localhost:11434/v1``.
+        model: as the endpoint calls it; null: it is not asked.
+        api_key_env: environment variable that holds the key; null: none is sent.
+        temperature, seed: sent along, the seed plus the question's number; null: not sent.
+        timeout: seconds until an attempt counts as failed.
+        retries: further attempts after a broken connection, 408, 429 or 5xx.
+        backoff: seconds before the first of them, doubled for each next one; the endpoint's Retry-After goes before.
+        workers: questions that are under way at a time.
+    """
+
+    url: str
+    model: Annotated[str, Field(min_length=1)] | None
+    api_key_env: str | None
+    temperature: NonNegativeFloat | None
+    seed: NonNegativeInt | None
+    timeout: PositiveFloat
+    retries: NonNegativeInt
+    backoff: NonNegativeFloat
+    workers: PositiveInt
+
+    @field_validator("url")
+    @classmethod
+    def _web_address(cls, url: str) -> str:
+        if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
+            raise ValueError("needs http://host/path or https://host/path, without user, key or query in it")
+        return url
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _no_key(cls, name: str | None) -> str | None:
+        # Said without the value: it may be the key itself.
+        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError("names an environment variable in capitals, such as OPENAI_API_KEY, and is not the key")
+        return name
+
+
+class Synonyms(Section):
+    """Variants of a text in which every word of a dictionary is replaced.
+
+    Args:
+        share: of the training rows that get variants.
+        variants: per row, at most.
+        words: what may stand for a word; it must keep the word's sign.
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    variants: PositiveInt
+    words: Annotated[dict[str, tuple[str, ...]], Field(min_length=1)]
+
+    @field_validator("words")
+    @classmethod
+    def _other_words(cls, words: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for word, others in words.items():
+            if not word.strip() or not others or not all(other.strip() and other != word for other in others):
+                raise ValueError(f"'{word}' needs at least one other word, and none of them empty or the word itself")
+        return words
+
+
+class Paraphrase(Endpoint):
+    """Variants of a text in other words, by a model.
+
+    Args:
+        share: of the training rows that get variants.
+        variants: per row, at most.
+        prompt: has ``{text}`` and may have ``{label}``, the name of the row's class.
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    variants: PositiveInt
+    prompt: str
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_text(cls, prompt: str) -> str:
+        return _template(prompt, {"text"}, {"text", "label"})
+
+
+class AugmentStage(Section):
+    """Write a data set's rows and variants of its training rows.
+
+    Args:
+        shortest, longest: characters of a variant relative to its original's; others are dropped.
+    """
+
+    name: Literal["augment"]
+    synonyms: Synonyms | None
+    paraphrase: Paraphrase | None
+    shortest: Annotated[float, Field(gt=0, le=1)]
+    longest: Annotated[float, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _makes_something(self) -> AugmentStage:
+        if self.synonyms is None and (self.paraphrase is None or self.paraphrase.model is None):
+            raise ValueError("makes no variants: keep stage.synonyms, or name a model with stage.paraphrase.model")
+        return self
+
+
+class SynthesizeStage(Endpoint):
+    """Write labelled rows that a model made up.
+
+    Args:
+        train, validation: rows per class.
+        block: rows of one class that are asked for at once.
+        rounds: how often what is still missing is asked for.
+        prompt: has ``{label}`` and ``{count}``, may have ``{labels}``.
+    """
+
+    name: Literal["synthesize"]
+    train: PositiveInt
+    validation: NonNegativeInt
+    block: PositiveInt
+    rounds: PositiveInt
+    prompt: str
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_label(cls, prompt: str) -> str:
+        return _template(prompt, {"label", "count"}, {"label", "labels", "count"})
+
+
+def _template(prompt: str, needed: set[str], known: set[str]) -> str:
+    try:
+        fields = {field for _, field, _, _ in string.Formatter().parse(prompt) if field is not None}
+    except ValueError as error:
+        raise ValueError(f"not a template ({error}); write {{{{ for a brace that is meant") from None
+    if not needed <= fields <= known:
+        rest = ", ".join(f"{{{name}}}" for name in sorted(known - needed))
+        raise ValueError(f"needs {' and '.join(f'{{{name}}}' for name in sorted(needed))}, may have {rest}, no other")
+    return prompt
+
+
 class MoeJointStage(Section):
     """The joint stage of a mixture of experts: named here so that its command composes; the stage is not built yet."""
 
@@ -381,7 +537,15 @@ class MoeJointStage(Section):
 
 
 Stage = Annotated[
-    TrainStage | EvaluateStage | CheckStage | PretrainStage | GenerateStage | MoeJointStage,
+    TrainStage
+    | EvaluateStage
+    | CheckStage
+    | InspectStage
+    | PretrainStage
+    | GenerateStage
+    | AugmentStage
+    | SynthesizeStage
+    | MoeJointStage,
     Field(discriminator="name"),
 ]
 
@@ -400,7 +564,11 @@ class Tracking(Section):
 
 
 # Keys beside the groups, and the stages that read them; elsewhere they would be ignored, so they are refused.
-USED_BY = {"run": ("evaluate",), "output": ("generate", "pretrain"), "resume": ("train", "pretrain")}
+USED_BY = {
+    "run": ("evaluate",),
+    "output": ("generate", "pretrain", "augment", "synthesize"),
+    "resume": ("train", "pretrain"),
+}
 
 
 class RunConfig(Section):
@@ -425,6 +593,12 @@ class RunConfig(Section):
             raise ValueError("stage=pretrain reads documents; choose data=tiny_corpus or experiment=tiny_base")
         if self.stage.name == "generate" and (self.data.generator is None or self.output is None):
             raise ValueError("stage=generate needs data=generated and output=<folder>")
+        if self.stage.name in ("augment", "synthesize") and self.output is None:
+            raise ValueError(f"stage={self.stage.name} needs output=<folder>")
+        if isinstance(self.stage, SynthesizeStage) and (self.stage.model is None or self.data.labels is None):
+            raise ValueError(
+                "stage=synthesize needs stage.model=<model>, and data.labels, as data=openfindata_intent has"
+            )
         for key, stages in USED_BY.items():
             if getattr(self, key) not in (None, False) and self.stage.name not in stages:
                 raise ValueError(

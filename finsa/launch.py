@@ -12,9 +12,10 @@ from hydra.core.global_hydra import GlobalHydra
 
 from finsa import arguments, composition, runs, sweeps
 from finsa.config import ROOT, RunConfig
-from finsa.data import table
+from finsa.data import sampling, table, task
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.runs import Result, sweep_name
+from finsa.training import schedule
 
 # Flags with which Hydra only prints something, or that change where it reads from: nothing for us to check before.
 _HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
@@ -118,9 +119,22 @@ def _run(cfg: RunConfig) -> Result:
     if cfg.run is not None:
         runs.read(cfg.run)
     elif cfg.stage.name in ("train", "check", "evaluate"):
-        table.load(cfg.data)
+        _preflight(cfg, table.load(cfg.data))
     result: Result = import_module(path).run(cfg)
     return result
+
+
+def _preflight(cfg: RunConfig, data: table.Table) -> None:
+    """Tell about rows and prompts that cannot be trained on in a second rather than after torch is there."""
+    if cfg.stage.name != "evaluate" and cfg.method.learn != "nothing":
+        data.require("train", "validation", "test")
+        rows = len(sampling.chosen(data.splits["train"]["label"].to_list(), cfg.method, cfg.seed))
+        schedule.steps_of(cfg.train, rows, int(os.environ.get("WORLD_SIZE", "1")))
+    from finsa.modeling import tokenizers  # a second of imports that most errors need not wait for
+
+    tokenizer = tokenizers.peek(cfg.model)
+    if tokenizer is not None:
+        task.build(cfg, data, tokenizer)
 
 
 def require_stage(name: str) -> str:

@@ -78,8 +78,11 @@ class RunFolder:
         temporary.replace(self.path / name)
 
     def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
-        """Write JSON lines, whole or not at all."""
-        self.write_text(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        """Write JSON lines, whole or not at all; records may be many more than fit into memory."""
+        temporary = self.path / f".{name}.part"
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        temporary.replace(self.path / name)
 
     def log(self, step: int, record: dict[str, float]) -> None:
         """Append a record to ``log.jsonl``."""

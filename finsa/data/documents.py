@@ -1,31 +1,51 @@
-"""Documents for pre-training, packed into blocks of one length."""
+"""Documents for pre-training, generated or read from files, packed into blocks of one length."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from finsa.config import Data
-from finsa.data import synthetic, table
+import polars as pl
+
+from finsa.config import Corpus, Data
+from finsa.data import readers, sources, synthetic, table
+from finsa.data.cleaning import OPEN, folded, mark
+from finsa.data.ledger import USED, Ledger
+from finsa.data.readers import FATE
 from finsa.data.rows import IGNORE, Row
+from finsa.errors import DataError, nearest
 
 
-def load(data: Data, heldout: float) -> tuple[list[str], list[str]]:
-    """Draw the documents of ``data.corpus``.
+@dataclass(frozen=True)
+class Documents:
+    """Documents to learn from, held out ones, and what became of every row read."""
+
+    learn: list[str]
+    held: list[str]
+    ledger: Ledger
+
+
+def load(data: Data, heldout: float) -> Documents:
+    """Draw or read the documents of ``data.corpus``.
 
     Args:
         data: where ``files`` names a labelled set, no document contains a text of its validation or test split.
-        heldout: share of documents whose loss is watched.
+        heldout: share of documents whose loss is watched, where no file is named after the validation split.
 
-    Returns:
-        Documents to learn from, and held out ones.
+    Raises:
+        DataError: for files that cannot be read or hold no document.
     """
     assert data.corpus is not None
-    documents = synthetic.corpus(data.corpus.documents, data.corpus.seed, exclude=protected(data))
-    random.Random(data.corpus.seed).shuffle(documents)
-    kept = max(1, int(heldout * len(documents)))
-    return documents[kept:], documents[:kept]
+    if data.corpus.files is not None:
+        return _read(data, data.corpus, heldout)
+    assert data.corpus.documents is not None
+    made = synthetic.corpus(data.corpus.documents, data.corpus.seed, exclude=protected(data))
+    ledger = Ledger(Counter(generator=len(made)), Counter({USED: len(made)}))
+    return Documents(*_parted(made, data.corpus.seed, heldout), ledger)
 
 
 def protected(data: Data) -> list[str]:
@@ -34,6 +54,54 @@ def protected(data: Data) -> list[str]:
         return []
     held = table.load(data)
     return [text for split in ("validation", "test") for text in held.splits[split]["text"].to_list()]
+
+
+def _parted(documents: list[str], seed: int, heldout: float) -> tuple[list[str], list[str]]:
+    random.Random(seed).shuffle(documents)
+    kept = max(1, int(heldout * len(documents)))
+    return documents[kept:], documents[:kept]
+
+
+def _read(data: Data, corpus: Corpus, heldout: float) -> Documents:
+    files = sources.find_files(data.model_copy(update={"files": corpus.files}))
+    parts, notes = [], list[str]()
+    for file, split in files.items():
+        raw = readers.read(file)
+        notes += raw.notes
+        place = pl.lit(str(file)).alias("file"), pl.lit(split, dtype=pl.String).alias("split")
+        parts.append(raw.frame.select(_text(raw.frame, file, corpus.column), FATE).with_columns(*place))
+    frame = _cleaned(pl.concat(parts))
+    ledger = Ledger(Counter(dict(frame.group_by("file", maintain_order=True).len().iter_rows())), notes=notes)
+    fates = frame.group_by(pl.col(FATE).fill_null(USED), maintain_order=True).len()
+    ledger.buckets.update(dict(fates.iter_rows()))
+    ledger.balance()
+    used = frame.filter(OPEN)
+    held = used.filter(pl.col("split") == "validation")["text"].to_list()
+    learn = used.filter(pl.col("split").is_null() | (pl.col("split") == "train"))["text"].to_list()
+    if not held:
+        learn, held = _parted(learn, corpus.seed, heldout)
+    learn = learn[: corpus.documents]
+    if not learn:
+        raise DataError(f"data.corpus.files: no document to learn from; rows: {dict(ledger.buckets)}")
+    return Documents(learn, held, ledger)
+
+
+def _text(frame: pl.DataFrame, file: Path, column: str) -> pl.Expr:
+    if column not in frame.columns:
+        near = nearest(column, frame.columns)
+        hint = f" Did you mean data.corpus.column={near}?" if near else ""
+        raise DataError(f"data.corpus.column: {file} has no column '{column}'; it has {', '.join(frame.columns)}.{hint}")
+    return pl.col(column).str.strip_chars().alias("text")
+
+
+def _cleaned(frame: pl.DataFrame) -> pl.DataFrame:
+    """Give empty and damaged documents and later copies their fate; a held-out document keeps its place."""
+    frame = mark(frame, pl.col("text").fill_null("") == "", "empty text")
+    frame = mark(frame, pl.col("text").str.contains("[\x00\ufffd]"), "unreadable: damaged characters")
+    rank = pl.col("split").replace_strict({"test": 0, "validation": 1}, default=2, return_dtype=pl.Int8)
+    frame = frame.with_columns(folded("text").hash().alias("_key")).with_row_index("_row")
+    first = frame.filter(OPEN).sort(rank, "_row").unique("_key", keep="first")["_row"]
+    return mark(frame, ~pl.col("_row").is_in(first.implode()), "duplicate").drop("_key", "_row")
 
 
 def blocks(documents: Sequence[str], tokenizer: Any, length: int) -> list[Row]:

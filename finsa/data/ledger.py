@@ -48,6 +48,10 @@ class Ledger:
         buckets += Counter({name: count for name, count in self.buckets.items() if name != USED})
         return buckets
 
+    def told(self, truncated: Mapping[str, int]) -> str:
+        """The buckets in one line."""
+        return ", ".join(f"{bucket} {count:,}" for bucket, count in self.closed(truncated).items() if count)
+
     def dropped(self) -> int:
         """Rows that are not used."""
         return self.buckets.total() - self.buckets[USED]

@@ -6,7 +6,23 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
+from finsa.config import Method
 from finsa.data.splits import shuffled_classes
+
+
+def chosen(gold: Sequence[int], method: Method, seed: int) -> list[int]:
+    """Numbers of the training rows that a method uses: capped per class, then balanced.
+
+    Args:
+        gold: the class of each training row, (n,).
+        method: its ``rows_per_class`` and ``balance``.
+        seed: of the choice.
+    """
+    order = list(range(len(gold))) if method.rows_per_class is None else cap(gold, method.rows_per_class, seed)
+    if method.balance == "none":
+        return order
+    balance = downsample if method.balance == "downsample" else oversample
+    return [order[row] for row in balance([gold[row] for row in order], seed)]
 
 
 def downsample(labels: Sequence[object], seed: int) -> list[int]:

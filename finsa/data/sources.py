@@ -38,7 +38,7 @@ def find_files(data: Data) -> dict[Path, str | None]:
         DataError: for a missing path, with where the data set comes from; or for a folder without tables.
     """
     if not data.files:
-        raise DataError(f"data.files: data={data.name} needs files; for instance data.files=<folder or file>")
+        raise DataError(f"data.files: data={data.name} needs files; for instance data.files=<folder or file>{_origin(data)}")
     written = [data.files] if isinstance(data.files, str) else list(data.files)
     found: dict[Path, str | None] = {}
     for entry in written:

@@ -66,14 +66,7 @@ class Task:
 
     def training_order(self, cfg: RunConfig) -> list[int]:
         """Numbers of the training rows that the method uses."""
-        gold, method = self.gold("train"), cfg.method
-        order = list(range(len(gold)))
-        if method.rows_per_class is not None:
-            order = sampling.cap(gold, method.rows_per_class, cfg.seed)
-        if method.balance == "none":
-            return order
-        balance = sampling.downsample if method.balance == "downsample" else sampling.oversample
-        return [order[row] for row in balance([gold[row] for row in order], cfg.seed)]
+        return sampling.chosen(self.gold("train"), cfg.method, cfg.seed)
 
 
 @dataclass(frozen=True)

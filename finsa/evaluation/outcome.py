@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from finsa.data.task import Task
 from finsa.evaluation import metrics
+from finsa.runs import RunFolder
 
 
 def report(task: Task, split: str, scores: NDArray[np.float64]) -> dict[str, Any]:
@@ -43,6 +44,12 @@ def validation(task: Task, scores: NDArray[np.float64]) -> dict[str, float]:
     result = metrics.report(gold.tolist(), scores.argmax(axis=1).tolist(), task.table.labels.names)
     loss = -float(scores[np.arange(len(gold)), gold].mean())
     return {"loss": loss, **{name: result[name] for name in ("macro_f1", "weighted_f1", "accuracy")}}
+
+
+def write_ledger(task: Task, folder: RunFolder) -> None:
+    """Write ``ledger.json``, and the rows that are not used with their reasons as ``dropped.jsonl``."""
+    folder.write_json("ledger.json", task.table.ledger.as_dict(task.truncated()))
+    folder.write_lines("dropped.jsonl", task.table.dropped.iter_rows(named=True))
 
 
 def draw(result: dict[str, Any], title: str, folder: Path) -> Path:

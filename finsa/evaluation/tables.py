@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from finsa.data.ledger import Ledger
@@ -79,9 +80,24 @@ def show_ledger(ledger: Ledger, truncated: Mapping[str, int]) -> None:
     for split, counts in ledger.splits.items():
         cut = truncated.get(split)
         table.add_row(split, *map(str, counts.values()), str(sum(counts.values())), "-" if cut is None else str(cut))
-    fates = ", ".join(f"{bucket} {count}" for bucket, count in ledger.buckets.items())
-    table.caption = f"read {ledger.read.total()}: {fates}"
+    table.caption = f"read {ledger.read.total():,}: {ledger.told(truncated)}"
     console().print(table)
+    show_losses(ledger)
+
+
+def show_losses(ledger: Ledger) -> None:
+    """Print what happened to rows that are not used, with examples, and what was mended or is odd."""
+    if ledger.examples:
+        table = Table(title="rows left out", title_justify="left", title_style="bold", caption_justify="left")
+        table.add_column("why")
+        table.add_column("rows", justify="right")
+        table.add_column("for example (file:line: text [label])", overflow="fold")
+        for fate, examples in ledger.examples.items():
+            table.add_row(fate, f"{ledger.buckets[fate]:,}", escape("\n".join(examples)))
+        table.caption = "all of them, with reasons: dropped.jsonl in the run folder"
+        console().print(table)
+    for note in ledger.notes:
+        console().print(f"note: {escape(note)}", highlight=False)
 
 
 def show_plan(title: str, values: Mapping[str, object]) -> None:

@@ -1,74 +1,17 @@
-"""Base models and tokenizers: from a folder, from the hub, with random weights, or as shapes without memory."""
+"""Base models: from a folder, from the hub, with random weights, or as shapes without memory."""
 
 from __future__ import annotations
 
 import copy
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from finsa.config import ROOT, Model, locate
-from finsa.errors import ConfigError, ModelError, Problem, suggest
-
-EMBEDDED_TOKENIZER = ROOT / "data" / "tiny"
-
-
-def load_tokenizer(model: Model, local_only: bool = False) -> Any:
-    """Load the tokenizer that goes with a model.
-
-    Args:
-        model: the model's section.
-        local_only: ask no network.
-
-    Returns:
-        A fast tokenizer. For random weights whose own tokenizer is not on this machine, the embedded one: such a model
-        has learnt nothing, and any ids below its vocabulary size do.
-
-    Raises:
-        ModelError: where it cannot be had.
-    """
-    source, revision = _source(model, model.tokenizer)
-    try:
-        return _tokenizer(source, revision, model.trust_remote_code, local_only or model.weights == "random")
-    except (OSError, ValueError) as error:
-        if model.weights == "random" and model.tokenizer is None and EMBEDDED_TOKENIZER.is_dir():
-            return _tokenizer(str(EMBEDDED_TOKENIZER), None, False, True)
-        raise _unavailable(model, source, "tokenizer", error) from None
-
-
-@cache
-def _tokenizer(source: str, revision: str | None, trust: bool, local_only: bool) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(
-        source, revision=revision, trust_remote_code=trust, local_files_only=local_only
-    )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # only ever fills what a mask made from lengths leaves out
-    return tokenizer
-
-
-def _source(model: Model, override: str | None = None) -> tuple[str, str | None]:
-    """Where to load from: a folder, or a hub id with its revision."""
-    written = override or model.path
-    if written:
-        folder = locate(written)
-        return (str(folder), None) if folder.exists() or model.hub_id is None else (written, None)
-    return str(model.hub_id), model.revision
-
-
-def _unavailable(model: Model, source: str, what: str, error: Exception) -> ModelError:
-    reason = str(error).splitlines()[0][:160] if Path(source).is_dir() or "/" not in source[:1] else "no such folder"
-    if Path(source).is_absolute():
-        remedy = "Check model.path; the embedded one is rebuilt by: python run.py experiment=tiny_base output=data/tiny"
-    else:
-        remedy = (
-            f"With network: hf download {source} --revision {model.revision}. Without: model.path=<folder>, or "
-            "model.weights=random for a model that has learnt nothing"
-        )
-    return ModelError(f"model={model.name}: no {what} at {source} ({reason}). {remedy}")
-
+from finsa.config import Model
+from finsa.errors import ConfigError, Problem, suggest
+from finsa.modeling.tokenizers import source_of, unavailable
 
 def architecture(model: Model) -> PretrainedConfig:
     """Build the architecture's configuration from its YAML block.
@@ -135,7 +78,7 @@ def _random(model: Model, seed: int) -> PreTrainedModel:
 
 
 def _pretrained(model: Model) -> PreTrainedModel:
-    source, revision = _source(model)
+    source, revision = source_of(model)
     try:
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             source,
@@ -145,7 +88,7 @@ def _pretrained(model: Model) -> PreTrainedModel:
             trust_remote_code=model.trust_remote_code,
         )
     except (OSError, ValueError) as error:
-        raise _unavailable(model, source, "weights", error) from None
+        raise unavailable(model, source, "weights", error) from None
     return loaded
 
 

@@ -1,11 +1,19 @@
-"""The embedded model's own tokenizer: byte-level BPE, trained on the project's documents."""
+"""A model's tokenizer: loaded from where the model is, or trained. No torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from finsa.config import ROOT, Model, locate
+from finsa.errors import ModelError
+
+EMBEDDED_TOKENIZER = ROOT / "data" / "tiny"
 
 END, OPEN, CLOSE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -59,3 +67,65 @@ def common_characters() -> list[str]:
 
 def _pattern() -> Regex:
     return Regex(r"\d|[A-Za-z]+| ?[A-Za-z]+|[\u4e00-\u9fff]+|[^\sA-Za-z\d\u4e00-\u9fff]|\s+")
+
+
+def load_tokenizer(model: Model, local_only: bool = False) -> Any:
+    """Load the tokenizer that goes with a model.
+
+    Args:
+        model: the model's section.
+        local_only: ask no network.
+
+    Returns:
+        A fast tokenizer. For random weights whose own tokenizer is not on this machine, the embedded one: such a model
+        has learnt nothing, and any ids below its vocabulary size do.
+
+    Raises:
+        ModelError: where it cannot be had.
+    """
+    source, revision = source_of(model, model.tokenizer)
+    try:
+        return _tokenizer(source, revision, model.trust_remote_code, local_only or model.weights == "random")
+    except (OSError, ValueError) as error:
+        if model.weights == "random" and model.tokenizer is None and EMBEDDED_TOKENIZER.is_dir():
+            return _tokenizer(str(EMBEDDED_TOKENIZER), None, False, True)
+        raise unavailable(model, source, "tokenizer", error) from None
+
+
+def peek(model: Model) -> PreTrainedTokenizerFast | None:
+    """The tokenizer of a model in a local folder, without torch; None where it takes more to load it."""
+    folder = Path(source_of(model, model.tokenizer)[0])
+    return PreTrainedTokenizerFast.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+@cache
+def _tokenizer(source: str, revision: str | None, trust: bool, local_only: bool) -> Any:
+    from transformers import AutoTokenizer  # brings torch with it, which a wrong option need not wait for
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, revision=revision, trust_remote_code=trust, local_files_only=local_only
+    )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # only ever fills what a mask made from lengths leaves out
+    return tokenizer
+
+
+def source_of(model: Model, override: str | None = None) -> tuple[str, str | None]:
+    """Where to load from: a folder, or a hub id with its revision."""
+    written = override or model.path
+    if written:
+        folder = locate(written)
+        return (str(folder), None) if folder.exists() or model.hub_id is None else (written, None)
+    return str(model.hub_id), model.revision
+
+
+def unavailable(model: Model, source: str, what: str, error: Exception) -> ModelError:
+    reason = str(error).splitlines()[0][:160] if Path(source).is_dir() or "/" not in source[:1] else "no such folder"
+    if Path(source).is_absolute():
+        remedy = "Check model.path; the embedded one is rebuilt by: python run.py experiment=tiny_base output=data/tiny"
+    else:
+        remedy = (
+            f"With network: hf download {source} --revision {model.revision}. Without: model.path=<folder>, or "
+            "model.weights=random for a model that has learnt nothing"
+        )
+    return ModelError(f"model={model.name}: no {what} at {source} ({reason}). {remedy}")

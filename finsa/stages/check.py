@@ -10,7 +10,7 @@ from finsa.config import Model, RunConfig
 from finsa.data import table, task
 from finsa.errors import ModelError
 from finsa.evaluation import tables
-from finsa.modeling import adapters, base, hardware, memory
+from finsa.modeling import adapters, base, hardware, memory, tokenizers
 from finsa.runs import Result
 from finsa.training import fit, schedule
 
@@ -61,11 +61,11 @@ def _tokenizer(cfg: RunConfig) -> tuple[Any, str, Model]:
         The tokenizer, whose it is, and the model's section with the prompt style that it can render.
     """
     try:
-        return base.load_tokenizer(cfg.model, local_only=True), "the model's own", cfg.model
+        return tokenizers.load_tokenizer(cfg.model, local_only=True), "the model's own", cfg.model
     except ModelError:
         plain = cfg.model.model_copy(update={"weights": "random", "prompt": "plain", "think": "none"})
         note = "the embedded one, plain prompt: an estimate, because the model's own is not on this machine"
-        return base.load_tokenizer(plain), note, plain
+        return tokenizers.load_tokenizer(plain), note, plain
 
 
 def _native(cfg: RunConfig) -> Any:

@@ -11,7 +11,7 @@ from finsa.config import Data, EvaluateStage, Model, RunConfig
 from finsa.data import table, task
 from finsa.evaluation import outcome, tables
 from finsa.inference.scoring import LabelScorer
-from finsa.modeling import adapters, base, hardware
+from finsa.modeling import adapters, base, hardware, tokenizers
 from finsa.runs import Result
 
 
@@ -22,7 +22,7 @@ def run(cfg: RunConfig) -> Result:
     split: str = cfg.stage.split
     data = table.load(trained.data)
     data.require(split)
-    job = task.build(trained, data, base.load_tokenizer(trained.model))
+    job = task.build(trained, data, tokenizers.load_tokenizer(trained.model))
     hardware.prepare(cfg.train)
     with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
         model = base.load_base(_weights(trained, source), trained.seed)
@@ -35,7 +35,7 @@ def run(cfg: RunConfig) -> Result:
         metrics = {split: outcome.report(job, split, scores)}
         name = trained.method.name if source else f"{trained.model.name} as it is"
         folder.note(**job.fingerprints(), scoring=scorer.rule, run=str(source))
-        folder.write_json("ledger.json", data.ledger.as_dict(job.truncated()))
+        outcome.write_ledger(job, folder)
         folder.write_json("metrics.json", metrics)
         folder.write_lines("predictions.jsonl", outcome.predictions(job, split, scores))
         tracker.figure("confusion matrix", outcome.draw(metrics[split], f"{name}, {split}", folder.path))
@@ -51,9 +51,9 @@ def _of_run(cfg: RunConfig) -> tuple[RunConfig, Path]:
     path, trained, _ = runs.read(str(cfg.run))
     named = HydraConfig.initialized() and any(text.startswith("data") for text in HydraConfig.get().overrides.task)
     if named:
-        rows = {key: getattr(cfg.data, key) for key in ("name", "files", "columns", "split", "domain", "generator")}
         # Prompt, labels and length belong to the model that was trained with them.
-        merged: Data = trained.data.model_copy(update=rows)
+        kept = {key: getattr(trained.data, key) for key in ("labels", "prompt", "max_length")}
+        merged: Data = cfg.data.model_copy(update=kept)
         trained = trained.model_copy(update={"data": merged})
     return trained, path
 

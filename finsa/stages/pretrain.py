@@ -15,6 +15,7 @@ from finsa.config import PretrainStage, RunConfig
 from finsa.data import documents
 from finsa.data.rows import Row
 from finsa.modeling import base, hardware, tokenizers
+from finsa.errors import DataError
 from finsa.runs import Result, RunFolder
 from finsa.training import fit
 from finsa.training.collate import Collator
@@ -22,16 +23,24 @@ from finsa.training.loss import labelled_loss
 
 
 def run(cfg: RunConfig) -> Result:
-    """Pre-train a model from random weights with a tokenizer of its own; ``output`` takes a copy of the result."""
+    """Pre-train a model, from random weights or onwards from its own; ``output`` takes a copy of the result."""
     assert cfg.data.corpus is not None
     assert isinstance(cfg.stage, PretrainStage)
-    learn, held = documents.load(cfg.data, cfg.stage.heldout)
-    tokenizer = tokenizers.train(learn, cfg.data.corpus.vocabulary)
-    rows, watched = (documents.blocks(part, tokenizer, cfg.data.corpus.block) for part in (learn, held))
+    corpus, found = cfg.data.corpus, documents.load(cfg.data, cfg.stage.heldout)
+    own = corpus.vocabulary is not None
+    tokenizer = tokenizers.train(found.learn, corpus.vocabulary) if own else tokenizers.load_tokenizer(cfg.model)
+    rows, watched = (documents.blocks(part, tokenizer, corpus.block) for part in (found.learn, found.held))
+    if not rows or not watched:
+        raise DataError(
+            f"data.corpus: {len(rows)} blocks of {corpus.block} tokens to learn from and {len(watched)} held out; both "
+            "need one or more. Give more documents, or a smaller data.corpus.block"
+        )
     hardware.prepare(cfg.train)
     with runs.start(cfg) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
         model = base.load_base(cfg.model, cfg.seed, keep=False).float().requires_grad_(True)
-        print(f"{len(learn):,} documents, {len(rows):,} blocks of {cfg.data.corpus.block} tokens", flush=True)
+        folder.write_json("ledger.json", found.ledger.as_dict({}))
+        print(f"{len(found.learn):,} documents, {len(rows):,} blocks of {corpus.block} tokens", flush=True)
+        print(f"read {found.ledger.read.total():,}: {found.ledger.told({})}")
 
         def record(step: int, values: dict[str, float]) -> None:
             folder.log(step, values)
@@ -90,6 +99,6 @@ def _publish(folder: RunFolder, output: Path) -> None:
     """Copy model, tokenizer, log and record to where they are kept."""
     output.mkdir(parents=True, exist_ok=True)
     for file in [*(folder.path / "model").iterdir(), folder.path / "log.jsonl", folder.path / "config.yaml"]:
-        shutil.copy(file, output / file.name)
+        shutil.copyfile(file, output / file.name)  # contents only: safetensors are written for their owner alone
     kept = {key: value for key, value in folder.facts.items() if key not in ("pid", "machine", "error")}
     RunFolder(output, {}).write_json("run.json", kept)

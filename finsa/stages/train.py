@@ -11,7 +11,7 @@ from finsa.config import RunConfig, TrainStage
 from finsa.data import table, task
 from finsa.evaluation import outcome, tables
 from finsa.inference.scoring import LabelScorer, scored_answers
-from finsa.modeling import adapters, base, hardware
+from finsa.modeling import adapters, base, hardware, tokenizers
 from finsa.runs import Result, RunFolder
 from finsa.training import fit, schedule
 
@@ -20,7 +20,7 @@ def run(cfg: RunConfig) -> Result:
     """Fit on the training split, choose on validation, score the test split once, write the run folder."""
     data = table.load(cfg.data)
     data.require(*(("test",) if cfg.method.learn == "nothing" else ("train", "validation", "test")))
-    tokenizer = base.load_tokenizer(cfg.model)
+    tokenizer = tokenizers.load_tokenizer(cfg.model)
     job = task.build(cfg, data, tokenizer)
     if cfg.method.learn != "nothing":
         schedule.steps_of(cfg.train, len(job.training_order(cfg)), fit.processes())
@@ -105,7 +105,7 @@ def _write(
     scores: Any,
 ) -> None:
     folder.note(**job.fingerprints(), scoring=scored_answers(job.renderer)[1])
-    folder.write_json("ledger.json", job.table.ledger.as_dict(job.truncated()))
+    outcome.write_ledger(job, folder)
     folder.write_json("metrics.json", metrics)
     folder.write_lines("predictions.jsonl", outcome.predictions(job, "test", scores))
     figure = outcome.draw(metrics["test"], f"{cfg.method.name}, {cfg.model.name}, {cfg.data.name}", folder.path)

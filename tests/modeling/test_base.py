@@ -9,7 +9,7 @@ import torch
 from finsa import composition
 from finsa.config import Model, RunConfig
 from finsa.errors import ConfigError, ModelError
-from finsa.modeling import adapters, base
+from finsa.modeling import adapters, base, tokenizers
 
 TOTALS = {
     "qwen05b": 494_032_768,
@@ -98,7 +98,7 @@ def test_missing_weights_name_the_ways_out(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ModelError, match=r"model=tiny: no weights at .*nowhere.*experiment=tiny_base"):
         base.load_base(section, 0)
     with pytest.raises(ModelError, match=r"no tokenizer at .*nowhere"):
-        base.load_tokenizer(section)
+        tokenizers.load_tokenizer(section)
 
 
 def test_auto_is_bfloat16_only_where_the_hardware_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,4 +112,4 @@ def test_auto_is_bfloat16_only_where_the_hardware_computes_in_it(monkeypatch: py
 
 def test_random_weights_without_their_tokenizer_take_the_embedded_one(tokenizer: Any) -> None:
     section = composed("model=qwen05b", "model.weights=random").model
-    assert base.load_tokenizer(section).get_vocab() == tokenizer.get_vocab()
+    assert tokenizers.load_tokenizer(section).get_vocab() == tokenizer.get_vocab()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finsa.config import ROOT, RunConfig
 from finsa.data import documents
-from finsa.modeling import base
+from finsa.modeling import base, tokenizers
 from finsa.stages import pretrain
 
 Compose = Callable[..., RunConfig]
@@ -31,7 +31,7 @@ def test_a_shortened_recipe_learns(config: Compose, tmp_path: Path) -> None:
     knows_nothing = math.log(6144)
     assert result.metrics["heldout_loss"] < knows_nothing - 1.5
     model = base.load_base(config(f"model.path={tmp_path}/kept").model, 0, keep=False)
-    tokenizer = base.load_tokenizer(config(f"model.path={tmp_path}/kept").model)
+    tokenizer = tokenizers.load_tokenizer(config(f"model.path={tmp_path}/kept").model)
     assert cfg.data.corpus is not None
     _, held = documents.load(cfg.data, 0.05)
     blocks = documents.blocks(held, tokenizer, 64)
@@ -52,7 +52,7 @@ def test_the_committed_base_has_the_loss_its_log_claims(config: Compose) -> None
     cfg = config("experiment=tiny_base")
     assert cfg.data.corpus is not None
     _, held = documents.load(cfg.data, cfg.stage.heldout)  # type: ignore[union-attr]
-    tokenizer = base.load_tokenizer(config().model)
+    tokenizer = tokenizers.load_tokenizer(config().model)
     blocks = documents.blocks(held, tokenizer, cfg.data.corpus.block)
     model = base.load_base(config("model.dtype=float32").model, 0, keep=False)
     assert len(blocks) == record["heldout_blocks"]

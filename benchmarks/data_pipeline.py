@@ -1,0 +1,120 @@
+"""From a CSV of FinNF's size to splits and tokens: seconds, rows per second and peak memory, by number of rows.
+
+Each size runs in a fresh process, twice: the first builds table and tokens, the second reads them from the cache.
+Rows are drawn from generated texts, each made unique by figures; about 150 bytes a row, three labels, 1 % copies and
+0.5 % conflicting copies planted, whose numbers the ledger has to find.
+
+    python benchmarks/data_pipeline.py                         # 10 k, 100 k and 1.67 M rows
+    python benchmarks/data_pipeline.py --tokenizer <folder>    # a real vocabulary instead of the embedded one
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+LABELS = ("利空", "中性", "利好")
+
+
+def write_table(file: Path, rows: int, seed: int = 7) -> None:
+    """Write `rows` rows: unique texts, then 1 % copies with the same and 0.5 % with another label, in random order."""
+    from finsa.data import synthetic
+
+    rng = random.Random(seed)
+    texts = synthetic.generate(4000, seed)["text"].to_list()
+    copies, conflicts = rows // 100, rows // 200
+    own = [
+        (f"{rng.choice(texts)}成交{rng.randrange(10**9)}手", rng.choice(LABELS)) for _ in range(rows - copies - conflicts)
+    ]
+    lines = own + own[:copies]
+    lines += [(text, LABELS[LABELS.index(label) - 1]) for text, label in own[copies : copies + conflicts]]
+    rng.shuffle(lines)
+    with file.open("w", encoding="utf-8") as out:
+        out.write("id,text,label\n")
+        out.writelines(f'{number},"{text.replace(chr(34), chr(34) * 2)}",{label}\n' for number, (text, label) in enumerate(lines))
+
+
+def measure(file: str, tokenizer: str, cache: str) -> dict[str, Any]:
+    """Load and tokenise in this process, as a run does it. Returns: seconds, memory, and what the ledger found."""
+    from hydra import compose, initialize_config_dir
+
+    from finsa import composition
+    from finsa.data import table, task
+    from finsa.modeling import tokenizers
+
+    overrides = ["data=finnf_news", f"data.files={file}", f"data.cache={cache}", f"model.tokenizer={tokenizer}"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        cfg = composition.build(compose("config", overrides))
+    words = tokenizers.load_tokenizer(cfg.model)
+    started = time.perf_counter()
+    data = table.load(cfg.data)
+    read = time.perf_counter() - started
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    job = task.build(cfg, data, words)
+    started = time.perf_counter()
+    tokens = sum(int(job.prompts(split).lengths.sum()) for split in data.splits)
+    return {
+        "table_seconds": round(read, 2),
+        "table_peak_gib": round(memory, 2),
+        "token_seconds": round(time.perf_counter() - started, 2),
+        "tokens": tokens,
+        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "buckets": dict(data.ledger.buckets),
+    }
+
+
+def fresh(*arguments: str) -> dict[str, Any]:
+    """Run `measure` in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, "--one", *arguments], capture_output=True, text=True, check=True)
+    values: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return values
+
+
+def main() -> None:
+    """Measure all sizes and write ``benchmarks/results/data_pipeline.json``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_673_267])
+    parser.add_argument("--tokenizer", default=str(ROOT / "data" / "tiny"))
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "data_pipeline.json")
+    parser.add_argument("--one", nargs=3, metavar=("FILE", "TOKENIZER", "CACHE"), help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.one:
+        print(json.dumps(measure(*chosen.one), ensure_ascii=False))
+        return
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for rows in chosen.rows:
+            file = Path(folder) / f"{rows}.csv"
+            write_table(file, rows)
+            size = file.stat().st_size / 2**20
+            first, second = (fresh(str(file), chosen.tokenizer, f"{folder}/cache") for _ in range(2))
+            result = {"rows": rows, "mib": round(size, 1), "first": first, "from_cache": second}
+            result["table_microseconds_per_row"] = round(first["table_seconds"] / rows * 1e6, 1)
+            result["tokenised_rows_per_second"] = round(rows / first["token_seconds"])
+            results.append(result)
+            print(json.dumps(result, ensure_ascii=False), flush=True)
+            file.unlink()
+    record = {
+        "command": "python benchmarks/data_pipeline.py",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "tokenizer": Path(chosen.tokenizer).name,
+        "results": results,
+    }
+    chosen.out.parent.mkdir(exist_ok=True)
+    chosen.out.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
