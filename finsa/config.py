@@ -80,23 +80,206 @@ class Model(Section):
 
 
 class Adapter(Section):
-    """Low-rank matrices beside frozen linear layers (Hu et al. 2021); the update is scaled by alpha / rank."""
+    """Low-rank matrices beside frozen linear layers (Hu et al. 2021); the update is scaled by alpha / rank.
 
+    Args:
+        variant: ``dora`` also learns each output's magnitude (Liu et al. 2024), ``rslora`` scales by alpha / sqrt(rank)
+            (Kalajdzievski 2023), ``pissa`` starts from the largest singular vectors (Meng et al. 2024).
+        lr_ratio: learning rate of B over that of A (LoRA+, Hayou et al. 2024); 1: the same.
+    """
+
+    variant: Literal["lora", "dora", "rslora", "pissa"]
     rank: PositiveInt
     alpha: PositiveFloat
     dropout: Share
     targets: Literal["query_value", "attention", "all"] | Annotated[tuple[str, ...], Field(min_length=1)]
+    lr_ratio: PositiveFloat
+
+
+class Loss(Section):
+    """What a learnt position or row costs.
+
+    Args:
+        name: ``focal`` (Lin et al. 2017) and ``adaptive_balanced`` (FinSA-MoE) look away from easy rows.
+        gamma: exponent of that; only for these two.
+        smoothing: share of the target that is spread over all classes.
+        class_weights: how much a class's rows count: ``inverse`` 1 / n, ``effective`` (1 - beta) / (1 - beta^n).
+        beta: of the effective number of samples (Cui et al. 2019).
+        logit_adjustment: tau: tau * log(share of the class) is added to the class's score (Menon et al. 2021); 0: off.
+    """
+
+    name: Literal["cross_entropy", "focal", "adaptive_balanced"]
+    gamma: NonNegativeFloat
+    smoothing: Share
+    class_weights: Literal["none", "inverse", "effective"]
+    beta: Share
+    logit_adjustment: NonNegativeFloat
+
+    def needs_classes(self) -> str | None:
+        """The setting that compares the classes of a row, as a command line writes it; None where there is none."""
+        if self.name != "cross_entropy":
+            return f"loss.name={self.name}"
+        changed = (name for name in ("smoothing", "logit_adjustment") if getattr(self, name) > 0)
+        return next((f"loss.{name}={getattr(self, name)}" for name in changed), None)
+
+
+class Majority(Section):
+    """The shares of the classes in the training rows, whatever the text says."""
+
+    kind: Literal["majority"]
+
+
+class TfidfLr(Section):
+    """Logistic regression on TF-IDF of character n-grams.
+
+    Args:
+        ngrams: shortest and longest, in characters.
+        min_rows: training rows that an n-gram must occur in.
+        sublinear: 1 + log of a row's count instead of the count.
+        strengths: inverse strengths of the L2 penalty (scikit-learn's C); macro-F1 on validation rows chooses.
+        class_weight: ``balanced``: a class's rows count by the inverse of its size.
+    """
+
+    kind: Literal["tfidf_lr"]
+    ngrams: tuple[PositiveInt, PositiveInt]
+    min_rows: PositiveInt
+    sublinear: bool
+    strengths: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    class_weight: Literal["none", "balanced"]
+
+    @field_validator("ngrams")
+    @classmethod
+    def _in_order(cls, ngrams: tuple[int, int]) -> tuple[int, int]:
+        if ngrams[0] > ngrams[1]:
+            raise ValueError(f"the shortest comes first: [{ngrams[1]}, {ngrams[0]}]")
+        return ngrams
+
+
+class Network(Section):
+    """What the baselines that are networks share.
+
+    Args:
+        epochs: at most; the epoch with the best macro-F1 on validation rows is kept.
+        batch_size: rows per step.
+        warmup: share of all steps in which the learning rate rises; then it falls to 0 linearly.
+        weight_decay: of AdamW.
+        patience: epochs without a better score before stopping.
+    """
+
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    learning_rate: PositiveFloat
+    warmup: Share
+    weight_decay: NonNegativeFloat
+    patience: PositiveInt
+
+
+class FromScratch(Network):
+    """A small network whose embeddings are learnt from the training rows alone.
+
+    Args:
+        units: what a text is cut into: ``words`` (a Latin word is one, any other character is one), ``characters``, or
+            ``model``: tokens of the model's tokenizer.
+        min_rows: training rows that a unit must occur in; rarer ones share one embedding.
+        embedding: its width.
+        dropout: of the pooled features, while training.
+    """
+
+    units: Literal["words", "characters", "model"]
+    min_rows: PositiveInt
+    embedding: PositiveInt
+    dropout: Share
+
+
+class TextCnn(FromScratch):
+    """Convolutions over units, the largest value of each filter (Kim 2014).
+
+    Args:
+        widths: of the filters, in units.
+        filters: per width.
+    """
+
+    kind: Literal["textcnn"]
+    widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    filters: PositiveInt
+
+
+class BiLstm(FromScratch):
+    """A recurrent network that reads in both directions (Graves & Schmidhuber 2005), pooled over the units.
+
+    Args:
+        hidden: states per direction.
+        pooling: of the states over a text.
+    """
+
+    kind: Literal["bilstm"]
+    hidden: PositiveInt
+    pooling: Literal["max", "mean"]
+
+
+class Encoder(Network):
+    """A BERT-style encoder with a fresh classification head, all of it fine-tuned (Devlin et al. 2019).
+
+    Args:
+        hub_id, revision, path: where weights and tokenizer come from; ``path`` (a local folder) goes before the hub.
+        weights: ``random``: built from ``architecture``, with the training rows' characters as its vocabulary.
+        architecture: transformers' own keys; read where weights=random alone.
+    """
+
+    kind: Literal["encoder"]
+    hub_id: str | None
+    revision: str
+    path: str | None
+    weights: Literal["pretrained", "random"]
+    architecture: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _sources(self) -> Encoder:
+        if self.weights == "pretrained" and not (self.path or self.hub_id):
+            raise ValueError("weights=pretrained needs path (a local folder) or hub_id; or set weights=random")
+        if self.weights == "random" and "model_type" not in self.architecture:
+            raise ValueError("weights=random needs an architecture with a model_type, such as bert")
+        return self
+
+
+Baseline = Annotated[Majority | TfidfLr | TextCnn | BiLstm | Encoder, Field(discriminator="kind")]
 
 
 class Method(Section):
-    """What a run varies: which rows are used, which tokens carry loss, which parameters learn."""
+    """What a run varies: which rows are used, which tokens carry loss, which parameters learn.
+
+    Args:
+        learn: ``head``: the classification head alone, a linear probe.
+        quantization: of the frozen base: ``nf4`` 4-bit with double quantisation (QLoRA, Dettmers et al. 2023),
+            ``int8`` (Dettmers et al. 2022).
+        head: what answers: the language model's words, or a classifier over the mean of the text tokens' last states.
+        classifier_init: ``label_words``: rows of the LM head of each label's tokens.
+        loss_on: ``all`` tokens, the ``response`` (answer and end token), or the ``label``: one choice among the K
+            labels per row.
+        baseline: a classifier that learns on its own, without the language model; null: none.
+    """
 
     name: Name
-    learn: Literal["nothing", "adapter", "all"]
+    learn: Literal["nothing", "head", "adapter", "all"]
     adapter: Adapter | None
-    loss_on: Literal["all", "response"]
+    quantization: Literal["none", "nf4", "int8"]
+    head: Literal["lm", "classifier"]
+    classifier_init: Literal["random", "label_words"]
+    classifier_dropout: Share
+    loss_on: Literal["all", "response", "label"]
+    loss: Loss
     balance: Literal["none", "downsample", "oversample"]
     rows_per_class: PositiveInt | None
+    baseline: Baseline | None
+
+    @model_validator(mode="after")
+    def _baseline_fits(self) -> Method:
+        if self.baseline is not None and (self.learn != "nothing" or self.quantization != "none"):
+            raise ValueError(
+                f"baseline.kind={self.baseline.kind} uses no language model: set method.learn=nothing "
+                "method.adapter=null method.quantization=none, or method.baseline=null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _adapter_fits(self) -> Method:
@@ -104,6 +287,40 @@ class Method(Section):
             raise ValueError("learn=adapter needs an adapter section; start from method=lora")
         if self.learn != "adapter" and self.adapter is not None:
             raise ValueError(f"learn={self.learn} has no use for an adapter; set method.adapter=null")
+        if self.quantization != "none" and self.learn == "all":
+            raise ValueError(
+                f"quantization={self.quantization} freezes the base, so learn=all cannot train it: "
+                "choose method=qlora or method=lora_8bit, or set method.quantization=none"
+            )
+        if self.quantization != "none" and self.adapter is not None and self.adapter.variant == "pissa":
+            raise ValueError("adapter.variant=pissa decomposes weights in full precision; set method.quantization=none")
+        return self
+
+    @model_validator(mode="after")
+    def _head_fits(self) -> Method:
+        if self.head == "classifier" and self.learn == "nothing":
+            raise ValueError("head=classifier has to be learnt: set method.learn=head for the head alone")
+        if self.head == "classifier" and self.loss_on != "label":
+            raise ValueError(
+                "head=classifier chooses among the labels and reads no other token; set method.loss_on=label"
+            )
+        if self.head == "lm" and self.learn == "head":
+            raise ValueError("learn=head needs method.head=classifier")
+        if self.head == "lm" and (self.classifier_init != "random" or self.classifier_dropout > 0):
+            raise ValueError("classifier_init and classifier_dropout need method.head=classifier")
+        return self
+
+    @model_validator(mode="after")
+    def _loss_fits(self) -> Method:
+        weighs = f"loss.class_weights={self.loss.class_weights}" if self.loss.class_weights != "none" else None
+        changed = self.loss.needs_classes() or weighs
+        if self.learn == "nothing" and changed:
+            raise ValueError(f"learn=nothing trains nothing, so {changed} has no use; train, as method=lora_focal does")
+        if self.loss_on != "label" and self.loss.needs_classes():
+            raise ValueError(
+                f"{self.loss.needs_classes()} compares the K labels of a row; set method.loss_on=label "
+                f"(loss_on={self.loss_on} learns tokens)"
+            )
         return self
 
 
@@ -395,6 +612,24 @@ class GenerateStage(Section):
     name: Literal["generate"]
 
 
+class ReportStage(Section):
+    """Compare finished runs: table, tests, figures and a page.
+
+    Args:
+        baseline: the arm that the others are tested against, by its name in the table; null: the one that learns
+            nothing, otherwise the first.
+        training_rows: ``same``: runs whose training rows differ are refused; ``any``: the test rows alone must agree.
+        samples: bootstrap samples.
+        seed: of the bootstrap.
+    """
+
+    name: Literal["report"]
+    baseline: str | None
+    training_rows: Literal["same", "any"]
+    samples: Annotated[int, Field(ge=1000)]
+    seed: NonNegativeInt
+
+
 class Endpoint(Section):
     """A model behind an OpenAI-compatible address, and how it is asked.
 
@@ -543,11 +778,96 @@ Stage = Annotated[
     | InspectStage
     | PretrainStage
     | GenerateStage
+    | ReportStage
     | AugmentStage
     | SynthesizeStage
     | MoeJointStage,
     Field(discriminator="name"),
 ]
+
+
+# ------------------------------------------------------------------------------------------------ published tables
+
+
+Score = Annotated[float, Field(ge=0, le=1)]
+Count = NonNegativeInt
+
+
+class Pairs(Section):
+    """How a published row differs from another of its table, question by question.
+
+    Args:
+        row: the other one's name.
+        fixed: questions that only this row has right.
+        broken: questions that only the other one has right.
+        p: of the exact McNemar test, as published.
+    """
+
+    row: str
+    fixed: Count
+    broken: Count
+    p: Score
+
+
+class PublishedRow(Section):
+    """One row of a published table: data rather than settings, so what its source does not say is left out.
+
+    Args:
+        model, method: what they are called below ``conf/``, to find the run that belongs to the row.
+        scores: as printed, as shares of 1: accuracy, macro_f1, weighted_f1, macro_precision, macro_recall.
+        f1, recall: as printed, by label.
+        confusion: rows true, columns predicted, in the order of the table's labels.
+        unparsable: answers that name no label, by true label.
+        correct: rows that are right, where the table counts them.
+    """
+
+    model: str | None = None
+    method: str | None = None
+    scores: dict[Literal["accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall"], Score] = {}
+    f1: tuple[Score, ...] | None = None
+    recall: tuple[Score, ...] | None = None
+    confusion: tuple[tuple[Count, ...], ...] | None = None
+    unparsable: tuple[Count, ...] | None = None
+    correct: Count | None = None
+    pairs: Pairs | None = None
+    note: str | None = None
+
+
+class Published(Section):
+    """A published table, to hold runs against.
+
+    Args:
+        data: what its data are called below ``conf/``.
+        n: test rows.
+        support: test rows by label; its keys are the labels in their order.
+        decimals: to which the scores are printed.
+        facts: further figures of the source.
+        notes: what a reader should know before trusting the table.
+    """
+
+    name: Name
+    source: str
+    data: str
+    n: PositiveInt
+    support: dict[str, PositiveInt]
+    decimals: PositiveInt
+    rows: dict[str, PublishedRow]
+    facts: dict[str, Any]
+    notes: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Published:
+        support = tuple(self.support.values())
+        if sum(support) != self.n:
+            raise ValueError(f"support adds up to {sum(support)} rows, n says {self.n}")
+        for name, row in self.rows.items():
+            unparsable = row.unparsable or (0,) * len(support)
+            true = tuple(sum(line) + lost for line, lost in zip(row.confusion or (), unparsable, strict=False))
+            if row.confusion is not None and true != support:
+                raise ValueError(f"the confusion matrix of {name} has {true} true rows, support says {support}")
+            if row.pairs is not None and row.pairs.row not in self.rows:
+                raise ValueError(f"{name} is paired with '{row.pairs.row}', which is no row of the table")
+        return self
 
 
 # ------------------------------------------------------------------------------------------------ the whole
@@ -566,7 +886,9 @@ class Tracking(Section):
 # Keys beside the groups, and the stages that read them; elsewhere they would be ignored, so they are refused.
 USED_BY = {
     "run": ("evaluate",),
-    "output": ("generate", "pretrain", "augment", "synthesize"),
+    "runs": ("report",),
+    "published": ("train", "evaluate", "check", "report"),
+    "output": ("generate", "pretrain", "augment", "synthesize", "report"),
     "resume": ("train", "pretrain"),
 }
 
@@ -584,6 +906,8 @@ class RunConfig(Section):
     seed: NonNegativeInt
     output_dir: str
     run: str | None
+    runs: str | tuple[str, ...] | None
+    published: Published | None
     output: str | None
     resume: bool
 
@@ -591,6 +915,11 @@ class RunConfig(Section):
     def _joined(self) -> RunConfig:
         if self.stage.name == "pretrain" and self.data.corpus is None:
             raise ValueError("stage=pretrain reads documents; choose data=tiny_corpus or experiment=tiny_base")
+        if self.stage.name == "evaluate" and self.run is None and self.method.baseline is not None:
+            raise ValueError(
+                f"method={self.method.name} has to learn before it can score; train it, then "
+                "python run.py stage=evaluate run=<its run folder>"
+            )
         if self.stage.name == "generate" and (self.data.generator is None or self.output is None):
             raise ValueError("stage=generate needs data=generated and output=<folder>")
         if self.stage.name in ("augment", "synthesize") and self.output is None:
@@ -599,6 +928,8 @@ class RunConfig(Section):
             raise ValueError(
                 "stage=synthesize needs stage.model=<model>, and data.labels, as data=openfindata_intent has"
             )
+        if self.stage.name == "report" and not self.runs and self.published is None:
+            raise ValueError("stage=report needs runs=<folder of a sweep> or runs=[<run folder>,<run folder>]")
         for key, stages in USED_BY.items():
             if getattr(self, key) not in (None, False) and self.stage.name not in stages:
                 raise ValueError(

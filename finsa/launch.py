@@ -14,6 +14,7 @@ from finsa import arguments, composition, runs, sweeps
 from finsa.config import ROOT, RunConfig
 from finsa.data import sampling, table, task
 from finsa.errors import ConfigError, FinsaError, Problem
+from finsa.modeling import quantization
 from finsa.runs import Result, sweep_name
 from finsa.training import schedule
 
@@ -126,10 +127,15 @@ def _run(cfg: RunConfig) -> Result:
 
 def _preflight(cfg: RunConfig, data: table.Table) -> None:
     """Tell about rows and prompts that cannot be trained on in a second rather than after torch is there."""
+    quantization.require_library(cfg.method)
+    if cfg.method.baseline is not None:
+        return data.require("train", "validation", "test")
     if cfg.stage.name != "evaluate" and cfg.method.learn != "nothing":
         data.require("train", "validation", "test")
-        rows = len(sampling.chosen(data.splits["train"]["label"].to_list(), cfg.method, cfg.seed))
-        schedule.steps_of(cfg.train, rows, int(os.environ.get("WORLD_SIZE", "1")))
+        gold = data.splits["train"]["label"].to_list()
+        order = sampling.chosen(gold, cfg.method, cfg.seed)
+        counts = sampling.class_counts(gold, order, data.labels.names, cfg.method.loss)
+        schedule.steps_of(cfg.train, sum(counts), int(os.environ.get("WORLD_SIZE", "1")))
     from finsa.modeling import tokenizers  # a second of imports that most errors need not wait for
 
     tokenizer = tokenizers.peek(cfg.model)

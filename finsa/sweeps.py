@@ -1,4 +1,4 @@
-"""What a sweep's jobs came to, and the one table at its end."""
+"""What a sweep's jobs came to, and the report at its end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
+from finsa import composition
+from finsa.config import ReportStage
+from finsa.errors import FinsaError
 from finsa.runs import Result
 
 
@@ -52,7 +55,7 @@ def failed(error: str) -> None:
 
 
 def conclude() -> int:
-    """Print the sweep's comparison and return the exit code.
+    """Write and print the sweep's report and return the exit code.
 
     Returns:
         0 where no sweep ran or all its jobs finished; 1 where some failed.
@@ -60,17 +63,38 @@ def conclude() -> int:
     if not _jobs:
         return 0
     jobs = _names(_jobs)
-    failures = {name: job for name, job in jobs.items() if job.result is None}
+    failures = {name: job.error for name, job in jobs.items() if job.result is None}
     _jobs.clear()
-    rows = {
-        name: job.result.metrics["test"] for name, job in jobs.items() if job.result and "test" in job.result.metrics
-    }
-    if rows:
-        from finsa.evaluation import tables
-
-        tables.write_comparison(rows, _folder[0])
-        tables.show_comparison(rows, f"sweep of {len(jobs)} jobs, test split")
+    scored = {name: job.result for name, job in jobs.items() if job.result and "test" in job.result.metrics}
+    if scored:
+        _compare(scored, failures, f"sweep of {len(jobs)} jobs, test split")
         print(f"sweep folder: {_folder[0]}")
-    for name, job in failures.items():
-        print(f"failed: {name}\n  {job.error}", file=sys.stderr)
+    for name, error in failures.items():
+        print(f"failed: {name}\n  {error}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _compare(scored: dict[str, Result], failures: dict[str, str], title: str) -> None:
+    """Write the jobs' scores as they are, then the report; where the jobs cannot be compared, say why instead."""
+    from finsa.evaluation import report, tables
+
+    rows = {name: result.metrics["test"] for name, result in scored.items()}
+    tables.write_comparison(rows, _folder[0])
+    print(title)
+    try:
+        paths = [result.run_dir for result in scored.values() if result.run_dir is not None]
+        made = report.build(paths, _options(), None, failures)
+        report.write(made, _folder[0])
+        report.show(made, _folder[0], f"python run.py stage=report runs={_folder[0]}")
+    except FinsaError as error:
+        tables.show_comparison(rows, title)
+        print(f"no report: {error}", file=sys.stderr)
+
+
+def _options() -> ReportStage:
+    """The report's options as ``conf/stage/report.yaml`` has them."""
+    overrides = ["stage=report", f"runs='{_folder[0]}'"]
+    values, choices = composition.compose_values(overrides)
+    stage = composition.build(values, choices, overrides).stage
+    assert isinstance(stage, ReportStage)
+    return stage

@@ -53,9 +53,13 @@ def test_section_is_frozen_strict_and_closed(section: type[Section]) -> None:
 
 
 def test_no_field_has_a_default() -> None:
-    """Values live in conf/ alone: a key that a file lacks is an error, not a second default."""
+    """Values live in conf/ alone: a key that a file lacks is an error, not a second default.
+
+    A published row is no setting: what its source does not say is left out of it.
+    """
+    settings = [section for section in SECTIONS if section is not types_page.PublishedRow]
     assert [
-        (s.__name__, name) for s in SECTIONS for name, field in s.model_fields.items() if not field.is_required()
+        (s.__name__, name) for s in settings for name, field in s.model_fields.items() if not field.is_required()
     ] == []
 
 
@@ -89,6 +93,10 @@ def test_frozen(config: Configure) -> None:
         ({"data__split__validation": 0}, "greater than 0"),
         ({"method__adapter__dropout": 1.0}, "less than 1"),
         ({"method__adapter__rank": 0}, "greater than 0"),
+        ({"method__adapter__variant": "lora_plus"}, "'lora', 'dora', 'rslora' or 'pissa'"),
+        ({"method__adapter__lr_ratio": 0}, "greater than 0"),
+        ({"method__loss__beta": 1.0}, "less than 1"),
+        ({"method__loss__gamma": -1}, "greater than or equal to 0"),
         ({"model__name": "a/b"}, "match pattern"),
         ({"stage__name": "trian"}, "does not match any of the expected tags"),
     ],
@@ -109,6 +117,40 @@ def test_wrong_value(config: Configure, change: dict[str, Any], message: str) ->
         ({"method__adapter": None}, "learn=adapter needs an adapter section"),
         ({"method__learn": "all"}, "learn=all has no use for an adapter; set method.adapter=null"),
         ({"method__learn": "nothing"}, "learn=nothing has no use for an adapter"),
+        (
+            {"method__learn": "all", "method__adapter": None, "method__quantization": "nf4"},
+            "quantization=nf4 freezes the base, so learn=all cannot train it: choose method=qlora",
+        ),
+        (
+            {"method__quantization": "int8", "method__adapter__variant": "pissa"},
+            "adapter.variant=pissa decomposes weights in full precision; set method.quantization=none",
+        ),
+        (
+            {"method__learn": "nothing", "method__adapter": None, "method__loss__name": "focal"},
+            "learn=nothing trains nothing, so loss.name=focal has no use",
+        ),
+        (
+            {"method__learn": "nothing", "method__adapter": None, "method__loss__class_weights": "inverse"},
+            "learn=nothing trains nothing, so loss.class_weights=inverse has no use",
+        ),
+        ({"method__loss__name": "focal"}, "loss.name=focal compares the K labels of a row; set method.loss_on=label"),
+        ({"method__loss__smoothing": 0.1}, "loss.smoothing=0.1 compares the K labels of a row"),
+        ({"method__loss__logit_adjustment": 1.0}, "loss.logit_adjustment=1.0 compares the K labels of a row"),
+        ({"method__head": "classifier"}, "head=classifier chooses among the labels and reads no other token"),
+        (
+            {
+                "method__head": "classifier",
+                "method__loss_on": "label",
+                "method__learn": "nothing",
+                "method__adapter": None,
+            },
+            "head=classifier has to be learnt: set method.learn=head for the head alone",
+        ),
+        ({"method__learn": "head", "method__adapter": None}, "learn=head needs method.head=classifier"),
+        (
+            {"method__classifier_init": "label_words"},
+            "classifier_init and classifier_dropout need method.head=classifier",
+        ),
         ({"train__micro_batch_size": 12}, "for instance train.micro_batch_size=8"),
         ({"train__micro_batch_size": 64}, "for instance train.micro_batch_size=16"),
         ({"train__warmup": 1.5}, "neither a share below 1 nor a whole number of steps"),
@@ -142,6 +184,9 @@ def test_rule_that_joins_fields(config: Configure, change: dict[str, Any], messa
         {"data__labels": None},
         {"data__labels": {"x": "a", "y": "b"}},
         {"method__adapter__targets": ["q_proj"]},
+        {"method__loss__class_weights": "effective"},  # of rows, so it works on tokens as well
+        {"method__loss_on": "label", "method__loss__name": "focal", "method__loss__gamma": 0},
+        {"method__loss_on": "label", "method__head": "classifier", "method__learn": "head", "method__adapter": None},
     ],
 )
 def test_values_at_the_edge_are_allowed(config: Configure, change: dict[str, Any]) -> None:

@@ -57,6 +57,43 @@ def test_the_table_compares_all_jobs(sweep: tuple[subprocess.CompletedProcess[st
         assert float(row["macro_f1"]) == pytest.approx(metrics["test"]["macro_f1"], abs=1e-6)
 
 
+def test_the_sweep_writes_its_report(sweep: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    done, folder = sweep
+    (table,) = folder.rglob("report.csv")
+    rows = {row["arm"]: row for row in csv.DictReader(table.open(encoding="utf-8"))}
+    assert list(rows) == METHODS
+    assert {row["baseline"] for row in rows.values()} == {"zero_shot"}
+    for method, run_folder in zip(METHODS, run_folders(folder), strict=True):
+        metrics = json.loads((run_folder / "metrics.json").read_text(encoding="utf-8"))
+        assert rows[method]["macro_f1"] == f"{metrics['test']['macro_f1']:.4f}"
+        assert f"| {metrics['test']['per_class']['利好']['recall']:.4f} |" in table.with_suffix(".md").read_text(
+            "utf-8"
+        )
+    assert float(rows["lora"]["seconds_to_best"]) > 0
+    assert rows["zero_shot"]["seconds_to_best"] == ""
+    assert table.with_suffix(".html").stat().st_size > 100_000
+    assert len(list((table.parent / "figures").glob("*.png"))) == 6
+    assert f"stage=report runs={table.parent} stage.baseline=<arm>" in done.stdout
+
+
+def test_a_sweep_over_other_rows_ends_without_a_report(tmp_path: Path) -> None:
+    """Its jobs cannot be compared: the difference is named, their scores are shown and kept as they are."""
+    done = run(
+        "-m",
+        "data=generated",
+        "data.generator.rows=300,400",
+        "method=zero_shot",
+        "tracking=none",
+        f"output_dir={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no report: runs: " in done.stderr
+    assert "cannot stand in one report: test rows of data=generated" in done.stderr
+    (table,) = tmp_path.rglob("comparison.csv")
+    assert len(list(csv.DictReader(table.open(encoding="utf-8")))) == 2
+    assert list(tmp_path.rglob("report.html")) == []
+
+
 def test_every_job_is_a_wandb_run_with_its_configuration(
     sweep: tuple[subprocess.CompletedProcess[str], Path],
 ) -> None:
@@ -84,6 +121,10 @@ def test_a_failing_job_is_told_at_the_end_and_the_others_finish(tmp_path: Path) 
     assert "leaves no room for text" in done.stderr.splitlines()[-1]
     (table,) = tmp_path.rglob("comparison.csv")
     assert [row["job"] for row in csv.DictReader(table.open(encoding="utf-8"))] == ["data.max_length=160"]
+    (report,) = tmp_path.rglob("report.md")
+    left_out = report.read_text(encoding="utf-8").split("## Left out")[1]
+    assert "data.max_length=10" in left_out
+    assert "leaves no room for text" in left_out
 
 
 def test_jobs_share_base_and_tokens(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any, Literal, TypedDict, overload
+from typing import Any, Literal, NotRequired, TypedDict, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +28,21 @@ IntArray = NDArray[Any]
 
 
 class Row(TypedDict):
-    """One training example: token ids and, per position, the id that is learnt there (-100: none), both (s,)."""
+    """One training example.
+
+    Args:
+        input_ids: token ids, (s,).
+        labels: per position, the id that is learnt there (-100: none), (s,).
+        weight: how much the row counts; absent: 1.
+        target: its class, where the row is one choice among the classes.
+        text_span: first position of the text and the one after its last, where a head reads the text tokens alone.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    weight: NotRequired[float]
+    target: NotRequired[int]
+    text_span: NotRequired[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -138,9 +149,10 @@ class Renderer:
         """
         lengths, kept = np.zeros(len(texts), np.int64), [np.zeros(0, np.int32)]
         for start in range(0, len(texts), CHUNK):
-            for number, text in enumerate(self._literal.encode_batch_fast(list(texts[start : start + CHUNK]), add_special_tokens=False)):
+            chunk = list(texts[start : start + CHUNK])
+            for number, text in enumerate(self._literal.encode_batch_fast(chunk, add_special_tokens=False), start):
                 ids = text.ids
-                lengths[start + number] = len(ids)
+                lengths[number] = len(ids)
                 kept.append(np.asarray(ids[: self.room], np.int32))
         fitting = np.minimum(lengths, self.room)
         return {"tokens": np.concatenate(kept), "ends": np.cumsum(fitting), "cut": lengths - fitting}
@@ -149,17 +161,29 @@ class Renderer:
         """Hash of what decides a text's tokens: the tokenizer and the room for a text."""
         return f"{self._tokenizer_hash}-{self.room}"
 
-    def row(self, prompt: Sequence[int], label: int, loss_on: Literal["all", "response"]) -> Row:
+    def row(self, prompt: Sequence[int], label: int, loss_on: Literal["all", "response", "label"]) -> Row:
         """Append the answer and its end token to a prompt, and mark what is learnt.
 
         Args:
             prompt: from `encode`.
             label: class number.
             loss_on: ``all`` marks every token but the first (nothing predicts it), ``response`` answer and end token.
+                ``label`` marks none and appends nothing: the row is one choice among the classes.
         """
+        if loss_on == "label":
+            return Row(input_ids=list(prompt), labels=[IGNORE] * len(prompt), target=label)
         answer = [*self.answers[label], self.end]
         context = [IGNORE, *prompt[1:]] if loss_on == "all" else [IGNORE] * len(prompt)
         return Row(input_ids=[*prompt, *answer], labels=[*context, *answer])
+
+    def text_row(self, prompt: Sequence[int], label: int) -> Row:
+        """The part of a prompt that a head over the text tokens reads: what follows the text cannot reach them."""
+        ids = self.until_text_end(prompt)
+        return Row(input_ids=ids, labels=[IGNORE] * len(ids), target=label, text_span=(len(self.head), len(ids)))
+
+    def until_text_end(self, prompt: Sequence[int]) -> list[int]:
+        """Head and text of a prompt, without its tail."""
+        return list(prompt[: len(prompt) - len(self.tail)])
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

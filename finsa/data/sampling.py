@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from finsa.config import Method
+from finsa.config import Loss, Method
 from finsa.data.splits import shuffled_classes
+from finsa.errors import ConfigError, Problem
 
 
 def chosen(gold: Sequence[int], method: Method, seed: int) -> list[int]:
@@ -62,6 +64,26 @@ def _mixed(classes: list[list[int]], seed: int) -> list[int]:
     kept = [row for rows in classes for row in rows]
     random.Random(seed).shuffle(kept)
     return kept
+
+
+def class_counts(gold: Sequence[int], order: Sequence[int], names: Sequence[str], loss: Loss) -> list[int]:
+    """Training rows per class, of the rows that are used.
+
+    Args:
+        gold: the class of each training row, (n,).
+        order: numbers of the rows that are used; a row that is repeated counts as often.
+        names: the classes.
+        loss: what the counts are for.
+
+    Raises:
+        ConfigError: for a class without rows, where the loss needs its share.
+    """
+    found = Counter(gold[row] for row in order)
+    empty = [name for number, name in enumerate(names) if not found[number]]
+    if empty and (loss.class_weights != "none" or loss.logit_adjustment > 0):
+        text = f"weighs classes by their training rows, and {', '.join(empty)} has none; check data.labels"
+        raise ConfigError([Problem("method.loss", text)])
+    return [found[number] for number in range(len(names))]
 
 
 def class_weights(counts: Sequence[int], rule: Literal["inverse", "effective"], beta: float = 0.9999) -> list[float]:

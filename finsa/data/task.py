@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
-from finsa.config import RunConfig
+from finsa.config import Method, RunConfig
 from finsa.data import cache, sampling
 from finsa.data.prompts import Prompt
 from finsa.data.rows import Encoded, IntArray, Renderer, Row
@@ -16,7 +16,41 @@ from finsa.data.table import Table
 
 
 @dataclass(frozen=True)
-class Task:
+class Labelled:
+    """A table, and what every method asks of it.
+
+    Args:
+        table: rows per split, labels, ledger.
+        cut: rows whose text is not read whole, per split; a method that reads texts whole leaves it empty.
+    """
+
+    table: Table
+    cut: dict[str, int] = field(default_factory=dict, kw_only=True)
+
+    def texts(self, split: str) -> list[str]:
+        """Texts of a split."""
+        return self.table.splits[split]["text"].to_list()
+
+    def gold(self, split: str) -> list[int]:
+        """True classes of a split."""
+        return self.table.splits[split]["label"].to_list()
+
+    def truncated(self) -> dict[str, int]:
+        """Rows whose text was cut, per split."""
+        return self.cut
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """Hashes of the template (without a language model there is none) and of the labels."""
+        labels = "\x1f".join([*self.table.labels.names, *self.table.labels.words])
+        return {"template_fingerprint": None, "label_fingerprint": _short(labels)}
+
+    def training_order(self, cfg: RunConfig) -> list[int]:
+        """Numbers of the training rows that the method uses."""
+        return sampling.chosen(self.gold("train"), cfg.method, cfg.seed)
+
+
+@dataclass(frozen=True)
+class Task(Labelled):
     """A table and the renderer that turns its texts into prompts.
 
     Args:
@@ -26,7 +60,6 @@ class Task:
         cache: folder where tokens are kept; None: nowhere.
     """
 
-    table: Table
     renderer: Renderer
     prompt: Prompt
     cache: str | None = None
@@ -49,35 +82,45 @@ class Task:
         """Rows whose text was cut, per split that was encoded so far."""
         return {split: self._encoded[split].truncated for split in self.table.splits if split in self._encoded}
 
-    def gold(self, split: str) -> list[int]:
-        """True classes of a split."""
-        return self.table.splits[split]["label"].to_list()
-
-    def fingerprints(self) -> dict[str, str]:
+    def fingerprints(self) -> dict[str, str | None]:
         """Hashes of the template and of the labels, to tell whether two runs can be compared."""
         template = f"{self.prompt.head}\x1f{self.prompt.tail}\x1f{self.renderer.room}"
-        labels = "\x1f".join([*self.table.labels.names, *self.table.labels.words])
-        return {"template_fingerprint": _short(template), "label_fingerprint": _short(labels)}
+        return {**super().fingerprints(), "template_fingerprint": _short(template)}
 
     def training_rows(self, cfg: RunConfig) -> TrainingRows:
-        """Rows to learn from: sampled as the method says, with loss where the method says."""
+        """Rows to learn from: sampled and weighted as the method says, with loss where the method says."""
+        rule, weights = cfg.method.loss.class_weights, None
+        if rule != "none":
+            weights = sampling.class_weights(self.class_counts(cfg), rule, cfg.method.loss.beta)
         order = self.training_order(cfg)
-        return TrainingRows(self.renderer, self.prompts("train"), self.gold("train"), order, cfg.method.loss_on)
+        return TrainingRows(self.renderer, self.prompts("train"), self.gold("train"), order, cfg.method, weights)
 
-    def training_order(self, cfg: RunConfig) -> list[int]:
-        """Numbers of the training rows that the method uses."""
-        return sampling.chosen(self.gold("train"), cfg.method, cfg.seed)
+    def class_counts(self, cfg: RunConfig) -> list[int]:
+        """Training rows per class, of the rows that the method uses.
+
+        Raises:
+            ConfigError: for a class without rows, where the loss needs its share.
+        """
+        gold, names = self.gold("train"), self.table.labels.names
+        return sampling.class_counts(gold, self.training_order(cfg), names, cfg.method.loss)
 
 
 @dataclass(frozen=True)
 class TrainingRows(Sequence[Row]):
-    """Training rows, put together when they are asked for."""
+    """Training rows, put together when they are asked for.
+
+    Args:
+        order: numbers of the rows that are used.
+        method: where the loss is.
+        weights: how much a class's rows count; None: all the same.
+    """
 
     renderer: Renderer
     prompts: Encoded
     gold: list[int]
     order: list[int]
-    loss_on: Literal["all", "response"]
+    method: Method
+    weights: list[float] | None
 
     def __len__(self) -> int:
         return len(self.order)
@@ -90,8 +133,14 @@ class TrainingRows(Sequence[Row]):
         """One row, or a list of them."""
         if isinstance(at, slice):
             return [self[number] for number in range(*at.indices(len(self)))]
-        row = self.order[at]
-        return self.renderer.row(self.prompts[row], self.gold[row], self.loss_on)
+        prompt, label = self.prompts[self.order[at]], self.gold[self.order[at]]
+        if self.method.head == "classifier":
+            row = self.renderer.text_row(prompt, label)
+        else:
+            row = self.renderer.row(prompt, label, self.method.loss_on)
+        if self.weights is not None:
+            row["weight"] = self.weights[label]
+        return row
 
 
 def _short(text: str) -> str:
@@ -111,5 +160,7 @@ def build(cfg: RunConfig, table: Table, tokenizer: Any) -> Task:
     key = (id(table), id(tokenizer), *settings)
     if key not in _tasks:
         prompt = Prompt.of(cfg.data.prompt, table.labels, cfg.model.prompt, cfg.model.think, tokenizer)
-        _tasks[key] = Task(table, Renderer(tokenizer, prompt, table.labels, cfg.data.max_length), prompt, cfg.data.cache)
+        _tasks[key] = Task(
+            table, Renderer(tokenizer, prompt, table.labels, cfg.data.max_length), prompt, cfg.data.cache
+        )
     return _tasks[key]

@@ -30,12 +30,10 @@ def report(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str], 
     classes = range(len(names))
     confusion = confusion_matrix(gold, predicted, labels=list(classes))
     table = precision_recall_fscore_support(gold, predicted, labels=list(classes), zero_division=0)
-    averages: dict[str, float] = {}
+    means: dict[str, float] = {}
     for kind in ("macro", "weighted"):
         values = precision_recall_fscore_support(gold, predicted, labels=list(classes), average=kind, zero_division=0)
-        averages |= dict(
-            zip((f"{kind}_precision", f"{kind}_recall", f"{kind}_f1"), map(float, values[:3]), strict=True)
-        )
+        means |= dict(zip((f"{kind}_precision", f"{kind}_recall", f"{kind}_f1"), map(float, values[:3]), strict=True))
     per_class = {
         name: {
             "precision": float(table[0][c]),
@@ -48,39 +46,54 @@ def report(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str], 
     return {
         "n": len(gold),
         "accuracy": float(accuracy_score(gold, predicted)),
-        **averages,
+        **means,
         "per_class": per_class,
         "confusion": confusion.tolist(),
         "intervals": intervals(confusion, seed),
     }
 
 
-def intervals(confusion: NDArray[np.int64], seed: int) -> dict[str, list[float]]:
+def intervals(confusion: NDArray[np.int64], seed: int, samples: int = DRAWS) -> dict[str, list[float]]:
     """95 % intervals from a confusion matrix (c, c).
 
     Drawing n rows with replacement is drawing the matrix' cells from a multinomial, which needs no rows and no loop.
     """
     n = int(confusion.sum())
-    wilson = binomtest(int(np.trace(confusion)), n).proportion_ci(confidence_level=0.95, method="wilson")
-    drawn = np.random.default_rng(seed).multinomial(n, confusion.ravel() / n, size=DRAWS)
-    f1 = f1_scores(drawn.reshape(DRAWS, *confusion.shape))
-    support = drawn.reshape(DRAWS, *confusion.shape).sum(axis=2)
-    weighted = (f1 * support).sum(axis=1) / n
+    drawn = np.random.default_rng(seed).multinomial(n, confusion.ravel() / n, size=samples)
+    scores = averages(drawn.reshape(samples, *confusion.shape))
     return {
-        "accuracy": [float(wilson.low), float(wilson.high)],
-        "macro_f1": _percentiles(f1.mean(axis=1)),
-        "weighted_f1": _percentiles(weighted),
+        "accuracy": wilson(int(np.trace(confusion)), n),
+        "macro_f1": percentiles(scores["macro_f1"]),
+        "weighted_f1": percentiles(scores["weighted_f1"]),
     }
 
 
-def f1_scores(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+def wilson(hits: int, n: int) -> list[float]:
+    """95 % interval of a share (Wilson 1927)."""
+    interval = binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
+def averages(confusion: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """Accuracy, macro-F1 and weighted F1 of confusion matrices (…, c, c), each (…,)."""
+    f1, support = f1_scores(confusion), confusion.sum(axis=-1)
+    n = support.sum(axis=-1)
+    return {
+        "accuracy": np.diagonal(confusion, axis1=-2, axis2=-1).sum(axis=-1) / n,
+        "macro_f1": f1.mean(axis=-1),
+        "weighted_f1": (f1 * support).sum(axis=-1) / n,
+    }
+
+
+def f1_scores(confusion: NDArray[Any]) -> NDArray[np.float64]:
     """Per-class F1 of confusion matrices (…, c, c): 2 tp / (support + predictions), 0 for a class without either."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     total = confusion.sum(axis=-1) + confusion.sum(axis=-2)
     return np.divide(2.0 * hits, total, out=np.zeros(hits.shape), where=total > 0)
 
 
-def _percentiles(values: NDArray[np.float64]) -> list[float]:
+def percentiles(values: NDArray[np.float64]) -> list[float]:
+    """The 95 % in the middle."""
     return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
 

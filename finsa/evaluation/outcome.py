@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finsa.data.task import Task
+from finsa.data.task import Labelled
 from finsa.evaluation import metrics
 from finsa.runs import RunFolder
 
 
-def report(task: Task, split: str, scores: NDArray[np.float64]) -> dict[str, Any]:
+def report(task: Labelled, split: str, scores: NDArray[np.float64]) -> dict[str, Any]:
     """Compare a split's scores (n, c) with its labels."""
     return metrics.report(task.gold(split), scores.argmax(axis=1).tolist(), task.table.labels.names)
 
 
-def predictions(task: Task, split: str, scores: NDArray[np.float64]) -> Iterator[dict[str, Any]]:
+def predictions(task: Labelled, split: str, scores: NDArray[np.float64]) -> Iterator[dict[str, Any]]:
     """Yield one record per row: id, text, gold, label, and the probability of each label."""
     names = task.table.labels.names
     shares = metrics.probabilities(scores)
@@ -34,7 +34,7 @@ def predictions(task: Task, split: str, scores: NDArray[np.float64]) -> Iterator
         }
 
 
-def validation(task: Task, scores: NDArray[np.float64]) -> dict[str, float]:
+def validation(task: Labelled, scores: NDArray[np.float64]) -> dict[str, float]:
     """The numbers that choose a checkpoint, from the validation split's scores (n, c).
 
     The loss is the mean negative log-probability of the right label, on the response for every method, so that arms
@@ -46,7 +46,7 @@ def validation(task: Task, scores: NDArray[np.float64]) -> dict[str, float]:
     return {"loss": loss, **{name: result[name] for name in ("macro_f1", "weighted_f1", "accuracy")}}
 
 
-def write_ledger(task: Task, folder: RunFolder) -> None:
+def write_ledger(task: Labelled, folder: RunFolder) -> None:
     """Write ``ledger.json``, and the rows that are not used with their reasons as ``dropped.jsonl``."""
     folder.write_json("ledger.json", task.table.ledger.as_dict(task.truncated()))
     folder.write_lines("dropped.jsonl", task.table.dropped.iter_rows(named=True))

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from finsa.data.rows import Encoded, Renderer
+from finsa.modeling.classifier import Classifier
 
 FloatArray = NDArray[np.float64]
 Answer = tuple[int, ...]
@@ -71,11 +72,53 @@ def scored_answers(renderer: Renderer) -> tuple[list[Answer], str]:
     return list(answers), "whole label"
 
 
+def label_log_probs(model: torch.nn.Module, ids: torch.Tensor, lengths: torch.Tensor, tree: LabelTree) -> torch.Tensor:
+    """Log-probability of each whole label after each prompt, in one forward pass; training goes through here as well.
+
+    Args:
+        model: a causal language model, wrapped or not.
+        ids: (b, s), each prompt followed by the tree's tokens and then by any padding.
+        lengths: tokens of each prompt, (b,).
+        tree: of the labels.
+
+    Returns:
+        (b, c), float32.
+    """
+    m = len(tree.tokens)
+    read = lengths[:, None] - 1 + torch.arange(m + 1, device=ids.device)
+    extra: dict[str, torch.Tensor] = {}
+    if m > 0:
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        extra = tree_inputs(tree, lengths, ids.shape[1], dtype)
+    logits = model(input_ids=ids, logits_to_keep=read, use_cache=False, **extra).logits
+    log_probs = torch.log_softmax(logits.float(), dim=-1)  # (b, k, v)
+    columns = [sum(log_probs[:, at, token] for at, token in steps) for steps in tree.steps]
+    return torch.stack([torch.as_tensor(column) for column in columns], dim=1)
+
+
+def tree_inputs(tree: LabelTree, lengths: torch.Tensor, s: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Attention mask (b, 1, s, s), additive, and positions (b, s) for prompts followed by tree nodes.
+
+    Made on the lengths' device without reading them, so that no training step waits for it.
+    """
+    device, m = lengths.device, len(tree.tokens)
+    place = torch.arange(s, device=device)
+    node = place - lengths[:, None]  # (b, s): number of the node that stands there; outside 0..m-1 there is none
+    number = node.clamp(0, m - 1)
+    is_node = (node >= 0) & (node < m)
+    between = is_node[:, :, None] & is_node[:, None, :]
+    related = tree.ancestors().to(device)[number[:, :, None], number[:, None, :]]
+    sees = torch.where(between, related, place[:, None] >= place)
+    depth = torch.tensor(tree.depths, device=device)[number]
+    mask = torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill(~sees, torch.finfo(dtype).min)
+    return {"attention_mask": mask[:, None], "position_ids": torch.where(is_node, lengths[:, None] - 1 + depth, place)}
+
+
 class LabelScorer:
     """Scores texts: (n, c) log-probabilities of each whole label given the prompt.
 
     Args:
-        model: a causal language model, in evaluation mode while it scores.
+        model: a causal language model; in evaluation mode while it scores.
         renderer: makes prompts of texts.
         batch_tokens: most padded tokens of a batch.
     """
@@ -92,7 +135,7 @@ class LabelScorer:
     @torch.inference_mode()
     def score(self, prompts: Sequence[Sequence[int]]) -> FloatArray:
         """Score prompts, in their order: (n, c) natural logarithms."""
-        scores = np.empty((len(prompts), len(self.tree.steps)))
+        scores = np.empty((len(prompts), len(self.renderer.answers)))
         training = self.model.training
         self.model.eval()
         for rows in batches(_lengths(prompts, len(self.tree.tokens)), self.batch_tokens):
@@ -103,35 +146,44 @@ class LabelScorer:
     def _batch(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Score one batch: (b, c)."""
         device = next(self.model.parameters()).device
+        ids = padded([[*prompt, *self.tree.tokens] for prompt in prompts])
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        m = len(self.tree.tokens)
-        ids = torch.zeros(len(prompts), int(lengths.max()) + m, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt) + m] = torch.tensor([*prompt, *self.tree.tokens])
-        read = lengths[:, None] - 1 + torch.arange(m + 1)
-        extra = self._tree_inputs(lengths, ids.shape[1]) if m > 0 else {}
-        logits = self.model(
-            input_ids=ids.to(device),
-            logits_to_keep=read.to(device),
-            use_cache=False,
-            **{name: tensor.to(device) for name, tensor in extra.items()},
-        ).logits
-        log_probs = torch.log_softmax(logits.float(), dim=-1)  # (b, k, v)
-        columns = [sum(log_probs[:, at, token] for at, token in steps) for steps in self.tree.steps]
-        return torch.stack([torch.as_tensor(column) for column in columns], dim=1)
+        return label_log_probs(self.model, ids.to(device), lengths.to(device), self.tree)
 
-    def _tree_inputs(self, lengths: torch.Tensor, s: int) -> dict[str, torch.Tensor]:
-        """Attention mask (b, 1, s, s), additive, and positions (b, s) for prompts followed by tree nodes."""
-        m = len(self.tree.tokens)
-        sees = torch.ones(s, s, dtype=torch.bool).tril().repeat(len(lengths), 1, 1)
-        positions = torch.arange(s).repeat(len(lengths), 1)
-        ancestors, depths = self.tree.ancestors(), torch.tensor(self.tree.depths)
-        for row, length in enumerate(lengths.tolist()):
-            sees[row, length : length + m, length : length + m] = ancestors
-            positions[row, length : length + m] = length - 1 + depths
-        dtype = next(self.model.parameters()).dtype
-        mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)
-        return {"attention_mask": mask[:, None], "position_ids": positions}
+
+class ClassifierScorer(LabelScorer):
+    """Scores texts with a classification head: (n, c) log-probabilities, the same interface.
+
+    Args:
+        model: a `finsa.modeling.classifier.Classifier`.
+    """
+
+    def __init__(self, model: Classifier, renderer: Renderer, batch_tokens: int) -> None:
+        super().__init__(model, renderer, batch_tokens)
+        self.rule = "classification head"
+        self.tree = LabelTree.of([])
+
+    def _batch(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        device = next(self.model.parameters()).device
+        texts = [self.renderer.until_text_end(prompt) for prompt in prompts]
+        spans = torch.tensor([[len(self.renderer.head), len(text)] for text in texts])
+        logits: torch.Tensor = self.model(padded(texts).to(device), spans.to(device))
+        return logits.log_softmax(dim=1)
+
+
+def scorer(model: torch.nn.Module, renderer: Renderer, batch_tokens: int) -> LabelScorer:
+    """The scorer that reads a model's answers: its classification head where it has one, else its label words."""
+    if isinstance(model, Classifier):
+        return ClassifierScorer(model, renderer, batch_tokens)
+    return LabelScorer(model, renderer, batch_tokens)
+
+
+def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Put rows of ids into one tensor (b, s), zeros on the right."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
+    return ids
 
 
 def _lengths(prompts: Sequence[Sequence[int]], extra: int) -> list[int]:

@@ -1,13 +1,20 @@
-"""LoRA adapters on a frozen base, through PEFT; saved and loaded as ordinary PEFT folders."""
+"""LoRA adapters on a frozen base, through PEFT; saved and loaded as ordinary PEFT folders.
+
+PiSSA takes the largest singular directions out of the base and trains them as the adapter. Its base is given back as
+it was, and what is saved is the difference to its start, an ordinary LoRA of twice the rank on the unchanged base:
+B A - B0 A0 = [B, -B0] [A; A0].
+"""
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from finsa.config import Adapter, Model
@@ -43,9 +50,21 @@ def attach(base: PreTrainedModel, model: Model, adapter: Adapter, seed: int) -> 
         target_modules=names,
         bias="none",
         task_type="CAUSAL_LM",
+        use_dora=adapter.variant == "dora",
+        use_rslora=adapter.variant == "rslora",
+        init_lora_weights="pissa_niter_16" if _decomposes(base, adapter) else True,
     )
+    weights = {name: p.data for name, p in base.named_parameters()} if _decomposes(base, adapter) else {}
     peft_model: PeftModel = get_peft_model(base, config)
+    if weights:
+        peft_model.pissa_base = weights  # the tensors themselves: PEFT puts others in their place
+        peft_model.pissa_start = {name: t.clone() for name, t in get_peft_model_state_dict(peft_model).items()}
     return peft_model
+
+
+def _decomposes(base: PreTrainedModel, adapter: Adapter) -> bool:
+    """Whether weights are decomposed; shapes without memory have none, and their counts are the same."""
+    return adapter.variant == "pissa" and base.device.type != "meta"
 
 
 def _check_targets(base: PreTrainedModel, names: list[str]) -> None:
@@ -59,6 +78,26 @@ def _check_targets(base: PreTrainedModel, names: list[str]) -> None:
 
 def _is_linear(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear)
+
+
+def save(model: PeftModel, folder: Path) -> None:
+    """Write an adapter that fits the base as it was before `attach`."""
+    start = getattr(model, "pissa_start", None)
+    if start is None:
+        model.save_pretrained(folder)
+        return
+    trained = get_peft_model_state_dict(model)
+    both = {
+        name: torch.cat([tensor, start[name]], 0) if "lora_A" in name else torch.cat([tensor, -start[name]], 1)
+        for name, tensor in trained.items()
+    }
+    config = copy.copy(model.peft_config["default"])
+    config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, 2 * config.lora_alpha, True
+    config.inference_mode = True
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in both.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def load(base: PreTrainedModel, folder: Path) -> PeftModel:
@@ -79,6 +118,9 @@ def detach(model: PeftModel) -> PreTrainedModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         base: PreTrainedModel = model.unload()
+    for name, parameter in base.named_parameters():
+        if name in getattr(model, "pissa_base", {}):
+            parameter.data = model.pissa_base[name]
     # trl replaces `forward` on the instance each time a trainer is made; the class's own one comes back.
     base.__dict__.pop("forward", None)
     for attribute in ("peft_config", "_hf_peft_config_loaded"):

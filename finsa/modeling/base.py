@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from finsa.config import Model
 from finsa.errors import ConfigError, Problem, suggest
+from finsa.modeling import quantization as quantized
 from finsa.modeling.tokenizers import source_of, unavailable
+
 
 def architecture(model: Model) -> PretrainedConfig:
     """Build the architecture's configuration from its YAML block.
@@ -43,23 +46,25 @@ def on_meta(model: Model) -> PreTrainedModel:
 _bases: dict[str, PreTrainedModel] = {}
 
 
-def load_base(model: Model, seed: int, keep: bool = True) -> PreTrainedModel:
+def load_base(model: Model, seed: int, keep: bool = True, quantization: str = "none") -> PreTrainedModel:
     """Load a base model, frozen and in evaluation mode; a sweep's jobs share it.
 
     Args:
         model: the model's section.
         seed: of random weights.
         keep: whether later calls get the same object (not for methods that change the base's own weights).
+        quantization: ``none``, ``nf4`` or ``int8``.
 
     Raises:
         ModelError: where weights cannot be had.
     """
-    key = f"{model.model_dump_json()}{seed if model.weights == 'random' else ''}"
+    key = f"{model.model_dump_json()}{quantization}{seed if model.weights == 'random' else ''}"
     if key not in _bases:
         _bases.clear()  # one base at a time: two of 9B would not fit anywhere
-        base = _random(model, seed) if model.weights == "random" else _pretrained(model)
+        base = _random(model, seed, quantization) if model.weights == "random" else _pretrained(model, quantization)
         base.requires_grad_(False).eval()
-        _bases[key] = base.to(device())
+        quantized.make_trainable(base)
+        _bases[key] = base if quantization != "none" else base.to(device())
     return _bases[key] if keep else _bases.pop(key)
 
 
@@ -69,16 +74,23 @@ def forget(base: PreTrainedModel) -> None:
         del _bases[key]
 
 
-def _random(model: Model, seed: int) -> PreTrainedModel:
+def _random(model: Model, seed: int, quantization: str) -> PreTrainedModel:
     torch.manual_seed(seed)
     built: PreTrainedModel = AutoModelForCausalLM.from_config(
         architecture(model), attn_implementation=model.attention, dtype=dtype(model)
     )
-    return built
+    if quantization == "none":
+        return built
+    with tempfile.TemporaryDirectory() as folder:  # weights are quantised while they are read
+        built.save_pretrained(folder)
+        return _pretrained(model.model_copy(update={"path": folder, "weights": "pretrained"}), quantization)
 
 
-def _pretrained(model: Model) -> PreTrainedModel:
+def _pretrained(model: Model, quantization: str) -> PreTrainedModel:
     source, revision = source_of(model)
+    given: dict[str, Any] = {}
+    if quantization != "none":
+        given = {"quantization_config": quantized.settings(quantization, dtype(model)), "device_map": {"": device()}}
     try:
         loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             source,
@@ -86,6 +98,7 @@ def _pretrained(model: Model) -> PreTrainedModel:
             dtype=dtype(model),
             attn_implementation=model.attention,
             trust_remote_code=model.trust_remote_code,
+            **given,
         )
     except (OSError, ValueError) as error:
         raise unavailable(model, source, "weights", error) from None
@@ -116,10 +129,11 @@ def _computes_bf16() -> bool:
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """Count parameters, tied ones once.
+    """Count parameters, tied ones once, quantised ones as the weights they stand for.
 
     Returns:
         Those that learn, and all.
     """
     parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    sizes = [quantized.logical_size(parameter) for parameter in parameters]
+    return sum(size for size, p in zip(sizes, parameters, strict=True) if p.requires_grad), sum(sizes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from finsa.config import RunConfig
-from finsa.modeling import base, hardware
+from finsa.modeling import base, hardware, quantization
 
 
 def available() -> int:
@@ -16,8 +16,9 @@ def available() -> int:
 def estimate(cfg: RunConfig, trainable: int, total: int, length: float) -> int:
     """Estimate the peak memory of training, or of scoring where nothing learns, in bytes.
 
-    Weights in their type; float32 copy, gradient and two Adam moments of what learns; per layer and token the tensors
-    that the backward pass needs: about 12 of the hidden and 4 of the MLP width.
+    Weights in their type, or quantised but for embeddings and LM head; float32 copy, gradient and two Adam moments of
+    what learns; per layer and token the tensors that the backward pass needs: about 12 of the hidden and 4 of the MLP
+    width.
 
     Args:
         cfg: the configuration.
@@ -35,4 +36,7 @@ def estimate(cfg: RunConfig, trainable: int, total: int, length: float) -> int:
     activations = layers * tokens * per_token * width
     labelled = cfg.train.micro_batch_size * (length if cfg.method.loss_on == "all" else 3)
     logits = labelled * shape.vocab_size * 4 * 3
-    return int((total - trainable) * width + trainable * 16 + activations + logits)
+    kept = shape.vocab_size * shape.hidden_size * (1 if getattr(shape, "tie_word_embeddings", False) else 2)
+    per_weight = quantization.BYTES.get(cfg.method.quantization, width)
+    weights = kept * width + (total - trainable - kept) * per_weight if cfg.method.learn != "all" else 0
+    return int(weights + trainable * 16 + activations + logits)

@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from finsa import runs, tracking
+from finsa import baselines, runs, tracking
 from finsa.config import Data, EvaluateStage, Model, RunConfig
 from finsa.data import table, task
 from finsa.evaluation import outcome, tables
-from finsa.inference.scoring import LabelScorer
-from finsa.modeling import adapters, base, hardware, tokenizers
+from finsa.inference.scoring import scorer
+from finsa.modeling import base, hardware, learner, quantization, tokenizers
 from finsa.runs import Result
 
 
 def run(cfg: RunConfig) -> Result:
     """Rebuild model and prompt from a run folder and score a split; without a run, score the base as it is."""
-    trained, source = (cfg, None) if cfg.run is None else _of_run(cfg)
+    trained, source, place = (cfg, None, None) if cfg.run is None else _of_run(cfg)
+    quantization.require_library(trained.method)
     assert isinstance(cfg.stage, EvaluateStage)
     split: str = cfg.stage.split
     data = table.load(trained.data)
     data.require(split)
-    job = task.build(trained, data, tokenizers.load_tokenizer(trained.model))
+    job = _job(trained, data)
     hardware.prepare(cfg.train)
     with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
-        model = base.load_base(_weights(trained, source), trained.seed)
-        adapter = source / "adapters" / (trained.data.domain or "default") if source else None
-        scored = adapters.load(model, adapter) if adapter and adapter.is_dir() else model
-        scorer = LabelScorer(scored, job.renderer, cfg.train.score_tokens)
-        scores = scorer.score(job.prompts(split))
-        if scored is not model:
-            adapters.detach(scored)
+        if isinstance(job, task.Task):
+            scores, rule = _score(cfg, trained, source, place, job, split)
+        else:
+            scores, rule = _score_baseline(trained, source, job, split)
         metrics = {split: outcome.report(job, split, scores)}
         name = trained.method.name if source else f"{trained.model.name} as it is"
-        folder.note(**job.fingerprints(), scoring=scorer.rule, run=str(source))
+        folder.note(**job.fingerprints(), scoring=rule, run=str(source))
         outcome.write_ledger(job, folder)
         folder.write_json("metrics.json", metrics)
         folder.write_lines("predictions.jsonl", outcome.predictions(job, split, scores))
@@ -46,16 +45,43 @@ def run(cfg: RunConfig) -> Result:
     return Result("evaluate", folder.path, metrics, metrics[split]["macro_f1"] if split == "validation" else None)
 
 
-def _of_run(cfg: RunConfig) -> tuple[RunConfig, Path]:
-    """The configuration of a run; its rows may be others, where the command names some."""
+def _job(trained: RunConfig, data: table.Table) -> task.Labelled:
+    if trained.method.baseline is not None:
+        return task.Labelled(data)
+    return task.build(trained, data, tokenizers.load_tokenizer(trained.model))
+
+
+def _score(
+    cfg: RunConfig, trained: RunConfig, source: Path | None, place: Path | None, job: task.Task, split: str
+) -> tuple[Any, str]:
+    """Scores of a split by the run's language model, or by the bare one, and the rule they were read by."""
+    model: Any = base.load_base(_weights(trained, source), trained.seed, quantization=trained.method.quantization)
+    scored = learner.restore(trained, model, place, job.renderer) if place else model
+    reader = scorer(scored, job.renderer, cfg.train.score_tokens)
+    scores = reader.score(job.prompts(split))
+    learner.release(scored)
+    return scores, reader.rule
+
+
+def _score_baseline(trained: RunConfig, source: Path | None, job: task.Labelled, split: str) -> tuple[Any, str]:
+    assert source is not None
+    assert trained.method.baseline is not None
+    model = baselines.restore(trained, job.table.labels.names, source)
+    job.cut.update(baselines.cut(model, job))
+    return model.score(job.texts(split)), f"baseline: {trained.method.baseline.kind}"
+
+
+def _of_run(cfg: RunConfig) -> tuple[RunConfig, Path, Path]:
+    """The configuration of a run, its folder and its adapter's; its rows may be others, where the command names some."""
     path, trained, _ = runs.read(str(cfg.run))
+    place = learner.adapter_folder(trained, path)
     named = HydraConfig.initialized() and any(text.startswith("data") for text in HydraConfig.get().overrides.task)
     if named:
         # Prompt, labels and length belong to the model that was trained with them.
         kept = {key: getattr(trained.data, key) for key in ("labels", "prompt", "max_length")}
         merged: Data = cfg.data.model_copy(update=kept)
         trained = trained.model_copy(update={"data": merged})
-    return trained, path
+    return trained, path, place
 
 
 def _weights(trained: RunConfig, source: Path | None) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from trl import SFTConfig
 
 from finsa.config import Train
 from finsa.data.rows import CHUNK, Row
+from finsa.training import objective as objectives
 from finsa.training import progress, schedule
 from finsa.training.collate import Collator
+from finsa.training.objective import Objective
 from finsa.training.trainer import FinsaTrainer, Validate
 
 
@@ -53,10 +56,8 @@ class Fitted:
 
 
 def processes() -> int:
-    """Number of training processes."""
-    import torch.distributed
-
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    """Number of training processes: as the launcher says, because they find each other only when training starts."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def fit(
@@ -69,6 +70,8 @@ def fit(
     folder: Path,
     record: Callable[[int, dict[str, float]], None],
     callbacks: Sequence[TrainerCallback] = (),
+    objective: Objective | None = None,
+    lr_ratio: float = 1.0,
 ) -> Fitted:
     """Train a model and leave it at its best checkpoint.
 
@@ -82,7 +85,10 @@ def fit(
         folder: where checkpoints go; a checkpoint there is gone on from.
         record: takes log records.
         callbacks: further ones of transformers' kind.
+        objective: what is made small; None: the cross-entropy of labelled tokens.
+        lr_ratio: learning rate of LoRA's B over that of A.
     """
+    objective = objective or objectives.tokens()
     dataset = _dataset(rows)
     shown = progress.ProgressCallback(lambda: int(trainer.tokens), record)
     stopping = [EarlyStoppingCallback(train.patience)] if train.patience else []
@@ -91,10 +97,12 @@ def fit(
         args=_arguments(train, seed, folder),
         train_dataset=dataset,
         eval_dataset=dataset.select([0]),  # the validation split is read by `validate`; the trainer wants to see one
-        data_collator=Collator(tokenizer.pad_token_id),
+        data_collator=Collator(tokenizer.pad_token_id, objective.suffix),
         processing_class=tokenizer,
         callbacks=[shown, *stopping, *callbacks],
         validate=validate,
+        objective=objective,
+        lr_ratio=lr_ratio,
     )
     for own in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(own)
@@ -110,11 +118,13 @@ def fit(
 
 def _dataset(rows: Sequence[Row]) -> Dataset:
     """Put rows into an Arrow table, a chunk at a time: as Python lists, millions of them would not fit."""
-    kinds = pa.schema({"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "length": pa.int32()})
+    kinds = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "length": pa.int32()}
+    further = {"weight": pa.float32(), "target": pa.int32(), "text_span": pa.list_(pa.int32())}
+    schema = pa.schema(kinds | {name: kind for name, kind in further.items() if name in rows[0]})
     parts = []
     for start in range(0, len(rows), CHUNK):
         chunk = [{**row, "length": len(row["input_ids"])} for row in rows[start : start + CHUNK]]
-        parts.append(pa.Table.from_pylist(chunk, schema=kinds))
+        parts.append(pa.Table.from_pylist(chunk, schema=schema))
     return Dataset(pa.concat_tables(parts))
 
 

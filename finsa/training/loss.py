@@ -1,6 +1,9 @@
-"""The loss at labelled positions only: hidden states first, then the vocabulary projection where a label is.
+"""What a batch costs: the cross-entropy of labelled tokens, or of one choice among the classes per row.
 
-With a prompt of a hundred tokens and an answer of one, the projection of all positions is most of a small model's work.
+Tokens: hidden states first, then the vocabulary projection where a label is. With a prompt of a hundred tokens and an
+answer of one, the projection of all positions is most of a small model's work.
+
+Letters: b rows of a batch, s tokens, c classes, v vocabulary.
 """
 
 from __future__ import annotations
@@ -8,21 +11,63 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from finsa.config import Loss
 from finsa.data.rows import IGNORE
 
 
-def labelled_loss(model: torch.nn.Module, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def labelled_loss(
+    model: torch.nn.Module, input_ids: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Sum the cross-entropy over labelled positions.
 
     Args:
         model: a causal language model of transformers, wrapped by PEFT or DDP or not.
         input_ids: (b, s), padded on the right.
         labels: (b, s), -100 where nothing is learnt; column 0 is never learnt.
+        weights: how much each row's tokens count, (b,); None: 1.
 
     Returns:
         A scalar in float32, not divided by anything.
     """
     targets = labels[:, 1:]
-    keep = functional.pad(targets != IGNORE, (0, 1))  # position t predicts token t + 1
+    learnt = targets != IGNORE
+    keep = functional.pad(learnt, (0, 1))  # position t predicts token t + 1
     logits = model(input_ids=input_ids, logits_to_keep=keep, use_cache=False).logits  # (labelled, v)
-    return functional.cross_entropy(logits.float(), targets[targets != IGNORE], reduction="sum")
+    if weights is None:
+        return functional.cross_entropy(logits.float(), targets[learnt], reduction="sum")
+    losses = functional.cross_entropy(logits.float(), targets[learnt], reduction="none")
+    return losses @ weights[:, None].expand_as(targets)[learnt]
+
+
+def choice_loss(
+    scores: torch.Tensor, targets: torch.Tensor, loss: Loss, log_shares: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Loss of each row as one choice among the classes.
+
+    With smoothing s over c classes the target q is 1 - s + s/c at the true class and s/c elsewhere, and ce = -q log p.
+    ``focal`` (Lin et al. 2017) is (1 - p_y)^gamma * ce. ``adaptive_balanced`` (FinSA-MoE) takes exp(-ce), the
+    *smoothed* ce, in place of p_y: with its smoothing of 0.1 and 3 classes that is never above 0.7474, so that the
+    factor never falls below 0.064 and the loss never below 0.018575, however certain and right the model is. Its class
+    weights, (1 - beta) / (1 - beta^n) with beta 0.99, are all the same from about 1,000 rows per class. It divides by
+    the number of rows; here weighted losses are divided by their weights, as all of them are.
+
+    Args:
+        scores: of the classes, (b, c): logits, or log-probabilities that need not sum to 1.
+        targets: true classes, (b,).
+        loss: name, gamma, smoothing, and the tau of logit adjustment.
+        log_shares: log of each class's share of the training rows, (c,), for logit adjustment (Menon et al. 2021).
+
+    Returns:
+        (b,), not weighted.
+    """
+    if log_shares is not None and loss.logit_adjustment > 0:
+        scores = scores + loss.logit_adjustment * log_shares.to(scores)
+    log_p = torch.log_softmax(scores.float(), dim=1)
+    right = log_p.gather(1, targets[:, None]).squeeze(1)
+    entropy = -(1 - loss.smoothing) * right - loss.smoothing * log_p.mean(dim=1)
+    if loss.name == "cross_entropy":
+        return entropy
+    log_sure = right if loss.name == "focal" else -entropy
+    # The lower bound keeps the gradient of small powers finite where a row is certain.
+    unsure = (-torch.expm1(log_sure)).clamp(min=torch.finfo(log_p.dtype).tiny)
+    return unsure**loss.gamma * entropy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ GROUPED = [name for name in FILES if "/" in name]
 NEEDS = {
     "stage/generate.yaml": ["data=generated", "output=somewhere"],
     "stage/pretrain.yaml": ["data=tiny_corpus"],
+    "stage/report.yaml": ["runs=somewhere"],
 }
 ARMS = ("lora", "lora_response", "lora_downsample", "lora_response_downsample")
 Configure = Callable[..., RunConfig]
@@ -45,6 +47,7 @@ def test_all_files_are_found() -> None:
         "experiment",
         "method",
         "model",
+        "published",
         "stage",
         "tracking",
         "train",
@@ -108,6 +111,55 @@ def test_arms_differ_in_what_their_names_say(config: Configure) -> None:
 def test_arms_differ_in_the_method_alone(config: Configure) -> None:
     rest = [config(f"method={arm}").model_dump(exclude={"method"}) for arm in (*ARMS, "zero_shot")]
     assert all(other == rest[0] for other in rest)
+
+
+DIFFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dora": ("lora_response", {"adapter.variant": "dora"}),
+    "rslora": ("lora_response", {"adapter.variant": "rslora", "adapter.rank": 64}),
+    "pissa": ("lora_response", {"adapter.variant": "pissa", "adapter.alpha": 8, "adapter.dropout": 0.0}),
+    "lora_plus": ("lora_response", {"adapter.lr_ratio": 16.0}),
+    "qlora": ("lora_response", {"quantization": "nf4", "adapter.targets": "all"}),
+    "lora_8bit": ("lora_response", {"quantization": "int8"}),
+    "lora_label": ("lora_response", {"loss_on": "label"}),
+    "lora_class_weight": ("lora_response", {"loss.class_weights": "inverse"}),
+    "lora_oversample": ("lora_response", {"balance": "oversample"}),
+    "lora_focal": ("lora_label", {"loss.name": "focal"}),
+    "lora_logit_adjustment": ("lora_label", {"loss.logit_adjustment": 1.0}),
+    "lora_adaptive_balanced": (
+        "lora_label",
+        {
+            "loss.name": "adaptive_balanced",
+            "loss.smoothing": 0.1,
+            "loss.class_weights": "effective",
+            "loss.beta": 0.99,
+        },
+    ),
+    "classifier": ("lora_label", {"head": "classifier", "classifier_dropout": 0.1}),
+    "classifier_label_words": ("classifier", {"classifier_init": "label_words"}),
+    "full": ("lora_response", {"learn": "all", "adapter": None}),
+    "zero_shot": ("full", {"learn": "nothing"}),
+}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_method_differs_from_its_neighbour_in_what_its_name_says(config: Configure, name: str) -> None:
+    neighbour, changes = DIFFERENCES[name]
+    own, other = (_flat(config(f"method={method}").method.model_dump()) for method in (name, neighbour))
+    assert {key: value for key, value in own.items() if other.get(key, "none") != value} == {"name": name, **changes}
+
+
+def test_scale_of_rslora_is_that_of_plain_lora(config: Configure) -> None:
+    plain, stable = config("method=lora_response").method.adapter, config("method=rslora").method.adapter
+    assert plain is not None
+    assert stable is not None
+    assert stable.alpha / stable.rank**0.5 == plain.alpha / plain.rank == 2
 
 
 def test_zero_shot_learns_nothing(config: Configure) -> None:

@@ -31,7 +31,8 @@ NO_TORCH = (
     "sweeps",
     "data",
     "training.schedule",
-    "evaluation.metrics",
+    "evaluation",
+    "stages.report",
 )
 
 

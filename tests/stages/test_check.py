@@ -40,3 +40,35 @@ def test_nothing_is_written(config: Compose, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     check.run(config("stage=check", f"output_dir={tmp_path}"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "trainable"),
+    [
+        (("dora",), 540_672 + 24 * (896 + 128)),  # a magnitude per output of q_proj and v_proj
+        (("pissa",), 540_672),
+        (("qlora",), 4_399_104),
+        (("lora_8bit",), 540_672),
+        (("classifier_label_words",), 540_672 + 896 * 3 + 3),
+        (("classifier", "method.learn=head", "method.adapter=null"), 896 * 3 + 3),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
+)
+def test_every_learners_parameters_are_counted_without_weights(
+    config: Compose, method: tuple[str, ...], trainable: int
+) -> None:
+    metrics = check.run(config("stage=check", "model=qwen05b", f"method={method[0]}", *method[1:])).metrics
+    assert metrics["trainable_parameters"] == trainable
+    assert metrics["total_parameters"] == 494_032_768 + trainable
+
+
+def test_a_quantised_base_needs_less_memory(config: Compose) -> None:
+    need = [
+        check.run(config("stage=check", "model=glm9b", f"method.quantization={kind}")).metrics["memory_bytes"]
+        for kind in ("none", "int8", "nf4")
+    ]
+    weights = 9_400_279_040 - 2 * 151_552 * 4096  # but for embeddings and LM head
+    width = need[0] - need[1] + weights  # bytes of all of them in the type of this machine
+    assert width / weights == pytest.approx(round(width / weights))
+    assert round(width / weights) in (2, 4)
+    assert need[1] - need[2] == pytest.approx(weights * (1 - 0.516), rel=1e-3)

@@ -15,7 +15,7 @@ from finsa.data.rows import IGNORE, Row
 from finsa.modeling import adapters
 from finsa.training import fit
 
-LORA = Adapter(rank=4, alpha=8, dropout=0.1, targets=("q_proj", "v_proj"))
+LORA = Adapter(variant="lora", rank=4, alpha=8, dropout=0.1, targets=("q_proj", "v_proj"), lr_ratio=1.0)
 
 
 class FakeTokenizer:

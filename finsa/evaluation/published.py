@@ -1,0 +1,199 @@
+"""Published tables: which row a run belongs to, and how much of such a table is beyond the noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finsa.config import Published, PublishedRow
+from finsa.evaluation import metrics, statistics
+from finsa.evaluation.arms import Arm
+from finsa.evaluation.comparison import SCORES, Record
+from finsa.evaluation.statistics import LEVEL
+
+UNPAIRED = "pairs unknown"
+
+
+def confusion(row: PublishedRow) -> NDArray[np.int64] | None:
+    """A row's confusion matrix; where answers name no label, these are one more class without rows of its own."""
+    if row.confusion is None:
+        return None
+    counts = np.array(row.confusion)
+    if row.unparsable is None:
+        return counts
+    wide = np.column_stack([counts, row.unparsable])
+    return np.vstack([wide, np.zeros(wide.shape[1], dtype=np.int64)])
+
+
+def recomputed(row: PublishedRow) -> dict[str, float] | None:
+    """Scores from a row's confusion matrix, averaged over the real classes; None where no matrix is published."""
+    counts, classes = confusion(row), len(row.confusion or ())
+    if counts is None:
+        return None
+    f1, support = metrics.f1_scores(counts)[:classes], counts.sum(axis=1)[:classes]
+    return {
+        "accuracy": float(np.trace(counts) / counts.sum()),
+        "macro_f1": float(f1.mean()),
+        "weighted_f1": float((f1 * support).sum() / support.sum()),
+    }
+
+
+def score(row: PublishedRow, name: str) -> float | None:
+    """A row's score: from its confusion matrix where there is one, which is not rounded; otherwise as printed."""
+    return (recomputed(row) or printed(row)).get(name)
+
+
+def printed(row: PublishedRow) -> dict[str, float]:
+    """A row's scores as printed."""
+    return {str(name): value for name, value in row.scores.items()}
+
+
+def right(row: PublishedRow, n: int) -> int | None:
+    """Rows that are right: as counted, from the confusion matrix, or from the accuracy."""
+    accuracy = score(row, "accuracy")
+    if row.correct is not None or accuracy is None:
+        return row.correct
+    return round(accuracy * n)
+
+
+# ------------------------------------------------------------------------------------------------ beside runs
+
+
+def row_of(published: Published, arm: Arm) -> str | None:
+    """The row an arm belongs to: of its method and model, or the one row of its method where the model is another."""
+    candidates = [name for name, row in published.rows.items() if row.method == arm.method]
+    exact = [name for name in candidates if published.rows[name].model == arm.model]
+    return exact[0] if exact else candidates[0] if len(candidates) == 1 else None
+
+
+def beside(published: Published, arm: Arm, record: Record) -> Record:
+    """The published numbers of an arm's row, and how far the arm's own are from them."""
+    name = row_of(published, arm)
+    found: Record = {"published_row": name}
+    for key in SCORES:
+        theirs = score(published.rows[name], key) if name else None
+        found[f"published_{key}"] = theirs
+        found[f"{key}_minus_published"] = None if theirs is None else record[key] - theirs
+    return found
+
+
+def mismatches(published: Published, arms: Sequence[Arm]) -> list[str]:
+    """In what the runs differ from the publication; then a difference in scores is no failure to reproduce."""
+    run = arms[0].runs[0]
+    found = []
+    if run.config["data"]["name"] != published.data:
+        found.append(f"data {run.config['data']['name']} instead of {published.data}")
+    if len(run.rows) != published.n:
+        found.append(f"{len(run.rows):,} test rows instead of {published.n:,}")
+    theirs = {published.rows[name].model for arm in arms if (name := row_of(published, arm))}
+    ours = {arm.model for arm in arms}
+    if theirs - {None} and not ours & theirs:
+        found.append(f"model {', '.join(sorted(ours))} instead of {', '.join(sorted(str(one) for one in theirs))}")
+    if not theirs:
+        found.append("no arm whose method and model have a row in the table")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ the table itself
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A published table with what its numbers allow to say.
+
+    Args:
+        records: one per row.
+        remarks: sentences, the first about the best row.
+    """
+
+    records: list[Record]
+    remarks: list[str]
+
+
+def judge(published: Published) -> Judged:
+    """Intervals and exact McNemar tests of a published table's rows, each against its own model untrained.
+
+    Where the pairs are not published, p has a range: the smallest and the largest that any pairs with these totals
+    give. A verdict stands where it holds for the whole range, corrected for the number of tests (Holm).
+    """
+    bases = {name: base for name in published.rows if (base := _base(published, name))}
+    tests = _against(published, bases)
+    records = []
+    for name, row in published.rows.items():
+        hits, again = right(row, published.n), recomputed(row) or {}
+        low, high = (None, None) if hits is None else metrics.wilson(hits, published.n)
+        record: Record = {"row": name, **{key: printed(row).get(key) for key in SCORES}}
+        record |= {"accuracy_low": low, "accuracy_high": high, "right": hits, "n": published.n}
+        record |= {"macro_f1_recomputed": again.get("macro_f1"), "against": bases.get(name)}
+        records.append({**record, **tests.get(name, dict.fromkeys(_TEST)), "note": row.note})
+    return Judged(records, [_about_best(published), *published.notes])
+
+
+_TEST = ("fixed", "broken", "p_low", "p_high", "p_high_holm", "verdict")
+
+
+def _base(published: Published, name: str) -> str | None:
+    row = published.rows[name]
+    if row.pairs is not None:
+        return row.pairs.row
+    same = [
+        other
+        for other, its in published.rows.items()
+        if its.model == row.model and its.method == "zero_shot" != row.method
+    ]
+    return same[0] if row.model is not None and same else None
+
+
+def _against(published: Published, others: dict[str, str]) -> dict[str, Record]:
+    """Test rows against others of their table; rows without a count have no test."""
+    ranges, more, pairs = {}, {}, {}
+    for name, other in others.items():
+        first, second = (right(published.rows[one], published.n) for one in (name, other))
+        if first is None or second is None:
+            continue
+        known = published.rows[name].pairs
+        pairs[name] = known if known is not None and known.row == other else None
+        ranges[name] = statistics.mcnemar_range(first, second, published.n)
+        if (pair := pairs[name]) is not None:
+            ranges[name] = (statistics.mcnemar(pair.fixed, pair.broken),) * 2
+        more[name] = first - second
+    lowest, highest = (statistics.holm([one[end] for one in ranges.values()]) for end in (0, 1))
+    return {
+        name: {
+            "fixed": pair and pair.fixed,
+            "broken": pair and pair.broken,
+            "p_low": ranges[name][0],
+            "p_high": ranges[name][1],
+            "p_high_holm": high,
+            "verdict": _verdict(more[name], low, high),
+        }
+        for (name, pair), low, high in zip(pairs.items(), lowest, highest, strict=True)
+    }
+
+
+def _verdict(more: int, lowest: float, highest: float) -> str:
+    if highest < LEVEL:
+        return "better" if more > 0 else "worse"
+    return "inconclusive" if lowest >= LEVEL else UNPAIRED
+
+
+def _about_best(published: Published) -> str:
+    """The sentence about the row with most rows right: which others it cannot be told from."""
+    counted = {name: hits for name, row in published.rows.items() if (hits := right(row, published.n)) is not None}
+    top = max(counted, key=lambda name: counted[name])
+    tests = _against(published, {name: top for name in counted if name != top})
+    verdicts = {name: test["verdict"] for name, test in tests.items()}
+    told = f"{top} has the most rows right ({counted[top]:,} of {published.n:,})"
+    close = [name for name, verdict in verdicts.items() if verdict == "inconclusive"]
+    if close:
+        return (
+            f"Inconclusive: {told}, but whatever the pairs, an exact McNemar test (Holm) cannot tell it from "
+            f"{', '.join(close)}."
+        )
+    unpaired = [name for name, verdict in verdicts.items() if verdict == UNPAIRED]
+    if unpaired:
+        return f"{told}; whether that is more than noise cannot be told without the pairs for {', '.join(unpaired)}."
+    return f"{told}, more than any other row beyond the noise, whatever the pairs."

@@ -1,0 +1,249 @@
+"""Figures of a report: scores, confusion matrices, classes, training, calibration, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import colormaps, pyplot
+
+from finsa.evaluation import statistics
+from finsa.evaluation.arms import Arm
+from finsa.evaluation.comparison import Comparison, reliability
+from finsa.evaluation.figures import font_and_names
+
+# Told apart by colour-blind readers as well (Okabe & Ito 2008); more than that take a map's shades.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#B8A500")
+WIDTH, DPI = 6.8, 150  # inches: narrow, so that the writing is still large enough on a telephone
+LINES = 8  # arms that a figure of lines can show apart
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture and what it shows.
+
+    Args:
+        file: the PNG.
+        title: of the figure.
+        alt: what a reader who cannot see it should know.
+    """
+
+    file: Path
+    title: str
+    alt: str
+
+
+def draw(comparison: Comparison, folder: Path) -> list[Figure]:
+    """Draw all figures into a folder; those without anything to show are left out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = comparison.arms[0].runs[0].labels
+    font, written = font_and_names(labels)
+    arm_font, names = font_and_names([arm.name for arm in comparison.arms], "arm")
+    fonts = list(dict.fromkeys([font, arm_font, "DejaVu Sans"]))
+    settings = {"font.family": fonts, "axes.unicode_minus": False, "font.size": 10}
+    with pyplot.rc_context(settings):  # type: ignore[arg-type]
+        figures = [
+            _f1_bars(comparison, names, folder / "f1.png"),
+            _confusions(comparison, names, written, folder / "confusion_matrices.png"),
+            _classes(comparison, names, written, folder / "precision_recall.png"),
+            _curves(comparison, names, folder / "training_curves.png"),
+            _calibration(comparison, names, folder / "calibration.png"),
+            _labels(comparison, names, written, folder / "label_distribution.png"),
+        ]
+    return [figure for figure in figures if figure is not None]
+
+
+@contextmanager
+def _canvas(file: Path, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Iterator[Any]:
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(WIDTH, height), layout="constrained", squeeze=False, **options
+    )
+    for one in axes.flat:
+        one.spines[["top", "right"]].set_visible(False)
+    try:
+        yield figure, axes
+        figure.savefig(file, dpi=DPI)
+    finally:
+        pyplot.close(figure)
+
+
+def _colours(count: int) -> list[Any]:
+    return list(COLOURS[:count]) if count <= len(COLOURS) else list(colormaps["viridis"](np.linspace(0, 0.9, count)))
+
+
+def _shown(comparison: Comparison) -> list[int]:
+    """Numbers of the arms that a figure of lines shows: the baseline and the best ones, in the table's order."""
+    ranked = sorted(
+        range(len(comparison.arms)),
+        key=lambda place: (
+            comparison.arms[place].name != comparison.baseline,
+            -comparison.records[place]["macro_f1"],
+        ),
+    )
+    return sorted(ranked[:LINES])
+
+
+def _lines(comparison: Comparison) -> list[tuple[int, Any]]:
+    """The arms that a figure of lines shows, each with its colour in all of them."""
+    places = _shown(comparison)
+    return list(zip(places, _colours(len(places)), strict=True))
+
+
+def _of(shown: int, count: int) -> str:
+    return f" (the baseline and the best, {shown} of {count} arms)" if shown < count else ""
+
+
+def _f1_bars(comparison: Comparison, names: Sequence[str], file: Path) -> Figure:
+    records, places = comparison.records, np.arange(len(names))
+    with _canvas(file, 1.3 + 0.55 * len(names)) as (_, axes):
+        for shift, name, title, colour in (
+            (-0.2, "macro_f1", "macro-F1", COLOURS[0]),
+            (0.2, "weighted_f1", "weighted-F1", COLOURS[5]),
+        ):
+            values = np.array([record[name] for record in records])
+            low, high = (np.array([record[f"{name}_{end}"] for record in records]) for end in ("low", "high"))
+            errors = np.clip([values - low, high - values], 0, None)
+            axes[0, 0].barh(places + shift, values, 0.38, xerr=errors, color=colour, ecolor="#333333", label=title)
+            for place, value, end in zip(places, values, high, strict=True):
+                axes[0, 0].text(min(end + 0.01, 1.0), place + shift, f"{value:.3f}", va="center", fontsize=8)
+        axes[0, 0].set_yticks(places, names)
+        axes[0, 0].invert_yaxis()
+        axes[0, 0].set_xlim(0, 1.08)
+        axes[0, 0].set_xlabel("F1 on the test rows, with 95 % intervals")
+        axes[0, 0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    alt = "; ".join(f"{record['arm']}: macro-F1 {record['macro_f1']:.3f}" for record in records)
+    return Figure(file, "F1 of the arms", alt)
+
+
+def _confusions(comparison: Comparison, names: Sequence[str], labels: Sequence[str], file: Path) -> Figure:
+    columns = min(3, len(names)) if len(labels) <= 5 else 1
+    rows, side = -(-len(names) // columns), WIDTH / columns
+    numbers = [str(place) for place in range(1, len(labels) + 1)]
+    short = list(labels) if max(map(len, labels)) * len(labels) < 14 * side else numbers
+    with _canvas(file, rows * min(side + 0.2, 5.2), rows, columns) as (figure, axes):
+        for place, one in enumerate(axes.flat):
+            if place >= len(names):
+                one.axis("off")
+                continue
+            arm = comparison.arms[place]
+            counts = statistics.confusions(arm.runs[0].gold, arm.predicted, len(labels)).sum(axis=0)
+            _matrix(one, counts, short)
+            one.set_title(names[place], fontsize=9)
+        figure.supxlabel("predicted" + ("" if short != numbers else ": classes numbered in the table's order"))
+        figure.supylabel("true")
+    alt = "Rows of each true class by predicted class; the table By class has what follows from them."
+    return Figure(file, "Confusion matrices: rows, and shares of the true class; several runs together", alt)
+
+
+def _matrix(axes: Any, counts: Any, names: Sequence[str]) -> None:
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    size = max(5.0, 9.0 - 0.4 * len(names))
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if shares[row, column] > 0.6 else "black"
+        text = f"{count}\n{shares[row, column]:.0%}"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
+    axes.set_xticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+
+
+def _classes(comparison: Comparison, names: Sequence[str], labels: Sequence[str], file: Path) -> Figure:
+    places = np.arange(len(names))
+    columns = min(3, len(labels))
+    rows = -(-len(labels) // columns)
+    real = comparison.arms[0].runs[0].labels
+    with _canvas(file, rows * (1.2 + 0.3 * len(names)), rows, columns, sharey=True) as (figure, axes):
+        for one in axes.flat[len(labels) :]:
+            one.axis("off")
+        for one, label, written in zip(axes.flat, real, labels, strict=False):
+            for name, marker, colour in (("precision", "D", COLOURS[0]), ("recall", "o", COLOURS[1])):
+                values = [record[f"{name}_{label}"] for record in comparison.records]
+                one.plot(values, places, marker, color=colour, label=name, clip_on=False)
+            one.set_title(written, fontsize=10)
+            one.set_xlim(0, 1)
+            one.grid(axis="both", color="#dddddd", linewidth=0.6)
+            one.set_axisbelow(True)
+        axes[0, 0].set_yticks(places, names)
+        axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+        handles, texts = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside upper center", ncols=2, frameon=False)
+    return Figure(file, "Precision and recall by class", "The numbers are those of the table By class.")
+
+
+def _curves(comparison: Comparison, names: Sequence[str], file: Path) -> Figure | None:
+    trained = {place for place, arm in enumerate(comparison.arms) if any(run.log for run in arm.runs)}
+    shown = [(place, colour) for place, colour in _lines(comparison) if place in trained]
+    if not shown:
+        return None
+    with _canvas(file, 5.6, 2, 1, sharex=True) as (figure, axes):
+        for place, colour in shown:
+            _curve(axes[0, 0], comparison.arms[place], "loss", colour, names[place])
+            _curve(axes[1, 0], comparison.arms[place], "eval_macro_f1", colour, None, marker="o", markersize=3)
+        axes[0, 0].set_yscale("log")
+        axes[0, 0].set_ylabel("training loss")
+        axes[1, 0].set_ylabel("macro-F1 on validation")
+        axes[1, 0].set_xlabel("optimiser step")
+        figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    alt = "Training loss and validation macro-F1 by optimiser step, one line per run; losses on other tokens differ."
+    return Figure(file, f"Training{_of(len(shown), len(trained))}", alt)
+
+
+def _curve(axes: Any, arm: Arm, name: str, colour: Any, label: str | None, **options: Any) -> None:
+    for number, run in enumerate(arm.runs):
+        points = [(record["step"], record[name]) for record in run.log if name in record]
+        if points:
+            steps, values = zip(*points, strict=True)
+            axes.plot(steps, values, color=colour, linewidth=1.1, label=label if number == 0 else None, **options)
+
+
+def _calibration(comparison: Comparison, names: Sequence[str], file: Path) -> Figure:
+    with _canvas(file, 5.6) as (figure, axes):
+        axes[0, 0].plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1)
+        for place, colour in _lines(comparison):
+            error = comparison.records[place]["calibration_error"]
+            for number, run in enumerate(comparison.arms[place].runs):
+                bins = reliability(run)
+                x, y = ([one[key] for one in bins] for key in ("confidence", "accuracy"))
+                sizes = [8 + 200 * one["rows"] / len(run.rows) for one in bins]
+                label = f"{names[place]}: ECE {error:.3f}" if number == 0 else None
+                axes[0, 0].plot(x, y, color=colour, linewidth=0.9, alpha=0.6, clip_on=False, label=label)
+                axes[0, 0].scatter(x, y, sizes, color=colour, clip_on=False, zorder=3)
+        axes[0, 0].set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the predicted label", ylabel="share right")
+        figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    alt = "; ".join(f"{record['arm']}: ECE {record['calibration_error']:.3f}" for record in comparison.records)
+    title = f"Calibration, ten bins, dots by rows{_of(len(_lines(comparison)), len(names))}"
+    return Figure(file, title, f"Reliability diagram. {alt}")
+
+
+def _labels(comparison: Comparison, names: Sequence[str], labels: Sequence[str], file: Path) -> Figure:
+    run = comparison.arms[0].runs[0]
+    rows = {
+        f"true, {split}": [counts.get(label, 0) for label in run.labels]
+        for split, counts in run.ledger.get("splits", {}).items()
+        if sum(counts.values()) and split != "test"
+    }
+    rows["true, test"] = np.bincount(run.gold, minlength=len(labels)).tolist()
+    for name, arm in zip(names, comparison.arms, strict=True):
+        rows[name] = np.bincount(arm.predicted.ravel(), minlength=len(labels)).tolist()
+    shares = np.array([np.array(counts) / sum(counts) for counts in rows.values()])
+    starts = np.cumsum(shares, axis=1) - shares
+    with _canvas(file, 1.2 + 0.32 * len(rows)) as (figure, axes):
+        for number, (label, colour) in enumerate(zip(labels, _colours(len(labels)), strict=True)):
+            axes[0, 0].barh(range(len(rows)), shares[:, number], 0.75, starts[:, number], color=colour, label=label)
+            for place, share in enumerate(shares[:, number]):
+                if share >= 0.06:
+                    middle = starts[place, number] + share / 2
+                    axes[0, 0].text(middle, place, f"{share:.0%}", ha="center", va="center", color="white", fontsize=8)
+        axes[0, 0].set_yticks(range(len(rows)), list(rows))
+        axes[0, 0].set_ylim(len(rows) - 0.4, -0.6)
+        axes[0, 0].set(xlim=(0, 1), xlabel="share of the rows; arms: predicted on the test rows")
+        figure.legend(loc="outside upper center", ncols=min(5, len(labels)), frameon=False)
+    alt = "; ".join(f"{name}: {', '.join(map(str, counts))}" for name, counts in rows.items())
+    return Figure(file, "Labels: true by split, predicted by arm", f"Rows by class {', '.join(run.labels)}. {alt}")

@@ -1,0 +1,73 @@
+"""The page of a report: one file that needs nothing else, no network and no script."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from finsa.evaluation import report_figures
+from finsa.evaluation.report import Report
+from finsa.evaluation.report_figures import Figure
+
+TEMPLATES = Path(__file__).parent / "templates"
+MANY_ROWS = 40  # longer tables are folded up
+# Sections of the page: what it is called, its tables, its figures (by file name).
+SECTIONS = (
+    ("Scores", ("scores",), ("f1", "calibration")),
+    ("Tests", ("tests",), ()),
+    ("Published", ("beside", "published"), ()),
+    ("Classes", ("classes",), ("confusion_matrices", "precision_recall", "label_distribution")),
+    ("Training and cost", ("costs",), ("training_curves",)),
+    ("Runs", ("runs", "left_out"), ()),
+)
+
+
+def figures(report: Report, folder: Path) -> list[Figure]:
+    """Draw the figures; a published table alone has none."""
+    return report_figures.draw(report.comparison, folder) if report.comparison is not None else []
+
+
+def render(report: Report, figures: Sequence[Figure]) -> str:
+    """Write the page as HTML; names and texts of the runs are only ever text in it."""
+    drawn = {figure.file.stem: figure for figure in figures}
+    sections = [
+        (
+            name,
+            [report.sheets[one] for one in tables if one in report.sheets],
+            [drawn[one] for one in pictures if one in drawn],
+        )
+        for name, tables, pictures in SECTIONS
+    ]
+    present = [section for section in sections if section[1] or section[2]]
+    return _template().render(report=report, sections=present, many=MANY_ROWS)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "png": _embedded,
+        "language": _language,
+        "anchor": lambda name: name.lower().replace(" ", "-"),
+    }
+    return environment.get_template("report.html.j2")
+
+
+def _embedded(file: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+
+
+def _language(text: str) -> str:
+    """The language of a text from the data, so that it is read aloud and drawn as what it is."""
+    return "zh-Hans" if re.search(r"[\u4e00-\u9fff]", text) else "en"

@@ -1,0 +1,165 @@
+"""Comparisons of runs on the same test rows: what is noise and what is not. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom, binomtest
+
+from finsa.evaluation import metrics
+
+LEVEL = 0.05
+BINS = 10
+CHUNK = 4_000_000  # numbers that are drawn at once
+
+Classes = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of macro-F1.
+
+    Args:
+        value: first minus second.
+        low, high: its 95 % interval.
+        p: two-sided, that there is none.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+
+def resampled(
+    gold: Classes, predictions: Classes, classes: int, samples: int, seed: int
+) -> dict[str, NDArray[np.float64]]:
+    """Scores of runs on resampled test rows, the same rows for all runs.
+
+    Rows with the same true class and the same predictions of all runs are one cell. Drawing n rows with replacement is
+    drawing the cells' counts from a multinomial, which is as exact and needs no loop over rows.
+
+    Args:
+        gold: true classes, (n,).
+        predictions: of m runs, (m, n).
+        classes: their number, c.
+
+    Returns:
+        accuracy, macro_f1 and weighted_f1, each (m, samples).
+    """
+    cell = gold
+    for column in predictions:  # renumbered at each step, so that the codes stay small
+        cell = np.unique(cell * classes + column, return_inverse=True)[1]
+    first, counts = np.unique(cell, return_index=True, return_counts=True)[1:]
+    places = gold[first] * classes + predictions[:, first]  # (m, k): where in a confusion matrix a cell belongs
+    belongs = [np.eye(classes**2)[place] for place in places]
+    rng, size = np.random.default_rng(seed), max(1, CHUNK // len(counts))
+    parts = []
+    for start in range(0, samples, size):
+        number = min(size, samples - start)
+        drawn = rng.multinomial(len(gold), counts / len(gold), size=number).astype(np.float64)
+        confusions = np.stack([drawn @ one for one in belongs]).reshape(len(places), number, classes, classes)
+        parts.append(metrics.averages(confusions))
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+
+
+def over_seeds(scores: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """Mean over an arm's runs (m, samples), the runs drawn with replacement too: rows and seeds both are samples."""
+    runs, samples = scores.shape
+    chosen = np.random.default_rng(seed).integers(0, runs, scores.shape)
+    return scores[chosen, np.arange(samples)].mean(axis=0)
+
+
+def paired_difference(
+    gold: Classes, first: Classes, second: Classes, classes: int, samples: int, seed: int
+) -> Difference:
+    """Paired bootstrap of the difference in macro-F1 between two arms (Efron & Tibshirani 1993).
+
+    Args:
+        gold: true classes, (n,).
+        first, second: predictions of the arms' runs, (a, n) and (b, n); a difference is one of the means over runs.
+        classes: their number.
+    """
+    scores = resampled(gold, np.vstack([first, second]), classes, samples, seed)["macro_f1"]
+    drawn = over_seeds(scores[: len(first)], seed + 1) - over_seeds(scores[len(first) :], seed + 2)
+    value = _macro_f1(gold, first, classes) - _macro_f1(gold, second, classes)
+    low, high = metrics.percentiles(drawn)
+    beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    # One is added on both sides, as if the observed sample were one of the drawn (Davison & Hinkley 1997): never p = 0.
+    return Difference(value, low, high, min(1.0, 2 * (beyond + 1) / (samples + 1)))
+
+
+def _macro_f1(gold: Classes, predictions: Classes, classes: int) -> float:
+    return float(metrics.averages(confusions(gold, predictions, classes))["macro_f1"].mean())
+
+
+def confusions(gold: Classes, predictions: Classes, classes: int) -> Classes:
+    """Confusion matrices (m, c, c), rows true, of runs' predictions (m, n)."""
+    counts = [np.bincount(gold * classes + one, minlength=classes**2) for one in predictions]
+    return np.array(counts).reshape(-1, classes, classes)
+
+
+def mcnemar(fixed: int, broken: int) -> float:
+    """Exact McNemar test: p that rows only one of two runs has right fall to both alike.
+
+    Args:
+        fixed: rows that only the first has right.
+        broken: rows that only the second has right.
+    """
+    return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
+
+
+def mcnemar_range(first: int, second: int, n: int) -> tuple[float, float]:
+    """Smallest and largest p of the exact McNemar test that `first` and `second` right rows of n can have.
+
+    Where only totals are published, the rows that both have right may be any number that fits; the range says what
+    holds whatever it was.
+    """
+    both = np.arange(max(0, first + second - n), min(first, second) + 1)
+    few, many = min(first, second) - both, max(first, second) - both
+    p = np.minimum(1.0, 2 * binom.cdf(few, few + many, 0.5))
+    return float(p.min()), float(p.max())
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Correct p values for their number (Holm 1979): the i-th smallest of m counts m - i + 1 times."""
+    order = np.argsort(values, kind="stable")
+    scaled = np.asarray(values, dtype=float)[order] * np.arange(len(values), 0, -1)
+    corrected = np.empty(len(values))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
+    return [float(value) for value in corrected]
+
+
+def verdict(difference: Difference, corrected: float) -> str:
+    """``better`` or ``worse`` where the corrected test and the interval both say so, otherwise ``inconclusive``."""
+    if corrected >= LEVEL or difference.low <= 0 <= difference.high:
+        return "inconclusive"
+    return "better" if difference.value > 0 else "worse"
+
+
+def calibration(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Bins of equal width over the probability of the predicted label, for a reliability diagram.
+
+    Returns:
+        Per bin with rows: rows, confidence (mean), accuracy.
+    """
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    return [
+        {
+            "rows": int((place == at).sum()),
+            "confidence": float(confidence[place == at].mean()),
+            "accuracy": float(right[place == at].mean()),
+        }
+        for at in range(BINS)
+        if (place == at).any()
+    ]
+
+
+def calibration_error(bins: Sequence[dict[str, Any]]) -> float:
+    """Expected calibration error (Guo et al. 2017): mean gap of confidence and accuracy, bins weighted by rows."""
+    rows = sum(one["rows"] for one in bins)
+    return float(sum(one["rows"] * abs(one["confidence"] - one["accuracy"]) for one in bins) / rows)

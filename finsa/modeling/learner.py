@@ -1,0 +1,86 @@
+"""A base with what a method puts on it, an adapter, a head or nothing: built, saved, restored, taken off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from finsa.config import Method, RunConfig
+from finsa.data.rows import Renderer
+from finsa.modeling import adapters
+from finsa.modeling.classifier import Classifier, causal
+
+
+def build(cfg: RunConfig, backbone: Any, renderer: Renderer) -> torch.nn.Module:
+    """Put on a base what the method trains, with the parameters that learn marked.
+
+    Args:
+        cfg: its method says what; its seed makes the start.
+        backbone: a frozen causal language model.
+        renderer: knows the labels, for a head.
+    """
+    method = cfg.method
+    if method.learn == "all":
+        backbone.requires_grad_(True)
+    elif method.adapter is not None:
+        backbone = adapters.attach(backbone, cfg.model, method.adapter, cfg.seed)
+    if method.head == "lm":
+        return backbone  # type: ignore[no-any-return]
+    model = _headed(method, backbone, renderer, cfg.seed)
+    if method.classifier_init == "label_words":
+        model.start_from_words(renderer.answers)
+    return model
+
+
+def _headed(method: Method, backbone: Any, renderer: Renderer, seed: int) -> Classifier:
+    model, body = Classifier(backbone, len(renderer.labels), method.classifier_dropout, seed), causal(backbone)
+    if body.get_output_embeddings().weight is not body.get_input_embeddings().weight:
+        body.get_output_embeddings().requires_grad_(False)  # not read, so it would never get a gradient
+    return model
+
+
+def save(cfg: RunConfig, model: Any, folder: Path, labels: tuple[str, ...]) -> None:
+    """Write what was trained into a run folder."""
+    backbone = model.backbone if isinstance(model, Classifier) else model
+    if cfg.method.learn == "all":
+        backbone.save_pretrained(folder / "model")
+    elif isinstance(backbone, PeftModel):
+        adapters.save(backbone, adapter_folder(cfg, folder))
+    if isinstance(model, Classifier):
+        model.save(adapter_folder(cfg, folder), labels)
+
+
+def restore(cfg: RunConfig, backbone: Any, place: Path, renderer: Renderer) -> torch.nn.Module:
+    """Put on a base what a run has trained, for scoring.
+
+    Args:
+        cfg: the run's configuration.
+        backbone: the base, or the run's own where the whole model was trained.
+        place: the folder of the run's adapter and head.
+        renderer: the run's.
+
+    Raises:
+        ModelError: where something is missing or does not fit.
+    """
+    if cfg.method.adapter is not None:
+        backbone = adapters.load(backbone, place)
+    if cfg.method.head == "lm":
+        return backbone  # type: ignore[no-any-return]
+    model = _headed(cfg.method, backbone, renderer, cfg.seed)
+    model.restore(place)
+    return model.requires_grad_(False).eval()
+
+
+def release(model: torch.nn.Module) -> None:
+    """Take everything off again, leaving the base as it was."""
+    backbone = model.backbone if isinstance(model, Classifier) else model
+    if isinstance(backbone, PeftModel):
+        adapters.detach(backbone)
+
+
+def adapter_folder(cfg: RunConfig, folder: Path) -> Path:
+    """Where a run keeps its adapter and head."""
+    return folder / "adapters" / (cfg.data.domain or "default")

@@ -1,0 +1,62 @@
+"""Frozen bases in 4 or 8 bit, through transformers and bitsandbytes. No torch is imported before a weight is loaded."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from typing import Any
+
+from finsa.config import Method
+from finsa.errors import ConfigError, Problem
+
+# Bytes per weight: nf4 has half a byte and one 8-bit scale per 64, these scaled once per 256; int8 a scale per row.
+BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
+
+
+def require_library(method: Method) -> None:
+    """Tell that the library is missing before a weight is loaded.
+
+    Raises:
+        ConfigError: where the method quantises and bitsandbytes is not installed.
+    """
+    if method.quantization != "none" and find_spec("bitsandbytes") is None:
+        text = f"{method.quantization} needs bitsandbytes: pip install bitsandbytes, or set method.quantization=none"
+        raise ConfigError([Problem("method.quantization", text)])
+
+
+def settings(quantization: str, dtype: Any) -> Any:
+    """Settings of transformers for loading a base quantised.
+
+    Args:
+        quantization: ``nf4`` (Dettmers et al. 2023: normal-float 4 bit, its scales quantised again) or ``int8``
+            (Dettmers et al. 2022: columns with outliers stay in 16 bit).
+        dtype: what the products are computed in.
+    """
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says once per layer and call that it casts to float16
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def make_trainable(model: Any) -> None:
+    """Keep 4-bit layers as they are when they score.
+
+    On a CPU with avx512_bf16, a forward pass without gradients repacks a layer for good; training after it fails, or
+    gets no gradient and says nothing (seen with bitsandbytes 0.50).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def logical_size(parameter: Any) -> int:
+    """Number of weights that a parameter stands for: 4-bit ones are stored two to a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return int(state.shape.numel() if state is not None else parameter.numel())

@@ -1,0 +1,32 @@
+"""Compare finished runs: tables, tests, figures and a page."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from finsa.config import ReportStage, RunConfig, locate
+from finsa.evaluation import records, report
+from finsa.runs import Result
+
+
+def run(cfg: RunConfig) -> Result:
+    """Report the runs that ``runs`` names, beside a published table where one is chosen."""
+    assert isinstance(cfg.stage, ReportStage)
+    paths = records.folders(cfg.runs) if cfg.runs else []
+    made = report.build(paths, cfg.stage, cfg.published, {})
+    folder = _folder(cfg)
+    report.write(made, folder)
+    named = cfg.runs if isinstance(cfg.runs, str) or cfg.runs is None else f"[{','.join(cfg.runs)}]"
+    report.show(made, folder, f"python run.py stage=report runs={named}" if named else None)
+    rows = made.comparison.records if made.comparison else []
+    return Result("report", folder, {record["arm"]: record for record in rows})
+
+
+def _folder(cfg: RunConfig) -> Path:
+    """Where the report goes: ``output``, the folder that holds all the runs, or a new one below ``output_dir``."""
+    if cfg.output is not None:
+        return Path(cfg.output).absolute()
+    if isinstance(cfg.runs, str) and not (locate(cfg.runs) / "run.json").is_file():
+        return locate(cfg.runs)
+    return Path(cfg.output_dir).absolute() / f"report_{datetime.now():%Y-%m-%d_%H-%M-%S}"

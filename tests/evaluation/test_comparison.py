@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from folders import answers, write_run
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, f1_score
+
+from finsa.config import ReportStage, RunConfig
+from finsa.errors import ConfigError
+from finsa.evaluation import arms, comparison, metrics, records
+
+GOLD = np.random.default_rng(0).integers(0, 3, 400)
+OPTIONS = ReportStage(name="report", baseline=None, training_rows="same", samples=2000, seed=0)
+Configure = Callable[..., RunConfig]
+
+
+def arms_of(folder: Path) -> list[arms.Arm]:
+    return arms.group(records.read(records.folders(str(folder)))[0])[0]
+
+
+@pytest.fixture
+def five(config: Configure, tmp_path: Path) -> list[arms.Arm]:
+    """A weak base, two arms that are alike, one that is clearly better, and one with three seeds."""
+    for number, (method, right) in enumerate(
+        [("zero_shot", 0.3), ("lora", 0.6), ("lora_downsample", 0.61), ("lora_response", 0.95)]
+    ):
+        write_run(tmp_path / str(number), config(f"method={method}"), GOLD, answers(GOLD, right, number))
+    for seed in (1, 2, 3):
+        cfg = config("method=lora_response_downsample", f"seed={seed}")
+        write_run(tmp_path / f"1{seed}", cfg, GOLD, answers(GOLD, 0.5 + 0.1 * seed, 20 + seed))
+    return arms_of(tmp_path)
+
+
+def test_scores_are_those_of_sklearn_and_intervals_those_of_the_run(five: list[arms.Arm]) -> None:
+    found = comparison.compare(five, OPTIONS)
+    lora, run = found.records[1], five[1].runs[0]
+    assert lora["accuracy"] == pytest.approx(accuracy_score(GOLD, run.predicted))
+    assert lora["macro_f1"] == pytest.approx(f1_score(GOLD, run.predicted, average="macro"))
+    assert lora["weighted_f1"] == pytest.approx(f1_score(GOLD, run.predicted, average="weighted"))
+    assert lora["f1_中性"] == pytest.approx(f1_score(GOLD, run.predicted, average=None)[1])
+    own = run.report["intervals"]
+    assert [lora["accuracy_low"], lora["accuracy_high"]] == own["accuracy"]
+    for name in ("macro_f1", "weighted_f1"):
+        assert [lora[f"{name}_low"], lora[f"{name}_high"]] == pytest.approx(own[name], abs=0.006)
+    assert lora["macro_f1_sd"] is None
+
+
+def test_seeds_give_mean_and_spread(five: list[arms.Arm]) -> None:
+    record = comparison.compare(five, OPTIONS).records[4]
+    scores = [run.report["macro_f1"] for run in five[4].runs]
+    assert (record["runs"], record["seeds"]) == (3, "1 2 3")
+    assert record["macro_f1"] == pytest.approx(np.mean(scores))
+    assert record["macro_f1_sd"] == pytest.approx(np.std(scores, ddof=1))
+    assert record["precision_利空"] == pytest.approx(
+        np.mean([run.report["per_class"]["利空"]["precision"] for run in five[4].runs])
+    )
+
+
+def test_tests_are_paired_exact_and_corrected(five: list[arms.Arm]) -> None:
+    found = comparison.compare(five, OPTIONS)
+    assert found.baseline == "zero_shot"
+    assert found.records[0]["verdict"] is None
+    base, lora = five[0].runs[0].predicted == GOLD, five[1].runs[0].predicted == GOLD
+    fixed, broken = int((lora & ~base).sum()), int((base & ~lora).sum())
+    record = found.records[1]
+    assert (record["fixed"], record["broken"]) == (fixed, broken)
+    assert record["mcnemar_p"] == binomtest(fixed, fixed + broken).pvalue
+    for kind in ("bootstrap_p", "mcnemar_p"):
+        ranked = sorted(found.records[1:], key=lambda one: one[kind])
+        assert ranked[0][f"{kind}_holm"] == pytest.approx(4 * ranked[0][kind])
+        assert all(one[f"{kind}_holm"] >= one[kind] for one in ranked)
+    assert {one["verdict"] for one in found.records[1:]} == {"better"}
+
+
+def test_against_another_baseline(five: list[arms.Arm]) -> None:
+    found = comparison.compare(five, OPTIONS.model_copy(update={"baseline": "lora_downsample"}))
+    verdicts = {record["arm"]: record["verdict"] for record in found.records}
+    assert verdicts == {
+        "zero_shot": "worse",
+        "lora": "inconclusive",
+        "lora_downsample": None,
+        "lora_response": "better",
+        "lora_response_downsample": verdicts["lora_response_downsample"],
+    }
+    with pytest.raises(ConfigError, match=r"stage\.baseline: there is no arm 'lora_respons'\. Did you mean"):
+        comparison.compare(five, OPTIONS.model_copy(update={"baseline": "lora_respons"}))
+
+
+def test_of_arms_with_seeds_the_least_clear_pair_counts(five: list[arms.Arm]) -> None:
+    fixed, broken, p = comparison._mcnemar(five[4], five[0])
+    base, values = five[0].runs[0].predicted == GOLD, []
+    for run in five[4].runs:
+        right = run.predicted == GOLD
+        pair = int((right & ~base).sum()), int((base & ~right).sum())
+        values.append((binomtest(pair[0], sum(pair)).pvalue, pair))
+    assert (p, (fixed, broken)) == max(values)
+
+
+def test_a_clear_win_is_marked(five: list[arms.Arm]) -> None:
+    found = comparison.compare(five, OPTIONS)
+    assert found.best == "lora_response"
+    assert [record["best"] for record in found.records] == [False, False, False, True, False]
+    assert "beats every other arm beyond the noise" in found.remarks[0]
+
+
+def test_a_win_inside_the_noise_is_not_marked(five: list[arms.Arm]) -> None:
+    found = comparison.compare([five[0], five[1], five[2]], OPTIONS)
+    assert found.best is None
+    assert not any(record["best"] for record in found.records)
+    assert found.remarks[0].startswith("Inconclusive: ")
+    assert "no arm is marked as the best" in found.remarks[0]
+
+
+def test_one_arm_has_nothing_to_be_compared_with(five: list[arms.Arm]) -> None:
+    found = comparison.compare([five[3]], OPTIONS)
+    assert (found.best, found.records[0]["verdict"]) == (None, None)
+    assert found.remarks[0].startswith("One arm alone")
+
+
+def test_75_questions_are_said_to_be_few(config: Configure, tmp_path: Path) -> None:
+    """The supports of the published intent set: one question is 1.33 points, three are a class of their own."""
+    gold, labels = np.repeat(np.arange(5), (10, 27, 3, 25, 10)), tuple("ABCDE")
+    wrong = np.random.default_rng(1).permutation(75)[:16]
+    for method, missed in (("zero_shot", wrong[:11]), ("lora_response", wrong[7:])):  # 7 fixed, 5 broken, as published
+        predicted = gold.copy()
+        predicted[missed] = (gold[missed] + 1) % 5
+        write_run(tmp_path / method, config(f"method={method}"), gold, predicted, labels)
+    found = comparison.compare(arms_of(tmp_path), OPTIONS)
+    assert found.best is None
+    assert "There are only 75 test rows: one row is 1.33 points of accuracy." in found.remarks
+    assert any(remark.startswith("Few test rows of C (3)") for remark in found.remarks)
+    tuned = found.records[1] if found.baseline == found.records[0]["arm"] else found.records[0]
+    assert (tuned["fixed"], tuned["broken"], round(tuned["mcnemar_p"], 3)) == (7, 5, 0.774)
+    assert (round(tuned["accuracy"], 4), tuned["verdict"]) == (0.88, "inconclusive")
+
+
+def test_costs_are_read_and_never_made_up(five: list[arms.Arm], config: Configure, tmp_path: Path) -> None:
+    found = comparison.compare(five, OPTIONS)
+    base, lora = found.records[:2]
+    assert lora["rows_per_second"] == 160
+    assert lora["peak_memory_gib"] == 1
+    assert lora["trainable_parameters"] == 28_672
+    assert lora["seconds_to_best"] == pytest.approx(20)  # step 200, at ten steps a second
+    assert [base[name] for name in ("rows_per_second", "seconds_to_best", "training_seconds")] == [None] * 3
+    path = write_run(tmp_path / "more" / "x", config("method=lora"), GOLD, GOLD, peak_memory_bytes=None)
+    (path / "log.jsonl").unlink()
+    (arm,) = arms_of(path)
+    record = comparison.compare([arm], OPTIONS).records[0]
+    assert (record["peak_memory_gib"], record["seconds_to_best"]) == (None, None)
+
+
+def test_the_best_step_is_that_of_the_measure_that_selects(config: Configure, tmp_path: Path) -> None:
+    cfg = config("method=lora", "train.select_by=loss")
+    (arm,) = arms_of(write_run(tmp_path / "a", cfg, GOLD, GOLD))
+    assert comparison.seconds_to_best(arm.runs[0]) == pytest.approx(20)  # lowest loss where F1 is highest
+    cfg = config("method=lora", "train.select_by=weighted_f1")
+    (arm,) = arms_of(write_run(tmp_path / "b", cfg, GOLD, GOLD))
+    assert comparison.seconds_to_best(arm.runs[0]) is None  # its log has no such score
+
+
+def test_calibration_error_is_that_of_the_answers(five: list[arms.Arm]) -> None:
+    run = five[1].runs[0]
+    gaps = [
+        abs((run.predicted == GOLD)[inside].mean() - run.confidence[inside].mean()) * inside.sum() / 400
+        for low in np.arange(0, 1, 0.1)
+        if (inside := (run.confidence >= low) & (run.confidence < low + 0.1)).any()
+    ]
+    assert comparison.compare(five, OPTIONS).records[1]["calibration_error"] == pytest.approx(sum(gaps))
+    assert metrics.wilson(0, 10)[0] == 0

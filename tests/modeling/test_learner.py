@@ -1,0 +1,160 @@
+"""Every kind of learner trains a few steps on the embedded base, comes back from its files, and spares the base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finsa.config import RunConfig
+from finsa.data import table, task
+from finsa.inference.scoring import scorer
+from finsa.modeling import base, learner
+from finsa.training import fit, objective
+
+Configure = Callable[..., RunConfig]
+QUERY = "model.layers.0.self_attn.q_proj.weight"
+SHORT = ("train=smoke", "train.max_steps=3", "train.learning_rate=5e-3", "train.warmup=0", "method.rows_per_class=16")
+METHODS = (
+    ("lora_response",),
+    ("dora",),
+    ("rslora",),
+    ("pissa",),
+    ("lora_plus",),
+    ("qlora",),
+    ("lora_8bit",),
+    ("dora", "method.quantization=nf4"),
+    ("lora_label",),
+    ("lora_class_weight",),
+    ("lora_adaptive_balanced",),
+    ("full", "train.learning_rate=1e-3"),
+    ("classifier",),
+    ("classifier_label_words", "method.quantization=nf4"),
+    ("classifier", "method.learn=head", "method.adapter=null"),
+    ("classifier", "method.learn=head", "method.adapter=null", "method.quantization=int8"),
+    ("classifier", "method.learn=all", "method.adapter=null", "train.learning_rate=1e-3"),
+)
+
+
+@pytest.fixture(scope="module")
+def job(config: Configure, tokenizer: Any) -> task.Task:
+    return task.build(config(), table.load(config("data.cache=null").data), tokenizer)
+
+
+def load(cfg: RunConfig) -> Any:
+    return base.load_base(cfg.model, cfg.seed, cfg.method.learn != "all", cfg.method.quantization)
+
+
+def trained(
+    cfg: RunConfig, job: task.Task, backbone: Any, folder: Path, f1: tuple[float, ...] = (0.9, 0.1), **changed: Any
+) -> Any:
+    """Fit for a few steps and save; by `f1` the checkpoint that stays is the first of two, so that it is read back."""
+    model = learner.build(cfg, backbone, job.renderer)
+    scores = iter(f1)
+    fit.fit(
+        model=model,
+        tokenizer=job.renderer.tokenizer,
+        rows=job.training_rows(cfg),
+        validate=lambda _: {"loss": 1.0, "macro_f1": next(scores)},
+        train=cfg.train.model_copy(update={"validate_every": 2, "max_steps": 4, **changed}),
+        seed=cfg.seed,
+        folder=folder / "checkpoints",
+        record=lambda step, values: None,
+        objective=objective.of(cfg.method, job.renderer, job.class_counts(cfg)),
+        lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
+    )
+    learner.save(cfg, model, folder, job.table.labels.names)
+    return model
+
+
+@pytest.mark.parametrize("method", METHODS, ids=" ".join)
+def test_what_was_trained_comes_back_and_the_base_stays(
+    config: Configure, job: task.Task, tmp_path: Path, method: tuple[str, ...]
+) -> None:
+    cfg = config(f"method={method[0]}", *SHORT, *method[1:])
+    texts, backbone = job.prompts("test")[:24], load(cfg)
+    before = scorer(backbone, job.renderer, 4096).score(texts)
+    model = trained(cfg, job, backbone, tmp_path)
+    after = scorer(model, job.renderer, 4096).score(texts)
+    assert np.abs(after - before).max() > 1e-3
+    learner.release(model)
+    if cfg.method.learn == "all":
+        place = tmp_path / "model"
+        backbone = base.load_base(cfg.model.model_copy(update={"path": str(place)}), cfg.seed, keep=False)
+    else:
+        assert np.array_equal(scorer(backbone, job.renderer, 4096).score(texts), before)
+    restored = learner.restore(cfg, backbone, learner.adapter_folder(cfg, tmp_path), job.renderer)
+    np.testing.assert_allclose(scorer(restored, job.renderer, 4096).score(texts), after, atol=2e-4)
+    learner.release(restored)
+
+
+def test_adapters_on_a_quantised_base_stay_in_float32(config: Configure, job: task.Task, tmp_path: Path) -> None:
+    cfg = config("method=qlora", *SHORT)
+    learner.release(trained(cfg, job, load(cfg), tmp_path))
+    saved = load_file(learner.adapter_folder(cfg, tmp_path) / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in saved.values())
+
+
+def test_pissa_is_saved_as_plain_lora_of_twice_the_rank(config: Configure, job: task.Task, tmp_path: Path) -> None:
+    cfg = config("method=pissa", *SHORT)
+    backbone = load(cfg)
+    weights = {name: p.clone() for name, p in backbone.named_parameters()}
+    model = trained(cfg, job, backbone, tmp_path)
+    assert not torch.equal(model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight, weights[QUERY])
+    learner.release(model)
+    assert all(torch.equal(p, weights[name]) for name, p in backbone.named_parameters())
+    saved = json.loads((learner.adapter_folder(cfg, tmp_path) / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (saved["r"], saved["lora_alpha"], saved["init_lora_weights"]) == (16, 16, True)
+
+
+def test_a_fresh_pissa_adapter_changes_nothing(config: Configure, job: task.Task) -> None:
+    cfg = config("method=pissa")
+    backbone, texts = load(cfg), job.prompts("test")[:8]
+    before = scorer(backbone, job.renderer, 4096).score(texts)
+    model = learner.build(cfg, backbone, job.renderer)
+    np.testing.assert_allclose(scorer(model, job.renderer, 4096).score(texts), before, atol=1e-4)
+    learner.release(model)
+
+
+def test_a_stopped_fit_of_a_classifier_goes_on_to_the_same_weights(
+    config: Configure, job: task.Task, tmp_path: Path
+) -> None:
+    cfg = config("method=classifier", *SHORT)
+
+    def head(folder: str, **changed: Any) -> dict[str, torch.Tensor]:
+        model = trained(cfg, job, load(cfg), tmp_path / folder, schedule="constant", **changed)
+        state = {name: tensor.clone() for name, tensor in model.learnt().items()}
+        learner.release(model)
+        return state
+
+    whole = head("whole", f1=(0.1, 0.9))
+    cut = head("cut", f1=(0.1,), max_steps=2)
+    resumed = head("cut", f1=(0.9,))
+    assert not torch.equal(cut["head.weight"], whole["head.weight"])
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    kept = next((tmp_path / "cut" / "checkpoints").glob("*/model.safetensors"))
+    assert set(load_file(kept)) == set(whole)  # not the base
+
+
+def test_lora_plus_moves_b_faster(config: Configure, job: task.Task, tmp_path: Path) -> None:
+    """AdamW's first step is the learning rate times a sign, whatever the gradient: B moves 16 times as far as A."""
+    cfg = config("method=lora_plus", *SHORT)
+    model = learner.build(cfg, load(cfg), job.renderer)
+    start = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+    learner.release(model)
+    model = trained(cfg, job, load(cfg), tmp_path, max_steps=1, validate_every=1)
+    moved = {name: float((p - start[name]).abs().max()) for name, p in model.named_parameters() if p.requires_grad}
+    learner.release(model)
+    slow = [far for name, far in moved.items() if "lora_A" in name]
+    fast = [far for name, far in moved.items() if "lora_B" in name]
+    rate = cfg.train.learning_rate
+    assert fast == pytest.approx([16 * rate] * len(fast), rel=0.02)
+    assert max(slow) <= rate * 1.01

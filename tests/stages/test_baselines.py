@@ -1,0 +1,139 @@
+"""Baselines in the stages: the same run folder as every method, the same numbers when they are scored again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finsa.config import ROOT, RunConfig
+from finsa.errors import ConfigError
+from finsa.evaluation import metrics
+from finsa.runs import Result
+from finsa.stages import check, evaluate, train
+
+Compose = Callable[..., RunConfig]
+SMOKE = ("train=smoke", "tracking=none")
+METHODS = {
+    "majority": (),
+    "tfidf_lr": ("method.baseline.strengths=[1,3]",),
+    "textcnn": (),
+    "bilstm": (),
+    "encoder": ("method.baseline.weights=random",),
+}
+# zh_news_mix and finfe_forum: accuracy and macro-F1 of TF-IDF and logistic regression in ../shared/data/README.md
+KNOWN = {"finfe_forum": (0.753, 0.690), "zh_news_mix": (0.869, 0.859)}
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def finished(request: Any, config: Compose, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Result]:
+    folder = tmp_path_factory.mktemp(request.param)
+    cfg = config(f"method={request.param}", *METHODS[request.param], *SMOKE, f"output_dir={folder}")
+    return cfg, train.run(cfg)
+
+
+def read(result: Result, name: str) -> Any:
+    assert result.run_dir is not None
+    return json.loads((result.run_dir / name).read_text(encoding="utf-8"))
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    assert result.run_dir is not None
+    written = (result.run_dir / "predictions.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in written.splitlines()]
+
+
+def test_the_run_folder_is_that_of_every_method(finished: tuple[RunConfig, Result]) -> None:
+    cfg, result = finished
+    assert result.run_dir is not None
+    names = {"config.yaml", "run.json", "ledger.json", "dropped.jsonl", "metrics.json", "predictions.jsonl"}
+    assert names | {"confusion_matrix.png", "baseline"} <= {file.name for file in result.run_dir.iterdir()}
+    assert not [file for file in result.run_dir.rglob("*") if file.suffix in (".pkl", ".pt", ".bin", ".joblib")]
+    facts = read(result, "run.json")
+    assert facts["status"] == "complete"
+    assert facts["scoring"] == f"baseline: {cfg.method.name}"
+    assert facts["trainable_parameters"] == facts["total_parameters"] > 0
+    assert facts["training_seconds"] >= 0
+    assert facts["rows_per_second"] > 0
+    assert facts["label_fingerprint"]
+    assert result.objective == facts["best_validation"] == result.metrics["validation"]["macro_f1"]
+
+
+def test_metrics_equal_those_of_the_predictions(finished: tuple[RunConfig, Result]) -> None:
+    _, result = finished
+    rows, kept = lines(result), read(result, "metrics.json")
+    names = list(kept["test"]["per_class"])
+    gold, label = ([names.index(row[key]) for row in rows] for key in ("gold", "label"))
+    assert metrics.report(gold, label, names) == kept["test"]
+    assert all(sum(row["scores"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
+
+
+def test_scored_again_it_says_the_same(finished: tuple[RunConfig, Result], config: Compose, tmp_path: Path) -> None:
+    _, first = finished
+    again = evaluate.run(config("stage=evaluate", f"run={first.run_dir}", "tracking=none", f"output_dir={tmp_path}"))
+    assert again.metrics["test"] == first.metrics["test"]
+    for one, other in zip(lines(first), lines(again), strict=True):
+        assert (one["id"], one["label"]) == (other["id"], other["label"])
+        assert one["scores"] == pytest.approx(other["scores"], abs=2e-6)
+    assert read(again, "run.json")["label_fingerprint"] == read(first, "run.json")["label_fingerprint"]
+    assert read(again, "ledger.json") == read(first, "ledger.json")
+
+
+def test_the_plan_counts_what_was_learnt(
+    finished: tuple[RunConfig, Result], config: Compose, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg, result = finished
+    check.run(config("stage=check", f"method={cfg.method.name}", *METHODS[cfg.method.name]))
+    shown = capsys.readouterr().out
+    assert f"{read(result, 'run.json')['trainable_parameters']:,}" in shown
+    assert "3,608 rows" in shown
+
+
+def test_sampling_is_that_of_the_language_models(config: Compose, tmp_path: Path) -> None:
+    result = train.run(config("method=majority", "method.balance=downsample", *SMOKE, f"output_dir={tmp_path}"))
+    assert lines(result)[0]["scores"] == dict.fromkeys(["利空", "中性", "利好"], pytest.approx(1 / 3, abs=1e-6))
+
+
+def test_a_mixed_sweep_ends_in_one_table(tmp_path: Path) -> None:
+    methods = ["majority", "tfidf_lr", "lora_response"]
+    words = ["run.py", "-m", f"method={','.join(methods)}", "data=sample", *SMOKE, f"output_dir={tmp_path}"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "sweep of 3 jobs, test split" in done.stdout
+    (table,) = tmp_path.rglob("comparison.csv")
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    assert [row["job"] for row in rows] == [f"method={method}" for method in methods]
+    facts = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(tmp_path.rglob("run.json"))]
+    assert len({fact["data_fingerprint"] for fact in facts}) == 1
+    assert len({fact["label_fingerprint"] for fact in facts}) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method=lora", "+method.baseline.kind=majority"], "baseline.kind=majority uses no language model"),
+        (["method=majority", "method.quantization=nf4"], "uses no language model: set method.learn=nothing"),
+        (["method=tfidf_lr", "method.baseline.kind=svm"], "method.baseline"),
+        (["method=tfidf_lr", "method.baseline.ngrams=[3,1]"], r"the shortest comes first: \[1, 3\]"),
+        (["method=tfidf_lr", "method.baseline.strengths=[]"], "at least 1 item"),
+        (["method=encoder", "method.baseline.hub_id=null"], "needs path"),
+        (["method=textcnn", "stage=evaluate"], "method=textcnn has to learn before it can score"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(config: Compose, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(*words)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", KNOWN)
+def test_tfidf_reaches_the_known_figures(name: str, shared_data: Path, tmp_path: Path, config: Compose) -> None:
+    words = ("method=tfidf_lr", "data=table", f"data.files={shared_data / name}", "tracking=none")
+    found = train.run(config(*words, f"output_dir={tmp_path}")).metrics["test"]
+    assert (found["accuracy"], found["macro_f1"]) == pytest.approx(KNOWN[name], abs=0.02)

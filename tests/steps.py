@@ -1,0 +1,123 @@
+"""One optimiser step of eight rows on a small model, and its gradients; run as a program, it is one rank of several."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from models import small
+from transformers import TrainerCallback
+
+from finsa import composition
+from finsa.config import Adapter, Loss
+from finsa.data.rows import IGNORE, Row
+from finsa.inference.scoring import LabelTree, label_log_probs
+from finsa.modeling import adapters
+from finsa.modeling.classifier import Classifier
+from finsa.training import fit
+from finsa.training.objective import Objective, choice, tokens
+
+LORA = Adapter(variant="lora", rank=4, alpha=8, dropout=0.0, targets=("q_proj", "v_proj"), lr_ratio=1.0)
+TREE = LabelTree.of([(7, 3), (7, 4), (9,)])
+COUNTS = (5, 2, 1)
+KINDS = ("tokens", "weighted tokens", "label", "classifier")
+
+
+class Gradients(TrainerCallback):  # type: ignore[misc]
+    """Keeps the gradients of the step."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Copy them."""
+        self.kept = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def rows(kind: str) -> list[Row]:
+    """Eight rows of different lengths, answers and weights."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for number in range(8):
+        ids = torch.randint(10, 50, (4 + number,), generator=generator).tolist()
+        row = Row(input_ids=ids, labels=[IGNORE] * (3 + number % 2) + ids[3 + number % 2 :])
+        if kind != "tokens":
+            row["weight"] = 0.25 * (1 + number)
+        if kind in ("label", "classifier"):
+            row["target"] = number % 3
+        if kind == "classifier":
+            row["text_span"] = (1, len(ids))
+        made.append(row)
+    return made
+
+
+def objective(kind: str) -> Objective:
+    """The objective of a kind; choices with focal loss, smoothing and logit adjustment at once."""
+    if "tokens" in kind:
+        return tokens()
+    values = {"name": "focal", "gamma": 2.0, "smoothing": 0.1, "class_weights": "none", "beta": 0.9}
+    loss = Loss.model_validate({**values, "logit_adjustment": 1.0})
+    if kind == "classifier":
+        return choice(lambda model, batch: model(batch["input_ids"], batch["text_span"]), loss, COUNTS)
+
+    def scores(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return label_log_probs(model, batch["input_ids"], batch["lengths"], TREE)
+
+    return choice(scores, loss, COUNTS, TREE.tokens)
+
+
+def learner(kind: str) -> torch.nn.Module:
+    """A small model with an adapter whose B is not zero, so that A has a gradient too."""
+    overrides = ["model.weights=random"]
+    values, choices = composition.compose_values(overrides)
+    model = adapters.attach(small(), composition.build(values, choices, overrides).model, LORA, seed=0)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return Classifier(model, 3, 0.0, seed=0) if kind == "classifier" else model
+
+
+def step(kind: str, micro: int, tokenizer: Any, *further: str) -> tuple[dict[str, torch.Tensor], float]:
+    """Make one step of the eight rows in micro-batches.
+
+    Returns:
+        Gradients by parameter, and the loss that is logged.
+    """
+    overrides = ["train.batch_size=8", f"train.micro_batch_size={micro}", "train.max_steps=1", "train.patience=null"]
+    overrides += ["train.log_every=1", "train.max_grad_norm=1e9", "train.warmup=0", *further]
+    values, choices = composition.compose_values(overrides)
+    seen, losses = Gradients(), []
+    with tempfile.TemporaryDirectory() as folder:
+        fit.fit(
+            model=learner(kind),
+            tokenizer=tokenizer,
+            rows=rows(kind),
+            validate=lambda _: {"loss": 1.0, "macro_f1": 0.5},
+            train=composition.build(values, choices, overrides).train,
+            seed=3,
+            folder=Path(folder),
+            record=lambda _, values: losses.append(values["loss"]) if "loss" in values else None,
+            callbacks=[seen],
+            objective=objective(kind),
+        )
+    return seen.kept, losses[0]
+
+
+def main() -> None:
+    """Be one rank: ``python steps.py <kind> <micro-batch> <file>``; the launcher's variables say which."""
+    from transformers import AutoTokenizer
+
+    from finsa.config import ROOT
+
+    kind, micro, file = sys.argv[1:]
+    gradients, loss = step(kind, int(micro), AutoTokenizer.from_pretrained(ROOT / "data" / "tiny"))
+    torch.save({"gradients": gradients, "loss": loss}, file)
+
+
+if __name__ == "__main__":
+    main()

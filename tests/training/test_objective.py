@@ -1,0 +1,105 @@
+"""The choice among labels is learnt with the very numbers that are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import small
+from torch.nn import functional
+
+from finsa.config import RunConfig
+from finsa.data.labels import LabelSpace
+from finsa.data.prompts import Prompt
+from finsa.data.rows import Renderer
+from finsa.inference import scoring
+from finsa.modeling.classifier import Classifier
+from finsa.training import objective
+from finsa.training.collate import Collator
+
+Configure = Callable[..., RunConfig]
+TEXTS = ["净利润同比增长三成", "跌停", "公司召开董事会会议，审议通过三项议案", "减持"]
+GOLD = [2, 0, 1, 0]
+WORDS = {
+    "first tokens differ": ("利空", "中性", "利好"),
+    "one token each": ("A", "B", "C"),
+    "shared beginnings": ("看涨", "看跌", "看"),  # the last begins the others
+}
+
+
+def renderer(tokenizer: Any, words: tuple[str, ...]) -> Renderer:
+    return Renderer(tokenizer, Prompt("文本：", "\n情感分类："), LabelSpace(words, words), 64)
+
+
+def model_for(tokenizer: Any) -> Any:
+    return small(vocabulary=len(tokenizer))
+
+
+def batch(made: Renderer, head: str, goal: objective.Objective) -> dict[str, torch.Tensor]:
+    prompts = made.encode(TEXTS)
+    if head == "classifier":
+        rows = [made.text_row(prompt, gold) for prompt, gold in zip(prompts, GOLD, strict=True)]
+    else:
+        rows = [made.row(prompt, gold, "label") for prompt, gold in zip(prompts, GOLD, strict=True)]
+    return Collator(0, goal.suffix)([dict(row) for row in rows])
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
+def test_loss_on_the_label_is_that_of_the_scorers_scores(
+    config: Configure, qwen_tokenizer: Any, words: tuple[str, ...]
+) -> None:
+    made, model = renderer(qwen_tokenizer, words), model_for(qwen_tokenizer)
+    goal = objective.of(config("method=lora_label").method, made, [1, 1, 1])
+    scores = torch.from_numpy(scoring.scorer(model, made, 1000)(TEXTS))
+    expected = functional.cross_entropy(scores, torch.tensor(GOLD), reduction="sum")
+    assert float(goal.total(model, batch(made, "lm", goal))) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_answers_differ_in_length_and_beginning_as_the_test_means(qwen_tokenizer: Any) -> None:
+    lengths = {
+        name: [len(answer) for answer in renderer(qwen_tokenizer, words).answers] for name, words in WORDS.items()
+    }
+    assert lengths["one token each"] == [1, 1, 1]
+    assert sorted(lengths["first tokens differ"]) == [1, 2, 2]
+    first = [answer[0] for answer in renderer(qwen_tokenizer, WORDS["shared beginnings"]).answers]
+    assert len(set(first)) < 3
+
+
+def test_loss_on_the_label_reaches_an_adapter_through_the_tree(config: Configure, qwen_tokenizer: Any) -> None:
+    made, model = renderer(qwen_tokenizer, WORDS["shared beginnings"]), model_for(qwen_tokenizer).requires_grad_(True)
+    goal = objective.of(config("method=lora_label").method, made, [1, 1, 1])
+    goal.total(model, batch(made, "lm", goal)).backward()
+    assert all(float(p.grad.abs().sum()) > 0 for p in model.model.layers.parameters() if p.grad is not None)
+
+
+def test_a_classifiers_loss_is_that_of_its_scorer(config: Configure, qwen_tokenizer: Any) -> None:
+    made = renderer(qwen_tokenizer, WORDS["one token each"])
+    model = Classifier(model_for(qwen_tokenizer), 3, dropout=0.5, seed=1).eval()
+    goal = objective.of(config("method=classifier").method, made, [1, 1, 1])
+    scored = scoring.scorer(model, made, 40)(TEXTS)
+    np.testing.assert_allclose(np.exp(scored).sum(axis=1), 1, atol=1e-6)
+    expected = -scored[np.arange(4), GOLD].sum()
+    assert float(goal.total(model, batch(made, "classifier", goal))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_follows_the_text_cannot_reach_a_classifier(config: Configure, qwen_tokenizer: Any) -> None:
+    made = renderer(qwen_tokenizer, WORDS["one token each"])
+    model = Classifier(model_for(qwen_tokenizer), 3, dropout=0.0, seed=1).eval()
+    (prompt,) = made.encode(TEXTS[:1])
+    span = torch.tensor([[len(made.head), len(prompt) - len(made.tail)]])
+    with torch.no_grad():
+        whole = model(torch.tensor([prompt]), span)
+        short = model(torch.tensor([made.until_text_end(prompt)]), span)
+    torch.testing.assert_close(whole, short, rtol=1e-5, atol=1e-6)
+
+
+def test_logit_adjustment_is_for_learning_alone(config: Configure, qwen_tokenizer: Any) -> None:
+    made, model = renderer(qwen_tokenizer, WORDS["one token each"]), model_for(qwen_tokenizer)
+    goal = objective.of(config("method=lora_logit_adjustment").method, made, [10, 1, 4])
+    scores = torch.from_numpy(scoring.scorer(model, made, 1000)(TEXTS))
+    shares = torch.tensor([10, 1, 4]).double() / 15
+    expected = functional.cross_entropy(scores + shares.log(), torch.tensor(GOLD), reduction="sum")
+    assert float(goal.total(model, batch(made, "lm", goal))) == pytest.approx(float(expected), rel=1e-5)

@@ -1,0 +1,85 @@
+"""An optimiser step is one weighted mean over all its rows, however they are cut into micro-batches and processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import steps
+import torch
+
+from finsa.config import ROOT
+
+
+@cache
+def whole(kind: str, tokenizer: Any) -> tuple[dict[str, torch.Tensor], float]:
+    """The step in one micro-batch."""
+    return steps.step(kind, 8, tokenizer)
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(float(gradient.norm()) > 0 for gradient in expected.values())
+    whole = torch.cat([gradient.flatten() for gradient in expected.values()])
+    other = torch.cat([found[name].flatten() for name in expected])
+    assert float((other - whole).norm() / whole.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("kind", steps.KINDS)
+def test_the_step_is_the_weighted_mean_of_its_rows(kind: str, tokenizer: Any) -> None:
+    """One row at a time through the objective itself, added up by hand."""
+    from finsa.training.collate import Collator
+
+    model, objective = steps.learner(kind).train(), steps.objective(kind)
+    collate = Collator(tokenizer.pad_token_id, objective.suffix)
+    batches = [collate([dict(row)]) for row in steps.rows(kind)]
+    total = sum(float(objective.weight(batch)) for batch in batches)
+    loss = torch.stack([objective.total(model, batch) for batch in batches]).sum() / total
+    loss.backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    gradients, logged = whole(kind, tokenizer)
+    assert logged == pytest.approx(loss.item(), rel=1e-5)
+    assert_same(gradients, expected)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+@pytest.mark.parametrize("kind", steps.KINDS)
+def test_micro_batches_change_nothing(kind: str, micro: int, tokenizer: Any) -> None:
+    expected, loss = whole(kind, tokenizer)
+    found, logged = steps.step(kind, micro, tokenizer)
+    assert logged == pytest.approx(loss, rel=1e-5)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("kind", steps.KINDS)
+def test_checkpointing_of_activations_changes_nothing(kind: str, tokenizer: Any) -> None:
+    found, _ = steps.step(kind, 8, tokenizer, "train.gradient_checkpointing=true")
+    assert_same(found, whole(kind, tokenizer)[0])
+
+
+@pytest.mark.parametrize("kind", ["weighted tokens", "label", "classifier"])
+def test_two_processes_change_nothing(kind: str, tokenizer: Any, tmp_path: Path) -> None:
+    expected, loss = whole(kind, tokenizer)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    ranks = []
+    for rank in range(2):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": path}
+        words = [sys.executable, steps.__file__, kind, "2", str(tmp_path / f"{rank}.pt")]
+        ranks.append(subprocess.Popen(words, env={**os.environ, **shared, **own}, stderr=subprocess.PIPE, text=True))
+    errors = [rank.communicate(timeout=600)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    for rank in range(2):
+        saved = torch.load(tmp_path / f"{rank}.pt")
+        found = {name.removeprefix("module."): gradient for name, gradient in saved["gradients"].items()}
+        assert_same(found, expected)
+        assert saved["loss"] == pytest.approx(loss, rel=1e-5)
