@@ -59,9 +59,10 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
             raise _raised.pop()
         return sweeps.conclude()
     except KeyboardInterrupt:
-        print(
-            "interrupted; the run folder is marked, and resume=true goes on from its last checkpoint", file=sys.stderr
+        told = (
+            "interrupted; a run is marked, and resume=true goes on from its last checkpoint; a model's answers are kept"
         )
+        print(f"{told}, and the same command goes on from them", file=sys.stderr)
         return 130
     except FinsaError as error:
         return _tell(error)

@@ -34,7 +34,7 @@ class Row(TypedDict):
     labels: list[int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoded(Sequence[list[int]]):
     """Prompts of texts, as tokens: a sequence of id lists, kept in flat arrays so that millions of them fit.
 
@@ -59,9 +59,11 @@ class Encoded(Sequence[list[int]]):
     @overload
     def __getitem__(self, at: slice) -> Encoded: ...
     def __getitem__(self, at: int | slice) -> list[int] | Encoded:
-        """Head, text and tail of one prompt; or a run of prompts (steps are not supported)."""
+        """Head, text and tail of one prompt; or a run of prompts, one after the other."""
         if isinstance(at, slice):
-            first, last, _ = at.indices(len(self))
+            first, last, step = at.indices(len(self))
+            if step != 1:
+                raise ValueError(f"prompts can be taken in runs only, not in steps of {step}")
             start = self._start(first) if first < last else 0
             stop = int(self.ends[last - 1]) if first < last else 0
             return replace(
@@ -138,9 +140,10 @@ class Renderer:
         """
         lengths, kept = np.zeros(len(texts), np.int64), [np.zeros(0, np.int32)]
         for start in range(0, len(texts), CHUNK):
-            for number, text in enumerate(self._literal.encode_batch_fast(list(texts[start : start + CHUNK]), add_special_tokens=False)):
+            chunk = list(texts[start : start + CHUNK])
+            for number, text in enumerate(self._literal.encode_batch_fast(chunk, add_special_tokens=False), start):
                 ids = text.ids
-                lengths[start + number] = len(ids)
+                lengths[number] = len(ids)
                 kept.append(np.asarray(ids[: self.room], np.int32))
         fitting = np.minimum(lengths, self.room)
         return {"tokens": np.concatenate(kept), "ends": np.cumsum(fitting), "cut": lengths - fitting}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, overload
 
 from finsa.config import RunConfig
@@ -40,8 +39,8 @@ class Task:
             def build() -> dict[str, IntArray]:
                 return self.renderer.encode_texts(texts.to_list())
 
-            name = cache.key("tokens", self.table.fingerprint, split, self.renderer.fingerprint())
-            found = cache.arrays(Path(self.cache).absolute() / f"tokens-{name}", build) if self.cache else build()
+            name = cache.key("tokens", cache.text_hash(texts), self.renderer.fingerprint())
+            found = cache.arrays(cache.folder_of(self.cache, f"tokens-{name}"), build) if self.cache else build()
             self._encoded[split] = self.renderer.wrap(**found)
         return self._encoded[split]
 
@@ -111,5 +110,7 @@ def build(cfg: RunConfig, table: Table, tokenizer: Any) -> Task:
     key = (id(table), id(tokenizer), *settings)
     if key not in _tasks:
         prompt = Prompt.of(cfg.data.prompt, table.labels, cfg.model.prompt, cfg.model.think, tokenizer)
-        _tasks[key] = Task(table, Renderer(tokenizer, prompt, table.labels, cfg.data.max_length), prompt, cfg.data.cache)
+        _tasks[key] = Task(
+            table, Renderer(tokenizer, prompt, table.labels, cfg.data.max_length), prompt, cfg.data.cache
+        )
     return _tasks[key]

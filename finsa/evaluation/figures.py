@@ -28,7 +28,7 @@ def confusion_matrix(report: Mapping[str, Any], title: str, file: Path) -> None:
     """Draw a confusion matrix: counts, coloured by the share of the true class."""
     counts = np.array(report["confusion"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    font, names = _font_and_names(list(report["per_class"]))
+    font, names = font_and_names(list(report["per_class"]))
     with pyplot.rc_context({"font.family": [font, "DejaVu Sans"], "axes.unicode_minus": False}):
         size = 2.6 + 0.75 * len(names)
         figure, axes = pyplot.subplots(figsize=(size + 0.8, size), layout="constrained")
@@ -46,13 +46,15 @@ def confusion_matrix(report: Mapping[str, Any], title: str, file: Path) -> None:
         pyplot.close(figure)
 
 
-def _font_and_names(names: list[str]) -> tuple[str, list[str]]:
-    """A font that can write the names; without one, known Chinese names become English and others numbers."""
+def font_and_names(names: list[str], kind: str = "class") -> tuple[str, list[str]]:
+    """A font that can write the names; without one, known Chinese names become English and others numbers of a kind."""
     if all(name.isascii() for name in names):
         return "DejaVu Sans", names
     installed = {font.name for font in font_manager.fontManager.ttflist}
     for font in CHINESE_FONTS:
         if font in installed:
             return font, names
-    written = [name if name.isascii() else ENGLISH.get(name, f"class {number}") for number, name in enumerate(names, 1)]
+    written = [
+        name if name.isascii() else ENGLISH.get(name, f"{kind} {number}") for number, name in enumerate(names, 1)
+    ]
     return "DejaVu Sans", written

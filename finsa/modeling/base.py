@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from functools import cache
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -12,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from finsa.config import Model
 from finsa.errors import ConfigError, Problem, suggest
 from finsa.modeling.tokenizers import source_of, unavailable
+
 
 def architecture(model: Model) -> PretrainedConfig:
     """Build the architecture's configuration from its YAML block.

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from finsa.config import Model, RunConfig
+from finsa.config import RunConfig
 from finsa.data import table, task
-from finsa.errors import ModelError
 from finsa.evaluation import tables
 from finsa.modeling import adapters, base, hardware, memory, tokenizers
 from finsa.runs import Result
@@ -21,7 +20,7 @@ def run(cfg: RunConfig) -> Result:
     """Print rows, token lengths, steps, parameters and memory of the run that the same command would start."""
     data = table.load(cfg.data)
     data.require(*(("test",) if cfg.method.learn == "nothing" else ("train", "validation", "test")))
-    tokenizer, whose, style = _tokenizer(cfg)
+    tokenizer, whose, style = tokenizers.own_or_embedded(cfg.model, local_only=True)
     job = task.build(cfg.model_copy(update={"model": style}), data, tokenizer)
     hardware.prepare(cfg.train)
     model: Any = base.on_meta(cfg.model)
@@ -52,20 +51,6 @@ def run(cfg: RunConfig) -> Result:
     tables.show_ledger(data.ledger, job.truncated())
     metrics = {"trainable_parameters": trainable, "total_parameters": total, "memory_bytes": need}
     return Result("check", None, metrics)
-
-
-def _tokenizer(cfg: RunConfig) -> tuple[Any, str, Model]:
-    """The model's tokenizer where it is on this machine; otherwise the embedded one, for an estimate, and saying so.
-
-    Returns:
-        The tokenizer, whose it is, and the model's section with the prompt style that it can render.
-    """
-    try:
-        return tokenizers.load_tokenizer(cfg.model, local_only=True), "the model's own", cfg.model
-    except ModelError:
-        plain = cfg.model.model_copy(update={"weights": "random", "prompt": "plain", "think": "none"})
-        note = "the embedded one, plain prompt: an estimate, because the model's own is not on this machine"
-        return tokenizers.load_tokenizer(plain), note, plain
 
 
 def _native(cfg: RunConfig) -> Any:

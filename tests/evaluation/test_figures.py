@@ -23,5 +23,5 @@ def test_the_figure_is_coloured_by_the_share_of_the_true_class(tmp_path: Path) -
 
 def test_without_a_chinese_font_known_names_become_english(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
-    assert figures._font_and_names(["利空", "中性", "利好"]) == ("DejaVu Sans", ["bearish", "neutral", "bullish"])
-    assert figures._font_and_names(["a", "看涨"]) == ("DejaVu Sans", ["a", "class 2"])
+    assert figures.font_and_names(["利空", "中性", "利好"]) == ("DejaVu Sans", ["bearish", "neutral", "bullish"])
+    assert figures.font_and_names(["a", "看涨"]) == ("DejaVu Sans", ["a", "class 2"])
