@@ -874,8 +874,8 @@ KINDS: dict[tuple[str, str], dict[str, int]] = {
 }  # fmt: skip
 # weights of the forms of pre-training documents
 FORMS = {
-    "single": 12, "story": 14, "explain": 38, "sense": 6,
-    "glossary": 3, "task": 9, "report": 10, "thread": 5, "latin": 3,
+    "single": 4, "story": 4, "explain": 66, "sense": 6,
+    "glossary": 2, "task": 4, "report": 5, "thread": 7, "latin": 2,
 }  # fmt: skip
 # the smaller and the larger figure of a comparison: slot names, bounds of the smaller one, decimals
 PAIRS = (

@@ -229,7 +229,7 @@ def _document(rng: random.Random) -> str:
     """Write one pre-training document. Args: rng. Returns: its text."""
     speaker = _Speaker(rng)
     form = _weighted(rng, lexicon.FORMS)
-    domain, label = _weighted(rng, {"news": 0.6, "forum": 0.4}), rng.choice(LABELS)
+    domain, label = _weighted(rng, {"news": 0.5, "forum": 0.5}), rng.choice(LABELS)
     if form in ("task", "report"):
         domain = "news"
     if form == "single":
