@@ -47,6 +47,8 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
     if "--debug" in argv:
         argv.remove("--debug")
         os.environ["FINSA_DEBUG"] = "1"
+    # argparse takes overrides in one run only; with the flags in front they are one, wherever -m was typed
+    argv[1:] = sorted(argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     argv[1:] = [arguments.quote(word) for word in argv[1:]]
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

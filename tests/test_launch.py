@@ -44,6 +44,13 @@ def test_what_a_user_can_mend_is_one_message(tmp_path: Path, words: list[str], m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_flag_of_a_sweep_may_stand_anywhere(tmp_path: Path) -> None:
+    words = ["stage=check", "-m", "method=zero_shot,lora", "tracking=none", f"output_dir={tmp_path}"]
+    done = command(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trainable of") == 2
+
+
 def test_debug_shows_the_traceback_too(tmp_path: Path) -> None:
     done = command(tmp_path, "method=lroa", "--debug")
     assert done.returncode == 2

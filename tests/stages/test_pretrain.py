@@ -33,7 +33,7 @@ def test_a_shortened_recipe_learns(config: Compose, tmp_path: Path) -> None:
     model = base.load_base(config(f"model.path={tmp_path}/kept").model, 0, keep=False)
     tokenizer = tokenizers.load_tokenizer(config(f"model.path={tmp_path}/kept").model)
     assert cfg.data.corpus is not None
-    _, held = documents.load(cfg.data, 0.05)
+    _, held = documents.load(cfg.data, cfg.stage.heldout)  # type: ignore[union-attr]
     blocks = documents.blocks(held, tokenizer, 64)
     assert abs(pretrain.heldout_loss(model.float(), blocks) - result.metrics["heldout_loss"]) < 1e-3
 
