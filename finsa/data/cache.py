@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Arrays = dict[str, np.ndarray[Any, Any]]
 SIZES = "sizes.json"  # of an entry's other files, in bytes
+MANY_BYTES = 4 << 20  # files from which a table is kept
+MANY_TEXTS = 20_000  # texts of a split from which tokens are kept
 UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError),
     *(pl.exceptions.PolarsError, pl.exceptions.PanicException),
@@ -57,6 +59,11 @@ def key(*parts: object) -> str:
         content = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
         digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()[:32]
+
+
+def worthwhile(files: Iterable[Path]) -> bool:
+    """Whether reading the files takes longer than a glance at the cache; what is small leaves nothing behind."""
+    return sum(file.stat().st_size for file in files) >= MANY_BYTES
 
 
 def file_hash(file: Path) -> str:

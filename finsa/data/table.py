@@ -75,7 +75,7 @@ def load(data: Data) -> Table:
     if key not in _tables:
         build = partial(_make, data)
         # What is drawn or fetched is not kept: there is no file whose content could tell that it is still the same.
-        kept = data.cache if sources.only_files(data) else None
+        kept = data.cache if sources.only_files(data) and cache.worthwhile(files) else None
         _tables[key] = cache.table(kept, settings, files, build) if kept else build()
     return _tables[key]
 

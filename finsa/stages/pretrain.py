@@ -14,8 +14,8 @@ from finsa import runs, tracking
 from finsa.config import PretrainStage, RunConfig
 from finsa.data import documents
 from finsa.data.rows import Row
-from finsa.modeling import base, hardware, tokenizers
 from finsa.errors import DataError
+from finsa.modeling import base, hardware, tokenizers
 from finsa.runs import Result, RunFolder
 from finsa.training import fit
 from finsa.training.collate import Collator

@@ -29,6 +29,8 @@ def _new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What this process remembers is not what is tested."""
     monkeypatch.setattr(table, "_tables", {})
     monkeypatch.setattr(task, "_tasks", {})
+    monkeypatch.setattr(cache, "MANY_BYTES", 0)
+    monkeypatch.setattr(cache, "MANY_TEXTS", 0)
 
 
 def _data(config: Configure, folder: Path, rows: int = 24, *overrides: str) -> Data:
@@ -352,3 +354,11 @@ def test_two_processes_build_one_entry_at_once(tmp_path: Path, project: Path) ->
     assert {place.name for place in (tmp_path / "cache").iterdir()} == {"tokens-x"}, "nothing else is left"
     kept = cache.arrays(tmp_path / "cache" / "tokens-x", lambda: pytest.fail("built again"))
     assert np.array_equal(kept["tokens"], np.arange(5000))
+
+
+def test_small_tables_leave_nothing_behind(
+    config: Configure, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    _tokens(config, tmp_path, tokenizer)
+    assert _entries(tmp_path) == set()
