@@ -28,7 +28,7 @@ QUIET = {
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_DISABLE_CODE": "true",
     "WANDB_DISABLE_GIT": "true",
-    "TOKENIZERS_PARALLELISM": "false",
+    "TOKENIZERS_PARALLELISM": "true",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
