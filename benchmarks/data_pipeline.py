@@ -11,6 +11,7 @@ Rows are drawn from generated texts, each made unique by figures; about 150 byte
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import platform
@@ -35,28 +36,25 @@ def write_table(file: Path, rows: int, seed: int = 7) -> None:
     rng = random.Random(seed)
     texts = synthetic.generate(4000, seed)["text"].to_list()
     copies, conflicts = rows // 100, rows // 200
-    own = [
-        (f"{rng.choice(texts)}成交{rng.randrange(10**9)}手", rng.choice(LABELS)) for _ in range(rows - copies - conflicts)
-    ]
+    unique = range(rows - copies - conflicts)
+    own = [(f"{rng.choice(texts)}成交{rng.randrange(10**9)}手", rng.choice(LABELS)) for _ in unique]
     lines = own + own[:copies]
     lines += [(text, LABELS[LABELS.index(label) - 1]) for text, label in own[copies : copies + conflicts]]
     rng.shuffle(lines)
-    with file.open("w", encoding="utf-8") as out:
-        out.write("id,text,label\n")
-        out.writelines(f'{number},"{text.replace(chr(34), chr(34) * 2)}",{label}\n' for number, (text, label) in enumerate(lines))
+    with file.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["id", "text", "label"])
+        writer.writerows((number, text, label) for number, (text, label) in enumerate(lines))
 
 
 def measure(file: str, tokenizer: str, cache: str) -> dict[str, Any]:
     """Load and tokenise in this process, as a run does it. Returns: seconds, memory, and what the ledger found."""
-    from hydra import compose, initialize_config_dir
-
     from finsa import composition
     from finsa.data import table, task
     from finsa.modeling import tokenizers
 
     overrides = ["data=finnf_news", f"data.files={file}", f"data.cache={cache}", f"model.tokenizer={tokenizer}"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        cfg = composition.build(compose("config", overrides))
+    cfg = composition.build(*composition.compose_values(overrides), overrides)
     words = tokenizers.load_tokenizer(cfg.model)
     started = time.perf_counter()
     data = table.load(cfg.data)
@@ -77,7 +75,9 @@ def measure(file: str, tokenizer: str, cache: str) -> dict[str, Any]:
 
 def fresh(*arguments: str) -> dict[str, Any]:
     """Run `measure` in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--one", *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, __file__, "--one", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
     values: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return values
 

@@ -126,13 +126,25 @@ def unknown_key(key: str) -> Problem | None:
     for depth, part in enumerate(parts):
         names = fields_below(known)
         if names is None:
-            return None
+            known = _mapped(known)
+            if known is None:
+                return None
+            continue
         if part not in names:
             near = nearest(part, names)
             full = ".".join([*parts[:depth], near]) if near else _anywhere(part) if depth == 0 else None
             hint = f"Did you mean '{full}'?" if full else suggest(part, names)
             return Problem(key, f"unknown key. {hint}".strip(), "command line")
         known = names[part]
+    return None
+
+
+def _mapped(annotation: Any) -> Any:
+    """The section that every entry of a mapping is; None where entries are plain values."""
+    for part in [annotation, *typing.get_args(annotation)]:
+        if typing.get_origin(part) is dict:
+            value = typing.get_args(part)[1]
+            return value if isinstance(value, type) and issubclass(value, BaseModel) else None
     return None
 
 

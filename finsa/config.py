@@ -360,7 +360,7 @@ class Split(Section):
 class Hub(Section):
     """A set of the datasets hub, or a local folder that the datasets library reads."""
 
-    id: str
+    id: str | None
     config: str | None
     revision: str
     splits: dict[Literal["train", "validation", "test"], str]

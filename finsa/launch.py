@@ -29,7 +29,7 @@ QUIET = {
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_DISABLE_CODE": "true",
     "WANDB_DISABLE_GIT": "true",
-    "TOKENIZERS_PARALLELISM": "false",
+    "TOKENIZERS_PARALLELISM": "true",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
@@ -48,6 +48,8 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
     if "--debug" in argv:
         argv.remove("--debug")
         os.environ["FINSA_DEBUG"] = "1"
+    # argparse takes overrides in one run only; with the flags in front they are one, wherever -m was typed
+    argv[1:] = sorted(argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     argv[1:] = [arguments.quote(word) for word in argv[1:]]
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -60,9 +62,10 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
             raise _raised.pop()
         return sweeps.conclude()
     except KeyboardInterrupt:
-        print(
-            "interrupted; the run folder is marked, and resume=true goes on from its last checkpoint", file=sys.stderr
+        told = (
+            "interrupted; a run is marked, and resume=true goes on from its last checkpoint; a model's answers are kept"
         )
+        print(f"{told}, and the same command goes on from them", file=sys.stderr)
         return 130
     except FinsaError as error:
         return _tell(error)
@@ -129,7 +132,8 @@ def _preflight(cfg: RunConfig, data: table.Table) -> None:
     """Tell about rows and prompts that cannot be trained on in a second rather than after torch is there."""
     quantization.require_library(cfg.method)
     if cfg.method.baseline is not None:
-        return data.require("train", "validation", "test")
+        data.require("train", "validation", "test")
+        return
     if cfg.stage.name != "evaluate" and cfg.method.learn != "nothing":
         data.require("train", "validation", "test")
         gold = data.splits["train"]["label"].to_list()

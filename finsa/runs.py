@@ -161,9 +161,11 @@ def _unfinished(cfg: RunConfig) -> Path:
 
 
 def config_hash(cfg: RunConfig) -> str:
-    """Hash of what decides a run's result: the configuration without where it is written and tracked."""
-    values = cfg.model_dump_json(exclude={"resume", "output_dir", "tracking", "output"})
-    return hashlib.sha256(values.encode()).hexdigest()[:16]
+    """Hash of what decides a run's result: the configuration without where it is written, kept and tracked."""
+    values = cfg.model_dump(mode="json", exclude={"resume", "output_dir", "tracking", "output"})
+    for data in (values["data"], *(values["data"]["parts"] or {}).values()):
+        del data["cache"]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def peak_memory() -> int:

@@ -22,11 +22,14 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["stage=moe_joint"], "'moe_joint' composes, but this version cannot run it yet. Stages that run: check"),
+        (
+            ["stage=moe_joint"],
+            "'moe_joint' composes, but this version cannot run it yet. Stages that run: augment, check",
+        ),
         (["model=glm9b", "method=lora_expert", "data=finnf_news"], "data=finnf_news is the news part of FinNF"),
         (["data=table"], "data.files: data=table needs files"),
         (["data=table", "data.files=nowhere.csv"], "no such file or folder"),
-        (["data.labels=[利空,利好]"], "unknown labels '中性'"),
+        (["data.labels=[利空,利好]"], "1,343 rows have an unknown label: '中性' (1,343 rows); known are 利空, 利好"),
         (["data.columns.text=txt"], "has no column 'txt'; it has id, text, label, domain. Did you mean"),
         (["stage=evaluate", "run=nowhere"], "is no run folder"),
         (["method=lroa"], "there is no 'lroa'. Did you mean 'lora'?"),
@@ -42,6 +45,13 @@ def test_what_a_user_can_mend_is_one_message(tmp_path: Path, words: list[str], m
     assert done.stderr.startswith("error: ")
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_flag_of_a_sweep_may_stand_anywhere(tmp_path: Path) -> None:
+    words = ["stage=check", "-m", "method=zero_shot,lora", "tracking=none", f"output_dir={tmp_path}"]
+    done = command(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trainable of") == 2
 
 
 def test_debug_shows_the_traceback_too(tmp_path: Path) -> None:

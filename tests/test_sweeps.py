@@ -131,7 +131,7 @@ def test_jobs_share_base_and_tokens(
     config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, encoded = [], []
-    real_load, real_encode = AutoModelForCausalLM.from_pretrained, Renderer.encode
+    real_load, real_encode = AutoModelForCausalLM.from_pretrained, Renderer.encode_texts
 
     def load(*arguments: Any, **named: Any) -> Any:
         loaded.append(arguments)
@@ -142,7 +142,7 @@ def test_jobs_share_base_and_tokens(
         return real_encode(self, texts)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
-    monkeypatch.setattr(Renderer, "encode", encode)
+    monkeypatch.setattr(Renderer, "encode_texts", encode)
     base._bases.clear()
     train.task._tasks.clear()
     for method in ("lora", "lora_response", "lora_downsample"):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from finsa.config import Articles, Data, locate
-from finsa.data.readers import FATE, LINE
-from finsa.data.sources import Rows
+from finsa.config import Articles, Data
+from finsa.data import cleaning
+from finsa.data.readers import FATE, LINE, Doubled, as_text, load_json
+from finsa.data.sources import Rows, article_files
 from finsa.errors import DataError
+
+Row = tuple[str, str | None, str | None, int, str | None]  # id, text, label, line, fate
 
 
 def collect(data: Data) -> Rows:
@@ -21,66 +24,102 @@ def collect(data: Data) -> Rows:
     The text is the article's parts joined by blank lines, white space within a part folded. The label is the most
     frequent valid sentiment of its entities; ties go to the class that comes first in ``data.labels``, as published
     (``max(set(s), key=s.count)`` over 0 negative, 1 neutral, 2 positive). Where no sentiment is valid, or the category
-    is not wanted, the row is filtered and counted.
+    is not wanted, the row is filtered and counted. A row's line is the article's number in its file.
 
     Raises:
         DataError: where a file is missing, no list, or lacks the fields that are named.
     """
     assert data.articles is not None
-    assert data.labels is not None
-    spec, folder = data.articles, locate(str(data.files))
-    news_file, labels_file = folder / spec.news, folder / spec.labels
-    for file in (news_file, labels_file):
-        if not file.is_file():
-            where = f"\n  data={data.name} is {data.origin}" if data.origin else ""
-            raise DataError(f"data.files: no such file: {file}.{where}")
-    sentiments = _sentiments(_load(labels_file), spec, labels_file)
-    records = _load(news_file)
-    rows = [_row(record, line, sentiments, spec, tuple(data.labels)) for line, record in enumerate(records, 1)]
+    if not data.labels:
+        raise DataError("data.labels: source=articles needs the classes in the order in which ties of the vote go")
+    spec, (news_file, labels_file) = data.articles, article_files(data)
+    (articles, notes), (records, said) = _load(news_file, spec), _load(labels_file, spec)
+    _check_fields(articles, spec, news_file)
+    votes, mended = _valid(_sentiments(records, spec, labels_file), data)
+    rows = [_row(article, line, votes, spec, tuple(data.labels)) for line, article in enumerate(articles, 1)]
     schema = dict.fromkeys(("id", "text", "label"), pl.String()) | {LINE: pl.Int64(), FATE: pl.String()}
-    frame = pl.DataFrame(rows, schema=schema, orient="row")
-    empty = [pl.lit(None, dtype=pl.String).alias(name) for name in ("domain", "parent", "group", "split")]
-    return Rows(frame.with_columns(*empty, pl.lit(str(news_file)).alias("file")), set(), _notes(sentiments, data.labels))
+    frame = pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.lit(str(news_file)).alias("file"))
+    strangers = len(votes.keys() - set(frame["id"]))
+    lost = [f"{strangers:,} articles of {labels_file.name} are not in {news_file.name}"] * bool(strangers)
+    return Rows(frame, set(), [*notes, *said, *mended, *lost])
 
 
-def _load(file: Path) -> list[Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"data.files: {file} is no JSON: {error}") from None
-    if isinstance(content, dict):  # {id: {...}}: the id becomes a field like the others
-        content = [{"id": key, **value} if isinstance(value, dict) else value for key, value in content.items()]
+def _load(file: Path, spec: Articles) -> tuple[list[Any], list[str]]:
+    """Records of a file: a list, a list below some key, or {id: record}, whose id becomes a field like the others."""
+    content, notes = load_json(file)
+    if isinstance(content, Doubled):
+        raise DataError(f"data.files: {file} holds a key that stands twice, so that one of its records would be lost")
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if isinstance(value, list)]
+        content = lists[0] if len(lists) == 1 else [_with_id(key, value, spec) for key, value in content.items()]
     if not isinstance(content, list) or not content:
         raise DataError(f"data.files: {file} holds no list of records")
-    return content
+    return content, notes
 
 
-def _sentiments(records: list[Any], spec: Articles, file: Path) -> dict[str, list[str]]:
-    """Sentiments per article id; a record has a list of entities, or is one entity."""
-    found: dict[str, list[str]] = {}
-    for record in records:
-        if not isinstance(record, dict) or spec.id not in record:
-            raise DataError(f"data.files: a record of {file} has no '{spec.id}'; set data.articles.id=<field>")
-        entities = record.get(spec.entities, [record])
-        if isinstance(entities, dict):
-            entities = list(entities.values())
-        values = [entity.get(spec.sentiment) if isinstance(entity, dict) else entity for entity in entities]
-        found.setdefault(str(record[spec.id]), []).extend(str(value).strip().lower() for value in values)
-    return found
+def _with_id(key: str, record: Any, spec: Articles) -> Any:
+    return {spec.id: key, **record} if isinstance(record, dict) else record
 
 
-def _row(
-    record: Any, line: int, sentiments: dict[str, list[str]], spec: Articles, labels: tuple[str, ...]
-) -> tuple[str, str | None, str | None, int, str | None]:
-    if not isinstance(record, dict):
-        return f"article-{line}", None, None, line, "unreadable: not a JSON object"
-    name = str(record.get(spec.id, f"article-{line}"))
-    parts = [" ".join(str(record.get(part) or "").split()) for part in spec.parts]
-    text = "\n\n".join(part for part in parts if part)
-    kind = str(record.get(spec.kind)) if spec.kind else ""
+def _check_fields(articles: list[Any], spec: Articles, file: Path) -> None:
+    """A field that no article has is written wrong; one that some lack is their own affair."""
+    has = {field for article in articles if isinstance(article, dict) for field in article}
+    wanted = [("id", spec.id), *(("parts", part) for part in spec.parts), *([("kind", spec.kind)] if spec.kind else [])]
+    for key, name in wanted:
+        if name not in has:
+            raise DataError(
+                f"data.articles.{key}: no article of {file} has a field '{name}'; they have {', '.join(sorted(has))}"
+            )
+
+
+def _sentiments(records: list[Any], spec: Articles, file: Path) -> pl.DataFrame:
+    """Article id and sentiment of every entity; a record has entities, or is one."""
+    found = list[tuple[str, str]]()
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, dict) or isinstance(record, Doubled) or record.get(spec.id) is None:
+            raise DataError(
+                f"data.files: record {number} of {file} has no '{spec.id}' or a key twice; set data.articles.id=<field>"
+            )
+        entities = record.get(spec.entities, record if spec.sentiment in record else [])
+        values: Iterable[Any] = [entities]
+        if isinstance(entities, list):
+            values = entities
+        elif isinstance(entities, dict) and spec.sentiment not in entities:
+            values = entities.values()  # {name: entity}
+        given = [value.get(spec.sentiment) if isinstance(value, dict) else value for value in values]
+        found += [(str(record[spec.id]), as_text(value) or "") for value in given]
+    return pl.DataFrame(found, schema={"id": pl.String, "label": pl.String}, orient="row")
+
+
+def _valid(sentiments: pl.DataFrame, data: Data) -> tuple[dict[str, list[str]], list[str]]:
+    """Valid sentiments per article, written as the classes are, and what there is to say about the others."""
+    names, mapped = tuple(data.labels or ()), data.label_map or {}
+    written, notes = cleaning.spelt(sentiments["label"], tuple(dict.fromkeys([*mapped, *names])))
+    sentiments = sentiments.with_columns(written.replace(mapped))
+    strange = sentiments.filter(~pl.col("label").is_in(names))["label"]
+    listed = ", ".join(f"'{value}' ({count:,})" for value, count in Counter(strange).most_common(5))
+    if len(strange):
+        notes.append(f"{len(strange):,} sentiments of entities are no label and take no part in the vote: {listed}")
+    valid = pl.col("label").filter(pl.col("label").is_in(names))
+    return dict(sentiments.group_by("id", maintain_order=True).agg(valid).iter_rows()), notes
+
+
+def _row(article: Any, line: int, votes: dict[str, list[str]], spec: Articles, labels: tuple[str, ...]) -> Row:
+    name = f"article-{line}"
+    if not isinstance(article, dict):
+        return name, None, None, line, "unreadable: not a JSON object"
+    if isinstance(article, Doubled):
+        return name, None, None, line, "unreadable: a key that stands twice"
+    if article.get(spec.id) is None:
+        return name, None, None, line, f"unreadable: no field '{spec.id}'"
+    name, parts = str(article[spec.id]), [article.get(part) for part in spec.parts]
+    if any(isinstance(part, list | dict) for part in parts):
+        return name, None, None, line, "unreadable: the text is a list or object"
+    text = "\n\n".join(filter(None, (" ".join((as_text(part) or "").split()) for part in parts)))
+    kind = (as_text(article.get(spec.kind)) or "").strip() if spec.kind else ""
     if kind in spec.skipped or (spec.kinds is not None and kind not in spec.kinds):
         return name, text, None, line, f"filtered: category {kind}"
-    label = vote(sentiments.get(name, []), labels)
+    label = vote(votes.get(name, []), labels)
     return name, text, label, line, None if label else "filtered: no valid sentiment"
 
 
@@ -88,9 +127,3 @@ def vote(values: list[str], labels: tuple[str, ...]) -> str | None:
     """The most frequent of the values that are labels; ties go to the label that comes first; None without any."""
     counts = Counter(value for value in values if value in labels)
     return max(labels, key=lambda label: (counts[label], -labels.index(label))) if counts else None
-
-
-def _notes(sentiments: dict[str, list[str]], labels: Any) -> list[str]:
-    strange = Counter(value for values in sentiments.values() for value in values if value not in labels)
-    listed = ", ".join(f"'{value}' ({count})" for value, count in strange.most_common(5))
-    return [f"{strange.total()} sentiments of entities are no label and take no part in the vote: {listed}"] * bool(strange)

@@ -1,7 +1,8 @@
 """What was computed once, kept on disk under a hash of everything that it depends on.
 
 An entry is a folder that appears whole, by a rename; whoever comes second throws the own copy away. The name is made of
-the content of the input, the settings and the source code that makes the entry, so a stale one is never found.
+the content of the input, the settings and the source code that makes the entry, so a stale one is never found. An entry
+whose files are not those that were written, or cannot be read, is thrown away and made anew.
 """
 
 from __future__ import annotations
@@ -10,46 +11,72 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict
-from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
 
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import Ledger
+from finsa.errors import DataError
 
 if TYPE_CHECKING:
     from finsa.data.table import Table
 
+T = TypeVar("T")
+Arrays = dict[str, np.ndarray[Any, Any]]
+SIZES = "sizes.json"  # of an entry's other files, in bytes
+MANY_BYTES = 4 << 20  # files from which a table is kept
+MANY_TEXTS = 20_000  # texts of a split from which tokens are kept
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError),
+    *(pl.exceptions.PolarsError, pl.exceptions.PanicException),
+)
+
+
+def code(folder: Path) -> str:
+    """Hash of the source code that turns files into rows and tokens, and of the libraries that do the work."""
+    digest = hashlib.sha256(" ".join(map(version, ("polars", "tokenizers", "scikit-learn", "numpy"))).encode())
+    for file in sorted(folder.glob("*.py")):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+CODE = code(Path(__file__).parent)  # when it is loaded: a file edited later is not the code that runs
+
 
 def key(*parts: object) -> str:
     """Hash of parts and of the code in this package, as 32 hexadecimal digits."""
-    digest = hashlib.sha256(_code().encode())
+    digest = hashlib.sha256(CODE.encode())
     for part in parts:
         content = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
         digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()[:32]
 
 
-@lru_cache(maxsize=1)
-def _code() -> str:
-    """Hash of the source code that turns files into rows and tokens, and of the libraries that do the work."""
-    digest = hashlib.sha256(f"polars {pl.__version__}".encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+def worthwhile(files: Iterable[Path]) -> bool:
+    """Whether reading the files takes longer than a glance at the cache; what is small leaves nothing behind."""
+    return sum(file.stat().st_size for file in files) >= MANY_BYTES
 
 
 def file_hash(file: Path) -> str:
-    """SHA-256 of a file's content."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """SHA-256 of a file's content.
+
+    Raises:
+        DataError: where it cannot be read.
+    """
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"data.files: {file} cannot be read: {error.strerror}") from None
 
 
 def fingerprint(frame: pl.DataFrame) -> str:
@@ -61,46 +88,98 @@ def fingerprint(frame: pl.DataFrame) -> str:
     return digest.hexdigest()[:16]
 
 
-def entry(place: Path, build: Callable[[Path], None]) -> Path:
-    """Find an entry, or build it.
+def text_hash(texts: pl.Series) -> str:
+    """Hash of texts and of where each ends."""
+    column = texts.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())  # one buffer of offsets, one of characters
+    _, ends, characters = column.buffers()
+    offsets = (
+        np.frombuffer(ends, np.int64)[column.offset : column.offset + len(column) + 1]
+        if len(column)
+        else np.zeros(1, np.int64)
+    )
+    digest = hashlib.sha256((offsets - offsets[0]).tobytes())
+    if characters is not None:
+        digest.update(memoryview(characters)[offsets[0] : offsets[-1]])
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ entries
+
+
+def kept(place: Path, build: Callable[[], T], write: Callable[[T, Path], None], read: Callable[[Path], T]) -> T:
+    """Read an entry; build and write it where there is none, or a damaged one.
 
     Args:
         place: the entry's folder.
-        build: writes the files into the folder it is given.
+        build: computes what is not there.
+        write: writes it into the folder it is given.
+        read: the inverse.
 
-    Returns:
-        The folder. Where it cannot be written (a full disk, a read-only folder), the error is the caller's to see.
+    Raises:
+        DataError: where the folder cannot be written.
     """
+    found = _found(place, read)
+    if found is not None:
+        return found
+    made = build()
+    try:
+        _add(place, lambda folder: write(made, folder))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"data.cache: {place.parent} cannot be written: {reason}. Set data.cache=<another folder>, or "
+            "data.cache=null to keep nothing"
+        ) from None
+    again = _found(place, read)  # arrays are now mapped from the disk, and what was made leaves the memory
+    return made if again is None else again
+
+
+def _found(place: Path, read: Callable[[Path], T]) -> T | None:
     if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+        return None
+    try:
+        if json.loads((place / SIZES).read_text(encoding="utf-8")) == _sizes(place):
+            found = read(place)
+            with suppress(OSError):  # of a folder that others have filled
+                os.utime(place)  # so that entries which nobody uses any more can be told by their age
+            return found
+    except UNREADABLE:
+        pass
+    shutil.rmtree(place, ignore_errors=True)
+    return None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != SIZES}
+
+
+def _add(place: Path, write: Callable[[Path], None]) -> None:
+    made = place.parent / f".{place.name}-{os.getpid()}-{token_hex(4)}"
+    made.mkdir(parents=True)
+    try:
+        write(made)
+        (made / SIZES).write_text(json.dumps(_sizes(made)), encoding="utf-8")
         try:
-            build(made)
-            try:
-                made.rename(place)
-            except OSError:  # another process was faster; its entry has the same content
-                if not place.is_dir():
-                    raise
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-    os.utime(place)  # so that entries which nobody uses any more can be told by their age
-    return place
+            made.rename(place)
+        except OSError:  # another process was faster; its entry has the same content
+            if not place.is_dir():
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def folder_of(cache: str, name: str) -> Path:
+    """Where an entry of ``data.cache`` is kept."""
+    return Path(cache).expanduser().absolute() / name
 
 
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def table(folder: str, settings: str, files: Iterable[Path], build: Callable[[], Table]) -> Table:
+def table(cache: str, settings: str, files: Iterable[Path], build: Callable[[], Table]) -> Table:
     """Read a table from the cache; build and keep it where it is not there."""
     name = key("table", settings, *(f"{file} {file_hash(file)}" for file in files))
-    made: list[Table] = []
-
-    def write(place: Path) -> None:
-        made.append(build())
-        _write_table(made[0], place)
-
-    place = entry(Path(folder).absolute() / f"table-{name}", write)
-    return made[0] if made else _read_table(place)
+    return kept(folder_of(cache, f"table-{name}"), build, _write_table, _read_table)
 
 
 def _write_table(table: Table, place: Path) -> None:
@@ -126,12 +205,16 @@ def _read_table(place: Path) -> Table:
 # ------------------------------------------------------------------------------------------------ arrays
 
 
-def arrays(place: Path, build: Callable[[], dict[str, np.ndarray[Any, Any]]]) -> dict[str, np.ndarray[Any, Any]]:
+def arrays(place: Path, build: Callable[[], Arrays]) -> Arrays:
     """Read arrays from the cache, mapped into memory; build and keep them where they are not there."""
+    return kept(place, build, _write_arrays, _read_arrays)
 
-    def write(folder: Path) -> None:
-        for name, values in build().items():
-            np.save(folder / f"{name}.npy", values, allow_pickle=False)
 
-    files = sorted(entry(place, write).glob("*.npy"))
+def _write_arrays(made: Arrays, place: Path) -> None:
+    for name, values in made.items():
+        np.save(place / f"{name}.npy", values, allow_pickle=False)
+
+
+def _read_arrays(place: Path) -> Arrays:
+    files = sorted(place.glob("*.npy"))
     return {file.stem: np.load(file, mmap_mode="r" if file.stat().st_size > 128 else None) for file in files}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 
 from finsa.config import Data, Policy
 from finsa.data.labels import LabelSpace
 from finsa.data.readers import FATE, LINE
+from finsa.data.splits import families
 from finsa.errors import DataError, suggest
 
 OPEN = pl.col(FATE).is_null()
 MOST_LABELS = 50
+NEWLINE = "\n"
 
 
 def folded(column: str) -> pl.Expr:
@@ -52,7 +56,7 @@ def decide(
     if policy == "keep":
         return frame, [f"{met.height:,} rows {what}; kept, because {key}=keep"]
     shown = "".join(
-        f"\n  {file}:{line}: {(text or '')[:60]} [{label or 'no label'}]"
+        f"\n  {file}:{line}: {(text or '')[:60].replace(NEWLINE, ' ')} [{label or 'no label'}]"
         for file, line, text, label in met.head(3).select("file", LINE, "text", "label").iter_rows()
     )
     raise DataError(f"{key}: {met.height:,} rows {what}.{advice} Set {key}=drop (counted) or {key}=keep{shown}")
@@ -61,13 +65,18 @@ def decide(
 # ------------------------------------------------------------------------------------------------ labels
 
 
-def label_space(frame: pl.DataFrame, data: Data) -> LabelSpace:
+def label_space(frame: pl.DataFrame, data: Data, least: int = 2) -> LabelSpace:
     """The classes: as configured, or the distinct labels of the training split, sorted.
 
-    Spellings that differ only in case or white space are one class, under the most frequent spelling.
+    Spellings that differ only in case, width or white space are one class, under the most frequent spelling.
+
+    Args:
+        frame: the rows; only those without a fate count.
+        data: its ``labels``.
+        least: how many there must be.
 
     Raises:
-        DataError: for fewer than two, or for so many that it is no label column.
+        DataError: for fewer, or for so many that it is no label column.
     """
     label = pl.col("label").str.strip_chars()
     rows = frame.filter(OPEN).select(label, "split").filter(pl.col("label").fill_null("") != "")
@@ -76,8 +85,16 @@ def label_space(frame: pl.DataFrame, data: Data) -> LabelSpace:
     spellings = rows.group_by("label").len().sort(["len", "label"], descending=[True, False])
     distinct = spellings.with_columns(folded("label").alias("_fold")).unique("_fold", keep="first", maintain_order=True)
     labels = LabelSpace.of(data, distinct["label"].to_list())
-    if len(labels) < 2:
-        raise DataError(f"data.labels: at least two labels are needed, found {list(labels.names)} in data={data.name}")
+    if len(labels) < least:
+        lost = dict(frame.filter(~OPEN).group_by(FATE, maintain_order=True).len().iter_rows())
+        raise DataError(
+            f"data.labels: at least two labels are needed, found {list(labels.names)} in data={data.name}. "
+            f"Name another column by data.columns.label, or list data.labels; dropped rows: {lost or 'none'}"
+        )
+    return _checked(labels, data)
+
+
+def _checked(labels: LabelSpace, data: Data) -> LabelSpace:
     if len(labels) > MOST_LABELS:
         raise DataError(
             f"data.columns.label: column '{data.columns.label}' has {len(labels)} distinct values, such as "
@@ -92,35 +109,49 @@ def widened(frame: pl.DataFrame, labels: LabelSpace, data: Data) -> LabelSpace:
         return labels
     found = frame.filter(OPEN)["label"].unique().sort().to_list()
     strangers = tuple(label for label in found if label not in labels.names)
-    return LabelSpace(labels.names + strangers, labels.words + strangers)
+    return _checked(LabelSpace(labels.names + strangers, labels.words + strangers), data)
 
 
-def _mended(frame: pl.DataFrame, labels: LabelSpace) -> tuple[pl.DataFrame, list[str]]:
-    """Write labels that differ from a class only in case, width or white space as that class, and say so."""
-    by_fold = {fold: name for name, fold in zip(labels.names, _folds(labels.names), strict=True)}
-    known = dict(zip(labels.names, labels.names, strict=True))
-    if len(by_fold) < len(labels):
-        return frame, []  # classes that differ in case only must be written exactly
-    raw = frame["label"]
-    exact = raw.replace_strict(known, default=None, return_dtype=pl.String)
-    folds = frame.select(folded("label")).to_series()
-    mended = folds.replace_strict(by_fold, default=None, return_dtype=pl.String)
-    changed = frame.filter(exact.is_null() & mended.is_not_null())
-    notes = [
-        f"label spelling mended: '{old}' ({count:,} rows) is {by_fold[fold]}"
-        for old, fold, count in changed.group_by("label", maintain_order=True)
-        .agg(folded("label").first().alias("_fold"), pl.len())
-        .head(5)
-        .iter_rows()
-    ]
-    return frame.with_columns(pl.coalesce(exact, mended, raw.str.strip_chars()).alias("label")), notes
+def spelt(labels: pl.Series, names: Sequence[str]) -> tuple[pl.Series, list[str]]:
+    """Write labels that differ from a name only in case, width or white space as that name, and say so.
+
+    Where names differ only in such ways from each other, just white space around a label is forgiven.
+
+    Returns:
+        The labels, those that are no name without white space around; and notes.
+    """
+    by_fold: dict[str, list[str]] = {}
+    for name, fold in zip(names, _folds(names), strict=True):
+        by_fold.setdefault(fold, []).append(name)
+    written = labels.drop_nulls().value_counts(sort=True).to_series(0).to_list()
+    mended = dict[str, str]()
+    for label, fold in zip(written, _folds(written), strict=True):
+        alike = [label.strip()] if label.strip() in names else by_fold.get(fold, [])
+        mended[label] = label if label in names else alike[0] if len(alike) == 1 else label.strip()
+    changed = {old: new for old, new in mended.items() if old != new and new in names}
+    counts = dict(labels.filter(labels.is_in(list(changed))).value_counts().iter_rows())
+    notes = [f"label spelling mended: '{old}' ({counts[old]:,} rows) is {changed[old]}" for old in [*changed][:5]]
+    if len(changed) > len(notes):
+        notes.append(f"label spelling mended: {len(changed) - len(notes)} more spellings")
+    return labels.replace(mended), notes
 
 
-def _folds(names: tuple[str, ...]) -> list[str]:
-    return pl.DataFrame({"name": names}).select(folded("name"))["name"].to_list()
+def _folds(names: Sequence[str]) -> list[str]:
+    return pl.DataFrame({"name": names}, schema={"name": pl.String}).select(folded("name"))["name"].to_list()
 
 
-def _known_labels(frame: pl.DataFrame, labels: LabelSpace, data: Data) -> tuple[pl.DataFrame, list[str]]:
+def classes(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataFrame, list[str]]:
+    """Write labels as the classes are written; the others meet ``on_unknown_label``.
+
+    Raises:
+        DataError: where the policy says so.
+    """
+    column, mended = spelt(frame["label"], labels.names)
+    frame, notes = _known_labels(frame.with_columns(column), data, labels)
+    return frame, mended + notes
+
+
+def _known_labels(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataFrame, list[str]]:
     missing = pl.col("label").fill_null("") == ""
     unknown = ~pl.col("label").is_in(list(labels.names)).fill_null(False)
     if data.on_unknown_label == "keep":
@@ -136,59 +167,61 @@ def _known_labels(frame: pl.DataFrame, labels: LabelSpace, data: Data) -> tuple[
 # ------------------------------------------------------------------------------------------------ texts
 
 
-def clean(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataFrame, list[str]]:
-    """Give every row that cannot or shall not be used its fate; labels become classes.
+def texts(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
+    """Give rows without a usable text, and those of another domain, their fate.
 
     Returns:
-        The rows, with ``_key``, a hash of the text as it is compared; and notes.
+        The rows, with ``_key``, a hash of the text as it is compared.
 
     Raises:
-        DataError: where a policy says so.
+        DataError: where ``data.domain`` is one that no row has.
     """
     frame = frame.with_columns(pl.col("text").str.strip_chars())
     frame = mark(frame, pl.col("text").str.contains("\x00", literal=True), "unreadable: NUL byte in the text")
     frame = mark(frame, pl.col("text").str.contains("\ufffd", literal=True), "unreadable: damaged characters")
     frame = mark(frame, pl.col("text").fill_null("") == "", "empty text")
-    frame, notes = _of_domain(frame, data)
-    frame, said = _mended(frame, labels)
-    notes += said
-    frame, said = _known_labels(frame, labels, data)
-    notes += said + _doubled_ids(frame)
-    frame = frame.with_columns(folded("text").hash().alias("_key"))
-    for step in (_conflicts, _duplicates):
-        frame, said = step(frame, data)
-        notes += said
-    return frame, notes
+    frame = _of_domain(frame, data)
+    return frame.with_columns(folded("text").hash().alias("_key"))
 
 
-def _of_domain(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[str]]:
+def copies(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[str]]:
+    """Find rows of one text, with different labels or the same, within the files' own splits.
+
+    Raises:
+        DataError: where a policy says so.
+    """
+    frame, notes = _conflicts(frame, data)
+    frame, said = _duplicates(frame, data)
+    return frame, notes + said
+
+
+def _of_domain(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
     domains = frame.filter(OPEN)["domain"]
     if data.domain is None or domains.null_count() == len(domains):
-        return frame, []
+        return frame
     if data.domain not in domains:
         hint = suggest(data.domain, domains.drop_nulls().unique())
         raise DataError(f"data.domain: no row is of domain '{data.domain}'. {hint}")
     other = (pl.col("domain") != data.domain).fill_null(True)
-    return mark(frame, other, f"filtered: not of domain {data.domain}"), []
+    return mark(frame, other, f"filtered: not of domain {data.domain}")
 
 
-def _doubled_ids(frame: pl.DataFrame) -> list[str]:
+def doubled_ids(frame: pl.DataFrame) -> list[str]:
+    """A note on rows of one file with one id, where there are any."""
     doubled = frame.filter(OPEN & pl.struct("id", "file").is_duplicated())
     example = f", such as '{doubled['id'][0]}'" if doubled.height else ""
     return [f"{doubled.height:,} rows share their id with another row of their file{example}"] * bool(doubled.height)
 
 
 def _conflicts(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[str]]:
-    """Rows of one text with different labels, within the files' own splits."""
-    classes = pl.col("label").filter(OPEN).n_unique().over("split", "_key")
-    frame = frame.with_columns((OPEN & (classes > 1)).alias("_met"))
+    known = pl.col("label").filter(OPEN).n_unique().over("split", "_key")
+    frame = frame.with_columns((OPEN & (known > 1)).alias("_met"))
     what = "have the text of another row and a different label"
     frame, notes = decide(frame, pl.col("_met"), data.on_conflict, "data.on_conflict", "conflicting label", what)
     return frame.drop("_met"), notes
 
 
 def _duplicates(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[str]]:
-    """Rows with text and label of an earlier one, within the files' own splits."""
     later = ~pl.struct("split", "_key", "label").is_first_distinct()
     open_rows = frame.with_row_index("_row").filter(OPEN)
     doubled = open_rows.filter(later)["_row"]
@@ -199,43 +232,52 @@ def _duplicates(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[str
 
 
 def without_leaks(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[str]]:
-    """Find rows that are trained on and also held out: the same text, or a variant of a held-out row.
+    """Find rows that are trained on and also held out: the same text, a variant of one original, or the same group.
 
     What is held out keeps its place; training and, against test, validation give way.
+
+    Raises:
+        DataError: where ``on_leak`` says so.
     """
     notes = list[str]()
+    frame = frame.with_columns(families(frame, "parent").alias("_family"))
+    kinds = {"_key": "copy of a {} row", "_family": "variant of a {} row", "group": "row of a {} row's group"}
     for held, others in (("test", ("train", "validation")), ("validation", ("train",))):
-        inside = frame.filter(OPEN & (pl.col("split") == held))
-        family = pl.concat([inside["id"], inside["parent"].drop_nulls()]).unique()
         for other in others:
-            name = "training" if other == "train" else other
-            here = pl.col("split") == other
-            copies = here & pl.col("_key").is_in(inside["_key"].unique().implode())
-            variants = here & pl.col("parent").is_in(family.implode())
-            for met, kind in ((copies, "copy"), (variants, "variant")):
-                fate = f"leak: {name} {kind} of a {held} row"
-                what = f"of the {name} split are a {kind} of a {held} row"
+            for column, kind in kinds.items():
+                inside = frame.filter(OPEN & (pl.col("split") == held))[column].drop_nulls().unique()
+                met = (pl.col("split") == other) & pl.col(column).is_in(inside.implode())
+                name = "training" if other == "train" else other
+                fate = f"leak: {name} {kind.format(held)}"
+                what = f"are a {name} {kind.format(held)}"
                 frame, said = decide(frame, met, data.on_leak, "data.on_leak", fate, what)
                 notes += said
-    return frame, notes
+    return frame.drop("_family"), notes
 
 
 # ------------------------------------------------------------------------------------------------ mixtures
 
 
 def in_proportion(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
-    """Thin the training rows of a mixture's parts to ``data.ratios``; the scarcest part is used whole."""
+    """Thin the training rows of a mixture's parts to ``data.ratios``; the scarcest part is used whole.
+
+    Raises:
+        DataError: where a part has no training row, so that no ratio can be kept.
+    """
     if not data.ratios:
         return frame
-    training = frame.with_row_index("_row").filter(OPEN & (pl.col("split") == "train"))
+    frame = frame.with_row_index("_row")
+    training = frame.filter(OPEN & (pl.col("split") == "train"))
     counts = dict(training.group_by("part").len().iter_rows())
-    scale = min(counts.get(part, 0) / ratio for part, ratio in data.ratios.items())
+    lacking = [part for part in data.ratios if part not in counts]
+    if lacking:
+        raise DataError(f"data.ratios: part {lacking[0]} has no training row; take it out, or set data.ratios=null")
+    scale = min(counts[part] / ratio for part, ratio in data.ratios.items())
     kept = [
         training.filter(pl.col("part") == part)["_row"].sample(
-            min(counts.get(part, 0), int(scale * ratio + 1e-9)), seed=data.split.seed
+            min(counts[part], int(scale * ratio + 1e-9)), seed=data.split.seed
         )
         for part, ratio in data.ratios.items()
     ]
-    chosen = pl.concat(kept)
-    surplus = (pl.col("split") == "train") & ~pl.col("_row").is_in(chosen.implode())
-    return mark(frame.with_row_index("_row"), surplus, "filtered: mixture ratio").drop("_row")
+    surplus = (pl.col("split") == "train") & ~pl.col("_row").is_in(pl.concat(kept).implode())
+    return mark(frame, surplus, "filtered: mixture ratio").drop("_row")

@@ -90,7 +90,9 @@ def _text(frame: pl.DataFrame, file: Path, column: str) -> pl.Expr:
     if column not in frame.columns:
         near = nearest(column, frame.columns)
         hint = f" Did you mean data.corpus.column={near}?" if near else ""
-        raise DataError(f"data.corpus.column: {file} has no column '{column}'; it has {', '.join(frame.columns)}.{hint}")
+        raise DataError(
+            f"data.corpus.column: {file} has no column '{column}'; it has {', '.join(frame.columns)}.{hint}"
+        )
     return pl.col(column).str.strip_chars().alias("text")
 
 

@@ -45,7 +45,7 @@ class Row(TypedDict):
     text_span: NotRequired[tuple[int, int]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoded(Sequence[list[int]]):
     """Prompts of texts, as tokens: a sequence of id lists, kept in flat arrays so that millions of them fit.
 
@@ -70,9 +70,11 @@ class Encoded(Sequence[list[int]]):
     @overload
     def __getitem__(self, at: slice) -> Encoded: ...
     def __getitem__(self, at: int | slice) -> list[int] | Encoded:
-        """Head, text and tail of one prompt; or a run of prompts (steps are not supported)."""
+        """Head, text and tail of one prompt; or a run of prompts, one after the other."""
         if isinstance(at, slice):
-            first, last, _ = at.indices(len(self))
+            first, last, step = at.indices(len(self))
+            if step != 1:
+                raise ValueError(f"prompts can be taken in runs only, not in steps of {step}")
             start = self._start(first) if first < last else 0
             stop = int(self.ends[last - 1]) if first < last else 0
             return replace(

@@ -37,7 +37,7 @@ def downsample(labels: Sequence[object], seed: int) -> list[int]:
     Returns:
         Row numbers, shuffled; each class equally often.
     """
-    return cap(labels, min(map(len, shuffled_classes(labels, seed).values())), seed)
+    return cap(labels, min(map(len, shuffled_classes(labels, seed).values()), default=0), seed)
 
 
 def cap(labels: Sequence[object], most: int, seed: int) -> list[int]:
@@ -56,7 +56,7 @@ def oversample(labels: Sequence[object], seed: int) -> list[int]:
         Row numbers, shuffled; every row at least once.
     """
     classes = shuffled_classes(labels, seed)
-    largest = max(map(len, classes.values()))
+    largest = max(map(len, classes.values()), default=0)
     return _mixed([(rows * -(-largest // len(rows)))[:largest] for rows in classes.values()], seed)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from finsa.config import Split
 from finsa.errors import DataError
@@ -20,20 +22,44 @@ def divide(rows: pl.DataFrame, split: Split, validation: float, test: float) -> 
     """Assign splits by the configured rule; rows of one family (variants) or group go together.
 
     Args:
-        rows: columns id, label, parent, group.
+        rows: columns id, part, label, parent, group.
         split: the rule and its seed.
         validation, test: shares; 0 leaves a split out.
 
     Returns:
         ``train``, ``validation`` or ``test`` for each row, (n,).
     """
+    if not rows.height:
+        return []
     if rows["parent"].null_count() + rows["group"].null_count() == 2 * rows.height:
         return _by_rule(rows["label"].to_list(), split, validation, test)
-    family = pl.coalesce(pl.lit("g") + pl.col("group"), pl.lit("i") + pl.coalesce("parent", "id"))
-    units = rows.select(family.alias("unit"), "label")
+    units = rows.select(families(rows, "parent", "group").alias("unit"), "label")
     firsts = units.unique("unit", keep="first", maintain_order=True)
     assigned = _by_rule(firsts["label"].to_list(), split, validation, test)
     return units["unit"].replace_strict(dict(zip(firsts["unit"], assigned, strict=True))).to_list()
+
+
+def families(rows: pl.DataFrame, *links: str) -> pl.Series:
+    """Number the families: rows joined through any number of steps, by one original, by a group.
+
+    Args:
+        rows: columns id, part and those of `links`; ids of different parts of a mixture are different.
+        links: ``parent``, which names the id of another row, or ``group``, which rows share.
+
+    Returns:
+        The same number for rows of one family, (n,).
+    """
+    part = pl.col("part").fill_null("") + pl.lit("\x1f")
+    ids, parents = part + pl.col("id"), part + pl.col("parent")
+    originals = pl.when(ids.is_in(parents.drop_nulls().implode())).then(ids)  # of no others: ids may occur twice
+    named = {"parent": [originals, parents], "group": [pl.lit("\x1e") + pl.col("group")]}
+    ends = pl.concat([rows.select(end.alias("end"))["end"] for link in links for end in named[link]])
+    known = ends.is_not_null().to_numpy()
+    nodes = ends.drop_nulls().rank("dense").to_numpy().astype(np.int64) + rows.height - 1
+    starts = np.resize(np.arange(rows.height), len(ends))[known]
+    size = rows.height + ends.drop_nulls().n_unique()
+    graph = coo_matrix((np.ones(len(nodes), bool), (starts, nodes)), shape=(size, size))
+    return pl.Series(connected_components(graph, directed=False)[1][: rows.height])
 
 
 def _by_rule(labels: list[str], split: Split, validation: float, test: float) -> list[str]:

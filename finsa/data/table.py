@@ -17,7 +17,7 @@ from finsa.data.sources import Rows
 from finsa.errors import DataError
 
 EXAMPLES = 3
-DROPPED = ("file", LINE, "id", "text", "label", FATE)
+DROPPED = ("file", "line", "id", "text", "label", "fate")
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,14 @@ def load(data: Data) -> Table:
     """
     settings = data.model_dump_json(exclude={"cache", "prompt", "max_length", "corpus", "near_duplicates", "origin"})
     files = sources.all_files(data)
-    stamps = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    stamps = [
+        (str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file in files for stat in (file.stat(),)
+    ]
     key = f"{settings}{stamps}"
     if key not in _tables:
         build = partial(_make, data)
         # What is drawn or fetched is not kept: there is no file whose content could tell that it is still the same.
-        kept = data.cache if files and data.generator is None else None
+        kept = data.cache if sources.only_files(data) and cache.worthwhile(files) else None
         _tables[key] = cache.table(kept, settings, files, build) if kept else build()
     return _tables[key]
 
@@ -100,40 +102,48 @@ def collect(data: Data) -> Rows:
 
 
 def _mixture(data: Data) -> Rows:
-    """Rows of the parts, each divided by its own rule; the part's name or domain is the rows' domain."""
-    assert data.parts is not None
+    """Rows of the parts, each treated and divided by its own rules; the part's name or domain is the rows' domain."""
     frames, notes = [], list[str]()
-    for name, part in data.parts.items():
-        rows = collect(part)
-        labels = cleaning.label_space(rows.frame, part.model_copy(update={"labels": part.labels or data.labels}))
-        frame, said = cleaning.clean(rows.frame, part, labels)
-        frame = _divide(frame, part, rows.declared)
+    for name, part in (data.parts or {}).items():
+        part = part.model_copy(update={"labels": part.labels or data.labels})
+        with sources.telling_part(name):
+            frame, _, said = _prepared(part, collect(part), 0)
         domain = pl.coalesce("domain", pl.lit(part.domain or name))
         frames.append(frame.with_columns(domain.alias("domain"), pl.lit(name).alias("part")))
-        notes += [f"{name}: {note}" for note in [*rows.notes, *said]]
-    return Rows(cleaning.in_proportion(pl.concat(frames), data), set(splits.SPLITS), notes)
+        notes += [f"{name}: {sources.of_part(note, name)}" for note in said]
+    return Rows(pl.concat(frames), set(splits.SPLITS), notes)
 
 
 def _make(data: Data) -> Table:
     rows = collect(data)
-    ledger = Ledger(read=rows.counts(), notes=list(rows.notes))
-    labels = cleaning.label_space(rows.frame, data)
-    frame, notes = cleaning.clean(rows.frame, data, labels)
+    frame, labels, notes = _prepared(data, rows)
+    return _finished(frame, labels, Ledger(read=rows.counts(), notes=notes))
+
+
+def _prepared(data: Data, rows: Rows, least_labels: int = 2) -> tuple[pl.DataFrame, LabelSpace, list[str]]:
+    """Give every row a fate or a class and a split.
+
+    Returns:
+        The rows, the classes, and notes, those of the files included.
+    """
+    frame = cleaning.texts(rows.frame, data)
+    ids = cleaning.doubled_ids(frame) if data.source != "mixture" else []  # whose parts have told already
+    labels = cleaning.label_space(frame, data, least_labels)
+    frame, mended = cleaning.classes(frame, data, labels)
     labels = cleaning.widened(frame, labels, data)
-    frame = _divide(frame, data, rows.declared)
-    frame, said = cleaning.without_leaks(frame, data)
-    ledger.notes += notes + said
-    return _finished(frame, labels, ledger)
+    frame, doubled = cleaning.copies(frame, data)
+    frame, leaks = cleaning.without_leaks(_divide(frame, data, rows.declared), data)
+    return cleaning.in_proportion(frame, data), labels, [*rows.notes, *ids, *mended, *doubled, *leaks]
 
 
 def _finished(frame: pl.DataFrame, labels: LabelSpace, ledger: Ledger) -> Table:
-    dropped = frame.filter(pl.col(FATE).is_not_null()).select(DROPPED)
+    dropped = frame.filter(pl.col(FATE).is_not_null()).rename({LINE: "line", FATE: "fate"}).select(DROPPED)
     used = frame.filter(pl.col(FATE).is_null())
-    ledger.buckets.update(dict(dropped.group_by(FATE, maintain_order=True).len().iter_rows()))
+    ledger.buckets.update(dict(dropped.group_by("fate", maintain_order=True).len().iter_rows()))
     ledger.buckets[USED] += used.height
     ledger.balance()
     for fate in ledger.buckets:
-        shown = dropped.filter(pl.col(FATE) == fate).head(EXAMPLES).select("file", LINE, "text", "label")
+        shown = dropped.filter(pl.col("fate") == fate).head(EXAMPLES).select("file", "line", "text", "label")
         if shown.height:
             ledger.examples[fate] = [_shown(*row) for row in shown.iter_rows()]
     numbers = {name: number for number, name in enumerate(labels.names)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, overload
 
 from finsa.config import Method, RunConfig
@@ -73,9 +72,12 @@ class Task(Labelled):
             def build() -> dict[str, IntArray]:
                 return self.renderer.encode_texts(texts.to_list())
 
-            name = cache.key("tokens", self.table.fingerprint, split, self.renderer.fingerprint())
-            found = cache.arrays(Path(self.cache).absolute() / f"tokens-{name}", build) if self.cache else build()
-            self._encoded[split] = self.renderer.wrap(**found)
+            if self.cache and len(texts) >= cache.MANY_TEXTS:
+                name = cache.key("tokens", cache.text_hash(texts), self.renderer.fingerprint())
+                arrays = cache.arrays(cache.folder_of(self.cache, f"tokens-{name}"), build)
+            else:
+                arrays = build()
+            self._encoded[split] = self.renderer.wrap(**arrays)
         return self._encoded[split]
 
     def truncated(self) -> dict[str, int]:

@@ -69,6 +69,16 @@ def show_report(report: Mapping[str, Any], title: str) -> None:
         table.add_row(name, *cells, str(scores["support"]), *map(str, counts))
     table.caption = "→: rows of the class by predicted label"
     console().print(table)
+    predicted = [
+        name for name, total in zip(names, map(sum, zip(*report["confusion"], strict=True)), strict=True) if total
+    ]
+    if len(predicted) == 1 and report["n"] > 1:
+        console().print(
+            f"note: every row was predicted {escape(predicted[0])}; nothing was learnt that tells them apart. More "
+            "steps, another learning rate, or words the model knows may help, such as "
+            '"data.labels={positive: 利好, neutral: 中性, negative: 利空}"',
+            highlight=False,
+        )
 
 
 def show_ledger(ledger: Ledger, truncated: Mapping[str, int]) -> None:

@@ -98,6 +98,24 @@ def peek(model: Model) -> PreTrainedTokenizerFast | None:
     return PreTrainedTokenizerFast.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
 
 
+def own_or_embedded(model: Model, local_only: bool) -> tuple[Any, str, Model]:
+    """Load the model's tokenizer; where it cannot be had the embedded one, for an estimate, and saying so.
+
+    Args:
+        model: the model's section.
+        local_only: ask no network.
+
+    Returns:
+        The tokenizer, whose it is, and the model's section with the prompt style that it can render.
+    """
+    try:
+        return load_tokenizer(model, local_only), "the model's own", model
+    except ModelError:
+        plain = model.model_copy(update={"weights": "random", "prompt": "plain", "think": "none"})
+        note = "the embedded one, plain prompt: an estimate, because the model's own is not on this machine"
+        return load_tokenizer(plain), note, plain
+
+
 @cache
 def _tokenizer(source: str, revision: str | None, trust: bool, local_only: bool) -> Any:
     from transformers import AutoTokenizer  # brings torch with it, which a wrong option need not wait for

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from finsa import baselines
-from finsa.config import Model, RunConfig
+from finsa.config import RunConfig
 from finsa.data import table, task
-from finsa.errors import ModelError
 from finsa.evaluation import tables
 from finsa.modeling import base, hardware, learner, memory, quantization, tokenizers
 from finsa.runs import Result
@@ -25,7 +24,7 @@ def run(cfg: RunConfig) -> Result:
     quantization.require_library(cfg.method)
     data = table.load(cfg.data)
     data.require(*(("test",) if cfg.method.learn == "nothing" else ("train", "validation", "test")))
-    tokenizer, whose, style = _tokenizer(cfg)
+    tokenizer, whose, style = tokenizers.own_or_embedded(cfg.model, local_only=True)
     job = task.build(cfg.model_copy(update={"model": style}), data, tokenizer)
     hardware.prepare(cfg.train)
     model = learner.build(_native(cfg), base.on_meta(cfg.model).requires_grad_(False), job.renderer)
@@ -68,20 +67,6 @@ def _plan_baseline(cfg: RunConfig) -> Result:
 
 def _rows(data: table.Table) -> str:
     return ", ".join(f"{name} {part.height:,}" for name, part in data.splits.items())
-
-
-def _tokenizer(cfg: RunConfig) -> tuple[Any, str, Model]:
-    """The model's tokenizer where it is on this machine; otherwise the embedded one, for an estimate, and saying so.
-
-    Returns:
-        The tokenizer, whose it is, and the model's section with the prompt style that it can render.
-    """
-    try:
-        return tokenizers.load_tokenizer(cfg.model, local_only=True), "the model's own", cfg.model
-    except ModelError:
-        plain = cfg.model.model_copy(update={"weights": "random", "prompt": "plain", "think": "none"})
-        note = "the embedded one, plain prompt: an estimate, because the model's own is not on this machine"
-        return tokenizers.load_tokenizer(plain), note, plain
 
 
 def _native(cfg: RunConfig) -> RunConfig:

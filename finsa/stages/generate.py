@@ -9,9 +9,8 @@ import polars as pl
 
 from finsa.config import RunConfig
 from finsa.data import table
+from finsa.data.outputs import FILE_OF_SPLIT
 from finsa.runs import Result
-
-FILE_OF_SPLIT = {"train": "train.csv", "validation": "valid.csv", "test": "test.csv"}
 
 
 def run(cfg: RunConfig) -> Result:

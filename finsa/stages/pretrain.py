@@ -14,8 +14,8 @@ from finsa import runs, tracking
 from finsa.config import PretrainStage, RunConfig
 from finsa.data import documents
 from finsa.data.rows import Row
-from finsa.modeling import base, hardware, tokenizers
 from finsa.errors import DataError
+from finsa.modeling import base, hardware, tokenizers
 from finsa.runs import Result, RunFolder
 from finsa.training import fit
 from finsa.training.collate import Collator
@@ -27,8 +27,8 @@ def run(cfg: RunConfig) -> Result:
     assert cfg.data.corpus is not None
     assert isinstance(cfg.stage, PretrainStage)
     corpus, found = cfg.data.corpus, documents.load(cfg.data, cfg.stage.heldout)
-    own = corpus.vocabulary is not None
-    tokenizer = tokenizers.train(found.learn, corpus.vocabulary) if own else tokenizers.load_tokenizer(cfg.model)
+    own = corpus.vocabulary
+    tokenizer = tokenizers.train(found.learn, own) if own else tokenizers.load_tokenizer(cfg.model)
     rows, watched = (documents.blocks(part, tokenizer, corpus.block) for part in (found.learn, found.held))
     if not rows or not watched:
         raise DataError(

@@ -52,7 +52,9 @@ def test_the_saved_folder_is_an_ordinary_one(config: Compose, tmp_path: Path) ->
 def test_a_folder_of_other_classes_starts_with_a_fresh_head(config: Compose, tmp_path: Path) -> None:
     first, _ = trained(config(*RANDOM, "train.max_steps=2"))
     baselines.save(first, NAMES, tmp_path)
-    cfg = config("method=encoder", f"method.baseline.path={tmp_path / 'baseline'}", "method.baseline.learning_rate=1e-9")
+    cfg = config(
+        "method=encoder", f"method.baseline.path={tmp_path / 'baseline'}", "method.baseline.learning_rate=1e-9"
+    )
     cfg = cfg.model_copy(update={"train": cfg.train.model_copy(update={"max_steps": 1})})
     second, _ = trained(cfg, classes=2)
     assert second.score(HELD).shape == (len(HELD), 2)

@@ -15,7 +15,8 @@ from sklearn.pipeline import make_pipeline
 
 from finsa import baselines
 from finsa.baselines.tfidf import TfidfLr
-from finsa.config import RunConfig, TfidfLr as Section
+from finsa.config import RunConfig
+from finsa.config import TfidfLr as Section
 from finsa.errors import DataError
 
 Compose = Callable[..., RunConfig]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ FILES = sorted(file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml"
 GROUPED = [name for name in FILES if "/" in name]
 # What a choice cannot do without.
 NEEDS = {
+    "stage/augment.yaml": ["output=somewhere"],
     "stage/generate.yaml": ["data=generated", "output=somewhere"],
     "stage/pretrain.yaml": ["data=tiny_corpus"],
     "stage/report.yaml": ["runs=somewhere"],
+    "stage/synthesize.yaml": ["output=somewhere", "stage.model=some"],
 }
 ARMS = ("lora", "lora_response", "lora_downsample", "lora_response_downsample")
 Configure = Callable[..., RunConfig]
@@ -36,7 +39,8 @@ def _command(name: str) -> list[str] | None:
     found = re.search(r"python run\.py([^\n]*)", "\n".join(_header(name)))
     if found is None:
         return None
-    words = re.sub(r"<[^>]*>", "somewhere", found[1]).split()
+    words = re.sub(r"<[^>]*>", "somewhere", found[1])
+    words = shlex.split(words)
     return [word for word in words if not word.startswith("-")]
 
 

@@ -23,6 +23,12 @@ def _data(config: Configure, count: int) -> Data:
     return data.model_copy(update={"corpus": data.corpus.model_copy(update={"documents": count})})
 
 
+def _load(data: Data, heldout: float = 0.05) -> tuple[list[str], list[str]]:
+    found = documents.load(data, heldout)
+    assert found.ledger.read.total() == found.ledger.buckets.total()
+    return found.learn, found.held
+
+
 def _stream(tokenizer: Any, texts: list[str]) -> list[int]:
     stream: list[int] = []
     for text in texts:
@@ -66,7 +72,7 @@ def test_nothing_is_protected_without_files(config: Configure) -> None:
 
 
 def test_no_document_holds_a_held_out_text(config: Configure) -> None:
-    learnt, heldout = documents.load(_data(config, 1_500), 0.05)
+    learnt, heldout = _load(_data(config, 1_500))
     everything = "\x00".join([*learnt, *heldout])
     assert [text for text in documents.protected(_data(config, 1_500)) if text in everything] == []
 
@@ -75,22 +81,22 @@ def test_exclusion_bites(config: Configure, monkeypatch: pytest.MonkeyPatch) -> 
     """Protect texts that the unprotected corpus does hold: they are gone, and the count stays."""
     data = _data(config, 400)
     monkeypatch.setattr(documents, "protected", lambda _: [])
-    free = [document for part in documents.load(data, 0.05) for document in part]
+    free = [document for part in _load(data) for document in part]
     forbidden = sorted(free, key=len)[200:220]
     monkeypatch.setattr(documents, "protected", lambda _: forbidden)
-    kept = [document for part in documents.load(data, 0.05) for document in part]
+    kept = [document for part in _load(data) for document in part]
     assert len(kept) == 400
     assert [text for text in forbidden if any(text in document for document in kept)] == []
 
 
 def test_heldout_documents_are_others(config: Configure) -> None:
-    learnt, heldout = documents.load(_data(config, 300), 0.05)
+    learnt, heldout = _load(_data(config, 300))
     assert (len(learnt), len(heldout)) == (285, 15)
     assert set(learnt).isdisjoint(heldout)
-    assert documents.load(_data(config, 300), 0.05) == (learnt, heldout)
+    assert _load(_data(config, 300)) == (learnt, heldout)
 
 
 def test_documents_are_not_in_blocks_of_one_kind(config: Configure) -> None:
-    learnt, _ = documents.load(_data(config, 300), 0.05)
+    learnt, _ = _load(_data(config, 300))
     lengths = [len(document) for document in learnt]
     assert sum(a < b for a, b in pairwise(lengths)) > 90, "lengths go up and down, as in random order"

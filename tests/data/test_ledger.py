@@ -6,6 +6,8 @@ import json
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from finsa.data.ledger import Ledger
 from finsa.errors import DataError
@@ -26,9 +28,11 @@ def test_as_dict_is_plain_json() -> None:
     ledger = Ledger(Counter({"a.csv": 2}), Counter(used=2), {"train": {"利好": 2}})
     plain = {
         "read": {"a.csv": 2},
-        "buckets": {"used": 2},
+        "buckets": {"used": 1, "used, text cut": 1},
         "splits": {"train": {"利好": 2}},
         "truncated": {"train": 1},
+        "notes": [],
+        "examples": {},
     }
     assert ledger.as_dict({"train": 1}) == plain
     assert json.loads(json.dumps(ledger.as_dict({"train": 1}))) == plain
@@ -39,3 +43,19 @@ def test_ledgers_share_nothing() -> None:
     first.buckets["used"] += 1
     first.splits["train"] = {}
     assert (second.buckets, second.splits) == (Counter(), {})
+
+
+@given(
+    buckets=st.dictionaries(st.sampled_from(["used", "empty text", "duplicate"]), st.integers(1, 50)),
+    shares=st.lists(st.floats(0, 1), min_size=3, max_size=3),
+)
+def test_cut_texts_part_the_used_rows_and_the_sum_stays(buckets: dict[str, int], shares: list[float]) -> None:
+    ledger = Ledger(Counter(a=sum(buckets.values())), Counter(buckets))
+    used = ledger.buckets["used"]
+    cut = {split: int(share * used) // 3 for split, share in zip(("train", "validation", "test"), shares, strict=True)}
+    closed = ledger.closed(cut)
+    assert closed.total() == ledger.read.total()
+    assert closed["used"] + closed["used, text cut"] == used
+    assert closed["used, text cut"] == sum(cut.values())
+    assert ledger.dropped() == closed.total() - used
+    assert ledger.told(cut) == ", ".join(f"{name} {count:,}" for name, count in closed.items() if count)

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
+from finsa.data import rows
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
-from finsa.data.rows import IGNORE, Encoded, Renderer, Row
+from finsa.data.rows import IGNORE, Renderer, Row
 from finsa.errors import ConfigError
 
 WORDS = ("利空", "中性", "利好")
@@ -55,12 +56,12 @@ def test_only_the_text_is_cut(real: Any, text: str, room: int, prompt: Prompt) -
     renderer = Renderer(real, prompt, LABELS, max_length)
     head, tail = _ids(real, prompt.head), _ids(real, prompt.tail)
     encoded = renderer.encode([text])
-    ids = encoded.ids[0]
+    ids = encoded[0]
     middle = ids[len(head) : len(ids) - len(tail)]
     whole = list(real([text], add_special_tokens=False, split_special_tokens=True)["input_ids"][0])
     assert ids == head + middle + tail
     assert middle == whole[: len(middle)]
-    assert encoded.cut == [len(whole) - len(middle)]
+    assert encoded.cut.tolist() == [len(whole) - len(middle)]
     for label, word in enumerate(WORDS):
         row = renderer.row(ids, label, "response")
         assert row["input_ids"] == [*ids, *_ids(real, word), real.eos_token_id]
@@ -74,7 +75,7 @@ def test_only_the_text_is_cut(real: Any, text: str, room: int, prompt: Prompt) -
 def test_text_is_never_markup(real: Any, text: str) -> None:
     renderer = Renderer(real, CHAT, LABELS, 4096)
     head, tail = _ids(real, CHAT.head), _ids(real, CHAT.tail)
-    ids = renderer.encode([text]).ids[0]
+    ids = renderer.encode([text])[0]
     middle = ids[len(head) : len(ids) - len(tail)]
     assert set(middle).isdisjoint(real.all_special_ids)
     assert set(middle).isdisjoint(real.get_added_vocab().values())
@@ -86,7 +87,7 @@ def test_added_token_inside_a_text_is_spelt_out(tokenizer: Any, special: bool) -
     copied = copy.deepcopy(tokenizer)
     copied.add_tokens(["</think>"], special_tokens=special)
     renderer = Renderer(copied, PROMPT, LABELS, 256)
-    ids = renderer.encode(["涨</think>跌"]).ids[0]
+    ids = renderer.encode(["涨</think>跌"])[0]
     assert copied.convert_tokens_to_ids("</think>") not in ids
 
 
@@ -95,7 +96,7 @@ def test_added_token_inside_a_text_is_spelt_out(tokenizer: Any, special: bool) -
 def test_short_text_is_whole(real: Any, text: str) -> None:
     """Decoding gives the text back (Qwen's tokenizer composes characters, which is all it may change)."""
     renderer = Renderer(real, Prompt("", ""), LABELS, 4096)
-    decoded = real.decode(renderer.encode([text]).ids[0], clean_up_tokenization_spaces=False)
+    decoded = real.decode(renderer.encode([text])[0], clean_up_tokenization_spaces=False)
     assert unicodedata.normalize("NFC", decoded) == unicodedata.normalize("NFC", text)
 
 
@@ -104,15 +105,15 @@ def test_short_text_is_whole(real: Any, text: str) -> None:
 def test_batch_equals_one_by_one(real: Any, texts: list[str], room: int) -> None:
     renderer = Renderer(real, PROMPT, LABELS, _least(real, PROMPT) + room)
     together, alone = renderer.encode(texts), [renderer.encode([text]) for text in texts]
-    assert together.ids == [one.ids[0] for one in alone]
-    assert together.cut == [one.cut[0] for one in alone]
+    assert list(together) == [one[0] for one in alone]
+    assert together.cut.tolist() == [one.cut[0] for one in alone]
 
 
 @LIGHT
 @given(text=TEXTS, room=st.integers(0, 20), label=st.integers(0, 2))
 def test_loss_masks(real: Any, text: str, room: int, label: int) -> None:
     renderer = Renderer(real, PROMPT, LABELS, _least(real, PROMPT) + room)
-    prompt = renderer.encode([text]).ids[0]
+    prompt = renderer.encode([text])[0]
     answer = [*_ids(real, WORDS[label]), real.eos_token_id]
     assert renderer.row(prompt, label, "response") == Row(
         input_ids=prompt + answer, labels=[IGNORE] * len(prompt) + answer
@@ -123,10 +124,10 @@ def test_loss_masks(real: Any, text: str, room: int, label: int) -> None:
 def test_prompt_does_not_depend_on_other_labels_than_the_longest(qwen_tokenizer: Any) -> None:
     """利空 takes two tokens, 利好 one: rows of both have the same room for text."""
     renderer = Renderer(qwen_tokenizer, PROMPT, LABELS, _least(qwen_tokenizer, PROMPT) + 5)
-    prompt = renderer.encode(["净利润同比下降" * 20]).ids[0]
-    rows = [renderer.row(prompt, label, "response")["input_ids"] for label in range(3)]
-    assert [row[: len(prompt)] for row in rows] == [prompt] * 3
-    assert [len(row) - len(prompt) for row in rows] == [3, 3, 2]
+    prompt = renderer.encode(["净利润同比下降" * 20])[0]
+    made = [renderer.row(prompt, label, "response")["input_ids"] for label in range(3)]
+    assert [row[: len(prompt)] for row in made] == [prompt] * 3
+    assert [len(row) - len(prompt) for row in made] == [3, 3, 2]
 
 
 def test_encoding_leaves_the_tokenizer_as_it_was(real: Any) -> None:
@@ -140,15 +141,64 @@ def test_encoding_leaves_the_tokenizer_as_it_was(real: Any) -> None:
 
 def test_no_texts(tokenizer: Any) -> None:
     encoded = Renderer(tokenizer, PROMPT, LABELS, 64).encode([])
-    assert encoded == Encoded([], [])
+    assert list(encoded) == []
+    assert len(encoded) == len(encoded.lengths) == 0
     assert encoded.truncated == 0
 
 
 def test_truncated_counts_texts_not_tokens(tokenizer: Any) -> None:
     renderer = Renderer(tokenizer, PROMPT, LABELS, _least(tokenizer, PROMPT) + 2)
     encoded = renderer.encode(["1", "123", "1234", "123456789"])
-    assert encoded.cut == [0, 0, 1, 6]
+    assert encoded.cut.tolist() == [0, 0, 1, 6]
     assert encoded.truncated == 2
+
+
+@LIGHT
+@given(texts=st.lists(TEXTS, max_size=6), first=st.integers(-8, 8), last=st.integers(-8, 8), room=st.integers(0, 9))
+def test_prompts_are_a_sequence(tokenizer: Any, texts: list[str], first: int, last: int, room: int) -> None:
+    encoded = Renderer(tokenizer, PROMPT, LABELS, _least(tokenizer, PROMPT) + room).encode(texts)
+    whole = list(encoded)
+    assert [encoded[at] for at in range(-len(texts), len(texts))] == whole + whole
+    assert encoded.lengths.tolist() == [len(ids) for ids in whole]
+    part = encoded[first:last]
+    assert list(part) == whole[first:last]
+    assert part.cut.tolist() == encoded.cut.tolist()[first:last]
+    assert list(part[1:]) == whole[first:last][1:]
+    assert encoded.truncated == sum(cut > 0 for cut in encoded.cut)
+
+
+def test_prompts_outside_of_the_sequence_are_told(tokenizer: Any) -> None:
+    encoded = Renderer(tokenizer, PROMPT, LABELS, 64).encode(["涨", "跌"])
+    for at in (2, -3):
+        with pytest.raises(IndexError):
+            encoded[at]
+    with pytest.raises(ValueError, match="not in steps of 2"):
+        encoded[::2]
+
+
+def test_texts_are_encoded_alike_in_chunks(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"公告{n}净利润" * n for n in range(12)]
+    renderer = Renderer(tokenizer, PROMPT, LABELS, 64)
+    whole = renderer.encode(texts)
+    monkeypatch.setattr(rows, "CHUNK", 5)
+    assert list(renderer.encode(texts)) == list(whole)
+    assert renderer.encode(texts).cut.tolist() == whole.cut.tolist()
+
+
+def test_text_of_a_megabyte_is_cut(tokenizer: Any) -> None:
+    encoded = Renderer(tokenizer, PROMPT, LABELS, 64).encode(["涨" * 1_000_000])
+    assert len(encoded[0]) + 2 <= 64
+    assert encoded.cut[0] > 100_000
+
+
+def test_fingerprint_tells_what_decides_the_tokens(tokenizer: Any, qwen_tokenizer: Any) -> None:
+    added = copy.deepcopy(tokenizer)
+    added.add_tokens(["净利润"])
+    base = Renderer(tokenizer, PROMPT, LABELS, 64).fingerprint()
+    assert Renderer(tokenizer, PROMPT, LABELS, 64).fingerprint() == base
+    others = [Renderer(words, PROMPT, LABELS, 64).fingerprint() for words in (qwen_tokenizer, added)]
+    others.append(Renderer(tokenizer, PROMPT, LABELS, 65).fingerprint())
+    assert len({base, *others}) == 4
 
 
 # ------------------------------------------------------------------------------------------------ what cannot work
@@ -200,9 +250,9 @@ def test_leading_token_stands_once_at_the_very_front(tokenizer: Any, single: str
     plain = Renderer(copied, PROMPT, LABELS, 64)
     assert plain.head == [leading, *_ids(tokenizer, PROMPT.head)]
     assert plain.tail == _ids(tokenizer, PROMPT.tail)
-    assert Renderer(copied, Prompt("", "："), LABELS, 64).encode(["涨"]).ids[0][0] == leading
+    assert Renderer(copied, Prompt("", "："), LABELS, 64).encode(["涨"])[0][0] == leading
     assert Renderer(copied, CHAT, LABELS, 64).head == _ids(tokenizer, CHAT.head), "the template has it already"
-    row = plain.row(plain.encode(["涨"]).ids[0], 2, "response")["input_ids"]
+    row = plain.row(plain.encode(["涨"])[0], 2, "response")["input_ids"]
     assert row.count(leading) == 1
     assert row.count(tokenizer.eos_token_id) == 1
 

@@ -1,34 +1,21 @@
-"""Every common table format gives the same rows; what cannot be read is told with the remedy."""
+"""Files are found by folder, list and pattern; what is missing is told with the remedy; hub sets read like tables."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from finsa.config import Columns, Data, RunConfig
-from finsa.data.sources import READERS, find_files, read
+from finsa.config import Data, RunConfig
+from finsa.data import sources
+from finsa.data.readers import FATE, LINE
+from finsa.data.sources import Rows, collect, find_files
 from finsa.errors import DataError
 
 Configure = Callable[..., RunConfig]
-COLUMNS = Columns(id="id", text="text", label="label", domain="domain")
-FRAME = pl.DataFrame(
-    {
-        "id": ["007", "b"],
-        "text": ["净利润，同比\n增长“3%”", 'he said "no", twice\ttoday'],
-        "label": ["利好", "利空"],
-        "domain": ["news", "forum"],
-    }
-)
-WRITERS: dict[str, Callable[[Path], object]] = {
-    ".csv": FRAME.write_csv,
-    ".tsv": lambda file: FRAME.write_csv(file, separator="\t"),
-    ".jsonl": FRAME.write_ndjson,
-    ".json": FRAME.write_json,
-    ".parquet": FRAME.write_parquet,
-}
 
 
 def _data(config: Configure, files: object, **changes: object) -> Data:
@@ -45,147 +32,6 @@ def _file(folder: Path, name: str, content: str | bytes = "text,label\nx,a\n") -
 
 def _names(files: dict[Path, str | None]) -> dict[str, str | None]:
     return {file.name: split for file, split in files.items()}
-
-
-# ------------------------------------------------------------------------------------------------ reading
-
-
-def test_every_reader_is_covered() -> None:
-    assert set(WRITERS) == set(READERS)
-
-
-@pytest.mark.parametrize("suffix", WRITERS)
-def test_format_round_trip(tmp_path: Path, suffix: str) -> None:
-    file = tmp_path / f"table{suffix}"
-    WRITERS[suffix](file)
-    assert read(file, COLUMNS).equals(FRAME)
-    assert read(file.rename(tmp_path / f"TABLE{suffix.upper()}"), COLUMNS).equals(FRAME)
-
-
-def test_digits_stay_text(tmp_path: Path) -> None:
-    file = _file(tmp_path, "t.csv", "id,text,label,domain\n01,002,3,4.50\n")
-    assert read(file, COLUMNS).rows() == [("01", "002", "3", "4.50")]
-
-
-def test_numbers_of_a_jsonl_become_text(tmp_path: Path) -> None:
-    file = _file(tmp_path, "t.jsonl", '{"id": 7, "text": "x", "label": 1}\n{"id": 8, "text": "y", "label": "a"}\n')
-    assert read(file, COLUMNS).rows() == [("7", "x", "1", None), ("8", "y", "a", None)]
-
-
-def test_columns_are_mapped_and_others_left_out(tmp_path: Path) -> None:
-    file = _file(tmp_path, "t.csv", "nr,body,y,src,extra\n1,x,a,web,!\n")
-    columns = Columns(id="nr", text="body", label="y", domain="src")
-    frame = read(file, columns)
-    assert (frame.columns, frame.rows()) == (["id", "text", "label", "domain"], [("1", "x", "a", "web")])
-
-
-def test_label_column_may_be_the_text_column_of_another_task(tmp_path: Path) -> None:
-    file = _file(tmp_path, "t.csv", "label,text\nx,a\n")
-    assert read(file, Columns(id=None, text="label", label="text", domain=None)).rows() == [("t-1", "x", "a", None)]
-
-
-def test_missing_id_column_is_numbered(tmp_path: Path) -> None:
-    file = _file(tmp_path, "posts.csv", "text,label\nx,a\ny,b\n")
-    assert read(file, COLUMNS)["id"].to_list() == ["posts-1", "posts-2"]
-    assert read(file, COLUMNS.model_copy(update={"id": None}))["id"].to_list() == ["posts-1", "posts-2"]
-
-
-def test_unwanted_id_column_is_not_read(tmp_path: Path) -> None:
-    file = _file(tmp_path, "posts.csv", "id,text,label\nq,x,a\n")
-    assert read(file, COLUMNS.model_copy(update={"id": None}))["id"].to_list() == ["posts-1"]
-
-
-def test_ids_that_some_rows_lack_are_numbered(tmp_path: Path) -> None:
-    file = _file(tmp_path, "t.jsonl", '{"text": "x", "label": "a"}\n{"id": "q", "text": "y", "label": "b"}\n')
-    assert read(file, COLUMNS)["id"].to_list() == ["t-1", "q"]
-
-
-def test_missing_values_stay_missing(tmp_path: Path) -> None:
-    file = _file(tmp_path, "t.csv", 'text,label\nx,\n,b\n"",c\nNA,null\n')
-    assert read(file, COLUMNS).select("text", "label").rows() == [
-        ("x", None),
-        (None, "b"),
-        ("", "c"),
-        ("NA", "null"),
-    ]
-
-
-@pytest.mark.parametrize("content", ["\ufefftext,label\nx,a\n", "text,label\r\nx,a\r\n", "text,label\nx,a"])
-def test_byte_order_mark_and_line_ends(tmp_path: Path, content: str) -> None:
-    assert read(_file(tmp_path, "t.csv", content), COLUMNS).select("text", "label").rows() == [("x", "a")]
-
-
-def test_table_without_rows(tmp_path: Path) -> None:
-    assert read(_file(tmp_path, "t.csv", "text,label\n"), COLUMNS).height == 0
-
-
-# ------------------------------------------------------------------------------------------------ what cannot be read
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("ragged.csv", "text,label\nx,a\ny,b,c\n"),
-        ("open_quote.csv", 'text,label\n"x,a\ny,b\n'),
-        ("nothing.csv", ""),
-        ("gbk.csv", "text,label\n利好消息,a\n".encode("gbk")),
-        ("nothing.jsonl", ""),
-        ("broken.jsonl", '{"text": "x", "label": "a"}\ngarbage\n'),
-        ("cut.jsonl", '{"text": "x", "label": "a"}\n{"text": "y"'),
-        ("broken.json", "garbage"),
-        ("strings.json", '["x", "y"]'),
-        ("broken.parquet", b"garbage"),
-    ],
-)
-def test_unreadable_file_is_named(tmp_path: Path, name: str, content: str | bytes) -> None:
-    file = _file(tmp_path, name, content)
-    with pytest.raises(DataError) as caught:
-        read(file, COLUMNS)
-    message = str(caught.value)
-    assert message.startswith(f"data.files: {file} cannot be read: ")
-    assert len(message.splitlines()) == 1
-
-
-@pytest.mark.parametrize("name", ["t.xlsx", "t.txt", "t"])
-def test_unknown_format_lists_the_known(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=r"is not read\. Choose from: \.csv, \.json, \.jsonl, \.parquet, \.tsv\."):
-        read(_file(tmp_path, name), COLUMNS)
-
-
-@pytest.mark.parametrize(
-    ("header", "message"),
-    [
-        ("Text,label", "data.columns.text: {file} has no column 'text'; it has Text, label. "),
-        ("text,lable", "data.columns.label: {file} has no column 'label'; it has text, lable. "),
-    ],
-)
-def test_missing_column_suggests_the_near_one(tmp_path: Path, header: str, message: str) -> None:
-    file = _file(tmp_path, "t.csv", f"{header}\nx,a\n")
-    with pytest.raises(DataError) as caught:
-        read(file, COLUMNS)
-    wrong = next(name for name in header.split(",") if name not in ("text", "label"))
-    assert str(caught.value).startswith(message.format(file=file))
-    assert "Did you mean" in str(caught.value)
-    assert wrong in str(caught.value).split("Did you mean")[1]
-
-
-def test_missing_column_says_which_key_to_set(tmp_path: Path) -> None:
-    file = _file(tmp_path, "t.csv", "q,z\nx,a\n")
-    with pytest.raises(DataError, match="no column 'text'; it has q, z.*[Ss]et data.columns.text="):
-        read(file, COLUMNS)
-
-
-@pytest.mark.parametrize("name", ["id", "domain"])
-def test_column_that_the_user_named_must_exist(tmp_path: Path, name: str) -> None:
-    file = _file(tmp_path, "t.csv")
-    with pytest.raises(DataError, match=rf"data\.columns\.{name}: .* has no column 'source'; it has text, label"):
-        read(file, COLUMNS.model_copy(update={name: "source"}))
-
-
-def test_nested_column_is_refused(tmp_path: Path) -> None:
-    file = _file(tmp_path, "t.json", '[{"text": ["x"], "label": "a"}]')
-    with pytest.raises(DataError, match="data.columns.text: column 'text' of .* not text"):
-        read(file, COLUMNS)
 
 
 # ------------------------------------------------------------------------------------------------ finding
@@ -287,9 +133,16 @@ def test_missing_data_set_says_where_it_comes_from(config: Configure, tmp_path: 
         find_files(data)
 
 
+def test_folders_and_what_editors_leave_behind_are_no_tables(config: Configure, tmp_path: Path) -> None:
+    for name in ("posts.csv", "._posts.csv", ".posts.csv", "~$posts.xlsx", "more.parquet/part.parquet"):
+        _file(tmp_path, name)
+    assert _names(find_files(_data(config, tmp_path))) == {"posts.csv": None}
+    assert _names(find_files(_data(config, f"{tmp_path}/*.*"))) == {"posts.csv": None, "~$posts.xlsx": None}
+
+
 def test_empty_folder(config: Configure, tmp_path: Path) -> None:
     _file(tmp_path, "README.md")
-    with pytest.raises(DataError, match=r"data\.files: no \.csv, \.tsv, \.jsonl, \.json, \.parquet file in "):
+    with pytest.raises(DataError, match=r"data\.files: no \.csv, \.tsv, .* file in "):
         find_files(_data(config, tmp_path))
 
 
@@ -297,3 +150,127 @@ def test_empty_folder(config: Configure, tmp_path: Path) -> None:
 def test_no_files_at_all(config: Configure, files: object) -> None:
     with pytest.raises(DataError, match=r"data\.files: data=table needs files; for instance data\.files="):
         find_files(_data(config, files))
+
+
+# ------------------------------------------------------------------------------------------------ all rows
+
+
+def test_files_come_one_after_the_other_with_split_and_line(config: Configure, tmp_path: Path) -> None:
+    _file(tmp_path, "train.csv", "text,label,domain\nx,a,news\n\ny,b,\n")
+    _file(tmp_path, "test.jsonl", '{"label": "a", "text": "z", "id": 7, "extra": 1}\n')
+    data = _data(config, tmp_path)
+    rows = collect(data, find_files(data))
+    assert rows.frame.select("id", "text", "label", "domain", "split", LINE).rows() == [
+        ("7", "z", "a", None, "test", 1),
+        ("train-1", "x", "a", "news", "train", 2),
+        ("train-2", "y", "b", None, "train", 4),
+    ]
+    assert rows.declared == {"train", "test"}
+    assert rows.counts() == Counter({str(tmp_path / "test.jsonl"): 1, str(tmp_path / "train.csv"): 2})
+
+
+def test_column_that_only_one_file_lacks_is_told_with_that_file(config: Configure, tmp_path: Path) -> None:
+    _file(tmp_path, "a.csv")
+    _file(tmp_path, "b.csv", "text,lable\nx,a\n")
+    data = _data(config, tmp_path)
+    with pytest.raises(
+        DataError, match=rf"data\.columns\.label: {tmp_path}/b\.csv has no column 'label'; it has text, lable"
+    ):
+        collect(data, find_files(data))
+
+
+def test_notes_of_all_files_are_kept(config: Configure, tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        _file(tmp_path, name, "\ufefftext,label\n涨,a\n")
+    data = _data(config, tmp_path)
+    notes = collect(data, find_files(data)).notes
+    assert notes == [f"{name}: begins with a byte order mark, read as UTF-8" for name in ("a.csv", "b.csv")]
+
+
+def test_rows_have_one_shape_whatever_they_come_from() -> None:
+    frame = pl.DataFrame({FATE: ["x"], LINE: [3], "more": [1], "text": ["t"]})
+    rows = Rows(frame, set())
+    assert tuple(rows.frame.columns) == sources.SHAPE
+    assert rows.frame.row(0, named=True) == dict.fromkeys(sources.SHAPE) | {FATE: "x", LINE: 3, "text": "t"}
+
+
+@pytest.mark.parametrize("data", ["sample", "generated", "finnf_joint", "aidf_news"])
+def test_all_files_are_those_that_are_read(config: Configure, data: str, tmp_path: Path) -> None:
+    section = config(f"data={data}").data
+    if data == "finnf_joint":
+        parts = {
+            name: part.model_copy(update={"files": str(_file(tmp_path, f"{name}.csv"))})
+            for name, part in (section.parts or {}).items()
+        }
+        section = section.model_copy(update={"parts": parts})
+    if data == "aidf_news":
+        _file(tmp_path, "news.json", "[]")
+        _file(tmp_path, "labels.json", "[]")
+        section = section.model_copy(update={"files": str(tmp_path)})
+    expected = {
+        "sample": ["test.csv", "train.csv", "valid.csv"],
+        "generated": [],
+        "finnf_joint": ["news.csv", "forum.csv"],
+        "aidf_news": ["news.json", "labels.json"],
+    }
+    assert [file.name for file in sources.all_files(section)] == expected[data]
+    assert sources.only_files(section) == (data != "generated")
+
+
+# ------------------------------------------------------------------------------------------------ the hub
+
+
+def _hub(config: Configure, folder: Path, *overrides: str) -> Data:
+    return config("data=hub", f"data.hub.id={folder}", "data.labels=[bad,good]", *overrides).data
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A local folder in the hub's form, with class labels by number; -1 is none."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    kinds = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split, rows in {"train": [("x", 0), ("y", 1), ("w", -1)], "validation": [("v", 1)], "test": [("t", 0)]}.items():
+        columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
+        datasets.Dataset.from_dict(columns, features=kinds).to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
+    return folder
+
+
+def test_hub_set_reads_like_a_table(config: Configure, hub_folder: Path) -> None:
+    rows = sources.collect_hub(_hub(config, hub_folder))
+    assert rows.frame.select("id", "text", "label", "split", "file").rows() == [
+        ("train-1", "x", "bad", "train", f"{hub_folder}:train"),
+        ("train-2", "y", "good", "train", f"{hub_folder}:train"),
+        ("train-3", "w", None, "train", f"{hub_folder}:train"),
+        ("validation-1", "v", "good", "validation", f"{hub_folder}:validation"),
+        ("test-1", "t", "bad", "test", f"{hub_folder}:test"),
+    ]
+    assert rows.declared == {"train", "validation", "test"}
+
+
+def test_single_split_of_the_hub_is_ours_to_divide(config: Configure, hub_folder: Path) -> None:
+    data = _hub(config, hub_folder, "~data.hub.splits.validation", "~data.hub.splits.test")
+    assert sources.collect_hub(data).declared == set()
+
+
+def test_split_that_the_hub_set_lacks_is_told_with_the_remedy(config: Configure, hub_folder: Path) -> None:
+    (hub_folder / "validation-00000-of-00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"\(split validation\) cannot be loaded: .*~data\.hub\.splits\.validation"):
+        sources.collect_hub(_hub(config, hub_folder))
+
+
+def test_hub_set_that_is_not_there_is_told(config: Configure, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"data\.hub: .*nowhere \(split train\) cannot be loaded: .* data\.hub\.id=<folder>"
+    ):
+        sources.collect_hub(_hub(config, tmp_path / "nowhere"))
+
+
+def test_hub_without_splits_is_told(config: Configure, hub_folder: Path) -> None:
+    data = _hub(config, hub_folder)
+    assert data.hub is not None
+    with pytest.raises(DataError, match=r"data\.hub\.splits: names no split of "):
+        sources.collect_hub(data.model_copy(update={"hub": data.hub.model_copy(update={"splits": {}})}))

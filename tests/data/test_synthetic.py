@@ -208,7 +208,7 @@ def test_corpus_uses_no_prompt_format() -> None:
 def test_corpus_explains_sentiment_and_holds_latin_and_tasks() -> None:
     documents = _documents()
     words = ("利好", "利空", "中性", "正面", "负面", "看多", "看空", "积极", "消极")
-    assert 0.35 <= np.mean([any(word in text for word in words) for text in documents]) <= 0.55
+    assert 0.6 <= np.mean([any(word in text for word in words) for text in documents]) <= 0.85
     assert 0.02 <= np.mean([len(re.findall("[A-Za-z]", text)) >= 3 for text in documents]) <= 0.15
     assert 0.05 <= np.mean(["\n" in text for text in documents]) <= 0.35
 

@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -51,6 +52,10 @@ def test_ledger_balances(config: Configure, tables: dict[str, Rows]) -> None:
     ledger, parts = table.ledger, table.splits
     assert ledger.read.total() == ledger.buckets.total() == len(read)
     assert ledger.buckets["used"] == sum(part.height for part in parts.values())
+    assert table.dropped.height == len(read) - ledger.buckets["used"] == ledger.dropped()
+    assert Counter(table.dropped["fate"]) == Counter(
+        {name: n for name, n in ledger.buckets.items() if name != "used" and n}
+    )
     assert ledger.buckets["empty text"] == sum(not (text or "").strip() for text, _ in read)
     kept = [row for row in read if (row[0] or "").strip()]
     assert ledger.buckets["unknown label"] == sum((label or "").strip() not in ("a", "b", "c") for _, label in kept)
@@ -73,18 +78,24 @@ def test_copies_of_held_out_rows_leave_training_and_are_counted(config: Configur
     assert _texts(table, "validation") == ["y", "v"]
     assert _texts(table, "test") == ["x", "u"]
     assert table.ledger.buckets == {
-        "training copy of a test row": 2,
-        "training copy of a validation row": 1,
+        "conflicting label": 2,  # x is both a and b in the training file itself
+        "leak: training copy of a validation row": 1,
         "used": 6,
     }
+    kept = load(_data(config, tmp_path, tables, on_conflict="keep"))
+    assert _texts(kept, "train") == ["z", "w"]
+    assert kept.ledger.buckets["leak: training copy of a test row"] == 2
 
 
 def test_copies_are_also_found_where_we_divide(config: Configure, tmp_path: Path) -> None:
-    table = load(_data(config, tmp_path, {"all": [("same", "a")] * 30 + _many("t", 30)}))
+    rows: Rows = [("same", "a")] * 30 + _many("t", 30)
+    assert load(_data(config, tmp_path, {"all": rows})).ledger.buckets == {"duplicate": 29, "used": 31}
+    table = load(_data(config, tmp_path, {"all": rows}, on_duplicate="keep"))
     held = {*_texts(table, "validation"), *_texts(table, "test")}
     assert "same" in held
     assert held.isdisjoint(_texts(table, "train"))
-    assert sum(count for bucket, count in table.ledger.buckets.items() if "copy" in bucket) > 0
+    assert table.ledger.buckets["leak: training copy of a test row"] > 0
+    assert table.ledger.notes == ["29 rows have text and label of an earlier row; kept, because data.on_duplicate=keep"]
 
 
 def test_validation_copies_of_test_rows_are_counted(config: Configure, tmp_path: Path) -> None:
@@ -93,7 +104,7 @@ def test_validation_copies_of_test_rows_are_counted(config: Configure, tmp_path:
     table = load(_data(config, tmp_path, tables))
     assert _texts(table, "test") == ["s0", "s1", "s2", "s3", "x"]
     assert [(bucket, count) for bucket, count in table.ledger.buckets.items() if "copy" in bucket] == [
-        ("validation copy of a test row", 1)
+        ("leak: validation copy of a test row", 1)
     ]
 
 
@@ -102,14 +113,15 @@ def test_unknown_label_names_label_count_and_remedy(config: Configure, tmp_path:
     with pytest.raises(DataError) as caught:
         load(_data(config, tmp_path, {"all": rows}, labels=("positive", "negative")))
     message = str(caught.value)
-    assert "unknown labels 'postive' (2 rows), '(none)' (1 rows); known are positive, negative." in message
+    assert "unknown label: 'postive' (2 rows), '(none)' (1 rows); known are positive, negative." in message
     assert "Did you mean 'positive'?" in message
-    assert "List them all in data.labels, or set data.on_unknown_label=drop" in message
+    assert "List them all in data.labels. Set data.on_unknown_label=drop (counted)" in message
+    assert "\n  " + str(tmp_path / "all.parquet") + ":3: z [postive]" in message
 
 
 def test_label_only_in_the_test_split_is_unknown(config: Configure, tmp_path: Path) -> None:
     tables: dict[str, Rows] = {"train": _many("t", 4), "test": [("x", "c"), ("y", "a")]}
-    with pytest.raises(DataError, match=r"unknown labels 'c' \(1 rows\); known are a, b\."):
+    with pytest.raises(DataError, match=r"unknown label: 'c' \(1 rows\); known are a, b\."):
         load(_data(config, tmp_path, tables))
 
 
@@ -225,7 +237,7 @@ def _with_domains(config: Configure, folder: Path, **changes: object) -> Data:
 
 def test_domain_keeps_its_rows_and_counts_the_others(config: Configure, tmp_path: Path) -> None:
     table = load(_with_domains(config, tmp_path, domain="news"))
-    assert table.ledger.buckets == {"not of domain news": 40, "used": 20}
+    assert table.ledger.buckets == {"filtered: not of domain news": 40, "used": 20}
     assert {domain for part in table.splits.values() for domain in part["domain"]} == {"news"}
 
 
@@ -282,3 +294,126 @@ def test_public_set_balances(config: Configure, shared_data: Path, name: str, re
     table.require("train", "validation", "test")
     trained = set(_texts(table, "train"))
     assert trained.isdisjoint([*_texts(table, "validation"), *_texts(table, "test")])
+
+
+# ------------------------------------------------------------------------------------------------ whatever is in a file
+
+
+SAMPLES = {
+    ".csv": 'id,text,label,domain,parent\n1,利好消息,a,n,\n2,"下,跌\n了",b,,1\n3,平,a,,\n',
+    ".tsv": "text\tlabel\n利好\ta\n跌\tb\n",
+    ".jsonl": '{"id": 1, "text": "利好", "label": "a"}\n{"id": 2, "text": "跌", "label": "b"}\n',
+    ".json": '[{"id": 1, "text": "利好", "label": "a"}, {"id": 2, "text": "跌", "label": ["b"]}]',
+}
+BITS = [
+    b'"',
+    b",",
+    b"\n",
+    b"\x00",
+    b"\xff",
+    b"{",
+    b"]",
+    rb"\ud83d",
+    b"null",
+    b"NaN",
+    b'"text": 1,',
+    "涨".encode("gbk"),
+    b"\r",
+    b"",
+]
+EDITS = st.lists(st.tuples(st.integers(0, 120), st.integers(0, 9), st.sampled_from(BITS)), max_size=5)
+POLICIES = st.sampled_from(["error", "drop", "keep"])
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    suffix=st.sampled_from(sorted(SAMPLES)),
+    edits=EDITS,
+    policies=st.tuples(POLICIES, POLICIES, POLICIES, POLICIES),
+    labels=st.sampled_from([None, ("a", "b")]),
+)
+def test_any_file_is_read_to_the_last_row_or_told(
+    config: Configure, suffix: str, edits: list[tuple[int, int, bytes]], policies: tuple[str, ...], labels: Any
+) -> None:
+    content = SAMPLES[suffix].encode()
+    for place, length, bit in edits:
+        content = content[:place] + bit + content[place + length :]
+    keys = ("on_unknown_label", "on_duplicate", "on_conflict", "on_leak")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"all{suffix}"
+        file.write_bytes(content)
+        changes = {"files": str(file), "labels": labels, **dict(zip(keys, policies, strict=True))}
+        try:
+            table = load(config("data=table", "data.cache=null").data.model_copy(update=changes))
+        except DataError as error:
+            assert str(error).startswith("data.")  # noqa: PT017 - either outcome is right
+        else:
+            assert (
+                table.ledger.read.total()
+                == table.ledger.buckets.total()
+                == table.ledger.dropped() + sum(part.height for part in table.splits.values())
+            )
+
+
+@pytest.mark.parametrize("codec", ["gb18030", "utf-8-sig", "utf-16"])
+def test_encoding_is_noted_and_changes_nothing(config: Configure, tmp_path: Path, codec: str) -> None:
+    content = "text,label\n" + "".join(f"第{n}条利好消息,{'ab'[n % 2]}\n" for n in range(20))
+    tables = []
+    for name, encoding in (("plain", "utf-8"), ("other", codec)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "all.csv").write_bytes(content.encode(encoding))
+        tables.append(load(config("data=table").data.model_copy(update={"files": str(tmp_path / name), "cache": None})))
+    plain, other = tables
+    assert plain.fingerprint == other.fingerprint
+    assert plain.ledger.notes == []
+    assert len(other.ledger.notes) == 1
+    assert other.ledger.notes[0].startswith("all.csv: ")
+
+
+def test_left_out_rows_are_shown_with_file_and_line(config: Configure, tmp_path: Path) -> None:
+    good = "".join(f"t{n},{'ab'[n % 2]}\n" for n in range(10))
+    (tmp_path / "all.csv").write_text(
+        f"text,label\n{good}x,y,z\n,a\nt0,a\nlong {'涨' * 90},strange\n", encoding="utf-8"
+    )
+    table = load(config("data=table").data.model_copy(update={
+        "files": str(tmp_path), "labels": ("a", "b"), "on_unknown_label": "drop", "cache": None
+    }))  # fmt: skip
+    assert table.ledger.buckets == {
+        "unreadable: more fields than the header": 1,
+        "empty text": 1,
+        "duplicate": 1,
+        "unknown label": 1,
+        "used": 10,
+    }
+    assert table.ledger.examples == {
+        "unreadable: more fields than the header": ["all.csv:12: x [y]"],
+        "empty text": ["all.csv:13:  [a]"],
+        "duplicate": ["all.csv:14: t0 [a]"],
+        "unknown label": [f"all.csv:15: long {'涨' * 55} [strange]"],
+    }
+    assert table.dropped.columns == ["file", "line", "id", "text", "label", "fate"]
+    assert table.dropped["line"].to_list() == [12, 13, 14, 15]
+
+
+def test_group_column_keeps_rows_together(config: Configure, tmp_path: Path) -> None:
+    rows = [(f"t{n}", "ab"[n % 2], f"firm {n // 4}") for n in range(120)]
+    pl.DataFrame(rows, schema=["text", "label", "firm"], orient="row").write_csv(tmp_path / "all.csv")
+    base = config("data=table", "data.cache=null").data
+    table = load(
+        base.model_copy(update={"files": str(tmp_path), "columns": base.columns.model_copy(update={"group": "firm"})})
+    )
+    groups = {split: set(part["group"]) for split, part in table.splits.items()}
+    assert all(groups.values())
+    assert sum(map(len, groups.values())) == len(set().union(*groups.values())) == 30
+    assert table.ledger.buckets == {"used": 120}
+
+
+def test_variants_stay_with_their_parent(config: Configure, tmp_path: Path) -> None:
+    """With the empty cells that CSV gives the originals."""
+    rows = [(f"o{n}", f"t{n}", "ab"[n % 2], "") for n in range(40)]
+    rows += [(f"v{n}", f"t{n} augmented", "ab"[n % 2], f"o{n}") for n in range(40)]
+    pl.DataFrame(rows, schema=["id", "text", "label", "parent"], orient="row").write_csv(tmp_path / "all.csv")
+    table = load(config("data=table", "data.cache=null").data.model_copy(update={"files": str(tmp_path)}))
+    place = {name: split for split, part in table.splits.items() for name in part["id"]}
+    assert all(place[f"o{n}"] == place[f"v{n}"] for n in range(40))
+    assert {split: part.height for split, part in table.splits.items()} == {"train": 64, "validation": 8, "test": 8}

@@ -35,7 +35,7 @@ def _table(labels: LabelSpace = LABELS) -> Table:
 def test_prompts_are_in_the_tables_order_and_made_once(config: Configure, tokenizer: Any) -> None:
     made = task.build(config(), _table(), tokenizer)
     prompts = made.prompts("train")
-    assert prompts.ids == made.renderer.encode(made.table.splits["train"]["text"].to_list()).ids
+    assert list(prompts) == list(made.renderer.encode(made.table.splits["train"]["text"].to_list()))
     assert made.prompts("train") is prompts
     assert made.gold("train") == [0] * 3 + [1] * 5 + [2] * 2
 
@@ -50,12 +50,33 @@ def test_training_rows_end_with_the_rows_own_answer(config: Configure, tokenizer
     made = task.build(config(), _table(), tokenizer)
     rows = made.training_rows(config(f"method={method}"))
     assert len(rows) == 10
-    for prompt, label, row in zip(made.prompts("train").ids, made.gold("train"), rows, strict=True):
+    for prompt, label, row in zip(made.prompts("train"), made.gold("train"), rows, strict=True):
         answer = [*tokenizer(LABELS.words[label], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         assert row["input_ids"] == prompt + answer
         learnt = [place for place, target in enumerate(row["labels"]) if target != IGNORE]
         assert learnt[0] == (len(prompt) if method == "lora_response" else 1)
         assert learnt == list(range(learnt[0], len(prompt) + len(answer)))
+
+
+def test_training_rows_are_a_sequence(config: Configure, tokenizer: Any) -> None:
+    rows = task.build(config(), _table(), tokenizer).training_rows(config("method.rows_per_class=2"))
+    assert len(rows) == 6
+    assert [rows[at] for at in range(-6, 0)] == list(rows) == rows[:]
+    assert rows[1:5:2] == [rows[1], rows[3]]
+
+
+def test_prompts_are_the_same_in_training_and_evaluation(config: Configure, tokenizer: Any) -> None:
+    """One text in all splits, with another label in each: the tokens before the answer do not know it."""
+    schema = {"id": pl.String, "text": pl.String, "label": pl.Int64, "domain": pl.String}
+    parts = {
+        split: pl.DataFrame([("1", "净利润同比下降" * 40, number, None)], schema=schema, orient="row")
+        for number, split in enumerate(("train", "validation", "test"))
+    }
+    made = task.build(config(), Table(parts, LABELS, Ledger(), "0"), tokenizer)
+    prompts = [made.prompts(split)[0] for split in parts]
+    assert prompts[0] == prompts[1] == prompts[2] == made.renderer.encode(["净利润同比下降" * 40])[0]
+    (row,) = made.training_rows(config())
+    assert row["input_ids"][: len(prompts[0])] == prompts[0]
 
 
 @pytest.mark.parametrize("method", ["lora_downsample", "lora_response_downsample"])

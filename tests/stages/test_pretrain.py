@@ -33,7 +33,7 @@ def test_a_shortened_recipe_learns(config: Compose, tmp_path: Path) -> None:
     model = base.load_base(config(f"model.path={tmp_path}/kept").model, 0, keep=False)
     tokenizer = tokenizers.load_tokenizer(config(f"model.path={tmp_path}/kept").model)
     assert cfg.data.corpus is not None
-    _, held = documents.load(cfg.data, 0.05)
+    held = documents.load(cfg.data, cfg.stage.heldout).held  # type: ignore[union-attr]
     blocks = documents.blocks(held, tokenizer, 64)
     assert abs(pretrain.heldout_loss(model.float(), blocks) - result.metrics["heldout_loss"]) < 1e-3
 
@@ -51,7 +51,7 @@ def test_the_committed_base_has_the_loss_its_log_claims(config: Compose) -> None
     record = json.loads((TINY / "run.json").read_text(encoding="utf-8"))
     cfg = config("experiment=tiny_base")
     assert cfg.data.corpus is not None
-    _, held = documents.load(cfg.data, cfg.stage.heldout)  # type: ignore[union-attr]
+    held = documents.load(cfg.data, cfg.stage.heldout).held  # type: ignore[union-attr]
     tokenizer = tokenizers.load_tokenizer(config().model)
     blocks = documents.blocks(held, tokenizer, cfg.data.corpus.block)
     model = base.load_base(config("model.dtype=float32").model, 0, keep=False)
@@ -66,6 +66,6 @@ def test_the_base_never_saw_a_held_out_text(config: Compose) -> None:
     cfg = config("experiment=tiny_base")
     protected = documents.protected(cfg.data)
     assert len(protected) == 1192
-    learn, held = documents.load(cfg.data, cfg.stage.heldout)  # type: ignore[union-attr]
-    everything = "\n".join(learn + held)
+    found = documents.load(cfg.data, cfg.stage.heldout)  # type: ignore[union-attr]
+    everything = "\n".join(found.learn + found.held)
     assert [text for text in protected if text in everything] == []

@@ -1,0 +1,170 @@
+"""Variants of training rows: which rows get them, synonyms from a dictionary, and the filters that all of them pass.
+
+The counterpart of FinSA-MoE's augmentation (20 % of the rows with synonyms, 80 % with paraphrases, three variants each)
+without its leak: variants are made of training rows only, after the split, and each names its original.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import polars as pl
+
+from finsa.data.cleaning import folded, mark
+from finsa.data.readers import FATE
+
+NO_WORD, NO_OTHER = "no word of the dictionary in the text", "no further combination of words"
+COLUMNS = ("id", "text", "label", "domain", "parent")
+PROPOSAL = {**dict.fromkeys(COLUMNS, pl.String), "kind": pl.String, FATE: pl.String}
+
+
+def chosen(rows: pl.DataFrame, share: float, seed: int, last: bool = False) -> pl.DataFrame:
+    """Draw a share of the rows.
+
+    Args:
+        rows: from which to draw.
+        share: of them, in (0, 1].
+        seed: of the order in which they are drawn.
+        last: draw from the end of that order, so that two draws have no row in common while their shares sum to 1.
+    """
+    order = random.Random(f"augment-{seed}").sample(range(rows.height), rows.height)
+    size = round(share * rows.height)
+    return rows[sorted(order[rows.height - size :] if last else order[:size])]
+
+
+def with_unique_ids(train: pl.DataFrame, held_ids: set[str]) -> pl.DataFrame:
+    """Give ids that are there twice, or also in a held-out split, to one row only, so that a parent is one row.
+
+    Args:
+        train: training rows; the variants among them follow their original's new id.
+        held_ids: ids of validation and test rows.
+    """
+    taken, ids, renamed = set(held_ids), [], dict[str, str]()
+    for old in train["id"].to_list():
+        ids.append(unused(old, taken))
+        renamed.setdefault(old, ids[-1])
+        taken.add(ids[-1])
+    return train.with_columns(pl.Series("id", ids, dtype=pl.String), pl.col("parent").replace(renamed))
+
+
+def unused(name: str, taken: set[str]) -> str:
+    """The name, or where it is taken, the name with the lowest number that makes it new."""
+    number, new = 1, name
+    while new in taken:
+        number, new = number + 1, f"{name}-{number + 1}"
+    return new
+
+
+# ------------------------------------------------------------------------------------------------ synonyms
+
+
+def replaced(text: str, words: Mapping[str, Sequence[str]], count: int, rng: random.Random) -> list[str]:
+    """Replace every dictionary word of a text, in one pass, the longest match first, so that nothing is replaced twice.
+
+    Args:
+        text: the original.
+        words: what may stand for a word.
+        count: how many variants are wanted.
+        rng: draws among the combinations.
+
+    Returns:
+        Different combinations of replacements, fewer than wanted where there are no more; none without a hit.
+    """
+    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    parts = re.split(f"({pattern})", text)
+    hits = parts[1::2]
+    combinations = prod(len(words[hit]) for hit in hits) if hits else 0
+    drawn = dict[int, None]()
+    while len(drawn) < min(count, combinations):
+        drawn[rng.randrange(combinations)] = None
+    variants = []
+    for number in drawn:
+        for place, hit in enumerate(hits):
+            number, choice = divmod(number, len(words[hit]))
+            parts[2 * place + 1] = words[hit][choice]
+        variants.append("".join(parts))
+    return variants
+
+
+def synonyms(rows: pl.DataFrame, words: Mapping[str, Sequence[str]], variants: int, seed: int) -> pl.DataFrame:
+    """Propose synonym variants of rows; what cannot be made is there too, with its reason."""
+    texts: list[list[tuple[str, str | None]]] = []
+    for row, text in rows.select("id", "text").iter_rows():
+        # A generator per row: what becomes of one row does not depend on the others.
+        made = replaced(text, words, variants, random.Random(f"{seed}-{row}"))
+        rest = (variants - len(made)) * [("", NO_OTHER if made else NO_WORD)]
+        texts.append([*((text, None) for text in made), *rest])
+    return proposals(rows, "synonyms", texts)
+
+
+# ------------------------------------------------------------------------------------------------ filters
+
+
+def proposals(rows: pl.DataFrame, kind: str, texts: Sequence[Sequence[tuple[str, str | None]]]) -> pl.DataFrame:
+    """Make rows of proposed texts.
+
+    Args:
+        rows: the originals, (n,).
+        kind: how the texts were made; its first letter goes into the ids.
+        texts: per original, texts, each with the reason why there is none, or None.
+
+    Returns:
+        The columns of a row, kind and fate.
+    """
+    made = [
+        (f"{row}-{kind[0]}{number}", text, label, domain, row, kind, fate)
+        for (row, label, domain), variants in zip(rows.select("id", "label", "domain").iter_rows(), texts, strict=True)
+        for number, (text, fate) in enumerate(variants, 1)
+    ]
+    return pl.DataFrame(made, schema=PROPOSAL, orient="row")
+
+
+def filtered(
+    proposed: pl.DataFrame, train: pl.DataFrame, held: pl.Series, shortest: float, longest: float
+) -> pl.DataFrame:
+    """Give every proposal that cannot be used its fate; texts are compared as the ledger compares them.
+
+    Args:
+        proposed: from `proposals`.
+        train: all training rows; the parents are among them.
+        held: texts of the validation and test rows.
+        shortest, longest: characters of a variant relative to its parent's.
+    """
+    parents = train.select(pl.col("id").alias("parent"), pl.col("text").alias("_original"))
+    frame = proposed.join(parents, on="parent", how="left", maintain_order="left", validate="m:1")
+    frame = frame.with_columns(pl.col("text").str.strip_chars(), folded("text").alias("_key"))
+    ratio = pl.col("text").str.len_chars() / pl.col("_original").str.len_chars()
+    frame = mark(frame, pl.col("_key") == "", "empty")
+    frame = mark(frame, pl.col("text").str.contains("[\x00\ufffd]"), "unreadable: damaged characters")
+    frame = mark(frame, pl.col("_key") == folded("_original"), "unchanged")
+    frame = mark(frame, ratio < shortest, "too short")
+    frame = mark(frame, ratio > longest, "too long")
+    frame = mark(frame, pl.col("_key").is_in(_keys(held).implode()), "leak: text of a validation or test row")
+    frame = mark(frame, pl.col("_key").is_in(_keys(train["text"]).implode()), "equal to a training text")
+    first = pl.col("_key").is_first_distinct().over(pl.col(FATE).is_null())
+    frame = mark(frame, ~first, "equal to another variant")
+    return frame.drop("_original", "_key")
+
+
+def _keys(texts: pl.Series) -> pl.Series:
+    return pl.DataFrame({"text": texts.unique()}).select(folded("text")).to_series()
+
+
+def with_unused_ids(variants: pl.DataFrame, taken: set[str]) -> pl.DataFrame:
+    """Give variants whose id a row has already another one."""
+    ids, taken = [], set(taken)
+    for name in variants["id"].to_list():
+        ids.append(unused(name, taken))
+        taken.add(ids[-1])
+    return variants.with_columns(pl.Series("id", ids, dtype=pl.String))
+
+
+def counts(judged: pl.DataFrame) -> dict[str, Any]:
+    """What became of the proposals: how many were wanted, made, and dropped for which reason."""
+    dropped = judged.filter(pl.col(FATE).is_not_null()).group_by(FATE, maintain_order=True).len()
+    made = judged[FATE].null_count()
+    return {"wanted": judged.height, "made": made, "dropped": dict(dropped.iter_rows())}

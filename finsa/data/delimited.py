@@ -1,0 +1,60 @@
+"""Records of CSV and TSV files, with the line each begins at, whatever is wrong with the lines around it."""
+
+from __future__ import annotations
+
+import csv
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+csv.field_size_limit(2**31 - 1)
+Record = tuple[list[Any], int, str | None]  # values, line, what is wrong with it
+
+
+class _Lines:
+    """Lines of a stream; those of the record being read can be given back.
+
+    Args:
+        stream: of text.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._again = stream, deque[str]()
+        self._taken: list[str] = []
+        self.before = 0  # lines before the record
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._stream)
+        self._taken.append(line)
+        return line
+
+    def give_back(self) -> None:
+        """All lines of the record but its first are read again."""
+        self._again.extendleft(reversed(self._taken[1:]))
+        del self._taken[1:]
+
+    def end_record(self) -> None:
+        """The next line begins a record."""
+        self.before += len(self._taken)
+        self._taken.clear()
+
+
+def records(stream: TextIO, delimiter: str) -> Iterator[Record]:
+    """Records of a CSV file with the line each begins at; an unreadable one has no values but a reason."""
+    lines = _Lines(stream)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            lines.give_back()  # a stray quote must not take the rows behind it along
+            yield [], lines.before + 1, f"unreadable: {error}"
+        else:
+            if len(values) > 1 or "".join(values).strip():  # else a blank line
+                yield values, lines.before + 1, None
+        lines.end_record()

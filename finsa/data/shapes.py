@@ -1,0 +1,161 @@
+"""Bring what a file holds into one shape: id, text, label, domain, parent, group."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from finsa.config import Columns, Data
+from finsa.data import cleaning
+from finsa.data.readers import FATE, LINE, Raw
+from finsa.errors import DataError, nearest
+
+
+def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
+    """Bring a file's own columns into the common shape.
+
+    Args:
+        raw: the file as read; takes notes of what is mended.
+        data: says what the columns are called and what is made of them.
+        place: named in errors.
+        stem: begins the ids of rows that have none.
+
+    Returns:
+        Columns id, text, label, domain, parent, group, ``LINE``, ``FATE``.
+    """
+    raw, columns = _as_table(raw, data, place)
+    frame = _checked_text(raw, columns, place)
+    picked = [_column(raw, place, columns, name) for name in ("text", "label")]
+    picked += [_optional(raw, place, columns, name) for name in ("domain", "parent", "group")]
+    numbers = pl.lit(f"{stem}-") + pl.int_range(1, pl.len() + 1).cast(pl.String)
+    picked.append(pl.coalesce(_optional(raw, place, columns, "id"), numbers).alias("id"))
+    shaped = frame.select(*picked, LINE, FATE)
+    if data.options:
+        shaped = _chosen_option(shaped, raw, data, place)
+    if data.extract:
+        shaped = _extracted(shaped, data.extract)
+    if data.label_map:
+        written = _spelt(shaped["label"], (*data.label_map, *(data.labels or ())), raw, place)
+        shaped = shaped.with_columns(written.replace(data.label_map))
+    return shaped.select("id", "text", "label", "domain", "parent", "group", LINE, FATE)
+
+
+def _spelt(labels: pl.Series, names: tuple[str, ...], raw: Raw, place: str) -> pl.Series:
+    mended, notes = cleaning.spelt(labels, tuple(dict.fromkeys(names)))
+    raw.notes += [f"{Path(place).name}: {note}" for note in notes]
+    return mended
+
+
+def _extracted(shaped: pl.DataFrame, pattern: str) -> pl.DataFrame:
+    """Take the text out of its wording; Python's own search, because that is what the configuration checks."""
+    search = re.compile(pattern, re.DOTALL).search
+    matches = [search(text) if text is not None else None for text in shaped["text"].to_list()]
+    found = pl.Series("_found", [match[1] if match else None for match in matches], dtype=pl.String)
+    shaped = shaped.with_columns(found)
+    missed = pl.col("_found").is_null() & (pl.col("text").str.strip_chars() != "")
+    shaped = cleaning.mark(shaped, missed, "unreadable: data.extract finds nothing")
+    return shaped.with_columns(pl.coalesce("_found", "text").alias("text"))
+
+
+def _as_table(raw: Raw, data: Data, place: str) -> tuple[Raw, Columns]:
+    """Turn instruction and chat records into a table of text and label."""
+    frame = raw.frame
+    if data.source == "alpaca":
+        _require(raw, place, ("instruction", "output"), "data.source=alpaca")
+        given = (pl.col("input") if "input" in frame.columns else pl.lit("")).fill_null("").str.strip_chars()
+        both = pl.concat_str(pl.col("instruction").fill_null(""), pl.lit("\n"), given)
+        text = pl.when(given == "").then("instruction").otherwise(both)
+        frame = frame.with_columns(text.alias("_text"), pl.col("output").alias("_label"))
+    elif data.source == "messages":
+        name = next((name for name in ("messages", "conversations") if name in frame.columns), "messages")
+        _require(raw, place, (name,), "data.source=messages")
+        pairs = [_last_exchange(chat) for chat in frame[name].to_list()]
+        frame = frame.with_columns(
+            pl.Series("_text", [text for text, _ in pairs], dtype=pl.String),
+            pl.Series("_label", [label for _, label in pairs], dtype=pl.String),
+        )
+        silent = pl.col("_text").is_null() | pl.col("_label").is_null()
+        frame = cleaning.mark(frame, silent, "unreadable: no user turn with an answer")
+    else:
+        return raw, data.columns
+    parts = [line for name in ("instruction", "input") for line in raw.nested.get(name, [])]
+    nested = {"_text": parts} if data.source == "alpaca" else {}
+    return replace(raw, frame=frame, nested=nested), data.columns.model_copy(
+        update={"text": "_text", "label": "_label"}
+    )
+
+
+def _last_exchange(chat: str | None) -> tuple[str | None, str | None]:
+    """The last user turn and the answer to it, of OpenAI's form (role, content) or ShareGPT's (from, value)."""
+    try:
+        turns: list[dict[str, Any]] = json.loads(chat or "null") or []
+        said = [(str(turn.get("role", turn.get("from"))), turn.get("content", turn.get("value"))) for turn in turns]
+    except (ValueError, AttributeError, TypeError):
+        return None, None
+    text = next((content for role, content in reversed(said) if role in ("user", "human")), None)
+    answered = said and said[-1][0] in ("assistant", "gpt")
+    label = said[-1][1] if answered else None
+    return (text if isinstance(text, str) else None), (label if isinstance(label, str) else None)
+
+
+def _chosen_option(shaped: pl.DataFrame, raw: Raw, data: Data, place: str) -> pl.DataFrame:
+    """Replace a label that names an option by that option's text; a letter that is no option stays, as unknown."""
+    options = data.options or ()
+    _require(raw, place, options, "data.options")
+    letter = _spelt(shaped["label"], (*options, *(data.labels or ())), raw, place)
+    chosen = pl.coalesce(
+        *(pl.when(letter == option).then(raw.frame[option].str.strip_chars()) for option in options), letter
+    )
+    return shaped.with_columns(chosen.alias("label"))
+
+
+def _checked_text(raw: Raw, columns: Columns, place: str) -> pl.DataFrame:
+    """Check that the text column holds text; single rows that do not are unreadable.
+
+    Raises:
+        DataError: where no row does.
+    """
+    nested = raw.nested.get(columns.text, [])
+    kind = raw.kinds.get(columns.text) or ("lists or objects" if nested and len(nested) == raw.frame.height else None)
+    if kind is not None:
+        raise DataError(f"data.columns.text: column '{columns.text}' of {place} holds {kind}, not text. Name another")
+    return cleaning.mark(raw.frame, pl.col(LINE).is_in(nested), "unreadable: the text is a list or object")
+
+
+def _require(raw: Raw, place: str, wanted: Iterable[str], key: str) -> None:
+    missing = [name for name in wanted if name not in raw.columns()]
+    if missing:
+        raise DataError(
+            f"data.files: {place} has no field '{missing[0]}', which {key} needs; it has {', '.join(raw.columns())}"
+        )
+
+
+def _column(raw: Raw, place: str, columns: Columns, name: str) -> pl.Expr:
+    wanted = str(getattr(columns, name))
+    if wanted not in raw.columns():
+        raise _missing(raw, place, wanted, name)
+    return pl.col(wanted).alias(name)
+
+
+def _missing(raw: Raw, place: str, wanted: str, name: str) -> DataError:
+    near = nearest(wanted, raw.columns())
+    hint = f"Did you mean data.columns.{name}={near}?" if near else f"Set data.columns.{name}=<column>."
+    has = ", ".join(raw.columns())
+    return DataError(f"data.columns.{name}: {place} has no column '{wanted}'; it has {has}. {hint}")
+
+
+def _optional(raw: Raw, place: str, columns: Columns, name: str) -> pl.Expr:
+    """A column that a table may lack, and whose cells may be empty: null, so that empty ones are not alike."""
+    wanted = getattr(columns, name)
+    if wanted not in (None, name, *raw.columns()):  # the default name may be absent, a name the user wrote may not
+        raise _missing(raw, place, str(wanted), name)
+    if wanted not in raw.columns():
+        return pl.lit(None, dtype=pl.String).alias(name)
+    given = pl.col(str(wanted)).str.strip_chars()
+    return pl.when(given != "").then(given).alias(name)

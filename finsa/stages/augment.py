@@ -1,0 +1,105 @@
+"""Write a data set's splits, the training rows together with filtered variants of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from finsa.config import AugmentStage, Paraphrase, RunConfig
+from finsa.data import augment, outputs, table
+from finsa.data.endpoint import Chat, Question
+from finsa.data.journal import Journal
+from finsa.data.readers import FATE
+from finsa.data.table import Table
+from finsa.runs import Result
+
+
+def run(cfg: RunConfig) -> Result:
+    """Make variants of the training rows, and write everything below ``output``.
+
+    Raises:
+        RunError: where the output is there already, or the endpoint cannot be used.
+        DataError: where there are no training rows.
+    """
+    knobs = cfg.stage
+    assert isinstance(knobs, AugmentStage)
+    partial = outputs.preparing(cfg.output)
+    chat = _chat(knobs, partial)
+    data = table.load(cfg.data)
+    data.require("train")
+    splits = _named(data)
+    held = pl.concat([splits["validation"], splits["test"]])
+    train = augment.with_unique_ids(splits["train"], set(held["id"]))
+    proposed = _proposed(train.filter(pl.col("parent").is_null()), knobs, chat, cfg.seed)
+    judged = augment.filtered(proposed, train, held["text"], knobs.shortest, knobs.longest)
+    made = augment.with_unused_ids(judged.filter(pl.col(FATE).is_null()), {*train["id"], *held["id"]})
+    splits["train"] = pl.concat([train, made.select(augment.COLUMNS)])
+    recipe = _recipe(cfg, data, train, judged)
+    for split in ("validation", "test"):  # only a column with something in it: these files stay what they were
+        splits[split] = splits[split].drop([] if splits[split]["parent"].drop_nulls().len() else ["parent"])
+    folder = outputs.publish(partial, splits, ("augmentation.json", recipe))
+    for kind, numbers in recipe["variants"].items():
+        print(f"{kind}: {numbers}")
+    print(f"wrote {train.height:,} training rows and {made.height:,} variants to {folder}")
+    print(f"read them with: {outputs.reading(cfg.data, folder, augment.COLUMNS)}")
+    return Result("augment", None, {"rows": {split: part.height for split, part in splits.items()}})
+
+
+def _chat(knobs: AugmentStage, partial: Path) -> Chat | None:
+    if knobs.paraphrase is None or knobs.paraphrase.model is None:
+        return None
+    journal = Journal(partial / outputs.ANSWERS)
+    if journal.kept:
+        print(f"going on with {journal.kept:,} answers in {journal.file}")
+    return Chat(knobs.paraphrase, "stage.paraphrase", journal)
+
+
+def _named(data: Table) -> dict[str, pl.DataFrame]:
+    """The splits with the classes' names, and null where a cell is blank."""
+    names = dict(enumerate(data.labels.names))
+    label = pl.col("label").replace_strict(names, return_dtype=pl.String)
+    filled = (pl.when(pl.col(name) != "").then(name).alias(name) for name in ("domain", "parent"))
+    columns = [label, *filled]
+    return {split: part.with_columns(columns).select(augment.COLUMNS) for split, part in data.splits.items()}
+
+
+def _proposed(rows: pl.DataFrame, knobs: AugmentStage, chat: Chat | None, seed: int) -> pl.DataFrame:
+    parts = []
+    if knobs.synonyms is not None:
+        own = augment.chosen(rows, knobs.synonyms.share, seed)
+        parts.append(augment.synonyms(own, knobs.synonyms.words, knobs.synonyms.variants, seed))
+    if knobs.paraphrase is not None and chat is not None:
+        parts.append(_paraphrases(rows, knobs.paraphrase, chat, seed))
+    return pl.concat(parts)
+
+
+def _paraphrases(rows: pl.DataFrame, paraphrase: Paraphrase, chat: Chat, seed: int) -> pl.DataFrame:
+    own = augment.chosen(rows, paraphrase.share, seed, last=True)
+    questions = [
+        Question(paraphrase.prompt.format(text=text, label=label), number)
+        for text, label in own.select("text", "label").iter_rows()
+        for number in range(paraphrase.variants)
+    ]
+    answers = [(answer.text, answer.fault) for answer in chat.ask(questions)]
+    starts = range(0, len(answers), paraphrase.variants)
+    return augment.proposals(own, "paraphrase", [answers[start : start + paraphrase.variants] for start in starts])
+
+
+def _recipe(cfg: RunConfig, data: Table, train: pl.DataFrame, judged: pl.DataFrame) -> dict[str, Any]:
+    labels = dict.fromkeys(data.labels.names, 0)
+    per_label = {
+        "originals": labels | dict(train.group_by("label").len().iter_rows()),
+        "variants": labels | dict(judged.filter(pl.col(FATE).is_null()).group_by("label").len().iter_rows()),
+    }
+    kinds = judged.partition_by("kind", as_dict=True, maintain_order=True)
+    return {
+        "command": f"python run.py stage=augment data={cfg.data.name} output=<folder>",
+        "seed": cfg.seed,
+        "stage": cfg.stage.model_dump(),
+        "data": {"name": cfg.data.name, "files": cfg.data.files, "fingerprint": data.fingerprint},
+        "ledger": dict(data.ledger.buckets),
+        "variants": {str(kind[0]): augment.counts(part) for kind, part in kinds.items()},
+        "labels": per_label,
+    }

@@ -1,0 +1,273 @@
+"""Columns are mapped by name; options, label maps and wordings become plain text and label; what is mended is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finsa.config import Data, RunConfig
+from finsa.data.readers import FATE, Raw, columnar, read
+from finsa.data.shapes import shape
+from finsa.errors import DataError
+
+Configure = Callable[..., RunConfig]
+SHAPE = ["id", "text", "label", "domain", "parent", "group", "_line", "_fate"]
+
+
+@pytest.fixture
+def data(config: Configure) -> Data:
+    """The plain table's settings."""
+    return config("data=table").data
+
+
+def _columns(data: Data, **changes: object) -> Data:
+    return data.model_copy(update={"columns": data.columns.model_copy(update=changes)})
+
+
+def _raw(**columns: list[Any]) -> Raw:
+    return columnar(pl.DataFrame(columns))
+
+
+def _read(folder: Path, name: str, content: str) -> Raw:
+    file = folder / name
+    file.write_text(content, encoding="utf-8")
+    return read(file)
+
+
+def _pairs(frame: pl.DataFrame) -> list[tuple[str | None, ...]]:
+    return frame.select("text", "label").rows()
+
+
+# ------------------------------------------------------------------------------------------------ columns
+
+
+def test_columns_are_mapped_and_others_left_out(data: Data) -> None:
+    raw = _raw(nr=["1"], body=["x"], y=["a"], src=["web"], orig=["0"], firm=["f"], extra=["!"])
+    named = _columns(data, id="nr", text="body", label="y", domain="src", parent="orig", group="firm")
+    frame = shape(raw, named, "t.csv", "t")
+    assert frame.columns == SHAPE
+    assert frame.row(0) == ("1", "x", "a", "web", "0", "f", 1, None)
+
+
+def test_text_column_may_be_the_label_column_of_another_task(data: Data) -> None:
+    raw = _raw(label=["x"], text=["a"])
+    assert _pairs(shape(raw, _columns(data, text="label", label="text"), "t.csv", "t")) == [("x", "a")]
+
+
+@pytest.mark.parametrize("stem", ["posts", "{}", "a{b}", "{{"])
+def test_missing_ids_are_numbered(data: Data, stem: str) -> None:
+    raw = _raw(text=["x", "y"], label=["a", "b"])
+    for named in (data, _columns(data, id=None)):
+        assert shape(raw, named, "t.csv", stem)["id"].to_list() == [f"{stem}-1", f"{stem}-2"]
+
+
+def test_unwanted_id_column_is_not_read(data: Data) -> None:
+    raw = _raw(id=["q"], text=["x"], label=["a"])
+    assert shape(raw, _columns(data, id=None), "t.csv", "t")["id"].to_list() == ["t-1"]
+
+
+@pytest.mark.parametrize("blank", [None, "", " "])
+def test_blank_cells_are_missing(data: Data, blank: str | None) -> None:
+    """CSV knows no missing cell: rows without a parent or a group must not become one large family."""
+    raw = _raw(
+        id=[blank, "q "], text=["x", "y"], label=["a", "b"], domain=[blank, " n"], parent=[blank] * 2, firm=[blank] * 2
+    )
+    frame = shape(raw, _columns(data, group="firm"), "t.csv", "t")
+    assert frame.select("id", "domain", "parent", "group").rows() == [("t-1", None, None, None), ("q", "n", None, None)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            ("Text", "label"),
+            "data.columns.text: t.csv has no column 'text'; it has Text, label. Did you mean data.columns.text=Text?",
+        ),
+        (
+            ("text", "lable"),
+            "data.columns.label: t.csv has no column 'label'; it has text, lable. "
+            "Did you mean data.columns.label=lable?",
+        ),
+        (("q", "z"), "data.columns.text: t.csv has no column 'text'; it has q, z. Set data.columns.text=<column>."),
+    ],
+)
+def test_missing_column_is_told_with_the_near_one(data: Data, columns: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        shape(_raw(**{name: ["x"] for name in columns}), data, "t.csv", "t")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", ["id", "domain", "parent", "group"])
+def test_column_that_the_user_named_must_exist(data: Data, name: str) -> None:
+    with pytest.raises(DataError, match=rf"data\.columns\.{name}: t\.csv has no column 'source'; it has text, label"):
+        shape(_raw(text=["x"], label=["a"]), _columns(data, **{name: "source"}), "t.csv", "t")
+
+
+@pytest.mark.parametrize(("values", "kind"), [([1, 2], "Int64"), ([0.5], "Float64"), ([["x"]], "lists or objects")])
+def test_text_column_of_another_type_is_told(data: Data, values: list[Any], kind: str) -> None:
+    with pytest.raises(
+        DataError, match=rf"data\.columns\.text: column 'text' of t\.csv holds {kind}, not text\. Name another"
+    ):
+        shape(_raw(text=values, label=["a"] * len(values)), data, "t.csv", "t")
+
+
+def test_single_text_that_is_none_is_unreadable_and_a_whole_column_is_told(data: Data, tmp_path: Path) -> None:
+    mixed = _read(tmp_path, "t.jsonl", '{"text": "x", "label": "a"}\n{"text": ["y"], "label": "b"}\n')
+    frame = shape(mixed, data, "t.jsonl", "t")
+    assert frame[FATE].to_list() == [None, "unreadable: the text is a list or object"]
+    nested = _read(tmp_path, "n.json", '[{"text": {"a": 1}, "label": "a"}]')
+    with pytest.raises(DataError, match="column 'text' of n.json holds lists or objects, not text"):
+        shape(nested, data, "n.json", "n")
+
+
+# ------------------------------------------------------------------------------------------------ labels
+
+
+def test_label_map_leaves_values_that_it_does_not_list(data: Data) -> None:
+    mapped = data.model_copy(update={"label_map": {"0": "bearish", "1": "bullish"}})
+    raw = _raw(text=["x"] * 5, label=[0, 1, 2, None, 1])
+    assert shape(raw, mapped, "t.csv", "t")["label"].to_list() == ["bearish", "bullish", "2", None, "bullish"]
+
+
+def test_label_map_forgives_spelling_and_says_so(data: Data) -> None:
+    mapped = data.model_copy(update={"label_map": {"mildly positive": "positive"}, "labels": ("positive", "negative")})
+    raw = _raw(text=["x"] * 4, label=["mildly positive", " Mildly  Positive", "ＭILDLY positive", "positive"])
+    assert shape(raw, mapped, "/d/t.csv", "t")["label"].to_list() == ["positive"] * 4
+    assert sorted(raw.notes) == [
+        "t.csv: label spelling mended: ' Mildly  Positive' (1 rows) is mildly positive",
+        "t.csv: label spelling mended: 'ＭILDLY positive' (1 rows) is mildly positive",
+    ]
+
+
+def test_label_map_does_not_touch_what_is_a_class_already(data: Data) -> None:
+    """'a' is a class and, but for its case, a value of the map: the class wins."""
+    mapped = data.model_copy(update={"label_map": {"A": "first"}, "labels": ("a", "first")})
+    raw = _raw(text=["x"] * 3, label=["A", "a", " a "])
+    assert shape(raw, mapped, "t.csv", "t")["label"].to_list() == ["first", "a", "a"]
+
+
+def test_option_is_looked_up_in_its_own_row(data: Data) -> None:
+    chosen = data.model_copy(update={"options": ("A", "B")})
+    raw = _raw(
+        text=["x"] * 7,
+        label=["A", "A", "b", " B", "C", None, "Ａ"],
+        A=["p", " q ", "p", "p", "p", "p", "p"],
+        B=["q", "p", "q", "q", "q", "q", "q"],
+    )
+    assert shape(raw, chosen, "t.csv", "t")["label"].to_list() == ["p", "q", "q", "q", "C", None, "p"]
+    assert len(raw.notes) == 3, "b, ' B' and the wide A were mended, and that is said"
+
+
+@pytest.mark.parametrize("cell", ["null", '""'])
+def test_option_without_a_text_gives_no_class(data: Data, tmp_path: Path, cell: str) -> None:
+    raw = _read(tmp_path, "t.jsonl", f'{{"text": "x", "label": "A", "A": {cell}, "B": "p"}}')
+    (label,) = shape(raw, data.model_copy(update={"options": ("A", "B")}), "t", "t")["label"]
+    assert label == ("A" if cell == "null" else ""), "neither is a class: the row is an unknown label"
+
+
+def test_missing_option_column_is_told(data: Data) -> None:
+    chosen = data.model_copy(update={"options": ("A", "B")})
+    with pytest.raises(DataError, match=r"t\.csv has no field 'B', which data\.options needs; it has text, label, A"):
+        shape(_raw(text=["x"], label=["A"], A=["p"]), chosen, "t.csv", "t")
+
+
+# ------------------------------------------------------------------------------------------------ wording
+
+
+def test_text_is_taken_out_of_its_wording(data: Data) -> None:
+    """With everything that Python's expressions know, which is what the configuration checks: also look-around."""
+    taken = data.model_copy(update={"extract": r"(?<=问句[:：])\s*(\S[^\n]*)(?=\n)"})
+    raw = _raw(text=["说明\n问句：涨吗\n答", "问句: 跌吗\n", "没有", None, " "], label=["a"] * 5)
+    frame = shape(raw, taken, "t.csv", "t")
+    assert frame["text"].to_list() == ["涨吗", "跌吗", "没有", None, " "]
+    assert frame[FATE].to_list() == [None, None, "unreadable: data.extract finds nothing", None, None]
+
+
+def test_group_that_took_no_part_finds_nothing(data: Data) -> None:
+    frame = shape(_raw(text=["xy", "x"], label=["a", "b"]), data.model_copy(update={"extract": "x(y)?"}), "t.csv", "t")
+    assert frame["text"].to_list() == ["y", "x"]
+    assert frame[FATE].is_null().to_list() == [True, False]
+
+
+@settings(deadline=None)
+@given(text=st.text(max_size=20))
+def test_extracting_everything_changes_nothing(config: Configure, text: str) -> None:
+    plain = config("data=table").data
+    raw = _raw(text=[text], label=["a"])
+    everything = shape(raw, plain.model_copy(update={"extract": "(.*)"}), "t.csv", "t")
+    assert everything.equals(shape(raw, plain, "t.csv", "t"))
+
+
+def test_alpaca(config: Configure) -> None:
+    raw = _raw(
+        instruction=["判断", "判断", None, "判断"], input=["  涨 ", None, "跌", ""], output=["a", "b", "a", None]
+    )
+    frame = shape(raw, config("data=alpaca").data, "t.json", "t")
+    assert _pairs(frame) == [("判断\n涨", "a"), ("判断", "b"), ("\n跌", "a"), ("判断", None)]
+    without = shape(_raw(instruction=["判断"], output=["a"]), config("data=alpaca").data, "t.json", "t")
+    assert _pairs(without) == [("判断", "a")]
+
+
+def test_alpaca_needs_its_fields(config: Configure) -> None:
+    with pytest.raises(
+        DataError, match=r"t\.json has no field 'output', which data\.source=alpaca needs; it has instruction, answer"
+    ):
+        shape(_raw(instruction=["x"], answer=["a"]), config("data=alpaca").data, "t.json", "t")
+
+
+def test_alpaca_instruction_that_is_a_list_is_unreadable(config: Configure, tmp_path: Path) -> None:
+    rows = '{"instruction": "x", "output": "a"}\n{"instruction": "y", "input": ["z"], "output": "a"}\n'
+    frame = shape(_read(tmp_path, "t.jsonl", rows), config("data=alpaca").data, "t.jsonl", "t")
+    assert frame[FATE].to_list() == [None, "unreadable: the text is a list or object"]
+
+
+OPENAI = [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}, {"role": "assistant", "content": "a"}]
+SHAREGPT = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "a"}]
+LONGER = [*OPENAI, {"role": "user", "content": "y"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "chat", "pair"),
+    [("messages", OPENAI, ("x", "a")), ("conversations", SHAREGPT, ("x", "a")), ("messages", LONGER, ("y", "b"))],
+)
+def test_last_exchange_of_a_chat(
+    config: Configure, name: str, chat: list[dict[str, str]], pair: tuple[str, str]
+) -> None:
+    frame = shape(_raw(**{name: [chat]}), config("data=messages").data, "t", "t")
+    assert (_pairs(frame), frame[FATE].to_list()) == ([pair], [None])
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        LONGER[:-1],
+        SHAREGPT[1:],
+        [],
+        None,
+        "hello",
+        {"role": "user"},
+        [3],
+        [{"role": "user", "content": [1]}, OPENAI[2]],
+    ],
+)
+def test_chat_without_an_answered_user_turn_is_unreadable(config: Configure, chat: object) -> None:
+    frame = shape(_raw(messages=[json.dumps(chat)]), config("data=messages").data, "t", "t")
+    assert frame[FATE].to_list() == ["unreadable: no user turn with an answer"]
+
+
+def test_empty_turns_are_empty_and_not_unreadable(config: Configure) -> None:
+    chat = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
+    frame = shape(_raw(messages=[chat]), config("data=messages").data, "t", "t")
+    assert (_pairs(frame), frame[FATE].to_list()) == ([("", "")], [None])
+
+
+def test_messages_need_their_field(config: Configure) -> None:
+    with pytest.raises(DataError, match="has no field 'messages', which data.source=messages needs; it has chat"):
+        shape(_raw(chat=["x"]), config("data=messages").data, "t", "t")
