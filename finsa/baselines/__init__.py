@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from finsa import config
 from finsa.config import RunConfig
@@ -143,6 +145,6 @@ def restore(cfg: RunConfig, labels: Sequence[str], run: Path) -> Learner:
             raise ModelError(f"run: {run} tells {', '.join(known)} apart; these rows have {', '.join(labels)}")
         learner = build(cfg, len(known))
         learner.restore(folder)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError, BadZipFile, SafetensorError) as error:
         raise ModelError(f"run: {folder} is incomplete or damaged: {str(error).splitlines()[0]}") from None
     return learner

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import colormaps, pyplot
+from matplotlib.ticker import NullFormatter
 
 from finsa.evaluation import statistics
 from finsa.evaluation.arms import Arm
@@ -22,6 +25,7 @@ from finsa.evaluation.figures import font_and_names
 # Told apart by colour-blind readers as well (Okabe & Ito 2008); more than that take a map's shades.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#B8A500")
 WIDTH, DPI = 6.8, 150  # inches: narrow, so that the writing is still large enough on a telephone
+LETTER = 0.058  # inches that a letter of 7 points takes
 LINES = 8  # arms that a figure of lines can show apart
 
 
@@ -114,8 +118,7 @@ def _f1_bars(comparison: Comparison, names: Sequence[str], file: Path) -> Figure
             for place, value, end in zip(places, values, high, strict=True):
                 axes[0, 0].text(min(end + 0.01, 1.0), place + shift, f"{value:.3f}", va="center", fontsize=8)
         axes[0, 0].set_yticks(places, names)
-        axes[0, 0].invert_yaxis()
-        axes[0, 0].set_xlim(0, 1.08)
+        axes[0, 0].set(xlim=(0, 1.08), ylim=(len(names) - 0.4, -0.6))
         axes[0, 0].set_xlabel("F1 on the test rows, with 95 % intervals")
         axes[0, 0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     alt = "; ".join(f"{record['arm']}: macro-F1 {record['macro_f1']:.3f}" for record in records)
@@ -123,35 +126,47 @@ def _f1_bars(comparison: Comparison, names: Sequence[str], file: Path) -> Figure
 
 
 def _confusions(comparison: Comparison, names: Sequence[str], labels: Sequence[str], file: Path) -> Figure:
-    columns = min(3, len(names)) if len(labels) <= 5 else 1
-    rows, side = -(-len(names) // columns), WIDTH / columns
-    numbers = [str(place) for place in range(1, len(labels) + 1)]
-    short = list(labels) if max(map(len, labels)) * len(labels) < 14 * side else numbers
-    with _canvas(file, rows * min(side + 0.2, 5.2), rows, columns) as (figure, axes):
-        for place, one in enumerate(axes.flat):
-            if place >= len(names):
-                one.axis("off")
-                continue
-            arm = comparison.arms[place]
-            counts = statistics.confusions(arm.runs[0].gold, arm.predicted, len(labels)).sum(axis=0)
-            _matrix(one, counts, short)
-            one.set_title(names[place], fontsize=9)
-        figure.supxlabel("predicted" + ("" if short != numbers else ": classes numbered in the table's order"))
-        figure.supylabel("true")
+    """All matrices in one pair of axes: with a pair for each, 50 arms take ten times as long."""
+    count, columns = len(labels), min(3, len(names)) if len(labels) <= 5 else 1
+    rows, wide, high = -(-len(names) // columns), count + 0.5, count + 1.5
+    inches = (WIDTH - 1) / (columns * wide)  # of a cell
+    fits = max(map(_letters, labels)) * LETTER <= inches
+    written = list(labels) if fits else [str(place) for place in range(1, count + 1)]
+    with _canvas(file, 0.6 + inches * rows * high) as (_, axes):
+        for place, arm in enumerate(comparison.arms):
+            down, right = divmod(place, columns)
+            counts = statistics.confusions(arm.runs[0].gold, arm.predicted, count).sum(axis=0)
+            _matrix(axes[0, 0], counts, right * wide, down * high, 22 / (count * columns))
+            title = "\n".join(textwrap.wrap(names[place], int(count * inches / LETTER), max_lines=2, placeholder="…"))
+            axes[0, 0].text(right * wide + (count - 1) / 2, down * high - 0.6, title, ha="center", fontsize=7)
+            for at, name in enumerate(written):
+                axes[0, 0].text(right * wide + at, down * high + count - 0.45, name, ha="center", va="top", fontsize=7)
+        places = [down * high + at for down in range(rows) for at in range(count)]
+        axes[0, 0].set_yticks(places, written * rows, fontsize=7)
+        axes[0, 0].set_xticks([])
+        axes[0, 0].set(xlim=(-0.6, columns * wide - 0.9), ylim=(rows * high - 1.3, -1), aspect="equal", ylabel="true")
+        axes[0, 0].set_xlabel("predicted" if fits else "predicted; classes numbered in the order of the table By class")
+        axes[0, 0].tick_params(length=0)
+        axes[0, 0].spines[["left", "bottom"]].set_visible(False)
     alt = "Rows of each true class by predicted class; the table By class has what follows from them."
     return Figure(file, "Confusion matrices: rows, and shares of the true class; several runs together", alt)
 
 
-def _matrix(axes: Any, counts: Any, names: Sequence[str]) -> None:
+def _letters(text: str) -> int:
+    """Width of a text in Latin letters; a Chinese character is two wide."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def _matrix(axes: Any, counts: Any, x: float, y: float, size: float) -> None:
+    """Draw one matrix with its first cell's middle at (x, y)."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    size = max(5.0, 9.0 - 0.4 * len(names))
+    end = len(counts) - 0.5
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, extent=(x - 0.5, x + end, y + end, y - 0.5))
     for (row, column), count in np.ndenumerate(counts):
         colour = "white" if shares[row, column] > 0.6 else "black"
         text = f"{count}\n{shares[row, column]:.0%}"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
-    axes.set_xticks(range(len(names)), names, fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+        place = (x + column, y + row)
+        axes.text(*place, text, ha="center", va="center", color=colour, fontsize=min(9.0, max(5.0, 3.2 * size)))
 
 
 def _classes(comparison: Comparison, names: Sequence[str], labels: Sequence[str], file: Path) -> Figure:
@@ -187,6 +202,8 @@ def _curves(comparison: Comparison, names: Sequence[str], file: Path) -> Figure 
             _curve(axes[0, 0], comparison.arms[place], "loss", colour, names[place])
             _curve(axes[1, 0], comparison.arms[place], "eval_macro_f1", colour, None, marker="o", markersize=3)
         axes[0, 0].set_yscale("log")
+        axes[0, 0].yaxis.set_major_formatter("{x:g}")
+        axes[0, 0].yaxis.set_minor_formatter(NullFormatter())
         axes[0, 0].set_ylabel("training loss")
         axes[1, 0].set_ylabel("macro-F1 on validation")
         axes[1, 0].set_xlabel("optimiser step")
@@ -213,7 +230,7 @@ def _calibration(comparison: Comparison, names: Sequence[str], file: Path) -> Fi
                 x, y = ([one[key] for one in bins] for key in ("confidence", "accuracy"))
                 sizes = [8 + 200 * one["rows"] / len(run.rows) for one in bins]
                 label = f"{names[place]}: ECE {error:.3f}" if number == 0 else None
-                axes[0, 0].plot(x, y, color=colour, linewidth=0.9, alpha=0.6, clip_on=False, label=label)
+                axes[0, 0].plot(x, y, color=colour, linewidth=0.9, alpha=0.45, clip_on=False, label=label)
                 axes[0, 0].scatter(x, y, sizes, color=colour, clip_on=False, zorder=3)
         axes[0, 0].set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the predicted label", ylabel="share right")
         figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)

@@ -72,7 +72,7 @@ def _score_baseline(trained: RunConfig, source: Path | None, job: task.Labelled,
 
 
 def _of_run(cfg: RunConfig) -> tuple[RunConfig, Path, Path]:
-    """The configuration of a run, its folder and its adapter's; rows may be others, where the command names some."""
+    """The configuration of a run, its folder and its adapter's; its rows may be others, if the command names some."""
     path, trained, _ = runs.read(str(cfg.run))
     place = learner.adapter_folder(trained, path)
     named = HydraConfig.initialized() and any(text.startswith("data") for text in HydraConfig.get().overrides.task)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from finsa.config import RunConfig
-from finsa.data import sampling
+from finsa.data import sampling, table, task
 from finsa.errors import ConfigError
 
 Configure = Callable[..., RunConfig]
@@ -35,3 +37,30 @@ def test_the_published_weights_are_inert(config: Configure) -> None:
     assert sampling.class_weights([3854, 889, 3532], "effective", 0.9999) == pytest.approx(
         [0.514, 1.933, 0.553], abs=1e-3
     )
+
+
+@pytest.mark.parametrize("balance", ["none", "downsample", "oversample"])
+def test_inverse_weights_give_every_class_the_same_share_of_the_loss(
+    config: Configure, tokenizer: Any, balance: str
+) -> None:
+    """Weights are those of the rows that are used, so that after balancing they are all the same."""
+    job = task.build(config(), table.load(config("data.cache=null").data), tokenizer)
+    cfg = config("method=lora_class_weight", f"method.balance={balance}", "method.rows_per_class=1200")
+    rows, shares = job.training_rows(cfg), Counter[int]()
+    for place, number in enumerate(job.training_order(cfg)):
+        shares[job.gold("train")[number]] += rows[place]["weight"]  # type: ignore[assignment]
+    assert len(shares) == 3
+    assert list(shares.values()) == pytest.approx([len(rows) / 3 if balance != "none" else shares[0]] * 3)
+    weights = {rows[place]["weight"] for place in range(len(rows))}
+    assert len(weights) == (3 if balance == "none" else 1)
+    assert sum(weights) / len(weights) == pytest.approx(1)
+
+
+def test_rows_are_cut_to_what_a_method_reads(config: Configure, tokenizer: Any) -> None:
+    job = task.build(config(), table.load(config("data.cache=null").data), tokenizer)
+    prompt, gold, renderer = job.prompts("train")[0], job.gold("train")[0], job.renderer
+    (label,) = job.training_rows(config("method=lora_label"))[:1]
+    (text,) = job.training_rows(config("method=classifier"))[:1]
+    assert label == {"input_ids": prompt, "labels": [-100] * len(prompt), "target": gold}
+    assert text["input_ids"] + renderer.tail == prompt
+    assert (text["target"], text["text_span"]) == (gold, (len(renderer.head), len(prompt) - len(renderer.tail)))

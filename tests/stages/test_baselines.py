@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from finsa.config import ROOT, RunConfig
-from finsa.errors import ConfigError
+from finsa.errors import ConfigError, ModelError
 from finsa.evaluation import metrics
 from finsa.runs import Result
 from finsa.stages import check, evaluate, train
@@ -83,6 +84,16 @@ def test_scored_again_it_says_the_same(finished: tuple[RunConfig, Result], confi
         assert one["scores"] == pytest.approx(other["scores"], abs=2e-6)
     assert read(again, "run.json")["label_fingerprint"] == read(first, "run.json")["label_fingerprint"]
     assert read(again, "ledger.json") == read(first, "ledger.json")
+
+
+def test_a_damaged_file_is_told(finished: tuple[RunConfig, Result], config: Compose, tmp_path: Path) -> None:
+    _, first = finished
+    assert first.run_dir is not None
+    copy = shutil.copytree(first.run_dir, tmp_path / "copy")
+    largest = max((copy / "baseline").iterdir(), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    with pytest.raises(ModelError, match="is incomplete or damaged"):
+        evaluate.run(config("stage=evaluate", f"run={copy}", "tracking=none", f"output_dir={tmp_path}"))
 
 
 def test_the_plan_counts_what_was_learnt(
