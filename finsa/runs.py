@@ -160,9 +160,27 @@ def _unfinished(cfg: RunConfig) -> Path:
     )
 
 
+def finished(cfg: RunConfig, data_fingerprint: str | None) -> Path | None:
+    """The newest complete run of this very configuration and these rows below ``output_dir``; None where there is none.
+
+    A folder that cannot be read is passed over: what it held is made again.
+    """
+    wanted = {"config_hash": config_hash(cfg), "data_fingerprint": data_fingerprint, "status": "complete"}
+    found: list[tuple[str, Path]] = []
+    for file in Path(cfg.output_dir).absolute().rglob("run.json"):
+        try:
+            facts = _read_json(file)
+        except RunError:
+            continue
+        if all(facts.get(name) == value for name, value in wanted.items()):
+            found.append((str(facts.get("finished")), file.parent))
+    return max(found)[1] if found else None
+
+
 def config_hash(cfg: RunConfig) -> str:
-    """Hash of what decides a run's result: the configuration without where it is written, kept and tracked."""
-    values = cfg.model_dump(mode="json", exclude={"resume", "output_dir", "tracking", "output"})
+    """Hash of what decides a run's result: the configuration without what it is called, where it is kept and shown."""
+    beside = {"resume", "output_dir", "tracking", "output", "experiment", "published"}
+    values = cfg.model_dump(mode="json", exclude=beside)
     for data in (values["data"], *(values["data"]["parts"] or {}).values()):
         del data["cache"]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]

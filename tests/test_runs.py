@@ -34,6 +34,22 @@ def test_a_broken_run_is_marked_and_not_taken_for_a_finished_one(config: Config,
         runs.read(str(folder.path))
 
 
+def test_a_finished_run_is_found_by_its_configuration_and_rows(config: Config, tmp_path: Path) -> None:
+    cfg = config(f"output_dir={tmp_path}", "train.epochs=3")
+    assert runs.finished(cfg, "rows") is None
+    for _ in range(2):
+        with runs.start(cfg, "rows") as folder:
+            pass
+    with pytest.raises(KeyboardInterrupt), runs.start(cfg, "rows"):
+        raise KeyboardInterrupt
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text("{")
+    assert runs.finished(cfg, "rows") == folder.path
+    assert runs.finished(cfg, "other rows") is None
+    assert runs.finished(config(f"output_dir={tmp_path}", "train.epochs=4"), "rows") is None
+    assert runs.finished(config(f"output_dir={tmp_path}", "train.epochs=3", "tracking=none"), "rows") == folder.path
+
+
 def test_resume_takes_the_unfinished_run_of_this_configuration(config: Config, tmp_path: Path) -> None:
     folders = {}
     for epochs in (3, 4):
