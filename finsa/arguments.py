@@ -14,10 +14,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
-from finsa.composition import below_mapping, build, choices_of, compose_values, groups, unknown_key
+from finsa.composition import below_mapping, build, choices_of, compose_values, experiment, groups, unknown_key
 from finsa.errors import ConfigError, Problem, suggest
 
 MAX_CHECKED_JOBS = 64
+SWEPT = ("train", "check")  # stages that an experiment's own sweep is meant for
 # A word of a list or mapping that has a character outside ASCII.
 _CHINESE = re.compile(r"[^\s,\[\]{}:()]*[^\x00-\x7f][^\s,\[\]{}:()]*")
 
@@ -43,6 +44,26 @@ def check(overrides: Sequence[str]) -> None:
         problems += _check_job(job)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
+
+
+def expand(words: Sequence[str]) -> list[str]:
+    """Add an experiment's own sweep to a command, but for what the command sets itself.
+
+    ``experiment=aidf_ablation`` runs all arms, ``experiment=aidf_ablation method=lora`` this one.
+
+    Args:
+        words: the command line without the program, flags included.
+
+    Returns:
+        The same, or with ``-m`` in front and the sweep's axes behind.
+    """
+    given = dict(word.partition("=")[::2] for word in words if "=" in word and not word.startswith("-"))
+    if given.get("stage", "train") not in SWEPT or given.get("experiment") not in choices_of("experiment"):
+        return list(words)
+    sweep = experiment(given["experiment"]).get("sweep") or {}
+    axes = [f"{key}={','.join(map(str, values))}" for key, values in sweep.items() if key not in given]
+    flag = ["-m"] if axes and not {"-m", "--multirun"} & set(words) else []
+    return [*flag, *words, *axes]
 
 
 def quote(word: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -39,6 +40,11 @@ def choices_of(group: str) -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
 
 
+def experiment(name: str) -> dict[str, Any]:
+    """What an experiment's file itself states, defaults not followed."""
+    return _read(CONF / "experiment" / f"{name}.yaml")
+
+
 def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], Choices]:
     """Compose ``conf/`` with overrides.
 
@@ -48,6 +54,8 @@ def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], Choices]:
     Raises:
         ConfigError: for what Hydra itself refuses.
     """
+    running = GlobalHydra.instance()
+    outer, running.hydra = running.hydra, None  # a job of Hydra's may compose another job's configuration
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose("config", list(overrides), return_hydra_config=True)
@@ -57,6 +65,8 @@ def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], Choices]:
         return plain(composed), choices
     except REFUSALS as error:
         raise refused(error) from None
+    finally:
+        running.hydra = outer
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -75,6 +85,11 @@ def from_hydra(config: Any) -> RunConfig:
     """
     job = HydraConfig.get()
     return build(plain(config), dict(job.runtime.choices), list(job.overrides.task))
+
+
+def command() -> list[str]:
+    """Overrides of the command that Hydra is running; none outside of one."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def build(values: dict[str, Any], choices: Choices, overrides: Sequence[str]) -> RunConfig:
@@ -103,6 +118,15 @@ def refused(error: Exception) -> ConfigError:
     lines = [line for line in str(error).splitlines() if line and "HYDRA_FULL_ERROR" not in line]
     advice = ("To append to your config", "object_type=", "reference_type=")
     text = "; ".join(line.strip() for line in lines if not line.strip().startswith(advice))
+    launcher = re.search(
+        r"Could not find 'hydra/launcher/([^']+)'; Available options in 'hydra/launcher':(.*); Config", text
+    )
+    if launcher:
+        here = ", ".join(name.strip() for name in launcher[2].split(";") if name.strip())
+        text = (
+            f"no '{launcher[1]}' is installed, only {here}. pip install 'finsa[launchers]' or 'finsa[ray]' brings more"
+        )
+        return ConfigError([Problem("hydra/launcher", text, "command line")])
     key = re.match(r"Could not override '([^'@]+)'", text)
     if key:
         section = key[1].rpartition(".")[0] or "the configuration"

@@ -765,6 +765,55 @@ def _template(prompt: str, needed: set[str], known: set[str]) -> str:
     return prompt
 
 
+class Axis(Section):
+    """One setting that a search draws.
+
+    Args:
+        key: of the configuration, or a group, such as ``train.learning_rate`` or ``method``.
+        values: to choose from; or instead
+        low, high: a range, whole numbers where both ends are.
+        log: whether the range is drawn on a logarithmic scale.
+    """
+
+    key: str
+    values: Annotated[tuple[str | int | float | bool, ...], Field(min_length=1)] | None = None
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Axis:
+        if self.values is not None and self.low is None and self.high is None:
+            return self
+        if self.values is not None or self.low is None or self.high is None:
+            raise ValueError(f"{self.key} needs values, or low and high")
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low {self.low} must be below high {self.high}, and above 0 where log is true")
+        return self
+
+    @property
+    def first(self) -> str | int | float | bool:
+        """A value of it, to try whether the others would fit."""
+        return self.values[0] if self.values else self.low or 0
+
+
+class SearchStage(Section):
+    """Search settings for the best macro-F1 on the validation split.
+
+    Args:
+        trials: how many, those of an interrupted search included.
+        space: what is drawn.
+        prune: whether a trial stops that is below the median of earlier ones at the same step (Golovin et al. 2017).
+        startup: trials that are drawn at random and never stopped.
+    """
+
+    name: Literal["search"]
+    trials: PositiveInt
+    space: Annotated[tuple[Axis, ...], Field(min_length=1)]
+    prune: bool
+    startup: NonNegativeInt
+
+
 class MoeJointStage(Section):
     """The joint stage of a mixture of experts: named here so that its command composes; the stage is not built yet."""
 
@@ -781,6 +830,7 @@ Stage = Annotated[
     | ReportStage
     | AugmentStage
     | SynthesizeStage
+    | SearchStage
     | MoeJointStage,
     Field(discriminator="name"),
 ]
@@ -813,7 +863,8 @@ class PublishedRow(Section):
     """One row of a published table: data rather than settings, so what its source does not say is left out.
 
     Args:
-        model, method: what they are called below ``conf/``, to find the run that belongs to the row.
+        model, method: what they are called below ``conf/``, to find the run that belongs to the row; a method may have
+            several names.
         scores: as printed, as shares of 1: accuracy, macro_f1, weighted_f1, macro_precision, macro_recall.
         f1, recall: as printed, by label.
         confusion: rows true, columns predicted, in the order of the table's labels.
@@ -822,7 +873,7 @@ class PublishedRow(Section):
     """
 
     model: str | None = None
-    method: str | None = None
+    method: str | tuple[str, ...] | None = None
     scores: dict[Literal["accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall"], Score] = {}
     f1: tuple[Score, ...] | None = None
     recall: tuple[Score, ...] | None = None
@@ -831,6 +882,11 @@ class PublishedRow(Section):
     correct: Count | None = None
     pairs: Pairs | None = None
     note: str | None = None
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of its method."""
+        return (self.method,) if isinstance(self.method, str) else self.method or ()
 
 
 class Published(Section):
@@ -889,12 +945,18 @@ USED_BY = {
     "runs": ("report",),
     "published": ("train", "evaluate", "check", "report"),
     "output": ("generate", "pretrain", "augment", "synthesize", "report"),
-    "resume": ("train", "pretrain"),
+    "resume": ("train", "pretrain", "search"),
+    "fresh": ("train", "evaluate"),
 }
 
 
 class RunConfig(Section):
-    """A run, checked once and frozen."""
+    """A run, checked once and frozen.
+
+    Args:
+        sweep: what an experiment runs over unless the command says otherwise: choices or values by key.
+        fresh: whether a sweep repeats jobs that are finished already.
+    """
 
     model: Model
     method: Method
@@ -903,6 +965,7 @@ class RunConfig(Section):
     stage: Stage
     tracking: Tracking
     experiment: str | None
+    sweep: dict[str, Annotated[tuple[str | int | float, ...], Field(min_length=1)]] | None
     seed: NonNegativeInt
     output_dir: str
     run: str | None
@@ -910,6 +973,7 @@ class RunConfig(Section):
     published: Published | None
     output: str | None
     resume: bool
+    fresh: bool
 
     @model_validator(mode="after")
     def _joined(self) -> RunConfig:

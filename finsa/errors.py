@@ -29,6 +29,10 @@ class RunError(FinsaError):
     """A run folder that is missing, incomplete, damaged or of another kind."""
 
 
+class Pruned(Exception):  # noqa: N818 - a wish of the search, no error
+    """A trial of a search that was stopped early because others did better; nothing is wrong."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One fault of a configuration.

@@ -55,6 +55,7 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
         os.environ.setdefault(name, value)
     try:
         if not any(word.split("=")[0] in _HYDRA_FLAGS + _HYDRA_VALUES for word in argv[1:]):
+            argv[1:] = arguments.expand(argv[1:])
             arguments.check([word for word in argv[1:] if not word.startswith("-")])
             GlobalHydra.instance().clear()
         main()
@@ -103,18 +104,27 @@ def run_job(cfg: RunConfig) -> float | None:
     """
     sweep = sweep_name() is not None
     try:
-        result = _run(cfg)
+        if sweep:
+            sweeps.begin(cfg)
+        result = (_earlier(cfg) if sweep else None) or _run(cfg)
     except Exception as error:
         if not sweep:
             _raised.append(error)
         else:
             if os.environ.get("FINSA_DEBUG") == "1":
                 traceback.print_exc()
-            sweeps.failed(describe(error) if isinstance(error, FinsaError) else f"error: {error!r}")
+            sweeps.failed(cfg, describe(error) if isinstance(error, FinsaError) else f"error: {error!r}")
         return float("nan")
     if sweep:
-        sweeps.finished(result)
+        sweeps.finished(cfg, result)
     return result.objective
+
+
+def _earlier(cfg: RunConfig) -> Result | None:
+    """The job's result where it was finished before on the same rows."""
+    if cfg.stage.name not in ("train", "evaluate") or cfg.run is not None:
+        return None
+    return sweeps.earlier(cfg, table.load(cfg.data).fingerprint)
 
 
 def _run(cfg: RunConfig) -> Result:
@@ -122,7 +132,7 @@ def _run(cfg: RunConfig) -> Result:
     path = require_stage(cfg.stage.name)
     if cfg.run is not None:
         runs.read(cfg.run)
-    elif cfg.stage.name in ("train", "check", "evaluate"):
+    elif cfg.stage.name in ("train", "check", "evaluate", "search"):
         _preflight(cfg, table.load(cfg.data))
     result: Result = import_module(path).run(cfg)
     return result

@@ -14,8 +14,9 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import metadata
@@ -28,8 +29,9 @@ from hydra.types import RunMode
 from pydantic import ValidationError
 
 from finsa.config import ROOT, RunConfig, locate
-from finsa.errors import RunError, suggest
+from finsa.errors import Pruned, RunError, suggest
 
+JOB = "job.json"  # what a sweep notes about each of its jobs
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "hydra-core", "wandb", "finsa")
 
 
@@ -90,6 +92,43 @@ class RunFolder:
             file.write(json.dumps({"step": step, "time": round(time.time(), 3), **record}) + "\n")
 
 
+Watch = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Where the next run is written as part of a larger one, which one that is, and who watches its numbers."""
+
+    path: Path
+    whole: str
+    watch: Watch
+
+
+_part: ContextVar[_Part | None] = ContextVar("part", default=None)
+
+
+@contextmanager
+def below(path: Path, whole: str, watch: Watch = lambda step, values: None) -> Iterator[None]:
+    """Write the run that starts in this context into a folder of a larger run's.
+
+    Args:
+        path: the run's folder.
+        whole: name of the larger run; trackers group by it.
+        watch: is told the numbers that the run logs; it may raise `Pruned` to stop it.
+    """
+    token = _part.set(_Part(path, whole, watch))
+    try:
+        yield
+    finally:
+        _part.reset(token)
+
+
+def tell(step: int, values: dict[str, float]) -> None:
+    """Show logged numbers to whoever watches this run."""
+    if part := _part.get():
+        part.watch(step, values)
+
+
 @contextmanager
 def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFolder]:
     """Open a run's folder; on leaving it is complete, or marked failed with the error.
@@ -116,7 +155,8 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
     try:
         yield folder
     except BaseException as error:
-        folder.note(status="failed", error=f"{type(error).__name__}: {error}"[:2000])
+        stopped = isinstance(error, Pruned)
+        folder.note(status="pruned" if stopped else "failed", error=f"{type(error).__name__}: {error}"[:2000])
         raise
     folder.note(
         status="complete",
@@ -127,13 +167,17 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
 
 
 def sweep_name() -> str | None:
-    """Name of the sweep this job belongs to; None outside of one."""
+    """Name of the sweep or the larger run that this job belongs to; None where there is none."""
+    if part := _part.get():
+        return part.whole
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         return Path(HydraConfig.get().sweep.dir).name
     return None
 
 
 def _new_path(cfg: RunConfig) -> Path:
+    if part := _part.get():
+        return part.path
     if sweep_name() is not None:
         return Path(HydraConfig.get().runtime.output_dir).absolute()
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -179,7 +223,7 @@ def finished(cfg: RunConfig, data_fingerprint: str | None) -> Path | None:
 
 def config_hash(cfg: RunConfig) -> str:
     """Hash of what decides a run's result: the configuration without what it is called, where it is kept and shown."""
-    beside = {"resume", "output_dir", "tracking", "output", "experiment", "published"}
+    beside = {"resume", "fresh", "output_dir", "tracking", "output", "experiment", "sweep", "published"}
     values = cfg.model_dump(mode="json", exclude=beside)
     for data in (values["data"], *(values["data"]["parts"] or {}).values()):
         del data["cache"]

@@ -1,36 +1,143 @@
-"""What a sweep's jobs came to, and the report at its end."""
+"""What a sweep's jobs came to, and the report at its end.
+
+Every job leaves ``job.json`` in its folder, so that the end of a sweep sees jobs of other processes and machines too.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 
-from finsa import composition
-from finsa.config import ReportStage
+from finsa import composition, runs, tracking
+from finsa.config import ReportStage, RunConfig, Tracking
 from finsa.errors import FinsaError
-from finsa.runs import Result
+from finsa.runs import JOB, Result, RunFolder
+
+_folder: list[Path] = []  # of the sweep that this process started
+
+
+class Remember(Callback):
+    """Told by Hydra when all jobs are through, wherever they ran; the jobs themselves may run in other processes."""
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        """Note the sweep's folder."""
+        _folder[:] = [Path(config.hydra.sweep.dir).absolute()]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One finished or failed job of the sweep that this process runs."""
+    """One job of a sweep, as its ``job.json`` tells.
+
+    Args:
+        overrides: what its part of the command line says.
+        status: ``complete``, ``failed``, or ``running`` for one that did not come to its end.
+        run: its run folder, which an earlier sweep may have made; None for a stage that writes none.
+        error: why it failed.
+        published: name of the published table it belongs to.
+        tracking: as configured.
+    """
 
     overrides: tuple[str, ...]
-    result: Result | None
-    error: str = ""
+    status: str
+    run: Path | None
+    error: str
+    published: str | None
+    tracking: Tracking
 
 
-_jobs: list[Job] = []
-_folder: list[Path] = []
+# ------------------------------------------------------------------------------------------------ one job
 
 
-def _overrides() -> tuple[str, ...]:
-    hydra = HydraConfig.get()
-    _folder[:] = [Path(hydra.sweep.dir)]
-    return tuple(hydra.overrides.task)
+def begin(cfg: RunConfig) -> None:
+    """Leave a note that a job has started."""
+    _note(cfg, status="running")
+
+
+def finished(cfg: RunConfig, result: Result) -> None:
+    """Note a job that came to its end."""
+    _note(cfg, status="complete", run=None if result.run_dir is None else str(result.run_dir))
+
+
+def failed(cfg: RunConfig, error: str) -> None:
+    """Note a job that failed, and say so at once."""
+    _note(cfg, status="failed", error=error)
+    print(f"job {HydraConfig.get().job.num} failed: {error}", file=sys.stderr)
+
+
+def earlier(cfg: RunConfig, data_fingerprint: str | None) -> Result | None:
+    """The result of this very job where it was finished before, by this sweep's command or another one's."""
+    path = None if cfg.fresh else runs.finished(cfg, data_fingerprint)
+    if path is None:
+        return None
+    metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    print(f"job {HydraConfig.get().job.num}: finished before in {path}; fresh=true runs it again")
+    return Result(cfg.stage.name, path, metrics, metrics.get("validation", {}).get("macro_f1"))
+
+
+def _note(cfg: RunConfig, **facts: Any) -> None:
+    folder = Path(HydraConfig.get().runtime.output_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    known = {
+        "overrides": list(HydraConfig.get().overrides.task),
+        "published": cfg.published and cfg.published.name,
+        "tracking": cfg.tracking.model_dump(mode="json"),
+        "time": round(time.time(), 3),
+    }
+    RunFolder(folder, {}).write_json(JOB, {**known, **facts})
+
+
+# ------------------------------------------------------------------------------------------------ the end
+
+
+def conclude() -> int:
+    """Write and print the report of the sweep that this process started, and return the exit code.
+
+    Returns:
+        0 where no sweep ran or all its jobs finished; 1 where some failed.
+    """
+    if not _folder:
+        return 0
+    folder = _folder.pop()
+    jobs = _names(_jobs(folder))
+    failures = {name: job.error for name, job in jobs.items() if job.status != "complete"}
+    scored = {name: metrics["test"] for name, job in jobs.items() if "test" in (metrics := _metrics(job.run))}
+    if scored:
+        _compare(folder, jobs, scored, failures)
+        print(f"sweep folder: {folder}")
+    for name, error in failures.items():
+        print(f"failed: {name}\n  {error}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _jobs(folder: Path) -> list[Job]:
+    found = []
+    for file in sorted(folder.glob(f"*/{JOB}"), key=lambda file: (len(file.parent.name), file.parent.name)):
+        values = json.loads(file.read_text(encoding="utf-8"))
+        run, status = values.get("run"), values["status"]
+        lost = "did not come to its end: its process was stopped" if status == "running" else ""
+        found.append(
+            Job(
+                tuple(values["overrides"]),
+                status,
+                Path(run) if run else None,
+                values.get("error", lost),
+                values["published"],
+                Tracking.model_validate(values["tracking"], strict=False),
+            )
+        )
+    return found
+
+
+def _metrics(run: Path | None) -> dict[str, Any]:
+    file = run / "metrics.json" if run else None
+    return json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
 
 
 def _names(jobs: list[Job]) -> dict[str, Job]:
@@ -43,58 +150,31 @@ def _names(jobs: list[Job]) -> dict[str, Job]:
     return names
 
 
-def finished(result: Result) -> None:
-    """Note a job that came to its end."""
-    _jobs.append(Job(_overrides(), result))
-
-
-def failed(error: str) -> None:
-    """Note a job that failed, and say so at once."""
-    _jobs.append(Job(_overrides(), None, error))
-    print(f"job {len(_jobs) - 1} failed: {error}", file=sys.stderr)
-
-
-def conclude() -> int:
-    """Write and print the sweep's report and return the exit code.
-
-    Returns:
-        0 where no sweep ran or all its jobs finished; 1 where some failed.
-    """
-    if not _jobs:
-        return 0
-    jobs = _names(_jobs)
-    failures = {name: job.error for name, job in jobs.items() if job.result is None}
-    _jobs.clear()
-    scored = {name: job.result for name, job in jobs.items() if job.result and "test" in job.result.metrics}
-    if scored:
-        _compare(scored, failures, f"sweep of {len(jobs)} jobs, test split")
-        print(f"sweep folder: {_folder[0]}")
-    for name, error in failures.items():
-        print(f"failed: {name}\n  {error}", file=sys.stderr)
-    return 1 if failures else 0
-
-
-def _compare(scored: dict[str, Result], failures: dict[str, str], title: str) -> None:
+def _compare(folder: Path, jobs: dict[str, Job], scored: dict[str, Any], failures: dict[str, str]) -> None:
     """Write the jobs' scores as they are, then the report; where the jobs cannot be compared, say why instead."""
     from finsa.evaluation import report, tables
 
-    rows = {name: result.metrics["test"] for name, result in scored.items()}
-    tables.write_comparison(rows, _folder[0])
+    title = f"sweep of {len(jobs)} jobs, test split"
+    tables.write_comparison(scored, folder)
     print(title)
     try:
-        paths = [result.run_dir for result in scored.values() if result.run_dir is not None]
-        made = report.build(paths, _options(), None, failures)
-        report.write(made, _folder[0])
-        report.show(made, _folder[0], f"python run.py stage=report runs={_folder[0]}")
+        paths = [job.run for name, job in jobs.items() if name in scored and job.run is not None]
+        cfg = _report_config(folder, {job.published for job in jobs.values()})
+        assert isinstance(cfg.stage, ReportStage)
+        made = report.build(list(dict.fromkeys(paths)), cfg.stage, cfg.published, failures)
+        report.write(made, folder)
+        report.show(made, folder, f"python run.py stage=report runs={folder}")
     except FinsaError as error:
-        tables.show_comparison(rows, title)
+        tables.show_comparison(scored, title)
         print(f"no report: {error}", file=sys.stderr)
+        return
+    tracking.log_report(next(iter(jobs.values())).tracking, folder)
 
 
-def _options() -> ReportStage:
-    """The report's options as ``conf/stage/report.yaml`` has them."""
-    overrides = ["stage=report", f"runs='{_folder[0]}'"]
+def _report_config(folder: Path, published: set[str | None]) -> RunConfig:
+    """The report's options as ``conf/stage/report.yaml`` has them, and the published table that all jobs name."""
+    overrides = ["stage=report", f"runs='{folder}'"]
+    if len(published) == 1 and None not in published:
+        overrides.append(f"published={published.copy().pop()}")
     values, choices = composition.compose_values(overrides)
-    stage = composition.build(values, choices, overrides).stage
-    assert isinstance(stage, ReportStage)
-    return stage
+    return composition.build(values, choices, overrides)

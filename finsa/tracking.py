@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import netrc
 import os
 import warnings
@@ -69,10 +70,11 @@ def track(cfg: RunConfig, folder: Path, group: str | None) -> Iterator[Tracker]:
             mode=wandb_mode(cfg.tracking),
             name=folder.name,
             group=group,
+            job_type=cfg.stage.name,
             tags=list(cfg.tracking.tags),
             dir=str(folder),
             config=cfg.model_dump(mode="json"),
-            settings=wandb.Settings(console="off", silent=True, x_disable_meta=True, x_disable_stats=True),
+            settings=_settings(),
             reinit="finish_previous",
         )
     failed = True
@@ -81,6 +83,42 @@ def track(cfg: RunConfig, folder: Path, group: str | None) -> Iterator[Tracker]:
         failed = False
     finally:
         run.finish(exit_code=int(failed))
+
+
+def log_report(tracking: Tracking, folder: Path) -> None:
+    """Send a sweep's report to the tracker, as one more run of the sweep's group.
+
+    Args:
+        tracking: as the sweep's jobs have it.
+        folder: of the sweep; it holds ``report.html``, ``report.csv`` and ``figures/``.
+    """
+    if tracking.name == "none":
+        return
+    import wandb
+
+    run = wandb.init(
+        project=tracking.project,
+        entity=tracking.entity,
+        mode=wandb_mode(tracking),
+        name=f"{folder.name} report",
+        group=folder.name,
+        job_type="report",
+        tags=list(tracking.tags),
+        dir=str(folder),
+        settings=_settings(),
+        reinit="finish_previous",
+    )
+    with (folder / "report.csv").open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    figures = {file.stem: wandb.Image(str(file)) for file in sorted((folder / "figures").glob("*.png"))}
+    run.log({"table": wandb.Table(header, rows), "page": wandb.Html((folder / "report.html").open()), **figures})
+    run.finish()
+
+
+def _settings() -> Any:
+    import wandb
+
+    return wandb.Settings(console="off", silent=True, x_disable_meta=True, x_disable_stats=True)
 
 
 def wandb_mode(tracking: Tracking) -> Any:

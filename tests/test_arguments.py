@@ -393,3 +393,36 @@ def test_checking_imports_nothing_heavy(project: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expanded"),
+    [
+        (["method=lora"], ["method=lora"]),
+        (["experiment=tiny_base"], ["experiment=tiny_base"]),
+        (["experiment=nothing"], ["experiment=nothing"]),
+        (
+            ["experiment=aidf_lora_v1", "model=tiny"],
+            ["-m", "experiment=aidf_lora_v1", "model=tiny", "method=lora_response,aidf_lora_v1"],
+        ),
+        (
+            ["-m", "experiment=aidf_lora_v1", "seed=1,2"],
+            ["-m", "experiment=aidf_lora_v1", "seed=1,2", "method=lora_response,aidf_lora_v1"],
+        ),
+        (["experiment=aidf_lora_v1", "method=lora"], ["experiment=aidf_lora_v1", "method=lora"]),
+        (
+            ["experiment=openfindata_intent", "model=tiny"],
+            ["-m", "experiment=openfindata_intent", "model=tiny", "method=zero_shot,lora_all"],
+        ),
+        (["stage=report", "experiment=aidf_lora_v1"], ["stage=report", "experiment=aidf_lora_v1"]),
+    ],
+)
+def test_an_experiment_brings_its_own_sweep(words: list[str], expanded: list[str]) -> None:
+    assert arguments.expand(words) == expanded
+
+
+def test_a_launcher_that_is_not_installed_is_told_with_the_extra_that_brings_it() -> None:
+    with pytest.raises(
+        ConfigError, match=r"hydra/launcher: no 'cloud' is installed, only basic.*pip install 'finsa\[la"
+    ):
+        arguments.check(["method=lora,full", "hydra/launcher=cloud"])

@@ -110,7 +110,7 @@ def test_files_that_contributing_shows_compose(tmp_path: Path, monkeypatch: pyte
         arguments.check(_overrides(command))
         checked.append(name)
     composition.choices_of.cache_clear()
-    assert checked == ["my_forum", "lora_all"]
+    assert checked == ["my_forum", "lora_wide"]
 
 
 def test_a_wrong_command_would_be_found() -> None:

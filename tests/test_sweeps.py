@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb_files
+import yaml
 from transformers import AutoModelForCausalLM
 
 from finsa.config import ROOT, RunConfig
@@ -42,6 +46,7 @@ def test_every_job_has_its_own_complete_folder(sweep: tuple[subprocess.Completed
     facts = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run in run_folders(folder)]
     assert [fact["status"] for fact in facts] == ["complete"] * 5
     assert len({fact["config_hash"] for fact in facts}) == 5
+    assert len({fact["pid"] for fact in facts}) == 1
     assert len({fact["pid"] for fact in facts}) == 1
     assert len({fact["data_fingerprint"] for fact in facts}) == 1
 
@@ -98,11 +103,20 @@ def test_every_job_is_a_wandb_run_with_its_configuration(
     sweep: tuple[subprocess.CompletedProcess[str], Path],
 ) -> None:
     _, folder = sweep
-    records = [file for run in run_folders(folder) for file in run.glob("wandb/offline-run-*/run-*.wandb")]
-    assert len({file.stem for file in records}) == 5
-    for file, method in zip(records, METHODS, strict=True):
-        written = file.read_bytes()
-        assert f'"name":"{method}"'.encode() in written.replace(b" ", b"")
+    files = [file for run in run_folders(folder) for file in run.glob("wandb/offline-run-*/run-*.wandb")]
+    found = [wandb_files.run(file) for file in files]
+    assert len({one["id"] for one in found}) == len(files) == 5
+    (sweep_folder,) = (folder / "sweeps").iterdir()
+    assert {(one["group"], one["type"]) for one in found} == {(sweep_folder.name, "train")}
+    for one, method, run_folder in zip(found, METHODS, run_folders(folder), strict=True):
+        written = yaml.safe_load((run_folder / "config.yaml").read_text(encoding="utf-8"))
+        assert one["config"]["method"]["name"] == method
+        assert {key: one["config"][key] for key in written} == written
+        assert "confusion matrix" in one["logged"]
+        assert ("loss" in one["logged"]) == (method != "zero_shot")
+    (report,) = (wandb_files.run(file) for file in sweep_folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert (report["group"], report["type"]) == (sweep_folder.name, "report")
+    assert {"table", "page"} < report["logged"]
 
 
 def test_the_arms_start_from_the_same_base(sweep: tuple[subprocess.CompletedProcess[str], Path]) -> None:
@@ -125,6 +139,87 @@ def test_a_failing_job_is_told_at_the_end_and_the_others_finish(tmp_path: Path) 
     left_out = report.read_text(encoding="utf-8").split("## Left out")[1]
     assert "data.max_length=10" in left_out
     assert "leaves no room for text" in left_out
+
+
+QUICK = ["data=sample", "tracking=none"]
+
+
+def comparison(folder: Path) -> str:
+    return (folder / "comparison.csv").read_text(encoding="utf-8")
+
+
+def newest(folder: Path) -> Path:
+    return max((folder / "sweeps").iterdir())
+
+
+def test_a_killed_sweep_goes_on_and_gives_the_same_table(tmp_path: Path) -> None:
+    command = ["-m", "method=majority,tfidf_lr,zero_shot", *QUICK]
+    whole = run(*command, f"output_dir={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+    place = f"output_dir={tmp_path / 'killed'}"
+    started = subprocess.Popen([sys.executable, "run.py", *command, place], cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("killed/sweeps/*/1/run.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    started.kill()
+    assert started.wait() == -signal.SIGKILL
+    time.sleep(1.1)  # a sweep's folder is named by the second
+    again = run(*command, place)
+    assert again.returncode == 0, again.stderr
+    assert "job 0: finished before in" in again.stdout
+    assert comparison(newest(tmp_path / "killed")) == comparison(newest(tmp_path / "whole"))
+    report = [newest(tmp_path / name) / "report.csv" for name in ("killed", "whole")]
+    scores = [
+        [(row["arm"], row["macro_f1"], row["bootstrap_p_holm"]) for row in csv.DictReader(file.open(encoding="utf-8"))]
+        for file in report
+    ]
+    assert scores[0] == scores[1]
+    time.sleep(1.1)
+    third = run(*command, place)
+    assert third.stdout.count("finished before in") == 3
+    assert comparison(newest(tmp_path / "killed")) == comparison(newest(tmp_path / "whole"))
+    named = run("stage=report", f"runs={newest(tmp_path / 'killed')}", f"output={tmp_path / 'report'}")
+    assert named.returncode == 0, named.stderr
+    rows = list(csv.DictReader((tmp_path / "report" / "report.csv").open(encoding="utf-8")))
+    assert [row["arm"] for row in rows] == ["majority", "tfidf_lr", "zero_shot"]
+
+
+def test_fresh_repeats_what_is_finished(tmp_path: Path) -> None:
+    command = ["-m", "method=majority", "seed=1,2", *QUICK, f"output_dir={tmp_path}"]
+    assert run(*command).returncode == 0
+    time.sleep(1.1)
+    again = run(*command, "fresh=true")
+    assert again.returncode == 0, again.stderr
+    assert "finished before" not in again.stdout
+    assert len(run_folders(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_jobs_in_processes_of_their_own_end_in_one_report(launcher: str, tmp_path: Path) -> None:
+    done = run(
+        "-m", f"hydra/launcher={launcher}", "method=majority,tfidf_lr", "seed=1", *QUICK, f"output_dir={tmp_path}"
+    )
+    assert done.returncode == 0, done.stderr
+    facts = [json.loads((one / "run.json").read_text(encoding="utf-8")) for one in run_folders(tmp_path)]
+    assert len({fact["pid"] for fact in facts}) == 2
+    rows = {row["arm"]: row for row in csv.DictReader((newest(tmp_path) / "report.csv").open(encoding="utf-8"))}
+    assert set(rows) == {"majority", "tfidf_lr"}
+    for one in run_folders(tmp_path):
+        score = json.loads((one / "metrics.json").read_text(encoding="utf-8"))["test"]["macro_f1"]
+        method = yaml.safe_load((one / "config.yaml").read_text(encoding="utf-8"))["method"]["name"]
+        assert rows[method]["macro_f1"] == f"{score:.4f}"
+
+
+def test_an_experiment_runs_over_its_own_sweep_beside_its_published_table(tmp_path: Path) -> None:
+    words = ["experiment=aidf_ablation", "train=smoke", "train.max_steps=1", "model=tiny", "data=sample"]
+    done = run(*words, "method=zero_shot,lora", "tracking=none", f"output_dir={tmp_path}", "-m")
+    assert done.returncode == 0, done.stderr
+    rows = {row["arm"]: row for row in csv.DictReader((newest(tmp_path) / "report.csv").open(encoding="utf-8"))}
+    assert list(rows) == ["zero_shot", "lora"]
+    assert rows["lora"]["published_row"] == "lora"
+    assert float(rows["lora"]["published_macro_f1"]) == pytest.approx(0.4373, abs=1e-4)
+    assert "Beside the published table aidf_ablation" in done.stdout
+    assert "model tiny instead of qwen05b" in " ".join(done.stdout.split())
 
 
 def test_jobs_share_base_and_tokens(

@@ -15,7 +15,20 @@ from finsa.errors import RunError
 from finsa.evaluation.records import Run
 
 # Where a run was written and how it was started does not make it another arm.
-APART = ("seed", "output_dir", "output", "tracking", "experiment", "run", "runs", "published", "resume", "stage")
+APART = (
+    "seed",
+    "output_dir",
+    "output",
+    "tracking",
+    "experiment",
+    "run",
+    "runs",
+    "published",
+    "resume",
+    "fresh",
+    "sweep",
+    "stage",
+)
 PLACES = ("data.files", "data.cache", "data.origin")  # the rows themselves are compared instead
 
 

@@ -145,19 +145,34 @@ def _filled(numbers: list[int], count: int) -> list[int | None]:
 
 
 def _segments(job: Task, rows: TrainingRows, at: int, text: str, learnt: bool) -> Iterator[Segment]:
-    renderer, row = job.renderer, rows[at]
-    number = rows.order[at]
-    prompt = len(rows.prompts[number])
-    ends = (len(renderer.head), prompt - len(renderer.tail), prompt, len(row["input_ids"]) - 1, len(row["input_ids"]))
+    renderer, row, number = job.renderer, _whole(job, rows, at), rows.order[at]
+    length = len(row["input_ids"])
+    prompt = min(len(rows.prompts[number]), length)
+    answer = length - 1 if row["input_ids"][-1] == renderer.end and length > prompt else length
+    text_end = len(rows.prompts[number]) - len(renderer.tail)
+    ends = (len(renderer.head), text_end, prompt, answer, length)
     parts: Sequence[Part] = ("prompt", "text", "prompt", "answer", "end")
     start = 0
-    for order, (part, end) in enumerate(zip(parts, ends, strict=True)):
-        pieces = tuple(_pieces(renderer.tokenizer, row, range(start, end), learnt))
-        yield Segment(part, pieces, end - start)
+    for part, end in zip(parts, ends, strict=True):
+        if start < end or part == "text":
+            yield Segment(part, tuple(_pieces(renderer.tokenizer, row, range(start, end), learnt)), end - start)
         cut = int(rows.prompts.cut[number])
-        if order == 1 and cut:
-            yield Segment("cut", (Piece(_rest(text, pieces), (), False),), cut)
+        if part == "text" and cut:
+            kept = tuple(_pieces(renderer.tokenizer, row, range(start, end), learnt))
+            yield Segment("cut", (Piece(_rest(text, kept), (), False),), cut)
         start = end
+
+
+def _whole(job: Task, rows: TrainingRows, at: int) -> Row:
+    """A row with its answer: where it is one choice among the labels, that of its own label, which the loss raises.
+
+    A classification head reads no answer, and nothing behind the text.
+    """
+    row = rows[at]
+    if "target" not in row or "text_span" in row:
+        return row
+    answer = list(job.renderer.answers[row["target"]])
+    return Row(input_ids=[*row["input_ids"], *answer], labels=[*row["labels"], *answer])
 
 
 def _pieces(tokenizer: Any, row: Row, positions: range, learnt: bool) -> Iterator[Piece]:

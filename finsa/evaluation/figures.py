@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import font_manager, pyplot
+from matplotlib.ticker import MaxNLocator
 
 # A Chinese font often has one weight only; that it is not quite "normal" is nothing to tell a user at every figure.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
@@ -48,6 +49,23 @@ def confusion_matrix(report: Mapping[str, Any], title: str, file: Path) -> None:
         figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
         figure.savefig(file, dpi=150)
         pyplot.close(figure)
+
+
+def search(scores: Sequence[float | None], file: Path) -> None:
+    """Draw a search's scores by trial, and the best so far; stopped trials (None) have none."""
+    figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
+    ended = [(number, score) for number, score in enumerate(scores) if score is not None]
+    numbers, values = zip(*ended, strict=True)
+    axes.plot(numbers, values, "o", color="#4477aa", label="trial")
+    axes.step(numbers, np.maximum.accumulate(values), where="post", color="#cc6677", label="best so far")
+    stopped = [number for number, score in enumerate(scores) if score is None]
+    axes.plot(stopped, [min(values)] * len(stopped), "x", color="#999999", label="stopped early")
+    axes.set_xlabel("trial")
+    axes.set_ylabel("macro-F1 on validation")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False)
+    figure.savefig(file, dpi=150)
+    pyplot.close(figure)
 
 
 def font_and_names(names: list[str], kind: str = "class") -> tuple[str, list[str]]:

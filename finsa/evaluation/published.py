@@ -64,7 +64,7 @@ def right(row: PublishedRow, n: int) -> int | None:
 
 def row_of(published: Published, arm: Arm) -> str | None:
     """The row an arm belongs to: of its method and model, or the one row of its method where the model is another."""
-    candidates = [name for name, row in published.rows.items() if row.method == arm.method]
+    candidates = [name for name, row in published.rows.items() if arm.method in row.methods]
     exact = [name for name in candidates if published.rows[name].model == arm.model]
     return exact[0] if exact else candidates[0] if len(candidates) == 1 else None
 

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from finsa import runs
 from finsa.config import locate
 from finsa.errors import RunError
 
@@ -62,20 +63,32 @@ class Run:
         return _json(self.path / "ledger.json") if (self.path / "ledger.json").is_file() else {}
 
 
-def folders(runs: str | Sequence[str]) -> list[Path]:
+def folders(names: str | Sequence[str]) -> list[Path]:
     """Run folders that were named, or that lie below a folder that was named.
 
     Raises:
         RunError: for a path without any.
     """
     found: list[Path] = []
-    for name in [runs] if isinstance(runs, str) else runs:
+    for name in [names] if isinstance(names, str) else names:
         path = locate(name)
-        here = [path] if (path / "run.json").is_file() else [file.parent for file in path.rglob("run.json")]
+        here = [path] if (path / "run.json").is_file() else _below(path)
         if not here:
             raise RunError(f"runs: there is no run folder at or below {path}; name one, or the folder of a sweep")
-        found += sorted(here, key=_natural)
+        found += here
     return list(dict.fromkeys(found))
+
+
+def _below(path: Path) -> list[Path]:
+    """Run folders below a folder, and those that a sweep's jobs there took over from earlier ones."""
+    places = {file.parent: file.parent for file in path.rglob("run.json")}
+    for file in path.rglob(runs.JOB):
+        run = _json(file).get("run")
+        if run is not None and Path(run) not in places:
+            if not (Path(run) / "run.json").is_file():
+                raise RunError(f"{file.parent} took over {run}, which is gone; repeat the sweep's command")
+            places[file.parent] = Path(run)
+    return [places[place] for place in sorted(places, key=_natural)]
 
 
 def _natural(path: Path) -> list[str | int]:

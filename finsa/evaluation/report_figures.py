@@ -199,7 +199,8 @@ def _curves(comparison: Comparison, names: Sequence[str], file: Path) -> Figure 
         return None
     with _canvas(file, 5.6, 2, 1, sharex=True) as (figure, axes):
         for place, colour in shown:
-            _curve(axes[0, 0], comparison.arms[place], "loss", colour, names[place])
+            axes[0, 0].plot([], [], color=colour, label=names[place])  # a line that logs no loss has its name too
+            _curve(axes[0, 0], comparison.arms[place], "loss", colour, None)
             _curve(axes[1, 0], comparison.arms[place], "eval_macro_f1", colour, None, marker="o", markersize=3)
         axes[0, 0].set_yscale("log")
         axes[0, 0].yaxis.set_major_formatter("{x:g}")

@@ -126,6 +126,7 @@ def _recorder(folder: RunFolder, tracker: tracking.Tracker) -> Callable[[int, di
     def record(step: int, values: dict[str, float]) -> None:
         folder.log(step, values)
         tracker.log(step, values)
+        runs.tell(step, values)
 
     return record
 

@@ -79,7 +79,8 @@ def test_header_names_a_command_that_uses_the_file(config: Configure, name: str)
     choice = name.removesuffix(".yaml").replace("/", "=")
     if name in GROUPED and choice not in command:  # then by default, or by an experiment
         group, stem = choice.split("=")
-        assert getattr(config(*command), group).name == stem
+        cfg = config(*command)
+        assert stem in (getattr(cfg, group).name, *(cfg.sweep or {}).get(group, ()))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -138,6 +139,20 @@ DIFFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
             "loss.beta": 0.99,
         },
     ),
+    "lora_all": ("lora_response", {"adapter.targets": "all", "adapter.dropout": 0.0}),
+    "aidf_lora_response": ("lora_response", {"adapter.dropout": 0.01}),
+    "aidf_lora_v1": ("aidf_lora_response", {}),
+    "finllm_qlora": (
+        "lora",
+        {
+            "quantization": "nf4",
+            "adapter.targets": "attention",
+            "adapter.rank": 4,
+            "adapter.alpha": 8,
+            "adapter.dropout": 0.05,
+        },
+    ),
+    "finllm_qlora_response": ("finllm_qlora", {"loss_on": "response"}),
     "classifier": ("lora_label", {"head": "classifier", "classifier_dropout": 0.1}),
     "classifier_label_words": ("classifier", {"classifier_init": "label_words"}),
     "full": ("lora_response", {"learn": "all", "adapter": None}),
@@ -199,3 +214,53 @@ def test_model_targets_and_architecture(config: Configure, name: str) -> None:
     assert set(targets.query_value) <= set(targets.attention) < set(targets.all)
     assert model.hub_id is None or re.fullmatch(r"[0-9a-f]{40}", model.revision), "a revision is a commit"
     assert not model.trust_remote_code, "code shipped with weights runs only where the user says so"
+
+
+EXPERIMENTS = {
+    "aidf_ablation": ("qwen05b", "aidf_news", "aidf", "aidf_ablation"),
+    "aidf_as_published": ("qwen05b", "aidf_news", "aidf", "aidf_ablation"),
+    "aidf_lora_v1": ("qwen05b", "aidf_news", "aidf_v1", "aidf_ablation"),
+    "openfindata_intent": ("qwen05b_instruct", "openfindata_intent", "llama_factory", "openfindata_intent"),
+    "finllm_qlora": ("r1_distill_1_5b", "finllm", "finllm", "finllm_qlora"),
+    "finllm_as_published": ("r1_distill_1_5b", "finllm_as_published", "finllm_as_published", "finllm_qlora"),
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_is_the_published_one(config: Configure, name: str) -> None:
+    cfg = config(f"experiment={name}")
+    assert cfg.published is not None
+    assert (cfg.model.name, cfg.data.name, cfg.train.name, cfg.published.name) == EXPERIMENTS[name]
+    assert cfg.data.name.removesuffix("_as_published") == cfg.published.data
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_runs_on_the_embedded_default_and_its_arms_have_published_rows(config: Configure, name: str) -> None:
+    words = [f"experiment={name}", "train=smoke", "model=tiny", "data=sample"]
+    expanded = arguments.expand(words)
+    arguments.check([word for word in expanded if word != "-m"])
+    cfg = config(*words)
+    assert cfg.sweep is not None
+    assert cfg.published is not None
+    known = {method for row in cfg.published.rows.values() for method in row.methods}
+    assert set(cfg.sweep["method"]) - known <= {"finllm_qlora_response"}  # our own arm beside the published ones
+
+
+def test_published_steps_follow_from_the_schedules(config: Configure) -> None:
+    """185 and 140 steps of AIDF, 4,314 of FinLLM, from their rows, batches and epochs."""
+    aidf = config("train=aidf").train
+    for rows, steps in ((7147, 185), (5430, 140)):
+        assert aidf.epochs * (-(-rows // 24) // (aidf.batch_size // 24)) == steps
+    finllm = config("train=finllm_as_published").train
+    assert finllm.epochs * (-(-69051 // 4) // (finllm.batch_size // finllm.micro_batch_size)) == 4314 < finllm.warmup
+    assert (finllm.learning_rate, finllm.weight_decay, finllm.schedule) == (1e-4, 0.01, "linear")
+
+
+def test_published_faults_of_finllm_are_kept_apart(config: Configure) -> None:
+    mended, faulty = config("experiment=finllm_qlora").data, config("experiment=finllm_as_published").data
+    assert mended.parts is not None
+    assert faulty.parts is not None
+    assert mended.parts["twitter"].label_map == {"0": "negative", "1": "positive", "2": "neutral"}
+    assert faulty.parts["twitter"].label_map == {"0": "negative", "1": "neutral", "2": "positive"}
+    assert {faulty.on_duplicate, faulty.on_leak, faulty.parts["fingpt"].on_leak} == {"keep"}
+    assert "keep" not in (mended.on_duplicate, mended.on_leak, mended.parts["fingpt"].on_leak)

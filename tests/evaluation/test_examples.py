@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from finsa.config import RunConfig
-from finsa.data import task
+from finsa.data import table, task
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import Ledger
 from finsa.data.rows import IGNORE
@@ -104,3 +104,24 @@ def test_pieces_are_whole_characters(config: Configure, tokenizer: Any) -> None:
 
 def test_control_characters_become_visible() -> None:
     assert examples.visible("a\x1b[31m\tb\r\n\x00") == "a␛[31m⇥b␍↵\n␀"
+
+
+def test_a_row_that_is_one_choice_shows_its_label_as_what_is_learnt(
+    config: Callable[..., RunConfig], tokenizer: Any
+) -> None:
+    cfg = config("method=lora_label")
+    job = task.build(cfg, table.load(cfg.data), tokenizer)
+    for example in examples.examples(job, cfg, 3):
+        parts = [segment.part for segment in example.segments]
+        assert parts == ["prompt", "text", "prompt", "answer"]
+        assert example.segments[-1].text == example.label
+        assert example.learnt == (example.segments[-1].tokens if example.split == "train" else 0)
+
+
+def test_a_row_for_a_head_ends_with_its_text(config: Callable[..., RunConfig], tokenizer: Any) -> None:
+    cfg = config("method=classifier")
+    job = task.build(cfg, table.load(cfg.data), tokenizer)
+    texts = {row["id"]: row["text"] for part in job.table.splits.values() for row in part.iter_rows(named=True)}
+    for example in examples.examples(job, cfg, 3):
+        assert [segment.part for segment in example.segments] == ["prompt", "text"]
+        assert example.segments[1].text == texts[example.id]

@@ -14,6 +14,7 @@ LAYERS = [
     {"launch"},
     {"sweeps"},
     {"stages"},
+    {"jobs"},
     {"training", "inference", "evaluation", "serving", "baselines", "runs", "tracking"},
     {"modeling", "data"},
     {"arguments"},

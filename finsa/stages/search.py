@@ -1,0 +1,160 @@
+"""Search settings for the best validation score: trials of stage=train, chosen by Optuna, poor ones stopped early."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from finsa import composition, jobs, runs
+from finsa.config import Axis, RunConfig, SearchStage
+from finsa.data import table
+from finsa.errors import ConfigError, FinsaError, Problem, Pruned
+from finsa.evaluation import figures
+from finsa.runs import Result, RunFolder
+
+SCORE = "eval_macro_f1"
+
+
+def run(cfg: RunConfig) -> Result:
+    """Run trials until there are as many as asked for; each is an ordinary run below ``trials/``.
+
+    The test split is scored by every trial, as by every run, and never read here.
+    """
+    knobs = cfg.stage
+    assert isinstance(knobs, SearchStage)
+    _check(cfg, knobs)
+    optuna = _optuna()
+    data = table.load(cfg.data)
+    data.require("train", "validation", "test")
+    with runs.start(cfg, data.fingerprint) as folder:
+        study = _study(optuna, cfg, knobs, folder.path)
+        while (number := _done(study)) < knobs.trials:
+            print(f"trial {number + 1} of {knobs.trials}: {_trial(optuna, study, knobs, folder)}")
+        return _conclude(study, knobs, folder)
+
+
+def _check(cfg: RunConfig, knobs: SearchStage) -> None:
+    """Refuse a space whose keys or first values do not fit, all of it at once."""
+    keys = [axis.key for axis in knobs.space]
+    fixed = ("data", "seed", "stage", "run", "output_dir")
+    known = [key for key in keys if key.split(".")[0] not in fixed]
+    problems = [
+        Problem("stage.space", f"{key} decides what a score means, so it is not searched")
+        for key in keys
+        if key not in known
+    ]
+    unknown = (composition.unknown_key(key) for key in known if key not in composition.groups())
+    problems += [Problem("stage.space", f"{one.path}: {one.text}") for one in unknown if one]
+    if problems:
+        raise ConfigError(problems)
+    _config({axis.key: axis.first for axis in knobs.space})
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError([Problem("stage", "search needs Optuna: pip install 'finsa[search]'")]) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _study(optuna: Any, cfg: RunConfig, knobs: SearchStage, folder: Path) -> Any:
+    """The study, kept in a journal in the run folder, so that a stopped search goes on from it."""
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "journal.log"))
+    pruner = optuna.pruners.MedianPruner(knobs.startup) if knobs.prune else optuna.pruners.NopPruner()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(
+            study_name="search",
+            storage=optuna.storages.JournalStorage(backend),
+            direction="maximize",
+            pruner=pruner,
+            load_if_exists=True,
+        )
+        # A journal keeps trials and no generator: each sitting draws from a seed of its own.
+        study.sampler = optuna.samplers.TPESampler(seed=cfg.seed + len(study.trials), n_startup_trials=knobs.startup)
+    return study
+
+
+def _done(study: Any) -> int:
+    return sum(trial.state.is_finished() for trial in study.trials)
+
+
+def _trial(optuna: Any, study: Any, knobs: SearchStage, folder: RunFolder) -> str:
+    """Run one trial and tell the study; returns what to say about it."""
+    trial = study.ask()
+    values = {axis.key: _suggest(trial, axis) for axis in knobs.space}
+    said = " ".join(f"{key}={_written(value)}" for key, value in values.items())
+    started = time.monotonic()
+
+    def watch(step: int, record: dict[str, float]) -> None:
+        if SCORE in record:
+            trial.report(record[SCORE], step)
+            if trial.should_prune():
+                raise Pruned(f"after {step} steps {record[SCORE]:.4f} is below the median of the trials before")
+
+    place = folder.path / "trials" / f"{trial.number:03d}"
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            runs.below(place, folder.path.name, watch),
+            (place / "stdout.txt").open("w", encoding="utf-8") as file,
+            contextlib.redirect_stdout(file),
+        ):
+            result = jobs.run(_config(values))
+        score = result.objective or 0.0
+        study.tell(trial, score)
+        told = f"macro-F1 {score:.4f} on validation"
+    except Pruned as stopped:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        told = f"stopped: {stopped}"
+    except FinsaError as error:
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        told = f"failed: {error}"
+    return f"{said}: {told}, {time.monotonic() - started:.0f} s"
+
+
+def _suggest(trial: Any, axis: Axis) -> Any:
+    if axis.values is not None:
+        return trial.suggest_categorical(axis.key, list(axis.values))
+    draw = trial.suggest_int if isinstance(axis.low, int) and isinstance(axis.high, int) else trial.suggest_float
+    return draw(axis.key, axis.low, axis.high, log=axis.log)
+
+
+def _written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _config(values: dict[str, Any]) -> RunConfig:
+    """The configuration of a trial: the command's own but for the stage, and the trial's values."""
+    kept = [text for text in composition.command() if text.split("=")[0].split(".")[0] not in ("stage", "resume")]
+    overrides = [*kept, "stage=train", "stage.compare_base=false"]
+    overrides += [f"{key}={_written(value)}" for key, value in values.items()]
+    composed, choices = composition.compose_values(overrides)
+    return composition.build(composed, choices, overrides)
+
+
+def _conclude(study: Any, knobs: SearchStage, folder: RunFolder) -> Result:
+    """Write the trials and say which is best."""
+    trials = [
+        {"trial": one.number, "state": one.state.name.lower(), "macro_f1": one.value, **one.params}
+        for one in study.trials
+        if one.state.is_finished()
+    ]
+    if not any(one["state"] == "complete" for one in trials):
+        raise FinsaError("no trial came to its end; the last lines of trials/*/stdout.txt say why")
+    best = study.best_trial
+    found = {"best": {"trial": best.number, "macro_f1": best.value, **best.params}, "trials": trials}
+    folder.write_json("search.json", found)
+    pl.DataFrame(trials, infer_schema_length=None).write_csv(folder.path / "trials.csv")
+    figures.search([one["macro_f1"] for one in trials], folder.path / "search.png")
+    words = " ".join(f"{key}={_written(value)}" for key, value in best.params.items())
+    print(f"best: trial {best.number}, macro-F1 {best.value:.4f} on the validation split; use it with: {words}")
+    print(f"run folder: {folder.path}")
+    return Result("search", folder.path, {"validation": {"macro_f1": best.value}}, best.value)

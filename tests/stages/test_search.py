@@ -1,0 +1,158 @@
+"""A search over settings: trials are ordinary runs, the validation score chooses, a stopped search goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finsa import runs
+from finsa.config import ROOT, RunConfig
+from finsa.errors import ConfigError, Pruned
+from finsa.stages import search
+
+SPACE = (
+    "stage.space=[{key: train.learning_rate, low: 0.0005, high: 0.01, log: true}, "
+    "{key: method.adapter.rank, low: 2, high: 4}]"
+)
+QUICK = ["train=smoke", "train.max_steps=2", "tracking=none", "stage.startup=1"]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "run.py", "stage=search", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    folder = tmp_path_factory.mktemp("search")
+    done = run(
+        "stage.trials=2", "stage.space=[{key: method.adapter.rank, values: [2, 4]}]", *QUICK, f"output_dir={folder}"
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = (file.parent for file in folder.glob("*/run.json"))
+    return done, found
+
+
+def test_trials_are_runs_and_the_best_validation_score_is_told(
+    searched: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
+    done, folder = searched
+    found = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+    scores = []
+    for trial in found["trials"]:
+        path, cfg, _ = runs.read(str(folder / "trials" / f"{trial['trial']:03d}"))
+        assert cfg.method.adapter is not None
+        assert cfg.method.adapter.rank == trial["method.adapter.rank"]
+        metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+        assert trial["macro_f1"] == metrics["validation"]["macro_f1"]
+        scores.append(trial["macro_f1"])
+    assert found["best"]["macro_f1"] == max(scores)
+    assert f"best: trial {found['best']['trial']}, macro-F1 {max(scores):.4f} on the validation split" in done.stdout
+    rows = list(csv.DictReader((folder / "trials.csv").open(encoding="utf-8")))
+    assert [float(row["macro_f1"]) for row in rows] == scores
+    assert (folder / "search.png").stat().st_size > 5_000
+    assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["status"] == "complete"
+
+
+class Study:
+    """Trials that all get the same values; Optuna's own study is in the test above."""
+
+    def __init__(self, stop: bool) -> None:
+        self.stop, self.told, self.number, self.reports = stop, [], 0, []
+
+    def ask(self) -> Any:
+        return self
+
+    def report(self, score: float, step: int) -> None:
+        self.reports.append((step, score))
+
+    def should_prune(self) -> bool:
+        return self.stop
+
+    def suggest_categorical(self, key: str, values: list[Any]) -> Any:
+        return values[0]
+
+    def tell(self, trial: Any, *score: float, **state: Any) -> None:
+        self.told.append((score, state))
+
+
+def test_a_poor_trial_is_stopped_and_marked(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    import optuna
+
+    cfg = config("stage=search", "stage.space=[{key: train.max_steps, values: [3]}]", f"output_dir={tmp_path}")
+    assert isinstance(cfg.stage, search.SearchStage)
+    study = Study(stop=True)
+    folder = runs.RunFolder(tmp_path, {})
+    words = ["train=smoke", "train.validate_every=1", "tracking=none"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search.composition, "command", lambda: ["stage=search", *words])
+        said = search._trial(optuna, study, cfg.stage, folder)
+    assert "stopped: after 1 steps" in said
+    assert study.told == [((), {"state": optuna.trial.TrialState.PRUNED})]
+    facts = json.loads((tmp_path / "trials" / "000" / "run.json").read_text(encoding="utf-8"))
+    assert facts["status"] == "pruned"
+    assert [step for step, _ in study.reports] == [1]
+    assert not (tmp_path / "trials" / "000" / "metrics.json").exists()
+
+
+def test_an_interrupted_search_goes_on_with_the_trials_it_has(
+    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("stage=search", "stage.trials=3", SPACE, *QUICK, f"output_dir={tmp_path}")
+    made = []
+
+    def trial(cfg: RunConfig) -> runs.Result:
+        if len(made) == 2 and not cfg.resume and not list(tmp_path.glob("again")):
+            (tmp_path / "again").mkdir()
+            raise KeyboardInterrupt
+        made.append(cfg.train.learning_rate)
+        return runs.Result("train", None, {}, cfg.train.learning_rate)
+
+    monkeypatch.setattr(search.jobs, "run", trial)
+    with pytest.raises(KeyboardInterrupt):
+        search.run(config(*words))
+    result = search.run(config(*words, "resume=true"))
+    assert len(made) == 3
+    assert result.objective == max(made)
+    assert all(0.0005 <= value <= 0.01 for value in made)
+    assert len(set(made)) == 3
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (
+            "{key: train.learning_rat, values: [1e-3, 1e-2]}",
+            "train.learning_rat: unknown key. Did you mean 'train.learning_rate'",
+        ),
+        ("{key: data.name, values: [a, b]}", "decides what a score means"),
+        ("{key: train.batch_size, values: [17, 16]}", "multiple of micro_batch_size"),
+        ("{key: train.learning_rate, low: 1.0, high: 0.1}", "must be below high"),
+        ("{key: train.learning_rate, low: 1.0}", "needs values, or low and high"),
+        ("{key: method, values: [lara]}", "lara"),
+    ],
+)
+def test_a_space_that_does_not_fit_is_refused(config: Callable[..., RunConfig], space: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        search.run(config("stage=search", f"stage.space=[{space}]"))
+
+
+def test_numbers_are_told_to_whoever_watches(tmp_path: Path) -> None:
+    seen = []
+    runs.tell(1, {"loss": 2.0})
+    with runs.below(tmp_path, "whole", lambda step, values: seen.append((step, values))):
+        runs.tell(3, {"loss": 1.0})
+        assert runs.sweep_name() == "whole"
+    assert seen == [(3, {"loss": 1.0})]
+    assert runs.sweep_name() is None
+
+
+def test_pruned_is_no_error_of_the_user() -> None:
+    assert not issubclass(Pruned, ConfigError)
