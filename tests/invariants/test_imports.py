@@ -32,6 +32,7 @@ NO_TORCH = (
     "data",
     "training.schedule",
     "evaluation",
+    "serving",
     "stages.report",
 )
 
