@@ -664,10 +664,14 @@ class Endpoint(Section):
     @field_validator("api_key_env")
     @classmethod
     def _no_key(cls, name: str | None) -> str | None:
-        # Said without the value: it may be the key itself.
-        if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
-            raise ValueError("names an environment variable in capitals, such as OPENAI_API_KEY, and is not the key")
-        return name
+        return _variable(name, "OPENAI_API_KEY", "key")
+
+
+def _variable(name: str | None, example: str, secret: str) -> str | None:
+    # Said without the value: it may be the secret itself.
+    if name is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+        raise ValueError(f"names an environment variable in capitals, such as {example}, and is not the {secret}")
+    return name
 
 
 class Synonyms(Section):
@@ -814,6 +818,58 @@ class SearchStage(Section):
     startup: NonNegativeInt
 
 
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class ServeStage(Section):
+    """Answer over HTTP with a finished run or an export; every bound here is what a hostile client runs into.
+
+    Args:
+        host, port: address to listen on; port 0: a free one.
+        token_env: environment variable with the bearer token that clients must send; null: none is asked for.
+        batch: texts of concurrent requests that are scored in one call.
+        wait_ms: milliseconds that the first of them waits for others.
+        batch_tokens: most padded tokens of a forward pass.
+        threads: of the model; null: torch decides.
+        queue: texts waiting to be scored; a request that finds no room is told when to come back.
+        texts: per batch request.
+        body_bytes: of a request.
+        connections: open at a time.
+        read_seconds: that a client has to send its request, and to take its answer.
+        answer_seconds: until a request counts as failed.
+        grace_seconds: that accepted requests have to be answered after a stop signal.
+        log_bytes: after which ``requests.jsonl`` of the run folder starts anew; the last one is kept.
+    """
+
+    name: Literal["serve"]
+    host: Annotated[str, Field(min_length=1)]
+    port: Port
+    token_env: str | None
+    batch: PositiveInt
+    wait_ms: NonNegativeFloat
+    batch_tokens: PositiveInt
+    threads: PositiveInt | None
+    queue: PositiveInt
+    texts: PositiveInt
+    body_bytes: Annotated[int, Field(ge=1024)]
+    connections: PositiveInt
+    read_seconds: PositiveFloat
+    answer_seconds: PositiveFloat
+    grace_seconds: PositiveInt
+    log_bytes: PositiveInt
+
+    @field_validator("token_env")
+    @classmethod
+    def _no_token(cls, name: str | None) -> str | None:
+        return _variable(name, "FINSA_TOKEN", "token")
+
+    @model_validator(mode="after")
+    def _room(self) -> ServeStage:
+        if self.queue < self.texts:
+            raise ValueError(f"queue {self.queue} has no room for a request of {self.texts} texts; raise stage.queue")
+        return self
+
+
 class MoeJointStage(Section):
     """The joint stage of a mixture of experts: named here so that its command composes; the stage is not built yet."""
 
@@ -831,6 +887,7 @@ Stage = Annotated[
     | AugmentStage
     | SynthesizeStage
     | SearchStage
+    | ServeStage
     | MoeJointStage,
     Field(discriminator="name"),
 ]
@@ -941,7 +998,8 @@ class Tracking(Section):
 
 # Keys beside the groups, and the stages that read them; elsewhere they would be ignored, so they are refused.
 USED_BY = {
-    "run": ("evaluate",),
+    "run": ("evaluate", "serve"),
+    "port": ("serve",),
     "runs": ("report",),
     "published": ("train", "evaluate", "check", "report"),
     "output": ("generate", "pretrain", "augment", "synthesize", "report"),
@@ -974,6 +1032,7 @@ class RunConfig(Section):
     output: str | None
     resume: bool
     fresh: bool
+    port: Port | None
 
     @model_validator(mode="after")
     def _joined(self) -> RunConfig:
@@ -992,8 +1051,15 @@ class RunConfig(Section):
             raise ValueError(
                 "stage=synthesize needs stage.model=<model>, and data.labels, as data=openfindata_intent has"
             )
+        if self.stage.name == "serve" and self.run is None:
+            raise ValueError(
+                "stage=serve needs run=<a run folder or an export>, run=latest for the newest finished training run, "
+                "or run=default for a run of the defaults, trained first where there is none"
+            )
         if self.stage.name == "report" and not self.runs and self.published is None:
             raise ValueError("stage=report needs runs=<folder of a sweep> or runs=[<run folder>,<run folder>]")
+        if self.run in ("latest", "default") and self.stage.name != "serve":
+            raise ValueError(f"run={self.run} is a name that stage=serve alone knows; give the folder of the run")
         for key, stages in USED_BY.items():
             if getattr(self, key) not in (None, False) and self.stage.name not in stages:
                 raise ValueError(

@@ -131,7 +131,8 @@ def _run(cfg: RunConfig) -> Result:
     """Check what can be checked without torch, then import the stage and run it."""
     path = require_stage(cfg.stage.name)
     if cfg.run is not None:
-        runs.read(cfg.run)
+        if cfg.run not in runs.NAMED:  # the stage finds these, or makes them
+            runs.read(cfg.run)
     elif cfg.stage.name in ("train", "check", "evaluate", "search"):
         _preflight(cfg, table.load(cfg.data))
     result: Result = import_module(path).run(cfg)

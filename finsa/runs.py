@@ -33,6 +33,7 @@ from finsa.errors import Pruned, RunError, suggest
 
 JOB = "job.json"  # what a sweep notes about each of its jobs
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "hydra-core", "wandb", "finsa")
+NAMED = ("latest", "default")  # runs that stage=serve finds itself
 
 
 @dataclass(frozen=True)
@@ -221,9 +222,28 @@ def finished(cfg: RunConfig, data_fingerprint: str | None) -> Path | None:
     return max(found)[1] if found else None
 
 
+def latest(output_dir: str) -> Path:
+    """The newest complete training run below a folder.
+
+    Raises:
+        RunError: where there is none.
+    """
+    found: list[tuple[str, Path]] = []
+    for file in Path(output_dir).absolute().rglob("run.json"):
+        try:
+            facts = _read_json(file)
+        except RunError:
+            continue
+        if facts.get("stage") == "train" and facts.get("status") == "complete":
+            found.append((str(facts.get("finished")), file.parent))
+    if not found:
+        raise RunError(f"run=latest: no finished training run below {output_dir}. Train one: python run.py")
+    return max(found)[1]
+
+
 def config_hash(cfg: RunConfig) -> str:
     """Hash of what decides a run's result: the configuration without what it is called, where it is kept and shown."""
-    beside = {"resume", "fresh", "output_dir", "tracking", "output", "experiment", "sweep", "published"}
+    beside = {"resume", "fresh", "output_dir", "tracking", "output", "experiment", "sweep", "published", "port"}
     values = cfg.model_dump(mode="json", exclude=beside)
     for data in (values["data"], *(values["data"]["parts"] or {}).values()):
         del data["cache"]

@@ -22,6 +22,7 @@ NEEDS = {
     "stage/generate.yaml": ["data=generated", "output=somewhere"],
     "stage/pretrain.yaml": ["data=tiny_corpus"],
     "stage/report.yaml": ["runs=somewhere"],
+    "stage/serve.yaml": ["run=somewhere"],
     "stage/synthesize.yaml": ["output=somewhere", "stage.model=some"],
 }
 ARMS = ("lora", "lora_response", "lora_downsample", "lora_response_downsample")

@@ -33,6 +33,7 @@ NO_TORCH = (
     "data",
     "training.schedule",
     "evaluation",
+    "serving",
     "stages.report",
 )
 

@@ -1,0 +1,141 @@
+"""The server process: its socket, its connections, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from finsa.config import ServeStage
+from finsa.errors import RunError
+from finsa.serving.measures import Measures
+
+BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 33\r\n"
+    b'Retry-After: 1\r\nConnection: close\r\n\r\n{"error": "too many connections"}'
+)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address before the model is loaded; nobody can connect until the server listens.
+
+    Raises:
+        RunError: for an address that cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        taken = socket.socket(family, kind, protocol)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RunError(f"port: cannot listen on {host}:{port} ({reason}); choose another, such as port=8001") from None
+    return taken
+
+
+def address(taken: socket.socket) -> str:
+    """The URL of a bound socket."""
+    host, port = taken.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def protocol(stage: ServeStage, measures: Measures) -> type[H11Protocol]:
+    """Connections that are bounded in number, and in the time they may take to say what they want."""
+
+    class Connection(H11Protocol):
+        """uvicorn's own bounds neither a silent connection nor one that sends a byte a minute."""
+
+        _timer: asyncio.TimerHandle | None = None
+        _surplus = False
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._surplus = len(self.connections) > stage.connections
+            if self._surplus:
+                measures.refused.inc()
+            self._timer = self.loop.call_later(1 if self._surplus else stage.read_seconds, transport.abort)
+
+        def data_received(self, data: bytes) -> None:
+            if self._surplus:
+                if not self.transport.is_closing():
+                    self.transport.write(BUSY)
+                    self.transport.close()
+                return
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._forget_timer()
+            elif self._timer is None:  # part of a next request, or the rest of one that was refused
+                self._timer = self.loop.call_later(stage.read_seconds, self.transport.abort)
+
+        def on_response_complete(self) -> None:
+            self._forget_timer()
+            super().on_response_complete()
+
+        def timeout_keep_alive_handler(self) -> None:
+            self.transport.abort()  # a client that does not take its answer is not waited for
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._forget_timer()
+            super().connection_lost(exc)
+
+        def _forget_timer(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return Connection
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; a stop signal ends the stage and not the process.
+
+    Args:
+        app: an ASGI application.
+        stage: the bounds.
+        measures: told about connections.
+        on_start: called as soon as clients can connect.
+    """
+
+    def __init__(self, app: Any, stage: ServeStage, measures: Measures, on_start: Callable[[], None]) -> None:
+        self._on_start = on_start
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=protocol(stage, measures),
+                loop="asyncio",
+                ws="none",
+                lifespan="on",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                backlog=stage.connections,
+                timeout_graceful_shutdown=stage.grace_seconds,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen."""
+        await super().startup(sockets)
+        self._on_start()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on SIGINT or SIGTERM; unlike uvicorn's, do not raise them again once everything is answered."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {one: signal.signal(one, self.handle_exit) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)

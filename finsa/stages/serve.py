@@ -1,0 +1,125 @@
+"""Answer over HTTP with a finished run or an export, until told to stop."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+
+from finsa import composition, runs
+from finsa.config import ROOT, RunConfig, ServeStage, TrainStage
+from finsa.data import table
+from finsa.errors import RunError
+from finsa.runs import Result, RunFolder
+
+if TYPE_CHECKING:
+    from finsa.inference.answering import Answerer
+
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+WARM_UP = "公司上半年净利润同比增长三成，超出市场预期。"
+
+
+def run(cfg: RunConfig) -> Result:
+    """Take the address, load the model, answer requests; return once everything that was accepted is answered."""
+    _require_packages()
+    stage = cfg.stage
+    assert isinstance(stage, ServeStage)
+    token = _token(stage)
+    from finsa.serving import application, server
+    from finsa.serving.batching import Batcher
+    from finsa.serving.measures import Measures
+
+    with closing(server.bind(stage.host, stage.port if cfg.port is None else cfg.port)) as socket:
+        source, address = _source(cfg), server.address(socket)
+        from finsa.inference import answering  # seconds of imports that the errors above need not wait for
+        from finsa.modeling import hardware
+
+        with runs.start(cfg) as folder:
+            hardware.prepare(cfg.train)
+            answerer = answering.restore(str(source), stage.batch_tokens, stage.threads, merge=True)
+            for copies in (1, stage.batch):
+                answerer([WARM_UP] * copies)
+            served = _served(answerer, stage, folder)
+            folder.note(run=str(source), address=address, scoring=answerer.rule)
+            measures = Measures(folder.path / "requests.jsonl", stage.log_bytes)
+            batcher = Batcher(answerer, stage.batch, stage.wait_ms, stage.queue, measures)
+            app = application.build(batcher, measures, served, stage, token)
+            greeting = f"serving {answerer.name} at {address}  (page: /  docs: /docs  stop: Ctrl-C)"
+            server.Server(app, stage, measures, lambda: print(greeting, flush=True)).run([socket])
+    print(f"stopped; run folder: {folder.path}")
+    return Result("serve", folder.path)
+
+
+def _require_packages() -> None:
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise RunError(f'stage=serve needs {", ".join(missing)}: pip install "finsa[serve]"')
+
+
+def _token(stage: ServeStage) -> str | None:
+    if stage.token_env is None:
+        return None
+    token = os.environ.get(stage.token_env, "").strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        what = "holds characters that no token has" if token else "is not set"
+        raise RunError(f"stage.token_env: the environment variable {stage.token_env} {what}; set it to the token")
+    return token
+
+
+def _source(cfg: RunConfig) -> Path:
+    """The folder to serve: the one that was named, the newest run, or a run of the defaults."""
+    if cfg.run == "latest":
+        return runs.latest(cfg.output_dir)
+    if cfg.run != "default":
+        return runs.read(str(cfg.run))[0]
+    written = yaml.safe_load((composition.CONF / "stage" / "train.yaml").read_text(encoding="utf-8"))
+    default = cfg.model_copy(update={"stage": TrainStage.model_validate(written), "run": None})
+    fingerprint = table.load(default.data).fingerprint
+    found = runs.finished(default, fingerprint)
+    if found is None:
+        print(
+            f"run=default: no finished run of the defaults below {cfg.output_dir}, so one is trained first", flush=True
+        )
+        _train(cfg.output_dir)
+        found = runs.finished(default, fingerprint)
+    if found is None:
+        raise RunError("run=default: the defaults were trained, and yet there is no such run; train it: python run.py")
+    return found
+
+
+def _train(output_dir: str) -> None:
+    """Train in a process of its own: a service should not keep the memory that training took."""
+    quoted = output_dir.replace("\\", "\\\\").replace("'", "\\'")
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    own = [text for text in given if text.lstrip("+").startswith(("data", "train"))]
+    words = [sys.executable, str(ROOT / "run.py"), f"output_dir='{quoted}'", "tracking=none", *own]
+    if subprocess.run(words, check=False).returncode:
+        raise RunError("run=default: training failed, see above")
+
+
+def _served(answerer: Answerer, stage: ServeStage, folder: RunFolder) -> dict[str, Any]:
+    """What is served, for ``/model``; no paths of this machine."""
+    cfg, facts = answerer.cfg, answerer.facts
+    base = {} if cfg.method.baseline is not None else cfg.model.model_dump(include={"name", "hub_id", "revision"})
+    prints = ("config_hash", "data_fingerprint", "template_fingerprint", "label_fingerprint")
+    return {
+        "name": answerer.name,
+        "run": answerer.path.name,
+        "labels": list(answerer.labels),
+        "experts": list(answerer.experts),
+        "base": base,
+        "max_length": cfg.data.max_length,
+        "rule": answerer.rule,
+        "fingerprints": {name.removesuffix("_fingerprint").removesuffix("_hash"): facts.get(name) for name in prints},
+        "git_commit": facts.get("git_commit"),
+        "versions": facts.get("versions", {}),
+        "finsa": folder.facts["versions"]["finsa"],
+        "limits": {"texts": stage.texts, "body_bytes": stage.body_bytes, "answer_seconds": stage.answer_seconds},
+    }

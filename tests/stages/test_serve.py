@@ -1,0 +1,211 @@
+"""The stage in a process of its own, on a run that was really trained: same answers, clean stop, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from finsa import arguments, composition, runs
+from finsa.config import ROOT, RunConfig, ServeStage
+from finsa.errors import ConfigError, RunError
+from finsa.inference import answering
+from finsa.stages import serve, train
+
+Compose = Callable[..., RunConfig]
+SHORT = ("train=smoke", "tracking=none", "stage.compare_base=false", "train.max_steps=12")
+
+
+@pytest.fixture(scope="module")
+def trained(config: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = train.run(config(*SHORT, f"output_dir={tmp_path_factory.mktemp('runs')}")).run_dir
+    assert folder is not None
+    return folder
+
+
+@contextmanager
+def serving(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """The command, from when it listens until it is told to stop."""
+    command = [sys.executable, str(ROOT / "run.py"), "stage=serve", "port=0", "tracking=none", f"output_dir={folder}"]
+    with subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            url = re.search(r"serving .* at (http://127\.0\.0\.1:\d+)", line)
+            if url:
+                break
+        else:
+            pytest.fail(f"it never listened: {said}")
+        with httpx.Client(base_url=url[1], timeout=30, trust_env=False) as client:
+            try:
+                yield process, client
+            finally:
+                process.send_signal(signal.SIGTERM)
+                process.wait(30)
+
+
+def test_answers_are_those_of_the_run(trained: Path, tmp_path: Path) -> None:
+    kept = [json.loads(line) for line in (trained / "predictions.jsonl").read_text(encoding="utf-8").splitlines()][:100]
+    texts = [row["text"] for row in kept]
+    long = "大跌之后是大涨，" * 80
+    said = answering.restore(str(trained), 8192)([*texts, long])
+    with serving(tmp_path, f"run={trained}") as (process, client):
+        batch = client.post("/predict/batch", json={"texts": [*texts, long]}).json()["predictions"]
+        with ThreadPoolExecutor(16) as pool:
+            singles = list(pool.map(lambda text: client.post("/predict", json={"text": text}).json(), texts))
+        model = client.get("/model").json()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert [answer["prediction"] for answer in batch[:-1]] == [row["label"] for row in kept]
+    for number, (answer, row) in enumerate(zip(batch, said.probabilities, strict=True)):
+        assert list(answer["scores"]) == list(said.labels)
+        assert list(answer["scores"].values()) == pytest.approx(row.tolist(), abs=1e-4)
+        assert answer["truncated"] is said.cut[number]
+    assert said.cut[-1]
+    for single, together in zip(singles, batch[:-1], strict=True):
+        assert (single["input"], single["prediction"]) == (together["input"], together["prediction"])
+        assert single["scores"] == pytest.approx(together["scores"], abs=1e-4)
+    facts = json.loads((trained / "run.json").read_text(encoding="utf-8"))
+    assert model["labels"] == ["利空", "中性", "利好"]
+    assert model["run"] == trained.name
+    assert model["rule"] == facts["scoring"]
+    assert model["fingerprints"]["label"] == facts["label_fingerprint"]
+    assert str(tmp_path) not in json.dumps(model)
+    (folder,) = tmp_path.iterdir()
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert (record["status"], record["stage"], record["run"]) == ("complete", "serve", str(trained))
+    assert len((folder / "requests.jsonl").read_text(encoding="utf-8").splitlines()) == 101
+
+
+def test_a_stop_signal_lets_accepted_requests_finish(trained: Path, tmp_path: Path) -> None:
+    texts = ["大跌之后是大涨，" * 30] * 100
+    answers: list[Any] = []
+    with serving(tmp_path, f"run={trained}", "stage.batch=4") as (process, client):
+        asking = threading.Thread(
+            target=lambda: answers.append(client.post("/predict/batch", json={"texts": texts}, timeout=60))
+        )
+        asking.start()
+        with httpx.Client(base_url=client.base_url, trust_env=False) as other:
+            while "finsa_batch_texts_count 0" in other.get("/metrics").text:
+                time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        asking.join(60)
+        assert process.wait(30) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{client.base_url}/health", trust_env=False)
+    assert answers[0].status_code == 200
+    assert len(answers[0].json()["predictions"]) == 100
+
+
+# ------------------------------------------------------------------------------------------------ which run
+
+
+def test_without_a_run_the_command_is_told() -> None:
+    values, choices = composition.compose_values(["stage=serve"])
+    with pytest.raises(Exception, match=r"stage=serve needs run=<a run folder or an export>, run=latest"):
+        composition.build(values, choices, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run=somewhere", "port=70000"], "port: "),
+        (["run=somewhere", "stage.token_env=geheim"], "names an environment variable in capitals, such as FINSA_TOKEN"),
+        (["run=somewhere", "stage.queue=10"], "queue 10 has no room for a request of 1000 texts"),
+        (["run=somewhere", "model=tiny"], "comes from the run folder"),
+        (["port=8001", "stage=train"], "port is of no use to stage=train"),
+        (["stage=evaluate", "run=latest"], "run=latest is a name that stage=serve alone knows"),
+    ],
+)
+def test_a_wrong_command_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        arguments.check(["stage=serve", *words] if not any("stage=" in word[:6] for word in words) else words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run=nowhere"], "is no run folder"),
+        (["run=latest"], "run=latest: no finished training run below"),
+        (["run=latest", "stage.token_env=FINSA_NO_SUCH_TOKEN"], "FINSA_NO_SUCH_TOKEN is not set; set it to the token"),
+        (["run=latest", "stage.host=no.such.host.invalid"], "port: cannot listen on no.such.host.invalid:8000"),
+    ],
+)
+def test_what_cannot_be_served_leaves_nothing_behind(
+    config: Compose, tmp_path: Path, words: list[str], message: str
+) -> None:
+    with pytest.raises(RunError, match=re.escape(message)):
+        serve.run(config("stage=serve", f"output_dir={tmp_path}", *words))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unset_token_is_told_as_one_message(tmp_path: Path) -> None:
+    words = ["stage=serve", "run=latest", "stage.token_env=FINSA_NO_SUCH_TOKEN", f"output_dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: stage.token_env: the environment variable FINSA_NO_SUCH_TOKEN is not set")
+
+
+def test_an_address_that_is_taken_is_told(config: Compose, trained: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        cfg = config("stage=serve", f"run={trained}", f"port={taken.getsockname()[1]}", f"output_dir={tmp_path}")
+        with pytest.raises(RunError, match=r"cannot listen on 127\.0\.0\.1:\d+ \(Address already in use\); choose ano"):
+            serve.run(cfg)
+
+
+def test_a_token_that_no_header_can_carry_is_refused(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = config("stage=serve", "run=latest", "stage.token_env=FINSA_TEST_TOKEN").stage
+    assert isinstance(stage, ServeStage)
+    monkeypatch.setenv("FINSA_TEST_TOKEN", " Geheim-1\n")
+    assert serve._token(stage) == "Geheim-1"
+    for wrong in ("gehe im", "密码", "a\tb", " "):
+        monkeypatch.setenv("FINSA_TEST_TOKEN", wrong)
+        with pytest.raises(RunError, match="FINSA_TEST_TOKEN") as caught:
+            serve._token(stage)
+        assert wrong.strip() == "" or wrong not in str(caught.value)
+
+
+def test_a_missing_package_is_named_with_its_extra(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "PACKAGES", ("fastapi", "no_such_package"))
+    with pytest.raises(RunError, match=r'stage=serve needs no_such_package: pip install "finsa\[serve\]"'):
+        serve.run(config("stage=serve", "run=latest"))
+
+
+def test_latest_is_the_newest_finished_training_run(trained: Path, tmp_path: Path) -> None:
+    facts = json.loads((trained / "run.json").read_text(encoding="utf-8"))
+    for name, changes in {
+        "older": {"finished": "2026-01-01T00:00:00+00:00"},
+        "newer": {"finished": "2026-01-02T00:00:00+00:00"},
+        "failed": {"finished": "2026-01-03T00:00:00+00:00", "status": "failed"},
+        "served": {"finished": "2026-01-03T00:00:00+00:00", "stage": "serve"},
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({**facts, **changes}), encoding="utf-8")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text("{", encoding="utf-8")
+    assert runs.latest(str(tmp_path)) == tmp_path / "newer"
+
+
+def test_default_is_trained_where_there_is_no_run_of_this_configuration(config: Compose, tmp_path: Path) -> None:
+    with serving(tmp_path, "run=default", "train=smoke") as (_, client):
+        served = client.get("/model").json()["run"]
+    (folder,) = tmp_path.glob("*_train_*")
+    assert folder.name == served
+    # From now on it is there.
+    assert serve._source(config("stage=serve", "run=default", "train=smoke", f"output_dir={tmp_path}")) == folder
