@@ -69,11 +69,19 @@ def expand(words: Sequence[str]) -> list[str]:
 def quote(word: str) -> str:
     """Quote Chinese words in a value, which Hydra's grammar takes only in quotes: ``data.labels=[利空,利好]``."""
     key, sign, value = word.partition("=")
+    if key == "text" and sign:  # any characters at all
+        return word if re.fullmatch("'.*'", value, re.DOTALL) else f"text='{_escaped(value)}'"
     if not sign or value.isascii() or "'" in value or '"' in value:
         return word
     if value[0] not in "[{" and "," not in value:
         return f"{key}='{value}'"
     return key + sign + _CHINESE.sub(lambda found: f"'{found[0]}'", value)
+
+
+def _escaped(text: str) -> str:
+    """A text between Hydra's quotes: a backslash counts there before a quote alone, and ${ asks for another value."""
+    quoted = re.sub(r"(\\*)(?='|$)", r"\1\1", text).replace("'", r"\'")
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", quoted)
 
 
 def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
@@ -131,8 +139,10 @@ def _values(override: Override) -> list[str]:
 def _against_run(overrides: Sequence[Override]) -> Iterator[Problem]:
     """A run folder brings its own model, method and seed; another one beside it would be ignored, so it is refused."""
     if any(override.key_or_group == "run" and override.value() is not None for override in overrides):
+        stages = {name for override in overrides if override.key_or_group == "stage" for name in _values(override)}
+        own = ("model", "method", "seed", "experiment", *["data"] * bool(stages & {"predict", "export"}))
         for override in overrides:
-            if override.key_or_group.split(".")[0] in ("model", "method", "seed", "experiment"):
+            if override.key_or_group.split(".")[0] in own:
                 text = "comes from the run folder that run=<folder> names; leave it out"
                 yield Problem(override.key_or_group, text, "command line")
 

@@ -517,7 +517,11 @@ class Data(Section):
 
 
 class Train(Section):
-    """How the learning runs. Sizes count sequences; accumulation is batch_size / micro_batch_size / processes."""
+    """How the learning runs. Sizes count sequences; accumulation is batch_size / micro_batch_size / processes.
+
+    Args:
+        calibrate: fit a temperature on the validation rows, for the probabilities that prediction and service give.
+    """
 
     name: Name
     epochs: PositiveFloat
@@ -538,6 +542,7 @@ class Train(Section):
     keep_checkpoints: PositiveInt
     log_every: PositiveInt
     score_tokens: PositiveInt
+    calibrate: bool
     threads: PositiveInt | None
     matmul_precision: Literal["highest", "high", "medium"]
 
@@ -568,10 +573,56 @@ class TrainStage(Section):
 
 
 class EvaluateStage(Section):
-    """Score a split with the model of a run folder, or with the bare model."""
+    """Score a split with the model of a run folder, or with the bare model.
+
+    Args:
+        protocol: ``label``: labels are scored, as everywhere else; ``generate``: answers are generated greedily and
+            parsed, a cross-check.
+        parse: the published rule that a generated answer is read by.
+        answer_tokens: most tokens of a generated answer.
+    """
 
     name: Literal["evaluate"]
     split: Literal["validation", "test"]
+    protocol: Literal["label", "generate"]
+    parse: Literal["aidf", "finllm", "letter", "letter_strict", "letter_last"]
+    answer_tokens: PositiveInt
+
+
+class PredictStage(Section):
+    """Answer the rows of a file, or one text, with a finished run or an export.
+
+    Args:
+        text_column: the input's column with the texts; null: what it was called in the run's data.
+        input_format: null: by the file's ending; a pipe is looked at.
+        chunk: rows that are answered, written and noted down at a time.
+    """
+
+    name: Literal["predict"]
+    text_column: str | None
+    input_format: Literal["csv", "tsv", "jsonl", "txt", "parquet"] | None
+    chunk: PositiveInt
+
+
+class ExportStage(Section):
+    """Write a run's model in another format, with a receipt of what it costs.
+
+    Args:
+        precision: of the numbers in an ONNX or OpenVINO file; ``int8``: weights in 8 bit, inputs of products too.
+        rows: validation rows that the receipt compares; null: all.
+        agreement: least share of rows with the run's own answer.
+        difference: largest difference of a probability from the run's; null: any.
+        force: keep an export that is worse.
+        timed: texts whose latency is measured, one at a time.
+    """
+
+    name: Literal["export"]
+    precision: Literal["fp32", "int8"]
+    rows: PositiveInt | None
+    agreement: Annotated[float, Field(ge=0, le=1)]
+    difference: PositiveFloat | None
+    force: bool
+    timed: PositiveInt
 
 
 class CheckStage(Section):
@@ -879,6 +930,8 @@ class MoeJointStage(Section):
 Stage = Annotated[
     TrainStage
     | EvaluateStage
+    | PredictStage
+    | ExportStage
     | CheckStage
     | InspectStage
     | PretrainStage
@@ -998,11 +1051,14 @@ class Tracking(Section):
 
 # Keys beside the groups, and the stages that read them; elsewhere they would be ignored, so they are refused.
 USED_BY = {
-    "run": ("evaluate", "serve"),
+    "run": ("evaluate", "serve", "predict", "export"),
     "port": ("serve",),
     "runs": ("report",),
     "published": ("train", "evaluate", "check", "report"),
-    "output": ("generate", "pretrain", "augment", "synthesize", "report"),
+    "output": ("generate", "pretrain", "augment", "synthesize", "report", "predict", "export"),
+    "input": ("predict",),
+    "text": ("predict",),
+    "format": ("export",),
     "resume": ("train", "pretrain", "search"),
     "fresh": ("train", "evaluate"),
 }
@@ -1029,6 +1085,9 @@ class RunConfig(Section):
     run: str | None
     runs: str | tuple[str, ...] | None
     published: Published | None
+    input: str | None
+    text: str | None
+    format: Literal["merged", "adapter", "onnx", "openvino", "classifier"] | None
     output: str | None
     resume: bool
     fresh: bool
@@ -1060,6 +1119,12 @@ class RunConfig(Section):
             raise ValueError("stage=report needs runs=<folder of a sweep> or runs=[<run folder>,<run folder>]")
         if self.run in ("latest", "default") and self.stage.name != "serve":
             raise ValueError(f"run={self.run} is a name that stage=serve alone knows; give the folder of the run")
+        if self.stage.name in ("predict", "export") and self.run is None:
+            raise ValueError(f"stage={self.stage.name} needs run=<folder>")
+        if self.stage.name == "predict" and (self.text is None) == (self.input is None or self.output is None):
+            raise ValueError('stage=predict needs input=<file or -> output=<file>, or text="..."')
+        if self.stage.name == "export" and self.format is None:
+            raise ValueError("stage=export needs format=merged, adapter, onnx, openvino or classifier")
         for key, stages in USED_BY.items():
             if getattr(self, key) not in (None, False) and self.stage.name not in stages:
                 raise ValueError(

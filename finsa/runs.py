@@ -35,6 +35,8 @@ JOB = "job.json"  # what a sweep notes about each of its jobs
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "hydra-core", "wandb", "finsa")
 NAMED = ("latest", "default")  # runs that stage=serve finds itself
 
+EXPORTED = "exported_run.json"  # an export's copy of run.json: under that name it would be counted as another run
+
 
 @dataclass(frozen=True)
 class Result:
@@ -296,7 +298,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def read(folder: str) -> tuple[Path, RunConfig, dict[str, Any]]:
-    """Read a finished run.
+    """Read a finished run, or an export of one.
 
     Returns:
         Its folder, its configuration and the facts of ``run.json``.
@@ -305,10 +307,11 @@ def read(folder: str) -> tuple[Path, RunConfig, dict[str, Any]]:
         RunError: for a folder that is missing, no run, unfinished or damaged.
     """
     path = locate(folder)
-    if not (path / "run.json").is_file() or not (path / "config.yaml").is_file():
+    record = path / (EXPORTED if (path / EXPORTED).is_file() else "run.json")
+    if not record.is_file() or not (path / "config.yaml").is_file():
         siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
         raise RunError(f"run: {path} is no run folder. {suggest(path.name, siblings, show=5)}".rstrip())
-    facts = _read_json(path / "run.json")
+    facts = _read_json(record)
     if facts.get("status") != "complete":
         raise RunError(
             f"run: {path} is {facts.get('status')}, not complete ({facts.get('error') or 'it may still be running'}). "

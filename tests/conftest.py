@@ -65,3 +65,16 @@ def config() -> Callable[..., RunConfig]:
 def _config(*overrides: str) -> RunConfig:
     values, choices = composition.compose_values(overrides)
     return composition.build(values, choices, overrides)
+
+
+@pytest.fixture(scope="session")
+def trained(config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a short finished run of a method; one per session."""
+    import trained as runs_of_methods
+
+    base = tmp_path_factory.mktemp("trained")
+
+    def of(method: str, *words: str) -> Path:
+        return runs_of_methods.run_folder(config, base, method, *words)
+
+    return of

@@ -426,3 +426,20 @@ def test_a_launcher_that_is_not_installed_is_told_with_the_extra_that_brings_it(
         ConfigError, match=r"hydra/launcher: no 'cloud' is installed, only basic.*pip install 'finsa\[la"
     ):
         arguments.check(["method=lora,full", "hydra/launcher=cloud"])
+
+
+@pytest.mark.parametrize(
+    "text", ["涨停, 'A' \\${seed} {b}", "it's", "\\", "ends so\\'", "${seed} 100%", "two\nlines", "[a, b]", "='", "123"]
+)
+def test_a_text_may_hold_any_characters(text: str) -> None:
+    words = ["stage=predict", "run=somewhere", arguments.quote(f"text={text}")]
+    assert arguments.quote(words[-1]) == words[-1], "a word that is quoted stays as it is"
+    values, choices = composition.compose_values(words)
+    assert composition.build(values, choices, words).text == text
+
+
+@pytest.mark.parametrize("stage", ["predict input=a.csv output=b.csv", "export format=onnx"])
+def test_what_the_run_brings_is_not_given_beside_it(stage: str) -> None:
+    words = [*f"stage={stage}".split(), "run=somewhere", "data.max_length=64"]
+    with pytest.raises(ConfigError, match=r"data\.max_length: comes from the run folder"):
+        arguments.check(words)

@@ -16,11 +16,13 @@ class _Lines:
 
     Args:
         stream: of text.
+        most: characters of a record; None: as many as it takes.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._again = stream, deque[str]()
+    def __init__(self, stream: TextIO, most: int | None = None) -> None:
+        self._stream, self._again, self._most = stream, deque[str](), most
         self._taken: list[str] = []
+        self._characters = 0
         self.before = 0  # lines before the record
 
     def __iter__(self) -> Iterator[str]:
@@ -29,6 +31,9 @@ class _Lines:
     def __next__(self) -> str:
         line = self._again.popleft() if self._again else next(self._stream)
         self._taken.append(line)
+        self._characters += len(line)
+        if self._most is not None and self._characters > self._most and len(self._taken) > 1:
+            raise csv.Error(f"a quote that does not end within {self._most:,} characters")
         return line
 
     def give_back(self) -> None:
@@ -40,11 +45,18 @@ class _Lines:
         """The next line begins a record."""
         self.before += len(self._taken)
         self._taken.clear()
+        self._characters = 0
 
 
-def records(stream: TextIO, delimiter: str) -> Iterator[Record]:
-    """Records of a CSV file with the line each begins at; an unreadable one has no values but a reason."""
-    lines = _Lines(stream)
+def records(stream: TextIO, delimiter: str, most: int | None = None) -> Iterator[Record]:
+    """Records of a CSV file with the line each begins at; an unreadable one has no values but a reason.
+
+    Args:
+        stream: of text.
+        delimiter: between the fields.
+        most: characters of a record of several lines, where memory has to be bounded.
+    """
+    lines = _Lines(stream, most)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         try:

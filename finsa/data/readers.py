@@ -80,11 +80,11 @@ def _csv(file: Path, delimiter: str = ",") -> Raw:
         first, line, fate = next(rows, ([], 1, "no line"))
         if fate is not None:
             raise DataError(f"data.files: {file} has no header in line {line} ({fate})")
-        header = _header(first, file)
+        header = header_of(first, file)
         return Raw(_frame(header, (_fitted(record, len(header)) for record in rows)), notes)
 
 
-def _header(names: list[Any], file: Path) -> list[str]:
+def header_of(names: list[Any], file: Path | str) -> list[str]:
     """Column names without white space around; a column without a name is called by its place."""
     header = [str(name or "").strip() or f"column {number}" for number, name in enumerate(names, 1)]
     doubled = sorted({name for name in header if header.count(name) > 1})
@@ -132,10 +132,11 @@ def _is_doubled(value: Any) -> bool:
 def _jsonl(file: Path) -> Raw:
     stream, notes = open_text(file)
     with stream:
-        return _objects(_json_lines(stream), notes)
+        return _objects(json_lines(stream), notes)
 
 
-def _json_lines(stream: TextIO) -> Iterator[Found]:
+def json_lines(stream: TextIO) -> Iterator[Found]:
+    """Parse a stream of JSON lines; blank ones are passed over."""
     for number, line in enumerate(stream, 1):
         if line.strip():
             try:
@@ -257,7 +258,7 @@ def _excel(file: Path) -> Raw:
         raise DataError(f"data.files: {file} cannot be read: {first_line(error)}") from None
     others = f"{file.name}: has {len(sheets)} sheets; only the first, '{sheets[0].title}', is read"
     filled = ((list(row), line) for line, row in enumerate(rows, 1) if any(cell is not None for cell in row))
-    header = _header(next(filled, ([], 1))[0], file)
+    header = header_of(next(filled, ([], 1))[0], file)
     cells: Iterator[Record] = ((list(map(_cell, row)), line, None) for row, line in filled)
     return Raw(_frame(header, cells), [others] if len(sheets) > 1 else [])
 

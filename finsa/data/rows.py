@@ -135,6 +135,11 @@ class Renderer:
             f"longest answer with its end token {longest}. Set data.max_length={needed + 64} or more"
         )
 
+    @property
+    def literal(self) -> Tokenizer:
+        """A copy of the tokenizer for texts, which takes none of them for markup."""
+        return Tokenizer.from_str(self._literal.to_str())
+
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Encode texts into prompts, cutting each text to the room there is."""
         return self.wrap(**self.encode_texts(texts))

@@ -27,6 +27,12 @@ def report(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str], 
         95 % intervals: Wilson for accuracy, percentile bootstrap over rows for the F1 scores. A class without a
         single prediction has precision 0; a class without a row has recall and F1 0 and still counts in the macro mean.
     """
+    found = _counted(gold, predicted, names)
+    return {**found, "intervals": intervals(np.array(found["confusion"]), seed)}
+
+
+def _counted(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    """What `report` gives, but for the intervals; a prediction outside the classes is wrong."""
     classes = range(len(names))
     confusion = confusion_matrix(gold, predicted, labels=list(classes))
     table = precision_recall_fscore_support(gold, predicted, labels=list(classes), zero_division=0)
@@ -49,8 +55,39 @@ def report(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str], 
         **means,
         "per_class": per_class,
         "confusion": confusion.tolist(),
-        "intervals": intervals(confusion, seed),
     }
+
+
+def report_parsed(
+    gold: Sequence[int], parsed: Sequence[int | None], names: Sequence[str], seed: int = 0
+) -> dict[str, Any]:
+    """Compare parsed answers with the truth; None, which names no class, is wrong whatever the truth is.
+
+    Args:
+        gold: true classes, (n,).
+        parsed: classes that the answers name, (n,).
+        names: classes in their order, (c,).
+        seed: of the bootstrap.
+
+    Returns:
+        What `report` gives, and ``unparsable``: number of such answers by true class.
+    """
+    lost = len(names)  # a class of its own that no row belongs to; it is left out of the means
+    predicted = [lost if found is None else found for found in parsed]
+    result = _counted(gold, predicted, names)
+    confusion = confusion_matrix(gold, predicted, labels=list(range(lost + 1)))
+    n = int(confusion.sum())
+    drawn = (
+        np.random.default_rng(seed).multinomial(n, confusion.ravel() / n, size=DRAWS).reshape(-1, lost + 1, lost + 1)
+    )
+    f1, support = f1_scores(drawn)[:, :lost], drawn.sum(axis=-1)[:, :lost]
+    result["intervals"] = {
+        "accuracy": wilson(int(np.trace(confusion)), n),
+        "macro_f1": percentiles(f1.mean(axis=-1)),
+        "weighted_f1": percentiles((f1 * support).sum(axis=-1) / n),
+    }
+    missed = confusion[:lost, lost]
+    return {**result, "unparsable": {name: int(count) for name, count in zip(names, missed, strict=True)}}
 
 
 def intervals(confusion: NDArray[np.int64], seed: int, samples: int = DRAWS) -> dict[str, list[float]]:

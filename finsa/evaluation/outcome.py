@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsa.data.task import Labelled
+from finsa.evaluation import calibration as calibrating
 from finsa.evaluation import metrics
 from finsa.runs import RunFolder
 
@@ -32,6 +33,29 @@ def predictions(task: Labelled, split: str, scores: NDArray[np.float64]) -> Iter
             "label": names[int(share.argmax())],
             "scores": {name: round(float(value), 6) for name, value in zip(names, share, strict=True)},
         }
+
+
+def answers(task: Labelled, split: str, texts: Sequence[str], parsed: Sequence[int | None]) -> Iterator[dict[str, Any]]:
+    """Yield one record per generated answer: id, text, gold, the answer, and the label it names, null for none."""
+    names, rows = task.table.labels.names, task.table.splits[split]
+    for (identity, text, gold), answer, label in zip(
+        rows.select("id", "text", "label").iter_rows(), texts, parsed, strict=True
+    ):
+        known = None if label is None else names[label]
+        yield {"id": identity, "text": text, "gold": names[gold], "answer": answer, "label": known}
+
+
+def calibration(task: Labelled, scores: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Fit a temperature on the validation rows, and tell the calibration error before and after.
+
+    Args:
+        task: knows the true classes.
+        scores: (n, c) by split, of its first n rows; ``validation`` is fitted on, the others are told only.
+    """
+    gold = {split: task.gold(split)[: len(values)] for split, values in scores.items()}
+    degrees = calibrating.temperature(scores["validation"], gold["validation"])
+    told = {split: calibrating.report(values, gold[split], degrees) for split, values in scores.items()}
+    return {"temperature": degrees, **told}
 
 
 def validation(task: Labelled, scores: NDArray[np.float64]) -> dict[str, float]:

@@ -5,22 +5,29 @@ Letters: b rows of a batch, s tokens, c classes, v vocabulary, m nodes of the la
 Several labels may have several tokens and share beginnings (看涨, 看跌). Their proper prefixes form a tree; one forward
 pass over prompt + tree nodes, each node seeing only the prompt and its ancestors, gives every token's probability.
 Padding stands on the right of a causal model, so no real token can see it and no mask is needed where m = 0.
+
+The head of all prompts is the same; where it is a large share of them, its keys and values are computed once. The LM
+head is applied at the k positions that are read, and there to the whole vocabulary: log-probabilities need its sum, and
+at the Qwen2.5-0.5B shape that is 0.4 % of the work for 100 tokens.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from finsa.data.rows import Encoded, Renderer
-from finsa.modeling.classifier import Classifier
+from finsa.modeling.classifier import Classifier, causal
 
 FloatArray = NDArray[np.float64]
 Answer = tuple[int, ...]
+PREFIX_SHARE, PREFIX_TOKENS = 0.3, 16  # of all tokens, and at least: below, reuse gains nothing (measured)
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,13 @@ def scored_answers(renderer: Renderer) -> tuple[list[Answer], str]:
     return list(answers), "whole label"
 
 
-def label_log_probs(model: torch.nn.Module, ids: torch.Tensor, lengths: torch.Tensor, tree: LabelTree) -> torch.Tensor:
+def label_log_probs(
+    model: torch.nn.Module,
+    ids: torch.Tensor,
+    lengths: torch.Tensor,
+    tree: LabelTree,
+    past: Any = None,
+) -> torch.Tensor:
     """Log-probability of each whole label after each prompt, in one forward pass; training goes through here as well.
 
     Args:
@@ -80,17 +93,20 @@ def label_log_probs(model: torch.nn.Module, ids: torch.Tensor, lengths: torch.Te
         ids: (b, s), each prompt followed by the tree's tokens and then by any padding.
         lengths: tokens of each prompt, (b,).
         tree: of the labels.
+        past: keys and values of what stands before `ids`, (b, ...) per layer.
 
     Returns:
         (b, c), float32.
     """
     m = len(tree.tokens)
     read = lengths[:, None] - 1 + torch.arange(m + 1, device=ids.device)
-    extra: dict[str, torch.Tensor] = {}
+    extra: dict[str, Any] = {}
     if m > 0:
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         extra = tree_inputs(tree, lengths, ids.shape[1], dtype)
-    logits = model(input_ids=ids, logits_to_keep=read, use_cache=False, **extra).logits
+    if past is not None:
+        extra = {**_behind(extra, past.get_seq_length()), "past_key_values": past}
+    logits = model(input_ids=ids, logits_to_keep=read, use_cache=past is not None, **extra).logits
     log_probs = torch.log_softmax(logits.float(), dim=-1)  # (b, k, v)
     columns = [sum(log_probs[:, at, token] for at, token in steps) for steps in tree.steps]
     return torch.stack([torch.as_tensor(column) for column in columns], dim=1)
@@ -114,6 +130,14 @@ def tree_inputs(tree: LabelTree, lengths: torch.Tensor, s: int, dtype: torch.dty
     return {"attention_mask": mask[:, None], "position_ids": torch.where(is_node, lengths[:, None] - 1 + depth, place)}
 
 
+def _behind(inputs: dict[str, torch.Tensor], before: int) -> dict[str, torch.Tensor]:
+    """Mask and positions of rows behind `before` tokens that all of them see."""
+    if not inputs:
+        return {}
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (before, 0))
+    return {"attention_mask": mask, "position_ids": inputs["position_ids"] + before}
+
+
 class LabelScorer:
     """Scores texts: (n, c) log-probabilities of each whole label given the prompt.
 
@@ -127,6 +151,7 @@ class LabelScorer:
         self.model, self.renderer, self.batch_tokens = model, renderer, batch_tokens
         answers, self.rule = scored_answers(renderer)
         self.tree = LabelTree.of(answers)
+        self._prefix: Any = None
 
     def __call__(self, texts: Sequence[str]) -> FloatArray:
         """Score texts, in their order."""
@@ -136,19 +161,40 @@ class LabelScorer:
     def score(self, prompts: Sequence[Sequence[int]]) -> FloatArray:
         """Score prompts, in their order: (n, c) natural logarithms."""
         scores = np.empty((len(prompts), len(self.renderer.answers)))
+        lengths = _lengths(prompts, len(self.tree.tokens))
         training = self.model.training
         self.model.eval()
-        for rows in batches(_lengths(prompts, len(self.tree.tokens)), self.batch_tokens):
+        self._prefix = self._shared(prompts, lengths)
+        for rows in batches(lengths, self.batch_tokens):
             scores[rows] = self._batch([prompts[row] for row in rows]).double().cpu().numpy()
+        self._prefix = None
         self.model.train(training)
         return scores
 
+    def _shared(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> Any:
+        """Keys and values (1, ...) of the prompts' common head; None where they would not pay or cannot be had."""
+        if not isinstance(prompts, Encoded) or len(prompts) < 2 or not self._reuses():
+            return None
+        head = prompts.head if prompts.tail else prompts.head[:-1]  # what is read must not be in it
+        if len(head) < PREFIX_TOKENS or len(head) * len(prompts) < PREFIX_SHARE * sum(lengths):
+            return None
+        ids = torch.tensor([head], device=next(self.model.parameters()).device)
+        return causal(self.model).base_model(input_ids=ids, use_cache=True).past_key_values
+
+    def _reuses(self) -> bool:
+        """Whether a head means the same before every text: not to a mixture, whose experts the text chooses."""
+        remote = type(causal(self.model)).__module__.startswith("transformers_modules")
+        return not remote and not getattr(self.model, "experts", ())
+
     def _batch(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Score one batch: (b, c)."""
-        device = next(self.model.parameters()).device
-        ids = padded([[*prompt, *self.tree.tokens] for prompt in prompts])
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        return label_log_probs(self.model, ids.to(device), lengths.to(device), self.tree)
+        device, past, before = next(self.model.parameters()).device, None, 0
+        if self._prefix is not None:
+            past, before = copy.deepcopy(self._prefix), self._prefix.get_seq_length()
+            past.batch_repeat_interleave(len(prompts))
+        ids = padded([[*prompt[before:], *self.tree.tokens] for prompt in prompts])
+        lengths = torch.tensor([len(prompt) - before for prompt in prompts])
+        return label_log_probs(self.model, ids.to(device), lengths.to(device), self.tree, past)
 
 
 class ClassifierScorer(LabelScorer):
@@ -162,6 +208,9 @@ class ClassifierScorer(LabelScorer):
         super().__init__(model, renderer, batch_tokens)
         self.rule = "classification head"
         self.tree = LabelTree.of([])
+
+    def _reuses(self) -> bool:
+        return False
 
     def _batch(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         device = next(self.model.parameters()).device

@@ -128,6 +128,11 @@ def _computes_bf16() -> bool:
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
+def bytes_of(model: torch.nn.Module) -> int:
+    """Memory of a model's weights, in bytes."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """Count parameters, tied ones once, quantised ones as the weights they stand for.
 

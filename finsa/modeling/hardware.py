@@ -25,6 +25,12 @@ def prepare(train: Train) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(trl|transformers|peft)\b")
 
 
+def take_own_device() -> None:
+    """Of several processes on a machine, let each have the GPU of its number."""
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+
+
 def describe(dtype: torch.dtype) -> str:
     """Name device and type: ``cpu, 2 threads, float32``."""
     name = str(dtype).removeprefix("torch.")

@@ -74,6 +74,18 @@ def restore(cfg: RunConfig, backbone: Any, place: Path, renderer: Renderer) -> t
     return model.requires_grad_(False).eval()
 
 
+def merged(model: torch.nn.Module) -> torch.nn.Module:
+    """Put a restored model's adapter into the weights of its base, for good; a model without one stays as it is."""
+    backbone = model.backbone if isinstance(model, Classifier) else model
+    if not isinstance(backbone, PeftModel):
+        return model
+    whole: Any = backbone.merge_and_unload()
+    if not isinstance(model, Classifier):
+        return whole.eval()  # type: ignore[no-any-return]
+    model.backbone = whole
+    return model
+
+
 def release(model: torch.nn.Module) -> None:
     """Take everything off again, leaving the base as it was."""
     backbone = model.backbone if isinstance(model, Classifier) else model

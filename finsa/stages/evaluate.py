@@ -2,90 +2,111 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from finsa import baselines, runs, tracking
-from finsa.config import Data, EvaluateStage, Model, RunConfig
+from finsa import runs, tracking
+from finsa.config import Data, EvaluateStage, RunConfig
 from finsa.data import table, task
-from finsa.evaluation import outcome, tables
-from finsa.inference.scoring import scorer
-from finsa.modeling import base, hardware, learner, quantization, tokenizers
-from finsa.runs import Result
+from finsa.errors import ConfigError, Problem
+from finsa.evaluation import metrics, outcome, tables
+from finsa.inference import answering
+from finsa.inference.answering import Answerer, Record
+from finsa.modeling import hardware, quantization, tokenizers
+from finsa.runs import Result, RunFolder
 
 
 def run(cfg: RunConfig) -> Result:
     """Rebuild model and prompt from a run folder and score a split; without a run, score the base as it is."""
-    trained, source, place = (cfg, None, None) if cfg.run is None else _of_run(cfg)
+    record = None if cfg.run is None else answering.read(cfg.run)
+    trained = cfg if record is None else _with_rows_of(cfg, record)
     quantization.require_library(trained.method)
     assert isinstance(cfg.stage, EvaluateStage)
     split: str = cfg.stage.split
     data = table.load(trained.data)
     data.require(split)
-    job = _job(trained, data)
+    _check_protocol(cfg.stage, trained, record, data)
+    job = _job(trained, data, record)
     hardware.prepare(cfg.train)
     with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
-        if isinstance(job, task.Task):
-            scores, rule = _score(cfg, trained, source, place, job, split)
+        if record is not None:
+            answerer = answering.load(record, cfg.train.score_tokens, shared=True)
         else:
-            scores, rule = _score_baseline(trained, source, job, split)
-        metrics = {split: outcome.report(job, split, scores)}
-        name = trained.method.name if source else f"{trained.model.name} as it is"
-        folder.note(**job.fingerprints(), scoring=rule, run=str(source))
+            assert isinstance(job, task.Task)
+            answerer = answering.bare(cfg, job, cfg.train.score_tokens)
+        try:
+            found = {split: _judge(cfg, job, answerer, folder)}
+        finally:
+            answerer.close()
+        name = trained.method.name if record else f"{trained.model.name} as it is"
+        folder.note(**job.fingerprints(), run=str(record.path if record else None))
         outcome.write_ledger(job, folder)
-        folder.write_json("metrics.json", metrics)
-        folder.write_lines("predictions.jsonl", outcome.predictions(job, split, scores))
-        tracker.figure("confusion matrix", outcome.draw(metrics[split], f"{name}, {split}", folder.path))
-        tracker.summary(outcome.flat(metrics))
-    tables.show_report(metrics[split], f"{name} on the {split} split, by class")
-    tables.show_comparison({name: metrics[split]}, f"{trained.data.name}, {split} split")
+        folder.write_json("metrics.json", found)
+        tracker.figure("confusion matrix", outcome.draw(found[split], f"{name}, {split}", folder.path))
+        tracker.summary(outcome.flat(found))
+    tables.show_report(found[split], f"{name} on the {split} split, by class")
+    tables.show_comparison({name: found[split]}, f"{trained.data.name}, {split} split")
     print(f"run folder: {folder.path}")
-    return Result("evaluate", folder.path, metrics, metrics[split]["macro_f1"] if split == "validation" else None)
+    return Result("evaluate", folder.path, found, found[split]["macro_f1"] if split == "validation" else None)
 
 
-def _job(trained: RunConfig, data: table.Table) -> task.Labelled:
+def _judge(cfg: RunConfig, job: task.Labelled, answerer: Answerer, folder: RunFolder) -> dict[str, Any]:
+    """Answer a split by the protocol, write the answers down, and compare them with the truth."""
+    assert isinstance(cfg.stage, EvaluateStage)
+    split: str = cfg.stage.split
+    if cfg.stage.protocol == "label":
+        scores = answerer.score(job, split)
+        folder.note(scoring=answerer.rule, protocol="label")
+        folder.write_lines("predictions.jsonl", outcome.predictions(job, split, scores))
+        return outcome.report(job, split, scores)
+    from finsa.inference.generation import Generator, parse
+
+    assert isinstance(job, task.Task)
+    words, rule = job.table.labels.words, cfg.stage.parse
+    generate = Generator(answerer.model, job.renderer, cfg.train.score_tokens, cfg.stage.answer_tokens)
+    texts = generate(job.prompts(split))
+    parsed = [parse(text, words, rule) for text in texts]
+    folder.note(scoring=f"generated, parsed by {rule}", protocol="generate")
+    folder.write_lines("answers.jsonl", outcome.answers(job, split, texts, parsed))
+    result = metrics.report_parsed(job.gold(split), parsed, job.table.labels.names)
+    print(f"answers that name no label: {sum(result['unparsable'].values()):,} of {len(texts):,} (answers.jsonl)")
+    return result
+
+
+def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | None, data: table.Table) -> None:
+    """A model that reads no words generates none, and letters have to be among the labels.
+
+    Raises:
+        ConfigError: where answers cannot be generated or parsed.
+    """
+    if stage.protocol == "label":
+        return
+    form = record.manifest.get("format", "merged") if record else "merged"
+    if trained.method.baseline is not None or trained.method.head != "lm" or form not in ("merged", "adapter"):
+        text = "generate needs a language model that answers in words; leave stage.protocol out"
+        raise ConfigError([Problem("stage.protocol", text)])
+    words, letters = data.labels.words, ("letter", "letter_strict", "letter_last")
+    if stage.parse in letters and not all(re.fullmatch("[A-Z]", word) for word in words):
+        text = f"{stage.parse} reads options that are one capital letter; the labels are {', '.join(words)}"
+        raise ConfigError([Problem("stage.parse", f"{text}: choose aidf or finllm")])
+
+
+def _job(trained: RunConfig, data: table.Table, record: Record | None) -> task.Labelled:
     if trained.method.baseline is not None:
         return task.Labelled(data)
-    return task.build(trained, data, tokenizers.load_tokenizer(trained.model))
+    tokenizer = answering.tokenizer_of(record) if record else tokenizers.load_tokenizer(trained.model)
+    return task.build(trained, data, tokenizer)
 
 
-def _score(
-    cfg: RunConfig, trained: RunConfig, source: Path | None, place: Path | None, job: task.Task, split: str
-) -> tuple[Any, str]:
-    """Scores of a split by the run's language model, or by the bare one, and the rule they were read by."""
-    model: Any = base.load_base(_weights(trained, source), trained.seed, quantization=trained.method.quantization)
-    scored = learner.restore(trained, model, place, job.renderer) if place else model
-    reader = scorer(scored, job.renderer, cfg.train.score_tokens)
-    scores = reader.score(job.prompts(split))
-    learner.release(scored)
-    return scores, reader.rule
-
-
-def _score_baseline(trained: RunConfig, source: Path | None, job: task.Labelled, split: str) -> tuple[Any, str]:
-    assert source is not None
-    assert trained.method.baseline is not None
-    model = baselines.restore(trained, job.table.labels.names, source)
-    job.cut.update(baselines.cut(model, job))
-    return model.score(job.texts(split)), f"baseline: {trained.method.baseline.kind}"
-
-
-def _of_run(cfg: RunConfig) -> tuple[RunConfig, Path, Path]:
-    """The configuration of a run, its folder and its adapter's; its rows may be others, if the command names some."""
-    path, trained, _ = runs.read(str(cfg.run))
-    place = learner.adapter_folder(trained, path)
+def _with_rows_of(cfg: RunConfig, record: Record) -> RunConfig:
+    """The configuration of a run; its rows may be others, if the command names some."""
+    trained = record.cfg
     named = HydraConfig.initialized() and any(text.startswith("data") for text in HydraConfig.get().overrides.task)
     if named:
         # Prompt, labels and length belong to the model that was trained with them.
         kept = {key: getattr(trained.data, key) for key in ("labels", "prompt", "max_length")}
         merged: Data = cfg.data.model_copy(update=kept)
         trained = trained.model_copy(update={"data": merged})
-    return trained, path, place
-
-
-def _weights(trained: RunConfig, source: Path | None) -> Model:
-    """The base to load: the run's own where the whole model was trained."""
-    if source is not None and (source / "model").is_dir():
-        return trained.model.model_copy(update={"path": str(source / "model"), "weights": "pretrained"})
-    return trained.model
+    return trained

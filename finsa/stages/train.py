@@ -57,10 +57,9 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
         baselines.save(model, data.labels.names, folder.path)
         job.cut.update(baselines.cut(model, job))
         scores = model.score(job.texts("test"))
-        metrics = {
-            "validation": outcome.validation(job, model.score(held)),
-            "test": outcome.report(job, "test", scores),
-        }
+        known = model.score(held)
+        metrics = {"validation": outcome.validation(job, known), "test": outcome.report(job, "test", scores)}
+        _calibrate(cfg, job, folder, metrics, {"validation": known, "test": scores})
         _write(cfg, job, folder, tracker, metrics, scores)
     return Result("train", folder.path, metrics, metrics["validation"]["macro_f1"])
 
@@ -73,13 +72,15 @@ def _run(cfg: RunConfig, job: task.Task, folder: RunFolder, tracker: tracking.Tr
         assert isinstance(cfg.stage, TrainStage)
         if cfg.method.learn != "nothing" and cfg.stage.compare_base:
             metrics["base"] = _report(cfg, job, backbone)
-        model = _learn(cfg, job, backbone, folder, tracker, metrics)
+        model, held = _learn(cfg, job, backbone, folder, tracker, metrics)
         reader = scorer(model, job.renderer, cfg.train.score_tokens)
         scores = reader.score(job.prompts("test"))
     except BaseException:
         base.forget(backbone)  # half a job may have left adapters or changed weights on it
         raise
     metrics["test"] = outcome.report(job, "test", scores)
+    if held is not None:
+        _calibrate(cfg, job, folder, metrics, {"validation": held, "test": scores})
     folder.note(scoring=reader.rule)
     _write(cfg, job, folder, tracker, metrics, scores)
     learner.release(model)
@@ -93,13 +94,17 @@ def _learn(
     folder: RunFolder,
     tracker: tracking.Tracker,
     metrics: dict[str, Any],
-) -> torch.nn.Module:
-    """Train what the method trains and save it; the validation score of the chosen checkpoint goes into `metrics`."""
+) -> tuple[torch.nn.Module, Any]:
+    """Train what the method trains and save it; the validation score of the chosen checkpoint goes into `metrics`.
+
+    Returns:
+        The model, and its scores of the validation rows; None where nothing was learnt.
+    """
     model = learner.build(cfg, backbone, job.renderer)
     trainable, total = base.count_parameters(model)
     folder.note(trainable_parameters=trainable, total_parameters=total, device=hardware.describe(base.dtype(cfg.model)))
     if cfg.method.learn == "nothing":
-        return model
+        return model, None
 
     reader = scorer(model, job.renderer, cfg.train.score_tokens)
     held = job.prompts("validation")[: cfg.train.validation_rows]
@@ -115,11 +120,21 @@ def _learn(
         objective=objective.of(cfg.method, job.renderer, job.class_counts(cfg)),
         lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
     )
-    metrics["validation"] = outcome.validation(job, reader.score(held))
+    scores = reader.score(held)
+    metrics["validation"] = outcome.validation(job, scores)
     folder.note(**fitted.facts())
     learner.save(cfg, model, folder.path, job.table.labels.names)
     job.renderer.tokenizer.save_pretrained(folder.path / "tokenizer")
-    return model
+    return model, scores
+
+
+def _calibrate(
+    cfg: RunConfig, job: task.Labelled, folder: RunFolder, metrics: dict[str, Any], scores: dict[str, Any]
+) -> None:
+    """Fit the temperature that predicted probabilities are given at; scores and answers stay what they are."""
+    if cfg.train.calibrate:
+        metrics["calibration"] = outcome.calibration(job, scores)
+        folder.note(calibration={"temperature": metrics["calibration"]["temperature"]})
 
 
 def _recorder(folder: RunFolder, tracker: tracking.Tracker) -> Callable[[int, dict[str, float]], None]:
@@ -144,7 +159,7 @@ def _write(
     metrics: dict[str, Any],
     scores: Any,
 ) -> None:
-    folder.note(**job.fingerprints())
+    folder.note(**job.fingerprints(), labels=dict(zip(job.table.labels.names, job.table.labels.words, strict=True)))
     outcome.write_ledger(job, folder)
     folder.write_json("metrics.json", metrics)
     folder.write_lines("predictions.jsonl", outcome.predictions(job, "test", scores))

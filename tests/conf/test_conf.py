@@ -19,7 +19,9 @@ GROUPED = [name for name in FILES if "/" in name]
 # What a choice cannot do without.
 NEEDS = {
     "stage/augment.yaml": ["output=somewhere"],
+    "stage/export.yaml": ["run=somewhere", "format=onnx"],
     "stage/generate.yaml": ["data=generated", "output=somewhere"],
+    "stage/predict.yaml": ["run=somewhere", "input=rows.csv", "output=answers.csv"],
     "stage/pretrain.yaml": ["data=tiny_corpus"],
     "stage/report.yaml": ["runs=somewhere"],
     "stage/serve.yaml": ["run=somewhere"],

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import EXTRA, small
 
+from finsa.data.rows import Encoded
 from finsa.inference.scoring import LabelScorer, LabelTree, batches, scored_answers
 
 ANSWERS = {
@@ -97,3 +98,47 @@ def test_batches_hold_every_row_once_and_keep_the_bound(lengths: list[int], boun
     made = list(batches(lengths, bound))
     assert sorted(row for batch in made for row in batch) == list(range(len(lengths)))
     assert all(len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= bound for batch in made)
+
+
+class CountingModel(torch.nn.Module):
+    """Passes everything on, and counts the tokens that go through the layers."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model, self.tokens = model, 0
+        model.base_model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, module: torch.nn.Module, words: tuple[object, ...], named: dict[str, torch.Tensor]) -> None:
+        self.tokens += named["input_ids"].numel()
+
+
+def encoded(head: int, tail: int, seed: int = 0, rows: int = 9) -> Encoded:
+    """Prompts with one head and tail around texts of different lengths, an empty one among them."""
+    rng = np.random.default_rng(seed)
+    lengths = np.array([0, *rng.integers(1, 12, size=rows - 1)])
+    tokens = rng.integers(2, 50, size=lengths.sum()).astype(np.int32)
+    ends = rng.integers(2, 50, size=head).tolist(), rng.integers(2, 50, size=tail).tolist()
+    return Encoded(*ends, tokens, np.cumsum(lengths), np.zeros(rows, np.int64))
+
+
+@pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS.keys())
+@pytest.mark.parametrize("tail", [0, 4])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("model_type", EXTRA)
+def test_a_shared_head_computed_once_changes_no_score(
+    model_type: str, attention: str, tail: int, answers: list[tuple[int, ...]]
+) -> None:
+    model, renderer, rows = small(model_type, attention), FakeRenderer(answers), encoded(30, tail)
+    counted = CountingModel(model)
+    with_head = LabelScorer(model, renderer, 300).score(rows)  # type: ignore[arg-type]
+    reused, counted.tokens = counted.tokens, 0
+    plain = LabelScorer(model, renderer, 300).score([list(row) for row in rows])  # type: ignore[arg-type]
+    np.testing.assert_allclose(with_head, plain, atol=1e-5)
+    assert reused < 0.6 * counted.tokens
+
+
+@pytest.mark.parametrize(("head", "reused"), [(8, False), (30, True)])
+def test_a_short_head_is_not_worth_it(head: int, reused: bool) -> None:
+    model, renderer = small("qwen2"), FakeRenderer(ANSWERS["one token each"])
+    scorer, rows = LabelScorer(model, renderer, 300), encoded(head, 2)  # type: ignore[arg-type]
+    assert (scorer._shared(rows, rows.lengths.tolist()) is not None) is reused

@@ -1,0 +1,192 @@
+"""Output that grows chunk by chunk and survives a kill: parts, their journals, and the joining of them.
+
+A chunk counts once its journal line is whole on disk; what stands behind the last such chunk is cut off when the work
+goes on. So no row is lost or doubled, and the finished file is the same whether the work was stopped or not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from finsa.data.written import Format
+from finsa.errors import RunError
+
+STATE = "state.json"
+KINDS = ("rows", "rejected")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A finished chunk of a part.
+
+    Args:
+        number: of the chunk in the input.
+        read: rows of the input up to its end.
+        digest: of all rows up to there, by which a changed input is noticed.
+        ends: where it ends in the part's file of rows and in that of rejected ones.
+        counts: what to tell about it.
+    """
+
+    number: int
+    read: int
+    digest: str
+    ends: tuple[int, int]
+    counts: dict[str, int]
+
+
+def begin(folder: Path, state: Mapping[str, Any]) -> bool:
+    """Begin an output's folder, or find that it was begun by this very command.
+
+    Returns:
+        Whether it was begun before.
+
+    Raises:
+        RunError: where it was begun by another command.
+    """
+    file = folder / STATE
+    if file.is_file():
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise RunError(f"output: {file} is damaged; remove {folder} to start anew") from None
+        changed = [key for key in state if known.get(key) != state[key]]
+        if changed:
+            was, now = known.get(changed[0]), state[changed[0]]
+            raise RunError(
+                f"output: {folder} was begun with another {changed[0]} ({was}, now {now}); repeat that command to go "
+                "on, or remove the folder to start anew"
+            )
+        return True
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{STATE}.{os.getpid()}"
+    temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+    temporary.replace(file)
+    return False
+
+
+class Part:
+    """What one process contributes.
+
+    Args:
+        folder: of the output.
+        rank: of the process.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.folder, self.rank = folder, rank
+        self.chunks = _journal(folder, rank)
+        self.ends = self.chunks[-1].ends if self.chunks else (0, 0)
+        self.done_file = folder / f"done-{rank}"
+        self._files = [_reopened(_file(folder, kind, rank), end) for kind, end in zip(KINDS, self.ends, strict=True)]
+        whole = "".join(json.dumps(asdict(chunk)) + "\n" for chunk in self.chunks).encode()
+        self._lines = _reopened(folder / f"journal-{rank}.jsonl", len(whole))
+
+    def add(self, number: int, read: int, digest: str, contents: tuple[bytes, bytes], counts: dict[str, int]) -> None:
+        """Append a chunk: its contents first, its journal line last, each on disk before the next."""
+        for file, content in zip(self._files, contents, strict=True):
+            if content:
+                _append(file, content)
+        self.ends = (self.ends[0] + len(contents[0]), self.ends[1] + len(contents[1]))
+        chunk = Chunk(number, read, digest, self.ends, counts)
+        _append(self._lines, (json.dumps(asdict(chunk)) + "\n").encode())
+        self.chunks.append(chunk)
+
+    def finish(self, chunks: int) -> None:
+        """Say that this process has done its share of an input of so many chunks."""
+        for file in (*self._files, self._lines):
+            file.close()
+        temporary = self.done_file.with_suffix(".part")
+        temporary.write_text(str(chunks))
+        temporary.replace(self.done_file)
+
+
+def _file(folder: Path, kind: str, rank: int) -> Path:
+    return folder / f"{kind}-{rank}"
+
+
+def _append(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _reopened(path: Path, end: int) -> BinaryIO:
+    """Open a file for appending behind `end`, without what a kill left there."""
+    file = path.open("r+b" if path.is_file() else "w+b")
+    if file.seek(0, os.SEEK_END) < end:
+        raise RunError(f"output: {path} is shorter than its journal says; remove {path.parent} to start anew")
+    file.truncate(end)
+    file.seek(end)
+    return file
+
+
+def _journal(folder: Path, rank: int) -> list[Chunk]:
+    """The finished chunks of a part; a last line that a kill cut off does not count."""
+    file, chunks = folder / f"journal-{rank}.jsonl", list[Chunk]()
+    for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else []:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        chunks.append(Chunk(**{**values, "ends": tuple(values["ends"])}))
+    return chunks
+
+
+def finished(folder: Path, processes: int) -> bool:
+    """Whether every process has done its share."""
+    return all((folder / f"done-{rank}").is_file() for rank in range(processes))
+
+
+def join(folder: Path, processes: int, form: Format, output: Path, rejected: Path) -> dict[str, int]:
+    """Put the parts together in the input's order, and the output in its place; done twice it gives the same.
+
+    Returns:
+        The sums of the chunks' counts.
+
+    Raises:
+        RunError: where a chunk is missing.
+    """
+    whole = [(chunk, rank, start) for rank in range(processes) for chunk, start in _spans(_journal(folder, rank))]
+    whole.sort(key=lambda entry: entry[0].number)
+    expected = int((folder / "done-0").read_text())
+    if [chunk.number for chunk, _, _ in whole] != list(range(expected)):
+        raise RunError(f"output: {folder} lacks some of its {expected:,} chunks; remove it to start anew")
+    counts: dict[str, int] = {}
+    for chunk, _, _ in whole:
+        counts = {key: counts.get(key, 0) + value for key, value in chunk.counts.items()}
+    lost = any(chunk.ends[1] > start[1] for chunk, _, start in whole)
+    with (folder / "rejected").open("wb") as file:
+        for content in _contents(folder, whole, 1):
+            file.write(content)
+    form.join(folder / "joined", _contents(folder, whole, 0))
+    if lost:
+        (folder / "rejected").replace(rejected)
+    (folder / "joined").replace(output)
+    shutil.rmtree(folder)
+    return counts
+
+
+def _spans(chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, tuple[int, int]]]:
+    start = (0, 0)
+    for chunk in chunks:
+        yield chunk, start
+        start = chunk.ends
+
+
+def _contents(folder: Path, whole: Sequence[tuple[Chunk, int, tuple[int, int]]], kind: int) -> Iterator[bytes]:
+    files = {rank: _file(folder, KINDS[kind], rank).open("rb") for _, rank, _ in whole}
+    try:
+        for chunk, rank, start in whole:
+            files[rank].seek(start[kind])
+            yield files[rank].read(chunk.ends[kind] - start[kind])
+    finally:
+        for file in files.values():
+            file.close()

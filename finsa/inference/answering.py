@@ -1,0 +1,289 @@
+"""A run folder becomes what answers texts: the one place for evaluation, prediction, export and serving.
+
+`read` looks at a folder without loading weights, `load` loads them, `restore` does both. Prompt, labels, scoring rule
+and calibration are the run's own, so that no stage can read its model differently from another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from finsa import baselines, runs
+from finsa.config import Model, RunConfig
+from finsa.data import task
+from finsa.data.labels import LabelSpace
+from finsa.data.prompts import Prompt
+from finsa.data.rows import Encoded, Renderer
+from finsa.errors import ModelError, RunError
+from finsa.evaluation import metrics
+from finsa.inference import bundles
+from finsa.inference.scoring import scorer
+from finsa.modeling import base, learner, quantization, tokenizers
+
+FloatArray = NDArray[np.float64]
+NO_LABELS = ("evaluate", "inspect", "pretrain", "report", "serve")  # stages whose folders hold no model of labels
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a folder says about its model.
+
+    Args:
+        path: the folder of a run or of an export.
+        cfg: the run's configuration.
+        facts: the run's ``run.json``.
+        labels: its classes.
+        manifest: of an export; empty for a run.
+    """
+
+    path: Path
+    cfg: RunConfig
+    facts: dict[str, Any]
+    labels: LabelSpace
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Method, model and data of the run, and the export's format."""
+        own = [] if self.cfg.method.baseline is not None else [self.cfg.model.name]
+        return ", ".join([self.cfg.method.name, *own, self.cfg.data.name, *bundles.title(self.manifest)])
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers to n texts, c labels, E experts.
+
+    Args:
+        labels: names in their fixed order, (c,).
+        scores: log-probability of each whole label, (n, c).
+        probabilities: of each label among the labels, calibrated where the run is, (n, c); rows sum to 1.
+        cut: whether a text was too long and was cut, (n,).
+        gates: a mixture's weights, (n, E); None elsewhere.
+        experts: their names, (E,).
+    """
+
+    labels: tuple[str, ...]
+    scores: FloatArray
+    probabilities: FloatArray
+    cut: list[bool]
+    gates: FloatArray | None = None
+    experts: tuple[str, ...] = ()
+
+    @property
+    def chosen(self) -> list[str]:
+        """The label of each text."""
+        return [self.labels[number] for number in self.probabilities.argmax(axis=1)]
+
+    @property
+    def routes(self) -> list[str] | None:
+        """The expert that counts most for each text; None without experts."""
+        if self.gates is None or not self.experts:
+            return None
+        return [self.experts[number] for number in self.gates.argmax(axis=1)]
+
+
+class Reader(Protocol):
+    """Scores what has been made of texts, prompts or the texts themselves: (n, c) log-probabilities."""
+
+    def score(self, inputs: Any) -> FloatArray:
+        """Score inputs, in their order."""
+
+
+class Answerer:
+    """Answers texts as a run does.
+
+    Args:
+        record: of the run or export.
+        reader: scores inputs.
+        rule: by which labels are scored.
+        renderer: makes inputs of texts; None: the reader takes texts as they are.
+        cut: counts the texts of a list that are not read whole, for a reader of texts.
+        model: whose experts are named, and which `close` gives back.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        reader: Reader,
+        rule: str,
+        renderer: Renderer | None = None,
+        cut: Callable[[Sequence[str]], int | None] | None = None,
+        model: torch.nn.Module | None = None,
+    ) -> None:
+        self.record, self.reader, self.rule, self.renderer, self.model, self._cut = (
+            *(record, reader, rule, renderer, model, cut),
+        )
+        self.cfg, self.facts, self.path, self.name = record.cfg, record.facts, record.path, record.name
+        self.labels: tuple[str, ...] = record.labels.names
+        self.temperature: float = float((record.facts.get("calibration") or {}).get("temperature", 1.0))
+        self.experts: tuple[str, ...] = tuple(getattr(model, "experts", ()))
+
+    def __call__(self, texts: Sequence[str]) -> Answers:
+        """Answer texts, in their order."""
+        if self.renderer is not None:
+            encoded = self.renderer.encode(texts)
+            return self._answers(encoded, [bool(cut) for cut in encoded.cut])
+        counts = [self._cut([text]) for text in texts] if self._cut is not None else [None] * len(texts)
+        return self._answers(list(texts), [bool(count) for count in counts])
+
+    def _answers(self, inputs: Encoded | list[str], cut: list[bool]) -> Answers:
+        scores = self.reader.score(inputs) if cut else np.zeros((0, len(self.labels)))
+        return Answers(self.labels, scores, self.probabilities(scores), cut, self.gates, self.experts)
+
+    @property
+    def gates(self) -> FloatArray | None:
+        """A mixture's gates for what was scored last, (n, E)."""
+        return getattr(self.reader, "gates", None)
+
+    def probabilities(self, scores: FloatArray) -> FloatArray:
+        """Probabilities (n, c) of scores (n, c), at the run's temperature."""
+        return metrics.probabilities(scores / self.temperature)
+
+    def score(self, job: task.Labelled, split: str) -> FloatArray:
+        """Scores (n, c) of a split; a task's kept prompts are used.
+
+        Raises:
+            ModelError: where the rows have other classes.
+        """
+        if job.table.labels.names != self.labels:
+            raise ModelError(
+                f"run: {self.path} tells {', '.join(self.labels)} apart; these rows have "
+                f"{', '.join(job.table.labels.names)}"
+            )
+        if isinstance(job, task.Task) and self.renderer is not None:
+            return self.reader.score(job.prompts(split))
+        if self.cfg.method.baseline is not None and self._cut is not None:
+            counts = {name: self._cut(job.texts(name)) for name in job.table.splits}
+            job.cut.update({name: count for name, count in counts.items() if count is not None})
+        return self.reader.score(job.texts(split))
+
+    def close(self) -> None:
+        """Give a shared base back as it was."""
+        if self.model is not None:
+            learner.release(self.model)
+
+
+def read(folder: str) -> Record:
+    """Read a run's or an export's folder; no weights are loaded.
+
+    Raises:
+        RunError: for a folder that holds no finished training run.
+    """
+    path, cfg, facts = runs.read(folder)
+    if facts.get("stage") in NO_LABELS:
+        raise RunError(f"run: {path} is of stage={facts['stage']}; name the folder of a run that trained on labels")
+    manifest = bundles.manifest(path)
+    return Record(path, cfg, facts, _labels(path, cfg, facts), manifest)
+
+
+def _labels(path: Path, cfg: RunConfig, facts: dict[str, Any]) -> LabelSpace:
+    """Names and words of a run's classes; a run that did not note them has them in its metrics."""
+    known = facts.get("labels")
+    if known is None:
+        file = path / "metrics.json"
+        kept = json.loads(file.read_text(encoding="utf-8"))["test"]["per_class"] if file.is_file() else {}
+        words = cfg.data.labels if isinstance(cfg.data.labels, dict) else {}
+        known = {name: words.get(name, name) for name in kept or cfg.data.labels or ()}
+    if not known:
+        raise RunError(f"run: {path} names no labels; its metrics.json is missing")
+    return LabelSpace(tuple(known), tuple(known.values()))
+
+
+def restore(
+    run: str, batch_tokens: int, threads: int | None = None, merge: bool = False, shared: bool = False
+) -> Answerer:
+    """Rebuild what answers texts from a run's or an export's folder.
+
+    Args:
+        run: the folder.
+        batch_tokens: most padded tokens of a batch.
+        threads: for the products; None: as torch chooses.
+        merge: put an unquantised adapter into the weights, which answers faster and to rounding the same.
+        shared: use the base that a sweep's jobs share; `Answerer.close` must give it back.
+
+    Raises:
+        RunError: for a folder that holds no finished training run.
+        ModelError: where weights or files are missing or do not fit.
+    """
+    return load(read(run), batch_tokens, threads, merge, shared)
+
+
+def load(
+    record: Record, batch_tokens: int, threads: int | None = None, merge: bool = False, shared: bool = False
+) -> Answerer:
+    """Load what a record names; the arguments are those of `restore`."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if record.manifest.get("format") in bundles.RUNTIMES:
+        renderer = renderer_of(record)
+        reader = bundles.open_reader(record.path, record.manifest, renderer, batch_tokens, threads)
+        rule = str(record.manifest["rule"])
+        if record.manifest["format"] == "classifier":  # its own tokenizer puts the prompt around a text
+            return Answerer(record, reader, rule, cut=lambda texts: renderer.encode(texts).truncated)
+        return Answerer(record, reader, rule, renderer)
+    if record.cfg.method.baseline is not None:
+        known = baselines.restore(record.cfg, record.labels.names, record.path)
+        return Answerer(record, known, f"baseline: {record.cfg.method.baseline.kind}", cut=known.cut)
+    quantization.require_library(record.cfg.method)
+    renderer = renderer_of(record)
+    model = _model(record, renderer, merge, shared)
+    language_reader = scorer(model, renderer, batch_tokens)
+    return Answerer(record, language_reader, language_reader.rule, renderer, model=model)
+
+
+def bare(cfg: RunConfig, job: task.Task, batch_tokens: int) -> Answerer:
+    """The base as it is, with the prompt and labels of a configuration."""
+    quantization.require_library(cfg.method)
+    model: Any = base.load_base(cfg.model, cfg.seed, quantization=cfg.method.quantization)
+    reader = scorer(model, job.renderer, batch_tokens)
+    record = Record(Path(), cfg, {}, job.table.labels)
+    return Answerer(record, reader, reader.rule, job.renderer, model=model)
+
+
+def renderer_of(record: Record) -> Renderer:
+    """The run's renderer, from its labels and the tokenizer of its model, or the one that an export carries."""
+    cfg, tokenizer = record.cfg, tokenizer_of(record)
+    prompt = Prompt.of(cfg.data.prompt, record.labels, cfg.model.prompt, cfg.model.think, tokenizer)
+    return Renderer(tokenizer, prompt, record.labels, cfg.data.max_length)
+
+
+def tokenizer_of(record: Record) -> Any:
+    """The tokenizer of a run's model, or the one that an export carries."""
+    own = {"tokenizer": str(record.path / record.manifest["tokenizer"])} if record.manifest else {}
+    return tokenizers.load_tokenizer(record.cfg.model.model_copy(update=own))
+
+
+def _model(record: Record, renderer: Renderer, merge: bool, shared: bool) -> Any:
+    cfg, path = record.cfg, record.path
+    if record.manifest.get("format") == "merged":  # its weights have the adapter in them, and are of full precision
+        whole = cfg.method.model_copy(update={"adapter": None, "quantization": "none"})
+        cfg = cfg.model_copy(update={"method": whole})
+    method = cfg.method
+    # in float32 alone: an adapter that is rounded to bfloat16 is another one
+    own = merge and method.quantization == "none" and method.adapter is not None
+    own = own and base.dtype(cfg.model) == torch.float32 and getattr(method, "moe", None) is None
+    backbone: Any = base.load_base(
+        weights_of(cfg.model, path), cfg.seed, keep=shared and not own, quantization=method.quantization
+    )
+    if cfg.method.learn == "nothing":
+        return backbone
+    place = learner.adapter_folder(cfg, path)
+    flat = record.manifest.get("format") == "adapter" and not (path / "adapters").is_dir()
+    model = learner.restore(cfg, backbone, path if flat else place, renderer)
+    return learner.merged(model) if own else model
+
+
+def weights_of(model: Model, path: Path) -> Model:
+    """The base to load: the run's own where the whole model was trained, the folder itself for a merged export."""
+    for own in (path / "model", path):
+        if (own / "config.json").is_file():
+            return model.model_copy(update={"path": str(own), "weights": "pretrained"})
+    return model

@@ -1,0 +1,73 @@
+"""Folders that stage=export writes: what they are, and what reads the formats that are no language model of torch.
+
+A bundle holds the run's ``config.yaml`` and its ``run.json`` as ``exported_run.json``, so that it is read like the run,
+and ``manifest.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from finsa.data.rows import Renderer
+from finsa.errors import ModelError, RunError
+
+MANIFEST, RECEIPT = "manifest.json", "receipt.json"
+RUNTIMES = ("onnx", "openvino", "classifier")  # formats with a reader of their own
+PACKAGES = {
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("onnx", "onnxruntime", "onnxscript", "openvino"),
+}
+EXTRAS = {"onnx": "export", "openvino": "openvino"}
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """An export's manifest; {} for a run's folder.
+
+    Raises:
+        RunError: where it is damaged.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        return {}
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return {"format": str(values["format"]), "tokenizer": str(values["tokenizer"]), **values}
+    except (OSError, ValueError, LookupError, TypeError):
+        raise RunError(f"run: {file} is damaged; export again") from None
+
+
+def title(values: Mapping[str, Any]) -> list[str]:
+    """What a manifest adds to a model's name."""
+    if not values:
+        return []
+    precision = values.get("precision")
+    return [f"{values['format']} {precision}" if precision else str(values["format"])]
+
+
+def require_packages(form: str, reason: str) -> None:
+    """Tell which package is missing, before anything is loaded.
+
+    Raises:
+        ModelError: naming the extra that brings it.
+    """
+    missing = [name for name in PACKAGES.get(form, ()) if find_spec(name) is None]
+    if missing:
+        raise ModelError(f"{reason} needs {', '.join(missing)}: pip install 'finsa[{EXTRAS[form]}]'")
+
+
+def open_reader(
+    folder: Path, values: dict[str, Any], renderer: Renderer, batch_tokens: int, threads: int | None
+) -> Any:
+    """What scores prompts with an export's file.
+
+    Raises:
+        ModelError: where a package or the file is missing or damaged.
+    """
+    require_packages(values["format"], f"run: {folder}")
+    from finsa.inference.runtimes import open_reader as opened
+
+    return opened(folder, values, renderer, batch_tokens, threads)

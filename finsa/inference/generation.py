@@ -1,0 +1,96 @@
+"""Answers that are generated and parsed: a cross-check of the scored ones, by the rules of the published systems.
+
+What a rule cannot read is None, and is counted as such; it is never taken for a label.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from transformers import GenerationConfig
+
+from finsa.data.rows import Encoded, Renderer
+from finsa.inference.scoring import batches
+
+Rule = Literal["aidf", "finllm", "letter", "letter_strict", "letter_last"]
+FINLLM = {"positive": 0, "negative": 1, "neutral": 2}  # the order in which the published code looks for them
+
+
+def parse(answer: str, words: Sequence[str], rule: Rule) -> int | None:
+    """Read a label out of an answer.
+
+    Args:
+        answer: what was generated, without the prompt.
+        words: the labels' words, (c,).
+        rule: ``aidf``: what stands before the first line end or 。, in lower case, is a word. ``finllm``: the first
+            of positive, negative and neutral, else of the labels in their order, that is part of the answer in lower
+            case. ``letter``: the one option that OpenFinData's pattern finds; it finds none or several in an answer
+            that names none. ``letter_strict``: the answer is a letter and nothing else. ``letter_last``: the last
+            option in the answer.
+
+    Returns:
+        The label's number; None for an answer that names none.
+    """
+    lowered = [word.lower() for word in words]
+    if rule == "aidf":
+        start = re.split(r"[\n。]", answer.strip())[0].strip().lower()
+        return lowered.index(start) if start in lowered else None
+    if rule == "finllm":
+        order = sorted(range(len(words)), key=lambda number: (FINLLM.get(lowered[number], len(FINLLM)), number))
+        return next((number for number in order if lowered[number] in answer.lower()), None)
+    if rule == "letter_strict":
+        return words.index(answer.strip()) if answer.strip() in words else None
+    options = "".join(map(re.escape, words))
+    found = re.findall(rf"(?:选项)?([{options}])[：.]?", answer)
+    if not found or (rule == "letter" and len(found) > 1):
+        return None
+    return words.index(found[-1])
+
+
+class Generator:
+    """Greedy answers to prompts, in batches that are padded on the left.
+
+    Args:
+        model: a causal language model, wrapped or not.
+        renderer: whose tokenizer writes the answers out.
+        batch_tokens: most padded tokens of a batch.
+        most: tokens of an answer.
+    """
+
+    def __init__(self, model: Any, renderer: Renderer, batch_tokens: int, most: int) -> None:
+        self.model, self.renderer, self.batch_tokens, self.most = model, renderer, batch_tokens, most
+        self.settings = GenerationConfig(
+            do_sample=False, max_new_tokens=most, eos_token_id=_ends(model, renderer.end), pad_token_id=renderer.end
+        )
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Encoded) -> list[str]:
+        """Answers, in the prompts' order."""
+        answers = [""] * len(prompts)
+        self.model.eval()
+        for rows in batches((prompts.lengths + self.most).tolist(), self.batch_tokens):
+            ids, mask = _left_padded([prompts[row] for row in rows], self.renderer.end)
+            device = next(self.model.parameters()).device
+            made = self.model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=self.settings
+            )
+            texts = self.renderer.tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
+            for row, text in zip(rows, texts, strict=True):
+                answers[row] = text
+        return answers
+
+
+def _ends(model: Any, end: int) -> list[int]:
+    """Tokens that end an answer: the tokenizer's, and those that the model was published with."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    return sorted({end, *(own if isinstance(own, list) else [] if own is None else [own])})
+
+
+def _left_padded(rows: Sequence[Sequence[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(map(len, rows))
+    ids = torch.tensor([[filler] * (longest - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask

@@ -1,0 +1,108 @@
+"""Write a run's model in another format, with a receipt; what falls short of the tolerance is removed again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from finsa.config import ExportStage, RunConfig
+from finsa.data import table, task
+from finsa.errors import ConfigError, ModelError, Problem, RunError
+from finsa.inference import answering, bundles, exporting, receipts
+from finsa.inference.answering import Record
+from finsa.inference.receipts import Receipt
+from finsa.modeling import base, hardware, quantization
+from finsa.runs import Result
+
+
+def run(cfg: RunConfig) -> Result:
+    """Export a run, and compare the export with it.
+
+    Raises:
+        ConfigError: where a run cannot be written in the format.
+        RunError: where the folder is there already.
+        ModelError: where a package is missing, or the export falls short of the tolerance.
+    """
+    assert isinstance(cfg.stage, ExportStage)
+    form, precision = str(cfg.format), cfg.stage.precision
+    record = answering.read(str(cfg.run))
+    bundles.require_packages(form, f"format={form}")
+    quantization.require_library(record.cfg.method)
+    _refuse(exporting.refusal(record, form, precision))
+    place = _place(cfg, record, form, precision)
+    data = table.load(record.cfg.data)
+    data.require(receipts.SPLIT)
+    job = task.Labelled(data)
+    if job.table.labels.names != record.labels.names:
+        raise RunError(f"run: {record.path} has other labels than its data now: {', '.join(job.table.labels.names)}")
+    _refuse(exporting.refusal_of_labels(answering.renderer_of(record), form))
+    hardware.prepare(cfg.train)
+    partial = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        exporting.write(record, form, precision, partial)
+        receipt = _receipt(cfg, record, job, partial)
+        (partial / bundles.RECEIPT).write_text(json.dumps(receipt.as_dict(), indent=1) + "\n", encoding="utf-8")
+        _show(receipt, f"{record.name} as {' '.join([form, precision])}")
+        faults = receipt.faults(cfg.stage)
+        if faults and not cfg.stage.force:
+            raise ModelError(f"format={form}: {'; '.join(faults)}; nothing is kept. Keep it with stage.force=true")
+        partial.rename(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"export: {place}")
+    return Result("export", place, {"receipt": receipt.as_dict()})
+
+
+def _refuse(reason: str | None) -> None:
+    if reason is not None:
+        raise ConfigError([Problem("format", reason)])
+
+
+def _place(cfg: RunConfig, record: Record, form: str, precision: str) -> Path:
+    """Where the export goes: ``output``, else below the run's folder."""
+    name = form if precision == "fp32" else f"{form}_{precision}"
+    place = Path(cfg.output).absolute() if cfg.output is not None else record.path / "exports" / name
+    if place.exists() and (place.is_file() or any(place.iterdir())):
+        raise RunError(f"output: {place} is there already; remove it, or name another folder with output=<folder>")
+    if place.exists():
+        place.rmdir()
+    if any(parent.is_file() for parent in place.parents):
+        raise RunError(f"output: {place} lies below a file; name another folder")
+    return place
+
+
+def _receipt(cfg: RunConfig, record: Record, job: task.Labelled, folder: Path) -> Receipt:
+    """Answer the validation rows with the run and with the export, one after the other."""
+    assert isinstance(cfg.stage, ExportStage)
+    sides, sizes = [], []
+    for source in (record, answering.read(str(folder))):
+        answerer = answering.load(source, cfg.train.score_tokens, cfg.train.threads)
+        sides.append(receipts.answers_of(answerer, job, cfg.stage))
+        sizes.append(
+            receipts.size_of(folder)
+            if source is not record or answerer.model is None
+            else base.bytes_of(answerer.model)
+        )
+        answerer.close()
+    return receipts.compare(job, sides[0], sides[1], (sizes[0], sizes[1]))
+
+
+def _show(receipt: Receipt, title: str) -> None:
+    shown = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("", "run", "export"):
+        shown.add_column(name, justify="left" if not name else "right")
+    one, other = receipt.run, receipt.export
+    shown.add_row("macro-F1", f"{one.macro_f1:.4f}", f"{other.macro_f1:.4f}")
+    shown.add_row("accuracy", f"{one.accuracy:.4f}", f"{other.accuracy:.4f}")
+    shown.add_row("weights, MB", f"{one.bytes / 1e6:.1f}", f"{other.bytes / 1e6:.1f}")
+    shown.add_row("ms per text, alone", f"{one.milliseconds:.1f}", f"{other.milliseconds:.1f}")
+    Console().print(shown)
+    print(
+        f"same answer on {receipt.agreement:.2%} of {receipt.rows:,} validation rows; "
+        f"largest difference of a probability {receipt.largest_difference:.2g}"
+    )

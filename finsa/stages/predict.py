@@ -1,0 +1,133 @@
+"""Answer the rows of a file, a pipe or one text with a finished run or an export."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from finsa.config import PredictStage, RunConfig, locate
+from finsa.data import parts, streams, written
+from finsa.errors import DataError, RunError
+from finsa.inference import answering, prediction
+from finsa.inference.answering import Answerer, Record
+from finsa.inference.prediction import Added, Share
+from finsa.modeling import hardware, quantization
+from finsa.runs import Result
+
+
+def run(cfg: RunConfig) -> Result:
+    """Answer one text on the terminal, or every row of an input in a file that is put in its place whole.
+
+    Raises:
+        DataError: for an input that cannot be read.
+        RunError: where the output is there already, or was begun by another command.
+    """
+    record = answering.read(str(cfg.run))
+    quantization.require_library(record.cfg.method)
+    if cfg.text is not None:
+        return _one(cfg, record, cfg.text)
+    return _file(cfg, record)
+
+
+def _one(cfg: RunConfig, record: Record, text: str) -> Result:
+    if not text.strip():
+        raise DataError("text: is empty")
+    answerer = _load(cfg, record)
+    started = time.perf_counter()
+    answers = answerer([text.strip()])
+    spent = 1000 * (time.perf_counter() - started)
+    table = Table(title=answers.chosen[0], title_justify="left", title_style="bold", show_header=False)
+    for label, share in zip(answers.labels, answers.probabilities[0], strict=True):
+        table.add_row(label, f"{share:.4f}", "█" * round(30 * float(share)))
+    Console().print(table)
+    cut = f", the text was cut to {record.cfg.data.max_length} tokens with its prompt" if answers.cut[0] else ""
+    routed = f", route {answers.routes[0]}" if answers.routes else ""
+    print(f"{record.name}: {spent:.1f} ms{routed}{cut}")
+    return Result("predict", None, {"label": answers.chosen[0]})
+
+
+def _file(cfg: RunConfig, record: Record) -> Result:
+    assert isinstance(cfg.stage, PredictStage)
+    source, output = str(cfg.input), Path(str(cfg.output)).absolute()
+    share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    column = cfg.stage.text_column or record.cfg.data.columns.text
+    form, target = streams.format_of(source, cfg.stage.input_format), written.require_format(output)
+    if source == "-" and share.processes > 1:
+        raise DataError("input: a pipe cannot be shared by several processes; name a file")
+    folder, rejected = _places(output)
+    stream = streams.open_stream(source, form, column)
+    columns = stream.columns
+    if columns is None and target != "jsonl":
+        columns = streams.keys_of(source)
+    parts.begin(folder, _state(cfg, record, source, column, share))
+    part = parts.Part(folder, share.rank)
+    if part.chunks and share.rank == 0:
+        print(f"going on behind row {part.chunks[-1].read:,} ({folder})")
+    for note in stream.notes:
+        print(note)
+    answerer = _load(cfg, record)
+    added = Added.beside(columns or stream.first_keys, answerer.labels, bool(answerer.experts))
+    shape = written.open_format(target, columns, stream.schema, added.kinds())
+    started = time.monotonic()
+    now = prediction.predict(answerer, stream, column, part, shape, added, share, cfg.stage.chunk)
+    seconds = time.monotonic() - started
+    if share.rank != 0:
+        return Result("predict", None, {"rows": now})
+    prediction.wait(folder, share)
+    counts = parts.join(folder, share.processes, shape, output, rejected)
+    _tell(counts, now, seconds, output, rejected, share)
+    return Result("predict", None, {"rows": now, "rows_per_second": now / max(seconds, 1e-9), **counts})
+
+
+def _load(cfg: RunConfig, record: Record) -> Answerer:
+    hardware.prepare(cfg.train)
+    hardware.take_own_device()
+    return answering.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)
+
+
+def _places(output: Path) -> tuple[Path, Path]:
+    """The folder in which an output grows, and the file of rejected rows.
+
+    Raises:
+        RunError: where one of them cannot be made.
+    """
+    folder = output.with_name(f"{output.name}.partial")
+    rejected = output.with_name(f"{output.name}.rejected.jsonl")
+    begun = (folder / parts.STATE).is_file()
+    for place in (output, rejected):
+        if place.exists() and not begun:
+            raise RunError(f"output: {place} is there already; name another file, or remove it")
+    if any(parent.is_file() for parent in output.parents):
+        raise RunError(f"output: {output} lies below a file; name another one")
+    return folder, rejected
+
+
+def _state(cfg: RunConfig, record: Record, source: str, column: str, share: Share) -> dict[str, Any]:
+    """What has to be the same for a stopped command to go on."""
+    assert isinstance(cfg.stage, PredictStage)
+    file = None if source == "-" else locate(source)
+    return {
+        "run": str(record.path),
+        "run finished": [record.facts.get("finished"), record.facts.get("config_hash"), record.name],
+        "input": str(file or "-"),
+        "input size": file.stat().st_size if file else None,
+        "text column": column,
+        "stage.chunk": cfg.stage.chunk,
+        "train.score_tokens": cfg.train.score_tokens,
+        "number of processes": share.processes,
+    }
+
+
+def _tell(counts: dict[str, int], now: int, seconds: float, output: Path, rejected: Path, share: Share) -> None:
+    shared = f" by process 0 of {share.processes}" if share.processes > 1 else ""
+    print(f"answered {now:,} rows{shared} in {seconds:.1f} s: {now / max(seconds, 1e-9):,.0f} rows/s")
+    if counts.get("cut"):
+        print(f"texts cut: {counts['cut']:,}")
+    if counts.get("rejected"):
+        print(f"rejected rows: {counts['rejected']:,} ({rejected})")
+    print(f"wrote {counts.get('answered', 0):,} rows to {output}")

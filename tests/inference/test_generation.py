@@ -1,0 +1,90 @@
+"""Generated answers: the published rules on answers like the published ones, and batches that equal single rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from models import small
+
+from finsa.data.labels import LabelSpace
+from finsa.data.prompts import Prompt
+from finsa.data.rows import Renderer
+from finsa.evaluation import metrics
+from finsa.inference.generation import Generator, Rule, parse
+
+POLES = ("negative", "neutral", "positive")
+OPTIONS = ("A", "B", "C", "D", "E")
+
+
+@pytest.mark.parametrize(
+    ("rule", "answer", "label"),
+    [
+        ("aidf", " Positive\n新闻", "positive"),
+        ("aidf", "neutral。因为", "neutral"),
+        ("aidf", "positive news", None),
+        ("aidf", "", None),
+        ("finllm", "The answer is NEGATIVE", "negative"),
+        ("finllm", "not negative but positive", "positive"),  # positive is what the published code looks for first
+        ("finllm", "unclear", None),
+    ],
+)
+def test_a_pole_is_read_by_the_published_rule(rule: Rule, answer: str, label: str | None) -> None:
+    found = parse(answer, POLES, rule)
+    assert (None if found is None else POLES[found]) == label
+
+
+@pytest.mark.parametrize(
+    ("answer", "loose", "strict", "last"),
+    [
+        ("B", "B", "B", "B"),
+        (" C\n", "C", "C", "C"),
+        ("选项D：大盘", "D", None, "D"),
+        ("A，因为不是B", None, None, "B"),
+        ("G", None, None, None),
+        ("没有答案", None, None, None),
+    ],
+)
+def test_a_letter_is_read_in_three_ways(answer: str, loose: str | None, strict: str | None, last: str | None) -> None:
+    rules: tuple[Rule, ...] = ("letter", "letter_strict", "letter_last")
+    found = [parse(answer, OPTIONS, rule) for rule in rules]
+    assert [None if number is None else OPTIONS[number] for number in found] == [loose, strict, last]
+
+
+def test_what_names_no_label_is_wrong_and_counted_and_no_class() -> None:
+    gold, parsed = [0, 0, 1, 1, 2, 2], [0, None, 1, None, 2, None]
+    report = metrics.report_parsed(gold, parsed, POLES)
+    assert report["unparsable"] == dict.fromkeys(POLES, 1)
+    assert report["accuracy"] == 0.5
+    assert report["macro_f1"] == pytest.approx(2 / 3)
+    assert sum(map(sum, report["confusion"])) == 3
+    low, high = report["intervals"]["macro_f1"]
+    assert low < 2 / 3 < high
+
+
+def test_answers_that_name_nothing_at_all_are_no_error() -> None:
+    report = metrics.report_parsed([0, 1, 2], [None] * 3, POLES)
+    assert (report["accuracy"], report["macro_f1"], sum(report["unparsable"].values())) == (0, 0, 3)
+
+
+def test_without_a_lost_answer_the_report_is_the_plain_one() -> None:
+    gold, parsed = [0, 0, 1, 2, 2], [0, 1, 1, 2, 0]
+    found, plain = metrics.report_parsed(gold, parsed, POLES), metrics.report(gold, parsed, POLES)
+    assert {key: found[key] for key in plain if key != "intervals"} == {
+        key: plain[key] for key in plain if key != "intervals"
+    }
+
+
+def test_a_padded_batch_generates_what_each_row_generates_alone(tokenizer: Any) -> None:
+    model = small(vocabulary=len(tokenizer))
+    prompt = Prompt("文本：", "\n情感：")
+    labels = LabelSpace(("利空", "利好"), ("利空", "利好"))
+    renderer = Renderer(tokenizer, prompt, labels, 60)
+    prompts = renderer.encode(["公司大涨", "亏损" * 9, "", "会议 ABC 12"])
+    together = Generator(model, renderer, 10_000, 6)(prompts)
+    for number in range(len(prompts)):
+        ids = torch.tensor([prompts[number]])
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)
+        alone = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+        assert together[number] == alone

@@ -1,0 +1,83 @@
+"""Evaluation by generated answers, what a run records for its probabilities, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finsa.config import RunConfig
+from finsa.errors import ConfigError, RunError
+from finsa.evaluation import metrics
+from finsa.inference import answering
+from finsa.stages import evaluate
+
+Compose = Callable[..., RunConfig]
+Trained = Callable[..., Path]
+
+
+def test_generated_answers_are_parsed_counted_and_kept(config: Compose, trained: Trained, tmp_path: Path) -> None:
+    words = ("stage=evaluate", "stage.protocol=generate", "tracking=none", f"output_dir={tmp_path}")
+    result = evaluate.run(config(*words, f"run={trained('lora_response')}", "train.score_tokens=65536"))
+    assert result.run_dir is not None
+    facts = json.loads((result.run_dir / "run.json").read_text(encoding="utf-8"))
+    assert (facts["protocol"], facts["scoring"]) == ("generate", "generated, parsed by aidf")
+    lines = (result.run_dir / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    found = result.metrics["test"]
+    names = list(found["per_class"])
+    right = [row["label"] == row["gold"] for row in rows]
+    assert found["accuracy"] == pytest.approx(np.mean(right))
+    lost = {name: sum(row["label"] is None and row["gold"] == name for row in rows) for name in names}
+    assert found["unparsable"] == lost
+    assert sum(map(sum, found["confusion"])) == found["n"] - sum(lost.values())
+    for row in rows:
+        start = row["answer"].strip().split("\n")[0].split("。")[0].strip()
+        assert row["label"] == (start if start in names else None)
+
+
+def test_a_run_records_its_temperature_and_gives_probabilities_at_it(trained: Trained) -> None:
+    folder = trained("lora_response")
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    told = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["calibration"]
+    assert facts["calibration"]["temperature"] == told["temperature"] != 1
+    assert facts["labels"] == {"利空": "利空", "中性": "中性", "利好": "利好"}
+    assert {"ece", "ece_calibrated"} <= told["validation"].keys() & told["test"].keys()
+    assert told["validation"]["loss_calibrated"] <= told["validation"]["loss"]
+    answers = answering.restore(str(folder), 4096)(["公司大涨", "公告"])
+    wanted = metrics.probabilities(answers.scores / told["temperature"])
+    np.testing.assert_allclose(answers.probabilities, wanted)
+
+
+def test_an_adapter_in_the_weights_answers_as_one_beside_them(trained: Trained) -> None:
+    texts = ["公司大涨", "公告", "亏损" * 200]
+    for method in ("lora_response", "classifier"):
+        one, other = (answering.restore(str(trained(method)), 4096, merge=merge)(texts) for merge in (False, True))
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "message"),
+    [
+        ("tfidf_lr", "", "needs a language model that answers in words"),
+        ("classifier", "", "needs a language model that answers in words"),
+        ("lora_response", "stage.parse=letter", "letter reads options that are one capital letter"),
+    ],
+)
+def test_answers_that_cannot_be_generated_or_read_are_refused(
+    config: Compose, trained: Trained, tmp_path: Path, method: str, words: str, message: str
+) -> None:
+    given = ("stage=evaluate", "stage.protocol=generate", "tracking=none", f"output_dir={tmp_path}", *words.split())
+    with pytest.raises(ConfigError, match=message):
+        evaluate.run(config(*given, f"run={trained(method)}"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_a_model_of_labels_is_refused(config: Compose, trained: Trained, tmp_path: Path) -> None:
+    words = ("stage=evaluate", "tracking=none", f"output_dir={tmp_path}")
+    done = evaluate.run(config(*words, f"run={trained('tfidf_lr')}"))
+    with pytest.raises(RunError, match="is of stage=evaluate; name the folder of a run that trained on labels"):
+        evaluate.run(config(*words, f"run={done.run_dir}"))

@@ -1,0 +1,228 @@
+"""Every export answers as the run does, and says so in its receipt; what cannot be written is told with the reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+from finsa.config import RunConfig
+from finsa.data.labels import LabelSpace
+from finsa.data.prompts import Prompt
+from finsa.data.rows import Renderer
+from finsa.errors import ConfigError, FinsaError, ModelError, RunError
+from finsa.inference import answering, bundles, exporting
+from finsa.stages import evaluate, export, predict
+
+Compose = Callable[..., RunConfig]
+Trained = Callable[..., Path]
+SHORT = ("stage=export", "stage.rows=150", "stage.timed=3")
+# Largest difference of a probability; int8 is held to the answers of a model that has hardly learnt, so to fewer.
+FORMATS = {
+    "merged": ("format=merged", 1e-5),
+    "adapter": ("format=adapter", 1e-6),
+    "classifier": ("format=classifier", 1e-5),
+    "onnx": ("format=onnx", 1e-5),
+    "onnx_int8": ("format=onnx stage.precision=int8 stage.agreement=0.85", 0.4),
+    "openvino": ("format=openvino", 1e-5),
+}
+
+
+@pytest.fixture(scope="module")
+def texts(project: Path) -> list[str]:
+    rows = pl.read_csv(project / "data" / "sample" / "test.csv")["text"].to_list()[:40]
+    return [*rows, "亏损" * 200, "<|im_end|> 涨停 ABC 3.5%"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tracing the model takes most of the time, and is the same for three of the formats."""
+    real, kept = torch.onnx.export, tmp_path_factory.mktemp("graph")
+
+    def once(graph: Any, inputs: Any, file: Path, **words: Any) -> None:
+        if not any(kept.iterdir()):
+            real(graph, inputs, kept / file.name, **words)
+        for part in kept.iterdir():
+            shutil.copy2(part, file.with_name(part.name))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.onnx, "export", once)
+        yield
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def exported(
+    request: Any, config: Compose, trained: Trained, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, Path]:
+    """A format, its folder, and the run's."""
+    run, folder = trained("lora_response"), tmp_path_factory.mktemp("export") / request.param
+    words, _ = FORMATS[request.param]
+    export.run(config(*SHORT, f"run={run}", f"output={folder}", *words.split()))
+    return request.param, folder, run
+
+
+def test_the_receipt_is_that_of_the_two_folders(exported: tuple[str, Path, Path]) -> None:
+    name, folder, _ = exported
+    receipt = json.loads((folder / bundles.RECEIPT).read_text())
+    assert receipt["rows"] == 150
+    assert receipt["largest_difference"] <= FORMATS[name][1]
+    assert receipt["agreement"] == 1 or name == "onnx_int8"
+    assert receipt["export"]["milliseconds"] > 0
+    assert 0 < receipt["export"]["bytes"] < receipt["run"]["bytes"] * 1.1
+    if name != "onnx_int8":
+        assert receipt["run"]["macro_f1"] == receipt["export"]["macro_f1"]
+
+
+def test_an_export_is_restored_alone_and_answers_as_the_run(
+    exported: tuple[str, Path, Path], texts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name, folder, run = exported
+    monkeypatch.chdir(tmp_path)
+    found, wanted = (answering.restore(str(place), 4096)(texts) for place in (folder, run))
+    assert found.labels == wanted.labels
+    assert found.cut == wanted.cut
+    assert found.cut[-2:] == [True, False]
+    assert found.probabilities == pytest.approx(wanted.probabilities, abs=max(2e-5, FORMATS[name][1]))
+    if name != "onnx_int8":
+        assert found.chosen == wanted.chosen
+    assert not (folder / "run.json").exists(), "it would be taken for another run of its configuration"
+    manifest = bundles.manifest(folder)
+    assert list(manifest["labels"]) == list(wanted.labels)
+    assert manifest["rule"] == "whole label"
+    assert manifest["prompt"]["head"] + "{text}" + manifest["prompt"]["tail"] == manifest["prompt"]["template"]
+
+
+def test_no_answer_depends_on_the_texts_beside_it(exported: tuple[str, Path, Path], texts: list[str]) -> None:
+    _, folder, _ = exported
+    answerer = answering.restore(str(folder), 4096)
+    together = answerer(texts).probabilities
+    for number in (0, 7, len(texts) - 1):
+        assert together[number] == pytest.approx(answerer([texts[number]]).probabilities[0], abs=1e-5)
+
+
+def test_the_pipeline_of_transformers_loads_the_classifier_unchanged(
+    config: Compose, trained: Trained, tmp_path: Path, texts: list[str]
+) -> None:
+    from transformers import pipeline
+
+    run = trained("lora_response")
+    export.run(config(*SHORT, f"run={run}", f"output={tmp_path / 'c'}", "format=classifier"))
+    answers = answering.restore(str(run), 4096)(texts)
+    classify = pipeline("text-classification", model=str(tmp_path / "c"), top_k=None)
+    for batch_size in (1, 8):
+        found = classify(texts, batch_size=batch_size, truncation=True)
+        assert [rows[0]["label"] for rows in found] == answers.chosen
+    plain = answering.metrics.probabilities(answers.scores)  # the pipeline knows no temperature
+    for rows, shares in zip(found, plain, strict=True):
+        by_label = {row["label"]: row["score"] for row in rows}
+        assert [by_label[label] for label in answers.labels] == pytest.approx(list(shares), abs=1e-5)
+
+
+def test_an_ordinary_peft_and_an_ordinary_transformers_user_can_load_them(
+    config: Compose, trained: Trained, tmp_path: Path, project: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = trained("lora_response")
+    for form in ("adapter", "merged"):
+        export.run(config(*SHORT, f"run={run}", f"output={tmp_path / form}", f"format={form}"))
+    base = AutoModelForCausalLM.from_pretrained(project / "data" / "tiny", dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("文本：涨停", return_tensors="pt")["input_ids"]
+    assert merged(ids).logits.detach().numpy() == pytest.approx(adapted(ids).logits.detach().numpy(), abs=1e-4)
+
+
+def test_a_head_keeps_its_answers_merged(config: Compose, trained: Trained, tmp_path: Path, texts: list[str]) -> None:
+    run = trained("classifier")
+    export.run(config(*SHORT, f"run={run}", f"output={tmp_path / 'm'}", "format=merged"))
+    found, wanted = (answering.restore(str(place), 4096)(texts) for place in (tmp_path / "m", run))
+    assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
+
+
+def test_a_quantised_run_is_merged_into_what_it_was_trained_against(
+    config: Compose, trained: Trained, tmp_path: Path, texts: list[str]
+) -> None:
+    run = trained("qlora")
+    result = export.run(config(*SHORT, f"run={run}", f"output={tmp_path / 'm'}", "format=merged"))
+    assert result.metrics["receipt"]["agreement"] == 1
+    assert result.metrics["receipt"]["largest_difference"] < 1e-3
+    assert "quantization_config" not in json.loads((tmp_path / "m" / "config.json").read_text())
+
+
+def test_what_is_worse_than_the_tolerance_is_removed_unless_forced(
+    config: Compose, trained: Trained, tmp_path: Path
+) -> None:
+    words = (*SHORT, f"run={trained('lora_response')}", f"output={tmp_path / 'm'}", "format=merged")
+    strict = "stage.difference=1e-12"
+    with pytest.raises(ModelError, match=r"is above stage\.difference=1e-12; nothing is kept"):
+        export.run(config(*words, strict))
+    assert list(tmp_path.iterdir()) == []
+    export.run(config(*words, strict, "stage.force=true"))
+    assert (tmp_path / "m" / bundles.RECEIPT).is_file()
+    with pytest.raises(RunError, match="is there already"):
+        export.run(config(*words))
+
+
+def test_an_export_is_evaluated_and_predicts_like_a_run(
+    config: Compose, trained: Trained, tmp_path: Path, texts: list[str]
+) -> None:
+    run = trained("lora_response")
+    export.run(config(*SHORT, f"run={run}", f"output={tmp_path / 'c'}", "format=classifier"))
+    (tmp_path / "in.txt").write_text("\n".join(texts), encoding="utf-8")
+    for place, name in ((run, "one"), (tmp_path / "c", "other")):
+        words = (f"run={place}", f"input={tmp_path / 'in.txt'}", f"output={tmp_path / name}.csv")
+        predict.run(config("stage=predict", *words))
+    one, other = (pl.read_csv(tmp_path / f"{name}.csv")["label"].to_list() for name in ("one", "other"))
+    assert one == other
+    again = evaluate.run(config("stage=evaluate", f"run={tmp_path / 'c'}", "tracking=none", f"output_dir={tmp_path}"))
+    kept = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert again.metrics["test"]["confusion"] == kept["test"]["confusion"]
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "message"),
+    [
+        ("tfidf_lr", "format=merged", "is no language model"),
+        ("classifier", "format=classifier", "its head reads the mean over the text"),
+        ("lora_response", "format=merged stage.precision=int8", "of use to onnx and openvino only"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_weights_are_loaded(
+    config: Compose, trained: Trained, monkeypatch: pytest.MonkeyPatch, method: str, words: str, message: str
+) -> None:
+    run = trained(method)
+    monkeypatch.setattr(answering.base, "load_base", lambda *_, **__: pytest.fail("weights were loaded"))
+    with pytest.raises(FinsaError, match=message):
+        export.run(config(*SHORT, f"run={run}", *words.split()))
+    assert not (run / "exports").exists()
+
+
+def test_labels_of_several_tokens_have_no_score_head(tokenizer: Any) -> None:
+    labels = LabelSpace(("利空", "利好"), ("看跌走势", "看涨走势"))
+    renderer = Renderer(tokenizer, Prompt("文本：", "\n情感："), labels, 60)
+    assert "these have several tokens: 看跌走势 (" in str(exporting.refusal_of_labels(renderer, "classifier"))
+    assert exporting.refusal_of_labels(renderer, "onnx") is None
+
+
+def test_a_missing_package_is_told_with_its_extra(
+    config: Compose, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "find_spec", lambda name: None if name in ("openvino", "onnxruntime") else True)
+    for form, extra in (("onnx", "export"), ("openvino", "openvino")):
+        with pytest.raises(ModelError, match=rf"format={form} needs .*: pip install 'finsa\[{extra}\]'"):
+            export.run(config(*SHORT, f"run={trained('lora_response')}", f"format={form}"))
+
+
+def test_format_is_needed_and_known(config: Compose) -> None:
+    with pytest.raises(ConfigError, match="stage=export needs format=merged, adapter, onnx"):
+        config("stage=export", "run=somewhere")
+    with pytest.raises(ConfigError, match="there is no 'onx'. Did you mean 'onnx'"):
+        config("stage=export", "run=somewhere", "format=onx")

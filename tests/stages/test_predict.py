@@ -1,0 +1,274 @@
+"""Prediction over files: every row once, in order, with its columns, whatever stops the work in between."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import pytest
+
+from finsa.config import ROOT, RunConfig
+from finsa.errors import ConfigError, DataError, FinsaError, RunError
+from finsa.inference import answering
+from finsa.stages import predict
+
+Compose = Callable[..., RunConfig]
+Trained = Callable[..., Path]
+ROWS, BAD = 200, 3
+SETTINGS = ("stage=predict", "stage.chunk=16", "train.threads=1")
+
+
+@pytest.fixture(scope="module")
+def texts(project: Path) -> list[str]:
+    return pl.read_csv(project / "data" / "sample" / "test.csv")["text"].to_list()[:ROWS]
+
+
+@pytest.fixture(scope="module")
+def table(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows with a label of their own, three bad ones among them."""
+    file = tmp_path_factory.mktemp("input") / "rows.csv"
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["id", "text", "label"])
+        for number, text in enumerate(texts):
+            writer.writerow([number, text, "?"])
+            if number in (20, 90):
+                writer.writerow([number, "", "?"])
+        writer.writerow(["short"])
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(trained: Trained) -> Path:
+    return trained("lora_response")
+
+
+@pytest.fixture(scope="module")
+def whole(config: Compose, run: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a command that nothing stopped."""
+    output = tmp_path_factory.mktemp("whole") / "out.csv"
+    predict.run(config(*SETTINGS, f"run={run}", f"input={table}", f"output={output}"))
+    return output
+
+
+def command(run: Path, source: str, output: Path) -> list[str]:
+    return [sys.executable, "run.py", *SETTINGS, f"run={run}", f"input={source}", f"output={output}"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
+
+
+def test_rows_keep_their_order_and_columns_and_get_answers(whole: Path, run: Path, texts: list[str]) -> None:
+    rows = list(csv.DictReader(whole.open(encoding="utf-8")))
+    assert list(rows[0]) == ["id", "text", "label", "predicted_label", "p_利空", "p_中性", "p_利好"]
+    assert [row["id"] for row in rows] == [str(number) for number in range(ROWS)]
+    assert [row["text"] for row in rows] == texts
+    assert {row["label"] for row in rows} == {"?"}
+    answers = answering.restore(str(run), 16384)(texts)
+    assert [row["predicted_label"] for row in rows] == answers.chosen
+    assert len(set(answers.chosen)) > 1
+    for row, shares in zip(rows, answers.probabilities, strict=True):
+        found = [float(row[f"p_{label}"]) for label in answers.labels]
+        assert found == pytest.approx(shares, abs=1e-5)
+    assert not list(whole.parent.glob("*.partial"))
+
+
+def test_bad_rows_are_told_with_line_and_reason(whole: Path) -> None:
+    lines = whole.with_name("out.csv.rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    bad = [json.loads(line) for line in lines]
+    assert [(row["line"], row["reason"].split(":")[0]) for row in bad] == [
+        (23, "empty text"),
+        (94, "empty text"),
+        (ROWS + 4, "unreadable"),
+    ]
+    assert bad[0]["row"] == {"id": "20", "text": "", "label": "?"}
+
+
+def test_a_killed_command_goes_on_and_the_file_is_the_same(
+    config: Compose, run: Path, table: Path, whole: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.csv"
+    folder = tmp_path / "out.csv.partial"
+    words = command(run, str(table), output)
+    process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    until = time.monotonic() + 90
+    while process.poll() is None and time.monotonic() < until:
+        journal = folder / "journal-0.jsonl"
+        if journal.is_file() and journal.read_bytes().count(b"\n") >= 2:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not output.exists(), "it was done before it could be killed"
+    for name in ("rows-0", "rejected-0", "journal-0.jsonl"):  # what a kill in the middle of a write leaves behind
+        with (folder / name).open("ab") as stream:
+            stream.write(b'{"torn')
+    result = predict.run(config(*SETTINGS, f"run={run}", f"input={table}", f"output={output}"))
+    assert 0 < result.metrics["rows"] < ROWS + BAD
+    assert output.read_bytes() == whole.read_bytes()
+    rejected = [file.with_name("out.csv.rejected.jsonl").read_bytes() for file in (output, whole)]
+    assert rejected[0] == rejected[1]
+    assert not folder.exists()
+
+
+def test_two_processes_and_a_pipe_write_the_same_file(run: Path, table: Path, whole: Path, tmp_path: Path) -> None:
+    shared, piped = tmp_path / "shared.csv", tmp_path / "piped.csv"
+    both = [
+        subprocess.Popen(
+            command(run, str(table), shared),
+            cwd=ROOT,
+            env=environment(RANK=str(rank), WORLD_SIZE="2"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    with table.open("rb") as stream:
+        pipe = subprocess.run(command(run, "-", piped), cwd=ROOT, env=environment(), stdin=stream, capture_output=True)
+    assert pipe.returncode == 0, pipe.stderr.decode()
+    for process in both:
+        told = process.communicate(timeout=120)
+        assert process.returncode == 0, told
+    assert shared.read_bytes() == whole.read_bytes()
+    assert piped.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"), [("csv", "jsonl"), ("jsonl", "csv"), ("parquet", "parquet"), ("txt", "tsv")]
+)
+def test_formats_say_the_same(
+    config: Compose, run: Path, texts: list[str], tmp_path: Path, kind: str, ending: str
+) -> None:
+    frame = pl.DataFrame({"number": range(40), "text": texts[:40]})
+    source, output = tmp_path / f"in.{kind}", tmp_path / f"out.{ending}"
+    if kind == "txt":
+        source.write_text("\n".join(texts[:40]), encoding="utf-8")
+    else:
+        {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[kind](source)
+    predict.run(config(*SETTINGS, f"run={run}", f"input={source}", f"output={output}"))
+    readers: dict[str, Callable[..., pl.DataFrame]] = {
+        "csv": pl.read_csv,
+        "tsv": lambda file: pl.read_csv(file, separator="\t", quote_char='"'),
+        "jsonl": pl.read_ndjson,
+        "parquet": pl.read_parquet,
+    }
+    found = readers[ending](output)
+    assert found["text"].to_list() == texts[:40]
+    if kind == "parquet":
+        assert found.schema["number"] == pl.Int64
+    assert found["label"].to_list() == answering.restore(str(run), 16384)(texts[:40]).chosen
+
+
+def test_a_baseline_answers_files_too(config: Compose, trained: Trained, table: Path, tmp_path: Path) -> None:
+    run = trained("tfidf_lr")
+    predict.run(config(*SETTINGS, f"run={run}", f"input={table}", f"output={tmp_path / 'out.jsonl'}"))
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == ROWS
+    assert all(
+        sum(row[f"p_{label}"] for label in ("利空", "中性", "利好")) == pytest.approx(1, abs=1e-5) for row in rows
+    )
+
+
+def test_a_text_is_answered_at_once(config: Compose, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "公司净利润大幅增长, 'A' ${x}"
+    cfg = config("stage=predict", f"run={run}", "text='涨停'").model_copy(update={"text": text})
+    result = predict.run(cfg)
+    assert result.metrics["label"] == answering.restore(str(run), 16384)([text]).chosen[0]
+    shown = capsys.readouterr().out
+    assert "ms" in shown
+    assert all(label in shown for label in ("利空", "中性", "利好"))
+
+
+@pytest.fixture
+def begun(config: Compose, run: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An output that was interrupted after its first chunks."""
+    real, calls = answering.Answerer.__call__, []
+
+    def breaks(self: Any, texts: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, texts)
+
+    output = tmp_path / "out.csv"
+    with monkeypatch.context() as patched:
+        patched.setattr(answering.Answerer, "__call__", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            predict.run(config(*SETTINGS, f"run={run}", f"input={table}", f"output={output}"))
+    return output
+
+
+def test_another_command_does_not_go_on_with_a_begun_output(
+    config: Compose, run: Path, trained: Trained, table: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("stage=predict", "stage.chunk=16", "train.threads=1", f"output={begun}")
+    with pytest.raises(RunError, match="was begun with another run "):
+        predict.run(config(*words, f"run={trained('tfidf_lr')}", f"input={table}"))
+    other = table.with_name("other.csv")
+    content = table.read_text(encoding="utf-8")
+    other.write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match="was begun with another input "):
+        predict.run(config(*words, f"run={run}", f"input={other}"))
+    with pytest.raises(RunError, match=r"was begun with another stage\.chunk \(16, now 32\)"):
+        predict.run(config(*words, "stage.chunk=32", f"run={run}", f"input={table}"))
+    stamp = table.stat()
+    try:
+        table.write_text(content.replace("\n0,", "\n9,", 1), encoding="utf-8")
+        with pytest.raises(RunError, match="its first 16 rows are not those that were answered before"):
+            predict.run(config(*words, f"run={run}", f"input={table}"))
+    finally:
+        table.write_text(content, encoding="utf-8")
+        os.utime(table, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+def test_what_cannot_be_done_is_told_before_weights_are_loaded(
+    config: Compose, run: Path, table: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "load", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b'{"text": "a"}\n')))
+    base = ("stage=predict", f"run={run}")
+    new = f"output={tmp_path / 'new.csv'}"
+    cases: list[tuple[tuple[str, ...], type[FinsaError], str]] = [
+        ((f"input={tmp_path / 'rows.csv'}", new), DataError, "there is no file"),
+        ((f"input={table}", f"output={whole}"), RunError, "is there already"),
+        ((f"input={table}", f"output={tmp_path / 'new.xls'}"), DataError, "Choose from: csv, tsv, jsonl, parquet"),
+        ((f"input={table}", new, "stage.text_column=texts"), DataError, "Did you mean 'text'"),
+        ((f"input={table}", f"output={table}/new.csv"), RunError, "lies below a file"),
+        (("input=-", new), DataError, r"name an output that ends in \.jsonl"),
+    ]
+    for words, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            predict.run(config(*base, *words))
+    with pytest.raises(RunError, match="is no run folder"):
+        predict.run(config("stage=predict", f"run={tmp_path}", f"input={table}", new))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DataError, match="cannot be shared by several processes"):
+        predict.run(config(*base, "input=-", new))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stage=predict"], r"needs run=<folder>"),
+        (["stage=predict", "run=a", "input=b.csv"], r"needs input=<file or -> output=<file>"),
+        (["stage=predict", "run=a", "input=b.csv", "output=c.csv", "text=d"], "needs input="),
+        (["stage=evaluate", "run=a", "input=b.csv"], "input is of no use to stage=evaluate, only to predict"),
+        (["run=a", "text=b"], "is of no use to stage=train"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(config: Compose, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(*words)
