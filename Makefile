@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench clean
+.PHONY: help run test lint bench serve clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,10 @@ bench: $(BIN)/.ready  ## training speed against stock trl at the Qwen2.5-0.5B sh
 	@echo "==> benchmarks/training_step.py (minutes)"
 	$(BIN)/python benchmarks/training_step.py
 
+serve: $(BIN)/.serve  ## answer over HTTP, with a page: http://127.0.0.1:8000
+	@echo "==> the finished run of the defaults; where there is none it is trained first (two minutes)"
+	$(BIN)/python run.py stage=serve run=default
+
 clean:  ## remove the environment and caches; outputs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -36,6 +40,11 @@ $(BIN)/.ready: constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(BIN)/.serve: $(BIN)/.ready
+	@echo "==> installing what the service needs"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[serve]"
 	@touch $@
 
 $(BIN)/.dev: $(BIN)/.ready

@@ -15,20 +15,10 @@ from finsa.errors import RunError
 from finsa.evaluation.records import Run
 
 # Where a run was written and how it was started does not make it another arm.
-APART = (
-    "seed",
-    "output_dir",
-    "output",
-    "tracking",
-    "experiment",
-    "run",
-    "runs",
-    "published",
-    "resume",
-    "fresh",
-    "sweep",
-    "stage",
-)
+APART = {
+    *("seed", "experiment", "sweep", "published", "stage", "tracking", "resume", "fresh", "output_dir", "output"),
+    *("run", "runs", "port", "input", "text", "format"),
+}
 PLACES = ("data.files", "data.cache", "data.origin")  # the rows themselves are compared instead
 
 
@@ -137,11 +127,11 @@ def group(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
 
 def _settings(run: Run) -> dict[str, str]:
     """What decides a run, flat; unset values are left out, so that versions with and without a key agree."""
-    apart: tuple[str, ...] = APART
+    apart = set(APART)
     config = dict(run.config)
     method = config["method"]
     if method["learn"] == "nothing" and not method.get("baseline"):  # then how it would have learnt decides nothing
-        apart += ("train",)
+        apart.add("train")
         config["method"] = {key: config["method"].get(key) for key in ("name", "learn", "quantization")}
     flat = dict(_flat(config))
     decide = [key for key in flat if key.split(".")[0] not in apart and not key.startswith(PLACES)]
