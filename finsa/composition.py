@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -48,6 +49,8 @@ def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], Choices]:
     Raises:
         ConfigError: for what Hydra itself refuses.
     """
+    running = GlobalHydra.instance()
+    outer, running.hydra = running.hydra, None  # a job of Hydra's may compose another job's configuration
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose("config", list(overrides), return_hydra_config=True)
@@ -57,6 +60,8 @@ def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], Choices]:
         return plain(composed), choices
     except REFUSALS as error:
         raise refused(error) from None
+    finally:
+        running.hydra = outer
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def _run(cfg: RunConfig) -> Result:
     path = require_stage(cfg.stage.name)
     if cfg.run is not None:
         runs.read(cfg.run)
-    elif cfg.stage.name in ("train", "check", "evaluate"):
+    elif cfg.stage.name in ("train", "check", "evaluate", "moe_joint"):
         _preflight(cfg, table.load(cfg.data))
     result: Result = import_module(path).run(cfg)
     return result

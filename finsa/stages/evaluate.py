@@ -8,11 +8,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from finsa import baselines, runs, tracking
-from finsa.config import Data, EvaluateStage, Model, RunConfig
+from finsa.config import Data, EvaluateStage, Model, MoeJointStage, RunConfig
 from finsa.data import table, task
-from finsa.evaluation import outcome, tables
+from finsa.evaluation import outcome, router, tables
 from finsa.inference.scoring import scorer
-from finsa.modeling import base, hardware, learner, quantization, tokenizers
+from finsa.modeling import base, hardware, learner, mixture, quantization, tokenizers
 from finsa.runs import Result
 
 
@@ -24,19 +24,24 @@ def run(cfg: RunConfig) -> Result:
     split: str = cfg.stage.split
     data = table.load(trained.data)
     data.require(split)
+    if source is not None and isinstance(trained.stage, MoeJointStage):
+        router.require_known(trained.stage, mixture.names(source), data.splits[split]["domain"].to_list())
     job = _job(trained, data)
     hardware.prepare(cfg.train)
     with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
         if isinstance(job, task.Task):
-            scores, rule = _score(cfg, trained, source, place, job, split)
+            scores, rule, routed = _score(cfg, trained, source, place, job, split)
         else:
-            scores, rule = _score_baseline(trained, source, job, split)
+            (scores, rule), routed = _score_baseline(trained, source, job, split), None
         metrics = {split: outcome.report(job, split, scores)}
+        if routed is not None:
+            gates, experts = routed
+            metrics["router"] = router.analysis(gates, data.splits[split]["domain"].to_list(), experts)
         name = trained.method.name if source else f"{trained.model.name} as it is"
         folder.note(**job.fingerprints(), scoring=rule, run=str(source))
         outcome.write_ledger(job, folder)
         folder.write_json("metrics.json", metrics)
-        folder.write_lines("predictions.jsonl", outcome.predictions(job, split, scores))
+        folder.write_lines("predictions.jsonl", outcome.predictions(job, split, scores, *(routed or ())))
         tracker.figure("confusion matrix", outcome.draw(metrics[split], f"{name}, {split}", folder.path))
         tracker.summary(outcome.flat(metrics))
     tables.show_report(metrics[split], f"{name} on the {split} split, by class")
@@ -53,14 +58,15 @@ def _job(trained: RunConfig, data: table.Table) -> task.Labelled:
 
 def _score(
     cfg: RunConfig, trained: RunConfig, source: Path | None, place: Path | None, job: task.Task, split: str
-) -> tuple[Any, str]:
-    """Scores of a split by the run's language model, or by the bare one, and the rule they were read by."""
+) -> tuple[Any, str, Any]:
+    """Scores of a split by the run's language model or the bare one, their rule, and a mixture's gates and experts."""
     model: Any = base.load_base(_weights(trained, source), trained.seed, quantization=trained.method.quantization)
     scored = learner.restore(trained, model, place, job.renderer) if place else model
     reader = scorer(scored, job.renderer, cfg.train.score_tokens)
     scores = reader.score(job.prompts(split))
     learner.release(scored)
-    return scores, reader.rule
+    routed = None if reader.gates is None else (reader.gates, scored.experts)
+    return scores, reader.rule, routed
 
 
 def _score_baseline(trained: RunConfig, source: Path | None, job: task.Labelled, split: str) -> tuple[Any, str]:
