@@ -421,6 +421,7 @@ class Corpus(Section):
 
     Args:
         files: a folder, a file or a list of files with one document a row; null: generated ones.
+        role: of generated documents, those about what this analyst reads; null: all.
         column: where the document stands in them.
         documents: how many; null: all there are (generated ones need a number).
         block: tokens per row.
@@ -430,6 +431,7 @@ class Corpus(Section):
     files: str | tuple[str, ...] | None
     column: str
     documents: PositiveInt | None
+    role: Literal["macro", "micro", "quant"] | None
     seed: NonNegativeInt
     block: PositiveInt
     vocabulary: Annotated[int, Field(ge=1000)] | None
@@ -921,10 +923,80 @@ class ServeStage(Section):
         return self
 
 
+class Router(Section):
+    """What decides how much of each expert a row gets.
+
+    Args:
+        read: the mean over the text's tokens of the base's ``embeddings``, or of its states after its first layers
+            (``layer``), which costs a pass through these once more.
+        layer: how many layers, where read=layer.
+        hidden: width of its one hidden layer.
+        dropout: in it, while training.
+    """
+
+    read: Literal["embeddings", "layer"]
+    layer: PositiveInt
+    hidden: PositiveInt
+    dropout: Share
+
+
 class MoeJointStage(Section):
-    """The joint stage of a mixture of experts: named here so that its command composes; the stage is not built yet."""
+    """Joint training of a router, a head and experts that earlier runs have trained.
+
+    Args:
+        experts: run folder by expert; a null folder is found by convention: the newest finished run of the
+            configuration that trains this expert. null: one expert per domain of the data, all by convention.
+        missing: what to do about an expert that no run has trained.
+        compare: also score each expert alone, with the true domain, and one adapter trained on all domains.
+        warmup_steps: of router and head, with the experts frozen; 0: none.
+        epochs: of the joint stage; null: as many as an expert's.
+        rate: learning rate of the joint stage relative to the experts', which have learnt already.
+        domain_weight: of the router's cross-entropy against the rows' domains; 0: experts need not be domains.
+        balance_weight: of the divergence of the mean gate from uniform.
+        balance_warmup, balance_joint: how domains are sampled, in the warm-up and after it.
+        head_init: of a classification head: the mean of the experts' or random.
+        mix: what is mixed: the experts' share in every adapted layer (``input``), in one pass, or their last hidden
+            states (``output``), as published, in one pass over a copy of the rows per expert.
+        routing: when scoring; training is soft.
+        top_k: experts per row, where routing=top_k.
+    """
 
     name: Literal["moe_joint"]
+    experts: dict[Name, str | None] | None
+    missing: Literal["train", "error"]
+    compare: bool
+    warmup_steps: NonNegativeInt
+    epochs: PositiveFloat | None
+    rate: PositiveFloat
+    domain_weight: NonNegativeFloat
+    balance_weight: NonNegativeFloat
+    balance_warmup: Literal["none", "downsample", "oversample"]
+    balance_joint: Literal["none", "downsample", "oversample"]
+    head_init: Literal["experts", "random"]
+    mix: Literal["input", "output"]
+    routing: Literal["soft", "top_k", "hard"]
+    top_k: PositiveInt
+    router: Router
+
+    @field_validator("experts")
+    @classmethod
+    def _several(cls, experts: dict[str, str | None] | None) -> dict[str, str | None] | None:
+        if experts is not None and len(experts) < 2:
+            raise ValueError("a mixture needs at least two experts; null takes one per domain of the data")
+        return experts
+
+
+class ChainStage(Section):
+    """Runs of stages, one after another; one that has finished is not run again.
+
+    Args:
+        links: by name, what a link changes of this configuration: a section's choice (``data: sample``), values in it
+            (``data: {domain: news}``), or both (``data: {name: sample, domain: news}``). ``@name`` as a value stands
+            for the run folder of an earlier link.
+    """
+
+    name: Literal["chain"]
+    links: dict[Name, dict[str, Any]] | None
 
 
 Stage = Annotated[
@@ -941,7 +1013,8 @@ Stage = Annotated[
     | SynthesizeStage
     | SearchStage
     | ServeStage
-    | MoeJointStage,
+    | MoeJointStage
+    | ChainStage,
     Field(discriminator="name"),
 ]
 
@@ -1059,7 +1132,7 @@ USED_BY = {
     "input": ("predict",),
     "text": ("predict",),
     "format": ("export",),
-    "resume": ("train", "pretrain", "search"),
+    "resume": ("train", "pretrain", "search", "moe_joint", "chain"),
     "fresh": ("train", "evaluate"),
 }
 
@@ -1102,6 +1175,8 @@ class RunConfig(Section):
                 f"method={self.method.name} has to learn before it can score; train it, then "
                 "python run.py stage=evaluate run=<its run folder>"
             )
+        if isinstance(self.stage, MoeJointStage):
+            _require_mixable(self.method, self.data)
         if self.stage.name == "generate" and (self.data.generator is None or self.output is None):
             raise ValueError("stage=generate needs data=generated and output=<folder>")
         if self.stage.name in ("augment", "synthesize") and self.output is None:
@@ -1131,6 +1206,22 @@ class RunConfig(Section):
                     f"{key} is of no use to stage={self.stage.name}, only to {', '.join(stages)}; leave it out"
                 )
         return self
+
+
+def _require_mixable(method: Method, data: Data) -> None:
+    """Refuse methods without an adapter that can be gated, and data of one domain."""
+    if method.adapter is None:
+        raise ValueError(f"stage=moe_joint mixes adapters, and method={method.name} has none; start from method=lora")
+    if method.adapter.variant == "dora":
+        raise ValueError(
+            "adapter.variant=dora has a magnitude per output that belongs to one update alone and cannot be gated; "
+            "a mixture takes lora, rslora and pissa"
+        )
+    if data.domain is not None:
+        raise ValueError(
+            f"stage=moe_joint reads all domains, and data.domain={data.domain} keeps one; set data.domain=null, or "
+            "data=finnf_joint for both parts of FinNF"
+        )
 
 
 def locate(path: str | Path) -> Path:

@@ -133,7 +133,7 @@ def _run(cfg: RunConfig) -> Result:
     if cfg.run is not None:
         if cfg.run not in runs.NAMED:  # the stage finds these, or makes them
             runs.read(cfg.run)
-    elif cfg.stage.name in ("train", "check", "evaluate", "search"):
+    elif cfg.stage.name in ("train", "check", "evaluate", "search", "moe_joint"):
         _preflight(cfg, table.load(cfg.data))
     result: Result = import_module(path).run(cfg)
     return result

@@ -169,6 +169,19 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
     )
 
 
+_apart: list[bool] = []
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Runs that are started within get folders of their own below ``output_dir``, in a sweep's job as well."""
+    _apart.append(True)
+    try:
+        yield
+    finally:
+        _apart.pop()
+
+
 def sweep_name() -> str | None:
     """Name of the sweep or the larger run that this job belongs to; None where there is none."""
     if part := _part.get():
@@ -181,7 +194,7 @@ def sweep_name() -> str | None:
 def _new_path(cfg: RunConfig) -> Path:
     if part := _part.get():
         return part.path
-    if sweep_name() is not None:
+    if sweep_name() is not None and not _apart:
         return Path(HydraConfig.get().runtime.output_dir).absolute()
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     base = (
@@ -194,13 +207,22 @@ def _new_path(cfg: RunConfig) -> Path:
     return path
 
 
-def _unfinished(cfg: RunConfig) -> Path:
-    wanted, others = config_hash(cfg), 0
+def unfinished(cfg: RunConfig) -> Path | None:
+    """The newest unfinished run of this very configuration below ``output_dir``; None where there is none."""
+    wanted = config_hash(cfg)
     for file in sorted(Path(cfg.output_dir).absolute().rglob("run.json"), reverse=True):
         facts = _read_json(file)
         if facts.get("status") != "complete" and facts.get("config_hash") == wanted:
             return file.parent
-        others += facts.get("status") != "complete"
+    return None
+
+
+def _unfinished(cfg: RunConfig) -> Path:
+    found = unfinished(cfg)
+    if found is not None:
+        return found
+    files = Path(cfg.output_dir).absolute().rglob("run.json")
+    others = sum(_read_json(file).get("status") != "complete" for file in files)
     raise RunError(
         f"resume: no unfinished run of this configuration below {cfg.output_dir} ({others} of other configurations). "
         "Run the same command without resume=true to start one"
@@ -236,7 +258,7 @@ def latest(output_dir: str) -> Path:
             facts = _read_json(file)
         except RunError:
             continue
-        if facts.get("stage") == "train" and facts.get("status") == "complete":
+        if facts.get("stage") in ("train", "moe_joint") and facts.get("status") == "complete":
             found.append((str(facts.get("finished")), file.parent))
     if not found:
         raise RunError(f"run=latest: no finished training run below {output_dir}. Train one: python run.py")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 EXTRA: dict[str, dict[str, Any]] = {
@@ -29,3 +32,23 @@ def small(model_type: str = "qwen2", attention: str = "sdpa", vocabulary: int = 
         **EXTRA[model_type],
     )
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+EXPERTS = ("news", "forum", "reports")
+
+
+def write_experts(folder: Path, model: Any = None, number: int = 3, **changed: Any) -> dict[str, Path]:
+    """PEFT folders of experts with random A and B."""
+    places = {}
+    targets = ["q_proj", "v_proj", "down_proj"]
+    for seed, name in enumerate(EXPERTS[:number]):
+        settings = {"r": 4, "lora_alpha": 8, "target_modules": targets, "lora_dropout": 0.0, **changed}
+        wrapped = get_peft_model(copy.deepcopy(model) if model is not None else small(), LoraConfig(**settings))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for key, parameter in wrapped.named_parameters():
+                if "lora_" in key:
+                    parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+        places[name] = folder / name
+        wrapped.save_pretrained(places[name])
+    return places

@@ -8,22 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import small
+from models import small, write_experts
 from transformers import TrainerCallback
 
 from finsa import composition
-from finsa.config import Adapter, Loss
+from finsa.config import Adapter, Loss, MoeJointStage
 from finsa.data.rows import IGNORE, Row
 from finsa.inference.scoring import LabelTree, label_log_probs
-from finsa.modeling import adapters
+from finsa.modeling import adapters, experts
 from finsa.modeling.classifier import Classifier
+from finsa.modeling.mixture import Mixture
 from finsa.training import fit
-from finsa.training.objective import Objective, choice, tokens
+from finsa.training.objective import Objective, choice, joint, tokens
 
 LORA = Adapter(variant="lora", rank=4, alpha=8, dropout=0.0, targets=("q_proj", "v_proj"), lr_ratio=1.0)
 TREE = LabelTree.of([(7, 3), (7, 4), (9,)])
 COUNTS = (5, 2, 1)
 KINDS = ("tokens", "weighted tokens", "label", "classifier")
+MIXTURE = "mixture"  # its balance, which depends on the micro-batch, is left out
 
 
 class Gradients(TrainerCallback):  # type: ignore[misc]
@@ -48,14 +50,18 @@ def rows(kind: str) -> list[Row]:
             row["weight"] = 0.25 * (1 + number)
         if kind in ("label", "classifier"):
             row["target"] = number % 3
-        if kind == "classifier":
+        if kind in ("classifier", MIXTURE):
             row["text_span"] = (1, len(ids))
+        if kind == MIXTURE:
+            row["domain"] = number % 3 - 1
         made.append(row)
     return made
 
 
-def objective(kind: str) -> Objective:
+def objective(kind: str, model: Any = None) -> Objective:
     """The objective of a kind; choices with focal loss, smoothing and logit adjustment at once."""
+    if kind == MIXTURE:
+        return joint(tokens(), model, 1.5, 0.0)
     if "tokens" in kind:
         return tokens()
     values = {"name": "focal", "gamma": 2.0, "smoothing": 0.1, "class_weights": "none", "beta": 0.9}
@@ -73,6 +79,8 @@ def learner(kind: str) -> torch.nn.Module:
     """A small model with an adapter whose B is not zero, so that A has a gradient too."""
     overrides = ["model.weights=random"]
     values, choices = composition.compose_values(overrides)
+    if kind == MIXTURE:
+        return mixture()
     model = adapters.attach(small(), composition.build(values, choices, overrides).model, LORA, seed=0)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -80,6 +88,18 @@ def learner(kind: str) -> torch.nn.Module:
             if "lora_B" in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return Classifier(model, 3, 0.0, seed=0) if kind == "classifier" else model
+
+
+def mixture() -> Mixture:
+    """A mixture of two experts whose router drops nothing out."""
+    overrides = ["stage=moe_joint", "stage.router.dropout=0.0"]
+    values, choices = composition.compose_values(overrides)
+    stage = composition.build(values, choices, overrides).stage
+    assert isinstance(stage, MoeJointStage)
+    with tempfile.TemporaryDirectory() as folder:
+        model = Mixture(small(), experts.read(write_experts(Path(folder), number=2)), stage, None, 0.0, seed=0)
+    model.learn(experts=True)
+    return model
 
 
 def step(kind: str, micro: int, tokenizer: Any, *further: str) -> tuple[dict[str, torch.Tensor], float]:
@@ -92,9 +112,10 @@ def step(kind: str, micro: int, tokenizer: Any, *further: str) -> tuple[dict[str
     overrides += ["train.log_every=1", "train.max_grad_norm=1e9", "train.warmup=0", *further]
     values, choices = composition.compose_values(overrides)
     seen, losses = Gradients(), []
+    model = learner(kind)
     with tempfile.TemporaryDirectory() as folder:
         fit.fit(
-            model=learner(kind),
+            model=model,
             tokenizer=tokenizer,
             rows=rows(kind),
             validate=lambda _: {"loss": 1.0, "macro_f1": 0.5},
@@ -103,7 +124,7 @@ def step(kind: str, micro: int, tokenizer: Any, *further: str) -> tuple[dict[str
             folder=Path(folder),
             record=lambda _, values: losses.append(values["loss"]) if "loss" in values else None,
             callbacks=[seen],
-            objective=objective(kind),
+            objective=objective(kind, model),
         )
     return seen.kept, losses[0]
 

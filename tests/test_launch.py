@@ -23,9 +23,12 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     ("words", "message"),
     [
         (
-            ["stage=moe_joint"],
-            "'moe_joint' composes, but this version cannot run it yet. Stages that run: augment, check",
+            ["stage=moe_joint", "stage.missing=error"],
+            "no finished run has trained news, forum. Train with stage.missing",
         ),
+        (["stage=moe_joint", "data.columns.domain=null"], "the training rows have no domain, and a mixture needs two"),
+        (["stage=moe_joint", "method=zero_shot"], "stage=moe_joint mixes adapters, and method=zero_shot has none"),
+        (["stage=chain"], "stage.links: names no stage"),
         (["model=glm9b", "method=lora_expert", "data=finnf_news"], "data=finnf_news is the news part of FinNF"),
         (["data=table"], "data.files: data=table needs files"),
         (["data=table", "data.files=nowhere.csv"], "no such file or folder"),
@@ -76,4 +79,4 @@ def test_several_problems_are_listed() -> None:
 
 
 def test_every_stage_that_can_run_has_a_file_and_the_reverse() -> None:
-    assert set(launch.available_stages()) == set(composition.choices_of("stage")) - {"moe_joint"}
+    assert set(launch.available_stages()) == set(composition.choices_of("stage"))

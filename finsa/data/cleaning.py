@@ -79,7 +79,7 @@ def label_space(frame: pl.DataFrame, data: Data, least: int = 2) -> LabelSpace:
         DataError: for fewer, or for so many that it is no label column.
     """
     label = pl.col("label").str.strip_chars()
-    rows = frame.filter(OPEN).select(label, "split").filter(pl.col("label").fill_null("") != "")
+    rows = of_domain(frame, data).filter(OPEN).select(label, "split").filter(pl.col("label").fill_null("") != "")
     if "train" in rows["split"]:
         rows = rows.filter(pl.col("split") == "train")
     spellings = rows.group_by("label").len().sort(["len", "label"], descending=[True, False])
@@ -154,6 +154,7 @@ def classes(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.Dat
 def _known_labels(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataFrame, list[str]]:
     missing = pl.col("label").fill_null("") == ""
     unknown = ~pl.col("label").is_in(list(labels.names)).fill_null(False)
+    frame = of_domain(frame, data, meant=unknown)
     if data.on_unknown_label == "keep":
         frame, unknown = mark(frame, missing, "unknown label"), unknown & ~missing
     strangers = frame.filter(OPEN & unknown).group_by("label").len().sort(["len", "label"], descending=[True, False])
@@ -168,19 +169,15 @@ def _known_labels(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[
 
 
 def texts(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
-    """Give rows without a usable text, and those of another domain, their fate.
+    """Give rows without a usable text their fate.
 
     Returns:
         The rows, with ``_key``, a hash of the text as it is compared.
-
-    Raises:
-        DataError: where ``data.domain`` is one that no row has.
     """
     frame = frame.with_columns(pl.col("text").str.strip_chars())
     frame = mark(frame, pl.col("text").str.contains("\x00", literal=True), "unreadable: NUL byte in the text")
     frame = mark(frame, pl.col("text").str.contains("\ufffd", literal=True), "unreadable: damaged characters")
     frame = mark(frame, pl.col("text").fill_null("") == "", "empty text")
-    frame = _of_domain(frame, data)
     return frame.with_columns(folded("text").hash().alias("_key"))
 
 
@@ -195,7 +192,18 @@ def copies(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[str]]:
     return frame, notes + said
 
 
-def _of_domain(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
+def of_domain(frame: pl.DataFrame, data: Data, meant: pl.Expr | None = None) -> pl.DataFrame:
+    """Keep the rows of ``data.domain``; a table without domains is of that domain.
+
+    This comes last: a row then is in the same split as in the data set of all domains, so that an expert of one domain
+    has not been trained on what the whole is tested on.
+
+    Args:
+        meant: which rows to look at; None: all.
+
+    Raises:
+        DataError: where it is a domain that no row has.
+    """
     domains = frame.filter(OPEN)["domain"]
     if data.domain is None or domains.null_count() == len(domains):
         return frame
@@ -203,7 +211,7 @@ def _of_domain(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
         hint = suggest(data.domain, domains.drop_nulls().unique())
         raise DataError(f"data.domain: no row is of domain '{data.domain}'. {hint}")
     other = (pl.col("domain") != data.domain).fill_null(True)
-    return mark(frame, other, f"filtered: not of domain {data.domain}")
+    return mark(frame, other if meant is None else other & meant, f"filtered: not of domain {data.domain}")
 
 
 def doubled_ids(frame: pl.DataFrame) -> list[str]:

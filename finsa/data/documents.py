@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from finsa.config import Corpus, Data
-from finsa.data import readers, sources, synthetic, table
+from finsa.data import readers, roles, sources, synthetic, table
 from finsa.data.cleaning import OPEN, folded, mark
 from finsa.data.ledger import USED, Ledger
 from finsa.data.readers import FATE
@@ -43,7 +43,9 @@ def load(data: Data, heldout: float) -> Documents:
     if data.corpus.files is not None:
         return _read(data, data.corpus, heldout)
     assert data.corpus.documents is not None
-    made = synthetic.corpus(data.corpus.documents, data.corpus.seed, exclude=protected(data))
+    number, seed, role = data.corpus.documents, data.corpus.seed, data.corpus.role
+    held = protected(data)
+    made = synthetic.corpus(number, seed, held) if role is None else roles.corpus(number, seed, role, held)
     ledger = Ledger(Counter(generator=len(made)), Counter({USED: len(made)}))
     return Documents(*_parted(made, data.corpus.seed, heldout), ledger)
 

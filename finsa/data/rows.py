@@ -35,7 +35,8 @@ class Row(TypedDict):
         labels: per position, the id that is learnt there (-100: none), (s,).
         weight: how much the row counts; absent: 1.
         target: its class, where the row is one choice among the classes.
-        text_span: first position of the text and the one after its last, where a head reads the text tokens alone.
+        text_span: first position of the text and the one after its last, where a head or router reads the text tokens.
+        domain: number of the expert whose domain it is; -1: none's.
     """
 
     input_ids: list[int]
@@ -43,6 +44,7 @@ class Row(TypedDict):
     weight: NotRequired[float]
     target: NotRequired[int]
     text_span: NotRequired[tuple[int, int]]
+    domain: NotRequired[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +188,11 @@ class Renderer:
     def text_row(self, prompt: Sequence[int], label: int) -> Row:
         """The part of a prompt that a head over the text tokens reads: what follows the text cannot reach them."""
         ids = self.until_text_end(prompt)
-        return Row(input_ids=ids, labels=[IGNORE] * len(ids), target=label, text_span=(len(self.head), len(ids)))
+        return Row(input_ids=ids, labels=[IGNORE] * len(ids), target=label, text_span=self.text_span(prompt))
+
+    def text_span(self, prompt: Sequence[int]) -> tuple[int, int]:
+        """First position of a prompt's text and the one after its last."""
+        return len(self.head), len(prompt) - len(self.tail)
 
     def until_text_end(self, prompt: Sequence[int]) -> list[int]:
         """Head and text of a prompt, without its tail."""

@@ -133,7 +133,8 @@ def _prepared(data: Data, rows: Rows, least_labels: int = 2) -> tuple[pl.DataFra
     labels = cleaning.widened(frame, labels, data)
     frame, doubled = cleaning.copies(frame, data)
     frame, leaks = cleaning.without_leaks(_divide(frame, data, rows.declared), data)
-    return cleaning.in_proportion(frame, data), labels, [*rows.notes, *ids, *mended, *doubled, *leaks]
+    frame = cleaning.of_domain(cleaning.in_proportion(frame, data), data)
+    return frame, labels, [*rows.notes, *ids, *mended, *doubled, *leaks]
 
 
 def _finished(frame: pl.DataFrame, labels: LabelSpace, ledger: Ledger) -> Table:

@@ -89,13 +89,31 @@ class Task(Labelled):
         template = f"{self.prompt.head}\x1f{self.prompt.tail}\x1f{self.renderer.room}"
         return {**super().fingerprints(), "template_fingerprint": _short(template)}
 
-    def training_rows(self, cfg: RunConfig) -> TrainingRows:
-        """Rows to learn from: sampled and weighted as the method says, with loss where the method says."""
+    def domains(self, split: str, experts: Sequence[str]) -> list[int]:
+        """For each row of a split the number of the expert whose domain it is; -1 where it is none's."""
+        number = {name: place for place, name in enumerate(experts)}
+        return [number.get(domain, -1) for domain in self.table.splits[split]["domain"].to_list()]
+
+    def training_rows(self, cfg: RunConfig, experts: Sequence[str] = (), balance: str = "none") -> TrainingRows:
+        """Rows to learn from: sampled and weighted as the method says, with loss where the method says.
+
+        Args:
+            cfg: its method says it.
+            experts: of a mixture, whose rows also tell their text's place and their domain.
+            balance: of the domains: none, downsample or oversample.
+        """
         rule, weights = cfg.method.loss.class_weights, None
         if rule != "none":
             weights = sampling.class_weights(self.class_counts(cfg), rule, cfg.method.loss.beta)
         order = self.training_order(cfg)
-        return TrainingRows(self.renderer, self.prompts("train"), self.gold("train"), order, cfg.method, weights)
+        if balance != "none":
+            domains = self.table.splits["train"]["domain"].to_list()
+            draw = sampling.downsample if balance == "downsample" else sampling.oversample
+            order = [order[row] for row in draw([domains[row] for row in order], cfg.seed)]
+        domain = self.domains("train", experts) if experts else None
+        return TrainingRows(
+            self.renderer, self.prompts("train"), self.gold("train"), order, cfg.method, weights, domain
+        )
 
     def class_counts(self, cfg: RunConfig) -> list[int]:
         """Training rows per class, of the rows that the method uses.
@@ -115,6 +133,7 @@ class TrainingRows(Sequence[Row]):
         order: numbers of the rows that are used.
         method: where the loss is.
         weights: how much a class's rows count; None: all the same.
+        domains: number of the expert whose domain a row is; None: rows for no mixture.
     """
 
     renderer: Renderer
@@ -123,6 +142,7 @@ class TrainingRows(Sequence[Row]):
     order: list[int]
     method: Method
     weights: list[float] | None
+    domains: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.order)
@@ -142,6 +162,8 @@ class TrainingRows(Sequence[Row]):
             row = self.renderer.row(prompt, label, self.method.loss_on)
         if self.weights is not None:
             row["weight"] = self.weights[label]
+        if self.domains is not None:
+            row["text_span"], row["domain"] = self.renderer.text_span(prompt), self.domains[self.order[at]]
         return row
 
 

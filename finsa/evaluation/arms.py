@@ -19,6 +19,7 @@ APART = {
     *("seed", "experiment", "sweep", "published", "stage", "tracking", "resume", "fresh", "output_dir", "output"),
     *("run", "runs", "port", "input", "text", "format"),
 }
+BESIDE = ("name", "experts", "missing", "compare")  # of a mixture's stage: where its experts come from, what is shown
 PLACES = ("data.files", "data.cache", "data.origin")  # the rows themselves are compared instead
 
 
@@ -133,6 +134,10 @@ def _settings(run: Run) -> dict[str, str]:
     if method["learn"] == "nothing" and not method.get("baseline"):  # then how it would have learnt decides nothing
         apart.add("train")
         config["method"] = {key: config["method"].get(key) for key in ("name", "learn", "quantization")}
+    stage = config["stage"]
+    if stage["name"] == "moe_joint":  # a mixture is another arm than an adapter, and each way of making it one more
+        config["method"] = {**config["method"], "name": f"{method['name']} mixture"}
+        config["mixture"] = {key: value for key, value in stage.items() if key not in BESIDE}
     flat = dict(_flat(config))
     decide = [key for key in flat if key.split(".")[0] not in apart and not key.startswith(PLACES)]
     return {key: str(flat[key]) for key in decide if flat[key] is not None}
@@ -164,7 +169,9 @@ def _names(settings: Sequence[dict[str, str]]) -> tuple[list[str], dict[str, lis
                 if short[place] == name:
                     names[place] = " ".join([name, *(f"{key}={one.get(key)}" for key in keys)])
     learnt = [one for one in settings if one["method.learn"] != "nothing"]
-    hidden = [key for key in _differing(learnt) if not key.startswith(("method.", "model.")) and key not in said]
+    # That a mixture has settings which an adapter has not is said by its name.
+    alike = [key for key in _differing(learnt) if not key.startswith("mixture.") or all(key in one for one in learnt)]
+    hidden = [key for key in alike if not key.startswith(("method.", "model.")) and key not in said]
     return names, {key: sorted({one.get(key, "-") for one in learnt}) for key in hidden}
 
 

@@ -20,19 +20,30 @@ def report(task: Labelled, split: str, scores: NDArray[np.float64]) -> dict[str,
     return metrics.report(task.gold(split), scores.argmax(axis=1).tolist(), task.table.labels.names)
 
 
-def predictions(task: Labelled, split: str, scores: NDArray[np.float64]) -> Iterator[dict[str, Any]]:
-    """Yield one record per row: id, text, gold, label, and the probability of each label."""
+def predictions(
+    task: Labelled,
+    split: str,
+    scores: NDArray[np.float64],
+    gates: NDArray[np.float64] | None = None,
+    experts: Sequence[str] = (),
+) -> Iterator[dict[str, Any]]:
+    """Yield one record per row: id, text, gold, label, the probability of each label, and of a mixture its gates."""
     names = task.table.labels.names
     shares = metrics.probabilities(scores)
     rows = task.table.splits[split]
-    for (identity, text, gold), share in zip(rows.select("id", "text", "label").iter_rows(), shares, strict=True):
-        yield {
+    for place, (identity, text, gold) in enumerate(rows.select("id", "text", "label").iter_rows()):
+        share = shares[place]
+        record = {
             "id": identity,
             "text": text,
             "gold": names[gold],
             "label": names[int(share.argmax())],
             "scores": {name: round(float(value), 6) for name, value in zip(names, share, strict=True)},
         }
+        if gates is not None:
+            record["domain"] = rows["domain"][place]
+            record["gates"] = {name: round(float(value), 6) for name, value in zip(experts, gates[place], strict=True)}
+        yield record
 
 
 def answers(task: Labelled, split: str, texts: Sequence[str], parsed: Sequence[int | None]) -> Iterator[dict[str, Any]]:

@@ -58,6 +58,11 @@ class Run:
         return _lines(self.path / "log.jsonl") if (self.path / "log.jsonl").is_file() else []
 
     @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """All of ``metrics.json``."""
+        return _json(self.path / "metrics.json")
+
+    @cached_property
     def ledger(self) -> dict[str, Any]:
         """``ledger.json``; empty where there is none."""
         return _json(self.path / "ledger.json") if (self.path / "ledger.json").is_file() else {}

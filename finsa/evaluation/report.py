@@ -12,7 +12,7 @@ import numpy as np
 
 from finsa.config import Published, ReportStage
 from finsa.errors import RunError
-from finsa.evaluation import arms, records, sheets, tables
+from finsa.evaluation import arms, mixture_sheets, records, sheets, tables
 from finsa.evaluation import published as publications
 from finsa.evaluation.comparison import Comparison, compare
 from finsa.evaluation.records import Run
@@ -65,7 +65,7 @@ def build(
         comparison = compare(grouped, options)
         published = published or _own_table(runs)
         reasons |= left_out
-        facts, remarks = _facts(runs), [*comparison.remarks, *notes]
+        facts, remarks = _facts(runs), [*comparison.remarks, *notes, *mixture_sheets.remarks(comparison)]
         found = _sheets(comparison, published)
     judged = publications.judge(published) if published else None
     if published is not None and judged is not None:
@@ -87,6 +87,9 @@ def _sheets(comparison: Comparison, published: Published | None) -> dict[str, Sh
             record |= publications.beside(published, arm, record)
         differs = publications.mismatches(published, comparison.arms)
         found["beside"] = sheets.beside_published(comparison, published.name, differs)
+    for arm in comparison.arms:
+        for number, sheet in enumerate(mixture_sheets.of(arm.name, arm.runs[0].metrics)):
+            found[f"mixture {arm.name} {number}"] = sheet
     return {
         **found,
         "classes": sheets.classes(comparison),
@@ -159,7 +162,8 @@ def show(report: Report, folder: Path, again: str | None) -> None:
         again: the command that writes this report anew; None where no runs were compared.
     """
     console = tables.console()
-    for name in ("scores", "tests", "beside", "costs", "published", "left_out"):
+    mixtures = [name for name in report.sheets if name.startswith("mixture ")]
+    for name in ("scores", "tests", *mixtures, "beside", "costs", "published", "left_out"):
         if name in report.sheets and (name != "published" or report.comparison is None):
             console.print(sheets.as_rich(report.sheets[name]))
     for remark in report.remarks:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from finsa.evaluation import report_figures
+from finsa.evaluation import mixture_figures, report_figures
 from finsa.evaluation.report import Report
 from finsa.evaluation.report_figures import Figure
 
@@ -20,6 +20,7 @@ MANY_ROWS = 40  # longer tables are folded up
 SECTIONS = (
     ("Scores", ("scores",), ("f1", "calibration")),
     ("Tests", ("tests",), ()),
+    ("Mixture", ("mixture",), ("router",)),
     ("Published", ("beside", "published"), ()),
     ("Classes", ("classes",), ("confusion_matrices", "precision_recall", "label_distribution")),
     ("Training and cost", ("costs",), ("training_curves",)),
@@ -29,7 +30,12 @@ SECTIONS = (
 
 def figures(report: Report, folder: Path) -> list[Figure]:
     """Draw the figures; a published table alone has none."""
-    return report_figures.draw(report.comparison, folder) if report.comparison is not None else []
+    if report.comparison is None:
+        return []
+    metrics = {arm.name: arm.runs[0].metrics for arm in report.comparison.arms}
+    routers = {name: one["router"] for name, one in metrics.items() if one.get("router")}
+    drawn = mixture_figures.router(routers, folder / "router.png")
+    return [*report_figures.draw(report.comparison, folder), *([drawn] if drawn else [])]
 
 
 def render(report: Report, figures: Sequence[Figure]) -> str:
@@ -38,7 +44,7 @@ def render(report: Report, figures: Sequence[Figure]) -> str:
     sections = [
         (
             name,
-            [report.sheets[one] for one in tables if one in report.sheets],
+            [sheet for one in tables for key, sheet in report.sheets.items() if key.split(" ")[0] == one],
             [drawn[one] for one in pictures if one in drawn],
         )
         for name, tables, pictures in SECTIONS

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from finsa import baselines, runs
-from finsa.config import Model, RunConfig
+from finsa.config import Model, MoeJointStage, RunConfig
 from finsa.data import task
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
@@ -269,7 +269,7 @@ def _model(record: Record, renderer: Renderer, merge: bool, shared: bool) -> Any
     method = cfg.method
     # in float32 alone: an adapter that is rounded to bfloat16 is another one
     own = merge and method.quantization == "none" and method.adapter is not None
-    own = own and base.dtype(cfg.model) == torch.float32 and getattr(method, "moe", None) is None
+    own = own and base.dtype(cfg.model) == torch.float32 and not isinstance(cfg.stage, MoeJointStage)
     backbone: Any = base.load_base(
         weights_of(cfg.model, path), cfg.seed, keep=shared and not own, quantization=method.quantization
     )

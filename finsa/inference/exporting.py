@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 
 from finsa import runs
+from finsa.config import MoeJointStage
 from finsa.data.rows import Renderer
 from finsa.errors import ModelError
 from finsa.inference import answering, bundles
@@ -30,8 +31,11 @@ def refusal(record: Record, form: str, precision: str) -> str | None:
         return f"{record.path} is an export itself; name the run that it was made of"
     if method.baseline is not None:
         return f"method={method.name} is no language model; predict and serve read its run folder as it is"
-    if getattr(method, "moe", None) is not None and form != "adapter":
-        return f"{form} holds one set of weights, and a mixture chooses among several; choose format=adapter"
+    if isinstance(record.cfg.stage, MoeJointStage) and form != "adapter":
+        return (
+            f"{form} holds one set of weights, and a mixture chooses among several for every text; format=adapter "
+            "writes all experts with their router and a manifest"
+        )
     if form == "adapter" and method.adapter is None and method.head == "lm":
         return f"method={method.name} trains no adapter; choose format=merged"
     if form == "adapter" and method.learn == "all":
@@ -114,9 +118,10 @@ def _write_merged(record: Record, model: Any, folder: Path) -> None:
 
 
 def _write_adapter(record: Record, folder: Path) -> None:
-    """Copy the adapter as PEFT reads it; a mixture's tree of adapters keeps its shape."""
-    if getattr(record.cfg.method, "moe", None) is not None:
-        shutil.copytree(record.path / "adapters", folder / "adapters")
+    """Copy the adapter as PEFT reads it; of a mixture all adapters, the router, and its manifest."""
+    if isinstance(record.cfg.stage, MoeJointStage):
+        for part in ("adapters", "mixture"):
+            shutil.copytree(record.path / part, folder / part)
         return
     shutil.copytree(learner.adapter_folder(record.cfg, record.path), folder, dirs_exist_ok=True)
 

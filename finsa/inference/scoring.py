@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from finsa.data.rows import Encoded, Renderer
 from finsa.modeling.classifier import Classifier, causal
+from finsa.modeling.mixture import Mixture
 
 FloatArray = NDArray[np.float64]
 Answer = tuple[int, ...]
@@ -85,6 +86,7 @@ def label_log_probs(
     lengths: torch.Tensor,
     tree: LabelTree,
     past: Any = None,
+    **inputs: Any,
 ) -> torch.Tensor:
     """Log-probability of each whole label after each prompt, in one forward pass; training goes through here as well.
 
@@ -94,19 +96,19 @@ def label_log_probs(
         lengths: tokens of each prompt, (b,).
         tree: of the labels.
         past: keys and values of what stands before `ids`, (b, ...) per layer.
+        inputs: what the model takes besides: a mixture's ``text_span``.
 
     Returns:
         (b, c), float32.
     """
     m = len(tree.tokens)
     read = lengths[:, None] - 1 + torch.arange(m + 1, device=ids.device)
-    extra: dict[str, Any] = {}
     if m > 0:
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-        extra = tree_inputs(tree, lengths, ids.shape[1], dtype)
+        inputs |= tree_inputs(tree, lengths, ids.shape[1], dtype)
     if past is not None:
-        extra = {**_behind(extra, past.get_seq_length()), "past_key_values": past}
-    logits = model(input_ids=ids, logits_to_keep=read, use_cache=past is not None, **extra).logits
+        inputs |= {**_behind(inputs, past.get_seq_length()), "past_key_values": past}
+    logits = model(input_ids=ids, logits_to_keep=read, use_cache=past is not None, **inputs).logits
     log_probs = torch.log_softmax(logits.float(), dim=-1)  # (b, k, v)
     columns = [sum(log_probs[:, at, token] for at, token in steps) for steps in tree.steps]
     return torch.stack([torch.as_tensor(column) for column in columns], dim=1)
@@ -145,10 +147,14 @@ class LabelScorer:
         model: a causal language model; in evaluation mode while it scores.
         renderer: makes prompts of texts.
         batch_tokens: most padded tokens of a batch.
+
+    Attributes:
+        gates: after scoring with a mixture, each prompt's shares of its experts, (n, E); None for other models.
     """
 
     def __init__(self, model: torch.nn.Module, renderer: Renderer, batch_tokens: int) -> None:
         self.model, self.renderer, self.batch_tokens = model, renderer, batch_tokens
+        self.gates: FloatArray | None = None
         answers, self.rule = scored_answers(renderer)
         self.tree = LabelTree.of(answers)
         self._prefix: Any = None
@@ -163,12 +169,17 @@ class LabelScorer:
         scores = np.empty((len(prompts), len(self.renderer.answers)))
         lengths = _lengths(prompts, len(self.tree.tokens))
         training = self.model.training
+        mixture = self.model if isinstance(self.model, Mixture) else None
+        gates = None if mixture is None else np.empty((len(prompts), len(mixture.experts)))
         self.model.eval()
         self._prefix = self._shared(prompts, lengths)
         for rows in batches(lengths, self.batch_tokens):
             scores[rows] = self._batch([prompts[row] for row in rows]).double().cpu().numpy()
+            if mixture is not None and gates is not None:
+                gates[rows] = mixture.shares().double().cpu().numpy()
         self._prefix = None
         self.model.train(training)
+        self.gates = gates
         return scores
 
     def _shared(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> Any:
@@ -194,17 +205,22 @@ class LabelScorer:
             past.batch_repeat_interleave(len(prompts))
         ids = padded([[*prompt[before:], *self.tree.tokens] for prompt in prompts])
         lengths = torch.tensor([len(prompt) - before for prompt in prompts])
-        return label_log_probs(self.model, ids.to(device), lengths.to(device), self.tree, past)
+        inputs = {"text_span": self._spans(prompts).to(device)} if isinstance(self.model, Mixture) else {}
+        return label_log_probs(self.model, ids.to(device), lengths.to(device), self.tree, past, **inputs)
+
+    def _spans(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Where each prompt's text starts and ends, (b, 2)."""
+        return torch.tensor([self.renderer.text_span(prompt) for prompt in prompts])
 
 
 class ClassifierScorer(LabelScorer):
     """Scores texts with a classification head: (n, c) log-probabilities, the same interface.
 
     Args:
-        model: a `finsa.modeling.classifier.Classifier`.
+        model: a `Classifier`, or a `Mixture` with a head.
     """
 
-    def __init__(self, model: Classifier, renderer: Renderer, batch_tokens: int) -> None:
+    def __init__(self, model: Classifier | Mixture, renderer: Renderer, batch_tokens: int) -> None:
         super().__init__(model, renderer, batch_tokens)
         self.rule = "classification head"
         self.tree = LabelTree.of([])
@@ -215,14 +231,13 @@ class ClassifierScorer(LabelScorer):
     def _batch(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         device = next(self.model.parameters()).device
         texts = [self.renderer.until_text_end(prompt) for prompt in prompts]
-        spans = torch.tensor([[len(self.renderer.head), len(text)] for text in texts])
-        logits: torch.Tensor = self.model(padded(texts).to(device), spans.to(device))
+        logits: torch.Tensor = self.model(padded(texts).to(device), self._spans(prompts).to(device))
         return logits.log_softmax(dim=1)
 
 
 def scorer(model: torch.nn.Module, renderer: Renderer, batch_tokens: int) -> LabelScorer:
     """The scorer that reads a model's answers: its classification head where it has one, else its label words."""
-    if isinstance(model, Classifier):
+    if isinstance(model, Classifier) or (isinstance(model, Mixture) and model.head is not None):
         return ClassifierScorer(model, renderer, batch_tokens)
     return LabelScorer(model, renderer, batch_tokens)
 

@@ -48,9 +48,7 @@ class Classifier(torch.nn.Module):
     def pooled(self, input_ids: torch.Tensor, text_span: torch.Tensor) -> torch.Tensor:
         """Mean of the text tokens' last hidden states, (b, d) in float32; zeros for a row without text."""
         states = causal(self.backbone).base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        place = torch.arange(input_ids.shape[1], device=input_ids.device)
-        inside = ((place >= text_span[:, :1]) & (place < text_span[:, 1:])).float()
-        return torch.einsum("bs,bsd->bd", inside, states.float()) / inside.sum(1, keepdim=True).clamp(min=1)
+        return text_mean(states, text_span)
 
     def start_from_words(self, answers: Sequence[Sequence[int]]) -> None:
         """Set the head to the LM head's rows of each label's tokens, their mean where there are several; bias 0.
@@ -65,9 +63,7 @@ class Classifier(torch.nn.Module):
 
     def save(self, folder: Path, labels: Sequence[str]) -> None:
         """Write the head and the names of its classes beside the adapter."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu() for name, tensor in self.head.state_dict().items()}
-        save_file(tensors, folder / FILE, metadata={"labels": "\n".join(labels)})
+        save_head(self.head, folder, labels)
 
     def restore(self, folder: Path) -> None:
         """Read the head back.
@@ -75,10 +71,7 @@ class Classifier(torch.nn.Module):
         Raises:
             ModelError: where there is none, or it is of other classes or another width.
         """
-        try:
-            self.head.load_state_dict(load_file(folder / FILE))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"{folder / FILE}: no head that fits: {str(error).splitlines()[-1].strip()}") from None
+        load_head(self.head, folder)
 
     def learnt(self) -> dict[str, torch.Tensor]:
         """What learns, by name: all that a checkpoint has to hold."""
@@ -90,6 +83,32 @@ class Classifier(torch.nn.Module):
 
     def add_model_tags(self, tags: Any) -> None:
         """Take no tags: nothing is uploaded."""
+
+
+def text_mean(states: torch.Tensor, text_span: torch.Tensor) -> torch.Tensor:
+    """Mean of states (b, s, d) over each text's tokens, (b, d) in float32; zeros for a row without text."""
+    place = torch.arange(states.shape[1], device=states.device)
+    inside = ((place >= text_span[:, :1]) & (place < text_span[:, 1:])).float()
+    return torch.einsum("bs,bsd->bd", inside, states.float()) / inside.sum(1, keepdim=True).clamp(min=1)
+
+
+def save_head(head: torch.nn.Linear, folder: Path, labels: Sequence[str]) -> None:
+    """Write a head and the names of its classes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu() for name, tensor in head.state_dict().items()}
+    save_file(tensors, folder / FILE, metadata={"labels": "\n".join(labels)})
+
+
+def load_head(head: torch.nn.Linear, folder: Path) -> None:
+    """Read a head back.
+
+    Raises:
+        ModelError: where there is none, or it is of other classes or another width.
+    """
+    try:
+        head.load_state_dict(load_file(folder / FILE))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{folder / FILE}: no head that fits: {str(error).splitlines()[-1].strip()}") from None
 
 
 def causal(backbone: Any) -> Any:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from finsa.config import Method, RunConfig
+from finsa.config import Method, MoeJointStage, RunConfig
 from finsa.data.rows import Renderer
-from finsa.modeling import adapters
+from finsa.modeling import adapters, experts, mixture, stacking
 from finsa.modeling.classifier import Classifier, causal
+from finsa.modeling.mixture import Mixture
 
 
 def build(cfg: RunConfig, backbone: Any, renderer: Renderer) -> torch.nn.Module:
@@ -59,12 +60,14 @@ def restore(cfg: RunConfig, backbone: Any, place: Path, renderer: Renderer) -> t
     Args:
         cfg: the run's configuration.
         backbone: the base, or the run's own where the whole model was trained.
-        place: the folder of the run's adapter and head.
+        place: the folder of the run's adapter and head, or of its mixture.
         renderer: the run's.
 
     Raises:
         ModelError: where something is missing or does not fit.
     """
+    if isinstance(cfg.stage, MoeJointStage):
+        return _mixture(cfg, cfg.stage, backbone, place, renderer)
     if cfg.method.adapter is not None:
         backbone = adapters.load(backbone, place)
     if cfg.method.head == "lm":
@@ -88,11 +91,37 @@ def merged(model: torch.nn.Module) -> torch.nn.Module:
 
 def release(model: torch.nn.Module) -> None:
     """Take everything off again, leaving the base as it was."""
+    if isinstance(model, Mixture):
+        stacking.detach(model.backbone, model.paths)
+        return
     backbone = model.backbone if isinstance(model, Classifier) else model
     if isinstance(backbone, PeftModel):
         adapters.detach(backbone)
 
 
+def mix(cfg: RunConfig, stage: MoeJointStage, backbone: Any, folders: dict[str, Path], renderer: Renderer) -> Mixture:
+    """Build a mixture of experts with a fresh router, and with a head where the method has one.
+
+    Args:
+        folders: PEFT folder by expert, in the mixture's order.
+
+    Raises:
+        ModelError: where the experts do not go together, or not with the base.
+    """
+    found = experts.read(folders)
+    classes = len(renderer.labels) if cfg.method.head == "classifier" else None
+    return Mixture(backbone, found, stage, classes, cfg.method.classifier_dropout, cfg.seed)
+
+
+def _mixture(cfg: RunConfig, stage: MoeJointStage, backbone: Any, place: Path, renderer: Renderer) -> Mixture:
+    folders = {name: place / "adapters" / name for name in mixture.names(place)}
+    model = mix(cfg, stage, backbone, folders, renderer)
+    model.load(place)
+    return model.requires_grad_(False).eval()
+
+
 def adapter_folder(cfg: RunConfig, folder: Path) -> Path:
-    """Where a run keeps its adapter and head."""
+    """Where a run keeps its adapter and head; of a mixture, the folder that holds ``adapters/`` and ``mixture/``."""
+    if isinstance(cfg.stage, MoeJointStage):
+        return folder
     return folder / "adapters" / (cfg.data.domain or "default")

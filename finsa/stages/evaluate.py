@@ -8,13 +8,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from finsa import runs, tracking
-from finsa.config import Data, EvaluateStage, RunConfig
+from finsa.config import Data, EvaluateStage, MoeJointStage, RunConfig
 from finsa.data import table, task
 from finsa.errors import ConfigError, Problem
-from finsa.evaluation import metrics, outcome, tables
+from finsa.evaluation import metrics, outcome, router, tables
 from finsa.inference import answering
 from finsa.inference.answering import Answerer, Record
-from finsa.modeling import hardware, quantization, tokenizers
+from finsa.modeling import hardware, mixture, quantization, tokenizers
 from finsa.runs import Result, RunFolder
 
 
@@ -28,6 +28,8 @@ def run(cfg: RunConfig) -> Result:
     data = table.load(trained.data)
     data.require(split)
     _check_protocol(cfg.stage, trained, record, data)
+    if record is not None and isinstance(trained.stage, MoeJointStage):
+        router.require_known(trained.stage, mixture.names(record.path), data.splits[split]["domain"].to_list())
     job = _job(trained, data, record)
     hardware.prepare(cfg.train)
     with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
@@ -37,7 +39,8 @@ def run(cfg: RunConfig) -> Result:
             assert isinstance(job, task.Task)
             answerer = answering.bare(cfg, job, cfg.train.score_tokens)
         try:
-            found = {split: _judge(cfg, job, answerer, folder)}
+            report, more = _judge(cfg, job, answerer, folder)
+            found = {split: report, **more}
         finally:
             answerer.close()
         name = trained.method.name if record else f"{trained.model.name} as it is"
@@ -52,15 +55,23 @@ def run(cfg: RunConfig) -> Result:
     return Result("evaluate", folder.path, found, found[split]["macro_f1"] if split == "validation" else None)
 
 
-def _judge(cfg: RunConfig, job: task.Labelled, answerer: Answerer, folder: RunFolder) -> dict[str, Any]:
-    """Answer a split by the protocol, write the answers down, and compare them with the truth."""
+def _judge(cfg: RunConfig, job: task.Labelled, answerer: Answerer, folder: RunFolder) -> tuple[Any, Any]:
+    """Answer a split by the protocol and write the answers down.
+
+    Returns:
+        The comparison with the truth, and what there is to say about a mixture's router.
+    """
     assert isinstance(cfg.stage, EvaluateStage)
     split: str = cfg.stage.split
     if cfg.stage.protocol == "label":
         scores = answerer.score(job, split)
         folder.note(scoring=answerer.rule, protocol="label")
-        folder.write_lines("predictions.jsonl", outcome.predictions(job, split, scores))
-        return outcome.report(job, split, scores)
+        gates, experts = answerer.gates, answerer.experts
+        folder.write_lines("predictions.jsonl", outcome.predictions(job, split, scores, gates, experts))
+        if gates is not None:
+            domains = job.table.splits[split]["domain"].to_list()
+            return outcome.report(job, split, scores), {"router": router.analysis(gates, domains, experts)}
+        return outcome.report(job, split, scores), {}
     from finsa.inference.generation import Generator, parse
 
     assert isinstance(job, task.Task)
@@ -72,7 +83,7 @@ def _judge(cfg: RunConfig, job: task.Labelled, answerer: Answerer, folder: RunFo
     folder.write_lines("answers.jsonl", outcome.answers(job, split, texts, parsed))
     result = metrics.report_parsed(job.gold(split), parsed, job.table.labels.names)
     print(f"answers that name no label: {sum(result['unparsable'].values()):,} of {len(texts):,} (answers.jsonl)")
-    return result
+    return result, {}
 
 
 def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | None, data: table.Table) -> None:

@@ -1,4 +1,4 @@
-"""Causal pre-training on documents: corpus, tokenizer, blocks, model, trainer, model folder."""
+"""Causal pre-training on documents: corpus, tokenizer, blocks, model or adapter, trainer, folder."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from finsa import runs, tracking
 from finsa.config import PretrainStage, RunConfig
 from finsa.data import documents
 from finsa.data.rows import Row
-from finsa.errors import DataError
-from finsa.modeling import base, hardware, tokenizers
+from finsa.errors import ConfigError, DataError, Problem
+from finsa.modeling import adapters, base, hardware, learner, tokenizers
 from finsa.runs import Result, RunFolder
 from finsa.training import fit
 from finsa.training.collate import Collator
@@ -23,9 +23,10 @@ from finsa.training.loss import labelled_loss
 
 
 def run(cfg: RunConfig) -> Result:
-    """Pre-train a model, from random weights or onwards from its own; ``output`` takes a copy of the result."""
+    """Pre-train a model, from random weights or onwards from its own, or an adapter; ``output`` takes a copy."""
     assert cfg.data.corpus is not None
     assert isinstance(cfg.stage, PretrainStage)
+    _require_fitting(cfg)
     corpus, found = cfg.data.corpus, documents.load(cfg.data, cfg.stage.heldout)
     own = corpus.vocabulary
     tokenizer = tokenizers.train(found.learn, own) if own else tokenizers.load_tokenizer(cfg.model)
@@ -37,7 +38,7 @@ def run(cfg: RunConfig) -> Result:
         )
     hardware.prepare(cfg.train)
     with runs.start(cfg) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
-        model = base.load_base(cfg.model, cfg.seed, keep=False).float().requires_grad_(True)
+        model = _model(cfg)
         folder.write_json("ledger.json", found.ledger.as_dict({}))
         print(f"{len(found.learn):,} documents, {len(rows):,} blocks of {corpus.block} tokens", flush=True)
         print(f"read {found.ledger.read.total():,}: {found.ledger.told({})}")
@@ -55,10 +56,14 @@ def run(cfg: RunConfig) -> Result:
             seed=cfg.seed,
             folder=folder.path / "checkpoints",
             record=record,
+            lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
         )
-        model.to(torch.bfloat16).save_pretrained(folder.path / "model")
-        tokenizer.save_pretrained(folder.path / "model")
-        metrics = _metrics(model, watched, folder)
+        if cfg.method.adapter is None:
+            model.to(torch.bfloat16).save_pretrained(folder.path / "model")
+            tokenizer.save_pretrained(folder.path / "model")
+            metrics = _metrics(model, watched, folder)
+        else:
+            metrics = _adapted(cfg, model, watched, folder)
         folder.note(**fitted.facts(), **metrics)
         folder.write_json("metrics.json", metrics)
         tracker.summary(metrics)
@@ -67,6 +72,45 @@ def run(cfg: RunConfig) -> Result:
         _publish(folder, Path(cfg.output).absolute())
     print(f"held-out loss {metrics['heldout_loss']:.4f} per token\nrun folder: {folder.path}")
     return Result("pretrain", folder.path, metrics, -metrics["heldout_loss"])
+
+
+def _require_fitting(cfg: RunConfig) -> None:
+    """Refuse what would not learn, or not what the documents are for.
+
+    Raises:
+        ConfigError: naming the value and the remedy.
+    """
+    method, corpus = cfg.method, cfg.data.corpus
+    if method.learn not in ("all", "adapter") or method.head != "lm":
+        text = f"pre-training learns the model or an adapter, not {method.head} with learn={method.learn}; method=full"
+        raise ConfigError([Problem("method", text)])
+    if method.adapter is not None and corpus is not None and corpus.vocabulary is not None:
+        text = "a tokenizer of its own needs a model of its own: set method=full, or data.corpus.vocabulary=null"
+        raise ConfigError([Problem("data.corpus.vocabulary", text)])
+    if method.adapter is not None and cfg.output is not None:
+        raise ConfigError([Problem("output", "takes a model; an adapter stays in its run folder, leave it out")])
+    if cfg.train.select_by != "loss":
+        text = f"documents have no {cfg.train.select_by}; set train.select_by=loss, or choose train=pretrain"
+        raise ConfigError([Problem("train.select_by", text)])
+
+
+def _model(cfg: RunConfig) -> Any:
+    """What learns: the whole model in float32, or an adapter on the frozen base."""
+    if cfg.method.adapter is None:
+        return base.load_base(cfg.model, cfg.seed, keep=False).float().requires_grad_(True)
+    frozen = base.load_base(cfg.model, cfg.seed, quantization=cfg.method.quantization)
+    return adapters.attach(frozen, cfg.model, cfg.method.adapter, cfg.seed)
+
+
+def _adapted(cfg: RunConfig, model: Any, watched: Sequence[Row], folder: RunFolder) -> dict[str, Any]:
+    """Save an adapter where a training run has it, and give the base back."""
+    place = learner.adapter_folder(cfg, folder.path)
+    adapters.save(model, place)
+    trainable, total = base.count_parameters(model)
+    folder.note(trainable_parameters=trainable, total_parameters=total)
+    metrics = {"heldout_loss": heldout_loss(model, watched), "heldout_blocks": len(watched), "parameters": trainable}
+    adapters.detach(model)
+    return metrics
 
 
 def _metrics(model: Any, watched: Sequence[Row], folder: RunFolder) -> dict[str, Any]:

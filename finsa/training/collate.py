@@ -14,6 +14,7 @@ FIELDS = {
     "weight": ("weights", torch.float32),
     "target": ("targets", torch.long),
     "text_span": ("text_span", torch.long),
+    "domain": ("domains", torch.long),
 }
 
 
@@ -33,7 +34,7 @@ class Collator:
 
         Returns:
             ``input_ids`` and ``labels``, both (b, s), and the number of real tokens, ``lengths`` (b,); where rows have
-            them ``weights`` (b,), ``targets`` (b,) and ``text_span`` (b, 2).
+            them ``weights`` (b,), ``targets`` (b,), ``text_span`` (b, 2) and ``domains`` (b,).
         """
         lengths = [len(row["input_ids"]) for row in rows]
         ids = torch.full((len(rows), max(lengths) + len(self.suffix)), self.pad)

@@ -119,7 +119,7 @@ def fit(
 def _dataset(rows: Sequence[Row]) -> Dataset:
     """Put rows into an Arrow table, a chunk at a time: as Python lists, millions of them would not fit."""
     kinds = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "length": pa.int32()}
-    further = {"weight": pa.float32(), "target": pa.int32(), "text_span": pa.list_(pa.int32())}
+    further = {"weight": pa.float32(), "target": pa.int32(), "text_span": pa.list_(pa.int32()), "domain": pa.int32()}
     schema = pa.schema(kinds | {name: kind for name, kind in further.items() if name in rows[0]})
     parts = []
     for start in range(0, len(rows), CHUNK):

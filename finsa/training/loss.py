@@ -16,7 +16,11 @@ from finsa.data.rows import IGNORE
 
 
 def labelled_loss(
-    model: torch.nn.Module, input_ids: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
+    model: torch.nn.Module,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    **inputs: torch.Tensor,
 ) -> torch.Tensor:
     """Sum the cross-entropy over labelled positions.
 
@@ -25,6 +29,7 @@ def labelled_loss(
         input_ids: (b, s), padded on the right.
         labels: (b, s), -100 where nothing is learnt; column 0 is never learnt.
         weights: how much each row's tokens count, (b,); None: 1.
+        inputs: what the model takes besides: a mixture's ``text_span``.
 
     Returns:
         A scalar in float32, not divided by anything.
@@ -32,7 +37,7 @@ def labelled_loss(
     targets = labels[:, 1:]
     learnt = targets != IGNORE
     keep = functional.pad(learnt, (0, 1))  # position t predicts token t + 1
-    logits = model(input_ids=input_ids, logits_to_keep=keep, use_cache=False).logits  # (labelled, v)
+    logits = model(input_ids=input_ids, logits_to_keep=keep, use_cache=False, **inputs).logits  # (labelled, v)
     if weights is None:
         return functional.cross_entropy(logits.float(), targets[learnt], reduction="sum")
     losses = functional.cross_entropy(logits.float(), targets[learnt], reduction="none")

@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from finsa.config import Loss, Method
 from finsa.data.rows import IGNORE, Renderer
 from finsa.inference.scoring import LabelTree, label_log_probs, scored_answers
+from finsa.modeling.mixture import Mixture
+from finsa.modeling.routing import balance_loss
 from finsa.training.loss import choice_loss, labelled_loss
 
 Batch = dict[str, torch.Tensor]
@@ -23,8 +26,9 @@ class Objective:
     """A weighted sum of losses, and the sum of its weights.
 
     Args:
-        total: of a model and a batch; a scalar with gradients.
-        weight: of a batch; a scalar on the batch's device.
+        total: of a model and a batch; a scalar with gradients, or (p,) for several parts that are added once each is
+            divided by its own weight.
+        weight: of a batch; a scalar on the batch's device, or (p,).
         suffix: ids that a batch needs behind every row.
     """
 
@@ -37,7 +41,7 @@ def tokens() -> Objective:
     """Cross-entropy per labelled token; a row's weight counts for each of its tokens."""
 
     def total(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        return labelled_loss(model, batch["input_ids"], batch["labels"], batch.get("weights"))
+        return labelled_loss(model, batch["input_ids"], batch["labels"], batch.get("weights"), **_routed(batch))
 
     def weight(batch: Batch) -> torch.Tensor:
         return _weighed((batch["labels"][:, 1:] != IGNORE).sum(dim=1), batch)
@@ -91,6 +95,39 @@ def of(method: Method, renderer: Renderer, counts: Sequence[int]) -> Objective:
     tree = LabelTree.of(scored_answers(renderer)[0])
 
     def scores(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        return label_log_probs(model, batch["input_ids"], batch["lengths"], tree)
+        return label_log_probs(model, batch["input_ids"], batch["lengths"], tree, **_routed(batch))
 
     return choice(scores, method.loss, needed, tree.tokens)
+
+
+def joint(task: Objective, mixture: Mixture, domain_weight: float, balance_weight: float) -> Objective:
+    """A mixture's objective: the task's, the router's cross-entropy against the domains, and balance.
+
+    Each part is a mean over the whole optimiser step: the task's over its own weights, the router's over the rows that
+    are of an expert's domain, balance over rows, where a micro-batch's value counts for each of its rows: a mean gate
+    cannot be had of rows that are not there at the same time, so this part alone depends on the micro-batch.
+
+    Args:
+        task: what the method makes small.
+        mixture: whose last pass has the router's logits.
+        domain_weight: lambda of the router's cross-entropy.
+        balance_weight: lambda of balance.
+    """
+
+    def total(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        loss, logits = task.total(model, batch), mixture.route.logits
+        assert logits is not None
+        routed = functional.cross_entropy(logits, batch["domains"], ignore_index=-1, reduction="sum")
+        balance = balance_loss(logits.softmax(dim=1)) * len(logits)
+        return torch.stack([loss, domain_weight * routed, balance_weight * balance])
+
+    def weight(batch: Batch) -> torch.Tensor:
+        known = (batch["domains"] >= 0).sum().clamp(min=1e-6)  # a step without any costs 0
+        return torch.stack([task.weight(batch), known, torch.ones_like(batch["domains"]).sum()]).float()
+
+    return Objective(total, weight, task.suffix)
+
+
+def _routed(batch: Batch) -> Batch:
+    """What a mixture's router needs of a batch; nothing for other models."""
+    return {"text_span": batch["text_span"]} if "domains" in batch else {}

@@ -10,6 +10,7 @@ import torch
 from trl import SFTTrainer
 
 from finsa.modeling.classifier import Classifier
+from finsa.modeling.mixture import Mixture
 from finsa.training.objective import Objective
 
 Validate = Callable[[torch.nn.Module], dict[str, float]]
@@ -42,8 +43,8 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         samples = list(islice(epoch_iterator, num_batches))
         if not samples:
             return samples, None
-        weight = torch.stack([self.objective.weight(batch) for batch in samples]).sum().to(device)
-        return samples, self.accelerator.gather(weight).sum()
+        weight = torch.stack([self.objective.weight(batch) for batch in samples]).sum(0).to(device)
+        return samples, self.accelerator.gather(weight).view(-1, *weight.shape).sum(0)
 
     def compute_loss(
         self,
@@ -56,9 +57,9 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         self.tokens = self.tokens + inputs["lengths"].sum()
         loss = self.objective.total(model, inputs)
         if num_items_in_batch is None:
-            return loss / self.objective.weight(inputs)
+            return (loss / self.objective.weight(inputs)).sum()
         # DDP averages gradients over processes, while the weights are already those of all of them.
-        return loss / num_items_in_batch * self.accelerator.num_processes
+        return (loss / num_items_in_batch).sum() * self.accelerator.num_processes
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimiser; with LoRA+ the matrices B get groups of their own with their own learning rate."""
@@ -83,7 +84,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write a checkpoint; of a model with a head only what learns, not the base again."""
-        super()._save(output_dir, self.model.learnt() if isinstance(self.model, Classifier) else state_dict)
+        super()._save(output_dir, self.model.learnt() if isinstance(self.model, Classifier | Mixture) else state_dict)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: the run folder says more, and trl's asks wandb for a URL."""

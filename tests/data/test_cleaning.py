@@ -114,13 +114,13 @@ def test_white_space_around_a_text_goes(data: Data) -> None:
 def test_other_domains_are_filtered(data: Data) -> None:
     frame = _frame(("x", "a", "news"), ("y", "a", "forum"), ("z", "a", None), columns=("text", "label", "domain"))
     news = data.model_copy(update={"domain": "news"})
-    assert _fates(cleaning.texts(frame, news)) == [None, *["filtered: not of domain news"] * 2]
+    assert _fates(cleaning.of_domain(frame, news)) == [None, *["filtered: not of domain news"] * 2]
     with pytest.raises(DataError, match=r"data\.domain: no row is of domain 'nwes'\. Did you mean 'news'\?"):
-        cleaning.texts(frame, data.model_copy(update={"domain": "nwes"}))
+        cleaning.of_domain(frame, data.model_copy(update={"domain": "nwes"}))
 
 
 def test_table_without_domains_is_of_the_domain(data: Data) -> None:
-    assert _fates(cleaning.texts(_frame(("x", "a")), data.model_copy(update={"domain": "news"}))) == [None]
+    assert _fates(cleaning.of_domain(_frame(("x", "a")), data.model_copy(update={"domain": "news"}))) == [None]
 
 
 def test_rows_of_one_file_with_one_id_are_noted() -> None:

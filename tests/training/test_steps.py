@@ -49,7 +49,7 @@ def test_the_step_is_the_weighted_mean_of_its_rows(kind: str, tokenizer: Any) ->
 
 
 @pytest.mark.parametrize("micro", [1, 2, 4])
-@pytest.mark.parametrize("kind", steps.KINDS)
+@pytest.mark.parametrize("kind", [*steps.KINDS, steps.MIXTURE])
 def test_micro_batches_change_nothing(kind: str, micro: int, tokenizer: Any) -> None:
     expected, loss = whole(kind, tokenizer)
     found, logged = steps.step(kind, micro, tokenizer)
@@ -57,13 +57,13 @@ def test_micro_batches_change_nothing(kind: str, micro: int, tokenizer: Any) -> 
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("kind", steps.KINDS)
+@pytest.mark.parametrize("kind", [*steps.KINDS, steps.MIXTURE])
 def test_checkpointing_of_activations_changes_nothing(kind: str, tokenizer: Any) -> None:
     found, _ = steps.step(kind, 8, tokenizer, "train.gradient_checkpointing=true")
     assert_same(found, whole(kind, tokenizer)[0])
 
 
-@pytest.mark.parametrize("kind", ["weighted tokens", "label", "classifier"])
+@pytest.mark.parametrize("kind", ["weighted tokens", "label", "classifier", steps.MIXTURE])
 def test_two_processes_change_nothing(kind: str, tokenizer: Any, tmp_path: Path) -> None:
     expected, loss = whole(kind, tokenizer)
     with socket.socket() as free:

@@ -1,0 +1,136 @@
+"""A mixture of experts: the runs it is made of, router warm-up, joint training, and what it is held against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finsa import runs, tracking
+from finsa.config import MoeJointStage, RunConfig
+from finsa.data import table, task
+from finsa.evaluation import mixing, mixture_sheets, outcome, records, router, sheets, tables
+from finsa.evaluation.mixing import MIXTURE, UNION
+from finsa.inference.scoring import scorer
+from finsa.modeling import base, hardware, learner, quantization, tokenizers
+from finsa.modeling.mixture import Mixture
+from finsa.runs import Result, RunFolder
+from finsa.training import fit, job, joint, members, schedule
+from finsa.training.members import Members
+
+Classes = NDArray[np.int64]
+
+
+def run(cfg: RunConfig) -> Result:
+    """Gather experts, build the mixture, warm up, train jointly, score the test split once, write the run folder."""
+    stage = cfg.stage
+    assert isinstance(stage, MoeJointStage)
+    quantization.require_library(cfg.method)
+    data = table.load(cfg.data)
+    data.require("train", "validation", "test")
+    members.names(stage, data)
+    rows = task.build(cfg, data, tokenizers.load_tokenizer(cfg.model))
+    schedule.steps_of(cfg.train, sum(rows.class_counts(cfg)), fit.processes())
+    hardware.prepare(cfg.train)
+    made_of = members.gather(cfg, stage, rows, lambda text: print(text, flush=True))
+    with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
+        folder.note(**members.facts(made_of))
+        return _run(cfg, stage, rows, made_of, folder, tracker)
+
+
+def _run(
+    cfg: RunConfig,
+    stage: MoeJointStage,
+    rows: task.Task,
+    made_of: Members,
+    folder: RunFolder,
+    tracker: tracking.Tracker,
+) -> Result:
+    backbone = base.load_base(cfg.model, cfg.seed, quantization=cfg.method.quantization)
+    try:
+        model = learner.mix(cfg, stage, backbone, made_of.adapters, rows.renderer)
+        joint.start(model, stage, cfg.method.head)
+        alone = _alone(cfg, rows, model) if stage.compare else {}
+        model.learn(experts=True)
+        trainable, total = base.count_parameters(model)
+        folder.note(trainable_parameters=trainable, total_parameters=total)
+        folder.note(device=hardware.describe(base.dtype(cfg.model)))
+        fitted = joint.learn(cfg, stage, model, rows, folder.path, job.recorder(folder, tracker))
+        metrics: dict[str, Any] = {"validation": joint.validation(cfg, rows, model)}
+        model.save(folder.path, rows.table.labels.names)
+        rows.renderer.tokenizer.save_pretrained(folder.path / "tokenizer")
+        reader = scorer(model, rows.renderer, cfg.train.score_tokens)
+        scores = reader.score(rows.prompts("test"))
+        gates = reader.gates
+        arms = {MIXTURE: scores.argmax(axis=1), **_otherwise(cfg, rows, model)} if stage.compare else {}
+    except BaseException:
+        base.forget(backbone)  # half a job may have left experts on it
+        raise
+    assert gates is not None
+    domains = rows.table.splits["test"]["domain"].to_list()
+    metrics |= {"test": outcome.report(rows, "test", scores), "router": router.analysis(gates, domains, model.experts)}
+    if stage.compare:
+        metrics["mixture"] = _compare(rows, made_of, {**arms, **mixing.arms(alone, domains)}, folder)
+    folder.note(**fitted.facts(), scoring=reader.rule)
+    job.write(cfg, rows, folder, tracker, metrics, scores, gates, model.experts)
+    learner.release(model)
+    _show(metrics)
+    return Result("moe_joint", folder.path, metrics, metrics["validation"]["macro_f1"])
+
+
+def _answers(cfg: RunConfig, rows: task.Task, model: Mixture) -> Classes:
+    return scorer(model, rows.renderer, cfg.train.score_tokens).score(rows.prompts("test")).argmax(axis=1)
+
+
+def _alone(cfg: RunConfig, rows: task.Task, model: Mixture) -> dict[str, Classes]:
+    """What each expert, as its own run has left it, answers to all test rows."""
+    found = {}
+    for number, name in enumerate(model.experts):
+        with model.alone(number):
+            found[name] = _answers(cfg, rows, model)
+    return found
+
+
+def _otherwise(cfg: RunConfig, rows: task.Task, model: Mixture) -> dict[str, Classes]:
+    """What the trained mixture answers when it is routed otherwise than configured."""
+    found = {}
+    for routing in sorted({"soft", "hard"} - {model.stage.routing}):
+        with model.routed(routing):
+            found[f"{MIXTURE}, {routing} routing"] = _answers(cfg, rows, model)
+    return found
+
+
+def _compare(rows: task.Task, made_of: Members, arms: dict[str, Classes], folder: RunFolder) -> list[dict[str, Any]]:
+    """Compare answers row by row, and keep them as ``comparison.jsonl``."""
+    test, names = rows.table.splits["test"], rows.table.labels.names
+    if made_of.union is not None:
+        arms[UNION] = _of_union(made_of.union)
+    gold, domains = np.array(rows.gold("test")), test["domain"].to_list()
+    folder.write_lines(
+        "comparison.jsonl",
+        (
+            {
+                "id": identity,
+                "domain": domains[place],
+                "gold": names[gold[place]],
+                "answers": {arm: names[answers[place]] for arm, answers in arms.items()},
+            }
+            for place, identity in enumerate(test["id"].to_list())
+        ),
+    )
+    return mixing.compare(arms, gold, domains, names)
+
+
+def _of_union(path: Path) -> Classes:
+    """The union's own answers: its rows are the mixture's, which is how it was found."""
+    found, _ = records.read([path])
+    return found[0].predicted
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    for sheet in mixture_sheets.of("this mixture", metrics):
+        tables.console().print(sheets.as_rich(sheet))
+    for warning in metrics["router"]["warnings"]:
+        print(f"warning: {warning}")

@@ -1,0 +1,158 @@
+"""An ordinary training run from data to run folder: the main stage, and the experts that a mixture lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from finsa import runs, tracking
+from finsa.config import RunConfig, TrainStage
+from finsa.data import table, task
+from finsa.evaluation import outcome, tables
+from finsa.inference.scoring import LabelScorer, scorer
+from finsa.modeling import base, hardware, learner, quantization, tokenizers
+from finsa.runs import Result, RunFolder
+from finsa.training import fit, objective, schedule
+
+
+def run(cfg: RunConfig) -> Result:
+    """Fit on the training split, choose on validation, score the test split once, write the run folder."""
+    quantization.require_library(cfg.method)
+    data = table.load(cfg.data)
+    data.require(*(("test",) if cfg.method.learn == "nothing" else ("train", "validation", "test")))
+    tokenizer = tokenizers.load_tokenizer(cfg.model)
+    job = task.build(cfg, data, tokenizer)
+    if cfg.method.learn != "nothing":
+        schedule.steps_of(cfg.train, sum(job.class_counts(cfg)), fit.processes())
+    hardware.prepare(cfg.train)
+    with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
+        return _run(cfg, job, folder, tracker)
+
+
+def _run(cfg: RunConfig, job: task.Task, folder: RunFolder, tracker: tracking.Tracker) -> Result:
+    keep, quantized = cfg.method.learn != "all", cfg.method.quantization
+    backbone = base.load_base(cfg.model, cfg.seed, keep, quantized)
+    metrics: dict[str, Any] = {}
+    try:
+        assert isinstance(cfg.stage, TrainStage)
+        if cfg.method.learn != "nothing" and cfg.stage.compare_base:
+            metrics["base"] = _report(cfg, job, backbone)
+        model, held = _learn(cfg, job, backbone, folder, tracker, metrics)
+        reader = scorer(model, job.renderer, cfg.train.score_tokens)
+        scores = reader.score(job.prompts("test"))
+    except BaseException:
+        base.forget(backbone)  # half a job may have left adapters or changed weights on it
+        raise
+    metrics["test"] = outcome.report(job, "test", scores)
+    if held is not None:
+        calibrate(cfg, job, folder, metrics, {"validation": held, "test": scores})
+    folder.note(scoring=reader.rule)
+    write(cfg, job, folder, tracker, metrics, scores)
+    learner.release(model)
+    return Result("train", folder.path, metrics, metrics.get("validation", {}).get("macro_f1"))
+
+
+def _learn(
+    cfg: RunConfig,
+    job: task.Task,
+    backbone: Any,
+    folder: RunFolder,
+    tracker: tracking.Tracker,
+    metrics: dict[str, Any],
+) -> tuple[torch.nn.Module, Any]:
+    """Train what the method trains and save it; the validation score of the chosen checkpoint goes into `metrics`.
+
+    Returns:
+        The model, and its scores of the validation rows; None where nothing was learnt.
+    """
+    model = learner.build(cfg, backbone, job.renderer)
+    trainable, total = base.count_parameters(model)
+    folder.note(trainable_parameters=trainable, total_parameters=total, device=hardware.describe(base.dtype(cfg.model)))
+    if cfg.method.learn == "nothing":
+        return model, None
+
+    reader = scorer(model, job.renderer, cfg.train.score_tokens)
+    held = job.prompts("validation")[: cfg.train.validation_rows]
+    fitted = fit.fit(
+        model=model,
+        tokenizer=job.renderer.tokenizer,
+        rows=job.training_rows(cfg),
+        validate=lambda _: outcome.validation(job, reader.score(held)),
+        train=cfg.train,
+        seed=cfg.seed,
+        folder=folder.path / "checkpoints",
+        record=recorder(folder, tracker),
+        objective=objective.of(cfg.method, job.renderer, job.class_counts(cfg)),
+        lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
+    )
+    scores = reader.score(held)
+    metrics["validation"] = outcome.validation(job, scores)
+    folder.note(**fitted.facts())
+    learner.save(cfg, model, folder.path, job.table.labels.names)
+    job.renderer.tokenizer.save_pretrained(folder.path / "tokenizer")
+    return model, scores
+
+
+def calibrate(
+    cfg: RunConfig, job: task.Labelled, folder: RunFolder, metrics: dict[str, Any], scores: dict[str, Any]
+) -> None:
+    """Fit the temperature that predicted probabilities are given at; scores and answers stay what they are.
+
+    Args:
+        metrics: gets what the temperature does to ECE and log loss.
+        scores: of the validation rows, which it is fitted on, and of the test rows, (n, c).
+    """
+    if cfg.train.calibrate:
+        metrics["calibration"] = outcome.calibration(job, scores)
+        folder.note(calibration={"temperature": metrics["calibration"]["temperature"]})
+
+
+def recorder(folder: RunFolder, tracker: tracking.Tracker) -> Callable[[int, dict[str, float]], None]:
+    """Takes log records for a run folder and its tracker."""
+
+    def record(step: int, values: dict[str, float]) -> None:
+        folder.log(step, values)
+        tracker.log(step, values)
+        runs.tell(step, values)
+
+    return record
+
+
+def _report(cfg: RunConfig, job: task.Task, model: torch.nn.Module) -> dict[str, Any]:
+    scores = LabelScorer(model, job.renderer, cfg.train.score_tokens).score(job.prompts("test"))
+    return outcome.report(job, "test", scores)
+
+
+def write(
+    cfg: RunConfig,
+    job: task.Labelled,
+    folder: RunFolder,
+    tracker: tracking.Tracker,
+    metrics: dict[str, Any],
+    scores: Any,
+    gates: Any = None,
+    experts: Sequence[str] = (),
+) -> None:
+    """Write what a run has found, and show it.
+
+    Args:
+        metrics: with the test split's report; ``base`` is shown beside it where it is there.
+        scores: of the test split, (n, c).
+        gates: of a mixture, (n, E).
+        experts: of a mixture.
+    """
+    folder.note(**job.fingerprints(), labels=dict(zip(job.table.labels.names, job.table.labels.words, strict=True)))
+    outcome.write_ledger(job, folder)
+    folder.write_json("metrics.json", metrics)
+    folder.write_lines("predictions.jsonl", outcome.predictions(job, "test", scores, gates, experts))
+    model = [] if cfg.method.baseline is not None else [cfg.model.name]
+    figure = outcome.draw(metrics["test"], ", ".join([cfg.method.name, *model, cfg.data.name]), folder.path)
+    tracker.summary(outcome.flat(metrics))
+    tracker.figure("confusion matrix", figure)
+    rows = {f"{cfg.model.name} as it is": metrics["base"]} if "base" in metrics else {}
+    tables.show_ledger(job.table.ledger, job.truncated())
+    tables.show_report(metrics["test"], f"{cfg.method.name} on the test split, by class")
+    tables.show_comparison({**rows, cfg.method.name: metrics["test"]}, f"{cfg.data.name}, test split")
+    print(f"run folder: {folder.path}")

@@ -1,0 +1,113 @@
+"""Fit a mixture: router and head first, experts frozen, then everything; each step leaves a mixture that loads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from finsa.config import MoeJointStage, RunConfig, Train
+from finsa.data.task import Task
+from finsa.evaluation import outcome, router
+from finsa.inference.scoring import scorer
+from finsa.modeling.experts import mean_head
+from finsa.modeling.mixture import MANIFEST, Mixture
+from finsa.training import fit, objective
+from finsa.training.fit import Fitted
+
+INIT, WARMUP, JOINT = "moe_init", "router_warmup", "moe_joint"  # checkpoints, each a mixture
+Record = Callable[[int, dict[str, float]], None]
+
+
+def start(model: Mixture, stage: MoeJointStage, head: str) -> None:
+    """Set the head to the mean of the experts' where the configuration says so."""
+    if head == "classifier" and stage.head_init == "experts" and model.head is not None:
+        model.head.load_state_dict(mean_head(model.adapters))
+
+
+def learn(cfg: RunConfig, stage: MoeJointStage, model: Mixture, task: Task, folder: Path, record: Record) -> Fitted:
+    """Warm up and train; a warm-up that an interrupted run has finished is not repeated.
+
+    Args:
+        folder: the run's, whose ``checkpoints/`` takes ``moe_init``, ``router_warmup`` and ``moe_joint``.
+        record: takes log records; the joint stage's steps count on from those of the warm-up.
+
+    Returns:
+        What came of the joint stage.
+    """
+    labels, places = task.table.labels.names, folder / "checkpoints"
+    if not (places / INIT / "mixture" / MANIFEST).is_file():
+        model.save(places / INIT, labels)
+    if stage.warmup_steps and (places / WARMUP / "mixture" / MANIFEST).is_file():
+        model.load(places / WARMUP)
+    elif stage.warmup_steps:
+        model.learn(experts=False)
+        _fit(cfg, stage, model, task, warmup(cfg.train, stage), places / WARMUP, stage.balance_warmup, record)
+        model.save(places / WARMUP, labels)
+
+    def shifted(step: int, values: dict[str, float]) -> None:
+        record(step + stage.warmup_steps, values)
+
+    model.learn(experts=True)
+    fitted = _fit(cfg, stage, model, task, schedule(cfg.train, stage), places / JOINT, stage.balance_joint, shifted)
+    model.save(places / JOINT, labels)
+    return fitted
+
+
+def warmup(train: Train, stage: MoeJointStage) -> Train:
+    """The warm-up's schedule: the joint stage's learning rate, reached after a tenth of the steps, and one validation.
+
+    The published warm-up raises the rate over all of its 500 steps, so that it is reached at the last one.
+    """
+    steps = stage.warmup_steps
+    changed = {"max_steps": steps, "warmup": 0.1, "schedule": "constant", "validate_every": steps, "patience": None}
+    return train.model_copy(update=changed)
+
+
+def schedule(train: Train, stage: MoeJointStage) -> Train:
+    """The joint stage's schedule: the experts' own, with the epochs and the rate that the stage gives it."""
+    epochs = stage.epochs or train.epochs
+    return train.model_copy(update={"epochs": epochs, "learning_rate": train.learning_rate * stage.rate})
+
+
+def _fit(
+    cfg: RunConfig,
+    stage: MoeJointStage,
+    model: Mixture,
+    task: Task,
+    train: Train,
+    place: Path,
+    balance: str,
+    record: Record,
+) -> Fitted:
+    return fit.fit(
+        model=model,
+        tokenizer=task.renderer.tokenizer,
+        rows=task.training_rows(cfg, model.experts, balance),
+        validate=lambda _: validation(cfg, task, model),
+        train=train,
+        seed=cfg.seed,
+        folder=place / "steps",
+        record=record,
+        objective=of(cfg, stage, model, task),
+        lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
+    )
+
+
+def of(cfg: RunConfig, stage: MoeJointStage, model: Mixture, task: Task) -> objective.Objective:
+    """The joint objective: the method's, the router's and the balance's."""
+    own = objective.of(cfg.method, task.renderer, task.class_counts(cfg))
+    return objective.joint(own, model, stage.domain_weight, stage.balance_weight)
+
+
+@torch.no_grad()
+def validation(cfg: RunConfig, task: Task, model: Mixture) -> dict[str, float]:
+    """The numbers that choose a checkpoint, routed as rows will be when scoring; and how often the router is right."""
+    reader = scorer(model, task.renderer, cfg.train.score_tokens)
+    scores = reader.score(task.prompts("validation")[: cfg.train.validation_rows])
+    found = outcome.validation(task, scores)
+    assert reader.gates is not None
+    domains = task.table.splits["validation"]["domain"].to_list()[: len(scores)]
+    accuracy = router.analysis(reader.gates, domains, model.experts)["accuracy"]
+    return found if accuracy is None else {**found, "routing_accuracy": accuracy}

@@ -1,0 +1,46 @@
+"""The arms that a mixture is held against, and the paired tests, on answers that are made up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from finsa.evaluation import mixing, mixture_sheets, statistics
+
+LABELS = ("low", "middle", "high")
+GOLD = np.array([0, 1, 2, 0, 1, 2, 0, 1])
+DOMAINS = ["news"] * 4 + ["forum"] * 4
+ALONE = {"news": np.array([0, 1, 2, 0, 0, 0, 0, 0]), "forum": np.array([1, 1, 1, 1, 1, 2, 0, 1])}
+
+
+def test_the_true_domains_expert_answers() -> None:
+    found = mixing.arms(ALONE, DOMAINS)
+    assert list(found) == ["news alone", "forum alone", mixing.ORACLE, mixing.WRONG]
+    assert found[mixing.ORACLE].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert found[mixing.WRONG].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+def test_of_three_experts_the_wrong_one_is_of_another_domain() -> None:
+    alone = {name: np.full(3, number) for number, name in enumerate("abc")}
+    found = mixing.arms(alone, ["a", "b", "c"])
+    assert found[mixing.ORACLE].tolist() == [0, 1, 2]
+    assert found[mixing.WRONG].tolist() == [1, 2, 0]
+
+
+def test_without_domains_there_are_the_experts_alone() -> None:
+    assert list(mixing.arms(ALONE, [None] * 8)) == ["news alone", "forum alone"]
+
+
+def test_records_are_paired_with_the_mixture() -> None:
+    answers = {mixing.MIXTURE: GOLD.copy(), mixing.UNION: np.array([0, 1, 2, 0, 1, 0, 1, 0])}
+    answers[mixing.MIXTURE][5] = 1
+    mixture, union = mixing.compare(answers, GOLD, DOMAINS, LABELS)
+    assert "mcnemar_p" not in mixture
+    assert (union["fixed"], union["broken"]) == (2, 0)
+    assert union["mcnemar_p"] == statistics.mcnemar(2, 0)
+    assert union["difference"] == pytest.approx(mixture["macro_f1"] - union["macro_f1"])
+    assert (mixture["macro_f1 news"], union["macro_f1 news"]) == (1.0, 1.0)
+    (sheet,) = mixture_sheets.of("it", {"mixture": [mixture, union]})
+    assert sheet.rows[0][0] == mixing.MIXTURE
+    assert sheet.marked == 0
+    assert len({len(row) for row in [*sheet.rows, sheet.columns]}) == 1

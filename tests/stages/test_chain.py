@@ -1,0 +1,174 @@
+"""Chains of stages: a link's configuration, links that are skipped, and both published chains, shortened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from finsa import runs
+from finsa.config import ROOT, RunConfig
+from finsa.data import roles, table
+from finsa.errors import ConfigError
+from finsa.modeling import experts
+from finsa.stages import chain, moe_joint, pretrain, train
+
+Compose = Callable[..., RunConfig]
+SHORT = ("train=smoke", "tracking=none", "train.max_steps=2", "data.cache=null")
+PAIR = "stage.links={one: {stage: train, data: {domain: news}}, two: {stage: train, data: {domain: forum}, seed: 7}}"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows")
+    for name, rows in (("train", 120), ("valid", 40), ("test", 40)):
+        pl.read_csv(ROOT / "data" / "sample" / f"{name}.csv").head(rows).write_csv(folder / f"{name}.csv")
+    return folder
+
+
+def ran(place: Path) -> list[tuple[str, str]]:
+    """Stage and state of every run below a folder, in the order they were started."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in place.rglob("run.json")]
+    return [(facts["stage"], facts["status"]) for facts in sorted(found, key=lambda facts: facts["started"])]
+
+
+def test_a_link_is_the_ordinary_run_of_its_command(config: Compose, tmp_path: Path) -> None:
+    cfg = config("stage=chain", PAIR, "method=qlora", "train.epochs=3", f"output_dir={tmp_path}")
+    plain = config("method=qlora", "train.epochs=3", "data.domain=forum", "seed=7", f"output_dir={tmp_path}")
+    assert chain.configure(cfg, "two", {}) == plain
+    links = "stage.links={a: {stage: {name: moe_joint, warmup_steps: 7, experts: {x: '@b', y: null}}, train: pretrain}}"
+    cfg = config("stage=chain", links, "model=qwen05b")
+    link = chain.configure(cfg, "a", {"b": "/some/folder"})
+    plain = config(
+        "stage=moe_joint",
+        "stage.warmup_steps=7",
+        "stage.experts={x: /some/folder, y: null}",
+        "train=pretrain",
+        "model=qwen05b",
+    )
+    assert link == plain
+
+
+def test_a_stopped_chain_goes_on(config: Compose, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = config(*SHORT, "stage=chain", PAIR, f"data.files={files}", f"output_dir={tmp_path}")
+    real = train.run
+
+    def breaks(link: RunConfig) -> Any:
+        if link.seed == 7:
+            raise KeyboardInterrupt
+        return real(link)
+
+    monkeypatch.setattr(train, "run", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        chain.run(cfg)
+    assert ran(tmp_path) == [("train", "complete")]
+    monkeypatch.setattr(train, "run", real)
+    first = chain.run(cfg)
+    assert ran(tmp_path) == [("train", "complete")] * 2
+    again = chain.run(cfg)
+    assert ran(tmp_path) == [("train", "complete")] * 2
+    assert (again.run_dir, again.metrics, again.objective) == (first.run_dir, first.metrics, first.objective)
+    assert runs.read(str(first.run_dir))[1].data.domain == "forum"
+
+
+@pytest.mark.parametrize(
+    ("links", "message"),
+    [
+        ("{}", r"stage\.links: names no stage"),
+        ("{a: {data: sample}}", r"stage\.links\.a: names no stage"),
+        ("{a: {stage: trian}}", r"stage\.links\.a\.stage: there is no 'trian'\. Did you mean 'train'"),
+        ("{a: {stage: train}, b: {stage: train, train: {epoch: 1}}}", r"stage\.links\.b\.train\.epoch: unknown key"),
+        ("{a: {stage: train}, b: {stage: report, runs: ['@c']}}", r"stage\.links\.b: @c is no earlier link"),
+    ],
+)
+def test_wrong_links_are_told_before_the_first_runs(config: Compose, tmp_path: Path, links: str, message: str) -> None:
+    cfg = config("stage=chain", f"stage.links={links}", f"output_dir={tmp_path}")
+    with pytest.raises(ConfigError, match=message):
+        chain.run(cfg)
+    assert ran(tmp_path) == []
+
+
+def test_finsa_moe_runs_on_the_embedded_default(config: Compose, files: Path, tmp_path: Path) -> None:
+    embedded = ("experiment=finsa_moe", "model=tiny", "data=sample", "method=lora_response", "method.quantization=none")
+    cfg = config(
+        *embedded, *SHORT, "stage.links.joint.stage.warmup_steps=2", f"data.files={files}", f"output_dir={tmp_path}"
+    )
+    result = chain.run(cfg)
+
+    assert sorted(stage for stage, _ in ran(tmp_path)) == ["moe_joint", "train", "train", "train"]
+    assert {record["arm"] for record in result.metrics["mixture"]} >= {"mixture", "union", "news alone"}
+    assert [file.parent.parent for file in tmp_path.rglob("report.html")] == [tmp_path]
+    assert result.run_dir is not None
+    assert runs.read(str(result.run_dir))[1].stage.name == "moe_joint"
+
+
+def test_finteam_experts_runs_on_the_embedded_default(config: Compose, files: Path, tmp_path: Path) -> None:
+    few = {"corpus": {"documents": 60, "block": 32}}
+    short = [f"stage.links.{role}.data={{name: roles_{role}, corpus: {few['corpus']}}}" for role in ("macro", "micro")]
+    short.append(f"stage.links.quant.data={{name: roles_quant, corpus: {few['corpus']}}}")
+    short = [text.replace("'", "") for text in short]
+    further = ("stage.links.joint.stage.warmup_steps=2", f"data.files={files}", f"output_dir={tmp_path}")
+    cfg = config("experiment=finteam_experts", *SHORT, *short, *further)
+    result = chain.run(cfg)
+    assert sorted(stage for stage, _ in ran(tmp_path)) == ["moe_joint", "pretrain", "pretrain", "pretrain", "train"]
+    assert result.metrics["router"]["experts"] == ["macro", "micro", "quant"]
+    assert result.metrics["router"]["accuracy"] is None
+    assert [record["arm"] for record in result.metrics["mixture"]][2:] == [
+        "macro alone",
+        "micro alone",
+        "quant alone",
+        "union",
+    ]
+    again = chain.run(cfg)
+    assert again.metrics == result.metrics
+    assert len(ran(tmp_path)) == 5
+
+
+def test_pre_training_an_adapter_leaves_an_expert(config: Compose, tmp_path: Path) -> None:
+    short = ("data.corpus.documents=60", "data.corpus.block=32", "train.select_by=loss", f"output_dir={tmp_path}")
+    cfg = config(*SHORT, "stage=pretrain", "data=roles_quant", *short)
+    result = pretrain.run(cfg)
+    assert result.run_dir is not None
+    assert not (result.run_dir / "model").exists()
+    place = result.run_dir / "adapters" / "default"
+    (found, _) = experts.read({"a": place, "b": place})
+    assert len(found.weights()) == 8
+    assert result.metrics["parameters"] == 28_672
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        (("data=roles_quant",), "train.select_by: documents have no macro_f1"),
+        (("data=roles_quant", "method=zero_shot"), "not lm with learn=nothing"),
+        (("data=tiny_corpus", "train.select_by=loss"), "a tokenizer of its own needs a model of its own"),
+        (("data=roles_quant", "train.select_by=loss", "output=x"), "an adapter stays in its run folder"),
+    ],
+)
+def test_pre_training_that_makes_no_sense(config: Compose, further: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pretrain.run(config("stage=pretrain", "tracking=none", *further))
+
+
+def test_roles_divide_the_documents() -> None:
+    found = {role: roles.corpus(40, 3, role) for role in ("macro", "micro", "quant")}
+    assert {role: len(documents) for role, documents in found.items()} == dict.fromkeys(found, 40)
+    assert len({document for documents in found.values() for document in documents}) == 120
+    assert roles.role_of("医药板块成交56.2亿元") == "macro"
+    assert roles.role_of("净利润55.3亿") == "quant"
+    assert roles.role_of("公司攻克关键技术") == "micro"
+
+
+def test_the_mixture_finds_the_chains_experts(config: Compose, files: Path, tmp_path: Path) -> None:
+    """The links of a chain and the convention of stage=moe_joint name the same runs."""
+    links = "stage.links={a: {stage: train, data: {domain: news}}}"
+    cfg = config(*SHORT, "stage=chain", links, f"data.files={files}", f"output_dir={tmp_path}")
+    link = chain.configure(cfg, "a", {})
+    joined = config(*SHORT, "stage=moe_joint", f"data.files={files}", f"output_dir={tmp_path}")
+    wanted = moe_joint.members.expert_config(joined, "news")
+    assert runs.config_hash(link) == runs.config_hash(wanted)
+    assert table.load(link.data).fingerprint == table.load(wanted.data).fingerprint

@@ -1,0 +1,79 @@
+"""The joint objective: its parts, its normalisation over micro-batches, and the schedules of both steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from finsa.config import MoeJointStage, RunConfig
+from finsa.modeling.routing import balance_loss
+from finsa.training import joint, objective
+
+Configure = Callable[..., RunConfig]
+LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.5], [-1.0, 1.0]])
+DOMAINS = torch.tensor([0, 1, -1, 0])
+
+
+def made(rows: slice, weights: tuple[float, float] = (1.5, 0.05)) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums and weights of the joint objective over some rows, whose task loss is 2 each and weight 3."""
+    task = objective.Objective(
+        lambda model, batch: torch.tensor(2.0) * len(batch["domains"]),
+        lambda batch: torch.tensor(3) * len(batch["domains"]),
+    )
+    mixture: Any = SimpleNamespace(route=SimpleNamespace(logits=LOGITS[rows]))
+    whole = objective.joint(task, mixture, *weights)
+    batch = {"domains": DOMAINS[rows]}
+    return whole.total(torch.nn.Identity(), batch), whole.weight(batch)
+
+
+def test_the_parts_are_means_over_their_own_rows() -> None:
+    total, weight = made(slice(0, 4))
+    task, routed, balance = (total / weight).tolist()
+    known = DOMAINS >= 0
+    assert task == pytest.approx(2 / 3)
+    assert routed == pytest.approx(1.5 * functional.cross_entropy(LOGITS[known], DOMAINS[known]).item())
+    assert balance == pytest.approx(0.05 * balance_loss(LOGITS.softmax(1)).item(), rel=1e-5)
+
+
+def test_micro_batches_add_up_to_the_step() -> None:
+    whole, weight = made(slice(0, 4))
+    parts = [made(slice(0, 2)), made(slice(2, 4))]
+    together, weights = (sum(part[at] for part in parts) for at in (0, 1))
+    torch.testing.assert_close((together / weights)[:2], (whole / weight)[:2])
+
+
+def test_a_step_without_known_domains_costs_nothing() -> None:
+    total, weight = made(slice(2, 3))
+    assert (total / weight)[1] == 0
+
+
+def test_schedules(config: Configure) -> None:
+    cfg = config("stage=moe_joint", "stage.rate=0.5", "stage.epochs=null", "train.validate_every=7", "train.warmup=500")
+    assert isinstance(cfg.stage, MoeJointStage)
+    warm = joint.warmup(cfg.train, cfg.stage)
+    assert (warm.max_steps, warm.validate_every, warm.warmup, warm.patience) == (60, 60, 0.1, None)
+    assert warm.learning_rate == cfg.train.learning_rate
+    after = joint.schedule(cfg.train, cfg.stage)
+    assert (after.learning_rate, after.epochs) == (cfg.train.learning_rate / 2, cfg.train.epochs)
+    assert after.warmup == 500
+
+
+def test_domains_are_balanced_for_the_router(config: Configure, tokenizer: Any) -> None:
+    from finsa.data import table, task
+
+    cfg = config("stage=moe_joint", "data.cache=null")
+    job = task.build(cfg, table.load(cfg.data), tokenizer)
+    for balance, most in (("none", [2164, 1444]), ("downsample", [1444, 1444]), ("oversample", [2164, 2164])):
+        rows = job.training_rows(cfg, ("news", "forum"), balance)
+        counts = [sum(row["domain"] == number for row in rows) for number in (0, 1)]
+        assert counts == most, balance
+    start, end = rows[0]["text_span"]
+    prompt = job.prompts("train")[rows.order[0]]
+    assert prompt[:start] == job.renderer.head
+    assert prompt[end:] == job.renderer.tail
+    assert rows[0]["input_ids"][:start] == job.renderer.head
