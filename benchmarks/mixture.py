@@ -35,7 +35,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 
-from finsa import composition, runs
+from finsa import composition, provenance
 from finsa.config import MoeJointStage, RunConfig
 from finsa.evaluation import tables
 from finsa.inference.scoring import LabelTree, label_log_probs
@@ -77,7 +77,7 @@ def main() -> None:
     for part, action in {"training step": step, "inference": score}.items():
         work = {name: lambda arm=arm, action=action: action(arm, batch) for name, arm in arms.items()}
         report["parts"][part] = ratios(take_turns(work, given.turns, part))
-    report["provenance"] = {key: runs.provenance(cfg)[key] for key in ("machine", "git_commit", "versions", "started")}
+    report["provenance"] = {key: provenance.of(cfg)[key] for key in ("machine", "git_commit", "versions", "started")}
     show(report)
     if not given.quick:
         RESULTS.mkdir(exist_ok=True)

@@ -36,7 +36,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from finsa import composition, runs
+from finsa import composition, provenance
 from finsa.config import RunConfig
 from finsa.data.rows import IGNORE, Row
 from finsa.evaluation import tables
@@ -244,7 +244,7 @@ def summary(
         "batch": cfg.train.micro_batch_size,
         "mean_tokens": round(statistics.mean(len(row["input_ids"]) for row in rows), 1),
         "device": hardware.describe(base.dtype(cfg.model)),
-        "provenance": {key: runs.provenance(cfg)[key] for key in ("machine", "git_commit", "versions", "started")},
+        "provenance": {key: provenance.of(cfg)[key] for key in ("machine", "git_commit", "versions", "started")},
         "arms": {
             name: {
                 "seconds": [round(value, 2) for value in values],

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +22,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from pydantic import ValidationError
 
-from finsa.config import ROOT, RunConfig, locate
+from finsa import provenance
+from finsa.config import RunConfig, locate
 from finsa.errors import Pruned, RunError, suggest
 
 JOB = "job.json"  # what a sweep notes about each of its jobs
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "hydra-core", "wandb", "finsa")
 NAMED = ("latest", "default")  # runs that stage=serve finds itself
 
 EXPORTED = "exported_run.json"  # an export's copy of run.json: under that name it would be counted as another run
@@ -150,7 +144,13 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
     if known.get("data_fingerprint", data_fingerprint) != data_fingerprint:
         raise RunError(f"resume: the rows have changed since {path} was started; run the command without resume=true")
     path.mkdir(parents=True, exist_ok=True)
-    facts = {**known, **provenance(cfg), "data_fingerprint": data_fingerprint, "status": "running"}
+    facts = {
+        **known,
+        **provenance.of(cfg),
+        "config_hash": config_hash(cfg),
+        "data_fingerprint": data_fingerprint,
+        "status": "running",
+    }
     folder = RunFolder(path, facts)
     folder.write_text("config.yaml", yaml.safe_dump(cfg.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
     folder.note()
@@ -164,7 +164,7 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
     folder.note(
         status="complete",
         wall_seconds=round(time.monotonic() - started, 2),
-        peak_memory_bytes=peak_memory(),
+        peak_memory_bytes=provenance.peak_memory(),
         finished=datetime.now().astimezone().isoformat(timespec="seconds"),
     )
 
@@ -272,41 +272,6 @@ def config_hash(cfg: RunConfig) -> str:
     for data in (values["data"], *(values["data"]["parts"] or {}).values()):
         del data["cache"]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
-
-
-def peak_memory() -> int:
-    """Peak resident memory of this process, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def provenance(cfg: RunConfig) -> dict[str, Any]:
-    """What a result was made with: commit, versions, machine, seed."""
-    return {
-        "stage": cfg.stage.name,
-        "config_hash": config_hash(cfg),
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "pid": os.getpid(),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: _version(name) for name in PACKAGES},
-        "seed": cfg.seed,
-        "error": None,
-    }
-
-
-def _git(*words: str) -> str | None:
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from finsa import runs
+from finsa import provenance
 from finsa.config import RunConfig
 from finsa.evaluation import metrics
 from finsa.runs import RunFolder
@@ -91,4 +91,4 @@ def _provenance() -> tuple[tuple[str, Any], ...]:
     from finsa import composition
 
     values, choices = composition.compose_values([])
-    return tuple(runs.provenance(composition.build(values, choices, [])).items())
+    return tuple(provenance.of(composition.build(values, choices, [])).items())

@@ -16,7 +16,7 @@ LAYERS = [
     {"stages"},
     {"jobs"},
     {"training", "inference", "evaluation", "serving", "baselines", "runs", "tracking"},
-    {"modeling", "data"},
+    {"modeling", "data", "provenance"},
     {"arguments"},
     {"composition"},
     {"config"},

@@ -331,3 +331,15 @@ def _until(condition: Callable[[], bool], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README_zh.md"])
+def test_the_examples_of_the_readme_run(service: Service, readme: str) -> None:
+    fences = re.findall(r"^```(bash|python)\n(.*?)^```$", (ROOT / readme).read_text(encoding="utf-8"), re.M | re.S)
+    examples = {language: code for language, code in fences if "127.0.0.1:8000/predict" in code}
+    assert set(examples) == {"bash", "python"}
+    for language, code in examples.items():
+        code = code.replace("http://127.0.0.1:8000", service.url)
+        words = ["bash", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+        done = subprocess.run(words, capture_output=True, check=True, env={**os.environ, "NO_PROXY": "127.0.0.1"})
+        assert any(label in done.stdout.decode() for label in LABELS)

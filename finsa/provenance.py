@@ -1,0 +1,50 @@
+"""What a result was made with, for the record: commit, versions, machine, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from datetime import datetime
+from importlib import metadata
+from typing import Any
+
+from finsa.config import ROOT, RunConfig
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "hydra-core", "wandb", "finsa")
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def of(cfg: RunConfig) -> dict[str, Any]:
+    """What a result was made with: commit, versions, machine, seed."""
+    return {
+        "stage": cfg.stage.name,
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "pid": os.getpid(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {name: _version(name) for name in PACKAGES},
+        "seed": cfg.seed,
+        "error": None,
+    }
+
+
+def _git(*words: str) -> str | None:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
