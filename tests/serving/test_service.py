@@ -21,6 +21,8 @@ import httpx
 import pytest
 from services import LABELS, SERVED, Reader, Service, serving, stage_of
 
+from finsa.config import ROOT
+
 Compose = Callable[..., Any]
 LONG = "大跌之后是大涨，" * 80
 TOKEN = "Geheim-0123456789"
