@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -67,7 +68,8 @@ class ChatServer:
                 requests.append(request)
                 answer = reply(request)
                 if answer is None:
-                    self.connection.close()
+                    self.connection.shutdown(socket.SHUT_RDWR)  # closing alone leaves the streams' handles open
+                    self.close_connection = True
                     return
                 time.sleep(answer.seconds)
                 self.send_response(answer.status)
