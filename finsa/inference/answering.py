@@ -24,7 +24,7 @@ from finsa.data.prompts import Prompt
 from finsa.data.rows import Encoded, Renderer
 from finsa.errors import ModelError, RunError
 from finsa.evaluation import metrics
-from finsa.inference import bundles
+from finsa.inference import bundles, routed
 from finsa.inference.scoring import scorer
 from finsa.modeling import base, learner, quantization, tokenizers
 
@@ -124,7 +124,7 @@ class Answerer:
         self.cfg, self.facts, self.path, self.name = record.cfg, record.facts, record.path, record.name
         self.labels: tuple[str, ...] = record.labels.names
         self.temperature: float = float((record.facts.get("calibration") or {}).get("temperature", 1.0))
-        self.experts: tuple[str, ...] = tuple(getattr(model, "experts", ()))
+        self.experts: tuple[str, ...] = tuple(getattr(model or reader, "experts", ()))
 
     def __call__(self, texts: Sequence[str]) -> Answers:
         """Answer texts, in their order."""
@@ -234,6 +234,9 @@ def load(
         return Answerer(record, known, f"baseline: {record.cfg.method.baseline.kind}", cut=known.cut)
     quantization.require_library(record.cfg.method)
     renderer = renderer_of(record)
+    if record.manifest.get("format") == "merged" and isinstance(record.cfg.stage, MoeJointStage):
+        bundle = routed.open_reader(record.cfg, record.path, renderer, batch_tokens)
+        return Answerer(record, bundle, bundle.rule, renderer)
     model = _model(record, renderer, merge, shared)
     language_reader = scorer(model, renderer, batch_tokens)
     return Answerer(record, language_reader, language_reader.rule, renderer, model=model)

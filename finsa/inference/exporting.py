@@ -14,7 +14,7 @@ from finsa import runs
 from finsa.config import MoeJointStage
 from finsa.data.rows import Renderer
 from finsa.errors import ModelError
-from finsa.inference import answering, bundles
+from finsa.inference import answering, bundles, routed
 from finsa.inference.answering import Record
 from finsa.inference.scoring import scored_answers
 from finsa.modeling import base, learner
@@ -31,10 +31,14 @@ def refusal(record: Record, form: str, precision: str) -> str | None:
         return f"{record.path} is an export itself; name the run that it was made of"
     if method.baseline is not None:
         return f"method={method.name} is no language model; predict and serve read its run folder as it is"
-    if isinstance(record.cfg.stage, MoeJointStage) and form != "adapter":
+    if isinstance(record.cfg.stage, MoeJointStage) and form not in ("adapter", "merged"):
         return (
             f"{form} holds one set of weights, and a mixture chooses among several for every text; format=adapter "
-            "writes all experts with their router and a manifest"
+            "writes all experts with their router and a manifest, format=merged a model per expert, routed hard"
+        )
+    if isinstance(record.cfg.stage, MoeJointStage) and form == "merged" and record.cfg.stage.router.read == "layer":
+        return (
+            "its router reads an early layer of the base, and merged experts have changed theirs; choose format=adapter"
         )
     if form == "adapter" and method.adapter is None and method.head == "lm":
         return f"method={method.name} trains no adapter; choose format=merged"
@@ -71,6 +75,8 @@ def write(record: Record, form: str, precision: str, folder: Path) -> None:
     tokenizer = "."
     if form == "adapter":
         _write_adapter(record, folder)
+    elif isinstance(record.cfg.stage, MoeJointStage):
+        routed.write(record.cfg, answering.weights_of(record.cfg.model, record.path), record.path, folder)
     else:
         model = whole_model(record, renderer)
         if form == "classifier":

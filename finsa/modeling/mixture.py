@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.nn import functional
 
 from finsa.config import MoeJointStage
@@ -24,7 +23,7 @@ from finsa.errors import ModelError
 from finsa.modeling import experts as folders
 from finsa.modeling.classifier import load_head, save_head, text_mean
 from finsa.modeling.experts import Expert
-from finsa.modeling.routing import Router, chosen
+from finsa.modeling.routing import Router, chosen, load_router
 from finsa.modeling.stacking import Route, StackedLinear, attach, early_states
 
 FILE = "router.safetensors"
@@ -211,11 +210,7 @@ class Mixture(torch.nn.Module):
         Raises:
             ModelError: where they are missing or of another size.
         """
-        try:
-            self.router.load_state_dict(load_file(folder / "mixture" / FILE))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise ModelError(f"{folder / 'mixture' / FILE}: no router that fits: {reason}") from None
+        load_router(self.router, folder / "mixture" / FILE)
         if self.head is not None:
             load_head(self.head, folder / "mixture")
 

@@ -5,8 +5,14 @@ Letters: b rows, d hidden width, E experts.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch.nn import functional
+
+from finsa.errors import ModelError
 
 COLDEST = 0.1  # the temperature is not let below it, as published
 
@@ -41,6 +47,18 @@ class Router(torch.nn.Module):
         scaled = functional.layer_norm(text.float(), text.shape[1:])
         logits: torch.Tensor = self.inside(scaled) / self.temperature.clamp(min=COLDEST)
         return logits
+
+
+def load_router(router: Router, file: Path) -> None:
+    """Read a router's weights.
+
+    Raises:
+        ModelError: where they are missing or of another size.
+    """
+    try:
+        router.load_state_dict(load_file(file))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{file}: no router that fits: {str(error).splitlines()[-1].strip()}") from None
 
 
 def chosen(logits: torch.Tensor, routing: str, k: int) -> torch.Tensor:

@@ -346,4 +346,30 @@ def test_a_mixture_answers_and_is_exported_like_any_other_run(
         assert np.abs(answers.gates - np.array(gates)).max() < 1e-5
         assert answers.routes == [max(record["gates"], key=record["gates"].get) for record in known]
     with pytest.raises(ConfigError, match="format=adapter writes all experts with their router"):
-        export.run(config("stage=export", f"run={folder(finished[1])}", "format=merged", f"output={tmp_path / 'no'}"))
+        export.run(config("stage=export", f"run={folder(finished[1])}", "format=onnx", f"output={tmp_path / 'no'}"))
+
+
+def test_a_hard_routed_bundle_is_the_mixture_routed_hard(
+    config: Compose, finished: tuple[RunConfig, Result], tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from finsa.inference import answering
+    from finsa.stages import export
+
+    texts = [record["text"] for record in lines(folder(finished[1]) / "predictions.jsonl")]
+    words = ("format=merged", "stage.force=true", f"output={tmp_path / 'bundle'}")
+    export.run(config("stage=export", f"run={folder(finished[1])}", *words))
+    mixture = answering.restore(str(folder(finished[1])), 4096)
+    with mixture.model.routed("hard"):  # type: ignore[union-attr]
+        wanted = mixture(texts)
+    mixture.close()
+    found = answering.restore(str(tmp_path / "bundle"), 4096)(texts)
+    assert found.experts == ("news", "forum")
+    assert (found.gates == wanted.gates).all()
+    assert np.abs(found.scores - wanted.scores).max() < 1e-4
+    for name in found.experts:
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "bundle" / "experts" / name).config.vocab_size
+    (tmp_path / "bundle" / "experts" / "forum" / "config.json").unlink()
+    with pytest.raises(ModelError, match="expert forum: there is no model"):
+        answering.restore(str(tmp_path / "bundle"), 4096)
