@@ -72,14 +72,14 @@ class Packer:
 
     Args:
         pad: the id that fills the end of a line.
-        whole: make one line of all rows, as kernels for sequences of any length want it; else lines are as long as
-            the longest row, because a mask over a line costs its square.
+        line: most tokens of a line, unless a single row is longer, because a mask over it costs its square; None: one
+            line of all rows, as kernels for sequences of any length want it.
     """
 
     suffix, prefix = np.zeros(0, np.int64), 0
 
-    def __init__(self, pad: int, whole: bool = False) -> None:
-        self.pad, self.whole = pad, whole
+    def __init__(self, pad: int, line: int | None) -> None:
+        self.pad, self.line = pad, line
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Make a batch of l lines.
@@ -90,7 +90,7 @@ class Packer:
             have weights.
         """
         lengths = [len(row["input_ids"]) for row in rows]
-        lines = [list(range(len(rows)))] if self.whole else first_fit(lengths, max(lengths))
+        lines = first_fit(lengths, sum(lengths) if self.line is None else max(self.line, *lengths))
         width = max(sum(lengths[row] for row in line) for line in lines)
         ids = np.full((len(lines), width), self.pad)
         labels, segments = np.full_like(ids, IGNORE), np.full_like(ids, -1)

@@ -25,6 +25,8 @@ from finsa.training.collate import Collator, Packer
 from finsa.training.objective import Objective
 from finsa.training.trainer import FinsaTrainer, Validate
 
+LINE = 256  # tokens of a line of packed rows where a mask keeps them apart
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -95,7 +97,7 @@ def fit(
     shared = prefix.plan(common, model, train)
     collate = Collator(tokenizer.pad_token_id, objective.suffix, shared.used)
     if train.packing:
-        collate = Packer(tokenizer.pad_token_id, whole="flash" in model.config._attn_implementation)
+        collate = Packer(tokenizer.pad_token_id, None if "flash" in model.config._attn_implementation else LINE)
     cut = Cutter(collate, train.micro_batch_size, train.batch_tokens)
     shown = progress.ProgressCallback(lambda: int(trainer.tokens), record)
     stopping = [EarlyStoppingCallback(train.patience)] if train.patience else []

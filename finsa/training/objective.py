@@ -21,6 +21,7 @@ from finsa.training import prefix
 from finsa.training.loss import choice_loss, labelled_loss
 
 Batch = dict[str, torch.Tensor]
+Scores = Callable[[torch.nn.Module, Batch], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def tokens() -> Objective:
 
 
 def choice(
-    scores: Callable[[torch.nn.Module, Batch], torch.Tensor],
+    scores: Scores,
     loss: Loss,
     counts: Sequence[int] | None,
     suffix: tuple[int, ...] = (),
@@ -101,17 +102,23 @@ def of(method: Method, renderer: Renderer, counts: Sequence[int]) -> Objective:
         return tokens()
     needed = counts if method.loss.logit_adjustment > 0 else None
     if method.head == "classifier":
-        return choice(_classified, method.loss, needed)
+        return choice(classified, method.loss, needed)
     tree = LabelTree.of(scored_answers(renderer)[0])
+    return choice(answered(tree), method.loss, needed, tree.tokens)
+
+
+def answered(tree: LabelTree) -> Scores:
+    """Scores of label words, by the LM head."""
 
     def scores(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         past, _ = prefix.forward(model, batch)
         return label_log_probs(model, batch["input_ids"], batch["lengths"], tree, past, **_routed(batch))
 
-    return choice(scores, method.loss, needed, tree.tokens)
+    return scores
 
 
-def _classified(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+def classified(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Scores of classes, by a classification head: (b, c)."""
     past, _ = prefix.forward(model, batch)
     given = {} if past is None else {"past": past}
     logits: torch.Tensor = model(batch["input_ids"], batch["text_span"], **given)
@@ -161,4 +168,6 @@ def _packed(model: torch.nn.Module, batch: Batch) -> Batch:
         return places
     segments, order = batch["segments"], torch.arange(batch["segments"].shape[1], device=batch["segments"].device)
     sees = (segments[:, :, None] == segments[:, None, :]) & (order[:, None] >= order)
-    return {**places, "attention_mask": sees[:, None]}
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, torch.finfo(dtype).min)
+    return {**places, "attention_mask": mask[:, None]}
