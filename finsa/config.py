@@ -522,6 +522,10 @@ class Train(Section):
     """How the learning runs. Sizes count sequences; accumulation is batch_size / micro_batch_size / processes.
 
     Args:
+        batch_tokens: padded tokens of a micro-batch, in place of micro_batch_size.
+        shared_prefix: whether tokens that all rows begin with are forwarded once per micro-batch.
+        packing: whether rows are put behind one another instead of padded, with a mask that keeps them apart.
+        compile: whether the model's layers are compiled for training.
         calibrate: fit a temperature on the validation rows, for the probabilities that prediction and service give.
     """
 
@@ -530,12 +534,16 @@ class Train(Section):
     max_steps: PositiveInt | None
     batch_size: PositiveInt
     micro_batch_size: PositiveInt
+    batch_tokens: PositiveInt | None
     learning_rate: PositiveFloat
     schedule: Literal["cosine", "linear", "constant"]
     warmup: NonNegativeFloat
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat
     group_by_length: bool
+    shared_prefix: bool | Literal["auto"]
+    packing: bool
+    compile: bool
     gradient_checkpointing: bool
     validate_every: PositiveInt | None
     validation_rows: PositiveInt | None

@@ -14,12 +14,12 @@ from transformers import TrainerCallback
 from finsa import composition
 from finsa.config import Adapter, Loss, MoeJointStage
 from finsa.data.rows import IGNORE, Row
-from finsa.inference.scoring import LabelTree, label_log_probs
+from finsa.inference.scoring import LabelTree
 from finsa.modeling import adapters, experts
 from finsa.modeling.classifier import Classifier
 from finsa.modeling.mixture import Mixture
 from finsa.training import fit
-from finsa.training.objective import Objective, choice, joint, tokens
+from finsa.training.objective import Objective, answered, choice, classified, joint, tokens
 
 LORA = Adapter(variant="lora", rank=4, alpha=8, dropout=0.0, targets=("q_proj", "v_proj"), lr_ratio=1.0)
 TREE = LabelTree.of([(7, 3), (7, 4), (9,)])
@@ -67,12 +67,8 @@ def objective(kind: str, model: Any = None) -> Objective:
     values = {"name": "focal", "gamma": 2.0, "smoothing": 0.1, "class_weights": "none", "beta": 0.9}
     loss = Loss.model_validate({**values, "logit_adjustment": 1.0})
     if kind == "classifier":
-        return choice(lambda model, batch: model(batch["input_ids"], batch["text_span"]), loss, COUNTS)
-
-    def scores(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return label_log_probs(model, batch["input_ids"], batch["lengths"], TREE)
-
-    return choice(scores, loss, COUNTS, TREE.tokens)
+        return choice(classified, loss, COUNTS)
+    return choice(answered(TREE), loss, COUNTS, TREE.tokens)
 
 
 def learner(kind: str) -> torch.nn.Module:

@@ -41,13 +41,20 @@ class Classifier(torch.nn.Module):
         self.head = torch.nn.Linear(self.config.hidden_size, classes)
         self.head.to(next(backbone.parameters()).device)
 
-    def forward(self, input_ids: torch.Tensor, text_span: torch.Tensor) -> torch.Tensor:
-        """Logits (b, c) of rows (b, s), padded on the right; `text_span` (b, 2) has each text's start and end."""
-        return self.head(self.dropout(self.pooled(input_ids, text_span)))
+    def forward(self, input_ids: torch.Tensor, text_span: torch.Tensor, past: Any = None) -> torch.Tensor:
+        """Logits (b, c) of rows (b, s), padded on the right.
 
-    def pooled(self, input_ids: torch.Tensor, text_span: torch.Tensor) -> torch.Tensor:
+        Args:
+            input_ids: the rows.
+            text_span: start and end of each text in its row, (b, 2).
+            past: keys and values of what stands before the rows, (b, ...) per layer.
+        """
+        return self.head(self.dropout(self.pooled(input_ids, text_span, past)))
+
+    def pooled(self, input_ids: torch.Tensor, text_span: torch.Tensor, past: Any = None) -> torch.Tensor:
         """Mean of the text tokens' last hidden states, (b, d) in float32; zeros for a row without text."""
-        states = causal(self.backbone).base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        before = {"use_cache": False} if past is None else {"use_cache": True, "past_key_values": past}
+        states = causal(self.backbone).base_model(input_ids=input_ids, **before).last_hidden_state
         return text_mean(states, text_span)
 
     def start_from_words(self, answers: Sequence[Sequence[int]]) -> None:

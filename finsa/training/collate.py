@@ -1,10 +1,14 @@
-"""Rows to tensors."""
+"""Rows to tensors: padded side by side, behind a prefix they share, or packed behind one another.
+
+All that a step needs to know about a batch is found out here, on the CPU: a question to the device would wait for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from finsa.data.rows import IGNORE
@@ -24,27 +28,104 @@ class Collator:
     Args:
         pad: the id that fills; never learnt, never seen by a real token.
         suffix: ids put behind every row and not counted as its own: the label tree's, where labels are chosen from.
+        prefix: how many tokens all rows begin with; they are taken off and stand in the batch once.
     """
 
-    def __init__(self, pad: int, suffix: Sequence[int] = ()) -> None:
-        self.pad, self.suffix = pad, torch.tensor(suffix, dtype=torch.long)
+    def __init__(self, pad: int, suffix: Sequence[int] = (), prefix: int = 0) -> None:
+        self.pad, self.suffix, self.prefix = pad, np.asarray(suffix, np.int64), prefix
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Make a batch.
 
         Returns:
-            ``input_ids`` and ``labels``, both (b, s), and the number of real tokens, ``lengths`` (b,); where rows have
-            them ``weights`` (b,), ``targets`` (b,), ``text_span`` (b, 2) and ``domains`` (b,).
+            ``input_ids`` and ``labels``, both (b, s); the number of real tokens, ``lengths`` (b,); the positions that
+            predict a labelled token, ``read`` (b, k), filled up with others. Where rows have them, ``weights`` (b,),
+            ``targets`` (b,), ``text_span`` (b, 2) and ``domains`` (b,). With a prefix of p tokens, these all are
+            without it, and ``prefix`` (p,) has its ids, ``prefix_labels`` (p,) what its positions predict.
         """
-        lengths = [len(row["input_ids"]) for row in rows]
-        ids = torch.full((len(rows), max(lengths) + len(self.suffix)), self.pad)
-        labels = torch.full_like(ids, IGNORE)
-        for number, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            ids[number, :length] = torch.as_tensor(row["input_ids"])
-            ids[number, length : length + len(self.suffix)] = self.suffix
-            labels[number, :length] = torch.as_tensor(row["labels"])
-        batch = {"input_ids": ids, "labels": labels, "lengths": torch.tensor(lengths)}
+        own = [row["input_ids"][self.prefix :] for row in rows]
+        ids = np.full((len(rows), max(map(len, own)) + len(self.suffix)), self.pad)
+        labels = np.full_like(ids, IGNORE)
+        for number, (row, tokens) in enumerate(zip(rows, own, strict=True)):
+            ids[number, : len(tokens)] = tokens
+            ids[number, len(tokens) : len(tokens) + len(self.suffix)] = self.suffix
+            labels[number, : len(tokens)] = row["labels"][self.prefix :]
+        batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+        batch |= {"lengths": torch.tensor([len(tokens) for tokens in own]), "read": read_positions(batch["labels"])}
         for field, (name, kind) in FIELDS.items():
             if field in rows[0]:
                 batch[name] = torch.tensor([row[field] for row in rows], dtype=kind)
+        return self._behind_prefix(batch, rows[0]) if self.prefix else batch
+
+    def _behind_prefix(self, batch: dict[str, torch.Tensor], row: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Say what stands before the rows; any of them knows it."""
+        if "text_span" in batch:
+            batch["text_span"] -= self.prefix
+        labels = row["labels"][1 : self.prefix + 1]
+        if any(label != IGNORE for label in labels):
+            batch["prefix_labels"] = torch.tensor(labels)
+        return {**batch, "prefix": torch.tensor(row["input_ids"][: self.prefix])}
+
+
+class Packer:
+    """Packs rows behind one another into lines; no row sees another, and positions begin anew with each.
+
+    Args:
+        pad: the id that fills the end of a line.
+        line: most tokens of a line, unless a single row is longer, because a mask over it costs its square; None: one
+            line of all rows, as kernels for sequences of any length want it.
+    """
+
+    suffix, prefix = np.zeros(0, np.int64), 0
+
+    def __init__(self, pad: int, line: int | None) -> None:
+        self.pad, self.line = pad, line
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch of l lines.
+
+        Returns:
+            ``input_ids``, ``labels``, ``position_ids`` and ``segments`` (the number of the row in its line, -1 for
+            padding), all (l, s); ``read`` (l, k) as the collator has it; ``weights`` (l, k) of these where rows
+            have weights.
+        """
+        lengths = [len(row["input_ids"]) for row in rows]
+        lines = first_fit(lengths, sum(lengths) if self.line is None else max(self.line, *lengths))
+        width = max(sum(lengths[row] for row in line) for line in lines)
+        ids = np.full((len(lines), width), self.pad)
+        labels, segments = np.full_like(ids, IGNORE), np.full_like(ids, -1)
+        places, weights = np.tile(np.arange(width), (len(lines), 1)), np.zeros(ids.shape, np.float32)
+        for number, line in enumerate(lines):
+            at = 0
+            for count, row in enumerate(line):
+                part = (number, slice(at, at + lengths[row]))
+                ids[part], labels[part] = rows[row]["input_ids"], rows[row]["labels"]
+                segments[part], places[part] = count, np.arange(lengths[row])
+                weights[part] = rows[row].get("weight", 1.0)
+                at += lengths[row]
+        arrays = {"input_ids": ids, "labels": labels, "position_ids": places, "segments": segments}
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        batch["read"] = read_positions(batch["labels"])
+        if "weight" in rows[0]:
+            batch["weights"] = torch.from_numpy(weights).gather(1, batch["read"])
         return batch
+
+
+def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Put rows into as few lines of a capacity as first-fit decreasing finds; row numbers by line."""
+    lines: list[list[int]] = []
+    room: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        line = next((line for line, free in enumerate(room) if free >= lengths[row]), len(lines))
+        if line == len(lines):
+            lines.append([])
+            room.append(capacity)
+        lines[line].append(row)
+        room[line] -= lengths[row]
+    return lines
+
+
+def read_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Positions whose next token is labelled, (b, k) with k the most that a row has; the rest are unlabelled ones."""
+    learnt = labels[:, 1:] != IGNORE
+    return (~learnt).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(learnt.sum(1).max()) if len(learnt) else 0]

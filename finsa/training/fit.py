@@ -19,10 +19,13 @@ from trl import SFTConfig
 from finsa.config import Train
 from finsa.data.rows import CHUNK, Row
 from finsa.training import objective as objectives
-from finsa.training import progress, schedule
-from finsa.training.collate import Collator
+from finsa.training import prefix, progress, schedule
+from finsa.training.batching import Cutter, Step
+from finsa.training.collate import Collator, Packer
 from finsa.training.objective import Objective
 from finsa.training.trainer import FinsaTrainer, Validate
+
+LINE = 256  # tokens of a line of packed rows where a mask keeps them apart
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,13 @@ def fit(
         lr_ratio: learning rate of LoRA's B over that of A.
     """
     objective = objective or objectives.tokens()
-    dataset = _dataset(rows)
+    common = prefix.Common()
+    dataset = _dataset(rows, common)
+    shared = prefix.plan(common, model, train)
+    collate = Collator(tokenizer.pad_token_id, objective.suffix, shared.used)
+    if train.packing:
+        collate = Packer(tokenizer.pad_token_id, None if "flash" in model.config._attn_implementation else LINE)
+    cut = Cutter(collate, train.micro_batch_size, train.batch_tokens)
     shown = progress.ProgressCallback(lambda: int(trainer.tokens), record)
     stopping = [EarlyStoppingCallback(train.patience)] if train.patience else []
     trainer = FinsaTrainer(
@@ -97,12 +106,13 @@ def fit(
         args=_arguments(train, seed, folder),
         train_dataset=dataset,
         eval_dataset=dataset.select([0]),  # the validation split is read by `validate`; the trainer wants to see one
-        data_collator=Collator(tokenizer.pad_token_id, objective.suffix),
+        data_collator=Step,
         processing_class=tokenizer,
         callbacks=[shown, *stopping, *callbacks],
         validate=validate,
         objective=objective,
         lr_ratio=lr_ratio,
+        cut=cut,
     )
     for own in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(own)
@@ -116,14 +126,16 @@ def fit(
     return Fitted(state.global_step, state.best_metric, time.monotonic() - started, int(trainer.tokens), seen)
 
 
-def _dataset(rows: Sequence[Row]) -> Dataset:
+def _dataset(rows: Sequence[Row], common: prefix.Common) -> Dataset:
     """Put rows into an Arrow table, a chunk at a time: as Python lists, millions of them would not fit."""
     kinds = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "length": pa.int32()}
     further = {"weight": pa.float32(), "target": pa.int32(), "text_span": pa.list_(pa.int32()), "domain": pa.int32()}
     schema = pa.schema(kinds | {name: kind for name, kind in further.items() if name in rows[0]})
     parts = []
     for start in range(0, len(rows), CHUNK):
-        chunk = [{**row, "length": len(row["input_ids"])} for row in rows[start : start + CHUNK]]
+        taken = rows[start : start + CHUNK]
+        common.add(taken)
+        chunk = [{**row, "length": len(row["input_ids"])} for row in taken]
         parts.append(pa.Table.from_pylist(chunk, schema=schema))
     return Dataset(pa.concat_tables(parts))
 
@@ -135,8 +147,8 @@ def _arguments(train: Train, seed: int, folder: Path) -> SFTConfig:
         output_dir=str(folder),
         num_train_epochs=train.epochs,
         max_steps=train.max_steps or -1,
-        per_device_train_batch_size=train.micro_batch_size,
-        gradient_accumulation_steps=schedule.accumulation(train, processes()),
+        per_device_train_batch_size=train.micro_batch_size * schedule.accumulation(train, processes()),
+        gradient_accumulation_steps=1,  # a batch is a whole step; the trainer cuts it
         learning_rate=train.learning_rate,
         lr_scheduler_type=train.schedule,
         warmup_steps=train.warmup,  # transformers 5: below 1 it is a share of all steps
@@ -159,6 +171,7 @@ def _arguments(train: Train, seed: int, folder: Path) -> SFTConfig:
         metric_for_best_model=f"eval_{train.select_by}",
         greater_is_better=train.select_by != "loss",
         logging_steps=train.log_every,
+        logging_nan_inf_filter=False,  # it asks the device for every step's loss; and a loss that is not a number shows
         disable_tqdm=True,
         report_to="none",
         remove_unused_columns=False,

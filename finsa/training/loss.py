@@ -8,11 +8,14 @@ Letters: b rows of a batch, s tokens, c classes, v vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional
 
 from finsa.config import Loss
 from finsa.data.rows import IGNORE
+from finsa.training.collate import read_positions
 
 
 def labelled_loss(
@@ -20,6 +23,8 @@ def labelled_loss(
     input_ids: torch.Tensor,
     labels: torch.Tensor,
     weights: torch.Tensor | None = None,
+    read: torch.Tensor | None = None,
+    past: Any = None,
     **inputs: torch.Tensor,
 ) -> torch.Tensor:
     """Sum the cross-entropy over labelled positions.
@@ -28,20 +33,25 @@ def labelled_loss(
         model: a causal language model of transformers, wrapped by PEFT or DDP or not.
         input_ids: (b, s), padded on the right.
         labels: (b, s), -100 where nothing is learnt; column 0 is never learnt.
-        weights: how much each row's tokens count, (b,); None: 1.
-        inputs: what the model takes besides: a mixture's ``text_span``.
+        weights: how much each row's tokens count, (b,), or each of the positions that are read, (b, k); None: 1.
+        read: positions that predict labelled tokens, (b, k), as the collator has them; None: found out here, for
+            which the device is waited for.
+        past: keys and values of what stands before `input_ids`, (b, ...) per layer.
+        inputs: what the model takes besides: a mixture's ``text_span``, a pack's mask and positions.
 
     Returns:
         A scalar in float32, not divided by anything.
     """
-    targets = labels[:, 1:]
-    learnt = targets != IGNORE
-    keep = functional.pad(learnt, (0, 1))  # position t predicts token t + 1
-    logits = model(input_ids=input_ids, logits_to_keep=keep, use_cache=False, **inputs).logits  # (labelled, v)
+    read = read_positions(labels) if read is None else read
+    if past is not None:
+        inputs["past_key_values"] = past
+    logits = model(input_ids=input_ids, logits_to_keep=read, use_cache=past is not None, **inputs).logits  # (b, k, v)
+    targets = labels.gather(1, read + 1).flatten()
+    logits = logits.flatten(0, 1).float()
     if weights is None:
-        return functional.cross_entropy(logits.float(), targets[learnt], reduction="sum")
-    losses = functional.cross_entropy(logits.float(), targets[learnt], reduction="none")
-    return losses @ weights[:, None].expand_as(targets)[learnt]
+        return functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    losses = functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none").view_as(read)
+    return (losses * (weights if weights.dim() == 2 else weights[:, None])).sum()
 
 
 def choice_loss(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -16,9 +17,11 @@ from finsa.data.rows import IGNORE, Renderer
 from finsa.inference.scoring import LabelTree, label_log_probs, scored_answers
 from finsa.modeling.mixture import Mixture
 from finsa.modeling.routing import balance_loss
+from finsa.training import prefix
 from finsa.training.loss import choice_loss, labelled_loss
 
 Batch = dict[str, torch.Tensor]
+Scores = Callable[[torch.nn.Module, Batch], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,24 @@ def tokens() -> Objective:
     """Cross-entropy per labelled token; a row's weight counts for each of its tokens."""
 
     def total(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        return labelled_loss(model, batch["input_ids"], batch["labels"], batch.get("weights"), **_routed(batch))
+        past, shared = prefix.forward(model, batch)
+        given, weights = {**_routed(batch), **_packed(model, batch)}, batch.get("weights")
+        loss = labelled_loss(model, batch["input_ids"], batch["labels"], weights, batch["read"], past, **given)
+        return loss + shared * _weighed(torch.ones_like(batch["labels"][:, 0]), batch) if past is not None else loss
 
     def weight(batch: Batch) -> torch.Tensor:
-        return _weighed((batch["labels"][:, 1:] != IGNORE).sum(dim=1), batch)
+        if "segments" in batch:  # weights of a pack are its positions'
+            return _weighed(batch["labels"].gather(1, batch["read"] + 1) != IGNORE, batch)
+        learnt = (batch["labels"][:, 1:] != IGNORE).sum(dim=1)
+        if "prefix_labels" in batch:
+            learnt = learnt + (batch["prefix_labels"] != IGNORE).sum()
+        return _weighed(learnt, batch)
 
     return Objective(total, weight)
 
 
 def choice(
-    scores: Callable[[torch.nn.Module, Batch], torch.Tensor],
+    scores: Scores,
     loss: Loss,
     counts: Sequence[int] | None,
     suffix: tuple[int, ...] = (),
@@ -75,7 +86,7 @@ def choice(
 
 
 def _weighed(values: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Sum a value per row, (b,), times the rows' weights."""
+    """Sum a value per row, (b,), times the rows' weights; or per position, (b, k)."""
     return (values * batch["weights"]).sum() if "weights" in batch else values.sum()
 
 
@@ -91,13 +102,27 @@ def of(method: Method, renderer: Renderer, counts: Sequence[int]) -> Objective:
         return tokens()
     needed = counts if method.loss.logit_adjustment > 0 else None
     if method.head == "classifier":
-        return choice(lambda model, batch: model(batch["input_ids"], batch["text_span"]), method.loss, needed)
+        return choice(classified, method.loss, needed)
     tree = LabelTree.of(scored_answers(renderer)[0])
+    return choice(answered(tree), method.loss, needed, tree.tokens)
+
+
+def answered(tree: LabelTree) -> Scores:
+    """Scores of label words, by the LM head."""
 
     def scores(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        return label_log_probs(model, batch["input_ids"], batch["lengths"], tree, **_routed(batch))
+        past, _ = prefix.forward(model, batch)
+        return label_log_probs(model, batch["input_ids"], batch["lengths"], tree, past, **_routed(batch))
 
-    return choice(scores, method.loss, needed, tree.tokens)
+    return scores
+
+
+def classified(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Scores of classes, by a classification head: (b, c)."""
+    past, _ = prefix.forward(model, batch)
+    given = {} if past is None else {"past": past}
+    logits: torch.Tensor = model(batch["input_ids"], batch["text_span"], **given)
+    return logits
 
 
 def joint(task: Objective, mixture: Mixture, domain_weight: float, balance_weight: float) -> Objective:
@@ -131,3 +156,18 @@ def joint(task: Objective, mixture: Mixture, domain_weight: float, balance_weigh
 def _routed(batch: Batch) -> Batch:
     """What a mixture's router needs of a batch; nothing for other models."""
     return {"text_span": batch["text_span"]} if "domains" in batch else {}
+
+
+def _packed(model: torch.nn.Module, batch: Batch) -> Batch:
+    """Positions of packed rows, and the mask that keeps them apart where the kernel does not read it off these."""
+    if "segments" not in batch:
+        return {}
+    inner: Any = getattr(model, "module", model)
+    places = {"position_ids": batch["position_ids"]}
+    if "flash" in inner.config._attn_implementation:
+        return places
+    segments, order = batch["segments"], torch.arange(batch["segments"].shape[1], device=batch["segments"].device)
+    sees = (segments[:, :, None] == segments[:, None, :]) & (order[:, None] >= order)
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, torch.finfo(dtype).min)
+    return {**places, "attention_mask": mask[:, None]}

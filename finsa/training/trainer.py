@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from trl import SFTTrainer
 
 from finsa.modeling.classifier import Classifier
 from finsa.modeling.mixture import Mixture
+from finsa.training.batching import Cutter, Step
 from finsa.training.objective import Objective
 
 Validate = Callable[[torch.nn.Module], dict[str, float]]
@@ -23,14 +24,18 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         validate: called with the model; its numbers choose the checkpoint.
         objective: what a step makes small.
         lr_ratio: learning rate of LoRA's B over that of A (LoRA+, Hayou et al. 2024).
+        cut: makes micro-batches of an optimiser step.
         **kwargs: as SFTTrainer takes them.
     """
 
     loss_is_scaled_for_ga = True  # `compute_loss` has divided by the whole step
 
-    def __init__(self, *, validate: Validate, objective: Objective, lr_ratio: float, **kwargs: Any) -> None:
+    def __init__(
+        self, *, validate: Validate, objective: Objective, lr_ratio: float, cut: Cutter, **kwargs: Any
+    ) -> None:
         self.validate, self.objective, self.lr_ratio = validate, objective, lr_ratio
-        self.tokens: torch.Tensor | int = 0  # real tokens trained on; a tensor, so that no step waits for the device
+        self.cut = cut
+        self.tokens = 0  # real tokens trained on, counted where the rows are, so that no step waits for the device
         exact = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
         super().__init__(**kwargs)
         for parameter, data in exact:
@@ -39,12 +44,32 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | None]:
-        """Fetch the micro-batches of an optimiser step, and the sum of their weights over all processes."""
-        samples = list(islice(epoch_iterator, num_batches))
-        if not samples:
-            return samples, None
-        weight = torch.stack([self.objective.weight(batch) for batch in samples]).sum(0).to(device)
-        return samples, self.accelerator.gather(weight).view(-1, *weight.shape).sum(0)
+        """Fetch an optimiser step, cut into micro-batches, and the sum of its weights over all processes.
+
+        To the trainer a step is one batch, so how it is cut is decided with its rows at hand.
+        """
+        step: Step | None = next(epoch_iterator, None)
+        if step is None:
+            return [], None
+        self.tokens += sum(len(row["input_ids"]) for row in step.rows)
+        batches = self.cut(step)
+        weight = torch.stack([self.objective.weight(batch) for batch in batches]).sum(0).to(device)
+        return [batches], self.accelerator.gather(weight).view(-1, *weight.shape).sum(0)
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: list[dict[str, torch.Tensor]], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of a whole optimiser step, micro-batch after micro-batch.
+
+        Returns:
+            The step's loss, as this process sees it.
+        """
+        losses = []
+        for left, batch in zip(reversed(range(len(inputs))), inputs, strict=True):
+            self.accelerator.gradient_state._set_sync_gradients(left == 0)
+            with self.accelerator.no_sync(model) if left else nullcontext():
+                losses.append(super().training_step(model, batch, num_items_in_batch))
+        return torch.stack(losses).sum()
 
     def compute_loss(
         self,
@@ -54,7 +79,6 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Average the loss over the weights of the whole optimiser step, all processes and micro-batches."""
-        self.tokens = self.tokens + inputs["lengths"].sum()
         loss = self.objective.total(model, inputs)
         if num_items_in_batch is None:
             return (loss / self.objective.weight(inputs)).sum()

@@ -1,0 +1,51 @@
+"""Micro-batches of one optimiser step: its rows sorted by length and cut, by number or by padded tokens.
+
+The step's rows are drawn before they are cut, so a cut changes neither the order of training nor, because the loss is a
+mean over the whole step, what is learnt; and a run goes on from a checkpoint wherever it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from finsa.inference.scoring import batches
+from finsa.training.collate import Collator, Packer
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Rows of an optimiser step on this process; an object, so that no library walks through its lists."""
+
+    rows: Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """Cuts a step into micro-batches.
+
+    Args:
+        collate: makes the tensors.
+        rows: most rows of a micro-batch.
+        tokens: most padded tokens of a micro-batch, in place of `rows`; a longer row makes one of its own.
+    """
+
+    collate: Collator | Packer
+    rows: int
+    tokens: int | None = None
+
+    def __call__(self, step: Step) -> list[dict[str, torch.Tensor]]:
+        """Micro-batches of like lengths, the longest first."""
+        around = len(self.collate.suffix) - self.collate.prefix
+        lengths = [len(row["input_ids"]) + around for row in step.rows]
+        if self.tokens is not None:
+            groups = list(batches(lengths, self.tokens))
+        elif len(lengths) <= self.rows:
+            groups = [list(range(len(lengths)))]
+        else:
+            order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+            groups = [order[at : at + self.rows] for at in range(0, len(order), self.rows)]
+        return [self.collate([step.rows[row] for row in group]) for group in groups]

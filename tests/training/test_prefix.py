@@ -1,0 +1,195 @@
+"""A shared prefix and a pack mean what separate rows mean: the same loss, the same gradients."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import pytest
+import steps
+import torch
+from models import EXTRA, small
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from finsa import composition
+from finsa.config import Train
+from finsa.data.rows import IGNORE, Row
+from finsa.training import prefix
+from finsa.training.batching import Cutter, Step
+from finsa.training.collate import Collator, Packer, first_fit
+from finsa.training.objective import Objective, tokens
+
+HEAD = [11, 12, 13, 14, 15, 16, 17]
+KINDS = ("tokens", "weighted tokens", "all tokens", "label", "classifier")
+
+
+def settings(*overrides: str) -> Train:
+    values, choices = composition.compose_values(overrides)
+    return composition.build(values, choices, overrides).train
+
+
+def rows(kind: str) -> list[Row]:
+    """The step's rows behind a common head; with a loss on all tokens, the head is learnt as well."""
+    made = []
+    for row in steps.rows("weighted tokens" if kind == "all tokens" else kind):
+        labels = [IGNORE] * len(HEAD) + row["labels"]
+        if kind == "all tokens":
+            labels = [IGNORE, *HEAD[1:], *row["input_ids"]]
+        longer = Row({**row, "input_ids": [*HEAD, *row["input_ids"]], "labels": labels})
+        if "text_span" in row:
+            longer["text_span"] = (len(HEAD) + 1, len(longer["input_ids"]))
+        made.append(longer)
+    return made
+
+
+def common(made: list[Row]) -> prefix.Common:
+    found = prefix.Common()
+    found.add(made[:3])
+    found.add(made[3:])
+    return found
+
+
+def learnt(model: Any, objective: Objective, batches: list[dict[str, torch.Tensor]]) -> tuple[float, torch.Tensor]:
+    """The step's mean loss, and its gradients in one vector."""
+    model.zero_grad()
+    weight = sum(objective.weight(batch) for batch in batches)
+    loss = torch.stack([objective.total(model, batch) for batch in batches]).sum() / weight
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def assert_same(found: tuple[float, torch.Tensor], plain: tuple[float, torch.Tensor], within: float = 1e-5) -> None:
+    assert found[0] == pytest.approx(plain[0], rel=within)
+    assert float((found[1] - plain[1]).norm() / plain[1].norm()) < within
+
+
+def separate(model: Any, objective: Objective, made: list[Row]) -> tuple[float, torch.Tensor]:
+    collate = Collator(0, objective.suffix)
+    return learnt(model, objective, [collate([dict(row)]) for row in made])
+
+
+@pytest.mark.parametrize("rows_each", [3, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shared_prefix_changes_neither_loss_nor_gradients(kind: str, rows_each: int) -> None:
+    made, name = rows(kind), "tokens" if kind == "all tokens" else kind
+    model, objective = steps.learner(name).train(), steps.objective(name)
+    shared = prefix.plan(common(made), model, settings("train.shared_prefix=true"))
+    assert shared.used >= len(HEAD) - 1, shared
+    cut = Cutter(Collator(0, objective.suffix, shared.used), rows_each)
+    batches = cut(Step([dict(row) for row in made]))
+    assert all(batch["prefix"].tolist() == HEAD[: shared.used] for batch in batches)
+    assert ("prefix_labels" in batches[0]) == (kind == "all tokens")
+    assert_same(learnt(model, objective, batches), separate(model, objective, made))
+
+
+@pytest.mark.parametrize("model_type", EXTRA)
+def test_every_weight_learns_through_the_prefix_as_without_it(model_type: str) -> None:
+    made, model = rows("all tokens"), small(model_type).requires_grad_(True).train()
+    batch = Collator(0, (), 6)([dict(row) for row in made])
+    assert_same(learnt(model, tokens(), [batch]), separate(model, tokens(), made))
+
+
+def test_a_shared_prefix_in_bfloat16_is_within_its_rounding() -> None:
+    made, model = rows("tokens"), small().to(torch.bfloat16).requires_grad_(True).train()
+    batch = Collator(0, (), 6)([dict(row) for row in made])
+    exact = separate(small().requires_grad_(True), tokens(), made)
+    found = learnt(model, tokens(), [batch])
+    assert_same((found[0], found[1].float()), exact, within=1e-2)
+
+
+@pytest.mark.parametrize("line", [None, 40])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["tokens", "weighted tokens", "all tokens"])
+def test_packed_rows_do_not_see_each_other(kind: str, attention: str, line: int | None) -> None:
+    made, model = rows(kind), small(attention=attention).requires_grad_(True).train()
+    batch = Packer(0, line)([dict(row) for row in made])
+    assert len(batch["input_ids"]) < len(made)
+    assert_same(learnt(model, tokens(), [batch]), separate(model, tokens(), made))
+
+
+def test_lines_of_a_pack_hold_every_row_once_and_no_more_than_fits() -> None:
+    lengths = [5, 9, 3, 4, 1, 9, 2]
+    lines = first_fit(lengths, 9)
+    assert sorted(row for line in lines for row in line) == list(range(7))
+    assert all(sum(lengths[row] for row in line) <= 9 for line in lines)
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize("budget", [1, 16, 24, 1000])
+def test_a_budget_of_tokens_cuts_a_step_and_changes_nothing(budget: int) -> None:
+    made, model, objective = steps.rows("label"), steps.learner("label").train(), steps.objective("label")
+    cut = Cutter(Collator(0, objective.suffix), 2, budget)
+    batches = cut(Step([dict(row) for row in made]))
+    assert sum(len(batch["input_ids"]) for batch in batches) == len(made)
+    assert all(batch["input_ids"].numel() <= budget or len(batch["input_ids"]) == 1 for batch in batches)
+    assert_same(learnt(model, objective, batches), separate(model, objective, made))
+
+
+def test_what_is_common_ends_before_what_differs_and_before_a_text_that_is_read() -> None:
+    assert common(rows("tokens")).tokens == len(HEAD) - 1
+    same = [Row(input_ids=[5, 6, 7], labels=[IGNORE, 6, 7])] * 4
+    assert common(same).tokens == 2
+    read = [Row(input_ids=[5, 6, 7], labels=[IGNORE] * 3, text_span=(1, 3))] * 4
+    assert common(read).tokens == 1
+    assert common([*same, Row(input_ids=[5, 6, 7], labels=[IGNORE, IGNORE, 7])]).tokens == 0
+
+
+def test_auto_asks_for_tokens_and_for_their_share() -> None:
+    model = small()
+
+    def planned(head: int, text: int, *overrides: str) -> prefix.Prefix:
+        made = [
+            Row(input_ids=[3] * head + [4 + number] * text, labels=[IGNORE] * (head + text)) for number in range(8)
+        ]
+        return prefix.plan(common(made), model, settings(*overrides))
+
+    assert planned(100, 50).used == 99
+    assert planned(100, 500).used == 0
+    assert planned(8, 2).used == 0
+    assert planned(100, 50, "train.micro_batch_size=1").used == 0
+    assert planned(100, 50, "train.shared_prefix=false").used == 0
+    refused = planned(100, 50, "train.shared_prefix=true", "train.gradient_checkpointing=true")
+    assert (refused.used, refused.reason) == (0, "gradient checkpointing keeps no keys and values")
+    assert "packed" in planned(100, 50, "train.packing=true").reason
+
+
+def test_a_mixture_has_no_prefix_that_means_the_same_before_every_text() -> None:
+    assert "mixture" in str(prefix.obstacle(steps.mixture(), settings()))
+
+
+class NoAnswers(TorchDispatchMode):
+    """Refuses what would make the host wait for a device.
+
+    But for transformers' own question, once per forward pass, whether a batch without a mask is a pack: the only way
+    round it is a mask, and with a mask attention is slower.
+    """
+
+    waits = ("_local_scalar_dense", "nonzero", "equal", "item", "masked_select", "is_nonzero")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation that answers nothing."""
+        name = func._schema.name.removeprefix("aten::")
+        masks = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
+        if name in self.waits or masks:
+            asking = {frame.name for frame in traceback.extract_stack()}
+            assert "find_packed_sequence_indices" in asking, f"the step waits for {func}"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shared", [0, 6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_step_waits_for_the_device(kind: str, shared: int) -> None:
+    name = "tokens" if kind == "all tokens" else kind
+    model, objective = steps.learner(name).train(), steps.objective(name)
+    batch = Collator(0, objective.suffix, shared)([dict(row) for row in rows(kind)])
+    with NoAnswers():
+        objective.total(model, batch).backward()
+
+
+def test_no_packed_step_waits_for_the_device() -> None:
+    model = steps.learner("tokens").train()
+    batch = Packer(0, 40)([dict(row) for row in rows("weighted tokens")])
+    with NoAnswers():
+        tokens().total(model, batch).backward()
+    with NoAnswers(), pytest.raises(AssertionError, match="waits"):
+        batch["labels"][batch["labels"] != IGNORE]  # what the guard is there for
