@@ -7,10 +7,11 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module, util
+from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 
-from finsa import arguments, composition, runs, sweeps
+from finsa import arguments, composition, processes, runs, sweeps
 from finsa.config import ROOT, RunConfig
 from finsa.data import sampling, table, task
 from finsa.errors import ConfigError, FinsaError, Problem
@@ -53,11 +54,16 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
     argv[1:] = [arguments.quote(word) for word in argv[1:]]
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if not processes.first():
+        sys.stdout = Path(os.devnull).open("w")  # process 0 speaks for all  # noqa: SIM115
     try:
         if not any(word.split("=")[0] in _HYDRA_FLAGS + _HYDRA_VALUES for word in argv[1:]):
             argv[1:] = arguments.expand(argv[1:])
             arguments.check([word for word in argv[1:] if not word.startswith("-")])
             GlobalHydra.instance().clear()
+        if processes.world() > 1 and {"-m", "--multirun"} & set(argv[1:]):
+            text = f"one job is shared by the {processes.world()} processes, and a sweep has many; start one job each"
+            raise ConfigError([Problem("-m", text, "command line")])
         main()
         if _raised:
             raise _raised.pop()
@@ -79,7 +85,10 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
 def _tell(error: FinsaError) -> int:
     if os.environ.get("FINSA_DEBUG") == "1":
         traceback.print_exc()
-    print(f"{describe(error)}", file=sys.stderr)
+    if processes.first():
+        print(describe(error), file=sys.stderr)
+    elif not isinstance(error, ConfigError):  # a wrong command is told once
+        print(f"process {processes.rank()}: {describe(error)}", file=sys.stderr)
     return error.exit_code
 
 
@@ -130,12 +139,14 @@ def _earlier(cfg: RunConfig) -> Result | None:
 def _run(cfg: RunConfig) -> Result:
     """Check what can be checked without torch, then import the stage and run it."""
     path = require_stage(cfg.stage.name)
+    processes.require(cfg)
     if cfg.run is not None:
         if cfg.run not in runs.NAMED:  # the stage finds these, or makes them
             runs.read(cfg.run)
     elif cfg.stage.name in ("train", "check", "evaluate", "search", "moe_joint"):
         _preflight(cfg, table.load(cfg.data))
-    result: Result = import_module(path).run(cfg)
+    with processes.joined(cfg):
+        result: Result = import_module(path).run(cfg)
     return result
 
 
@@ -150,7 +161,7 @@ def _preflight(cfg: RunConfig, data: table.Table) -> None:
         gold = data.splits["train"]["label"].to_list()
         order = sampling.chosen(gold, cfg.method, cfg.seed)
         counts = sampling.class_counts(gold, order, data.labels.names, cfg.method.loss)
-        schedule.steps_of(cfg.train, sum(counts), int(os.environ.get("WORLD_SIZE", "1")))
+        schedule.steps_of(cfg.train, sum(counts), processes.world())
     from finsa.modeling import tokenizers  # a second of imports that most errors need not wait for
 
     tokenizer = tokenizers.peek(cfg.model)
