@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 
-from finsa import arguments, composition, processes, runs, sweeps
+from finsa import arguments, composition, processes, runs, safety, sweeps
 from finsa.config import ROOT, RunConfig
 from finsa.data import sampling, table, task
 from finsa.errors import ConfigError, FinsaError, Problem
@@ -21,7 +21,6 @@ from finsa.training import schedule
 
 # Flags with which Hydra only prints something, or that change where it reads from: nothing for us to check before.
 _HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
-_HYDRA_VALUES = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")
 
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -57,7 +56,8 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
     if not processes.first():
         sys.stdout = Path(os.devnull).open("w")  # process 0 speaks for all  # noqa: SIM115
     try:
-        if not any(word.split("=")[0] in _HYDRA_FLAGS + _HYDRA_VALUES for word in argv[1:]):
+        _refuse_flags(argv[1:])
+        if not any(word.split("=")[0] in _HYDRA_FLAGS for word in argv[1:]):
             argv[1:] = arguments.expand(argv[1:])
             arguments.check([word for word in argv[1:] if not word.startswith("-")])
             GlobalHydra.instance().clear()
@@ -82,6 +82,25 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
         return _tell(FinsaError(f"{error.filename or 'input or output'}: {error.strerror or error}"))
 
 
+_SHORT = {"-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
+
+
+def _refuse_flags(words: Sequence[str]) -> None:
+    """Refuse Hydra's flags that read a configuration from elsewhere, which nothing would have checked.
+
+    Raises:
+        ConfigError: naming the flag.
+    """
+    for word in words:
+        flag = word.split("=")[0]
+        flag = _SHORT.get(flag, flag)
+        known = [name for name in safety.FORBIDDEN_FLAGS if flag.startswith("--") and name.startswith(flag)]
+        if known and len(flag) > len("--c"):  # argparse takes beginnings of flags
+            if flag == "--cfg" or not flag.startswith(("--config", "--exp")):
+                continue
+            raise ConfigError([Problem(flag, f"is not taken: {safety.FORBIDDEN_FLAGS[known[0]]}", "command line")])
+
+
 def _tell(error: FinsaError) -> int:
     if os.environ.get("FINSA_DEBUG") == "1":
         traceback.print_exc()
@@ -95,8 +114,9 @@ def _tell(error: FinsaError) -> int:
 def describe(error: BaseException) -> str:
     """One message for an error: a list where a configuration has several problems."""
     if isinstance(error, ConfigError) and len(error.problems) > 1:
-        return f"error: {len(error.problems)} problems\n" + "\n".join(f"  {problem}" for problem in error.problems)
-    return f"error: {error}"
+        lines = "\n".join(f"  {problem}" for problem in error.problems)
+        return safety.masked(f"error: {len(error.problems)} problems\n{lines}")
+    return safety.masked(f"error: {error}")
 
 
 _raised: list[BaseException] = []
@@ -122,7 +142,7 @@ def run_job(cfg: RunConfig) -> float | None:
         else:
             if os.environ.get("FINSA_DEBUG") == "1":
                 traceback.print_exc()
-            sweeps.failed(cfg, describe(error) if isinstance(error, FinsaError) else f"error: {error!r}")
+            sweeps.failed(cfg, describe(error) if isinstance(error, FinsaError) else safety.masked(f"error: {error!r}"))
         return float("nan")
     if sweep:
         sweeps.finished(cfg, result)

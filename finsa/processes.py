@@ -152,6 +152,9 @@ def whole(model: Any) -> Iterator[None]:
     """Make what learns of a divided model whole, to be saved; nothing can be computed with it within."""
     import torch
 
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()  # reading a state does so, and only the process that saves reads it
     pieces = [
         (module, name, piece)
         for module in model.modules()

@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from pydantic import ValidationError
 
-from finsa import processes, provenance
+from finsa import processes, provenance, safety
 from finsa.config import RunConfig, locate
 from finsa.errors import Pruned, RunError, suggest
 
@@ -176,7 +176,9 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
         yield folder
     except BaseException as error:
         stopped = isinstance(error, Pruned)
-        folder.note(status="pruned" if stopped else "failed", error=f"{type(error).__name__}: {error}"[:2000])
+        folder.note(
+            status="pruned" if stopped else "failed", error=safety.masked(f"{type(error).__name__}: {error}")[:2000]
+        )
         raise
     folder.note(
         status="complete",

@@ -95,7 +95,9 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write a checkpoint; of a model with a head only what learns, not the base again."""
+        """Write a checkpoint, by process 0; of a model with a head only what learns, not the base again."""
+        if not self.args.should_save:
+            return
         if isinstance(self.model, Classifier | Mixture):
             learnt = self.model.learnt()
             state_dict = learnt if state_dict is None else {name: state_dict[name] for name in learnt}

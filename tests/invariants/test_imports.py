@@ -19,6 +19,7 @@ LAYERS = [
     {"modeling", "data", "provenance", "processes"},
     {"arguments"},
     {"composition"},
+    {"safety"},
     {"config"},
     {"errors"},
 ]
@@ -29,6 +30,7 @@ NO_TORCH = (
     "arguments",
     "launch",
     "processes",
+    "safety",
     "runs",
     "sweeps",
     "data",
