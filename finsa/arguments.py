@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import islice, product
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,7 +16,7 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
 from finsa.composition import below_mapping, build, choices_of, compose_values, experiment, groups, unknown_key
-from finsa.errors import ConfigError, Problem, suggest
+from finsa.errors import ConfigError, Problem, plainly, suggest
 
 MAX_CHECKED_JOBS = 64
 SWEPT = ("train", "check")  # stages that an experiment's own sweep is meant for
@@ -33,6 +34,7 @@ def check(overrides: Sequence[str]) -> None:
         ConfigError: with every problem found.
     """
     parsed, problems = _parse([quote(text) for text in overrides])
+    problems += _twice(parsed)
     sound = []
     for override in parsed:
         found = list(_check_override(override))
@@ -41,7 +43,7 @@ def check(overrides: Sequence[str]) -> None:
             sound.append(override)
     problems += _against_run(sound)
     for job in _jobs(sound):
-        problems += _check_job(job)
+        problems += _check_job(tuple(job))
     if problems:
         raise ConfigError(dict.fromkeys(problems))
 
@@ -90,15 +92,37 @@ def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
         try:
             parsed.append(parser.parse_override(text))
         except HydraException as error:
-            reason = "quote it: Chinese needs quotes here" if not text.isascii() else str(error).splitlines()[0]
-            problems.append(Problem(text, f"not of the form key=value ({reason})", "command line"))
+            problems.append(_unreadable(text, str(error).splitlines()[0]))
     return parsed, problems
+
+
+def _unreadable(text: str, reason: str) -> Problem:
+    """Why a word cannot be read; a key whose letters only look like the right ones is told as a key."""
+    key, sign, _ = text.partition("=")
+    if sign and not key.isascii():
+        plain = plainly(key).lstrip("+~")
+        known = None if plain in groups() else unknown_key(plain)
+        if known is None:
+            hint = f"Did you mean '{plain}'?"
+            return Problem(key, f"has letters that only look like those of a key. {hint}", "command line")
+        return Problem(key, f"has letters that no key has. {known.text}", "command line")
+    reason = "quote it: Chinese needs quotes here" if not text.isascii() else reason
+    return Problem(text, f"not of the form key=value ({reason})", "command line")
+
+
+def _twice(overrides: Sequence[Override]) -> Iterator[Problem]:
+    """What is said twice: the later word would win without a sound."""
+    seen: dict[str, str] = {}
+    for override in overrides:
+        key, text = override.get_key_element().lstrip("+~"), str(override.input_line)
+        if seen.setdefault(key, text) is not text:
+            yield Problem(key, f"is given twice, {seen[key]} and {text}; keep one", "command line")
 
 
 def _check_override(override: Override) -> Iterator[Problem]:
     key, text = override.key_or_group, str(override.input_line)
     if key.split(".")[0].split("/")[0] == "hydra":
-        return
+        return  # composed with the rest, where Hydra refuses unknown keys and `composition` what would run code
     if override.is_delete():
         yield Problem(text, f"nothing can be removed; set a value instead, such as {key}=null", "command line")
     elif key in groups():
@@ -162,7 +186,8 @@ def _jobs(overrides: Sequence[Override]) -> list[list[str]]:
     return [list(job) for job in islice(product(*axes), MAX_CHECKED_JOBS)]
 
 
-def _check_job(job: list[str]) -> list[Problem]:
+@cache
+def _check_job(job: tuple[str, ...]) -> list[Problem]:
     try:
         values, choices = compose_values(job)
         build(values, choices, job)

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from finsa import safety
 from finsa.config import ROOT, RunConfig
 from finsa.errors import ConfigError, Problem, nearest, suggest
 
@@ -60,6 +61,7 @@ def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], Choices]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose("config", list(overrides), return_hydra_config=True)
         choices = dict(composed.hydra.runtime.choices)
+        safety.require_no_code(OmegaConf.to_container(composed, resolve=False))
         OmegaConf.set_struct(composed, False)
         del composed["hydra"]
         return plain(composed), choices
@@ -127,6 +129,11 @@ def refused(error: Exception) -> ConfigError:
             f"no '{launcher[1]}' is installed, only {here}. pip install 'finsa[launchers]' or 'finsa[ray]' brings more"
         )
         return ConfigError([Problem("hydra/launcher", text, "command line")])
+    asked = re.search(r"Unsupported interpolation type (\S+); full_key: ([^;\s]+)", text)
+    if asked:
+        return ConfigError(
+            [Problem(asked[2], f"{asked[1]} is not allowed in a configuration: {safety.WHY_NO_RESOLVER}")]
+        )
     key = re.match(r"Could not override '([^'@]+)'", text)
     if key:
         section = key[1].rpartition(".")[0] or "the configuration"
@@ -156,7 +163,7 @@ def unknown_key(key: str) -> Problem | None:
             continue
         if part not in names:
             near = nearest(part, names)
-            full = ".".join([*parts[:depth], near]) if near else _anywhere(part) if depth == 0 else None
+            full = ".".join([*parts[:depth], near]) if near else _anywhere(part, exactly=depth > 0)
             hint = f"Did you mean '{full}'?" if full else suggest(part, names)
             return Problem(key, f"unknown key. {hint}".strip(), "command line")
         known = names[part]
@@ -198,14 +205,14 @@ def fields_below(annotation: Any) -> dict[str, Any] | None:
     return {}
 
 
-def _anywhere(name: str) -> str | None:
-    """The full path of a key that the user wrote without its section (``learning_rate``)."""
+def _anywhere(name: str, exactly: bool) -> str | None:
+    """The full path of a key that the user wrote without its section (``learning_rate``), or in another one."""
     full = {
         field: f"{section}.{field}"
         for section, annotation in reversed((fields_below(RunConfig) or {}).items())
         for field in fields_below(annotation) or {}
     }
-    found = nearest(name, full)
+    found = (name if name in full else None) if exactly else nearest(name, full)
     return full[found] if found else None
 
 

@@ -527,9 +527,16 @@ class Train(Section):
         packing: whether rows are put behind one another instead of padded, with a mask that keeps them apart.
         compile: whether the model's layers are compiled for training.
         calibrate: fit a temperature on the validation rows, for the probabilities that prediction and service give.
+        strategy: of several processes: ``ddp``: each has the whole model; ``fsdp``: each has a piece of every layer
+            (FSDP2, Zhao et al. 2023); ``deepspeed``: ZeRO (Rajbhandari et al. 2020) by DeepSpeed.
+        process_timeout: seconds that a process waits for another one before the job ends.
+        deepspeed: DeepSpeed's own configuration; ``auto`` is filled in from this section.
     """
 
     name: Name
+    strategy: Literal["single", "ddp", "fsdp", "deepspeed"]
+    process_timeout: PositiveFloat
+    deepspeed: dict[str, Any]
     epochs: PositiveFloat
     max_steps: PositiveInt | None
     batch_size: PositiveInt
@@ -1185,6 +1192,7 @@ class RunConfig(Section):
             )
         if isinstance(self.stage, MoeJointStage):
             _require_mixable(self.method, self.data)
+        _require_divisible(self.method, self.train.strategy)
         if self.stage.name == "generate" and (self.data.generator is None or self.output is None):
             raise ValueError("stage=generate needs data=generated and output=<folder>")
         if self.stage.name in ("augment", "synthesize") and self.output is None:
@@ -1214,6 +1222,22 @@ class RunConfig(Section):
                     f"{key} is of no use to stage={self.stage.name}, only to {', '.join(stages)}; leave it out"
                 )
         return self
+
+
+def _require_divisible(method: Method, strategy: str) -> None:
+    """Refuse methods that cannot be trained by several processes in this way."""
+    if strategy != "single" and method.baseline is not None:
+        raise ValueError(
+            f"method={method.name} is a baseline and learns in one process; set train.strategy=single and start it "
+            "with python run.py"
+        )
+    if strategy in ("fsdp", "deepspeed") and method.quantization != "none":
+        raise ValueError(
+            f"train.strategy={strategy} divides weights, and those of quantization={method.quantization} cannot be "
+            "divided; set train.strategy=ddp or method.quantization=none"
+        )
+    if strategy in ("fsdp", "deepspeed") and method.adapter is not None and method.adapter.variant == "pissa":
+        raise ValueError(f"adapter.variant=pissa needs whole weights; set train.strategy=ddp rather than {strategy}")
 
 
 def _require_mixable(method: Method, data: Data) -> None:

@@ -7,6 +7,8 @@ code 2. ``FINSA_DEBUG=1`` (or ``--debug``) shows the traceback as well.
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -81,10 +83,23 @@ def suggest(name: str, choices: Iterable[str], show: int = 12) -> str:
     return f"Choose from: {', '.join(known[:show])}{more}."
 
 
+# Letters of other scripts that look like Latin ones, after Unicode's own folding of wide and styled forms.
+_ALIKE = str.maketrans(
+    "аеорсухіјѕһԁӏɡ" + "АВЕКМНОРСТХІЅ" + "αονικρτυ" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧ",
+    "aeopcyxijshdlg" + "ABEKMHOPCTXIS" + "aovikptu" + "ABEZHIKMNOPTYX",
+)
+_UNSEEN = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
+
+
+def plainly(text: str) -> str:
+    """A text with the Latin letters that its letters look like, and without characters that cannot be seen."""
+    return _UNSEEN.sub("", unicodedata.normalize("NFKC", text)).translate(_ALIKE)
+
+
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     """Return the choice most like `name`, or None where none is near."""
     known = list(choices)
-    lowered = {choice.lower(): choice for choice in known}
+    lowered, name = {choice.lower(): choice for choice in known}, plainly(name)
     if name.lower() in lowered:
         return lowered[name.lower()]
     initials = {"".join(word[:1] for word in choice.split("_")): choice for choice in known if "_" in choice}

@@ -7,10 +7,11 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module, util
+from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 
-from finsa import arguments, composition, runs, sweeps
+from finsa import arguments, composition, processes, runs, safety, sweeps
 from finsa.config import ROOT, RunConfig
 from finsa.data import sampling, table, task
 from finsa.errors import ConfigError, FinsaError, Problem
@@ -20,7 +21,6 @@ from finsa.training import schedule
 
 # Flags with which Hydra only prints something, or that change where it reads from: nothing for us to check before.
 _HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
-_HYDRA_VALUES = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")
 
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -53,11 +53,17 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
     argv[1:] = [arguments.quote(word) for word in argv[1:]]
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if not processes.first():
+        sys.stdout = Path(os.devnull).open("w")  # process 0 speaks for all  # noqa: SIM115
     try:
-        if not any(word.split("=")[0] in _HYDRA_FLAGS + _HYDRA_VALUES for word in argv[1:]):
+        _refuse_flags(argv[1:])
+        if not any(word.split("=")[0] in _HYDRA_FLAGS for word in argv[1:]):
             argv[1:] = arguments.expand(argv[1:])
             arguments.check([word for word in argv[1:] if not word.startswith("-")])
             GlobalHydra.instance().clear()
+        if processes.world() > 1 and {"-m", "--multirun"} & set(argv[1:]):
+            text = f"one job is shared by the {processes.world()} processes, and a sweep has many; start one job each"
+            raise ConfigError([Problem("-m", text, "command line")])
         main()
         if _raised:
             raise _raised.pop()
@@ -76,18 +82,41 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
         return _tell(FinsaError(f"{error.filename or 'input or output'}: {error.strerror or error}"))
 
 
+_SHORT = {"-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
+
+
+def _refuse_flags(words: Sequence[str]) -> None:
+    """Refuse Hydra's flags that read a configuration from elsewhere, which nothing would have checked.
+
+    Raises:
+        ConfigError: naming the flag.
+    """
+    for word in words:
+        flag = word.split("=")[0]
+        flag = _SHORT.get(flag, flag)
+        known = [name for name in safety.FORBIDDEN_FLAGS if flag.startswith("--") and name.startswith(flag)]
+        if known and len(flag) > len("--c"):  # argparse takes beginnings of flags
+            if flag == "--cfg" or not flag.startswith(("--config", "--exp")):
+                continue
+            raise ConfigError([Problem(flag, f"is not taken: {safety.FORBIDDEN_FLAGS[known[0]]}", "command line")])
+
+
 def _tell(error: FinsaError) -> int:
     if os.environ.get("FINSA_DEBUG") == "1":
         traceback.print_exc()
-    print(f"{describe(error)}", file=sys.stderr)
+    if processes.first():
+        print(describe(error), file=sys.stderr)
+    elif not isinstance(error, ConfigError):  # a wrong command is told once
+        print(f"process {processes.rank()}: {describe(error)}", file=sys.stderr)
     return error.exit_code
 
 
 def describe(error: BaseException) -> str:
     """One message for an error: a list where a configuration has several problems."""
     if isinstance(error, ConfigError) and len(error.problems) > 1:
-        return f"error: {len(error.problems)} problems\n" + "\n".join(f"  {problem}" for problem in error.problems)
-    return f"error: {error}"
+        lines = "\n".join(f"  {problem}" for problem in error.problems)
+        return safety.masked(f"error: {len(error.problems)} problems\n{lines}")
+    return safety.masked(f"error: {error}")
 
 
 _raised: list[BaseException] = []
@@ -113,7 +142,7 @@ def run_job(cfg: RunConfig) -> float | None:
         else:
             if os.environ.get("FINSA_DEBUG") == "1":
                 traceback.print_exc()
-            sweeps.failed(cfg, describe(error) if isinstance(error, FinsaError) else f"error: {error!r}")
+            sweeps.failed(cfg, describe(error) if isinstance(error, FinsaError) else safety.masked(f"error: {error!r}"))
         return float("nan")
     if sweep:
         sweeps.finished(cfg, result)
@@ -130,12 +159,14 @@ def _earlier(cfg: RunConfig) -> Result | None:
 def _run(cfg: RunConfig) -> Result:
     """Check what can be checked without torch, then import the stage and run it."""
     path = require_stage(cfg.stage.name)
+    processes.require(cfg)
     if cfg.run is not None:
         if cfg.run not in runs.NAMED:  # the stage finds these, or makes them
             runs.read(cfg.run)
     elif cfg.stage.name in ("train", "check", "evaluate", "search", "moe_joint"):
         _preflight(cfg, table.load(cfg.data))
-    result: Result = import_module(path).run(cfg)
+    with processes.joined(cfg):
+        result: Result = import_module(path).run(cfg)
     return result
 
 
@@ -150,7 +181,7 @@ def _preflight(cfg: RunConfig, data: table.Table) -> None:
         gold = data.splits["train"]["label"].to_list()
         order = sampling.chosen(gold, cfg.method, cfg.seed)
         counts = sampling.class_counts(gold, order, data.labels.names, cfg.method.loss)
-        schedule.steps_of(cfg.train, sum(counts), int(os.environ.get("WORLD_SIZE", "1")))
+        schedule.steps_of(cfg.train, sum(counts), processes.world())
     from finsa.modeling import tokenizers  # a second of imports that most errors need not wait for
 
     tokenizer = tokenizers.peek(cfg.model)

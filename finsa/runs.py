@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from pydantic import ValidationError
 
-from finsa import provenance
+from finsa import processes, provenance, safety
 from finsa.config import RunConfig, locate
 from finsa.errors import Pruned, RunError, suggest
 
@@ -89,6 +89,19 @@ class RunFolder:
             file.write(json.dumps({"step": step, "time": round(time.time(), 3), **record}) + "\n")
 
 
+class Followed(RunFolder):
+    """The run folder as the other processes of a job see it: process 0 alone writes."""
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write nothing."""
+
+    def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
+        """Write nothing."""
+
+    def log(self, step: int, record: dict[str, float]) -> None:
+        """Write nothing."""
+
+
 Watch = Callable[[int, dict[str, float]], None]
 
 
@@ -139,6 +152,9 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
     Raises:
         RunError: where there is nothing to resume, or the data have changed since.
     """
+    if not processes.first():
+        yield Followed(Path(processes.agreed(None)), {})
+        return
     path = _unfinished(cfg) if cfg.resume else _new_path(cfg)
     known = _read_json(path / "run.json")
     if known.get("data_fingerprint", data_fingerprint) != data_fingerprint:
@@ -154,12 +170,15 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
     folder = RunFolder(path, facts)
     folder.write_text("config.yaml", yaml.safe_dump(cfg.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
     folder.note()
+    processes.agreed(str(path))
     started = time.monotonic()
     try:
         yield folder
     except BaseException as error:
         stopped = isinstance(error, Pruned)
-        folder.note(status="pruned" if stopped else "failed", error=f"{type(error).__name__}: {error}"[:2000])
+        folder.note(
+            status="pruned" if stopped else "failed", error=safety.masked(f"{type(error).__name__}: {error}")[:2000]
+        )
         raise
     folder.note(
         status="complete",

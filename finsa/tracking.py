@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from finsa import processes
 from finsa.config import RunConfig, Tracking
 
 
@@ -57,7 +58,7 @@ def track(cfg: RunConfig, folder: Path, group: str | None) -> Iterator[Tracker]:
         folder: the run folder; an offline wandb run is written below it.
         group: the sweep the job belongs to.
     """
-    if cfg.tracking.name == "none":
+    if cfg.tracking.name == "none" or not processes.first():
         yield Tracker()
         return
     import wandb

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,6 +86,7 @@ class Part:
         self.done_file = folder / f"done-{rank}"
         self._files = [_reopened(_file(folder, kind, rank), end) for kind, end in zip(KINDS, self.ends, strict=True)]
         whole = "".join(json.dumps(asdict(chunk)) + "\n" for chunk in self.chunks).encode()
+        (folder / f"alive-{rank}").write_text(f"{_starter()} {os.getpid()}", encoding="utf-8")
         self._lines = _reopened(folder / f"journal-{rank}.jsonl", len(whole))
 
     def add(self, number: int, read: int, digest: str, contents: tuple[bytes, bytes], counts: dict[str, int]) -> None:
@@ -138,6 +140,42 @@ def _journal(folder: Path, rank: int) -> list[Chunk]:
             break
         chunks.append(Chunk(**{**values, "ends": tuple(values["ends"])}))
     return chunks
+
+
+def gone(folder: Path, processes: int) -> list[int]:
+    """Numbers of processes on this machine that ended without having done their share."""
+    lost = []
+    for rank in range(processes):
+        file = folder / f"alive-{rank}"
+        if not file.is_file() or (folder / f"done-{rank}").is_file():
+            continue
+        starter, _, pid = file.read_text(encoding="utf-8").rpartition(" ")
+        ended = starter == _starter() and pid.isdecimal() and not _alive(int(pid))
+        if ended and not (folder / f"done-{rank}").is_file():  # it may have come to its end in between
+            lost.append(rank)
+    return lost
+
+
+def _starter() -> str:
+    """Machine and process that started this one; what an earlier attempt left behind has another."""
+    return f"{socket.gethostname()} {os.getppid()}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        # one that has ended and whose parent has not asked for its exit code is still listed
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.is_file() or stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+
+
+def written(folder: Path) -> int:
+    """Bytes of all journals, by which progress shows."""
+    return sum(file.stat().st_size for file in folder.glob("journal-*.jsonl"))
 
 
 def finished(folder: Path, processes: int) -> bool:

@@ -145,13 +145,33 @@ def records(answers: Answers, added: Added) -> Iterator[dict[str, Any]]:
         yield {added.label: label, **values, **({added.route: route} if added.route else {})}
 
 
-def wait(folder: Path, share: Share) -> None:
-    """Wait until every process has done its share."""
-    told = time.monotonic()
+def wait(folder: Path, share: Share, patience: float) -> None:
+    """Wait until every process has done its share.
+
+    Args:
+        folder: of the output.
+        share: this process's.
+        patience: seconds without anything written by the others after which they count as lost.
+
+    Raises:
+        RunError: where another process is gone, or silent for too long.
+    """
+    told = moved = time.monotonic()
+    written = parts.written(folder)
     while not parts.finished(folder, share.processes):
         time.sleep(0.1)
-        if time.monotonic() - told > 30:
-            told = time.monotonic()
+        now = time.monotonic()
+        if (found := parts.written(folder)) != written:
+            written, moved = found, now
+        gone = parts.gone(folder, share.processes)
+        if gone or now - moved > patience:
+            said = "is gone" if gone else f"has written nothing for {patience:.0f} seconds (train.process_timeout)"
+            raise RunError(
+                f"process {', '.join(map(str, gone)) or 'of another number'} {said}; what was answered is kept in "
+                f"{folder}, and the same command goes on from there"
+            )
+        if now - told > 30:
+            told = now
             print(f"waiting for the other {share.processes - 1} processes", flush=True)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from finsa import processes
 from finsa.data.rows import Encoded, Renderer
 from finsa.modeling.classifier import Classifier, causal
 from finsa.modeling.mixture import Mixture
@@ -165,22 +166,25 @@ class LabelScorer:
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Sequence[int]]) -> FloatArray:
-        """Score prompts, in their order: (n, c) natural logarithms."""
-        scores = np.empty((len(prompts), len(self.renderer.answers)))
+        """Score prompts, in their order: (n, c) natural logarithms; the processes of a job divide the batches."""
+        scores = np.zeros((len(prompts), len(self.renderer.answers)))
         lengths = _lengths(prompts, len(self.tree.tokens))
         training = self.model.training
         mixture = self.model if isinstance(self.model, Mixture) else None
-        gates = None if mixture is None else np.empty((len(prompts), len(mixture.experts)))
+        gates = None if mixture is None else np.zeros((len(prompts), len(mixture.experts)))
         self.model.eval()
         self._prefix = self._shared(prompts, lengths)
-        for rows in batches(lengths, self.batch_tokens):
-            scores[rows] = self._batch([prompts[row] for row in rows]).double().cpu().numpy()
+        for rows, counts in processes.share(list(batches(lengths, self.batch_tokens))):
+            found = self._batch([prompts[row] for row in rows]).double().cpu().numpy()
+            if not counts:
+                continue
+            scores[rows] = found
             if mixture is not None and gates is not None:
                 gates[rows] = mixture.shares().double().cpu().numpy()
         self._prefix = None
         self.model.train(training)
-        self.gates = gates
-        return scores
+        self.gates = None if gates is None else processes.total(gates)
+        return processes.total(scores)
 
     def _shared(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> Any:
         """Keys and values (1, ...) of the prompts' common head; None where they would not pay or cannot be had."""
@@ -195,7 +199,7 @@ class LabelScorer:
     def _reuses(self) -> bool:
         """Whether a head means the same before every text: not to a mixture, whose experts the text chooses."""
         remote = type(causal(self.model)).__module__.startswith("transformers_modules")
-        return not remote and not getattr(self.model, "experts", ())
+        return not remote and not getattr(self.model, "experts", ()) and not processes.divided(self.model)
 
     def _batch(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Score one batch: (b, c)."""

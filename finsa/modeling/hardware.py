@@ -14,7 +14,8 @@ from finsa.config import Train
 
 
 def prepare(train: Train) -> None:
-    """Set threads and the precision of float32 products once, and silence the libraries' advice."""
+    """Set device, threads and the precision of float32 products once, and silence the libraries' advice."""
+    take_own_device()
     if train.threads is not None:
         torch.set_num_threads(train.threads)
     if not torch.cuda.is_available():

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from finsa import baselines
+from finsa import baselines, processes
 from finsa.config import RunConfig
 from finsa.data import table, task
 from finsa.evaluation import tables
 from finsa.modeling import base, hardware, learner, memory, quantization, tokenizers
 from finsa.runs import Result
-from finsa.training import fit, schedule
+from finsa.training import schedule
 
 MEASURED_ROWS = 20_000
 
@@ -40,7 +40,7 @@ def run(cfg: RunConfig) -> Result:
         "parameters": f"{trainable:,} trainable of {total:,} total",
     }
     if cfg.method.learn != "nothing":
-        steps = schedule.steps_of(cfg.train, used, fit.processes())
+        steps = schedule.steps_of(cfg.train, used, processes.world())
         plan["training"] = f"{used:,} rows, {steps:,} steps of {cfg.train.batch_size} sequences"
     need = memory.estimate(cfg, trainable, total, float(np.mean(np.sort(lengths)[-cfg.train.micro_batch_size :])))
     stored = "" if cfg.method.quantization == "none" else f", base in {cfg.method.quantization}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from finsa import runs, tracking
+from finsa import processes, runs, tracking
 from finsa.config import Data, EvaluateStage, MoeJointStage, RunConfig
 from finsa.data import table, task
 from finsa.errors import ConfigError, Problem
@@ -47,7 +47,8 @@ def run(cfg: RunConfig) -> Result:
         folder.note(**job.fingerprints(), run=str(record.path if record else None))
         outcome.write_ledger(job, folder)
         folder.write_json("metrics.json", found)
-        tracker.figure("confusion matrix", outcome.draw(found[split], f"{name}, {split}", folder.path))
+        if processes.first():
+            tracker.figure("confusion matrix", outcome.draw(found[split], f"{name}, {split}", folder.path))
         tracker.summary(outcome.flat(found))
     tables.show_report(found[split], f"{name} on the {split} split, by class")
     tables.show_comparison({name: found[split]}, f"{trained.data.name}, {split} split")

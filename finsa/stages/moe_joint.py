@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finsa import runs, tracking
+from finsa import processes, runs, tracking
 from finsa.config import MoeJointStage, RunConfig
 from finsa.data import table, task
 from finsa.evaluation import mixing, mixture_sheets, outcome, records, router, sheets, tables
@@ -17,7 +17,7 @@ from finsa.inference.scoring import scorer
 from finsa.modeling import base, hardware, learner, quantization, tokenizers
 from finsa.modeling.mixture import Mixture
 from finsa.runs import Result, RunFolder
-from finsa.training import fit, job, joint, members, schedule
+from finsa.training import job, joint, members, schedule
 from finsa.training.members import Members
 
 Classes = NDArray[np.int64]
@@ -32,7 +32,7 @@ def run(cfg: RunConfig) -> Result:
     data.require("train", "validation", "test")
     members.names(stage, data)
     rows = task.build(cfg, data, tokenizers.load_tokenizer(cfg.model))
-    schedule.steps_of(cfg.train, sum(rows.class_counts(cfg)), fit.processes())
+    schedule.steps_of(cfg.train, sum(rows.class_counts(cfg)), processes.world())
     hardware.prepare(cfg.train)
     made_of = members.gather(cfg, stage, rows, lambda text: print(text, flush=True))
     with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from finsa import processes
 from finsa.config import PredictStage, RunConfig, locate
 from finsa.data import parts, streams, written
 from finsa.errors import DataError, RunError
@@ -54,7 +54,7 @@ def _one(cfg: RunConfig, record: Record, text: str) -> Result:
 def _file(cfg: RunConfig, record: Record) -> Result:
     assert isinstance(cfg.stage, PredictStage)
     source, output = str(cfg.input), Path(str(cfg.output)).absolute()
-    share = Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    share = Share(processes.rank(), processes.world())
     column = cfg.stage.text_column or record.cfg.data.columns.text
     form, target = streams.format_of(source, cfg.stage.input_format), written.require_format(output)
     if source == "-" and share.processes > 1:
@@ -78,7 +78,7 @@ def _file(cfg: RunConfig, record: Record) -> Result:
     seconds = time.monotonic() - started
     if share.rank != 0:
         return Result("predict", None, {"rows": now})
-    prediction.wait(folder, share)
+    prediction.wait(folder, share, cfg.train.process_timeout)
     counts = parts.join(folder, share.processes, shape, output, rejected)
     _tell(counts, now, seconds, output, rejected, share)
     return Result("predict", None, {"rows": now, "rows_per_second": now / max(seconds, 1e-9), **counts})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
@@ -16,10 +16,11 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig
 
+from finsa import processes
 from finsa.config import Train
 from finsa.data.rows import CHUNK, Row
 from finsa.training import objective as objectives
-from finsa.training import prefix, progress, schedule
+from finsa.training import prefix, progress, schedule, shared
 from finsa.training.batching import Cutter, Step
 from finsa.training.collate import Collator, Packer
 from finsa.training.objective import Objective
@@ -36,8 +37,8 @@ class Fitted:
         steps: optimiser steps made.
         best: the best validation score, by the measure that selects.
         seconds: wall time of the training, validation included.
-        tokens: real tokens seen by this process, padding not counted.
-        rows: rows seen by this process.
+        tokens: real tokens seen by all processes, padding not counted.
+        rows: rows seen by all processes.
     """
 
     steps: int
@@ -56,11 +57,6 @@ class Fitted:
             "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
             "rows_per_second": round(self.rows / max(self.seconds, 1e-9), 2),
         }
-
-
-def processes() -> int:
-    """Number of training processes: as the launcher says, because they find each other only when training starts."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def fit(
@@ -92,18 +88,19 @@ def fit(
         lr_ratio: learning rate of LoRA's B over that of A.
     """
     objective = objective or objectives.tokens()
-    common = prefix.Common()
-    dataset = _dataset(rows, common)
-    shared = prefix.plan(common, model, train)
-    collate = Collator(tokenizer.pad_token_id, objective.suffix, shared.used)
+    common, count = prefix.Common(), len(rows)
+    per_process = train.micro_batch_size * schedule.accumulation(train, processes.world())
+    dataset = _dataset(shared.filled(list(rows), per_process) if processes.world() > 1 else rows, common)
+    plan = prefix.plan(common, model, train)
+    collate = Collator(tokenizer.pad_token_id, objective.suffix, plan.used)
     if train.packing:
         collate = Packer(tokenizer.pad_token_id, None if "flash" in model.config._attn_implementation else LINE)
     cut = Cutter(collate, train.micro_batch_size, train.batch_tokens)
-    shown = progress.ProgressCallback(lambda: int(trainer.tokens), record)
+    shown = progress.ProgressCallback(lambda: _tokens(trainer), record)
     stopping = [EarlyStoppingCallback(train.patience)] if train.patience else []
     trainer = FinsaTrainer(
         model=model,
-        args=_arguments(train, seed, folder),
+        args=_arguments(train, seed, folder, **shared.arguments(train, model)),
         train_dataset=dataset,
         eval_dataset=dataset.select([0]),  # the validation split is read by `validate`; the trainer wants to see one
         data_collator=Step,
@@ -113,6 +110,7 @@ def fit(
         objective=objective,
         lr_ratio=lr_ratio,
         cut=cut,
+        rows=count,
     )
     for own in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(own)
@@ -122,8 +120,13 @@ def fit(
     finally:
         shown.bar.stop()
     state = trainer.state
-    seen = round(min(state.epoch or 0, train.epochs) * len(rows))
-    return Fitted(state.global_step, state.best_metric, time.monotonic() - started, int(trainer.tokens), seen)
+    seen = round(min(state.epoch or 0, train.epochs) * count)
+    return Fitted(state.global_step, state.best_metric, time.monotonic() - started, _tokens(trainer), seen)
+
+
+def _tokens(trainer: FinsaTrainer) -> int:
+    """Real tokens seen by all processes."""
+    return int(processes.total(np.array([int(trainer.tokens)]))[0])
 
 
 def _dataset(rows: Sequence[Row], common: prefix.Common) -> Dataset:
@@ -140,14 +143,14 @@ def _dataset(rows: Sequence[Row], common: prefix.Common) -> Dataset:
     return Dataset(pa.concat_tables(parts))
 
 
-def _arguments(train: Train, seed: int, folder: Path) -> SFTConfig:
+def _arguments(train: Train, seed: int, folder: Path, **further: Any) -> SFTConfig:
     every = {"eval_steps": train.validate_every, "save_steps": train.validate_every} if train.validate_every else {}
     strategy = "steps" if train.validate_every else "epoch"
     return SFTConfig(
         output_dir=str(folder),
         num_train_epochs=train.epochs,
         max_steps=train.max_steps or -1,
-        per_device_train_batch_size=train.micro_batch_size * schedule.accumulation(train, processes()),
+        per_device_train_batch_size=train.micro_batch_size * schedule.accumulation(train, processes.world()),
         gradient_accumulation_steps=1,  # a batch is a whole step; the trainer cuts it
         learning_rate=train.learning_rate,
         lr_scheduler_type=train.schedule,
@@ -179,4 +182,5 @@ def _arguments(train: Train, seed: int, folder: Path) -> SFTConfig:
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         **every,
+        **further,
     )

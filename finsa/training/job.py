@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from finsa import runs, tracking
+from finsa import processes, runs, tracking
 from finsa.config import RunConfig, TrainStage
 from finsa.data import table, task
 from finsa.evaluation import outcome, tables
@@ -25,7 +25,7 @@ def run(cfg: RunConfig) -> Result:
     tokenizer = tokenizers.load_tokenizer(cfg.model)
     job = task.build(cfg, data, tokenizer)
     if cfg.method.learn != "nothing":
-        schedule.steps_of(cfg.train, sum(job.class_counts(cfg)), fit.processes())
+        schedule.steps_of(cfg.train, sum(job.class_counts(cfg)), processes.world())
     hardware.prepare(cfg.train)
     with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
         return _run(cfg, job, folder, tracker)
@@ -90,8 +90,10 @@ def _learn(
     scores = reader.score(held)
     metrics["validation"] = outcome.validation(job, scores)
     folder.note(**fitted.facts())
-    learner.save(cfg, model, folder.path, job.table.labels.names)
-    job.renderer.tokenizer.save_pretrained(folder.path / "tokenizer")
+    with processes.whole(model):
+        if processes.first():
+            learner.save(cfg, model, folder.path, job.table.labels.names)
+            job.renderer.tokenizer.save_pretrained(folder.path / "tokenizer")
     return model, scores
 
 
@@ -143,6 +145,8 @@ def write(
         gates: of a mixture, (n, E).
         experts: of a mixture.
     """
+    if not processes.first():
+        return
     folder.note(**job.fingerprints(), labels=dict(zip(job.table.labels.names, job.table.labels.words, strict=True)))
     outcome.write_ledger(job, folder)
     folder.write_json("metrics.json", metrics)

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from finsa import processes
+
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     """Shows a bar with loss, tokens per second and time left, and passes every record on.
@@ -21,7 +23,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, tokens: Callable[[], int], record: Callable[[int, dict[str, float]], None]) -> None:
         self.tokens, self.record = tokens, record
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, quiet=not processes.first())
         self.last: tuple[float, int] = (0.0, 0)
         self.bar = Progress(
             TextColumn("training"),

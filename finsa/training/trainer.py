@@ -11,6 +11,7 @@ from trl import SFTTrainer
 
 from finsa.modeling.classifier import Classifier
 from finsa.modeling.mixture import Mixture
+from finsa.training import shared
 from finsa.training.batching import Cutter, Step
 from finsa.training.objective import Objective
 
@@ -25,21 +26,32 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         objective: what a step makes small.
         lr_ratio: learning rate of LoRA's B over that of A (LoRA+, Hayou et al. 2024).
         cut: makes micro-batches of an optimiser step.
+        rows: how many of the rows are real; those behind them weigh nothing.
         **kwargs: as SFTTrainer takes them.
     """
 
     loss_is_scaled_for_ga = True  # `compute_loss` has divided by the whole step
 
     def __init__(
-        self, *, validate: Validate, objective: Objective, lr_ratio: float, cut: Cutter, **kwargs: Any
+        self, *, validate: Validate, objective: Objective, lr_ratio: float, cut: Cutter, rows: int, **kwargs: Any
     ) -> None:
         self.validate, self.objective, self.lr_ratio = validate, objective, lr_ratio
-        self.cut = cut
+        self.cut, self.rows = cut, rows
         self.tokens = 0  # real tokens trained on, counted where the rows are, so that no step waits for the device
         exact = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
         super().__init__(**kwargs)
         for parameter, data in exact:
             parameter.data = data  # trl rounds adapters on a quantised base to bfloat16; they stay in float32 here
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator; FSDP on processors as on GPUs."""
+        super().create_accelerator_and_postprocess()
+        shared.allow_on_cpu(self)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The order of the rows, the same in all processes."""
+        inner = super()._get_train_sampler(self.train_dataset.select(range(self.rows)))
+        return shared.order(inner, self.train_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -51,7 +63,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         step: Step | None = next(epoch_iterator, None)
         if step is None:
             return [], None
-        self.tokens += sum(len(row["input_ids"]) for row in step.rows)
+        self.tokens += sum(len(row["input_ids"]) for row in step.rows if row.get("weight") != 0)
         batches = self.cut(step)
         weight = torch.stack([self.objective.weight(batch) for batch in batches]).sum(0).to(device)
         return [batches], self.accelerator.gather(weight).view(-1, *weight.shape).sum(0)
@@ -107,8 +119,13 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write a checkpoint; of a model with a head only what learns, not the base again."""
-        super()._save(output_dir, self.model.learnt() if isinstance(self.model, Classifier | Mixture) else state_dict)
+        """Write a checkpoint, by process 0; of a model with a head only what learns, not the base again."""
+        if not self.args.should_save:
+            return
+        if isinstance(self.model, Classifier | Mixture):
+            learnt = self.model.learnt()
+            state_dict = learnt if state_dict is None else {name: state_dict[name] for name in learnt}
+        super()._save(output_dir, state_dict)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: the run folder says more, and trl's asks wandb for a URL."""
