@@ -523,6 +523,9 @@ class Train(Section):
 
     Args:
         calibrate: fit a temperature on the validation rows, for the probabilities that prediction and service give.
+        heartbeat_seconds: how often ``heartbeat.json`` tells time, step and memory.
+        stall_seconds: a step that takes longer is told, with where each thread stands.
+        stall_ends: whether such a step also ends the training.
     """
 
     name: Name
@@ -545,6 +548,9 @@ class Train(Section):
     log_every: PositiveInt
     score_tokens: PositiveInt
     calibrate: bool
+    heartbeat_seconds: PositiveFloat | None
+    stall_seconds: PositiveFloat | None
+    stall_ends: bool
     threads: PositiveInt | None
     matmul_precision: Literal["highest", "high", "medium"]
 
@@ -1132,7 +1138,7 @@ USED_BY = {
     "input": ("predict",),
     "text": ("predict",),
     "format": ("export",),
-    "resume": ("train", "pretrain", "search", "moe_joint", "chain"),
+    "resume": ("train", "evaluate", "pretrain", "search", "moe_joint", "chain"),
     "fresh": ("train", "evaluate"),
 }
 

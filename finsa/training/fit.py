@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,18 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig
 
+from finsa import signals
 from finsa.config import Train
 from finsa.data.rows import CHUNK, Row
+from finsa.training import checkpoints, progress, schedule
 from finsa.training import objective as objectives
-from finsa.training import progress, schedule
 from finsa.training.collate import Collator
+from finsa.training.finite import Numbered
 from finsa.training.objective import Objective
 from finsa.training.trainer import FinsaTrainer, Validate
+from finsa.training.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def fit(
     callbacks: Sequence[TrainerCallback] = (),
     objective: Objective | None = None,
     lr_ratio: float = 1.0,
+    log: Path | None = None,
+    identify: Callable[[int], str] = str,
 ) -> Fitted:
     """Train a model and leave it at its best checkpoint.
 
@@ -87,43 +90,67 @@ def fit(
         callbacks: further ones of transformers' kind.
         objective: what is made small; None: the cross-entropy of labelled tokens.
         lr_ratio: learning rate of LoRA's B over that of A.
+        log: the file that `record` appends to; what stands in it behind the checkpoint is cut off.
+        identify: gives the id of a row by its number, for a message.
+
+    Raises:
+        FinsaError: for a loss that is no number, or a checkpoint that cannot be written.
+        Stopped: after a signal, once a checkpoint is saved.
     """
     objective = objective or objectives.tokens()
     dataset = _dataset(rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    resumed = checkpoints.newest(folder, lambda text: print(text, flush=True))
+    if log is not None:
+        checkpoints.rewind(log, folder, resumed)
+    watch = Watch(train, folder.parent)
+
+    def watched(model: torch.nn.Module) -> dict[str, float]:
+        with watch.pause():
+            return validate(model)
+
     shown = progress.ProgressCallback(lambda: int(trainer.tokens), record)
     stopping = [EarlyStoppingCallback(train.patience)] if train.patience else []
-    trainer = FinsaTrainer(
-        model=model,
-        args=_arguments(train, seed, folder),
-        train_dataset=dataset,
-        eval_dataset=dataset.select([0]),  # the validation split is read by `validate`; the trainer wants to see one
-        data_collator=Collator(tokenizer.pad_token_id, objective.suffix),
-        processing_class=tokenizer,
-        callbacks=[shown, *stopping, *callbacks],
-        validate=validate,
-        objective=objective,
-        lr_ratio=lr_ratio,
-    )
-    for own in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(own)
-    started = time.monotonic()
-    try:
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
-    finally:
-        shown.bar.stop()
+    with signals.deferred() as stopped:
+        trainer = FinsaTrainer(
+            model=model,
+            args=_arguments(train, seed, folder),
+            train_dataset=dataset,
+            eval_dataset=dataset.select([0]),  # the validation split is read by `validate`; the trainer wants one
+            data_collator=Numbered(Collator(tokenizer.pad_token_id, objective.suffix)),
+            processing_class=tokenizer,
+            callbacks=[watch, shown, *stopping, *callbacks],
+            validate=watched,
+            objective=objective,
+            lr_ratio=lr_ratio,
+            log=log,
+            resumed=resumed,
+            stopped=stopped,
+            identify=identify,
+        )
+        for own in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(own)
+        try:
+            with watch.watching():
+                trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+        finally:
+            shown.bar.stop()
     state = trainer.state
     seen = round(min(state.epoch or 0, train.epochs) * len(rows))
-    return Fitted(state.global_step, state.best_metric, time.monotonic() - started, int(trainer.tokens), seen)
+    return Fitted(state.global_step, state.best_metric, trainer.seconds, int(trainer.tokens), seen)
 
 
 def _dataset(rows: Sequence[Row]) -> Dataset:
     """Put rows into an Arrow table, a chunk at a time: as Python lists, millions of them would not fit."""
-    kinds = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "length": pa.int32()}
+    kinds = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "length": pa.int32(), "row": pa.int64()}
     further = {"weight": pa.float32(), "target": pa.int32(), "text_span": pa.list_(pa.int32()), "domain": pa.int32()}
     schema = pa.schema(kinds | {name: kind for name, kind in further.items() if name in rows[0]})
     parts = []
     for start in range(0, len(rows), CHUNK):
-        chunk = [{**row, "length": len(row["input_ids"])} for row in rows[start : start + CHUNK]]
+        chunk = [
+            {**row, "length": len(row["input_ids"]), "row": number}
+            for number, row in enumerate(rows[start : start + CHUNK], start)
+        ]
         parts.append(pa.Table.from_pylist(chunk, schema=schema))
     return Dataset(pa.concat_tables(parts))
 

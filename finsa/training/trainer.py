@@ -7,23 +7,23 @@ from itertools import islice
 from typing import Any
 
 import torch
-from trl import SFTTrainer
 
 from finsa.modeling.classifier import Classifier
 from finsa.modeling.mixture import Mixture
+from finsa.training.durable import DurableTrainer
 from finsa.training.objective import Objective
 
 Validate = Callable[[torch.nn.Module], dict[str, float]]
 
 
-class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
+class FinsaTrainer(DurableTrainer):
     """Trains on finished rows.
 
     Args:
         validate: called with the model; its numbers choose the checkpoint.
         objective: what a step makes small.
         lr_ratio: learning rate of LoRA's B over that of A (LoRA+, Hayou et al. 2024).
-        **kwargs: as SFTTrainer takes them.
+        **kwargs: as DurableTrainer takes them.
     """
 
     loss_is_scaled_for_ga = True  # `compute_loss` has divided by the whole step

@@ -15,11 +15,12 @@ LAYERS = [
     {"sweeps"},
     {"stages"},
     {"jobs"},
-    {"training", "inference", "evaluation", "serving", "baselines", "runs", "tracking"},
+    {"training", "inference", "evaluation", "serving", "baselines", "runs", "folder", "older", "tracking"},
     {"modeling", "data", "provenance"},
     {"arguments"},
     {"composition"},
     {"config"},
+    {"files", "locks", "signals"},
     {"errors"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
