@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -10,8 +12,8 @@ from importlib import import_module, util
 
 from hydra.core.global_hydra import GlobalHydra
 
-from finsa import arguments, composition, runs, sweeps
-from finsa.config import ROOT, RunConfig
+from finsa import arguments, composition, runs, signals, sweeps
+from finsa.config import ROOT, USED_BY, RunConfig
 from finsa.data import sampling, table, task
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.modeling import quantization
@@ -43,7 +45,8 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
         argv: the command line; ``--debug`` is taken out of it.
 
     Returns:
-        The exit code: 0, 1 (jobs of a sweep failed), 2 (to be mended by the user) or 130 (interrupted).
+        The exit code: 0, 1 (jobs of a sweep failed), 2 (to be mended by the user), 130 (interrupted) or 143
+        (terminated).
     """
     if "--debug" in argv:
         argv.remove("--debug")
@@ -53,27 +56,39 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
     argv[1:] = [arguments.quote(word) for word in argv[1:]]
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    typed = list(argv)
     try:
         if not any(word.split("=")[0] in _HYDRA_FLAGS + _HYDRA_VALUES for word in argv[1:]):
             argv[1:] = arguments.expand(argv[1:])
             arguments.check([word for word in argv[1:] if not word.startswith("-")])
             GlobalHydra.instance().clear()
-        main()
-        if _raised:
-            raise _raised.pop()
-        return sweeps.conclude()
-    except KeyboardInterrupt:
-        told = (
-            "interrupted; a run is marked, and resume=true goes on from its last checkpoint; a model's answers are kept"
-        )
-        print(f"{told}, and the same command goes on from them", file=sys.stderr)
-        return 130
+        with signals.stopping():
+            main()
+            if _raised:
+                raise _raised.pop()
+            return sweeps.conclude()
+    except KeyboardInterrupt as stop:
+        print(f"{stop or 'interrupted'}. Go on with: {resuming(typed)}", file=sys.stderr)
+        return 128 + getattr(stop, "number", signal.SIGINT)
     except FinsaError as error:
         return _tell(error)
     except composition.REFUSALS as error:
         return _tell(composition.refused(error))
     except OSError as error:
         return _tell(FinsaError(f"{error.filename or 'input or output'}: {error.strerror or error}"))
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "allocate memory" in str(error)):
+            raise
+        text = "out of memory. Set train.micro_batch_size and train.score_tokens lower, or choose a smaller model"
+        return _tell(FinsaError(f"{text}. Checkpoints are kept: {resuming(typed)}"))
+
+
+def resuming(argv: list[str]) -> str:
+    """The command that goes on where one was stopped; sweeps and predictions do so by themselves."""
+    words = [word for word in argv[1:] if not word.startswith("resume=")]
+    stages = [word.partition("=")[2] for word in words if word.startswith("stage=")]
+    resumes = "-m" not in words and "--multirun" not in words and (stages or ["train"])[-1] in USED_BY["resume"]
+    return shlex.join(["python", "run.py", *words, *(["resume=true"] if resumes else [])])
 
 
 def _tell(error: FinsaError) -> int:
@@ -106,7 +121,7 @@ def run_job(cfg: RunConfig) -> float | None:
     try:
         if sweep:
             sweeps.begin(cfg)
-        result = (_earlier(cfg) if sweep else None) or _run(cfg)
+        result = (_earlier(cfg) if sweep else None) or _run(_going_on(cfg) if sweep else cfg)
     except Exception as error:
         if not sweep:
             _raised.append(error)
@@ -125,6 +140,17 @@ def _earlier(cfg: RunConfig) -> Result | None:
     if cfg.stage.name not in ("train", "evaluate") or cfg.run is not None:
         return None
     return sweeps.earlier(cfg, table.load(cfg.data).fingerprint)
+
+
+def _going_on(cfg: RunConfig) -> RunConfig:
+    """A sweep's job that was killed before goes on in its own folder, unless another process is at it."""
+    if cfg.stage.name != "train" or cfg.fresh or cfg.resume:
+        return cfg
+    path = runs.unfinished(cfg, table.load(cfg.data).fingerprint)
+    if path is None:
+        return cfg
+    print(f"going on with {path}; fresh=true starts anew", flush=True)
+    return cfg.model_copy(update={"resume": True})
 
 
 def _run(cfg: RunConfig) -> Result:

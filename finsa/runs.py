@@ -99,7 +99,7 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
     Raises:
         RunError: where there is nothing to resume, or the data have changed since.
     """
-    path = _unfinished(cfg) if cfg.resume else _new_path(cfg)
+    path = _unfinished(cfg, data_fingerprint) if cfg.resume else _new_path(cfg)
     path.mkdir(parents=True, exist_ok=True)
     with locks.held(path / locks.LOCK, f"run folder {path}"):
         folder = _opened(cfg, path, data_fingerprint)
@@ -204,8 +204,8 @@ def unfinished(cfg: RunConfig, data_fingerprint: str | None = None) -> Path | No
     return max(found)[1] if found else None
 
 
-def _unfinished(cfg: RunConfig) -> Path:
-    found = unfinished(cfg)
+def _unfinished(cfg: RunConfig, data_fingerprint: str | None) -> Path:
+    found = unfinished(cfg, data_fingerprint if sweep_name() else None)
     if found is not None:
         return found
     files = Path(cfg.output_dir).absolute().rglob("run.json")
