@@ -633,6 +633,12 @@ class ExportStage(Section):
     timed: PositiveInt
 
 
+class RerunStage(Section):
+    """Run a finished run's configuration again, and hold every result against the first."""
+
+    name: Literal["rerun"]
+
+
 class CheckStage(Section):
     """Validate everything and print the plan; no weights are loaded."""
 
@@ -1011,6 +1017,7 @@ Stage = Annotated[
     | PredictStage
     | ExportStage
     | CheckStage
+    | RerunStage
     | InspectStage
     | PretrainStage
     | GenerateStage
@@ -1130,7 +1137,7 @@ class Tracking(Section):
 
 # Keys beside the groups, and the stages that read them; elsewhere they would be ignored, so they are refused.
 USED_BY = {
-    "run": ("evaluate", "serve", "predict", "export"),
+    "run": ("evaluate", "serve", "predict", "export", "rerun"),
     "port": ("serve",),
     "runs": ("report",),
     "published": ("train", "evaluate", "check", "report"),
@@ -1200,7 +1207,7 @@ class RunConfig(Section):
             raise ValueError("stage=report needs runs=<folder of a sweep> or runs=[<run folder>,<run folder>]")
         if self.run in ("latest", "default") and self.stage.name != "serve":
             raise ValueError(f"run={self.run} is a name that stage=serve alone knows; give the folder of the run")
-        if self.stage.name in ("predict", "export") and self.run is None:
+        if self.stage.name in ("predict", "export", "rerun") and self.run is None:
             raise ValueError(f"stage={self.stage.name} needs run=<folder>")
         if self.stage.name == "predict" and (self.text is None) == (self.input is None or self.output is None):
             raise ValueError('stage=predict needs input=<file or -> output=<file>, or text="..."')

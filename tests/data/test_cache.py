@@ -164,7 +164,7 @@ def test_drawn_and_fetched_rows_are_not_kept(config: Configure, tmp_path: Path) 
 
 
 def _place(folder: Path) -> Path:
-    (place,) = (folder / "cache").iterdir()
+    (place,) = (entry for entry in (folder / "cache").iterdir() if not entry.name.startswith("."))
     return place
 
 
