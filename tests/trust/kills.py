@@ -4,13 +4,12 @@ Every life of a command is a process of its own that runs ``run.py`` with its co
 that lives are short, they are forked from a process that has imported the libraries. A moment is drawn in processor
 time between nothing and what the whole command takes, so that a busy machine does not move it.
 
-    python tests/trust/kills.py 200 60    200 kills, or as many as 60 minutes allow
-
-writes ``benchmarks/results/trust.json``.
+    python tests/trust/kills.py 200 --minutes 60    200 kills, or as many as an hour allows
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -275,28 +274,33 @@ def table(measured: list[Kind]) -> str:
 
 def main() -> None:
     """Spread so many kills over the kinds, those with the fewest first."""
-    given = [float(word) for word in sys.argv[1:]]
-    wanted, minutes, seed = (*given, *(200, 600, 1)[len(given) :])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument(
+        "kills", type=int, help="how many, over all kinds; a command that was begun is brought to its end"
+    )
+    parser.add_argument("--minutes", type=float, default=600, help="end earlier after so many")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "trust.json")
+    given = parser.parse_args()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    draw, began = random.Random(seed), time.monotonic()
+    draw, began = random.Random(given.seed), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="finsa-trust-") as folder:
         base = Path(folder)
         measured = kinds(base)
         for kind in measured:
             undisturbed(kind, base)
             print(f"{kind.name}: {kind.seconds:.1f} s of processor time undisturbed", flush=True)
-        while sum(kind.tried for kind in measured) < wanted and time.monotonic() - began < 60 * minutes:
+        while sum(kind.tried for kind in measured) < given.kills and time.monotonic() - began < 60 * given.minutes:
             kind = min(measured, key=lambda kind: kind.tried)
-            disturbed(kind, base, draw, draw.randint(2, 5))
+            disturbed(kind, base, draw, min(draw.randint(2, 5), given.kills))
             print(f"{time.monotonic() - began:6.0f} s  {kind.name}: {kind.survived} / {kind.tried}", flush=True)
             for fault in kind.faults[-1:]:
                 print(fault, flush=True)
     print(table(measured))
     record = {kind.name: {"tried": kind.tried, "survived": kind.survived, "faults": kind.faults} for kind in measured}
-    summary = {"seed": seed, "seconds": round(time.monotonic() - began), "kinds": record}
-    file = ROOT / "benchmarks" / "results" / "trust.json"
-    file.write_text(json.dumps(summary, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    summary = {"seed": given.seed, "seconds": round(time.monotonic() - began), "kinds": record}
+    given.output.write_text(json.dumps(summary, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     sys.exit(any(kind.faults for kind in measured))
 
 
