@@ -97,18 +97,8 @@ def fit(
         FinsaError: for a loss that is no number, or a checkpoint that cannot be written.
         Stopped: after a signal, once a checkpoint is saved.
     """
-    objective = objective or objectives.tokens()
-    dataset = _dataset(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    resumed = checkpoints.newest(folder, lambda text: print(text, flush=True))
-    if log is not None:
-        checkpoints.rewind(log, folder, resumed)
-    watch = Watch(train, folder.parent)
-
-    def watched(model: torch.nn.Module) -> dict[str, float]:
-        with watch.pause():
-            return validate(model)
-
+    objective, dataset = objective or objectives.tokens(), _dataset(rows)
+    resumed, watch = _resumed(folder, log), Watch(train, folder.parent)
     shown = progress.ProgressCallback(lambda: int(trainer.tokens), record)
     stopping = [EarlyStoppingCallback(train.patience)] if train.patience else []
     with signals.deferred() as stopped:
@@ -120,7 +110,7 @@ def fit(
             data_collator=Numbered(Collator(tokenizer.pad_token_id, objective.suffix)),
             processing_class=tokenizer,
             callbacks=[watch, shown, *stopping, *callbacks],
-            validate=watched,
+            validate=watch.pausing(validate),
             objective=objective,
             lr_ratio=lr_ratio,
             log=log,
@@ -128,16 +118,29 @@ def fit(
             stopped=stopped,
             identify=identify,
         )
-        for own in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(own)
-        try:
-            with watch.watching():
-                trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
-        finally:
-            shown.bar.stop()
+        with watch.watching():
+            _train(trainer, resumed, shown)
     state = trainer.state
     seen = round(min(state.epoch or 0, train.epochs) * len(rows))
     return Fitted(state.global_step, state.best_metric, trainer.seconds, int(trainer.tokens), seen)
+
+
+def _resumed(folder: Path, log: Path | None) -> checkpoints.Checkpoint | None:
+    """The checkpoint to go on from, with the log cut back to it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = checkpoints.newest(folder, lambda text: print(text, flush=True))
+    if log is not None:
+        checkpoints.rewind(log, folder, found)
+    return found
+
+
+def _train(trainer: FinsaTrainer, resumed: checkpoints.Checkpoint | None, shown: progress.ProgressCallback) -> None:
+    for own in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(own)
+    try:
+        trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+    finally:
+        shown.bar.stop()
 
 
 def _dataset(rows: Sequence[Row]) -> Dataset:

@@ -9,17 +9,18 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import TrainerCallback
 
 from finsa import files, provenance
 from finsa.config import Train
 
+T = TypeVar("T")
 HEARTBEAT, STACKS = "heartbeat.json", "stalled.txt"
 
 
@@ -63,6 +64,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         finally:
             self.paused = False
             self._moved(self.step)
+
+    def pausing(self, act: Callable[[Any], T]) -> Callable[[Any], T]:
+        """A function that is not watched while it works."""
+
+        def paused(given: Any) -> T:
+            with self.pause():
+                return act(given)
+
+        return paused
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note that it moves."""

@@ -2,9 +2,9 @@
 
     python tests/trust/soak.py 120
 
-The command is an ordinary ``run.py`` with epochs enough; at the end it gets SIGTERM and has to save, to say how it goes
-on, and to end with exit code 143. Memory is what ``heartbeat.json`` says; growth is the slope of a straight line through
-the beats after the first quarter, in which caches fill.
+The command is an ordinary ``run.py`` with epochs enough; at the end it gets SIGTERM and has to save, to say how it
+goes on, and to end with exit code 143. Memory is what ``heartbeat.json`` says; growth is the slope of a straight line
+through the beats after the first quarter, in which caches fill.
 """
 
 from __future__ import annotations
