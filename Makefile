@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench serve clean
+.PHONY: help run test lint bench trust soak serve clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,14 @@ lint: $(BIN)/.dev  ## format check, lint and types
 bench: $(BIN)/.ready  ## training speed against stock trl at the Qwen2.5-0.5B shape, as ratios in one run
 	@echo "==> benchmarks/training_step.py (minutes)"
 	$(BIN)/python benchmarks/training_step.py
+
+trust: $(BIN)/.dev  ## kill commands 200 times at random moments and compare what comes out (an hour)
+	@echo "==> tests/trust/kills.py, survived / tried as a table"
+	$(BIN)/python tests/trust/kills.py 200
+
+soak: $(BIN)/.dev  ## train the embedded default for two hours, and tell by how much its memory grows
+	@echo "==> tests/trust/soak.py"
+	$(BIN)/python tests/trust/soak.py 120
 
 serve: $(BIN)/.serve  ## answer over HTTP, with a page: http://127.0.0.1:8000
 	@echo "==> the finished run of the defaults; where there is none it is trained first (two minutes)"

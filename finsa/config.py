@@ -531,6 +531,9 @@ class Train(Section):
             (FSDP2, Zhao et al. 2023); ``deepspeed``: ZeRO (Rajbhandari et al. 2020) by DeepSpeed.
         process_timeout: seconds that a process waits for another one before the job ends.
         deepspeed: DeepSpeed's own configuration; ``auto`` is filled in from this section.
+        heartbeat_seconds: how often ``heartbeat.json`` tells time, step and memory.
+        stall_seconds: a step that takes longer is told, with where each thread stands.
+        stall_ends: whether such a step also ends the training.
     """
 
     name: Name
@@ -560,6 +563,9 @@ class Train(Section):
     log_every: PositiveInt
     score_tokens: PositiveInt
     calibrate: bool
+    heartbeat_seconds: PositiveFloat | None
+    stall_seconds: PositiveFloat | None
+    stall_ends: bool
     threads: PositiveInt | None
     matmul_precision: Literal["highest", "high", "medium"]
 
@@ -640,6 +646,12 @@ class ExportStage(Section):
     difference: PositiveFloat | None
     force: bool
     timed: PositiveInt
+
+
+class RerunStage(Section):
+    """Run a finished run's configuration again, and hold every result against the first."""
+
+    name: Literal["rerun"]
 
 
 class CheckStage(Section):
@@ -1020,6 +1032,7 @@ Stage = Annotated[
     | PredictStage
     | ExportStage
     | CheckStage
+    | RerunStage
     | InspectStage
     | PretrainStage
     | GenerateStage
@@ -1139,7 +1152,7 @@ class Tracking(Section):
 
 # Keys beside the groups, and the stages that read them; elsewhere they would be ignored, so they are refused.
 USED_BY = {
-    "run": ("evaluate", "serve", "predict", "export"),
+    "run": ("evaluate", "serve", "predict", "export", "rerun"),
     "port": ("serve",),
     "runs": ("report",),
     "published": ("train", "evaluate", "check", "report"),
@@ -1147,7 +1160,7 @@ USED_BY = {
     "input": ("predict",),
     "text": ("predict",),
     "format": ("export",),
-    "resume": ("train", "pretrain", "search", "moe_joint", "chain"),
+    "resume": ("train", "evaluate", "pretrain", "search", "moe_joint", "chain"),
     "fresh": ("train", "evaluate"),
 }
 
@@ -1210,7 +1223,7 @@ class RunConfig(Section):
             raise ValueError("stage=report needs runs=<folder of a sweep> or runs=[<run folder>,<run folder>]")
         if self.run in ("latest", "default") and self.stage.name != "serve":
             raise ValueError(f"run={self.run} is a name that stage=serve alone knows; give the folder of the run")
-        if self.stage.name in ("predict", "export") and self.run is None:
+        if self.stage.name in ("predict", "export", "rerun") and self.run is None:
             raise ValueError(f"stage={self.stage.name} needs run=<folder>")
         if self.stage.name == "predict" and (self.text is None) == (self.input is None or self.output is None):
             raise ValueError('stage=predict needs input=<file or -> output=<file>, or text="..."')

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,6 +30,19 @@ class ModelError(FinsaError):
 
 class RunError(FinsaError):
     """A run folder that is missing, incomplete, damaged or of another kind."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has ended the command; what it wrote can be gone on with.
+
+    Args:
+        number: of the signal.
+        saved: what was saved last, for the message.
+    """
+
+    def __init__(self, number: int, saved: str = "") -> None:
+        self.number = number
+        super().__init__(f"stopped by {signal.Signals(number).name}{f'; {saved}' if saved else ''}")
 
 
 class Pruned(Exception):  # noqa: N818 - a wish of the search, no error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,8 +13,8 @@ from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 
-from finsa import arguments, composition, processes, runs, safety, sweeps
-from finsa.config import ROOT, RunConfig
+from finsa import arguments, composition, processes, runs, safety, signals, sweeps
+from finsa.config import ROOT, USED_BY, RunConfig
 from finsa.data import sampling, table, task
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.modeling import quantization
@@ -43,7 +45,8 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
         argv: the command line; ``--debug`` is taken out of it.
 
     Returns:
-        The exit code: 0, 1 (jobs of a sweep failed), 2 (to be mended by the user) or 130 (interrupted).
+        The exit code: 0, 1 (jobs of a sweep failed), 2 (to be mended by the user), 130 (interrupted) or 143
+        (terminated).
     """
     if "--debug" in argv:
         argv.remove("--debug")
@@ -55,6 +58,7 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
         os.environ.setdefault(name, value)
     if not processes.first():
         sys.stdout = Path(os.devnull).open("w")  # process 0 speaks for all  # noqa: SIM115
+    typed = list(argv)
     try:
         _refuse_flags(argv[1:])
         if not any(word.split("=")[0] in _HYDRA_FLAGS for word in argv[1:]):
@@ -64,22 +68,33 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
         if processes.world() > 1 and {"-m", "--multirun"} & set(argv[1:]):
             text = f"one job is shared by the {processes.world()} processes, and a sweep has many; start one job each"
             raise ConfigError([Problem("-m", text, "command line")])
-        main()
-        if _raised:
-            raise _raised.pop()
-        return sweeps.conclude()
-    except KeyboardInterrupt:
-        told = (
-            "interrupted; a run is marked, and resume=true goes on from its last checkpoint; a model's answers are kept"
-        )
-        print(f"{told}, and the same command goes on from them", file=sys.stderr)
-        return 130
+        with signals.stopping():
+            main()
+            if _raised:
+                raise _raised.pop()
+            return sweeps.conclude()
+    except KeyboardInterrupt as stop:
+        print(f"{stop or 'interrupted'}. Go on with: {resuming(typed)}", file=sys.stderr)
+        return 128 + getattr(stop, "number", signal.SIGINT)
     except FinsaError as error:
         return _tell(error)
     except composition.REFUSALS as error:
         return _tell(composition.refused(error))
     except OSError as error:
         return _tell(FinsaError(f"{error.filename or 'input or output'}: {error.strerror or error}"))
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "allocate memory" in str(error)):
+            raise
+        text = "out of memory. Set train.micro_batch_size and train.score_tokens lower, or choose a smaller model"
+        return _tell(FinsaError(f"{text}. Checkpoints are kept: {resuming(typed)}"))
+
+
+def resuming(argv: list[str]) -> str:
+    """The command that goes on where one was stopped; sweeps and predictions do so by themselves."""
+    words = [word for word in argv[1:] if not word.startswith("resume=")]
+    stages = [word.partition("=")[2] for word in words if word.startswith("stage=")]
+    resumes = "-m" not in words and "--multirun" not in words and (stages or ["train"])[-1] in USED_BY["resume"]
+    return shlex.join(["python", "run.py", *words, *(["resume=true"] if resumes else [])])
 
 
 _SHORT = {"-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
@@ -135,7 +150,7 @@ def run_job(cfg: RunConfig) -> float | None:
     try:
         if sweep:
             sweeps.begin(cfg)
-        result = (_earlier(cfg) if sweep else None) or _run(cfg)
+        result = (_earlier(cfg) if sweep else None) or _run(_going_on(cfg) if sweep else cfg)
     except Exception as error:
         if not sweep:
             _raised.append(error)
@@ -154,6 +169,17 @@ def _earlier(cfg: RunConfig) -> Result | None:
     if cfg.stage.name not in ("train", "evaluate") or cfg.run is not None:
         return None
     return sweeps.earlier(cfg, table.load(cfg.data).fingerprint)
+
+
+def _going_on(cfg: RunConfig) -> RunConfig:
+    """A sweep's job that was killed before goes on in its own folder, unless another process is at it."""
+    if cfg.stage.name != "train" or cfg.fresh or cfg.resume:
+        return cfg
+    path = runs.unfinished(cfg, table.load(cfg.data).fingerprint)
+    if path is None:
+        return cfg
+    print(f"going on with {path}; fresh=true starts anew", flush=True)
+    return cfg.model_copy(update={"resume": True})
 
 
 def _run(cfg: RunConfig) -> Result:

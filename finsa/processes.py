@@ -118,6 +118,17 @@ def agreed(value: Any) -> Any:
     return json.loads(bytes(content.tolist()))
 
 
+def any_of(number: int | None) -> int | None:
+    """A number that any of the processes has, the largest; None where none has one."""
+    if not together():
+        return number
+    import torch
+
+    largest = torch.tensor([number or 0])
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return int(largest) or None
+
+
 def total(values: NDArray[Any]) -> NDArray[Any]:
     """The sum of an array over the processes; alone, the array itself."""
     if not together():

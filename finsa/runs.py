@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,11 +20,12 @@ from typing import Any
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from pydantic import ValidationError
 
-from finsa import processes, provenance, safety
+from finsa import locks, older, processes, provenance, safety
 from finsa.config import RunConfig, locate
-from finsa.errors import Pruned, RunError, suggest
+from finsa.errors import Pruned, RunError, Stopped, suggest
+from finsa.folder import Followed
+from finsa.folder import RunFolder as RunFolder
 
 JOB = "job.json"  # what a sweep notes about each of its jobs
 NAMED = ("latest", "default")  # runs that stage=serve finds itself
@@ -47,59 +48,6 @@ class Result:
     run_dir: Path | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     objective: float | None = None
-
-
-@dataclass
-class RunFolder:
-    """A run folder that is being written.
-
-    Args:
-        path: the folder.
-        facts: what ``run.json`` says; `note` adds to it.
-    """
-
-    path: Path
-    facts: dict[str, Any]
-
-    def note(self, **facts: Any) -> None:
-        """Add facts to ``run.json``."""
-        self.facts.update(facts)
-        self.write_json("run.json", self.facts)
-
-    def write_json(self, name: str, values: Any) -> None:
-        """Write a JSON file, whole or not at all."""
-        self.write_text(name, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
-
-    def write_text(self, name: str, text: str) -> None:
-        """Write a text file, whole or not at all."""
-        temporary = self.path / f".{name}.part"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path / name)
-
-    def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
-        """Write JSON lines, whole or not at all; records may be many more than fit into memory."""
-        temporary = self.path / f".{name}.part"
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        temporary.replace(self.path / name)
-
-    def log(self, step: int, record: dict[str, float]) -> None:
-        """Append a record to ``log.jsonl``."""
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **record}) + "\n")
-
-
-class Followed(RunFolder):
-    """The run folder as the other processes of a job see it: process 0 alone writes."""
-
-    def write_text(self, name: str, text: str) -> None:
-        """Write nothing."""
-
-    def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
-        """Write nothing."""
-
-    def log(self, step: int, record: dict[str, float]) -> None:
-        """Write nothing."""
 
 
 Watch = Callable[[int, dict[str, float]], None]
@@ -155,37 +103,48 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
     if not processes.first():
         yield Followed(Path(processes.agreed(None)), {})
         return
-    path = _unfinished(cfg) if cfg.resume else _new_path(cfg)
+    path = _unfinished(cfg, data_fingerprint) if cfg.resume else _new_path(cfg)
+    path.mkdir(parents=True, exist_ok=True)
+    with locks.held(path / locks.LOCK, f"run folder {path}"):
+        folder = _opened(cfg, path, data_fingerprint)
+        processes.agreed(str(path))
+        started = time.monotonic()
+        try:
+            yield folder
+        except BaseException as error:
+            status = "pruned" if isinstance(error, Pruned) else "stopped" if isinstance(error, Stopped) else "failed"
+            with suppress(OSError):  # a full disk: the error itself is what has to be told
+                folder.note(status=status, error=safety.masked(f"{type(error).__name__}: {error}")[:2000])
+            raise
+        folder.note(
+            status="complete",
+            error=None,
+            wall_seconds=round(time.monotonic() - started, 2),
+            peak_memory_bytes=provenance.peak_memory(),
+            finished=datetime.now().astimezone().isoformat(timespec="seconds"),
+        )
+
+
+def _opened(cfg: RunConfig, path: Path, data_fingerprint: str | None) -> RunFolder:
+    """Write down what begins; wall seconds are those of this sitting, of which there may be several."""
     known = _read_json(path / "run.json")
+    if known.get("status") == "complete" and known.get("config_hash") == config_hash(cfg):
+        raise RunError(f"run folder {path} has just been finished by another process")
     if known.get("data_fingerprint", data_fingerprint) != data_fingerprint:
         raise RunError(f"resume: the rows have changed since {path} was started; run the command without resume=true")
-    path.mkdir(parents=True, exist_ok=True)
     facts = {
         **known,
         **provenance.of(cfg),
         "config_hash": config_hash(cfg),
         "data_fingerprint": data_fingerprint,
         "status": "running",
+        "sittings": known.get("sittings", 0) + 1,
     }
     folder = RunFolder(path, facts)
-    folder.write_text("config.yaml", yaml.safe_dump(cfg.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
+    written = yaml.safe_dump(cfg.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+    folder.write_text("config.yaml", f"# finsa {facts['versions']['finsa']}\n{written}")
     folder.note()
-    processes.agreed(str(path))
-    started = time.monotonic()
-    try:
-        yield folder
-    except BaseException as error:
-        stopped = isinstance(error, Pruned)
-        folder.note(
-            status="pruned" if stopped else "failed", error=safety.masked(f"{type(error).__name__}: {error}")[:2000]
-        )
-        raise
-    folder.note(
-        status="complete",
-        wall_seconds=round(time.monotonic() - started, 2),
-        peak_memory_bytes=provenance.peak_memory(),
-        finished=datetime.now().astimezone().isoformat(timespec="seconds"),
-    )
+    return folder
 
 
 _apart: list[bool] = []
@@ -220,24 +179,38 @@ def _new_path(cfg: RunConfig) -> Path:
         Path(cfg.output_dir).absolute() / f"{stamp}_{cfg.stage.name}_{cfg.method.name}_{cfg.model.name}_{cfg.data.name}"
     )
     path, number = base, 1
-    while path.exists():
-        number += 1
-        path = base.with_name(f"{base.name}_{number}")
-    return path
+    while True:
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # another process may have come between a look and the making
+            number += 1
+            path = base.with_name(f"{base.name}_{number}")
+        else:
+            return path
 
 
-def unfinished(cfg: RunConfig) -> Path | None:
-    """The newest unfinished run of this very configuration below ``output_dir``; None where there is none."""
+def unfinished(cfg: RunConfig, data_fingerprint: str | None = None) -> Path | None:
+    """The newest unfinished run of this very configuration below ``output_dir``; None where there is none.
+
+    Args:
+        data_fingerprint: passes over runs of other rows, and those that another process is at; None: takes them.
+    """
     wanted = config_hash(cfg)
-    for file in sorted(Path(cfg.output_dir).absolute().rglob("run.json"), reverse=True):
+    found: list[tuple[str, Path]] = []
+    for file in Path(cfg.output_dir).absolute().rglob("run.json"):
         facts = _read_json(file)
-        if facts.get("status") != "complete" and facts.get("config_hash") == wanted:
-            return file.parent
-    return None
+        if facts.get("status") == "complete" or facts.get("config_hash") != wanted:
+            continue
+        if data_fingerprint is not None and (
+            facts.get("data_fingerprint") != data_fingerprint or locks.holder(file.parent / locks.LOCK)
+        ):
+            continue
+        found.append((str(facts.get("started")), file.parent))
+    return max(found)[1] if found else None
 
 
-def _unfinished(cfg: RunConfig) -> Path:
-    found = unfinished(cfg)
+def _unfinished(cfg: RunConfig, data_fingerprint: str | None) -> Path:
+    found = unfinished(cfg, data_fingerprint if sweep_name() else None)
     if found is not None:
         return found
     files = Path(cfg.output_dir).absolute().rglob("run.json")
@@ -319,12 +292,11 @@ def read(folder: str) -> tuple[Path, RunConfig, dict[str, Any]]:
         raise RunError(f"run: {path} is no run folder. {suggest(path.name, siblings, show=5)}".rstrip())
     facts = _read_json(record)
     if facts.get("status") != "complete":
+        user = locks.holder(path / locks.LOCK)
+        if user is not None:
+            raise RunError(f"run: {path} is not complete: it is being written by {user}")
         raise RunError(
-            f"run: {path} is {facts.get('status')}, not complete ({facts.get('error') or 'it may still be running'}). "
+            f"run: {path} is {facts.get('status')}, not complete ({facts.get('error') or 'its process was killed'}). "
             "Repeat its command with resume=true"
         )
-    try:
-        values = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        return path, RunConfig.model_validate_json(json.dumps(values)), facts
-    except (ValidationError, yaml.YAMLError) as error:
-        raise RunError(f"run: {path}/config.yaml does not fit this version: {str(error).splitlines()[0]}") from None
+    return path, older.read(path / "config.yaml"), facts

@@ -12,8 +12,8 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import polars as pl
 
+from finsa import files, locks
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import Ledger
 from finsa.errors import DataError
@@ -121,17 +122,33 @@ def kept(place: Path, build: Callable[[], T], write: Callable[[T, Path], None], 
     found = _found(place, read)
     if found is not None:
         return found
-    made = build()
+    with ExitStack() as stack:
+        with _writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locks.waited(place.parent / f"{locks.LOCK}-{place.name}"))
+        found = _found(place, read)  # by whoever was waited for
+        if found is not None:
+            return found
+        for left in place.parent.glob(f".{place.name}-*"):
+            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed while it built this entry
+        made = build()
+        with _writing(place):
+            _add(place, lambda folder: write(made, folder))
+    again = _found(place, read)  # arrays are now mapped from the disk, and what was made leaves the memory
+    return made if again is None else again
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Tell what goes wrong with the disk."""
     try:
-        _add(place, lambda folder: write(made, folder))
+        yield
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"data.cache: {place.parent} cannot be written: {reason}. Set data.cache=<another folder>, or "
             "data.cache=null to keep nothing"
         ) from None
-    again = _found(place, read)  # arrays are now mapped from the disk, and what was made leaves the memory
-    return made if again is None else again
 
 
 def _found(place: Path, read: Callable[[Path], T]) -> T | None:
@@ -159,6 +176,7 @@ def _add(place: Path, write: Callable[[Path], None]) -> None:
     try:
         write(made)
         (made / SIZES).write_text(json.dumps(_sizes(made)), encoding="utf-8")
+        files.sync_tree(made)
         try:
             made.rename(place)
         except OSError:  # another process was faster; its entry has the same content

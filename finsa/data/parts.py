@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from finsa import files
 from finsa.data.written import Format
 from finsa.errors import RunError
 
@@ -65,9 +65,8 @@ def begin(folder: Path, state: Mapping[str, Any]) -> bool:
             )
         return True
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{STATE}.{os.getpid()}"
-    temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(file)
+    with files.replacing(file) as temporary:
+        temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
     return False
 
 
@@ -103,9 +102,8 @@ class Part:
         """Say that this process has done its share of an input of so many chunks."""
         for file in (*self._files, self._lines):
             file.close()
-        temporary = self.done_file.with_suffix(".part")
-        temporary.write_text(str(chunks))
-        temporary.replace(self.done_file)
+        with files.replacing(self.done_file) as temporary:
+            temporary.write_text(str(chunks))
 
 
 def _file(folder: Path, kind: str, rank: int) -> Path:
@@ -205,10 +203,13 @@ def join(folder: Path, processes: int, form: Format, output: Path, rejected: Pat
         for content in _contents(folder, whole, 1):
             file.write(content)
     form.join(folder / "joined", _contents(folder, whole, 0))
+    for name in ("rejected", "joined"):
+        files.sync(folder / name)
     if lost:
         (folder / "rejected").replace(rejected)
     (folder / "joined").replace(output)
-    shutil.rmtree(folder)
+    files.sync(output.parent)
+    files.remove(folder)
     return counts
 
 
@@ -220,11 +221,11 @@ def _spans(chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, tuple[int, int]]]:
 
 
 def _contents(folder: Path, whole: Sequence[tuple[Chunk, int, tuple[int, int]]], kind: int) -> Iterator[bytes]:
-    files = {rank: _file(folder, KINDS[kind], rank).open("rb") for _, rank, _ in whole}
+    opened = {rank: _file(folder, KINDS[kind], rank).open("rb") for _, rank, _ in whole}
     try:
         for chunk, rank, start in whole:
-            files[rank].seek(start[kind])
-            yield files[rank].read(chunk.ends[kind] - start[kind])
+            opened[rank].seek(start[kind])
+            yield opened[rank].read(chunk.ends[kind] - start[kind])
     finally:
-        for file in files.values():
+        for file in opened.values():
             file.close()

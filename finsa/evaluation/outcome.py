@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finsa import files
 from finsa.data.task import Labelled
 from finsa.evaluation import calibration as calibrating
 from finsa.evaluation import metrics
@@ -92,7 +93,8 @@ def draw(result: dict[str, Any], title: str, folder: Path) -> Path:
     from finsa.evaluation import figures
 
     file = folder / "confusion_matrix.png"
-    figures.confusion_matrix(result, title, file)
+    with files.replacing(file) as temporary:
+        figures.confusion_matrix(result, title, temporary)
     return file
 
 

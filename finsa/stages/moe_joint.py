@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finsa import processes, runs, tracking
+from finsa import files, processes, runs, tracking
 from finsa.config import MoeJointStage, RunConfig
 from finsa.data import table, task
 from finsa.evaluation import mixing, mixture_sheets, outcome, records, router, sheets, tables
@@ -59,8 +59,9 @@ def _run(
         folder.note(device=hardware.describe(base.dtype(cfg.model)))
         fitted = joint.learn(cfg, stage, model, rows, folder.path, job.recorder(folder, tracker))
         metrics: dict[str, Any] = {"validation": joint.validation(cfg, rows, model)}
-        model.save(folder.path, rows.table.labels.names)
-        rows.renderer.tokenizer.save_pretrained(folder.path / "tokenizer")
+        with files.staged(folder.path) as place:
+            model.save(place, rows.table.labels.names)
+            rows.renderer.tokenizer.save_pretrained(place / "tokenizer")
         reader = scorer(model, rows.renderer, cfg.train.score_tokens)
         scores = reader.score(rows.prompts("test"))
         gates = reader.gates

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from finsa import processes
+from finsa import locks, processes
 from finsa.config import PredictStage, RunConfig, locate
 from finsa.data import parts, streams, written
 from finsa.errors import DataError, RunError
@@ -65,21 +65,22 @@ def _file(cfg: RunConfig, record: Record) -> Result:
     if columns is None and target != "jsonl":
         columns = streams.keys_of(source)
     parts.begin(folder, _state(cfg, record, source, column, share))
-    part = parts.Part(folder, share.rank)
-    if part.chunks and share.rank == 0:
-        print(f"going on behind row {part.chunks[-1].read:,} ({folder})")
-    for note in stream.notes:
-        print(note)
-    answerer = _load(cfg, record)
-    added = Added.beside(columns or stream.first_keys, answerer.labels, bool(answerer.experts))
-    shape = written.open_format(target, columns, stream.schema, added.kinds())
-    started = time.monotonic()
-    now = prediction.predict(answerer, stream, column, part, shape, added, share, cfg.stage.chunk)
-    seconds = time.monotonic() - started
-    if share.rank != 0:
-        return Result("predict", None, {"rows": now})
-    prediction.wait(folder, share, cfg.train.process_timeout)
-    counts = parts.join(folder, share.processes, shape, output, rejected)
+    with locks.held(folder / f"lock-{share.rank}", f"output {output}"):
+        part = parts.Part(folder, share.rank)
+        if part.chunks and share.rank == 0:
+            print(f"going on behind row {part.chunks[-1].read:,} ({folder})")
+        for note in stream.notes:
+            print(note)
+        answerer = _load(cfg, record)
+        added = Added.beside(columns or stream.first_keys, answerer.labels, bool(answerer.experts))
+        shape = written.open_format(target, columns, stream.schema, added.kinds())
+        started = time.monotonic()
+        now = prediction.predict(answerer, stream, column, part, shape, added, share, cfg.stage.chunk)
+        seconds = time.monotonic() - started
+        if share.rank != 0:
+            return Result("predict", None, {"rows": now})
+        prediction.wait(folder, share, cfg.train.process_timeout)
+        counts = parts.join(folder, share.processes, shape, output, rejected)
     _tell(counts, now, seconds, output, rejected, share)
     return Result("predict", None, {"rows": now, "rows_per_second": now / max(seconds, 1e-9), **counts})
 

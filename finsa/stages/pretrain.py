@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from finsa import runs, tracking
+from finsa import files, runs, tracking
 from finsa.config import PretrainStage, RunConfig
 from finsa.data import documents
 from finsa.data.rows import Row
@@ -57,17 +57,19 @@ def run(cfg: RunConfig) -> Result:
             folder=folder.path / "checkpoints",
             record=record,
             lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
+            log=folder.log_file,
         )
         if cfg.method.adapter is None:
-            model.to(torch.bfloat16).save_pretrained(folder.path / "model")
-            tokenizer.save_pretrained(folder.path / "model")
+            with files.staged(folder.path) as place:
+                model.to(torch.bfloat16).save_pretrained(place / "model")
+                tokenizer.save_pretrained(place / "model")
             metrics = _metrics(model, watched, folder)
         else:
             metrics = _adapted(cfg, model, watched, folder)
         folder.note(**fitted.facts(), **metrics)
         folder.write_json("metrics.json", metrics)
         tracker.summary(metrics)
-        shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
+    files.remove(folder.path / "checkpoints")  # once the run is complete: until then a kill may need them
     if cfg.output is not None:
         _publish(folder, Path(cfg.output).absolute())
     print(f"held-out loss {metrics['heldout_loss']:.4f} per token\nrun folder: {folder.path}")
@@ -104,8 +106,8 @@ def _model(cfg: RunConfig) -> Any:
 
 def _adapted(cfg: RunConfig, model: Any, watched: Sequence[Row], folder: RunFolder) -> dict[str, Any]:
     """Save an adapter where a training run has it, and give the base back."""
-    place = learner.adapter_folder(cfg, folder.path)
-    adapters.save(model, place)
+    with files.staged(folder.path) as place:
+        adapters.save(model, learner.adapter_folder(cfg, place))
     trainable, total = base.count_parameters(model)
     folder.note(trainable_parameters=trainable, total_parameters=total)
     metrics = {"heldout_loss": heldout_loss(model, watched), "heldout_blocks": len(watched), "parameters": trainable}

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from finsa import composition, jobs, runs
+from finsa import composition, files, jobs, runs
 from finsa.config import Axis, RunConfig, SearchStage
 from finsa.data import table
 from finsa.errors import ConfigError, FinsaError, Problem, Pruned
@@ -18,6 +18,7 @@ from finsa.evaluation import figures
 from finsa.runs import Result, RunFolder
 
 SCORE = "eval_macro_f1"
+CUT = "cut short"  # marks a trial that a kill ended
 
 
 def run(cfg: RunConfig) -> Result:
@@ -34,7 +35,10 @@ def run(cfg: RunConfig) -> Result:
     with runs.start(cfg, data.fingerprint) as folder:
         study = _study(optuna, cfg, knobs, folder.path)
         while (number := _done(study)) < knobs.trials:
-            print(f"trial {number + 1} of {knobs.trials}: {_trial(optuna, study, knobs, folder)}")
+            # A journal keeps trials and no generator: each trial draws from a seed of its own, and so a stopped search
+            # goes on as if it had not been stopped.
+            study.sampler = optuna.samplers.TPESampler(seed=cfg.seed + number, n_startup_trials=knobs.startup)
+            print(f"trial {number + 1} of {knobs.trials}: {_trial(optuna, study, knobs, folder, number)}", flush=True)
         return _conclude(study, knobs, folder)
 
 
@@ -66,7 +70,9 @@ def _optuna() -> Any:
 
 def _study(optuna: Any, cfg: RunConfig, knobs: SearchStage, folder: Path) -> Any:
     """The study, kept in a journal in the run folder, so that a stopped search goes on from it."""
-    backend = optuna.storages.journal.JournalFileBackend(str(folder / "journal.log"))
+    journal = folder / "journal.log"
+    _mend(journal)
+    backend = optuna.storages.journal.JournalFileBackend(str(journal))
     pruner = optuna.pruners.MedianPruner(knobs.startup) if knobs.prune else optuna.pruners.NopPruner()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -77,16 +83,32 @@ def _study(optuna: Any, cfg: RunConfig, knobs: SearchStage, folder: Path) -> Any
             pruner=pruner,
             load_if_exists=True,
         )
-        # A journal keeps trials and no generator: each sitting draws from a seed of its own.
-        study.sampler = optuna.samplers.TPESampler(seed=cfg.seed + len(study.trials), n_startup_trials=knobs.startup)
+    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):  # of a process that is gone
+        optuna.trial.Trial(study, trial._trial_id).set_user_attr(CUT, True)
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     return study
 
 
+def _mend(journal: Path) -> None:
+    """Undo what a kill left: half a line at the journal's end, and the lock of a process that is gone."""
+    for left in journal.parent.glob(f"{journal.name}.lock*"):  # the run folder's own lock says that nobody is there
+        left.unlink(missing_ok=True)
+    if journal.is_file():
+        content = journal.read_bytes()
+        with files.replacing(journal) as temporary:
+            temporary.write_bytes(content[: content.rfind(b"\n") + 1])
+
+
+def _ended(study: Any) -> list[Any]:
+    """Trials that came to an end of their own, in their order; those that a kill cut short are run again."""
+    return [trial for trial in study.trials if trial.state.is_finished() and CUT not in trial.user_attrs]
+
+
 def _done(study: Any) -> int:
-    return sum(trial.state.is_finished() for trial in study.trials)
+    return len(_ended(study))
 
 
-def _trial(optuna: Any, study: Any, knobs: SearchStage, folder: RunFolder) -> str:
+def _trial(optuna: Any, study: Any, knobs: SearchStage, folder: RunFolder, number: int) -> str:
     """Run one trial and tell the study; returns what to say about it."""
     trial = study.ask()
     values = {axis.key: _suggest(trial, axis) for axis in knobs.space}
@@ -99,8 +121,10 @@ def _trial(optuna: Any, study: Any, knobs: SearchStage, folder: RunFolder) -> st
             if trial.should_prune():
                 raise Pruned(f"after {step} steps {record[SCORE]:.4f} is below the median of the trials before")
 
-    place = folder.path / "trials" / f"{trial.number:03d}"
-    place.mkdir(parents=True, exist_ok=True)
+    place = folder.path / "trials" / f"{number:03d}"
+    if place.is_dir():
+        files.remove(place)  # a kill cut the trial short; the pruner has to see it from its beginning
+    place.mkdir(parents=True)
     try:
         with (
             runs.below(place, folder.path.name, watch),
@@ -143,18 +167,20 @@ def _config(values: dict[str, Any]) -> RunConfig:
 def _conclude(study: Any, knobs: SearchStage, folder: RunFolder) -> Result:
     """Write the trials and say which is best."""
     trials = [
-        {"trial": one.number, "state": one.state.name.lower(), "macro_f1": one.value, **one.params}
-        for one in study.trials
-        if one.state.is_finished()
+        {"trial": number, "state": one.state.name.lower(), "macro_f1": one.value, **one.params}
+        for number, one in enumerate(_ended(study))
     ]
     if not any(one["state"] == "complete" for one in trials):
         raise FinsaError("no trial came to its end; the last lines of trials/*/stdout.txt say why")
     best = study.best_trial
-    found = {"best": {"trial": best.number, "macro_f1": best.value, **best.params}, "trials": trials}
+    number = [one.number for one in _ended(study)].index(best.number)
+    found = {"best": {"trial": number, "macro_f1": best.value, **best.params}, "trials": trials}
     folder.write_json("search.json", found)
-    pl.DataFrame(trials, infer_schema_length=None).write_csv(folder.path / "trials.csv")
-    figures.search([one["macro_f1"] for one in trials], folder.path / "search.png")
+    with files.replacing(folder.path / "trials.csv") as temporary:
+        pl.DataFrame(trials, infer_schema_length=None).write_csv(temporary)
+    with files.replacing(folder.path / "search.png") as temporary:
+        figures.search([one["macro_f1"] for one in trials], temporary)
     words = " ".join(f"{key}={_written(value)}" for key, value in best.params.items())
-    print(f"best: trial {best.number}, macro-F1 {best.value:.4f} on the validation split; use it with: {words}")
+    print(f"best: trial {number}, macro-F1 {best.value:.4f} on the validation split; use it with: {words}")
     print(f"run folder: {folder.path}")
     return Result("search", folder.path, {"validation": {"macro_f1": best.value}}, best.value)

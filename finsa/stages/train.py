@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from finsa import baselines, runs, tracking
+from finsa import baselines, files, runs, tracking
 from finsa.config import RunConfig
 from finsa.data import table, task
 from finsa.evaluation import outcome
@@ -33,6 +33,7 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
     held = rows.texts("validation")[: cfg.train.validation_rows]
     with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
         folder.note(device=hardware.describe(torch.float32), scoring=f"baseline: {kind}")
+        folder.log_file.unlink(missing_ok=True)  # a baseline that was killed learns from its beginning
         started = time.monotonic()
         fitted = model.fit(
             [texts[row] for row in order],
@@ -42,7 +43,8 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
             record=job.recorder(folder, tracker),
         )
         folder.note(**fitted.facts(time.monotonic() - started))
-        baselines.save(model, data.labels.names, folder.path)
+        with files.staged(folder.path) as place:
+            baselines.save(model, data.labels.names, place)
         rows.cut.update(baselines.cut(model, rows))
         scores = model.score(rows.texts("test"))
         known = model.score(held)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +12,18 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig
 
-from finsa import processes
+from finsa import processes, signals
 from finsa.config import Train
 from finsa.data.rows import CHUNK, Row
+from finsa.training import checkpoints, prefix, progress, schedule, shared
 from finsa.training import objective as objectives
-from finsa.training import prefix, progress, schedule, shared
 from finsa.training.batching import Cutter, Step
 from finsa.training.collate import Collator, Packer
 from finsa.training.objective import Objective
 from finsa.training.trainer import FinsaTrainer, Validate
+from finsa.training.watch import Watch
 
 LINE = 256  # tokens of a line of packed rows where a mask keeps them apart
 
@@ -71,6 +70,8 @@ def fit(
     callbacks: Sequence[TrainerCallback] = (),
     objective: Objective | None = None,
     lr_ratio: float = 1.0,
+    log: Path | None = None,
+    identify: Callable[[int], str] = str,
 ) -> Fitted:
     """Train a model and leave it at its best checkpoint.
 
@@ -86,42 +87,81 @@ def fit(
         callbacks: further ones of transformers' kind.
         objective: what is made small; None: the cross-entropy of labelled tokens.
         lr_ratio: learning rate of LoRA's B over that of A.
+        log: the file that `record` appends to; what stands in it behind the checkpoint is cut off.
+        identify: gives the id of a row by its number, for a message.
+
+    Raises:
+        FinsaError: for a loss that is no number, or a checkpoint that cannot be written.
+        Stopped: after a signal, once a checkpoint is saved.
     """
-    objective = objective or objectives.tokens()
-    common, count = prefix.Common(), len(rows)
-    per_process = train.micro_batch_size * schedule.accumulation(train, processes.world())
-    dataset = _dataset(shared.filled(list(rows), per_process) if processes.world() > 1 else rows, common)
-    plan = prefix.plan(common, model, train)
-    collate = Collator(tokenizer.pad_token_id, objective.suffix, plan.used)
-    if train.packing:
-        collate = Packer(tokenizer.pad_token_id, None if "flash" in model.config._attn_implementation else LINE)
-    cut = Cutter(collate, train.micro_batch_size, train.batch_tokens)
+    objective, count = objective or objectives.tokens(), len(rows)
+    dataset, plan = _prepared(rows, model, train)
+    resumed, watch = _resumed(folder, log), Watch(train, folder.parent)
     shown = progress.ProgressCallback(lambda: _tokens(trainer), record)
     stopping = [EarlyStoppingCallback(train.patience)] if train.patience else []
-    trainer = FinsaTrainer(
-        model=model,
-        args=_arguments(train, seed, folder, **shared.arguments(train, model)),
-        train_dataset=dataset,
-        eval_dataset=dataset.select([0]),  # the validation split is read by `validate`; the trainer wants to see one
-        data_collator=Step,
-        processing_class=tokenizer,
-        callbacks=[shown, *stopping, *callbacks],
-        validate=validate,
-        objective=objective,
-        lr_ratio=lr_ratio,
-        cut=cut,
-        rows=count,
-    )
-    for own in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(own)
-    started = time.monotonic()
-    try:
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
-    finally:
-        shown.bar.stop()
+    with signals.deferred() as stopped:
+        trainer = FinsaTrainer(
+            model=model,
+            args=_arguments(train, seed, folder, **shared.arguments(train, model)),
+            train_dataset=dataset,
+            eval_dataset=dataset.select([0]),  # the validation split is read by `validate`; the trainer wants one
+            data_collator=Step,
+            processing_class=tokenizer,
+            callbacks=[watch, shown, *stopping, *callbacks],
+            validate=watch.pausing(validate),
+            objective=objective,
+            lr_ratio=lr_ratio,
+            cut=_cutter(train, model, tokenizer.pad_token_id, objective, plan),
+            rows=count,
+            log=log,
+            resumed=resumed,
+            stopped=lambda: processes.any_of(stopped()),
+            identify=identify,
+        )
+        with watch.watching():
+            _train(trainer, resumed, shown)
     state = trainer.state
     seen = round(min(state.epoch or 0, train.epochs) * count)
-    return Fitted(state.global_step, state.best_metric, time.monotonic() - started, _tokens(trainer), seen)
+    return Fitted(state.global_step, state.best_metric, trainer.seconds, _tokens(trainer), seen)
+
+
+def _prepared(rows: Sequence[Row], model: Any, train: Train) -> tuple[Dataset, prefix.Prefix]:
+    """The rows as a table, filled up for several processes, and what is done about their common prefix."""
+    common = prefix.Common()
+    if processes.world() > 1:
+        rows = shared.filled(list(rows), train.micro_batch_size * schedule.accumulation(train, processes.world()))
+    dataset = _dataset(rows, common)
+    return dataset, prefix.plan(common, model, train)
+
+
+def _cutter(train: Train, model: Any, pad: int, objective: Objective, plan: prefix.Prefix) -> Cutter:
+    collate: Collator | Packer = Collator(pad, objective.suffix, plan.used)
+    if train.packing:
+        collate = Packer(pad, None if "flash" in model.config._attn_implementation else LINE)
+    return Cutter(collate, train.micro_batch_size, train.batch_tokens)
+
+
+def _resumed(folder: Path, log: Path | None) -> checkpoints.Checkpoint | None:
+    """The checkpoint to go on from, the same in all processes, with the log cut back to it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = None
+    if processes.first():
+        found = checkpoints.newest(folder, lambda text: print(text, flush=True))
+        if log is not None:
+            checkpoints.rewind(log, folder, found)
+    there = processes.agreed(found is not None)
+    if there and not processes.first():
+        found = checkpoints.newest(folder, lambda text: None)
+    return found
+
+
+def _train(trainer: FinsaTrainer, resumed: checkpoints.Checkpoint | None, shown: progress.ProgressCallback) -> None:
+    for own in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(own)
+    try:
+        trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+    finally:
+        shown.bar.stop()
 
 
 def _tokens(trainer: FinsaTrainer) -> int:
@@ -131,14 +171,14 @@ def _tokens(trainer: FinsaTrainer) -> int:
 
 def _dataset(rows: Sequence[Row], common: prefix.Common) -> Dataset:
     """Put rows into an Arrow table, a chunk at a time: as Python lists, millions of them would not fit."""
-    kinds = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "length": pa.int32()}
+    kinds = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "length": pa.int32(), "row": pa.int64()}
     further = {"weight": pa.float32(), "target": pa.int32(), "text_span": pa.list_(pa.int32()), "domain": pa.int32()}
     schema = pa.schema(kinds | {name: kind for name, kind in further.items() if name in rows[0]})
     parts = []
     for start in range(0, len(rows), CHUNK):
         taken = rows[start : start + CHUNK]
         common.add(taken)
-        chunk = [{**row, "length": len(row["input_ids"])} for row in taken]
+        chunk = [{**row, "length": len(row["input_ids"]), "row": number} for number, row in enumerate(taken, start)]
         parts.append(pa.Table.from_pylist(chunk, schema=schema))
     return Dataset(pa.concat_tables(parts))
 

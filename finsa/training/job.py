@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from finsa import processes, runs, tracking
+from finsa import files, processes, runs, tracking
 from finsa.config import RunConfig, TrainStage
 from finsa.data import table, task
 from finsa.evaluation import outcome, tables
@@ -75,10 +75,11 @@ def _learn(
 
     reader = scorer(model, job.renderer, cfg.train.score_tokens)
     held = job.prompts("validation")[: cfg.train.validation_rows]
+    rows, ids = job.training_rows(cfg), job.table.splits["train"]["id"]
     fitted = fit.fit(
         model=model,
         tokenizer=job.renderer.tokenizer,
-        rows=job.training_rows(cfg),
+        rows=rows,
         validate=lambda _: outcome.validation(job, reader.score(held)),
         train=cfg.train,
         seed=cfg.seed,
@@ -86,14 +87,17 @@ def _learn(
         record=recorder(folder, tracker),
         objective=objective.of(cfg.method, job.renderer, job.class_counts(cfg)),
         lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
+        log=folder.log_file,
+        identify=lambda row: str(ids[rows.order[row]]),
     )
     scores = reader.score(held)
     metrics["validation"] = outcome.validation(job, scores)
     folder.note(**fitted.facts())
     with processes.whole(model):
         if processes.first():
-            learner.save(cfg, model, folder.path, job.table.labels.names)
-            job.renderer.tokenizer.save_pretrained(folder.path / "tokenizer")
+            with files.staged(folder.path) as place:
+                learner.save(cfg, model, place, job.table.labels.names)
+                job.renderer.tokenizer.save_pretrained(place / "tokenizer")
     return model, scores
 
 

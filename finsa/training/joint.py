@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from finsa import files
 from finsa.config import MoeJointStage, RunConfig, Train
 from finsa.data.task import Task
 from finsa.evaluation import outcome, router
@@ -36,23 +37,31 @@ def learn(cfg: RunConfig, stage: MoeJointStage, model: Mixture, task: Task, fold
     Returns:
         What came of the joint stage.
     """
-    labels, places = task.table.labels.names, folder / "checkpoints"
+    labels, places, log = task.table.labels.names, folder / "checkpoints", folder / "log.jsonl"
     if not (places / INIT / "mixture" / MANIFEST).is_file():
-        model.save(places / INIT, labels)
+        _save(model, places / INIT, labels)
     if stage.warmup_steps and (places / WARMUP / "mixture" / MANIFEST).is_file():
         model.load(places / WARMUP)
     elif stage.warmup_steps:
         model.learn(experts=False)
-        _fit(cfg, stage, model, task, warmup(cfg.train, stage), places / WARMUP, stage.balance_warmup, record)
-        model.save(places / WARMUP, labels)
+        _fit(cfg, stage, model, task, warmup(cfg.train, stage), places / WARMUP, stage.balance_warmup, record, log)
+        _save(model, places / WARMUP, labels)
 
     def shifted(step: int, values: dict[str, float]) -> None:
         record(step + stage.warmup_steps, values)
 
     model.learn(experts=True)
-    fitted = _fit(cfg, stage, model, task, schedule(cfg.train, stage), places / JOINT, stage.balance_joint, shifted)
-    model.save(places / JOINT, labels)
+    fitted = _fit(
+        cfg, stage, model, task, schedule(cfg.train, stage), places / JOINT, stage.balance_joint, shifted, log
+    )
+    _save(model, places / JOINT, labels)
     return fitted
+
+
+def _save(model: Mixture, place: Path, labels: Sequence[str]) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    with files.staged(place) as temporary:  # ``mixture/``, which has the manifest, moves in last
+        model.save(temporary, labels)
 
 
 def warmup(train: Train, stage: MoeJointStage) -> Train:
@@ -80,11 +89,13 @@ def _fit(
     place: Path,
     balance: str,
     record: Record,
+    log: Path,
 ) -> Fitted:
+    rows, ids = task.training_rows(cfg, model.experts, balance), task.table.splits["train"]["id"]
     return fit.fit(
         model=model,
         tokenizer=task.renderer.tokenizer,
-        rows=task.training_rows(cfg, model.experts, balance),
+        rows=rows,
         validate=lambda _: validation(cfg, task, model),
         train=train,
         seed=cfg.seed,
@@ -92,6 +103,8 @@ def _fit(
         record=record,
         objective=of(cfg, stage, model, task),
         lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
+        log=log,
+        identify=lambda row: str(ids[rows.order[row]]),
     )
 
 

@@ -8,7 +8,6 @@ Letters: b rows of a batch, p tokens of the prefix.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
@@ -104,7 +103,7 @@ def obstacle(model: torch.nn.Module, train: Train) -> str | None:
         return "rows are packed"
     if train.gradient_checkpointing:
         return "gradient checkpointing keeps no keys and values"
-    if sharded():
+    if train.strategy in ("fsdp", "deepspeed"):
         return "FSDP and DeepSpeed gather weights per forward pass of the whole model"
     net = causal(model.backbone if isinstance(model, Classifier) else model)
     if type(net).__module__.startswith("transformers_modules"):
@@ -113,11 +112,6 @@ def obstacle(model: torch.nn.Module, train: Train) -> str | None:
     if kinds - {DynamicLayer}:
         return "layers keep something other than all keys and values"
     return None
-
-
-def sharded() -> bool:
-    """Whether the launcher shards the model over processes."""
-    return any(os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in ("FSDP", "DEEPSPEED"))
 
 
 def forward(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[Any, torch.Tensor | float]:

@@ -7,36 +7,32 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from trl import SFTTrainer
 
 from finsa.modeling.classifier import Classifier
 from finsa.modeling.mixture import Mixture
 from finsa.training import shared
-from finsa.training.batching import Cutter, Step
+from finsa.training.batching import Step
+from finsa.training.durable import DurableTrainer
 from finsa.training.objective import Objective
 
 Validate = Callable[[torch.nn.Module], dict[str, float]]
 
 
-class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
+class FinsaTrainer(DurableTrainer):
     """Trains on finished rows.
 
     Args:
         validate: called with the model; its numbers choose the checkpoint.
         objective: what a step makes small.
         lr_ratio: learning rate of LoRA's B over that of A (LoRA+, Hayou et al. 2024).
-        cut: makes micro-batches of an optimiser step.
         rows: how many of the rows are real; those behind them weigh nothing.
-        **kwargs: as SFTTrainer takes them.
+        **kwargs: as DurableTrainer takes them.
     """
 
     loss_is_scaled_for_ga = True  # `compute_loss` has divided by the whole step
 
-    def __init__(
-        self, *, validate: Validate, objective: Objective, lr_ratio: float, cut: Cutter, rows: int, **kwargs: Any
-    ) -> None:
-        self.validate, self.objective, self.lr_ratio = validate, objective, lr_ratio
-        self.cut, self.rows = cut, rows
+    def __init__(self, *, validate: Validate, objective: Objective, lr_ratio: float, rows: int, **kwargs: Any) -> None:
+        self.validate, self.objective, self.lr_ratio, self.rows = validate, objective, lr_ratio, rows
         self.tokens = 0  # real tokens trained on, counted where the rows are, so that no step waits for the device
         exact = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
         super().__init__(**kwargs)
@@ -63,7 +59,9 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         step: Step | None = next(epoch_iterator, None)
         if step is None:
             return [], None
-        self.tokens += sum(len(row["input_ids"]) for row in step.rows if row.get("weight") != 0)
+        real = [row for row in step.rows if row["row"] < self.rows]
+        self.tokens += sum(len(row["input_ids"]) for row in real)
+        self.note([row["row"] for row in real])
         batches = self.cut(step)
         weight = torch.stack([self.objective.weight(batch) for batch in batches]).sum(0).to(device)
         return [batches], self.accelerator.gather(weight).view(-1, *weight.shape).sum(0)

@@ -46,7 +46,8 @@ def _load(data: Data) -> Table:
 
 
 def _entries(folder: Path, kind: str = "") -> set[str]:
-    return {place.name for place in (folder / "cache").glob(f"{kind}*")} if (folder / "cache").is_dir() else set()
+    names = {place.name for place in (folder / "cache").glob(f"{kind}*")} if (folder / "cache").is_dir() else set()
+    return {name for name in names if not name.startswith(".lock-")}
 
 
 def _same(first: Table, second: Table) -> bool:
@@ -163,7 +164,7 @@ def test_drawn_and_fetched_rows_are_not_kept(config: Configure, tmp_path: Path) 
 
 
 def _place(folder: Path) -> Path:
-    (place,) = (folder / "cache").iterdir()
+    (place,) = (entry for entry in (folder / "cache").iterdir() if not entry.name.startswith("."))
     return place
 
 

@@ -15,12 +15,13 @@ LAYERS = [
     {"sweeps"},
     {"stages"},
     {"jobs"},
-    {"training", "inference", "evaluation", "serving", "baselines", "runs", "tracking"},
+    {"training", "inference", "evaluation", "serving", "baselines", "runs", "folder", "older", "tracking"},
     {"modeling", "data", "provenance", "processes"},
     {"arguments"},
     {"composition"},
     {"safety"},
     {"config"},
+    {"files", "locks", "signals"},
     {"errors"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

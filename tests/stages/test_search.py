@@ -93,7 +93,7 @@ def test_a_poor_trial_is_stopped_and_marked(config: Callable[..., RunConfig], tm
     words = ["train=smoke", "train.validate_every=1", "tracking=none"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search.composition, "command", lambda: ["stage=search", *words])
-        said = search._trial(optuna, study, cfg.stage, folder)
+        said = search._trial(optuna, study, cfg.stage, folder, 0)
     assert "stopped: after 1 steps" in said
     assert study.told == [((), {"state": optuna.trial.TrialState.PRUNED})]
     facts = json.loads((tmp_path / "trials" / "000" / "run.json").read_text(encoding="utf-8"))
@@ -102,27 +102,40 @@ def test_a_poor_trial_is_stopped_and_marked(config: Callable[..., RunConfig], tm
     assert not (tmp_path / "trials" / "000" / "metrics.json").exists()
 
 
-def test_an_interrupted_search_goes_on_with_the_trials_it_has(
-    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damage", ["none", "half a line", "a lock of the process that is gone"])
+def test_an_interrupted_search_goes_on_to_the_same_trials(
+    damage: str, config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("stage=search", "stage.trials=3", SPACE, *QUICK, f"output_dir={tmp_path}")
-    made = []
+    made: list[float] = []
+    stop_at = None
 
     def trial(cfg: RunConfig) -> runs.Result:
-        if len(made) == 2 and not cfg.resume and not list(tmp_path.glob("again")):
-            (tmp_path / "again").mkdir()
+        if len(made) == stop_at:
             raise KeyboardInterrupt
         made.append(cfg.train.learning_rate)
         return runs.Result("train", None, {}, cfg.train.learning_rate)
 
+    def words(name: str) -> tuple[str, ...]:
+        return "stage=search", "stage.trials=4", "stage.startup=1", SPACE, *QUICK, f"output_dir={tmp_path / name}"
+
     monkeypatch.setattr(search.jobs, "run", trial)
+    whole = search.run(config(*words("whole")))
+    undisturbed, made, stop_at = made, [], 2
     with pytest.raises(KeyboardInterrupt):
-        search.run(config(*words))
-    result = search.run(config(*words, "resume=true"))
-    assert len(made) == 3
-    assert result.objective == max(made)
-    assert all(0.0005 <= value <= 0.01 for value in made)
-    assert len(set(made)) == 3
+        search.run(config(*words("cut")))
+    stop_at = None
+    (journal,) = (tmp_path / "cut").rglob("journal.log")
+    if damage == "half a line":
+        journal.write_text(journal.read_text() + '{"op_code": 5, "wor')
+    if damage.startswith("a lock"):
+        journal.with_name("journal.log.lock").symlink_to(journal)
+    result = search.run(config(*words("cut"), "resume=true"))
+    assert made == undisturbed
+    assert len(set(made)) == 4
+    assert result.run_dir is not None
+    assert whole.run_dir is not None
+    for name in ("search.json", "trials.csv"):
+        assert (result.run_dir / name).read_text() == (whole.run_dir / name).read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,154 @@
+"""What two runs of one configuration have in common, in the order in which a difference would spread."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from finsa import files
+from finsa.errors import RunError
+
+TIMED = ("time", "tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+SURROUNDINGS = ("git_commit", "git_dirty", "python", "machine", "device", "versions")
+WEIGHTS = ("adapters", "mixture", "model", "baseline")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison.
+
+    Args:
+        what: is compared.
+        same: whether it is equal to the last bit.
+        told: how much was compared, or the first difference.
+    """
+
+    what: str
+    same: bool
+    told: str
+
+
+def compare(first: Path, second: Path) -> list[Check]:
+    """Compare two run folders.
+
+    Raises:
+        RunError: for a record that cannot be read.
+    """
+    facts = [_json(folder / "run.json") for folder in (first, second)]
+    logs = [_log(folder / "log.jsonl") for folder in (first, second)]
+    return [
+        _check("data", *(known.get("data_fingerprint") for known in facts)),
+        _check("prompt", *(known.get("template_fingerprint") for known in facts)),
+        _check("losses", *logs),
+        _check("metrics", *(_json(folder / "metrics.json") for folder in (first, second))),
+        _check("predictions", *(_lines(folder / "predictions.jsonl") for folder in (first, second))),
+        _weights(first, second),
+    ]
+
+
+def surroundings(first: Path, second: Path) -> list[str]:
+    """In what the two were made differently: versions, machine, code."""
+    one, other = (_json(folder / "run.json") for folder in (first, second))
+    found = []
+    for key in SURROUNDINGS:
+        if isinstance(one.get(key), dict):
+            known = one[key] | other.get(key, {})
+            found += [
+                f"{name}: {one[key].get(name)}, now {other.get(key, {}).get(name)}"
+                for name in known
+                if one[key].get(name) != other.get(key, {}).get(name)
+            ]
+        elif one.get(key) != other.get(key):
+            found.append(f"{key}: {one.get(key)}, now {other.get(key)}")
+    return found
+
+
+def _check(what: str, first: Any, second: Any) -> Check:
+    if first != second:
+        return Check(what, False, _difference(first, second))
+    if isinstance(first, list):
+        return Check(what, True, f"{len(first):,} records")
+    return Check(what, True, str(first) if isinstance(first, str) else "equal" if first else "none")
+
+
+def _difference(first: Any, second: Any, path: str = "") -> str:
+    """The first place in which two values differ."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in first | second:
+            if first.get(key) != second.get(key):
+                return _difference(first.get(key), second.get(key), f"{path}{'.' if path else ''}{key}")
+    if isinstance(first, list) and isinstance(second, list):
+        for number, (one, other) in enumerate(zip(first, second, strict=False), start=1):
+            if one != other:
+                name = one.get("step", one.get("id", number)) if isinstance(one, dict) else number
+                return _difference(one, other, f"{path}record {name}, ")
+        return f"{len(first)} records, now {len(second)}"
+    return f"{path}{': ' if path else ''}{_short(first)}, now {_short(second)}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _weights(first: Path, second: Path) -> Check:
+    one, other = (_digests(folder) for folder in (first, second))
+    wrong = next((name for name in one | other if one.get(name) != other.get(name)), None)
+    if wrong is None:
+        return Check("weights", True, f"{len(one)} files")
+    if wrong in one and wrong in other and wrong.endswith(".safetensors"):
+        return Check("weights", False, f"{wrong}, {_tensors(first / wrong, second / wrong)}")
+    return Check(
+        "weights", False, f"{wrong} is {'other' if wrong in one and wrong in other else 'in one of them only'}"
+    )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        f"{part}/{name}": digest
+        for part in WEIGHTS
+        if (folder / part).is_dir()
+        for name, digest in files.digests(folder / part).items()
+        if not name.endswith(".md")
+    }
+
+
+def _tensors(first: Path, second: Path) -> str:
+    try:
+        one, other = load_file(first), load_file(second)
+    except (TypeError, ValueError, KeyError):  # numpy knows no bfloat16
+        return "its content is other"
+    for name, tensor in one.items():
+        if name not in other or tensor.shape != other[name].shape:
+            return f"{name} is missing or of another shape"
+        if not np.array_equal(tensor, other[name]):
+            return f"{name} differs by up to {np.abs(tensor.astype(float) - other[name].astype(float)).max():.3g}"
+    return "its header is other"
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise RunError(f"{file} is damaged") from None
+    return values
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except ValueError:
+        raise RunError(f"{file} is damaged") from None
+
+
+def _log(file: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key not in TIMED} for record in _lines(file)]

@@ -1,0 +1,53 @@
+"""Run a finished run again from its own record, and say whether everything comes out as it was."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from finsa import jobs, runs
+from finsa.config import RunConfig
+from finsa.data import table
+from finsa.errors import ConfigError, Problem, RunError
+from finsa.evaluation import reproduction, tables
+from finsa.runs import Result
+
+AGAIN = ("train", "evaluate", "moe_joint")  # stages whose whole result lies in their folder
+
+
+def run(cfg: RunConfig) -> Result:
+    """Run ``run``'s configuration in a folder of its own, and compare the two folders.
+
+    Raises:
+        ConfigError: for a run of a stage that is not run again.
+        RunError: where a result is another one, naming the first difference.
+    """
+    path, known, facts = runs.read(str(cfg.run))
+    if known.stage.name not in AGAIN:
+        text = f"{path} is of stage={known.stage.name}; {', '.join(AGAIN)} can be run again"
+        raise ConfigError([Problem("run", text)])
+    rows = None if known.run is not None else table.load(known.data).fingerprint
+    if rows is not None and rows != facts.get("data_fingerprint"):
+        raise RunError(
+            f"rerun: the rows are others than {path} was made with (fingerprint {facts.get('data_fingerprint')}, now "
+            f"{rows}), so that nothing else could come out the same"
+        )
+    changed = {"output_dir": cfg.output_dir, "tracking": cfg.tracking, "resume": False, "output": None}
+    result = jobs.run(known.model_copy(update=changed))
+    assert result.run_dir is not None
+    checks = reproduction.compare(path, result.run_dir)
+    others = reproduction.surroundings(path, result.run_dir)
+    shown = Table("compared", "result", "", title=f"{path.name}, run again", title_justify="left")
+    for check in checks:
+        shown.add_row(check.what, "same" if check.same else "other", check.told)
+    tables.console().print(shown)
+    print(
+        "made with other versions, code or hardware:" if others else "made with the same versions on the same machine"
+    )
+    for line in others:
+        print(f"  {line}")
+    wrong = [check for check in checks if not check.same]
+    if wrong:
+        cause = " Versions, code or hardware differ, see above" if others else ""
+        raise RunError(f"rerun: the first difference is in {wrong[0].what}: {wrong[0].told}.{cause}")
+    print(f"everything is the same to the last bit: {result.run_dir}")
+    return Result("rerun", result.run_dir, result.metrics)

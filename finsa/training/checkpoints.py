@@ -1,0 +1,142 @@
+"""Checkpoints that can be trusted: each appears whole, carries the SHA-256 of its files, and is verified before use.
+
+``checkpoint-<step>/`` is what transformers writes, and beside it ``manifest.json`` with the checksums and with what a
+training is besides weights, optimiser and schedule: tokens, the loss that has not been logged yet, where the log ends.
+``epoch/`` holds the random states that the epoch began with: the order of its rows is drawn from them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from finsa import files
+
+MANIFEST = "manifest.json"
+EPOCH = "epoch"
+STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a training is besides what transformers keeps of it.
+
+    Args:
+        over: no step is to follow: all are made, or patience has run out.
+        tokens: real tokens trained on.
+        seconds: wall time so far.
+        open_loss: sum of the losses since the last log record.
+        logged_loss: sum of those before.
+        logged_step: of the last log record.
+        log_bytes: where ``log.jsonl`` ends.
+    """
+
+    over: bool
+    tokens: int
+    seconds: float
+    open_loss: float
+    logged_loss: float
+    logged_step: int
+    log_bytes: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Args:
+        path: its folder.
+        best: folder of the best one up to it, verified as well; None where nothing was validated yet.
+    """
+
+    path: Path
+    best: Path | None
+    progress: Progress
+
+
+def seal(folder: Path, progress: Progress) -> None:
+    """Write the manifest of a checkpoint's folder, last."""
+    content = {"files": files.digests(folder), "progress": asdict(progress)}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None where it is what was written."""
+    try:
+        known = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        return "it is incomplete" if folder.is_dir() else "it is gone"
+    except (ValueError, LookupError, TypeError, OSError):
+        return f"{MANIFEST} is damaged"
+    try:
+        found = files.digests(folder)
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    found.pop(MANIFEST)
+    wrong = sorted(name for name in known | found if known.get(name) != found.get(name))
+    return f"{wrong[0]} is missing or not what was written" if wrong else None
+
+
+def newest(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole, and whose best one is; what a kill left behind is removed.
+
+    Args:
+        folder: of the checkpoints; it need not be there.
+        tell: takes what is passed over, a sentence at a time.
+    """
+    files.clear(folder)
+    places = numbered(folder)
+    for place in reversed(places):
+        wrong = fault(place)
+        best = None if wrong else _best(place)
+        if wrong is None and best not in (None, place) and best is not None and fault(best):
+            wrong = f"its best one, {best.name}, is not whole: {fault(best)}"
+        if wrong is None:
+            known = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+            return Checkpoint(place, best, Progress(**known["progress"]))
+        tell(f"{place} is passed over: {wrong}")
+    if places:
+        tell(f"no checkpoint in {folder} can be used; training starts from its beginning")
+    return None
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, the oldest first."""
+    found = [place for place in folder.glob("checkpoint-*") if place.name.rpartition("-")[2].isdigit()]
+    return sorted(found, key=lambda place: int(place.name.rpartition("-")[2]))
+
+
+def rewind(log: Path, folder: Path, found: Checkpoint | None) -> None:
+    """Cut a log back to where a checkpoint left it; where there is none, to where the training began.
+
+    Args:
+        log: need not be there.
+        folder: of the checkpoints; it takes a note of where the log ends when a training first begins.
+        found: the checkpoint that is gone on from.
+    """
+    size, begins = log.stat().st_size if log.is_file() else 0, folder / "log_begins"
+    if not begins.is_file():
+        with files.replacing(begins) as temporary:
+            temporary.write_text(f"{size}\n")
+        return
+    end = found.progress.log_bytes if found else int(begins.read_text())
+    if size > end:
+        with log.open("r+b") as stream:
+            stream.truncate(end)
+
+
+def _best(place: Path) -> Path | None:
+    step = json.loads((place / STATE).read_text(encoding="utf-8")).get("best_global_step")
+    return place.with_name(f"checkpoint-{step}") if step else None
+
+
+def rotate(folder: Path, keep: int, best: Path | None) -> None:
+    """Keep the best checkpoint and the newest ones, `keep` in all and at least the best and the newest."""
+    places = numbered(folder)
+    kept = [places[-1], *([best] if best in places and best != places[-1] else [])]
+    kept += [place for place in reversed(places) if place not in kept][: max(0, keep - len(kept))]
+    for place in places:
+        if place not in kept:
+            files.remove(place)

@@ -1,0 +1,127 @@
+"""A heartbeat for whoever looks after a long training, and a watchdog for one that stands still."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import TrainerCallback
+
+from finsa import files, processes, provenance
+from finsa.config import Train
+
+T = TypeVar("T")
+HEARTBEAT, STACKS = "heartbeat.json", "stalled.txt"
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Writes ``heartbeat.json`` every few seconds, and says so when a step takes too long.
+
+    A thread of its own looks: a main thread that waits for a data loader or a device cannot.
+
+    Args:
+        train: its ``heartbeat_seconds``, ``stall_seconds`` and ``stall_ends``.
+        folder: takes the files.
+    """
+
+    def __init__(self, train: Train, folder: Path) -> None:
+        self.train, self.folder = train, folder
+        self.step, self.moved, self.paused, self.told = 0, time.monotonic(), False, False
+        self.over = threading.Event()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch for as long as this lasts."""
+        waits = [seconds for seconds in (self.train.heartbeat_seconds, self.train.stall_seconds) if seconds]
+        if not waits or not processes.first():
+            yield
+            return
+        thread = threading.Thread(target=self._look, args=(min(waits),), name="finsa heartbeat", daemon=True)
+        self._moved(0)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.over.set()
+            thread.join()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Validation and checkpoints take the time they take."""
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = False
+            self._moved(self.step)
+
+    def pausing(self, act: Callable[[Any], T]) -> Callable[[Any], T]:
+        """A function that is not watched while it works."""
+
+        def paused(given: Any) -> T:
+            with self.pause():
+                return act(given)
+
+        return paused
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note that it moves."""
+        self._moved(state.global_step)
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note that it moves."""
+        self._moved(self.step)
+
+    def _moved(self, step: int) -> None:
+        self.step, self.moved, self.told = step, time.monotonic(), False
+
+    def _look(self, wait: float) -> None:
+        beat = 0.0
+        while not self.over.wait(min(wait, 1.0)):
+            now, still = time.monotonic(), time.monotonic() - self.moved
+            if self.train.heartbeat_seconds and now - beat >= self.train.heartbeat_seconds:
+                beat = now
+                self._beat(still)
+            if self.train.stall_seconds and still > self.train.stall_seconds and not (self.paused or self.told):
+                self.told = True
+                self._tell(still)
+
+    def _beat(self, still: float) -> None:
+        values = {
+            "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "pid": os.getpid(),
+            "step": self.step,
+            "seconds_since_step": round(still, 1),
+            "validating": self.paused,
+            "memory_bytes": provenance.memory(),
+        }
+        with suppress(OSError), files.replacing(self.folder / HEARTBEAT) as temporary:  # a full disk ends elsewhere
+            temporary.write_text(json.dumps(values) + "\n", encoding="utf-8")
+
+    def _tell(self, still: float) -> None:
+        """Show where every thread stands; end the training where that is wished."""
+        file = self.folder / STACKS
+        with suppress(OSError), file.open("w", encoding="utf-8") as stream:
+            print(f"step {self.step + 1} has taken {still:.0f} s so far", file=stream, flush=True)
+            faulthandler.dump_traceback(stream)
+        ends = "; it is ended (train.stall_ends=true)" if self.train.stall_ends else "; it goes on waiting"
+        print(
+            f"step {self.step + 1} has not ended for {still:.0f} s, more than train.stall_seconds="
+            f"{self.train.stall_seconds:g}{ends}. Where each thread stands: {file}",
+            file=sys.stderr,
+            flush=True,
+        )
+        if self.train.stall_ends:
+            for _ in range(2):  # the first one asks for a checkpoint, which a standing step never comes to
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.5)

@@ -1,0 +1,308 @@
+"""Kill commands at random moments, go on as a user would, and compare what comes out with what nobody disturbed.
+
+Every life of a command is a process of its own that runs ``run.py`` with its command line and is ended by SIGKILL. So
+that lives are short, they are forked from a process that has imported the libraries. A moment is drawn in processor
+time between nothing and what the whole command takes, so that a busy machine does not move it.
+
+    python tests/trust/kills.py 200 --minutes 60    200 kills, or as many as an hour allows
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import runpy
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT)]
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+
+import torch
+from safetensors.numpy import load_file  # noqa: F401 - what lives need is imported once, here
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+from trl import SFTTrainer  # noqa: F401
+
+from finsa.data import cache
+from finsa.evaluation import figures, outcome, report  # noqa: F401
+from finsa.files import digests
+from finsa.inference import answering  # noqa: F401
+from finsa.launch import QUIET
+from finsa.stages import chain, check, evaluate, predict, train  # noqa: F401
+
+TIMED = ("time", "tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+LABELS = ("利空", "中性", "利好")
+TICKS = os.sysconf("SC_CLK_TCK")
+COMMON = ["tracking=none", "train.threads=1"]
+FIT = ["train=smoke", "train.max_steps=null", "train.epochs=2", "train.batch_size=8", "train.micro_batch_size=4"]
+FIT += ["train.validate_every=3", "train.log_every=2", "train.patience=3", "stage.compare_base=false"]
+LORA = ["method=lora_response", "method.adapter.dropout=0.2", *FIT]
+
+
+# ------------------------------------------------------------------------------------------------ lives
+
+
+def live(words: list[str], log: Path, until: float | None = None) -> tuple[int | None, float]:
+    """Run a command line in a process of its own.
+
+    Args:
+        words: the command line behind ``run.py``.
+        log: takes its output.
+        until: seconds of processor time after which it is killed; None: never.
+
+    Returns:
+        Its exit code, None where it was killed, and the processor time it took.
+    """
+    process = os.fork()
+    if process == 0:
+        _be(words, log)
+    while until is not None:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status), 0.0
+        if _spent(process) >= until:
+            os.kill(process, signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    _, status, used = os.wait4(process, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return None if code == -signal.SIGKILL else code, used.ru_utime + used.ru_stime
+
+
+def _be(words: list[str], log: Path) -> None:
+    code = 70
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(ROOT)
+        torch.set_num_threads(1)
+        cache.MANY_BYTES = cache.MANY_TEXTS = 0  # tables of a few hundred rows are kept as well
+        sys.argv = ["run.py", *words]
+        runpy.run_path("run.py", run_name="__main__")
+    except SystemExit as end:
+        code = int(end.code or 0)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _spent(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+# ------------------------------------------------------------------------------------------------ kinds
+
+
+@dataclass
+class Kind:
+    """Something that is killed.
+
+    Args:
+        name: for the table.
+        words: the command line, of a place.
+        resumes: whether ``resume=true`` goes on, rather than the same command by itself.
+        results: what has to be equal in the end, of a place.
+        done: whether the command has finished its work in a place, though a kill took its last words.
+    """
+
+    name: str
+    words: Callable[[Path], list[str]]
+    resumes: bool
+    results: Callable[[Path], Any]
+    done: Callable[[Path], bool] = lambda place: False
+    whole: Any = None
+    seconds: float = 0.0
+    tried: int = 0
+    survived: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+def runs_of(place: Path) -> Any:
+    """Everything that finished runs have found, by what tells them apart; times are left out."""
+    found = {}
+    for record in sorted((place / "out").rglob("run.json")):
+        facts = json.loads(record.read_text("utf-8"))
+        if facts["status"] != "complete":
+            continue
+        folder = record.parent
+        texts = {name: _text(folder / name) for name in ("metrics.json", "predictions.jsonl", "ledger.json")}
+        lines = [json.loads(line) for line in (_text(folder / "log.jsonl") or "").splitlines()]
+        log = [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
+        weights = {
+            f"{part}/{name}": digest
+            for part in ("adapters", "baseline", "tokenizer")
+            for name, digest in digests(folder / part).items()
+            if not name.endswith("README.md")
+        }
+        kept = {key: facts.get(key) for key in ("steps", "best_validation", "training_tokens", "data_fingerprint")}
+        found[facts["config_hash"]] = {"texts": texts, "log": log, "weights": weights, "facts": kept}
+    return found
+
+
+def _text(file: Path) -> str | None:
+    return file.read_text("utf-8") if file.is_file() else None
+
+
+def kinds(base: Path) -> list[Kind]:
+    """All kinds, on rows and on a trained run that are made in a folder."""
+    rows, many = base / "rows.csv", base / "many.csv"
+    _write_rows(rows, 60)
+    _write_rows(many, 6000)
+    data = ["data=table", f"data.files={rows}", f"data.labels=[{','.join(LABELS)}]", "data.cache=null"]
+    code, _ = live([*LORA, *data, *COMMON, f"output_dir={base}/trained"], base / "trained.log")
+    assert code == 0, (base / "trained.log").read_text("utf-8")[-2000:]
+    (record,) = (base / "trained").rglob("run.json")
+    trained = record.parent
+
+    def out(place: Path) -> str:
+        return f"output_dir={place}/out"
+
+    def cached(place: Path) -> Any:
+        return {entry.name: digests(entry) for entry in (place / "cache").iterdir() if not entry.name.startswith(".")}
+
+    links = "stage.links={first: {stage: train}, second: {stage: evaluate, run: '@first'}}"
+    chained = [word for word in [*LORA, *data, *COMMON] if not word.startswith("stage.")]
+    predicted = ["stage=predict", f"run={trained}", f"input={rows}", "stage.chunk=4", *COMMON]
+    return [
+        Kind("training", lambda at: [*LORA, *data, *COMMON, out(at)], True, runs_of),
+        Kind("evaluation", lambda at: ["stage=evaluate", f"run={trained}", *COMMON, out(at)], True, runs_of),
+        Kind(
+            "prediction",
+            lambda at: [*predicted, f"output={at}/answers.csv"],
+            False,
+            lambda at: _text(at / "answers.csv"),
+            lambda at: (at / "answers.csv").is_file() and not (at / "answers.csv.partial").is_dir(),
+        ),
+        Kind(
+            "sweep",
+            lambda at: ["-m", "method=tfidf_lr,lora_response,majority", *FIT, *data, *COMMON, out(at)],
+            False,
+            runs_of,
+        ),
+        Kind("chain", lambda at: ["stage=chain", links, *chained, out(at)], True, runs_of),
+        Kind(
+            "cache building",
+            lambda at: ["stage=check", *data[:1], f"data.files={many}", data[2], f"data.cache={at}/cache", *COMMON],
+            False,
+            cached,
+        ),
+    ]
+
+
+def _write_rows(file: Path, number: int) -> None:
+    draw = random.Random(number)
+    words = {"利空": "亏损下滑暴跌", "中性": "公告会议发布", "利好": "大涨盈利增长"}
+    with file.open("w", encoding="utf-8") as stream:
+        stream.write("id,text,label\n")
+        for row in range(number):
+            label = LABELS[row % 3]
+            text = "".join(draw.choices(words[label] + "公司今日市场股票年度", k=draw.randrange(8, 40)))
+            stream.write(f"{row},第{row}条{text},{label}\n")
+
+
+# ------------------------------------------------------------------------------------------------ kills
+
+
+def undisturbed(kind: Kind, base: Path) -> None:
+    """Note what a command comes to, and what it takes."""
+    place = base / kind.name / "whole"
+    place.mkdir(parents=True)
+    code, kind.seconds = live(kind.words(place), place / "log")
+    assert code == 0, f"{kind.name}: {(place / 'log').read_text('utf-8')[-2000:]}"
+    kind.whole = kind.results(place)
+    assert kind.whole
+
+
+def disturbed(kind: Kind, base: Path, draw: random.Random, kills: int) -> None:
+    """Kill a command so many times one after another, let it end, and compare."""
+    place = base / kind.name / f"{kind.tried}"
+    place.mkdir(parents=True)
+    killed, code = 0, None
+    while code is None:
+        moment = draw.uniform(0, kind.seconds) if killed < kills else None
+        code, _ = live([*kind.words(place), *_resume(kind, place)], place / "log", moment)
+        killed += code is None
+        if code not in (None, 0) and kind.done(place):
+            code = 0
+    kind.tried += killed
+    found = kind.results(place) if code == 0 else f"exit code {code}: {(place / 'log').read_text('utf-8')[-1500:]}"
+    if found == kind.whole:
+        kind.survived += killed
+        shutil.rmtree(place)
+    else:
+        kind.faults.append(f"{place}: {found if isinstance(found, str) else difference(kind.whole, found)}")
+
+
+def difference(first: Any, second: Any, path: str = "") -> str:
+    """The first place in which two values differ."""
+    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+        return next(difference(first[key], second[key], f"{path}/{key}") for key in first if first[key] != second[key])
+    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        pairs = enumerate(zip(first, second, strict=True))
+        return next(difference(one, other, f"{path}/{number}") for number, (one, other) in pairs if one != other)
+    return f"{path}: {str(first)[:300]} against {str(second)[:300]}"
+
+
+def _resume(kind: Kind, place: Path) -> Iterator[str]:
+    """``resume=true`` where there is something that it would go on with: before that, the command says so."""
+    states = [json.loads(file.read_text("utf-8"))["status"] for file in (place / "out").rglob("run.json")]
+    if kind.resumes and (kind.name == "chain" or any(state != "complete" for state in states)):
+        yield "resume=true"
+
+
+def table(measured: list[Kind]) -> str:
+    """What came of it, a line per kind."""
+    lines = [f"{'':16}{'survived':>9} / {'tried':<6}"]
+    lines += [f"{kind.name:16}{kind.survived:>9} / {kind.tried:<6}" for kind in measured]
+    tried, survived = (sum(getattr(kind, name) for kind in measured) for name in ("tried", "survived"))
+    return "\n".join([*lines, f"{'all':16}{survived:>9} / {tried:<6}"])
+
+
+def main() -> None:
+    """Spread so many kills over the kinds, those with the fewest first."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument(
+        "kills", type=int, help="how many, over all kinds; a command that was begun is brought to its end"
+    )
+    parser.add_argument("--minutes", type=float, default=600, help="end earlier after so many")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "trust.json")
+    given = parser.parse_args()
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    draw, began = random.Random(given.seed), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="finsa-trust-") as folder:
+        base = Path(folder)
+        measured = kinds(base)
+        for kind in measured:
+            undisturbed(kind, base)
+            print(f"{kind.name}: {kind.seconds:.1f} s of processor time undisturbed", flush=True)
+        while sum(kind.tried for kind in measured) < given.kills and time.monotonic() - began < 60 * given.minutes:
+            kind = min(measured, key=lambda kind: kind.tried)
+            disturbed(kind, base, draw, min(draw.randint(2, 5), given.kills))
+            print(f"{time.monotonic() - began:6.0f} s  {kind.name}: {kind.survived} / {kind.tried}", flush=True)
+            for fault in kind.faults[-1:]:
+                print(fault, flush=True)
+    print(table(measured))
+    record = {kind.name: {"tried": kind.tried, "survived": kind.survived, "faults": kind.faults} for kind in measured}
+    summary = {"seed": given.seed, "seconds": round(time.monotonic() - began), "kinds": record}
+    given.output.write_text(json.dumps(summary, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    sys.exit(any(kind.faults for kind in measured))
+
+
+if __name__ == "__main__":
+    main()
