@@ -98,7 +98,6 @@ def fit(
     dataset, plan = _prepared(rows, model, train)
     resumed, watch = _resumed(folder, log), Watch(train, folder.parent)
     shown = progress.ProgressCallback(lambda: _tokens(trainer), record)
-    stopping = [EarlyStoppingCallback(train.patience)] if train.patience else []
     with signals.deferred() as stopped:
         trainer = FinsaTrainer(
             model=model,
@@ -107,7 +106,7 @@ def fit(
             eval_dataset=dataset.select([0]),  # the validation split is read by `validate`; the trainer wants one
             data_collator=Step,
             processing_class=tokenizer,
-            callbacks=[watch, shown, *stopping, *callbacks],
+            callbacks=[watch, shown, *_patience(train), *callbacks],
             validate=watch.pausing(validate),
             objective=objective,
             lr_ratio=lr_ratio,
@@ -120,8 +119,16 @@ def fit(
         )
         with watch.watching():
             _train(trainer, resumed, shown)
+    return _fitted(trainer, train.epochs, count)
+
+
+def _patience(train: Train) -> list[TrainerCallback]:
+    return [EarlyStoppingCallback(train.patience)] if train.patience else []
+
+
+def _fitted(trainer: FinsaTrainer, epochs: float, rows: int) -> Fitted:
     state = trainer.state
-    seen = round(min(state.epoch or 0, train.epochs) * count)
+    seen = round(min(state.epoch or 0, epochs) * rows)
     return Fitted(state.global_step, state.best_metric, trainer.seconds, _tokens(trainer), seen)
 
 
