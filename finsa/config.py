@@ -554,7 +554,7 @@ class Train(Section):
     score_tokens: PositiveInt
     calibrate: bool
     threads: PositiveInt | None
-    matmul_precision: Literal["highest", "high", "medium"]
+    matmul_precision: Literal["auto", "highest", "high", "medium"]
 
     @model_validator(mode="after")
     def _sizes(self) -> Train:

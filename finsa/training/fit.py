@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from trl import SFTConfig
 
 from finsa.config import Train
 from finsa.data.rows import CHUNK, Row
+from finsa.errors import ConfigError, Problem
+from finsa.training import compiling, prefix, progress, schedule
 from finsa.training import objective as objectives
-from finsa.training import prefix, progress, schedule
 from finsa.training.batching import Cutter, Step
 from finsa.training.collate import Collator, Packer
 from finsa.training.objective import Objective
@@ -38,6 +39,7 @@ class Fitted:
         seconds: wall time of the training, validation included.
         tokens: real tokens seen by this process, padding not counted.
         rows: rows seen by this process.
+        batching: how micro-batches were made.
     """
 
     steps: int
@@ -45,8 +47,9 @@ class Fitted:
     seconds: float
     tokens: int
     rows: int
+    batching: dict[str, Any]
 
-    def facts(self) -> dict[str, float | None]:
+    def facts(self) -> dict[str, Any]:
         """What the run's record keeps."""
         return {
             "steps": self.steps,
@@ -55,6 +58,7 @@ class Fitted:
             "training_tokens": self.tokens,
             "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
             "rows_per_second": round(self.rows / max(self.seconds, 1e-9), 2),
+            "batching": self.batching,
         }
 
 
@@ -94,11 +98,7 @@ def fit(
     objective = objective or objectives.tokens()
     common = prefix.Common()
     dataset = _dataset(rows, common)
-    shared = prefix.plan(common, model, train)
-    collate = Collator(tokenizer.pad_token_id, objective.suffix, shared.used)
-    if train.packing:
-        collate = Packer(tokenizer.pad_token_id, None if "flash" in model.config._attn_implementation else LINE)
-    cut = Cutter(collate, train.micro_batch_size, train.batch_tokens)
+    cut, batching = _cutter(model, tokenizer.pad_token_id, common, train, objective)
     shown = progress.ProgressCallback(lambda: int(trainer.tokens), record)
     stopping = [EarlyStoppingCallback(train.patience)] if train.patience else []
     trainer = FinsaTrainer(
@@ -117,13 +117,49 @@ def fit(
     for own in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(own)
     started = time.monotonic()
+    shown.console.print(f"  {_told(batching)}", highlight=False)
+    compiled = compiling.layers(model) if train.compile else []
     try:
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
     finally:
         shown.bar.stop()
+        compiling.undo(compiled)
+    if train.compile:
+        batching["first_step_seconds"] = trainer.first_step
     state = trainer.state
     seen = round(min(state.epoch or 0, train.epochs) * len(rows))
-    return Fitted(state.global_step, state.best_metric, time.monotonic() - started, int(trainer.tokens), seen)
+    return Fitted(state.global_step, state.best_metric, time.monotonic() - started, int(trainer.tokens), seen, batching)
+
+
+def _cutter(
+    model: Any, pad: int, common: prefix.Common, train: Train, objective: Objective
+) -> tuple[Cutter, dict[str, Any]]:
+    """How a step is cut and its rows are put together, and what the run's record says about it.
+
+    Raises:
+        ConfigError: for ways that do not go with the objective or the launcher.
+    """
+    if train.batch_tokens is not None and prefix.sharded():
+        text = "processes that share a sharded model need equally many micro-batches; set train.batch_tokens=null"
+        raise ConfigError([Problem("train.batch_tokens", text)])
+    if train.packing and not objective.packs:
+        text = "packs a loss on tokens; a choice among labels and a mixture read each row by itself. Set it to false"
+        raise ConfigError([Problem("train.packing", text)])
+    shared = prefix.plan(common, model, train)
+    collate: Collator | Packer = Collator(pad, objective.suffix, shared.used)
+    if train.packing:
+        collate = Packer(pad, None if "flash" in model.config._attn_implementation else LINE)
+    cut = Cutter(collate, train.micro_batch_size, train.batch_tokens)
+    size = {"rows": cut.rows} if cut.tokens is None else {"padded_tokens": cut.tokens}
+    return cut, {"micro_batch": size, "packing": train.packing, "shared_prefix": asdict(shared)}
+
+
+def _told(batching: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    size, shared = next(iter(batching["micro_batch"].items())), batching["shared_prefix"]
+    used = f"shared prefix of {shared['used']} tokens" if shared["used"] else f"no shared prefix ({shared['reason']})"
+    packed = "packed" if batching["packing"] else "side by side"
+    return f"micro-batches of {size[1]} {size[0].replace('_', ' ')}, {packed}; {used}"
 
 
 def _dataset(rows: Sequence[Row], common: prefix.Common) -> Dataset:

@@ -138,9 +138,7 @@ def test_auto_asks_for_tokens_and_for_their_share() -> None:
     model = small()
 
     def planned(head: int, text: int, *overrides: str) -> prefix.Prefix:
-        made = [
-            Row(input_ids=[3] * head + [4 + number] * text, labels=[IGNORE] * (head + text)) for number in range(8)
-        ]
+        made = [Row(input_ids=[3] * head + [4 + number] * text, labels=[IGNORE] * (head + text)) for number in range(8)]
         return prefix.plan(common(made), model, settings(*overrides))
 
     assert planned(100, 50).used == 99
