@@ -567,7 +567,7 @@ class Train(Section):
     stall_seconds: PositiveFloat | None
     stall_ends: bool
     threads: PositiveInt | None
-    matmul_precision: Literal["highest", "high", "medium"]
+    matmul_precision: Literal["auto", "highest", "high", "medium"]
 
     @model_validator(mode="after")
     def _sizes(self) -> Train:

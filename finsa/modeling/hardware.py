@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import warnings
+from pathlib import Path
 
 import torch
 import transformers
@@ -19,11 +20,24 @@ def prepare(train: Train) -> None:
     if train.threads is not None:
         torch.set_num_threads(train.threads)
     if not torch.cuda.is_available():
-        # Measured on CPUs: "medium" picks the faster kernels; without AMX its result stays float32-accurate.
-        torch.set_float32_matmul_precision(train.matmul_precision)
+        precision = cpu_precision() if train.matmul_precision == "auto" else train.matmul_precision
+        torch.set_float32_matmul_precision(precision)
+        # Under "medium" torch's fused attention calls oneDNN tile by tile and is 6 to 10 times as slow (measured).
+        torch.backends.cuda.enable_flash_sdp(precision != "medium")  # the CPU's too, whatever the name says
     transformers.logging.set_verbosity_error()
     logging.getLogger("trl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(trl|transformers|peft)\b")
+
+
+def cpu_precision() -> str:
+    """The precision of float32 products that is fast on this CPU and stays float32-accurate.
+
+    On AMD "medium" takes oneDNN's kernels in place of MKL's, and was twice as fast. On Intel MKL is as fast, the
+    attention much faster, and with AMX "medium" would compute in bfloat16.
+    """
+    described = Path("/proc/cpuinfo")
+    amd = described.is_file() and "AuthenticAMD" in described.read_text(encoding="utf-8", errors="replace")
+    return "medium" if amd else "highest"
 
 
 def take_own_device() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from trl import SFTConfig
 from finsa import processes, signals
 from finsa.config import Train
 from finsa.data.rows import CHUNK, Row
-from finsa.training import checkpoints, prefix, progress, schedule, shared
+from finsa.errors import ConfigError, Problem
+from finsa.training import checkpoints, compiling, prefix, progress, schedule, shared
 from finsa.training import objective as objectives
 from finsa.training.batching import Cutter, Step
 from finsa.training.collate import Collator, Packer
@@ -38,6 +39,7 @@ class Fitted:
         seconds: wall time of the training, validation included.
         tokens: real tokens seen by all processes, padding not counted.
         rows: rows seen by all processes.
+        batching: how micro-batches were made.
     """
 
     steps: int
@@ -45,8 +47,9 @@ class Fitted:
     seconds: float
     tokens: int
     rows: int
+    batching: dict[str, Any]
 
-    def facts(self) -> dict[str, float | None]:
+    def facts(self) -> dict[str, Any]:
         """What the run's record keeps."""
         return {
             "steps": self.steps,
@@ -55,6 +58,7 @@ class Fitted:
             "training_tokens": self.tokens,
             "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
             "rows_per_second": round(self.rows / max(self.seconds, 1e-9), 2),
+            "batching": self.batching,
         }
 
 
@@ -97,7 +101,9 @@ def fit(
     objective, count = objective or objectives.tokens(), len(rows)
     dataset, plan = _prepared(rows, model, train)
     resumed, watch = _resumed(folder, log), Watch(train, folder.parent)
+    cut, batching = _cutter(model, tokenizer.pad_token_id, plan, train, objective)
     shown = progress.ProgressCallback(lambda: _tokens(trainer), record)
+    shown.console.print(f"  {_told(batching)}", highlight=False)
     with signals.deferred() as stopped:
         trainer = FinsaTrainer(
             model=model,
@@ -110,26 +116,28 @@ def fit(
             validate=watch.pausing(validate),
             objective=objective,
             lr_ratio=lr_ratio,
-            cut=_cutter(train, model, tokenizer.pad_token_id, objective, plan),
+            cut=cut,
             rows=count,
             log=log,
             resumed=resumed,
             stopped=lambda: processes.any_of(stopped()),
             identify=identify,
         )
-        with watch.watching():
-            _train(trainer, resumed, shown)
-    return _fitted(trainer, train.epochs, count)
+        with watch.watching(), shown.closing():
+            _train(trainer, resumed, train.compile)
+    return _fitted(trainer, train, count, batching)
 
 
 def _patience(train: Train) -> list[TrainerCallback]:
     return [EarlyStoppingCallback(train.patience)] if train.patience else []
 
 
-def _fitted(trainer: FinsaTrainer, epochs: float, rows: int) -> Fitted:
+def _fitted(trainer: FinsaTrainer, train: Train, rows: int, batching: dict[str, Any]) -> Fitted:
+    if train.compile:
+        batching["first_step_seconds"] = trainer.first_step
     state = trainer.state
-    seen = round(min(state.epoch or 0, epochs) * rows)
-    return Fitted(state.global_step, state.best_metric, trainer.seconds, _tokens(trainer), seen)
+    seen = round(min(state.epoch or 0, train.epochs) * rows)
+    return Fitted(state.global_step, state.best_metric, trainer.seconds, _tokens(trainer), seen, batching)
 
 
 def _prepared(rows: Sequence[Row], model: Any, train: Train) -> tuple[Dataset, prefix.Prefix]:
@@ -139,13 +147,6 @@ def _prepared(rows: Sequence[Row], model: Any, train: Train) -> tuple[Dataset, p
         rows = shared.filled(list(rows), train.micro_batch_size * schedule.accumulation(train, processes.world()))
     dataset = _dataset(rows, common)
     return dataset, prefix.plan(common, model, train)
-
-
-def _cutter(train: Train, model: Any, pad: int, objective: Objective, plan: prefix.Prefix) -> Cutter:
-    collate: Collator | Packer = Collator(pad, objective.suffix, plan.used)
-    if train.packing:
-        collate = Packer(pad, None if "flash" in model.config._attn_implementation else LINE)
-    return Cutter(collate, train.micro_batch_size, train.batch_tokens)
 
 
 def _resumed(folder: Path, log: Path | None) -> checkpoints.Checkpoint | None:
@@ -162,18 +163,49 @@ def _resumed(folder: Path, log: Path | None) -> checkpoints.Checkpoint | None:
     return found
 
 
-def _train(trainer: FinsaTrainer, resumed: checkpoints.Checkpoint | None, shown: progress.ProgressCallback) -> None:
+def _train(trainer: FinsaTrainer, resumed: checkpoints.Checkpoint | None, compiled: bool) -> None:
     for own in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(own)
+    layers = compiling.layers(trainer.model) if compiled else []
     try:
         trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
     finally:
-        shown.bar.stop()
+        compiling.undo(layers)
 
 
 def _tokens(trainer: FinsaTrainer) -> int:
     """Real tokens seen by all processes."""
     return int(processes.total(np.array([int(trainer.tokens)]))[0])
+
+
+def _cutter(
+    model: Any, pad: int, plan: prefix.Prefix, train: Train, objective: Objective
+) -> tuple[Cutter, dict[str, Any]]:
+    """How a step is cut and its rows are put together, and what the run's record says about it.
+
+    Raises:
+        ConfigError: for ways that do not go with the objective or the launcher.
+    """
+    if train.batch_tokens is not None and train.strategy in ("fsdp", "deepspeed"):
+        text = "processes that share a sharded model need equally many micro-batches; set train.batch_tokens=null"
+        raise ConfigError([Problem("train.batch_tokens", text)])
+    if train.packing and not objective.packs:
+        text = "packs a loss on tokens; a choice among labels and a mixture read each row by itself. Set it to false"
+        raise ConfigError([Problem("train.packing", text)])
+    collate: Collator | Packer = Collator(pad, objective.suffix, plan.used)
+    if train.packing:
+        collate = Packer(pad, None if "flash" in model.config._attn_implementation else LINE)
+    cut = Cutter(collate, train.micro_batch_size, train.batch_tokens)
+    size = {"rows": cut.rows} if cut.tokens is None else {"padded_tokens": cut.tokens}
+    return cut, {"micro_batch": size, "packing": train.packing, "shared_prefix": asdict(plan)}
+
+
+def _told(batching: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    size, shared = next(iter(batching["micro_batch"].items())), batching["shared_prefix"]
+    used = f"shared prefix of {shared['used']} tokens" if shared["used"] else f"no shared prefix ({shared['reason']})"
+    packed = "packed" if batching["packing"] else "side by side"
+    return f"micro-batches of {size[1]} {size[0].replace('_', ' ')}, {packed}; {used}"
 
 
 def _dataset(rows: Sequence[Row], common: prefix.Common) -> Dataset:

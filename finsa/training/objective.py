@@ -33,11 +33,13 @@ class Objective:
             divided by its own weight.
         weight: of a batch; a scalar on the batch's device, or (p,).
         suffix: ids that a batch needs behind every row.
+        packs: whether a batch may be a pack.
     """
 
     total: Callable[[torch.nn.Module, Batch], torch.Tensor]
     weight: Callable[[Batch], torch.Tensor]
     suffix: tuple[int, ...] = ()
+    packs: bool = False
 
 
 def tokens() -> Objective:
@@ -57,7 +59,7 @@ def tokens() -> Objective:
             learnt = learnt + (batch["prefix_labels"] != IGNORE).sum()
         return _weighed(learnt, batch)
 
-    return Objective(total, weight)
+    return Objective(total, weight, packs=True)
 
 
 def choice(

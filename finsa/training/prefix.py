@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -71,8 +70,13 @@ class Common:
     def tokens(self) -> int:
         """How many tokens all rows begin with."""
         # Of lists in order, what the first and the last share, all share.
-        shared = min(len(commonprefix(bounds)) for bounds in self._bounds.values()) - 1
+        shared = min(_agree(*bounds) for bounds in self._bounds.values()) - 1
         return max(0, shared if self._text is None else min(shared, self._text))
+
+
+def _agree(first: Sequence[int], last: Sequence[int]) -> int:
+    pairs = zip(first, last, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(first), len(last)))
 
 
 def plan(common: Common, model: torch.nn.Module, train: Train) -> Prefix:

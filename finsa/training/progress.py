@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -36,6 +37,14 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
             console=self.console,
             disable=not self.console.is_terminal,
         )
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Close the bar, however the training ends."""
+        try:
+            yield
+        finally:
+            self.bar.stop()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the bar where the run stands."""
