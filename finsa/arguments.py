@@ -166,6 +166,8 @@ def _against_run(overrides: Sequence[Override]) -> Iterator[Problem]:
         stages = {name for override in overrides if override.key_or_group == "stage" for name in _values(override)}
         own = ("model", "method", "seed", "experiment", *["data"] * bool(stages & {"predict", "export"}))
         for override in overrides:
+            if override.key_or_group == "model.trust_remote_code":  # consent, which no run folder can give
+                continue
             if override.key_or_group.split(".")[0] in own:
                 text = "comes from the run folder that run=<folder> names; leave it out"
                 yield Problem(override.key_or_group, text, "command line")

@@ -66,7 +66,10 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Average the loss over the weights of the whole optimiser step, all processes and micro-batches."""
-        self.tokens = self.tokens + inputs["lengths"].sum()
+        real = (
+            inputs["weights"] > 0 if "weights" in inputs else 1
+        )  # rows that only fill up a last step count for nothing
+        self.tokens = self.tokens + (inputs["lengths"] * real).sum()
         loss = self.objective.total(model, inputs)
         if num_items_in_batch is None:
             return (loss / self.objective.weight(inputs)).sum()
