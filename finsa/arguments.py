@@ -10,11 +10,13 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import islice, product
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
+from finsa import composition
 from finsa.composition import below_mapping, build, choices_of, compose_values, experiment, groups, unknown_key
 from finsa.errors import ConfigError, Problem, plainly, suggest
 
@@ -43,7 +45,7 @@ def check(overrides: Sequence[str]) -> None:
             sound.append(override)
     problems += _against_run(sound)
     for job in _jobs(sound):
-        problems += _check_job(tuple(job))
+        problems += _check_job(tuple(job), composition.CONF)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
 
@@ -189,7 +191,7 @@ def _jobs(overrides: Sequence[Override]) -> list[list[str]]:
 
 
 @cache
-def _check_job(job: tuple[str, ...]) -> list[Problem]:
+def _check_job(job: tuple[str, ...], conf: Path) -> list[Problem]:
     try:
         values, choices = compose_values(job)
         build(values, choices, job)

@@ -70,6 +70,8 @@ def give_words(content: bytes) -> None:
         code = launch.guard(lambda: None, ["run.py", *kept])
     if code not in (0, 2) or "Traceback" in said.getvalue():
         raise AssertionError((kept, code, said.getvalue()))
+    if code == 2:
+        raise FinsaError(said.getvalue())
 
 
 def write_prompt(content: bytes) -> None:
@@ -127,7 +129,7 @@ def main() -> int:
     chance = random.Random(8)
     taken = Counter[str]()
     for turn in range(number):
-        target = TARGETS[turn % 40 % 4 if turn % 40 > 3 else turn % 2]
+        target = TARGETS[turn % len(TARGETS)]
         taken[f"{target.__name__}: {'taken' if attempt(target, spoilt(chance)) else 'refused'}"] += 1
     print(f"{number:,} executions without a traceback", dict(taken))
     return 0
