@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench trust soak serve clean
+.PHONY: help run test lint bench trust soak mutations fuzz serve clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -17,11 +17,21 @@ test: $(BIN)/.dev  ## run the tests, offline
 	@echo "==> pytest, two processes"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: $(BIN)/.dev  ## format check, lint and types
+lint: $(BIN)/.dev  ## format check, lint, types and an audit of what is installed
 	@echo "==> ruff format --check, ruff check, mypy"
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@echo "==> installed versions against constraints.txt, and known vulnerabilities"
+	$(BIN)/python tests/audit.py
+
+mutations: $(BIN)/.dev  ## the long mutation suite: 3,000 spoilt commands, with figures
+	@echo "==> tests/mutations.py (twenty minutes)"
+	$(BIN)/python tests/mutations.py 3000
+
+fuzz: $(BIN)/.dev  ## hostile bytes for readers, prompts and commands; by coverage where atheris is installed
+	@echo "==> tests/fuzz.py (ten minutes)"
+	$(BIN)/python tests/fuzz.py 20000
 
 bench: $(BIN)/.ready  ## training speed against stock trl at the Qwen2.5-0.5B shape, as ratios in one run
 	@echo "==> benchmarks/training_step.py (minutes)"

@@ -10,11 +10,13 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import islice, product
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
+from finsa import composition
 from finsa.composition import below_mapping, build, choices_of, compose_values, experiment, groups, unknown_key
 from finsa.errors import ConfigError, Problem, plainly, suggest
 
@@ -43,7 +45,7 @@ def check(overrides: Sequence[str]) -> None:
             sound.append(override)
     problems += _against_run(sound)
     for job in _jobs(sound):
-        problems += _check_job(tuple(job))
+        problems += _check_job(tuple(job), composition.CONF)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
 
@@ -166,6 +168,8 @@ def _against_run(overrides: Sequence[Override]) -> Iterator[Problem]:
         stages = {name for override in overrides if override.key_or_group == "stage" for name in _values(override)}
         own = ("model", "method", "seed", "experiment", *["data"] * bool(stages & {"predict", "export"}))
         for override in overrides:
+            if override.key_or_group == "model.trust_remote_code":  # consent, which no run folder can give
+                continue
             if override.key_or_group.split(".")[0] in own:
                 text = "comes from the run folder that run=<folder> names; leave it out"
                 yield Problem(override.key_or_group, text, "command line")
@@ -187,7 +191,7 @@ def _jobs(overrides: Sequence[Override]) -> list[list[str]]:
 
 
 @cache
-def _check_job(job: tuple[str, ...]) -> list[Problem]:
+def _check_job(job: tuple[str, ...], conf: Path) -> list[Problem]:
     try:
         values, choices = compose_values(job)
         build(values, choices, job)

@@ -27,6 +27,9 @@ from pydantic import (
 ROOT = Path(__file__).resolve().parent.parent
 Policy = Literal["error", "drop", "keep"]
 Share = Annotated[float, Field(ge=0, lt=1)]
+# What becomes the name of a folder: any letters, and nothing that leads out of the run folder.
+FOLDER_NAME = r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,79}$"
+FolderName = Annotated[str, Field(pattern=FOLDER_NAME)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
@@ -455,7 +458,7 @@ class Data(Section):
     prompt: str
     max_length: Annotated[int, Field(ge=8)]
     split: Split
-    domain: str | None
+    domain: FolderName | None
     on_unknown_label: Policy
     on_duplicate: Policy
     on_conflict: Policy

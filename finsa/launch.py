@@ -22,6 +22,7 @@ from finsa.runs import Result, sweep_name
 from finsa.training import schedule
 
 # Flags with which Hydra only prints something, or that change where it reads from: nothing for us to check before.
+_HYDRA_DIR = ("--config-dir", "-cd")  # adds files that only Hydra sees: it checks the command
 _HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
 QUIET = {
@@ -60,8 +61,8 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
         sys.stdout = Path(os.devnull).open("w")  # process 0 speaks for all  # noqa: SIM115
     typed = list(argv)
     try:
-        _refuse_flags(argv[1:])
-        if not any(word.split("=")[0] in _HYDRA_FLAGS for word in argv[1:]):
+        safety.require_plain_command(argv[1:])
+        if not any(word.split("=")[0] in _HYDRA_FLAGS + _HYDRA_DIR for word in argv[1:]):
             argv[1:] = arguments.expand(argv[1:])
             arguments.check([word for word in argv[1:] if not word.startswith("-")])
             GlobalHydra.instance().clear()
@@ -95,25 +96,6 @@ def resuming(argv: list[str]) -> str:
     stages = [word.partition("=")[2] for word in words if word.startswith("stage=")]
     resumes = "-m" not in words and "--multirun" not in words and (stages or ["train"])[-1] in USED_BY["resume"]
     return shlex.join(["python", "run.py", *words, *(["resume=true"] if resumes else [])])
-
-
-_SHORT = {"-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
-
-
-def _refuse_flags(words: Sequence[str]) -> None:
-    """Refuse Hydra's flags that read a configuration from elsewhere, which nothing would have checked.
-
-    Raises:
-        ConfigError: naming the flag.
-    """
-    for word in words:
-        flag = word.split("=")[0]
-        flag = _SHORT.get(flag, flag)
-        known = [name for name in safety.FORBIDDEN_FLAGS if flag.startswith("--") and name.startswith(flag)]
-        if known and len(flag) > len("--c"):  # argparse takes beginnings of flags
-            if flag == "--cfg" or not flag.startswith(("--config", "--exp")):
-                continue
-            raise ConfigError([Problem(flag, f"is not taken: {safety.FORBIDDEN_FLAGS[known[0]]}", "command line")])
 
 
 def _tell(error: FinsaError) -> int:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from finsa.errors import ConfigError, Problem
@@ -25,8 +27,8 @@ FORBIDDEN_FLAGS = {
     "--experimental-rerun": "it reads a pickle, which can run any code",
     "--config-path": "finsa reads its own conf/; put your file into a group there",
     "--config-name": "finsa reads its own conf/; put your file into a group there",
-    "--config-dir": "finsa reads its own conf/; put your file into a group there",
 }
+_SHORT = {"-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 _SHORTEST = 8  # characters; a shorter value would blot out ordinary words
 
@@ -48,6 +50,46 @@ def require_no_code(values: Any) -> None:
         raise ConfigError(problems)
 
 
+def require_plain_command(words: Sequence[str]) -> None:
+    """Refuse Hydra's flags that read a configuration nobody has checked, and code named on the command line.
+
+    Args:
+        words: the command line without the program.
+
+    Raises:
+        ConfigError: naming the flag or the key.
+    """
+    for number, word in enumerate(words):
+        flag, _, value = word.partition("=")
+        flag = _SHORT.get(flag, flag)
+        meant = [name for name in (*FORBIDDEN_FLAGS, "--config-dir") if len(flag) > 4 and name.startswith(flag)]
+        if meant == ["--config-dir"]:
+            require_no_code_below(Path(value or "".join(words[number + 1 : number + 2])))
+        elif meant:  # argparse takes the beginning of a flag for the flag
+            raise ConfigError([Problem(flag, f"is not taken: {FORBIDDEN_FLAGS[meant[0]]}", "command line")])
+        if "_target_" in word and not word.startswith("text="):
+            key = flag.lstrip("+~")
+            raise ConfigError([Problem(key, "names code to be run; a command sets values alone", "command line")])
+
+
+def require_no_code_below(folder: Path) -> None:
+    """The same for all YAML files of a folder that ``--config-dir`` adds.
+
+    Raises:
+        ConfigError: with file and path of each.
+    """
+    problems: list[Problem] = []
+    for file in sorted(folder.rglob("*.yaml")):
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            continue  # Hydra says what is wrong with it, if it is used
+        found = _code({"hydra": values}, ())
+        problems += [Problem(found.path.removeprefix("hydra."), found.text, str(file)) for found in found]
+    if problems:
+        raise ConfigError(problems)
+
+
 def _code(values: Any, path: tuple[str, ...]) -> Iterator[Problem]:
     entries = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for key, value in entries:
@@ -57,7 +99,7 @@ def _code(values: Any, path: tuple[str, ...]) -> Iterator[Problem]:
             allowed = inside and (key != "_target_" or (isinstance(value, str) and _named(value)))
             if not allowed:
                 yield Problem(".".join(here), f"names code to be run, {value!r}; a configuration holds values alone")
-        elif inside and here[1:2] in (("job_logging",), ("hydra_logging",)) and key in ("class", "()", "ext"):
+        elif inside and key in ("class", "()") and not isinstance(value, dict):
             if value not in LOGGING:
                 yield Problem(".".join(here), f"names code to be run, {value!r}; leave Hydra's loggers as they are")
         else:

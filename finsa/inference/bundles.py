@@ -35,9 +35,12 @@ def manifest(folder: Path) -> dict[str, Any]:
         return {}
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return {"format": str(values["format"]), "tokenizer": str(values["tokenizer"]), **values}
+        found = {"format": str(values["format"]), "tokenizer": str(values["tokenizer"]), **values}
     except (OSError, ValueError, LookupError, TypeError):
         raise RunError(f"run: {file} is damaged; export again") from None
+    if not (folder / found["tokenizer"]).resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"run: {file} names files outside of its folder ({found['tokenizer']}); export again")
+    return found
 
 
 def title(values: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ Letters: b rows of a batch, s tokens, d hidden width, E experts, r rank of each,
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from finsa.config import MoeJointStage
+from finsa.config import FOLDER_NAME, MoeJointStage
 from finsa.errors import ModelError
 from finsa.modeling import experts as folders
 from finsa.modeling.classifier import load_head, save_head, text_mean
@@ -229,6 +230,9 @@ def names(folder: Path) -> list[str]:
         ModelError: for a folder without one.
     """
     try:
-        return list(json.loads((folder / "mixture" / MANIFEST).read_text(encoding="utf-8"))["experts"])
+        found = list(json.loads((folder / "mixture" / MANIFEST).read_text(encoding="utf-8"))["experts"])
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: holds no mixture that can be read: {error}") from None
+    if not all(isinstance(name, str) and re.match(FOLDER_NAME, name) for name in found):
+        raise ModelError(f"{folder}: an expert's name leads out of the folder")
+    return found

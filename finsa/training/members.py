@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from finsa import composition, runs
-from finsa.config import MoeJointStage, RunConfig
+from finsa.config import FOLDER_NAME, MoeJointStage, RunConfig
 from finsa.data import table
 from finsa.data.task import Task
 from finsa.errors import ConfigError, DataError, Problem, RunError
@@ -53,6 +54,9 @@ def names(stage: MoeJointStage, data: table.Table) -> tuple[str, ...]:
                 f"data: the training rows {said}, and a mixture needs two. Name the column that tells them with "
                 "data.columns.domain=<column>, join tables as data=finnf_joint does, or name experts with stage.experts"
             )
+        for domain in domains:
+            if not re.match(FOLDER_NAME, domain):
+                raise DataError(f"data: domain {domain!r} cannot be the name of an expert's folder; rename it")
         return domains
     if stage.domain_weight > 0 and set(stage.experts) != set(domains):
         text = (

@@ -272,3 +272,40 @@ def test_what_cannot_be_done_is_told_before_weights_are_loaded(
 def test_what_does_not_go_together_is_refused(config: Compose, words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(*words)
+
+
+def test_a_lost_process_ends_the_wait_and_the_command_goes_on(
+    run: Path, table: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Process 1 has begun and is gone: process 0 says so instead of waiting, and a repeated command finishes."""
+    output = tmp_path / "out.csv"
+    words = [*command(run, str(table), output), "train.process_timeout=60"]
+
+    def start(rank: int) -> subprocess.Popen[str]:
+        variables = environment(RANK=str(rank), WORLD_SIZE="2")
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(words, cwd=ROOT, env=variables, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+
+    lost = start(1)
+    until = time.monotonic() + 90
+    while not (tmp_path / "out.csv.partial" / "alive-1").is_file() and time.monotonic() < until:
+        time.sleep(0.002)
+    lost.kill()
+    lost.communicate()
+    first = start(0)
+    _, errors = first.communicate(timeout=200)
+    assert first.returncode == 2, errors
+    assert "process 1 is gone" in errors
+    assert "Traceback" not in errors
+    both = [start(0), start(1)]
+    for process in both:
+        told = process.communicate(timeout=200)
+        assert process.returncode == 0, told
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_a_silent_process_ends_the_wait(tmp_path: Path) -> None:
+    from finsa.inference import prediction
+
+    with pytest.raises(RunError, match="has written nothing for 0 seconds"):
+        prediction.wait(tmp_path, prediction.Share(0, 2), 0.3)

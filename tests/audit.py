@@ -1,0 +1,63 @@
+"""What is installed against what was tested, and against known vulnerabilities where their list can be reached.
+
+    python tests/audit.py        part of `make lint`
+
+Offline: every installed package of constraints.txt has the version pinned there, and `pip check` finds no conflict.
+With the advisory service: pip-audit reads the pins. Where it is missing or cannot reach the service, that is said.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import metadata, util
+from pathlib import Path
+
+CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
+
+
+def pins(text: str) -> dict[str, str]:
+    """Version by package, names as the index spells them."""
+    found = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;]+)", text, re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+
+
+def differing(wanted: dict[str, str]) -> list[str]:
+    """Installed packages that are not of the pinned version; a local suffix such as +cpu does not count."""
+    lines = []
+    for name, version in wanted.items():
+        try:
+            installed = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # of an extra that is not installed, or of another platform
+        if installed.partition("+")[0] != version.partition("+")[0]:
+            lines.append(f"{name}: {installed} is installed, {version} is pinned")
+    return lines
+
+
+def vulnerabilities() -> tuple[bool, str]:
+    """Whether pip-audit found nothing, or could not look; and what to say."""
+    if util.find_spec("pip_audit") is None:
+        return True, "pip-audit is not installed, so known vulnerabilities were NOT looked for: pip install pip-audit"
+    command = [sys.executable, "-m", "pip_audit", "--requirement", str(CONSTRAINTS), "--no-deps", "--timeout", "10"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "No known vulnerabilities found" in done.stdout + done.stderr:
+        return True, "pip-audit: no known vulnerabilities"
+    if re.search(r"ConnectionError|Max retries|ServiceError|timed out|403|404", done.stderr):
+        return True, "pip-audit cannot reach its advisory service, so known vulnerabilities were NOT looked for"
+    return False, f"pip-audit:\n{done.stdout}{done.stderr}"
+
+
+def main() -> int:
+    """Say what was found; exit code 1 for a difference, a conflict or a vulnerability."""
+    wanted = pins(CONSTRAINTS.read_text(encoding="utf-8"))
+    wrong = differing(wanted)
+    conflicts = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    sound, said = vulnerabilities()
+    print(*wrong, conflicts.stdout.strip(), said, sep="\n")
+    return int(bool(wrong) or conflicts.returncode != 0 or not sound)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+"""The audit tells a wrong version from the right one."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import audit
+
+
+def test_a_version_that_is_not_the_pinned_one_is_told() -> None:
+    pins = audit.pins("# a comment\nPyYAML==0.0.1\nnot_installed_here==1.0\ntorch==" + metadata.version("torch") + "\n")
+    assert pins["pyyaml"] == "0.0.1"
+    assert audit.differing(pins) == [f"pyyaml: {metadata.version('pyyaml')} is installed, 0.0.1 is pinned"]
+
+
+def test_the_pins_of_the_project_are_read() -> None:
+    pins = audit.pins(audit.CONSTRAINTS.read_text(encoding="utf-8"))
+    assert {"torch", "transformers", "trl", "peft", "hydra-core"} <= set(pins)

@@ -1,0 +1,42 @@
+"""Spoilt commands are refused with the right path and suggestion before anything is started; `make mutations`: more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mutations
+
+BASES: tuple[tuple[str, ...], ...] = ((), ("train=smoke",), ("stage=check",))
+
+
+def test_spoilt_commands_are_refused_and_the_right_one_is_suggested() -> None:
+    found = mutations.run(72, of=BASES)
+    assert {verdict.mutation.kind for verdict in found} >= {"look-alike", "smuggled", "given twice", "contradictory"}
+    missed = [(verdict.base, verdict.mutation, verdict.said) for verdict in found if not verdict.caught]
+    assert missed == []
+    hinted = [verdict for verdict in found if verdict.mutation.suggested is not None]
+    helped = sum(verdict.helped for verdict in hinted)
+    assert helped >= 0.95 * len(hinted), [(v.mutation, v.said) for v in hinted if not v.helped]
+
+
+def test_a_verdict_can_be_bad() -> None:
+    """The suite would notice a command that goes through, a wrong path and a wrong suggestion."""
+    right = mutations.judge((), mutations.Mutation("none", ("seed=3",), "seed"))
+    assert (right.started, right.caught) == (True, False)
+    assert not mutations.judge((), mutations.Mutation("none", ("seed=-3",), "train.epochs")).caught
+    other = mutations.judge((), mutations.Mutation("none", ("method=lroa",), "method", "full"))
+    assert (other.caught, other.helped) == (True, False)
+
+
+def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
+    program = (
+        "import sys, mutations; found = mutations.run(12, of=((),)); "
+        "sys.exit('torch' in sys.modules or not all(verdict.caught for verdict in found))"
+    )
+    command = [sys.executable, "-c", program]
+    environment = {"PYTHONPATH": str(Path(mutations.__file__).parent), "PATH": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []

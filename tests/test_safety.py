@@ -1,0 +1,272 @@
+"""Files and commands of a stranger run nothing, read no secret and lead nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finsa import arguments, composition, launch, safety
+from finsa.config import ROOT, RunConfig
+from finsa.errors import ConfigError, RunError
+
+Compose = Callable[..., RunConfig]
+EVIL = "builtins.exec"
+
+
+def _code(*words: str) -> tuple[int, bool]:
+    reached: list[bool] = []
+    return launch.guard(lambda: reached.append(True), ["run.py", *words]), bool(reached)
+
+
+# ------------------------------------------------------------------------------------------------ code
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        f"+hydra.callbacks.evil._target_={EVIL}",
+        f"+hydra.callbacks.evil={{_target_:{EVIL}}}",
+        f"hydra.launcher._target_={EVIL}",
+        f"hydra.sweeper._target_={EVIL}",
+        f"+model.architecture._target_={EVIL}",
+        f"+train.deepspeed._target_={EVIL}",
+        "hydra.callbacks.remember._target_=finsa.sweeps.RememberMore",
+        "--experimental-rerun=job.pickle",
+        "--experimental=job.pickle",
+        "--config-path=elsewhere",
+        "-cp=elsewhere",
+        "--config-name=other",
+    ],
+)
+def test_a_command_that_names_code_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _code(word) == (2, False)
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("flag", [(), ("--cfg", "job"), ("--info", "config")])
+def test_flags_that_print_do_not_open_a_way(flag: tuple[str, ...]) -> None:
+    assert _code(*flag, f"+hydra.callbacks.evil._target_={EVIL}") == (2, False)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"# @package _global_\nhydra: {{callbacks: {{evil: {{_target_: {EVIL}}}}}}}\n",
+        f"# @package _global_\nmodel: {{architecture: {{_target_: {EVIL}}}}}\n",
+        f"# @package _global_\nhydra: {{job_logging: {{handlers: {{evil: {{(): {EVIL}}}}}}}}}\n",
+    ],
+)
+def test_an_experiment_file_that_names_code_is_refused(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    shutil.copytree(composition.CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "experiment" / "evil.yaml").write_text(content, encoding="utf-8")
+    monkeypatch.setattr(composition, "CONF", tmp_path / "conf")
+    composition.choices_of.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match=r"names code to be run, 'builtins\.exec'"):
+            arguments.check(["experiment=evil"])
+    finally:
+        composition.choices_of.cache_clear()
+
+
+def test_a_folder_of_files_that_names_code_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "mine.yaml").write_text("defaults: [default, _self_]\nname: mine\n", encoding="utf-8")
+    safety.require_no_code_below(tmp_path)
+    (tmp_path / "evil.yaml").write_text(f"a: [{{b: {{_target_: {EVIL}}}}}]\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"a\.0\.b\._target_: names code .* \[.*evil\.yaml\]"):
+        safety.require_no_code_below(tmp_path)
+    assert _code("--config-dir", str(tmp_path)) == (2, False)
+
+
+@pytest.mark.parametrize("name", ["joblib", "submitit_local", "submitit_slurm", "basic"])
+def test_hydras_own_launchers_are_taken(name: str) -> None:
+    arguments.check([f"hydra/launcher={name}", "seed=1,2"])
+
+
+@pytest.mark.parametrize("resolver", ["oc.env:HOME", "oc.env:WANDB_API_KEY,none", "oc.decode:'[1]'", "oc.select:seed"])
+def test_a_value_reads_nothing_from_outside(resolver: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        arguments.check([f"tracking.project=${{{resolver}}}"])
+    (problem,) = caught.value.problems
+    assert problem.path == "tracking.project"
+    assert "is not allowed in a configuration" in problem.text
+
+
+def test_other_values_may_still_be_named(config: Compose) -> None:
+    assert config("train.warmup=${data.split.test}").train.warmup == config().data.split.test
+
+
+def test_nothing_is_unpickled() -> None:
+    """Neither by finsa's own code nor by what the trainer reads when it goes on."""
+    from transformers import trainer
+
+    for file in (ROOT / "finsa").rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert "import pickle" not in text, file
+        assert "joblib.load" not in text, file
+        assert "allow_pickle=True" not in text, file
+        assert "torch.load(" not in text, file
+    text = Path(str(trainer.__file__)).read_text(encoding="utf-8")
+    loads = text.count("torch.load(")
+    assert loads > 0
+    assert text.count("weights_only=True") >= loads
+    assert "weights_only=False" not in text
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.file,))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_a_checkpoint_with_a_bomb_does_not_go_off(name: str, tmp_path: Path, tokenizer: Any) -> None:
+    """A fit that goes on from a checkpoint somebody has changed."""
+    import torch
+    from models import small
+
+    from finsa.training import fit
+
+    values, choices = composition.compose_values(
+        given := ["train.batch_size=8", "train.micro_batch_size=8", "train.epochs=2", "train.patience=null"]
+    )
+    schedule = composition.build(values, choices, given).train
+
+    def learn() -> None:
+        rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]} for _ in range(16)]
+        model = small().requires_grad_(True)
+        fit.fit(
+            model=model,
+            tokenizer=tokenizer,
+            rows=rows,  # type: ignore[arg-type]
+            validate=lambda _: {"loss": 1.0, "macro_f1": 0.5},
+            train=schedule,
+            seed=1,
+            folder=tmp_path / "checkpoints",
+            record=lambda step, values: None,
+        )
+
+    learn()
+    kept = sorted((tmp_path / "checkpoints").glob("checkpoint-*"))
+    for folder in kept:
+        torch.save(Bomb(tmp_path / "gone_off"), folder / name)
+        (folder / f"{name}.plain").write_bytes(pickle.dumps(Bomb(tmp_path / "gone_off")))
+    with contextlib.suppress(Exception):  # a refusal or a fit: either is right, as long as nothing goes off
+        learn()
+    assert not (tmp_path / "gone_off").exists()
+
+
+# ------------------------------------------------------------------------------------------------ code of others
+
+
+def test_remote_code_is_off_unless_said(config: Compose) -> None:
+    for name in composition.choices_of("model"):
+        assert config(f"model={name}").model.trust_remote_code is False
+
+
+def test_a_run_folder_cannot_consent_to_remote_code(trained: Callable[..., Path], tmp_path: Path) -> None:
+    import shutil
+
+    from finsa.inference import answering
+
+    copy = tmp_path / "run"
+    shutil.copytree(trained("lora_response"), copy)
+    values = yaml.safe_load((copy / "config.yaml").read_text(encoding="utf-8"))
+    values["model"]["trust_remote_code"] = True
+    (copy / "config.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    with pytest.raises(RunError, match=r"add model\.trust_remote_code=true"):
+        answering.read(str(copy))
+    arguments.check(["stage=predict", f"run={copy}", "text=a", "model.trust_remote_code=true"])
+
+
+# ------------------------------------------------------------------------------------------------ names that lead out
+
+
+@pytest.mark.parametrize("domain", ["../../etc", "a/b", "..", ".hidden", "a\\b", "/etc", "a\x00b"])
+def test_a_domain_is_no_path(domain: str, config: Compose) -> None:
+    with pytest.raises(ConfigError, match=r"data\.domain"):
+        arguments.check([f"data.domain='{domain}'" if "\x00" not in domain else "data.domain='a\x01b'"])
+
+
+@pytest.mark.parametrize("group", ["model", "method", "data", "train"])
+def test_the_names_that_make_a_run_folder_are_no_paths(group: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{group}\.name"):
+        arguments.check([f"{group}.name=../../etc"])
+
+
+def test_a_manifest_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
+    from finsa.inference import bundles
+
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": "onnx", "tokenizer": "../../other"}))
+    with pytest.raises(RunError, match="names files outside of its folder"):
+        bundles.manifest(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ secrets
+
+
+SECRETS = {
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+    "HF_TOKEN": "hf_PlantedTokenThatMustNotBeSeen",
+    "FINSA_TOKEN": "planted-bearer-token-of-the-service",
+    "OPENAI_API_KEY": "sk-planted-key-of-the-endpoint",
+    "MY_DB_PASSWORD": "planted-password-of-a-database",
+    "AWS_SECRET_ACCESS_KEY": "planted-secret-of-the-cloud",
+}
+
+
+def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **SECRETS, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "run.py"), *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_secrets_are_written_nowhere(tmp_path: Path) -> None:
+    """A run with an offline tracker; every byte it leaves behind and says is searched."""
+    short = ["train=smoke", "train.max_steps=2", "stage.compare_base=false", "tracking.mode=offline"]
+    done = _run(tmp_path, "method=tfidf_lr", *short, "output_dir=out")
+    assert done.returncode == 0, done.stderr
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert any("wandb" in str(file) for file in files)
+    assert any(file.name == "run.json" for file in files)
+    for content in [*(file.read_bytes() for file in files), done.stdout.encode(), done.stderr.encode()]:
+        for name, value in SECRETS.items():
+            assert value.encode() not in content, name
+
+
+def test_an_error_does_not_repeat_a_secret(tmp_path: Path) -> None:
+    """A key that was put where it does not belong is not shown again."""
+    for word in (
+        f"train.epochs={SECRETS['OPENAI_API_KEY']}",
+        f"stage={SECRETS['FINSA_TOKEN']}",
+        f"run={SECRETS['HF_TOKEN']}",
+    ):
+        done = _run(tmp_path, word)
+        assert done.returncode == 2
+        assert not any(value in done.stderr + done.stdout for value in SECRETS.values())
+        assert "***" in done.stderr or "run is of no use" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_short_values_are_not_taken_for_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    monkeypatch.setenv("SOME_KEY", "long-enough-to-be-one")
+    assert safety.masked("true long-enough-to-be-one") == "true ***"
