@@ -120,8 +120,12 @@ def fit(
         )
         with watch.watching():
             _train(trainer, resumed, shown)
+    return _fitted(trainer, train.epochs, len(rows))
+
+
+def _fitted(trainer: FinsaTrainer, epochs: float, rows: int) -> Fitted:
     state = trainer.state
-    seen = round(min(state.epoch or 0, train.epochs) * len(rows))
+    seen = round(min(state.epoch or 0, epochs) * rows)
     return Fitted(state.global_step, state.best_metric, trainer.seconds, int(trainer.tokens), seen)
 
 
