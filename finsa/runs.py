@@ -253,7 +253,7 @@ def latest(output_dir: str) -> Path:
 
 
 def config_hash(cfg: RunConfig) -> str:
-    """Hash of what decides a result: the configuration without its names, and without where it is kept, shown and watched."""
+    """Hash of what decides a run's result: the configuration without names, and how it is kept, shown and watched."""
     beside = {"resume", "fresh", "output_dir", "tracking", "output", "experiment", "sweep", "published", "port"}
     values = cfg.model_dump(mode="json", exclude=beside)
     for data in (values["data"], *(values["data"]["parts"] or {}).values()):
