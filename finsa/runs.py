@@ -258,11 +258,13 @@ def latest(output_dir: str) -> Path:
 
 
 def config_hash(cfg: RunConfig) -> str:
-    """Hash of what decides a run's result: the configuration without what it is called, where it is kept and shown."""
+    """Hash of what decides a run's result: the configuration without names, and how it is kept, shown and watched."""
     beside = {"resume", "fresh", "output_dir", "tracking", "output", "experiment", "sweep", "published", "port"}
     values = cfg.model_dump(mode="json", exclude=beside)
     for data in (values["data"], *(values["data"]["parts"] or {}).values()):
         del data["cache"]
+    for key in ("heartbeat_seconds", "stall_seconds", "stall_ends"):
+        del values["train"][key]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 

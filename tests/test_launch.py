@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,3 +83,36 @@ def test_several_problems_are_listed() -> None:
 
 def test_every_stage_that_can_run_has_a_file_and_the_reverse() -> None:
     assert set(launch.available_stages()) == set(composition.choices_of("stage"))
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ("method=lora", "python run.py method=lora resume=true"),
+        ("method=lora resume=true", "python run.py method=lora resume=true"),
+        ("stage=chain experiment=finsa_moe", "python run.py stage=chain experiment=finsa_moe resume=true"),
+        ("-m seed=1,2", "python run.py -m seed=1,2"),
+        ("stage=predict run=x", "python run.py stage=predict run=x"),
+    ],
+)
+def test_the_command_that_goes_on(words: str, command: str) -> None:
+    assert launch.resuming(["run.py", *words.split()]) == command
+
+
+def test_a_signal_ends_with_the_command_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert launch.guard(main, ["run.py", "train=smoke"]) == 143
+    assert "stopped by SIGTERM. Go on with: python run.py train=smoke resume=true" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_too_little_memory_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise MemoryError
+
+    assert launch.guard(main, ["run.py", "train=smoke"]) == 2
+    assert "error: out of memory. Set train.micro_batch_size" in capsys.readouterr().err

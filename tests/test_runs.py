@@ -11,6 +11,7 @@ from finsa.config import RunConfig
 from finsa.errors import RunError
 
 Config = Callable[..., RunConfig]
+WATCHED = ["train.heartbeat_seconds=1", "train.stall_seconds=null", "train.stall_ends=true"]
 
 
 def test_a_finished_folder_reads_back(config: Config, tmp_path: Path) -> None:
@@ -84,7 +85,10 @@ def test_two_runs_in_one_second_get_two_folders(config: Config, tmp_path: Path) 
 
 
 def test_the_hash_ignores_where_a_run_is_written_and_tracked(config: Config) -> None:
-    same = {runs.config_hash(config(*words)) for words in ([], ["output_dir=x"], ["tracking=none"], ["resume=true"])}
+    same = {
+        runs.config_hash(config(*words))
+        for words in ([], ["output_dir=x"], ["tracking=none"], ["resume=true"], WATCHED)
+    }
     assert len(same) == 1
     assert runs.config_hash(config("seed=1")) not in same
 

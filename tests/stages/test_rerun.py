@@ -1,0 +1,104 @@
+"""A run is made again from its own record: equal to the last bit, or the first difference is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from finsa.config import RunConfig
+from finsa.errors import ConfigError, RunError
+from finsa.evaluation import reproduction
+from finsa.stages import rerun
+
+Config = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def first(trained: Callable[..., Path], tmp_path: Path) -> Path:
+    """A copy of a trained run."""
+    return shutil.copytree(trained("lora_response"), tmp_path / "first", ignore=shutil.ignore_patterns("checkpoints"))
+
+
+def test_a_trained_run_comes_out_the_same(
+    first: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("stage=rerun", f"run={first}", f"output_dir={tmp_path}/again", "tracking=none")
+    again = rerun.run(config(*words)).run_dir
+    assert again is not None
+    assert "everything is the same to the last bit" in capsys.readouterr().out
+    checks = reproduction.compare(first, again)
+    assert [(check.what, check.same) for check in checks] == [
+        (what, True) for what in ("data", "prompt", "losses", "metrics", "predictions", "weights")
+    ]
+    assert checks[2].told == "62 records"  # 60 steps, a validation, the end
+    assert reproduction.surroundings(first, again) == []
+    _spoil_and_compare(first, again)
+
+
+def _spoil_and_compare(first: Path, again: Path) -> None:
+    """Change one thing after another, the last one first; each time it is the first difference."""
+    file = again / "adapters" / "default" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[1]
+    save_file({**tensors, name: tensors[name] + np.float32(0.5)}, file, metadata={"format": "pt"})
+    assert _first(first, again) == ("weights", f"adapters/default/{file.name}, {name} differs by up to 0.5")
+
+    lines = (again / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    changed = {**json.loads(lines[3]), "label": "x"}
+    lines[3] = json.dumps(changed, ensure_ascii=False)
+    (again / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    what, told = _first(first, again)
+    assert what == "predictions"
+    assert told.startswith(f"record {changed['id']}, label: ")
+    assert told.endswith(", now x")
+
+    log = (again / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    log[8] = json.dumps({**json.loads(log[8]), "loss": 9.5})
+    (again / "log.jsonl").write_text("\n".join(log) + "\n", encoding="utf-8")
+    what, told = _first(first, again)
+    assert what == "losses"
+    assert told.startswith("record 9, loss: ")
+    assert told.endswith(", now 9.5")
+
+    facts = json.loads((again / "run.json").read_text(encoding="utf-8"))
+    facts["versions"]["torch"] = "0.1"
+    (again / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    (line,) = reproduction.surroundings(first, again)
+    assert line.startswith("torch: ")
+    assert line.endswith(", now 0.1")
+
+
+def _first(first: Path, second: Path) -> tuple[str, str]:
+    return next((check.what, check.told) for check in reproduction.compare(first, second) if not check.same)
+
+
+def test_a_difference_is_an_error(first: Path, config: Config, tmp_path: Path) -> None:
+    metrics = json.loads((first / "metrics.json").read_text(encoding="utf-8"))
+    metrics["test"]["macro_f1"] = 0.99
+    (first / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    words = ("stage=rerun", f"run={first}", f"output_dir={tmp_path}/again", "tracking=none")
+    with pytest.raises(RunError, match=r"first difference is in metrics: test.macro_f1: 0.99, now 0\.\d+"):
+        rerun.run(config(*words))
+
+
+def test_other_rows_are_told_before_anything_is_trained(first: Path, config: Config, tmp_path: Path) -> None:
+    facts = json.loads((first / "run.json").read_text(encoding="utf-8"))
+    (first / "run.json").write_text(json.dumps({**facts, "data_fingerprint": "f00d"}), encoding="utf-8")
+    with pytest.raises(RunError, match="the rows are others than .*fingerprint f00d, now "):
+        rerun.run(config("stage=rerun", f"run={first}", f"output_dir={tmp_path}/again"))
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_search_is_not_run_again(config: Config, tmp_path: Path) -> None:
+    from folders import write_run
+
+    cfg = config("stage=search", f"output_dir={tmp_path}")
+    place = write_run(tmp_path / "search", cfg, np.zeros(3, int), np.zeros(3, int))
+    with pytest.raises(ConfigError, match="is of stage=search; train, evaluate, moe_joint can be run again"):
+        rerun.run(config("stage=rerun", f"run={place}"))
