@@ -19,9 +19,10 @@ from trl import SFTConfig
 from finsa.config import Train
 from finsa.data.rows import CHUNK, Row
 from finsa.training import objective as objectives
-from finsa.training import progress, schedule
+from finsa.training import progress, recovery, schedule
 from finsa.training.collate import Collator
 from finsa.training.objective import Objective
+from finsa.training.recovery import Recovery
 from finsa.training.trainer import FinsaTrainer, Validate
 
 
@@ -35,6 +36,8 @@ class Fitted:
         seconds: wall time of the training, validation included.
         tokens: real tokens seen by this process, padding not counted.
         rows: rows seen by this process.
+        throughput: figures of the training time alone, validation and saving left out; see `Meter.facts`.
+        batches: sizes of micro-batch and accumulation at the end.
     """
 
     steps: int
@@ -42,8 +45,10 @@ class Fitted:
     seconds: float
     tokens: int
     rows: int
+    throughput: dict[str, float]
+    batches: dict[str, Any]
 
-    def facts(self) -> dict[str, float | None]:
+    def facts(self) -> dict[str, Any]:
         """What the run's record keeps."""
         return {
             "steps": self.steps,
@@ -52,6 +57,8 @@ class Fitted:
             "training_tokens": self.tokens,
             "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
             "rows_per_second": round(self.rows / max(self.seconds, 1e-9), 2),
+            "throughput": self.throughput,
+            **self.batches,
         }
 
 
@@ -90,7 +97,20 @@ def fit(
     """
     objective = objective or objectives.tokens()
     dataset = _dataset(rows)
-    shown = progress.ProgressCallback(lambda: int(trainer.tokens), record)
+    shown = progress.ProgressCallback(lambda: trainer.meter, record)
+
+    def shrunk(sizes: dict[str, float]) -> None:
+        told = "out of memory: micro-batch {micro_batch_size}, accumulation {accumulation} from here on".format(**sizes)
+        shown.console.print(f"  step {trainer.state.global_step + 1}: {told}", highlight=False)
+        record(trainer.state.global_step, {"out_of_memory": 1, **sizes})
+
+    smaller = Recovery(
+        train.micro_batch_size,
+        schedule.accumulation(train, processes()),
+        len(objective.suffix),
+        shrunk,
+        alone=processes() == 1,
+    )
     stopping = [EarlyStoppingCallback(train.patience)] if train.patience else []
     trainer = FinsaTrainer(
         model=model,
@@ -103,6 +123,7 @@ def fit(
         validate=validate,
         objective=objective,
         lr_ratio=lr_ratio,
+        recovery=smaller,
     )
     for own in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(own)
@@ -113,7 +134,15 @@ def fit(
         shown.bar.stop()
     state = trainer.state
     seen = round(min(state.epoch or 0, train.epochs) * len(rows))
-    return Fitted(state.global_step, state.best_metric, time.monotonic() - started, int(trainer.tokens), seen)
+    return Fitted(
+        steps=state.global_step,
+        best=state.best_metric,
+        seconds=time.monotonic() - started,
+        tokens=int(trainer.meter.done.tokens),
+        rows=seen,
+        throughput=trainer.meter.facts(),
+        batches=recovery.facts(smaller),
+    )
 
 
 def _dataset(rows: Sequence[Row]) -> Dataset:
