@@ -14,12 +14,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    ByteSize,
     ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
     field_validator,
     model_validator,
 )
@@ -522,6 +524,9 @@ class Train(Section):
     """How the learning runs. Sizes count sequences; accumulation is batch_size / micro_batch_size / processes.
 
     Args:
+        memory: a budget per process, such as 16GiB: the micro-batch is the largest that fits, by estimate; null: the
+            configured one.
+        gradient_checkpointing: ``auto``: only where nothing fits without it.
         calibrate: fit a temperature on the validation rows, for the probabilities that prediction and service give.
     """
 
@@ -536,7 +541,8 @@ class Train(Section):
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat
     group_by_length: bool
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | Literal["auto"]
+    memory: str | None
     validate_every: PositiveInt | None
     validation_rows: PositiveInt | None
     select_by: Literal["loss", "macro_f1", "weighted_f1"]
@@ -548,6 +554,17 @@ class Train(Section):
     threads: PositiveInt | None
     matmul_precision: Literal["highest", "high", "medium"]
 
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _unit(cls, memory: Any) -> Any:
+        if memory is not None and not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]i?B", str(memory)):
+            raise ValueError("needs a number and a unit, such as 16GiB or 800MiB")
+        return memory
+
+    def memory_bytes(self) -> int | None:
+        """The budget in bytes: GiB are 2^30, GB 10^9."""
+        return None if self.memory is None else int(_BYTES.validate_python(self.memory))
+
     @model_validator(mode="after")
     def _sizes(self) -> Train:
         if self.batch_size % self.micro_batch_size:
@@ -558,6 +575,9 @@ class Train(Section):
         if self.warmup >= 1 and self.warmup != int(self.warmup):
             raise ValueError(f"warmup {self.warmup} is neither a share below 1 nor a whole number of steps")
         return self
+
+
+_BYTES: TypeAdapter[ByteSize] = TypeAdapter(ByteSize)
 
 
 def _divisor(number: int, at_most: int) -> int:
@@ -1200,6 +1220,11 @@ class RunConfig(Section):
             raise ValueError('stage=predict needs input=<file or -> output=<file>, or text="..."')
         if self.stage.name == "export" and self.format is None:
             raise ValueError("stage=export needs format=merged, adapter, onnx, openvino or classifier")
+        if self.train.memory is not None and self.stage.name in ("pretrain", "moe_joint"):
+            raise ValueError(
+                f"train.memory plans stage=train, not stage={self.stage.name}; leave it out and set "
+                "train.micro_batch_size, which is halved where memory does not suffice"
+            )
         for key, stages in USED_BY.items():
             if getattr(self, key) not in (None, False) and self.stage.name not in stages:
                 raise ValueError(

@@ -176,7 +176,7 @@ def _arguments(train: Train, seed: int, folder: Path) -> SFTConfig:
         data_seed=seed,
         train_sampling_strategy="group_by_length" if train.group_by_length else "random",
         length_column_name="length",
-        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing=train.gradient_checkpointing is True,  # a plan has settled `auto` where there is one
         bf16=False,  # the weights have their type already; autocast would copy them at every step
         fp16=False,
         use_cpu=not torch.cuda.is_available(),

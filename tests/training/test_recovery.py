@@ -141,6 +141,6 @@ def test_a_run_says_so_and_can_be_resumed(config: Any, tmp_path: Path, monkeypat
     assert [record["micro_batch_size"] for record in log if "out_of_memory" in record][-1:] == [8]
     steps_made = [record for record in log if "mfu" in record]
     assert steps_made
-    assert all(0 < record["mfu"] and record["samples_per_second"] > 0 for record in steps_made)
+    assert all(record["mfu"] > 0 and record["samples_per_second"] > 0 for record in steps_made)
     assert 0 < facts["throughput"]["trainable_token_share"] < 0.2
     assert facts["throughput"]["matmul_gflops"] > 1
