@@ -80,3 +80,16 @@ def test_several_problems_are_listed() -> None:
 
 def test_every_stage_that_can_run_has_a_file_and_the_reverse() -> None:
     assert set(launch.available_stages()) == set(composition.choices_of("stage"))
+
+
+@pytest.mark.parametrize("words", [["--help"], ["method=lroa"], ["train.epochs=x"], ["train.memory=16"]])
+def test_nothing_heavy_is_imported_for_help_and_wrong_options(words: list[str]) -> None:
+    heavy = ("torch", "transformers", "trl", "datasets", "peft", "polars", "scipy", "sklearn", "wandb", "matplotlib")
+    code = (
+        f"import sys, runpy; sys.argv[1:] = {words}\n"
+        "try: runpy.run_path('run.py', run_name='__main__')\n"
+        "except SystemExit as end: code = end.code\n"
+        f"print(code or 0, [name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{0 if words == ['--help'] else 2} []"

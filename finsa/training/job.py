@@ -27,7 +27,9 @@ def run(cfg: RunConfig) -> Result:
     if cfg.method.learn != "nothing":
         schedule.steps_of(cfg.train, sum(job.class_counts(cfg)), fit.processes())
     hardware.prepare(cfg.train)
-    planned = plan.make(cfg, job, job.prompts("test" if cfg.method.learn == "nothing" else "train").lengths, fit.processes())
+    planned = plan.make(
+        cfg, job, job.prompts("test" if cfg.method.learn == "nothing" else "train").lengths, fit.processes()
+    )
     with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
         folder.note(memory_plan=planned.facts())
         return _run(cfg.model_copy(update={"train": planned.of(cfg.train)}), job, folder, tracker)
