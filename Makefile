@@ -23,9 +23,9 @@ lint: $(BIN)/.dev  ## format check, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(BIN)/.ready  ## training speed against stock trl at the Qwen2.5-0.5B shape, as ratios in one run
-	@echo "==> benchmarks/training_step.py (minutes)"
-	$(BIN)/python benchmarks/training_step.py
+bench: $(BIN)/.ready  ## all benchmarks, as ratios in one run, with a table and a chart
+	@echo "==> benchmarks/bench.py (about twenty minutes; benchmarks/bench.py --help says how to run some, or more)"
+	$(BIN)/python benchmarks/bench.py
 
 serve: $(BIN)/.serve  ## answer over HTTP, with a page: http://127.0.0.1:8000
 	@echo "==> the finished run of the defaults; where there is none it is trained first (two minutes)"

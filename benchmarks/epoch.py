@@ -4,9 +4,9 @@
     python benchmarks/epoch.py --quick    160 rows, one epoch, one turn; nothing is written
 
 Held equal: base weights, LoRA (rank, alpha, targets, dropout of method=lora_response), finished token ids and labels
-(answer and end token), batch size, epochs, learning rate, cosine schedule with 10 % warm-up, seed; after every epoch all
-are scored by finsa's scorer on the same validation rows, which is not timed. The target is the lowest of the arms' best
-macro-F1: every arm reaches it. Seconds are CPU seconds of this process on a CPU, else wall seconds.
+(answer and end token), batch size, epochs, learning rate, cosine schedule with 10 % warm-up, seed; after every epoch
+all are scored by finsa's scorer on the same validation rows, which is not timed. The target is the lowest of the arms'
+best macro-F1: every arm reaches it. Seconds are CPU seconds of this process on a CPU, else wall seconds.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python benchmarks/memory_plan.py            the true Qwen2.5-0.5B shape, random weights (minutes)
     python benchmarks/memory_plan.py --quick    the embedded default's shape at large micro-batches; nothing is written
 
-Every arm makes two optimiser steps of `fit.fit`, on rows of random tokens that are all of one length. Measured on a CPU:
-the most that was resident during the steps (Linux, VmHWM, set back once the model is loaded); on a GPU: the most that
-torch has allocated. Besides, what a process holds that has only imported what training imports.
+Every arm makes two optimiser steps of `fit.fit`, on rows of random tokens that are all of one length. Measured on a
+CPU: the most that was resident during the steps (Linux, VmHWM, set back once the model is loaded); on a GPU: the most
+that torch has allocated. Besides, what a process holds that has only imported what training imports.
 """
 
 from __future__ import annotations
