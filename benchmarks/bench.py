@@ -64,9 +64,10 @@ WORDS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "memory_plan": (["--arms", "lora", "lora, gradient checkpointing"], [], ["--quick", "--arms", "lora"]),
     "startup": ([], [], ["--quick"]),
     "sweep": (["train=smoke"], [], []),
+    "report": ([], ["--coverage", "10000"], []),  # prints its figures
     "serving": ([], [], []),
 }
-QUICK_SKIPS = ("sweep", "serving")  # without a short version
+QUICK_SKIPS = ("sweep", "report", "serving")  # without a short version
 
 
 def main() -> int:
