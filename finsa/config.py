@@ -541,7 +541,7 @@ class Train(Section):
     weight_decay: NonNegativeFloat
     max_grad_norm: PositiveFloat
     group_by_length: bool
-    gradient_checkpointing: bool | Literal["auto"]
+    gradient_checkpointing: Literal["auto", True, False]
     memory: str | None
     validate_every: PositiveInt | None
     validation_rows: PositiveInt | None
