@@ -42,7 +42,7 @@ def test_a_budget_takes_the_largest_micro_batch_that_fits(config: Compose, metho
     before = 0
     for more in (0, 2**29, 2**31, 2**36):
         budget = max(one.training.total(), plan.memory.scoring(*_least(config, words)).total()) + more
-        made = planned(config, *words, f"train.memory={budget / 2**20:.3f}MiB")
+        made = planned(config, *words, f"train.memory={-(-budget // 1024)}KiB")
         assert made.peak() <= budget + 1024
         assert made.micro_batch_size * made.accumulation == 64
         assert made.micro_batch_size >= before
@@ -65,11 +65,11 @@ def test_checkpointing_only_where_nothing_fits_without(config: Compose) -> None:
     one = planned(config, *words, "train.gradient_checkpointing=false")
     assert one.training is not None
     budget = one.training.total() - 2**20
-    made = planned(config, *words, f"train.memory={budget / 2**20:.3f}MiB")
+    made = planned(config, *words, f"train.memory={-(-budget // 1024)}KiB")
     assert made.gradient_checkpointing
     assert made.peak() <= budget
     with pytest.raises(ConfigError, match=r"one row at a time needs about .* GiB.*gradient_checkpointing=auto"):
-        planned(config, *words, f"train.memory={budget / 2**20:.3f}MiB", "train.gradient_checkpointing=false")
+        planned(config, *words, f"train.memory={-(-budget // 1024)}KiB", "train.gradient_checkpointing=false")
 
 
 def test_processes_share_the_batch(config: Compose) -> None:
