@@ -33,9 +33,9 @@ fuzz: $(BIN)/.dev  ## hostile bytes for readers, prompts and commands; by covera
 	@echo "==> tests/fuzz.py (ten minutes)"
 	$(BIN)/python tests/fuzz.py 20000
 
-bench: $(BIN)/.ready  ## training speed against stock trl at the Qwen2.5-0.5B shape, as ratios in one run
-	@echo "==> benchmarks/training_step.py (minutes)"
-	$(BIN)/python benchmarks/training_step.py
+bench: $(BIN)/.ready  ## all benchmarks, as ratios in one run, with a table and a chart
+	@echo "==> benchmarks/bench.py (about twenty minutes; benchmarks/bench.py --help says how to run some, or more)"
+	$(BIN)/python benchmarks/bench.py
 
 trust: $(BIN)/.dev  ## kill commands 200 times at random moments and compare what comes out (an hour)
 	@echo "==> tests/trust/kills.py, survived / tried as a table"

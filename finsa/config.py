@@ -14,12 +14,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    ByteSize,
     ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
     field_validator,
     model_validator,
 )
@@ -529,6 +531,9 @@ class Train(Section):
         shared_prefix: whether tokens that all rows begin with are forwarded once per micro-batch.
         packing: whether rows are put behind one another instead of padded, with a mask that keeps them apart.
         compile: whether the model's layers are compiled for training.
+        memory: a budget per process, such as 16GiB: the micro-batch is the largest that fits, by estimate; null: the
+            configured one.
+        gradient_checkpointing: ``auto``: only where nothing fits without it.
         calibrate: fit a temperature on the validation rows, for the probabilities that prediction and service give.
         strategy: of several processes: ``ddp``: each has the whole model; ``fsdp``: each has a piece of every layer
             (FSDP2, Zhao et al. 2023); ``deepspeed``: ZeRO (Rajbhandari et al. 2020) by DeepSpeed.
@@ -557,7 +562,8 @@ class Train(Section):
     shared_prefix: bool | Literal["auto"]
     packing: bool
     compile: bool
-    gradient_checkpointing: bool
+    gradient_checkpointing: Literal["auto", True, False]
+    memory: str | None
     validate_every: PositiveInt | None
     validation_rows: PositiveInt | None
     select_by: Literal["loss", "macro_f1", "weighted_f1"]
@@ -572,6 +578,17 @@ class Train(Section):
     threads: PositiveInt | None
     matmul_precision: Literal["auto", "highest", "high", "medium"]
 
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _unit(cls, memory: Any) -> Any:
+        if memory is not None and not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]i?B", str(memory)):
+            raise ValueError("needs a number and a unit, such as 16GiB or 800MiB")
+        return memory
+
+    def memory_bytes(self) -> int | None:
+        """The budget in bytes: GiB are 2^30, GB 10^9."""
+        return None if self.memory is None else int(_BYTES.validate_python(self.memory))
+
     @model_validator(mode="after")
     def _sizes(self) -> Train:
         if self.batch_size % self.micro_batch_size:
@@ -582,6 +599,9 @@ class Train(Section):
         if self.warmup >= 1 and self.warmup != int(self.warmup):
             raise ValueError(f"warmup {self.warmup} is neither a share below 1 nor a whole number of steps")
         return self
+
+
+_BYTES: TypeAdapter[ByteSize] = TypeAdapter(ByteSize)
 
 
 def _divisor(number: int, at_most: int) -> int:
@@ -1232,6 +1252,11 @@ class RunConfig(Section):
             raise ValueError('stage=predict needs input=<file or -> output=<file>, or text="..."')
         if self.stage.name == "export" and self.format is None:
             raise ValueError("stage=export needs format=merged, adapter, onnx, openvino or classifier")
+        if self.train.memory is not None and self.stage.name in ("pretrain", "moe_joint"):
+            raise ValueError(
+                f"train.memory plans stage=train, not stage={self.stage.name}; leave it out and set "
+                "train.micro_batch_size, which is halved where memory does not suffice"
+            )
         for key, stages in USED_BY.items():
             if getattr(self, key) not in (None, False) and self.stage.name not in stages:
                 raise ValueError(

@@ -10,16 +10,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module, util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.global_hydra import GlobalHydra
 
 from finsa import arguments, composition, processes, runs, safety, signals, sweeps
 from finsa.config import ROOT, USED_BY, RunConfig
-from finsa.data import sampling, table, task
 from finsa.errors import ConfigError, FinsaError, Problem
-from finsa.modeling import quantization
 from finsa.runs import Result, sweep_name
-from finsa.training import schedule
+
+if TYPE_CHECKING:  # what reads data is imported where it is used: a wrong option need not wait for it
+    from finsa.data.table import Table
 
 # Flags with which Hydra only prints something, or that change where it reads from: nothing for us to check before.
 _HYDRA_DIR = ("--config-dir", "-cd")  # adds files that only Hydra sees: it checks the command
@@ -150,6 +151,8 @@ def _earlier(cfg: RunConfig) -> Result | None:
     """The job's result where it was finished before on the same rows."""
     if cfg.stage.name not in ("train", "evaluate") or cfg.run is not None:
         return None
+    from finsa.data import table
+
     return sweeps.earlier(cfg, table.load(cfg.data).fingerprint)
 
 
@@ -157,6 +160,8 @@ def _going_on(cfg: RunConfig) -> RunConfig:
     """A sweep's job that was killed before goes on in its own folder, unless another process is at it."""
     if cfg.stage.name != "train" or cfg.fresh or cfg.resume:
         return cfg
+    from finsa.data import table
+
     path = runs.unfinished(cfg, table.load(cfg.data).fingerprint)
     if path is None:
         return cfg
@@ -172,14 +177,20 @@ def _run(cfg: RunConfig) -> Result:
         if cfg.run not in runs.NAMED:  # the stage finds these, or makes them
             runs.read(cfg.run)
     elif cfg.stage.name in ("train", "check", "evaluate", "search", "moe_joint"):
+        from finsa.data import table
+
         _preflight(cfg, table.load(cfg.data))
     with processes.joined(cfg):
         result: Result = import_module(path).run(cfg)
     return result
 
 
-def _preflight(cfg: RunConfig, data: table.Table) -> None:
+def _preflight(cfg: RunConfig, data: Table) -> None:
     """Tell about rows and prompts that cannot be trained on in a second rather than after torch is there."""
+    from finsa.data import sampling
+    from finsa.modeling import quantization
+    from finsa.training import schedule
+
     quantization.require_library(cfg.method)
     if cfg.method.baseline is not None:
         data.require("train", "validation", "test")
@@ -190,6 +201,7 @@ def _preflight(cfg: RunConfig, data: table.Table) -> None:
         order = sampling.chosen(gold, cfg.method, cfg.seed)
         counts = sampling.class_counts(gold, order, data.labels.names, cfg.method.loss)
         schedule.steps_of(cfg.train, sum(counts), processes.world())
+    from finsa.data import task
     from finsa.modeling import tokenizers  # a second of imports that most errors need not wait for
 
     tokenizer = tokenizers.peek(cfg.model)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+from benchmarks import bench
 from finsa.config import ROOT
 
 
@@ -28,3 +30,34 @@ def test_the_mixture_benchmark_runs_its_arms() -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"as fast as published", done.stdout)) == 10
+
+
+def test_an_epoch_is_timed_beside_stock_trainers() -> None:
+    words = [sys.executable, "benchmarks/epoch.py", "--quick"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"turn 1: (.+): \[\(([\d.]+), ([\d.]+)\)\]", done.stdout)
+    assert [name for name, _, _ in found] == ["transformers Trainer", "trl SFTTrainer, completion only", "finsa"]
+    assert all(float(seconds) > 0 and 0 < float(score) <= 1 for _, seconds, score in found)
+
+
+def test_the_cost_curves_have_every_axis() -> None:
+    words = [sys.executable, "benchmarks/curves.py", "--quick"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"[\d.]+ ms", done.stdout)) == 8
+    assert all(f"a step over {axis}" in done.stdout for axis in ("prompt tokens", "rows", "classes", "experts"))
+
+
+def test_the_table_and_the_chart_come_from_the_results(tmp_path: Path) -> None:
+    rows = bench.rows(bench.RESULTS)
+    assert {"training_step (qwen05b)", "inference (qwen05b)", "data_pipeline"} <= {row.benchmark for row in rows}
+    assert all(row.equal and row.value for row in rows)
+    bench.draw(rows, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_every_benchmark_is_run_by_the_one_command() -> None:
+    scripts = {file.stem for file in (ROOT / "benchmarks").glob("*.py")}
+    assert set(bench.WORDS) == scripts - {"bench"}
+    assert set(bench.READERS) == set(bench.WORDS) - {"report", "serving"}

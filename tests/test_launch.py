@@ -116,3 +116,16 @@ def test_too_little_memory_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert launch.guard(main, ["run.py", "train=smoke"]) == 2
     assert "error: out of memory. Set train.micro_batch_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["method=lroa"], ["train.epochs=x"], ["train.memory=16"]])
+def test_nothing_heavy_is_imported_for_help_and_wrong_options(words: list[str]) -> None:
+    heavy = ("torch", "transformers", "trl", "datasets", "peft", "polars", "scipy", "sklearn", "wandb", "matplotlib")
+    code = (
+        f"import sys, runpy; sys.argv[1:] = {words}\n"
+        "try: runpy.run_path('run.py', run_name='__main__')\n"
+        "except SystemExit as end: code = end.code\n"
+        f"print(code or 0, [name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{0 if words == ['--help'] else 2} []"

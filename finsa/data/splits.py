@@ -9,8 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from finsa.config import Split
 from finsa.errors import DataError
@@ -49,6 +47,9 @@ def families(rows: pl.DataFrame, *links: str) -> pl.Series:
     Returns:
         The same number for rows of one family, (n,).
     """
+    from scipy.sparse import coo_matrix  # most of a second, which a wrong option need not wait for
+    from scipy.sparse.csgraph import connected_components
+
     part = pl.col("part").fill_null("") + pl.lit("\x1f")
     ids, parents = part + pl.col("id"), part + pl.col("parent")
     originals = pl.when(ids.is_in(parents.drop_nulls().implode())).then(ids)  # of no others: ids may occur twice

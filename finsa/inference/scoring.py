@@ -14,6 +14,7 @@ at the Qwen2.5-0.5B shape that is 0.4 % of the work for 100 tokens.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from finsa import processes
 from finsa.data.rows import Encoded, Renderer
+from finsa.modeling import hardware
 from finsa.modeling.classifier import Classifier, causal
 from finsa.modeling.mixture import Mixture
 
@@ -174,17 +176,41 @@ class LabelScorer:
         gates = None if mixture is None else np.zeros((len(prompts), len(mixture.experts)))
         self.model.eval()
         self._prefix = self._shared(prompts, lengths)
-        for rows, counts in processes.share(list(batches(lengths, self.batch_tokens))):
-            found = self._batch([prompts[row] for row in rows]).double().cpu().numpy()
+        waiting = processes.share(list(batches(lengths, self.batch_tokens)))
+        while waiting:
+            rows, counts = waiting[0]
+            found = self._attempt([prompts[row] for row in rows])
+            if found is None:
+                waiting = self._smaller([batch for batch, _ in waiting], lengths)
+                continue
+            del waiting[0]
             if not counts:
                 continue
-            scores[rows] = found
+            scores[rows] = found.double().cpu().numpy()
             if mixture is not None and gates is not None:
                 gates[rows] = mixture.shares().double().cpu().numpy()
         self._prefix = None
         self.model.train(training)
         self.gates = None if gates is None else processes.total(gates)
         return processes.total(scores)
+
+    def _attempt(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor | None:
+        """Score one batch; None where memory does not suffice for it and it can be made smaller."""
+        try:
+            return self._batch(prompts)
+        except (RuntimeError, MemoryError) as error:
+            if len(prompts) == 1 or processes.together() or not hardware.out_of_memory(error):
+                raise
+        hardware.release_memory()  # out of the handler, whose traceback holds what did not fit
+        return None
+
+    def _smaller(self, waiting: list[list[int]], lengths: Sequence[int]) -> list[tuple[list[int], bool]]:
+        """Halve the batches, for this scorer's later calls too."""
+        self.batch_tokens = max(1, min(self.batch_tokens, len(waiting[0]) * lengths[waiting[0][0]]) // 2)
+        print(f"out of memory: {self.batch_tokens} tokens per batch from here on", file=sys.stderr)
+        rows = [row for batch in waiting for row in batch]
+        smaller = batches([lengths[row] for row in rows], self.batch_tokens)
+        return [([rows[at] for at in batch], True) for batch in smaller]
 
     def _shared(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> Any:
         """Keys and values (1, ...) of the prompts' common head; None where they would not pay or cannot be had."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import platform
+import resource
+import sys
+import time
 import warnings
+from functools import cache
 from pathlib import Path
 
 import torch
 import transformers
+from accelerate.utils.memory import should_reduce_batch_size
 
 from finsa.config import Train
 
@@ -59,3 +65,64 @@ def memory() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_memory() -> int:
+    """Most memory in use so far, in bytes: allocated by torch on a GPU, else resident in this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice, on a GPU or on a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    told = str(error)
+    return "not enough memory: you tried to allocate" in told or (
+        isinstance(error, Exception) and should_reduce_batch_size(error) and "CUDNN_STATUS_NOT_SUPPORTED" not in told
+    )
+
+
+def release_memory() -> None:
+    """Give back what a failed attempt has left."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@cache
+def matmul_rate(dtype: torch.dtype, seconds: float = 0.25) -> float:
+    """Operations per second of a matrix product on this device: the best of what fits into a moment.
+
+    Shapes are those of a language model's layer; they grow until a product takes long enough to be timed. Measured once
+    per process and type.
+
+    Args:
+        dtype: of both factors.
+        seconds: that the measurement may take; it ends after the product that exceeds them.
+    """
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    best, size, started = 0.0, 256, time.perf_counter()
+    while (now := time.perf_counter()) - started < seconds:
+        a, b = (torch.ones(size, width, dtype=dtype, device=device) for width in (size, 4 * size))
+        _wait(a @ b)
+        begun = time.perf_counter()
+        _wait(a @ b)
+        took = time.perf_counter() - begun
+        best = max(best, 8 * size**3 / took)
+        if 17 * took < seconds - (now - started) and size < 8192:
+            size *= 2
+    return best
+
+
+def _wait(tensor: torch.Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize()
+
+
+def wait() -> None:
+    """Wait until the device has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

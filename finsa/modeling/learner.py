@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from finsa.config import Method, MoeJointStage, RunConfig
 from finsa.data.rows import Renderer
-from finsa.modeling import adapters, experts, mixture, stacking
+from finsa.modeling import adapters, base, experts, mixture, stacking
 from finsa.modeling.classifier import Classifier, causal
 from finsa.modeling.mixture import Mixture
 
@@ -34,6 +34,14 @@ def build(cfg: RunConfig, backbone: Any, renderer: Renderer) -> torch.nn.Module:
     if method.classifier_init == "label_words":
         model.start_from_words(renderer.answers)
     return model
+
+
+def on_meta(cfg: RunConfig, renderer: Renderer) -> torch.nn.Module:
+    """Build on shapes what `build` makes of a base: no memory, module names of the architecture's own."""
+    model = cfg.model.model_copy(update={"weights": "random"})
+    method = cfg.method.model_copy(update={"classifier_init": "random"})
+    native = cfg.model_copy(update={"model": model, "method": method})
+    return build(native, base.on_meta(cfg.model).requires_grad_(False), renderer)
 
 
 def _headed(method: Method, backbone: Any, renderer: Renderer, seed: int) -> Classifier:

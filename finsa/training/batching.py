@@ -23,7 +23,7 @@ class Step:
     rows: Sequence[dict[str, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cutter:
     """Cuts a step into micro-batches.
 
@@ -39,13 +39,25 @@ class Cutter:
 
     def __call__(self, step: Step) -> list[dict[str, torch.Tensor]]:
         """Micro-batches of like lengths, the longest first."""
+        return [self.collate([step.rows[row] for row in group]) for group in self.groups(step)]
+
+    def groups(self, step: Step) -> list[list[int]]:
+        """The numbers of the step's rows, by micro-batch."""
         around = len(self.collate.suffix) - self.collate.prefix
         lengths = [len(row["input_ids"]) + around for row in step.rows]
         if self.tokens is not None:
-            groups = list(batches(lengths, self.tokens))
-        elif len(lengths) <= self.rows:
-            groups = [list(range(len(lengths)))]
-        else:
-            order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-            groups = [order[at : at + self.rows] for at in range(0, len(order), self.rows)]
-        return [self.collate([step.rows[row] for row in group]) for group in groups]
+            return list(batches(lengths, self.tokens))
+        if len(lengths) <= self.rows:
+            return [list(range(len(lengths)))]
+        order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+        return [order[at : at + self.rows] for at in range(0, len(order), self.rows)]
+
+    def halve(self, most: int) -> None:
+        """Cut smaller from now on.
+
+        Args:
+            most: rows of a micro-batch that was too large.
+        """
+        self.rows = -(-most // 2)
+        if self.tokens is not None:
+            self.tokens = -(-self.tokens // 2)

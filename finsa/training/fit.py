@@ -23,6 +23,7 @@ from finsa.training import objective as objectives
 from finsa.training.batching import Cutter, Step
 from finsa.training.collate import Collator, Packer
 from finsa.training.objective import Objective
+from finsa.training.recovery import Recovery
 from finsa.training.trainer import FinsaTrainer, Validate
 from finsa.training.watch import Watch
 
@@ -40,6 +41,7 @@ class Fitted:
         tokens: real tokens seen by all processes, padding not counted.
         rows: rows seen by all processes.
         batching: how micro-batches were made.
+        throughput: figures of this process's training time, validation and saving left out; see `Meter.facts`.
     """
 
     steps: int
@@ -48,6 +50,7 @@ class Fitted:
     tokens: int
     rows: int
     batching: dict[str, Any]
+    throughput: dict[str, float]
 
     def facts(self) -> dict[str, Any]:
         """What the run's record keeps."""
@@ -59,6 +62,7 @@ class Fitted:
             "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
             "rows_per_second": round(self.rows / max(self.seconds, 1e-9), 2),
             "batching": self.batching,
+            "throughput": self.throughput,
         }
 
 
@@ -102,7 +106,7 @@ def fit(
     dataset, plan = _prepared(rows, model, train)
     resumed, watch = _resumed(folder, log), Watch(train, folder.parent)
     cut, batching = _cutter(model, tokenizer.pad_token_id, plan, train, objective)
-    shown = progress.ProgressCallback(lambda: _tokens(trainer), record)
+    shown = progress.ProgressCallback(lambda: trainer.meter, record)
     shown.console.print(f"  {_told(batching)}", highlight=False)
     with signals.deferred() as stopped:
         trainer = FinsaTrainer(
@@ -116,7 +120,7 @@ def fit(
             validate=watch.pausing(validate),
             objective=objective,
             lr_ratio=lr_ratio,
-            cut=cut,
+            recovery=_recovery(cut, train, shown, record),
             rows=count,
             log=log,
             resumed=resumed,
@@ -137,7 +141,30 @@ def _fitted(trainer: FinsaTrainer, train: Train, rows: int, batching: dict[str, 
         batching["first_step_seconds"] = trainer.first_step
     state = trainer.state
     seen = round(min(state.epoch or 0, train.epochs) * rows)
-    return Fitted(state.global_step, state.best_metric, trainer.seconds, _tokens(trainer), seen, batching)
+    return Fitted(
+        steps=state.global_step,
+        best=state.best_metric,
+        seconds=trainer.seconds,
+        tokens=_tokens(trainer),
+        rows=seen,
+        batching={**batching, **trainer.recovery.facts()},
+        throughput=trainer.meter.facts(),
+    )
+
+
+def _recovery(
+    cut: Cutter,
+    train: Train,
+    shown: progress.ProgressCallback,
+    record: Callable[[int, dict[str, float]], None],
+) -> Recovery:
+    def told(sizes: dict[str, float]) -> None:
+        words = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sizes.items())
+        shown.console.print(f"  step {shown.step + 1}: out of memory; from here on {words}", highlight=False)
+        record(shown.step, {"out_of_memory": 1, **sizes})
+
+    per_process = train.batch_size // processes.world()
+    return Recovery(cut, per_process, told, alone=processes.world() == 1)
 
 
 def _prepared(rows: Sequence[Row], model: Any, train: Train) -> tuple[Dataset, prefix.Prefix]:
@@ -241,7 +268,7 @@ def _arguments(train: Train, seed: int, folder: Path, **further: Any) -> SFTConf
         data_seed=seed,
         train_sampling_strategy="group_by_length" if train.group_by_length else "random",
         length_column_name="length",
-        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing=train.gradient_checkpointing is True,  # a plan has settled `auto` where there is one
         bf16=False,  # the weights have their type already; autocast would copy them at every step
         fp16=False,
         use_cpu=not torch.cuda.is_available(),

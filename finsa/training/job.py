@@ -14,7 +14,7 @@ from finsa.evaluation import outcome, tables
 from finsa.inference.scoring import LabelScorer, scorer
 from finsa.modeling import base, hardware, learner, quantization, tokenizers
 from finsa.runs import Result, RunFolder
-from finsa.training import fit, objective, schedule
+from finsa.training import fit, objective, plan, schedule
 
 
 def run(cfg: RunConfig) -> Result:
@@ -27,8 +27,12 @@ def run(cfg: RunConfig) -> Result:
     if cfg.method.learn != "nothing":
         schedule.steps_of(cfg.train, sum(job.class_counts(cfg)), processes.world())
     hardware.prepare(cfg.train)
+    planned = plan.make(
+        cfg, job, job.prompts("test" if cfg.method.learn == "nothing" else "train").lengths, processes.world()
+    )
     with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
-        return _run(cfg, job, folder, tracker)
+        folder.note(memory_plan=planned.facts())
+        return _run(cfg.model_copy(update={"train": planned.of(cfg.train)}), job, folder, tracker)
 
 
 def _run(cfg: RunConfig, job: task.Task, folder: RunFolder, tracker: tracking.Tracker) -> Result:

@@ -105,7 +105,7 @@ def obstacle(model: torch.nn.Module, train: Train) -> str | None:
         return "a mixture's experts are chosen by the text, for the prefix too"
     if train.packing:
         return "rows are packed"
-    if train.gradient_checkpointing:
+    if train.gradient_checkpointing is True:
         return "gradient checkpointing keeps no keys and values"
     if train.strategy in ("fsdp", "deepspeed"):
         return "FSDP and DeepSpeed gather weights per forward pass of the whole model"
@@ -134,6 +134,7 @@ def forward(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[Any
     inner: Any = getattr(model, "module", model)
     net = causal(inner.backbone if isinstance(inner, Classifier) else inner)
     ids, labels = batch["prefix"][None], batch.get("prefix_labels")
+    loss: torch.Tensor | float
     if labels is None:
         past, loss = net.base_model(input_ids=ids, use_cache=True).past_key_values, 0.0
     else:

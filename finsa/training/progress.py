@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,20 +11,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from finsa import processes
+from finsa.training.throughput import Meter
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
-    """Shows a bar with loss, tokens per second and time left, and passes every record on.
+    """Shows a bar with loss, throughput and time left, and passes every record on.
 
     Args:
-        tokens: gives the number of real tokens trained on so far.
+        meter: gives the trainer's meter, once there is a trainer.
         record: takes each log record, with the step it belongs to.
     """
 
-    def __init__(self, tokens: Callable[[], int], record: Callable[[int, dict[str, float]], None]) -> None:
-        self.tokens, self.record = tokens, record
+    def __init__(self, meter: Callable[[], Meter], record: Callable[[int, dict[str, float]], None]) -> None:
+        self.meter, self.record, self.step = meter, record, 0
         self.console = Console(stderr=True, quiet=not processes.first())
-        self.last: tuple[float, int] = (0.0, 0)
         self.bar = Progress(
             TextColumn("training"),
             BarColumn(bar_width=28),
@@ -48,22 +47,25 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the bar where the run stands."""
-        self.last = (time.monotonic(), self.tokens())
+        self.meter().start()
+        self.step = state.global_step
         self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, numbers="")
         self.bar.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
+        self.step = state.global_step
         self.bar.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Show and pass on a record; step records get their throughput."""
         logs = dict(logs or {})
         if "loss" in logs:
-            now, tokens = time.monotonic(), self.tokens()
-            logs["tokens_per_second"] = round((tokens - self.last[1]) / max(now - self.last[0], 1e-9), 1)
-            self.last = (now, tokens)
-            numbers = f"loss {logs['loss']:.3f}  {logs['tokens_per_second']:,.0f} tokens/s"
+            logs |= self.meter().lap()
+            numbers = (
+                f"loss {logs['loss']:.3f}  {logs['samples_per_second']:,.1f} samples/s  "
+                f"{logs['tokens_per_second']:,.0f} tokens/s  MFU {logs['mfu']:.0%}  {logs['peak_memory_gib']:.1f} GiB"
+            )
             self.bar.update(self.task, numbers=numbers)
         if "eval_loss" in logs:
             scores = "  ".join(
@@ -74,4 +76,5 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""
+        self.meter().stop()
         self.bar.stop()

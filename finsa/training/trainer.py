@@ -15,6 +15,8 @@ from finsa.training import shared
 from finsa.training.batching import Step
 from finsa.training.durable import DurableTrainer
 from finsa.training.objective import Objective
+from finsa.training.recovery import Recovery
+from finsa.training.throughput import Meter
 
 Validate = Callable[[torch.nn.Module], dict[str, float]]
 
@@ -26,6 +28,7 @@ class FinsaTrainer(DurableTrainer):
         validate: called with the model; its numbers choose the checkpoint.
         objective: what a step makes small.
         lr_ratio: learning rate of LoRA's B over that of A (LoRA+, Hayou et al. 2024).
+        recovery: cuts smaller micro-batches where memory does not suffice.
         rows: how many of the rows are real; those behind them weigh nothing.
         **kwargs: as DurableTrainer takes them.
     """
@@ -33,14 +36,18 @@ class FinsaTrainer(DurableTrainer):
     first_step: float | None  # seconds of the first step, forward and backward: what compilation costs
     loss_is_scaled_for_ga = True  # `compute_loss` has divided by the whole step
 
-    def __init__(self, *, validate: Validate, objective: Objective, lr_ratio: float, rows: int, **kwargs: Any) -> None:
+    def __init__(
+        self, *, validate: Validate, objective: Objective, lr_ratio: float, recovery: Recovery, rows: int, **kwargs: Any
+    ) -> None:
         self.validate, self.objective, self.lr_ratio, self.rows = validate, objective, lr_ratio, rows
+        self.recovery, self.step = recovery, Step([])
         self.first_step = None
         self.tokens = 0  # real tokens trained on, counted where the rows are, so that no step waits for the device
         exact = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
-        super().__init__(**kwargs)
+        super().__init__(cut=recovery.cut, **kwargs)
         for parameter, data in exact:
             parameter.data = data  # trl rounds adapters on a quantised base to bfloat16; they stay in float32 here
+        self.meter = Meter(kwargs["model"], len(objective.suffix), self.args.gradient_checkpointing)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator; FSDP on processors as on GPUs."""
@@ -65,7 +72,8 @@ class FinsaTrainer(DurableTrainer):
         real = [row for row in step.rows if row["row"] < self.rows]
         self.tokens += sum(len(row["input_ids"]) for row in real)
         self.note([row["row"] for row in real])
-        batches = self.cut(step)
+        self.step, batches = step, self.cut(step)
+        self.meter.count(real, batches)
         weight = torch.stack([self.objective.weight(batch) for batch in batches]).sum(0).to(device)
         return [batches], self.accelerator.gather(weight).view(-1, *weight.shape).sum(0)
 
@@ -77,14 +85,20 @@ class FinsaTrainer(DurableTrainer):
         Returns:
             The step's loss, as this process sees it.
         """
-        started, losses = time.monotonic(), []
-        for left, batch in zip(reversed(range(len(inputs))), inputs, strict=True):
-            self.accelerator.gradient_state._set_sync_gradients(left == 0)
-            with self.accelerator.no_sync(model) if left else nullcontext():
-                losses.append(super().training_step(model, batch, num_items_in_batch))
+        started, plain = time.monotonic(), super().training_step
+
+        def make(batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+            losses = []
+            for left, batch in zip(reversed(range(len(batches))), batches, strict=True):
+                self.accelerator.gradient_state._set_sync_gradients(left == 0)
+                with self.accelerator.no_sync(model) if left else nullcontext():
+                    losses.append(plain(model, batch, num_items_in_batch))
+            return torch.stack(losses).sum()
+
+        loss = self.recovery.run(model, self.step, inputs, make)
         if self.first_step is None:
             self.first_step = round(time.monotonic() - started, 2)
-        return torch.stack(losses).sum()
+        return loss
 
     def compute_loss(
         self,
@@ -115,11 +129,17 @@ class FinsaTrainer(DurableTrainer):
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Validate with the project's own scorer instead of a loss over padded batches."""
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.validate(self.model).items()}
+        with self.meter.paused():
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.validate(self.model).items()}
         self.log(dict(metrics))
         handler: Any = self.callback_handler
         self.control: Any = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save, which is no training time."""
+        with self.meter.paused():
+            super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write a checkpoint, by process 0; of a model with a head only what learns, not the base again."""

@@ -142,3 +142,24 @@ def test_a_short_head_is_not_worth_it(head: int, reused: bool) -> None:
     model, renderer = small("qwen2"), FakeRenderer(ANSWERS["one token each"])
     scorer, rows = LabelScorer(model, renderer, 300), encoded(head, 2)  # type: ignore[arg-type]
     assert (scorer._shared(rows, rows.lengths.tolist()) is not None) is reused
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()], ids=["cuda", "host"])
+def test_memory_that_does_not_suffice_makes_batches_smaller_and_changes_no_score(error: BaseException) -> None:
+    scorer = LabelScorer(small(), FakeRenderer([(7,), (8,)]), batch_tokens=400)  # type: ignore[arg-type]
+    wanted, sizes, plain = scorer.score(prompts()), [], scorer._batch
+
+    def scarce(rows: list[list[int]]) -> torch.Tensor:
+        sizes.append(len(rows))
+        if len(rows) > 2:
+            raise error
+        return plain(rows)
+
+    scorer._batch = scarce  # type: ignore[method-assign,assignment]
+    np.testing.assert_allclose(scorer.score(prompts()), wanted, atol=2e-6)
+    assert max(sizes) > 2
+    assert sum(size for size in sizes if size <= 2) == 9  # every row once
+    assert scorer.batch_tokens < 400
+    with pytest.raises(RuntimeError, match="no memory question"):
+        scorer._batch = lambda rows: (_ for _ in ()).throw(RuntimeError("no memory question"))  # type: ignore
+        scorer.score(prompts())

@@ -1,0 +1,134 @@
+"""What a run gets done: samples and real tokens per second, memory, and its share of what the machine can compute.
+
+Nothing here waits for the device while steps run: all that is counted is known on the host.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from finsa.data.rows import IGNORE
+from finsa.modeling import flops, hardware
+
+
+@dataclass
+class Done:
+    """Work of this process.
+
+    Args:
+        rows: their number.
+        positions: tokens with padding that were forwarded.
+        pairs: of positions that attention looked at.
+        tokens: real tokens.
+        learnt: tokens with a label, or rows where a class is chosen.
+        projected: positions that the LM head was applied to.
+        seconds: of training, without validation and saving.
+    """
+
+    rows: int = 0
+    positions: int = 0
+    pairs: int = 0
+    tokens: int = 0
+    learnt: int = 0
+    projected: int = 0
+    seconds: float = 0.0
+
+    def since(self, earlier: Done) -> Done:
+        """What was done after `earlier`."""
+        return Done(**{name: value - getattr(earlier, name) for name, value in vars(self).items()})
+
+
+class Meter:
+    """Counts a fit's batches and its time.
+
+    Args:
+        model: it tells the operations that a batch takes.
+        suffix: number of label-tree tokens behind every row.
+        checkpointing: whether layers run forward twice.
+    """
+
+    def __init__(self, model: Any, suffix: int, checkpointing: bool) -> None:
+        self.costs, self.dtype = flops.of(model, checkpointing), flops.dtype_of(model)
+        self.reads = 0 if getattr(model, "head", None) is not None else 1 + suffix
+        self.done, self.last = Done(), Done()
+        self.rate = hardware.matmul_rate(self.dtype)  # measured before the clock runs
+        self._since: float | None = None
+
+    def count(self, rows: Sequence[dict[str, Any]], batches: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Count an optimiser step of this process; nothing on a device is looked at.
+
+        Args:
+            rows: its rows.
+            batches: they, as they are cut; a prefix that rows share is forwarded once for each.
+        """
+        done = self.done
+        done.rows += len(rows)
+        done.tokens += sum(len(row["input_ids"]) for row in rows)
+        done.learnt += sum(
+            1 if "target" in row else sum(label != IGNORE for label in row["labels"][1:]) for row in rows
+        )
+        for batch in batches:
+            b, s = batch["input_ids"].shape
+            before = len(batch.get("prefix", ()))
+            done.positions += b * s + before
+            done.pairs += b * s * (before + s) + before * before
+            read = b * self.reads if "targets" in batch else batch["read"].numel()
+            done.projected += read + len(batch.get("prefix_labels", ()))
+
+    def start(self) -> None:
+        """Start the clock."""
+        self._since = time.monotonic()
+
+    def stop(self) -> None:
+        """Stop the clock."""
+        if self._since is not None:
+            hardware.wait()  # what the device has still to do is part of the time
+            self.done.seconds += time.monotonic() - self._since
+            self._since = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock for what is no training: validation, saving."""
+        running = self._since is not None
+        self.stop()
+        try:
+            yield
+        finally:
+            if running:
+                self.start()
+
+    def lap(self) -> dict[str, float]:
+        """Figures since the last lap, for the log."""
+        with self.paused():
+            now = replace(self.done)
+        found, self.last = self.figures(now.since(self.last)), now
+        return found
+
+    def facts(self) -> dict[str, float]:
+        """Figures of the whole fit, and what the share is of, for the run's record."""
+        with self.paused():
+            done = self.done
+        return {**self.figures(done), "matmul_gflops": round(self.rate / 1e9, 1), "seconds": round(done.seconds, 2)}
+
+    def figures(self, done: Done) -> dict[str, float]:
+        """Rates of finished work.
+
+        Returns:
+            samples and real tokens per second of this process, the share of real tokens that are learnt, the operations
+            done per second over the measured rate of matrix products (MFU), and peak memory in GiB.
+        """
+        seconds = max(done.seconds, 1e-9)
+        work = self.costs.total(done.positions, done.pairs, float(done.projected), done.rows)
+        return {
+            "samples_per_second": round(done.rows / seconds, 2),
+            "tokens_per_second": round(float(done.tokens) / seconds, 1),
+            "trainable_token_share": round(float(done.learnt) / max(float(done.tokens), 1), 4),
+            "mfu": round(work / seconds / self.rate, 4),
+            "peak_memory_gib": round(hardware.peak_memory() / 2**30, 3),
+        }
