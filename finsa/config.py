@@ -525,7 +525,6 @@ class Train(Section):
         batch_tokens: padded tokens of a micro-batch, in place of micro_batch_size.
         shared_prefix: whether tokens that all rows begin with are forwarded once per micro-batch.
         packing: whether rows are put behind one another instead of padded, with a mask that keeps them apart.
-        compile: whether the model's layers are compiled for training.
         calibrate: fit a temperature on the validation rows, for the probabilities that prediction and service give.
     """
 
@@ -543,7 +542,6 @@ class Train(Section):
     group_by_length: bool
     shared_prefix: bool | Literal["auto"]
     packing: bool
-    compile: bool
     gradient_checkpointing: bool
     validate_every: PositiveInt | None
     validation_rows: PositiveInt | None

@@ -19,8 +19,8 @@ from trl import SFTConfig
 from finsa.config import Train
 from finsa.data.rows import CHUNK, Row
 from finsa.errors import ConfigError, Problem
-from finsa.training import compiling, prefix, progress, schedule
 from finsa.training import objective as objectives
+from finsa.training import prefix, progress, schedule
 from finsa.training.batching import Cutter, Step
 from finsa.training.collate import Collator, Packer
 from finsa.training.objective import Objective
@@ -118,14 +118,10 @@ def fit(
         trainer.remove_callback(own)
     started = time.monotonic()
     shown.console.print(f"  {_told(batching)}", highlight=False)
-    compiled = compiling.layers(model) if train.compile else []
     try:
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
     finally:
         shown.bar.stop()
-        compiling.undo(compiled)
-    if train.compile:
-        batching["first_step_seconds"] = trainer.first_step
     state = trainer.state
     seen = round(min(state.epoch or 0, train.epochs) * len(rows))
     return Fitted(state.global_step, state.best_metric, time.monotonic() - started, int(trainer.tokens), seen, batching)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -29,14 +28,13 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         **kwargs: as SFTTrainer takes them.
     """
 
-    first_step: float | None  # seconds of the first step, forward and backward: what compilation costs
     loss_is_scaled_for_ga = True  # `compute_loss` has divided by the whole step
 
     def __init__(
         self, *, validate: Validate, objective: Objective, lr_ratio: float, cut: Cutter, **kwargs: Any
     ) -> None:
         self.validate, self.objective, self.lr_ratio = validate, objective, lr_ratio
-        self.cut, self.first_step = cut, None
+        self.cut = cut
         self.tokens = 0  # real tokens trained on, counted where the rows are, so that no step waits for the device
         exact = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
         super().__init__(**kwargs)
@@ -66,13 +64,11 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         Returns:
             The step's loss, as this process sees it.
         """
-        started, losses = time.monotonic(), []
+        losses = []
         for left, batch in zip(reversed(range(len(inputs))), inputs, strict=True):
             self.accelerator.gradient_state._set_sync_gradients(left == 0)
             with self.accelerator.no_sync(model) if left else nullcontext():
                 losses.append(super().training_step(model, batch, num_items_in_batch))
-        if self.first_step is None:
-            self.first_step = round(time.monotonic() - started, 2)
         return torch.stack(losses).sum()
 
     def compute_loss(

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from finsa import composition
 from finsa.config import Train
 from finsa.data.rows import IGNORE, Row
-from finsa.training import compiling, prefix
+from finsa.training import prefix
 from finsa.training.batching import Cutter, Step
 from finsa.training.collate import Collator, Packer, first_fit
 from finsa.training.objective import Objective, tokens
@@ -191,14 +191,3 @@ def test_no_packed_step_waits_for_the_device() -> None:
         tokens().total(model, batch).backward()
     with NoAnswers(), pytest.raises(AssertionError, match="waits"):
         batch["labels"][batch["labels"] != IGNORE]  # what the guard is there for
-
-
-def test_compiled_layers_learn_the_same_and_can_be_undone() -> None:
-    model, batch = steps.learner("tokens").train(), Collator(0)([dict(row) for row in rows("tokens")])
-    plain = learnt(model, tokens(), [batch])
-    compiled = compiling.layers(model)
-    found = learnt(model, tokens(), [batch])
-    compiling.undo(compiled)
-    assert_same(found, plain)
-    assert compiled
-    assert all(layer._compiled_call_impl is None for layer in compiled)
