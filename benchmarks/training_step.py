@@ -4,8 +4,10 @@
     python benchmarks/training_step.py --quick    the embedded shape, to see that it runs
 
 Held equal in all arms: architecture and weights, LoRA (rank 8 on query and value, alpha 16), token ids, labels (a
-two-token answer and the end token), batch size, optimiser and learning rate. Lengths are log-normal with median 90, as
-headlines and posts are. Arms take turns, so that a machine that slows down slows all of them; medians over the turns.
+two-token answer and the end token; the arms named so learn all tokens), batch size, optimiser and learning rate. The
+lengths are drawn between the quantiles of Chinese headlines with the AIDF instruction; in the last two arms 100 shared
+tokens stand before them. Arms take turns, so that a machine that slows down slows all of them; medians over the turns.
+The peak memory of an arm is the largest resident size of a process of its own that makes one pass.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ import json
 import math
 import os
 import random
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,47 +33,57 @@ from finsa.launch import QUIET
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
+import stock
 import torch
-from datasets import Dataset
-from peft import LoraConfig, get_peft_model
-from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
 
 from finsa import composition, provenance
 from finsa.config import RunConfig
 from finsa.data.rows import IGNORE, Row
 from finsa.evaluation import tables
-from finsa.modeling import adapters, base, hardware, tokenizers
+from finsa.modeling import base, hardware, tokenizers
 from finsa.training import fit
 from finsa.training.loss import labelled_loss
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ANSWER = 3  # two answer tokens and the end token
+# Tokens of a prompt, by tenths: mean 103, 90th percentile 171, at most 224.
+QUANTILES = (28, 47, 60, 72, 84, 96, 110, 126, 146, 171, 224)
+PREFIX = 100
+STOCK = "transformers Trainer, float32, completion-only labels"
 SHIPS = "trl SFTTrainer as it ships (bf16 autocast, checkpointing)"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the arms, print the table, write ``results/training_step.json``."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="the embedded shape instead of 0.5B; nothing is written")
+    options.add_argument(
+        "--quick", action="store_true", help="the embedded shape instead of 0.5B; no memory, nothing is written"
+    )
     options.add_argument("--rows", type=int, default=8, help="examples per pass")
     options.add_argument("--batch", type=int, default=4)
     options.add_argument("--turns", type=int, default=3)
     options.add_argument("--emulate", action="store_true", help="run the bf16 arm even where bf16 is only emulated")
-    given = options.parse_args()
+    options.add_argument("--arm", help="make one pass of one arm and print the peak memory of the process")
+    given = options.parse_args(argv)
     cfg = composed("tiny" if given.quick else "qwen05b", given.batch)
     hardware.prepare(cfg.train)
     tokenizer = tokenizers.load_tokenizer(cfg.model)
-    rows = examples(given.rows, base.architecture(cfg.model).vocab_size)
-    equal = compare_gradients(cfg, tokenizer, rows[: given.batch])
-    passes = arms(cfg, tokenizer, rows)
+    vocabulary = base.architecture(cfg.model).vocab_size
+    rows, behind = examples(given.rows, vocabulary), examples(given.rows, vocabulary, PREFIX)
+    passes = arms(cfg, tokenizer, rows, behind)
+    if given.arm is not None:
+        passes[given.arm]()
+        print(peak())
+        return
     if base.dtype(cfg.model) != torch.bfloat16 and not (given.quick or given.emulate):
         print(
             "bf16 is only emulated here, so trl as it ships (bf16 autocast) is left out; --emulate runs it, very slowly"
         )
         del passes[SHIPS]
+    equal = compare_gradients(cfg, tokenizer, rows[: given.batch])
     seconds = take_turns(passes, given.turns)
-    report = summary(cfg, rows, seconds, equal)
+    memory = {name: None if given.quick else peak_of(name, argv) for name in passes}
+    report = summary(cfg, rows, seconds, equal, memory)
     show(report)
     if not given.quick:
         RESULTS.mkdir(exist_ok=True)
@@ -91,95 +104,55 @@ def composed(model: str, batch: int) -> RunConfig:
     return composition.build(values, choices, overrides)
 
 
-def examples(n: int, vocabulary: int) -> list[Row]:
-    """Rows of random tokens with log-normal lengths: median 90, at most 400."""
-    rng = random.Random(0)
+def examples(n: int, vocabulary: int, prefix: int = 0) -> list[Row]:
+    """Rows of random tokens; lengths drawn between the quantiles, behind `prefix` tokens that all share."""
+    rng, last = random.Random(0), min(vocabulary, 100_000)
+    shared = [rng.randrange(3, last) for _ in range(prefix)]
     rows = []
     for _ in range(n):
-        length = max(24, min(400, round(math.exp(rng.gauss(math.log(90), 0.5))))) + ANSWER
-        ids = [rng.randrange(3, min(vocabulary, 100_000)) for _ in range(length)]
-        rows.append(Row(input_ids=ids, labels=[IGNORE] * (length - ANSWER) + ids[-ANSWER:]))
+        part, at = math.modf(rng.random() * (len(QUANTILES) - 1))
+        length = round(QUANTILES[int(at)] * (1 - part) + QUANTILES[int(at) + 1] * part) + ANSWER
+        ids = [*shared, *(rng.randrange(3, last) for _ in range(length))]
+        rows.append(Row(input_ids=ids, labels=[IGNORE] * (len(ids) - ANSWER) + ids[-ANSWER:]))
     return rows
 
 
-class Clock(TrainerCallback):  # type: ignore[misc]
-    """Times optimiser steps only: no start-up, no saving."""
+def arms(cfg: RunConfig, tokenizer: Any, rows: list[Row], behind: list[Row]) -> dict[str, Callable[[], float]]:
+    """The arms, each a function that makes one pass and returns the seconds of its steps.
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    Args:
+        behind: the rows of the last two arms, behind a long common prefix.
+    """
+    plain = {"bf16": False, "gradient_checkpointing": False}
 
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self.started = time.perf_counter()
+    def trl(**settings: Any) -> Callable[[], float]:
+        return lambda: stock.trl(cfg, tokenizer, rows, settings)
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Stop it."""
-        self.seconds += time.perf_counter() - self.started
+    def finsa(rows: list[Row], **settings: Any) -> Callable[[], float]:
+        changed = cfg.model_copy(update={"train": cfg.train.model_copy(update=settings)})
+        return lambda: ours(changed, tokenizer, rows)
 
-
-def arms(cfg: RunConfig, tokenizer: Any, rows: list[Row]) -> dict[str, Callable[[], float]]:
-    """The arms, each a function that makes one pass and returns the seconds of its steps."""
+    best = {"train_sampling_strategy": "group_by_length", "length_column_name": "length"}
     return {
-        SHIPS: lambda: stock(cfg, tokenizer, rows, ships=True),
-        "trl SFTTrainer, float32, no checkpointing": lambda: stock(cfg, tokenizer, rows, ships=False),
-        f"finsa as it ships ({base.dtype(cfg.model)}, length groups)": lambda: ours(cfg, tokenizer, rows),
+        STOCK: lambda: stock.transformers(cfg, tokenizer, rows),
+        SHIPS: trl(),
+        "trl SFTTrainer, float32, no checkpointing": trl(**plain),
+        "trl SFTTrainer, float32, all tokens": trl(**plain, completion_only_loss=False),
+        "trl SFTTrainer, float32, packing": trl(**plain, packing=True, max_length=256),
+        "trl SFTTrainer, float32, length groups": trl(**plain, **best),
+        f"finsa as it ships ({base.dtype(cfg.model)}, length groups)": finsa(rows),
+        "finsa, packed": finsa(rows, packing=True),
+        f"finsa, {PREFIX} shared tokens, each row by itself": finsa(behind, shared_prefix=False),
+        f"finsa, {PREFIX} shared tokens, once per micro-batch": finsa(behind, shared_prefix=True),
     }
-
-
-def adapted(cfg: RunConfig, dtype: torch.dtype) -> Any:
-    """The model with a fresh adapter; the same weights at every call."""
-    section = cfg.model.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
-    assert cfg.method.adapter is not None
-    names = adapters.targets(cfg.model, cfg.method.adapter)
-    torch.manual_seed(0)
-    config = LoraConfig(r=8, lora_alpha=16, target_modules=names, task_type="CAUSAL_LM")
-    return get_peft_model(base.load_base(section, 0, keep=False), config)
-
-
-def stock_trainer(cfg: RunConfig, tokenizer: Any, rows: list[Row], ships: bool, folder: str) -> SFTTrainer:
-    """The trl trainer of an arm: completion-only loss on finished token ids."""
-    dataset = Dataset.from_dict(
-        {
-            "input_ids": [row["input_ids"] for row in rows],
-            "completion_mask": [[int(label != IGNORE) for label in row["labels"]] for row in rows],
-        }
-    )
-    plain = {} if ships else {"bf16": False, "gradient_checkpointing": False}
-    config = SFTConfig(
-        output_dir=folder,
-        completion_only_loss=True,
-        per_device_train_batch_size=cfg.train.micro_batch_size,
-        learning_rate=cfg.train.learning_rate,
-        lr_scheduler_type="constant",
-        num_train_epochs=1,
-        logging_steps=1000,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        **plain,
-    )
-    trainer = SFTTrainer(adapted(cfg, torch.float32), args=config, train_dataset=dataset, processing_class=tokenizer)
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def stock(cfg: RunConfig, tokenizer: Any, rows: list[Row], ships: bool) -> float:
-    """One pass of stock trl."""
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = stock_trainer(cfg, tokenizer, rows, ships, folder)
-        trainer.add_callback(clock)
-        trainer.train()
-    return clock.seconds
 
 
 def ours(cfg: RunConfig, tokenizer: Any, rows: list[Row]) -> float:
     """One pass of finsa's trainer, on the type that `model.dtype=auto` resolves to here."""
-    clock = Clock()
+    clock = stock.Clock()
     with tempfile.TemporaryDirectory() as folder:
         fit.fit(
-            model=adapted(cfg, base.dtype(cfg.model)),
+            model=stock.adapted(cfg, base.dtype(cfg.model)),
             tokenizer=tokenizer,
             rows=rows,
             validate=lambda _: {"loss": 0.0, "macro_f1": 0.0},
@@ -195,7 +168,7 @@ def ours(cfg: RunConfig, tokenizer: Any, rows: list[Row]) -> float:
 def compare_gradients(cfg: RunConfig, tokenizer: Any, rows: list[Row]) -> dict[str, float]:
     """Loss and gradients of one batch in float32: finsa's against trl's. Relative differences."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = stock_trainer(cfg, tokenizer, rows, ships=False, folder=folder)
+        trainer = stock.trl_trainer(cfg, tokenizer, rows, {"bf16": False, "gradient_checkpointing": False}, folder)
         batch = next(iter(trainer.get_train_dataloader()))
         model = trainer.model.train()
         with torch.no_grad():  # a fresh adapter's B is zero, which would hide the gradient of A
@@ -216,6 +189,18 @@ def compare_gradients(cfg: RunConfig, tokenizer: Any, rows: list[Row]) -> dict[s
     }
 
 
+def peak_of(arm: str, argv: Sequence[str] | None) -> int:
+    """Bytes of the largest resident size of a fresh process that makes one pass of an arm."""
+    words = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv), "--arm", arm]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def peak() -> int:
+    """This process's largest resident size, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     """Gradients of a loss, by parameter."""
     model.zero_grad()
@@ -234,11 +219,17 @@ def take_turns(passes: dict[str, Callable[[], float]], turns: int) -> dict[str, 
 
 
 def summary(
-    cfg: RunConfig, rows: list[Row], seconds: dict[str, list[float]], equal: dict[str, float]
+    cfg: RunConfig,
+    rows: list[Row],
+    seconds: dict[str, list[float]],
+    equal: dict[str, float],
+    memory: dict[str, int | None],
 ) -> dict[str, Any]:
     """Everything that is reported, with machine, versions and commit."""
     first = statistics.median(next(iter(seconds.values())))
     return {
+        "title": "training step",
+        "held_equal": "weights, LoRA r 8 on query and value, token ids, batch size, optimiser, learning rate",
         "model": cfg.model.name,
         "rows": len(rows),
         "batch": cfg.train.micro_batch_size,
@@ -250,6 +241,7 @@ def summary(
                 "seconds": [round(value, 2) for value in values],
                 "samples_per_second": round(len(rows) / statistics.median(values), 3),
                 "ratio": round(first / statistics.median(values), 2),
+                "peak_memory_bytes": memory[name],
             }
             for name, values in seconds.items()
         },
@@ -260,7 +252,7 @@ def summary(
 def show(report: dict[str, Any]) -> None:
     """Print the table."""
     values = {
-        name: f"{arm['samples_per_second']:8.3f} samples/s   {arm['ratio']:.2f}x   {arm['seconds']} s"
+        name: f"{arm['samples_per_second']:8.3f} samples/s   {arm['ratio']:.2f}x   {_size(arm)}   {arm['seconds']} s"
         for name, arm in report["arms"].items()
     }
     equal = report["float32_equality"]
@@ -272,6 +264,11 @@ def show(report: dict[str, Any]) -> None:
         f"{report['model']} shape, random weights, {report['rows']} rows of {report['mean_tokens']} tokens on average"
     )
     tables.show_plan(f"{head}, batch {report['batch']}, {report['device']}", values)
+
+
+def _size(arm: dict[str, Any]) -> str:
+    memory = arm["peak_memory_bytes"]
+    return "memory not measured" if memory is None else f"{memory / 2**30:.2f} GiB"
 
 
 if __name__ == "__main__":

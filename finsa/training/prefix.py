@@ -126,7 +126,7 @@ def forward(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[Any
         batch: from the collator.
 
     Returns:
-        Keys and values, seen b-fold without being copied, and the mean-free loss of one row's prefix; None and 0 for a
+        Keys and values, seen b-fold without being copied, and the summed loss of one row's prefix; None and 0 for a
         batch without prefix.
     """
     if "prefix" not in batch:
@@ -134,9 +134,9 @@ def forward(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[Any
     inner: Any = getattr(model, "module", model)
     net = causal(inner.backbone if isinstance(inner, Classifier) else inner)
     ids, labels = batch["prefix"][None], batch.get("prefix_labels")
-    loss: torch.Tensor | float
+    loss: torch.Tensor | float = 0.0
     if labels is None:
-        past, loss = net.base_model(input_ids=ids, use_cache=True).past_key_values, 0.0
+        past = net.base_model(input_ids=ids, use_cache=True).past_key_values
     else:
         found = net(input_ids=ids, use_cache=True)
         past, loss = found.past_key_values, functional.cross_entropy(found.logits[0].float(), labels, reduction="sum")

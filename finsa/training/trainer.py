@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -33,7 +32,6 @@ class FinsaTrainer(DurableTrainer):
         **kwargs: as DurableTrainer takes them.
     """
 
-    first_step: float | None  # seconds of the first step, forward and backward: what compilation costs
     loss_is_scaled_for_ga = True  # `compute_loss` has divided by the whole step
 
     def __init__(

@@ -15,6 +15,7 @@ import steps
 import torch
 
 from finsa.config import ROOT
+from finsa.errors import ConfigError
 
 
 @cache
@@ -83,3 +84,16 @@ def test_two_processes_change_nothing(kind: str, tokenizer: Any, tmp_path: Path)
         found = {name.removeprefix("module."): gradient for name, gradient in saved["gradients"].items()}
         assert_same(found, expected)
         assert saved["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("way", ["train.batch_tokens=24", "train.packing=true"])
+def test_neither_a_token_budget_nor_a_pack_changes_the_step(way: str, tokenizer: Any) -> None:
+    expected, loss = whole("weighted tokens", tokenizer)
+    found, logged = steps.step("weighted tokens", 4, tokenizer, way)
+    assert logged == pytest.approx(loss, rel=1e-5)
+    assert_same(found, expected)
+
+
+def test_a_choice_among_labels_is_not_packed(tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match="train.packing: packs a loss on tokens"):
+        steps.step("label", 4, tokenizer, "train.packing=true")

@@ -1,0 +1,99 @@
+"""The peers of the training benchmark: the trainers of transformers and trl as they come, on finished token ids."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from finsa.config import RunConfig
+from finsa.data.rows import IGNORE, Row
+from finsa.modeling import adapters, base
+
+
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """Times optimiser steps only: no start-up, no saving."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Stop it."""
+        self.seconds += time.perf_counter() - self.started
+
+
+def transformers(cfg: RunConfig, tokenizer: Any, rows: list[Row]) -> float:
+    """One pass of the stock Trainer of transformers: logits at all positions, labels at the completion, float32."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            adapted(cfg, torch.float32),
+            TrainingArguments(**common(cfg, folder), bf16=False),
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
+            train_dataset=Dataset.from_list([dict(row) for row in rows]),
+            callbacks=[clock],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return clock.seconds
+
+
+def common(cfg: RunConfig, folder: str) -> dict[str, Any]:
+    """Arguments that all stock trainers get."""
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": cfg.train.micro_batch_size,
+        "learning_rate": cfg.train.learning_rate,
+        "lr_scheduler_type": "constant",
+        "num_train_epochs": 1,
+        "logging_steps": 1000,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+    }
+
+
+def adapted(cfg: RunConfig, dtype: torch.dtype) -> Any:
+    """The model with a fresh adapter; the same weights at every call."""
+    section = cfg.model.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
+    assert cfg.method.adapter is not None
+    names = adapters.targets(cfg.model, cfg.method.adapter)
+    torch.manual_seed(0)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=names, task_type="CAUSAL_LM")
+    return get_peft_model(base.load_base(section, 0, keep=False), config)
+
+
+def trl_trainer(cfg: RunConfig, tokenizer: Any, rows: list[Row], settings: dict[str, Any], folder: str) -> SFTTrainer:
+    """The trl trainer of an arm, on finished token ids."""
+    dataset = Dataset.from_dict(
+        {
+            "input_ids": [row["input_ids"] for row in rows],
+            "completion_mask": [[int(label != IGNORE) for label in row["labels"]] for row in rows],
+            "length": [len(row["input_ids"]) for row in rows],
+        }
+    )
+    config = SFTConfig(**{**common(cfg, folder), "completion_only_loss": True, **settings})
+    trainer = SFTTrainer(adapted(cfg, torch.float32), args=config, train_dataset=dataset, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def trl(cfg: RunConfig, tokenizer: Any, rows: list[Row], settings: dict[str, Any]) -> float:
+    """One pass of stock trl."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trl_trainer(cfg, tokenizer, rows, settings, folder)
+        trainer.add_callback(clock)
+        trainer.train()
+    return clock.seconds
