@@ -99,18 +99,7 @@ def fit(
     dataset = _dataset(rows)
     shown = progress.ProgressCallback(lambda: trainer.meter, record)
 
-    def shrunk(sizes: dict[str, float]) -> None:
-        told = "out of memory: micro-batch {micro_batch_size}, accumulation {accumulation} from here on".format(**sizes)
-        shown.console.print(f"  step {trainer.state.global_step + 1}: {told}", highlight=False)
-        record(trainer.state.global_step, {"out_of_memory": 1, **sizes})
-
-    smaller = Recovery(
-        train.micro_batch_size,
-        schedule.accumulation(train, processes()),
-        len(objective.suffix),
-        shrunk,
-        alone=processes() == 1,
-    )
+    smaller = _recovery(train, len(objective.suffix), shown, lambda: int(trainer.state.global_step))
     stopping = [EarlyStoppingCallback(train.patience)] if train.patience else []
     trainer = FinsaTrainer(
         model=model,
@@ -143,6 +132,18 @@ def fit(
         throughput=trainer.meter.facts(),
         batches=recovery.facts(smaller),
     )
+
+
+def _recovery(train: Train, suffix: int, shown: progress.ProgressCallback, step: Callable[[], int]) -> Recovery:
+    """What makes micro-batches smaller, and says so on the terminal and in the log."""
+
+    def tell(sizes: dict[str, float]) -> None:
+        told = "out of memory: micro-batch {micro_batch_size}, accumulation {accumulation} from here on".format(**sizes)
+        shown.console.print(f"  step {step() + 1}: {told}", highlight=False)
+        shown.record(step(), {"out_of_memory": 1, **sizes})
+
+    accumulated = schedule.accumulation(train, processes())
+    return Recovery(train.micro_batch_size, accumulated, suffix, tell, alone=processes() == 1)
 
 
 def _dataset(rows: Sequence[Row]) -> Dataset:
