@@ -121,16 +121,19 @@ def fit(
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
     finally:
         shown.bar.stop()
+    return _fitted(trainer, train, len(rows), time.monotonic() - started)
+
+
+def _fitted(trainer: FinsaTrainer, train: Train, rows: int, seconds: float) -> Fitted:
     state = trainer.state
-    seen = round(min(state.epoch or 0, train.epochs) * len(rows))
     return Fitted(
         steps=state.global_step,
         best=state.best_metric,
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         tokens=int(trainer.meter.done.tokens),
-        rows=seen,
+        rows=round(min(state.epoch or 0, train.epochs) * rows),
         throughput=trainer.meter.facts(),
-        batches=recovery.facts(smaller),
+        batches=recovery.facts(trainer.recovery),
     )
 
 
