@@ -67,7 +67,7 @@ class FiniteTrainer(SFTTrainer):  # type: ignore[misc]
         bad = self.bad_loss | ~torch.isfinite(torch.as_tensor(plain, device=self.bad_loss.device))
         step = self.state.global_step + 1
         self.first_bad = torch.where((self.first_bad < 0) & bad, step, self.first_bad)
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        inner: Any = getattr(self.optimizer, "optimizer", self.optimizer)
         if getattr(inner, "_step_supports_amp_scaling", False):
             inner.found_inf = (self.first_bad >= 0).float()
         if self.args.device.type == "cpu":
