@@ -73,11 +73,11 @@ def _spoil_and_compare(first: Path, again: Path) -> None:
     assert told.endswith(", now x")
 
     log = (again / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    log[3] = json.dumps({**json.loads(log[3]), "loss": 9.5})
+    log[2] = json.dumps({**json.loads(log[2]), "loss": 9.5})
     (again / "log.jsonl").write_text("\n".join(log) + "\n", encoding="utf-8")
     what, told = _first(first, again)
     assert what == "losses"
-    assert told.startswith("record 4, loss: ")
+    assert told.startswith("record 3, loss: ")
     assert told.endswith(", now 9.5")
 
     facts = json.loads((again / "run.json").read_text(encoding="utf-8"))
