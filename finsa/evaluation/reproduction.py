@@ -81,7 +81,9 @@ def _difference(first: Any, second: Any, path: str = "") -> str:
     if isinstance(first, dict) and isinstance(second, dict):
         for key in first | second:
             if first.get(key) != second.get(key):
-                return _difference(first.get(key), second.get(key), f"{path}{'.' if path else ''}{key}")
+                return _difference(
+                    first.get(key), second.get(key), f"{path}{'.' if path and path[-1] != ' ' else ''}{key}"
+                )
     if isinstance(first, list) and isinstance(second, list):
         for number, (one, other) in enumerate(zip(first, second, strict=False), start=1):
             if one != other:

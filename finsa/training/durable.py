@@ -34,6 +34,8 @@ class DurableTrainer(FiniteTrainer):
         **kwargs: as SFTTrainer takes them.
     """
 
+    tokens: torch.Tensor | int  # real tokens trained on
+
     def __init__(
         self,
         *,

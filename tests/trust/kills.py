@@ -298,7 +298,7 @@ def main() -> None:
             print(f"{kind.name}: {kind.seconds:.1f} s of processor time undisturbed", flush=True)
         while sum(kind.tried for kind in measured) < given.kills and time.monotonic() - began < 60 * given.minutes:
             kind = min(measured, key=lambda kind: kind.tried)
-            disturbed(kind, base, draw, min(draw.randint(2, 5), given.kills))
+            disturbed(kind, base, draw, min(draw.randint(2, 5), max(1, given.kills // len(measured))))
             print(f"{time.monotonic() - began:6.0f} s  {kind.name}: {kind.survived} / {kind.tried}", flush=True)
             for fault in kind.faults[-1:]:
                 print(fault, flush=True)
