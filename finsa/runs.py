@@ -71,13 +71,17 @@ class RunFolder:
         self.write_text(name, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file, whole or not at all."""
+        """Write a text file, whole or not at all; of several processes the first one writes."""
+        if not processes.first():
+            return
         temporary = self.path / f".{name}.part"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.path / name)
 
     def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Write JSON lines, whole or not at all; records may be many more than fit into memory."""
+        if not processes.first():
+            return
         temporary = self.path / f".{name}.part"
         with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -85,21 +89,10 @@ class RunFolder:
 
     def log(self, step: int, record: dict[str, float]) -> None:
         """Append a record to ``log.jsonl``."""
+        if not processes.first():
+            return
         with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "time": round(time.time(), 3), **record}) + "\n")
-
-
-class Followed(RunFolder):
-    """The run folder as the other processes of a job see it: process 0 alone writes."""
-
-    def write_text(self, name: str, text: str) -> None:
-        """Write nothing."""
-
-    def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
-        """Write nothing."""
-
-    def log(self, step: int, record: dict[str, float]) -> None:
-        """Write nothing."""
 
 
 Watch = Callable[[int, dict[str, float]], None]
@@ -153,7 +146,7 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
         RunError: where there is nothing to resume, or the data have changed since.
     """
     if not processes.first():
-        yield Followed(Path(processes.agreed(None)), {})
+        yield RunFolder(Path(processes.agreed(None)), {})
         return
     path = _unfinished(cfg) if cfg.resume else _new_path(cfg)
     known = _read_json(path / "run.json")
