@@ -72,27 +72,24 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, whole or not at all; of several processes the first one writes."""
-        if not processes.first():
-            return
-        temporary = self.path / f".{name}.part"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path / name)
+        if processes.first():
+            temporary = self.path / f".{name}.part"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self.path / name)
 
     def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Write JSON lines, whole or not at all; records may be many more than fit into memory."""
-        if not processes.first():
-            return
-        temporary = self.path / f".{name}.part"
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        temporary.replace(self.path / name)
+        if processes.first():
+            temporary = self.path / f".{name}.part"
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            temporary.replace(self.path / name)
 
     def log(self, step: int, record: dict[str, float]) -> None:
         """Append a record to ``log.jsonl``."""
-        if not processes.first():
-            return
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **record}) + "\n")
+        if processes.first():
+            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "time": round(time.time(), 3), **record}) + "\n")
 
 
 Watch = Callable[[int, dict[str, float]], None]
