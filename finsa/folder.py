@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finsa import files
+from finsa import files, processes
 
 
 @dataclass
@@ -34,12 +34,16 @@ class RunFolder:
         self.write_text(name, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file, whole or not at all."""
+        """Write a text file, whole or not at all; of several processes the first one writes."""
+        if not processes.first():
+            return
         with files.replacing(self.path / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Write JSON lines, whole or not at all; records may be many more than fit into memory."""
+        if not processes.first():
+            return
         with (
             files.replacing(self.path / name) as temporary,
             temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
@@ -53,18 +57,7 @@ class RunFolder:
 
     def log(self, step: int, record: dict[str, float]) -> None:
         """Append a record to ``log.jsonl``."""
+        if not processes.first():
+            return
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "time": round(time.time(), 3), **record}) + "\n")
-
-
-class Followed(RunFolder):
-    """The run folder as the other processes of a job see it: process 0 alone writes."""
-
-    def write_text(self, name: str, text: str) -> None:
-        """Write nothing."""
-
-    def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
-        """Write nothing."""
-
-    def log(self, step: int, record: dict[str, float]) -> None:
-        """Write nothing."""

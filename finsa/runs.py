@@ -24,7 +24,6 @@ from hydra.types import RunMode
 from finsa import locks, older, processes, provenance, safety
 from finsa.config import RunConfig, locate
 from finsa.errors import Pruned, RunError, Stopped, suggest
-from finsa.folder import Followed
 from finsa.folder import RunFolder as RunFolder
 
 JOB = "job.json"  # what a sweep notes about each of its jobs
@@ -101,7 +100,7 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
         RunError: where there is nothing to resume, or the data have changed since.
     """
     if not processes.first():
-        yield Followed(Path(processes.agreed(None)), {})
+        yield RunFolder(Path(processes.agreed(None)), {})
         return
     path = _unfinished(cfg, data_fingerprint) if cfg.resume else _new_path(cfg)
     path.mkdir(parents=True, exist_ok=True)
