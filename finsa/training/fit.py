@@ -99,16 +99,14 @@ def fit(
         identify: gives the id of a row by its number, for a message.
 
     Raises:
-        FinsaError: for a loss that is no number, or a checkpoint that cannot be written.
-        Stopped: after a signal, once a checkpoint is saved.
+        FinsaError: for a loss that is no number, or a checkpoint that cannot be written; `Stopped` after a signal.
     """
     objective, count = objective or objectives.tokens(), len(rows)
-    dataset, plan = _prepared(rows, model, train)
     resumed, watch = _resumed(folder, log), Watch(train, folder.parent)
-    cut, batching = _cutter(model, tokenizer.pad_token_id, plan, train, objective)
+    dataset, cut, batching = _prepared(rows, model, tokenizer.pad_token_id, train, objective)
     shown = progress.ProgressCallback(lambda: trainer.meter, record)
     shown.console.print(f"  {_told(batching)}", highlight=False)
-    with signals.deferred() as stopped:
+    with signals.deferred() as stopped, watch.watching(), shown.closing():
         trainer = FinsaTrainer(
             model=model,
             args=_arguments(train, seed, folder, **shared.arguments(train, model)),
@@ -127,8 +125,7 @@ def fit(
             stopped=lambda: processes.any_of(stopped()),
             identify=identify,
         )
-        with watch.watching(), shown.closing():
-            _train(trainer, resumed, train.compile)
+        _train(trainer, resumed, train.compile)
     return _fitted(trainer, train, count, batching)
 
 
@@ -167,13 +164,15 @@ def _recovery(
     return Recovery(cut, per_process, told, alone=processes.world() == 1)
 
 
-def _prepared(rows: Sequence[Row], model: Any, train: Train) -> tuple[Dataset, prefix.Prefix]:
-    """The rows as a table, filled up for several processes, and what is done about their common prefix."""
+def _prepared(
+    rows: Sequence[Row], model: Any, pad: int, train: Train, objective: Objective
+) -> tuple[Dataset, Cutter, dict[str, Any]]:
+    """The rows as a table, filled up for several processes, and how steps are cut; see `_cutter`."""
     common = prefix.Common()
     if processes.world() > 1:
         rows = shared.filled(list(rows), train.micro_batch_size * schedule.accumulation(train, processes.world()))
     dataset = _dataset(rows, common)
-    return dataset, prefix.plan(common, model, train)
+    return dataset, *_cutter(model, pad, prefix.plan(common, model, train), train, objective)
 
 
 def _resumed(folder: Path, log: Path | None) -> checkpoints.Checkpoint | None:

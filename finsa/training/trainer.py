@@ -40,7 +40,7 @@ class FinsaTrainer(DurableTrainer):
     ) -> None:
         self.validate, self.objective, self.lr_ratio, self.rows = validate, objective, lr_ratio, rows
         self.recovery, self.step = recovery, Step([])
-        self.first_step = None
+        self.first_step: float | None = None  # seconds of forward and backward: what compilation costs
         self.tokens = 0  # real tokens trained on, counted where the rows are, so that no step waits for the device
         exact = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
         super().__init__(cut=recovery.cut, **kwargs)
