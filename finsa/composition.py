@@ -24,6 +24,7 @@ from finsa.config import ROOT, RunConfig
 from finsa.errors import ConfigError, Problem, nearest, suggest
 
 CONF = ROOT / "conf"
+added: list[Path] = []  # folders that are read like conf/
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 Choices = dict[str, str | None]
 
@@ -34,15 +35,27 @@ def groups() -> tuple[str, ...]:
     return tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
 
 
+def add_folder(folder: Path) -> None:
+    """Look for choices in a folder of the user's as well; ``--config-dir`` on the command line."""
+    added.append(folder.absolute())
+    choices_of.cache_clear()
+
+
 @cache
 def choices_of(group: str) -> tuple[str, ...]:
     """Names of the files in a group."""
-    return tuple(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
+    return tuple(sorted({file.stem for folder in (CONF, *added) for file in (folder / group).glob("*.yaml")}))
+
+
+def file_of(group: str, name: str) -> Path:
+    """The file of a choice: below ``conf/``, or in a folder that was added."""
+    places = [folder / group / f"{name}.yaml" for folder in (CONF, *added)]
+    return next((file for file in places if file.is_file()), places[0])
 
 
 def experiment(name: str) -> dict[str, Any]:
     """What an experiment's file itself states, defaults not followed."""
-    return _read(CONF / "experiment" / f"{name}.yaml")
+    return _read(file_of("experiment", name))
 
 
 def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], Choices]:
@@ -58,7 +71,7 @@ def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], Choices]:
     outer, running.hydra = running.hydra, None  # a job of Hydra's may compose another job's configuration
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose("config", list(overrides), return_hydra_config=True)
+            composed = compose("config", [*overrides, *_search_path()], return_hydra_config=True)
         choices = dict(composed.hydra.runtime.choices)
         OmegaConf.set_struct(composed, False)
         del composed["hydra"]
@@ -67,6 +80,10 @@ def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], Choices]:
         raise refused(error) from None
     finally:
         running.hydra = outer
+
+
+def _search_path() -> list[str]:
+    return [f"hydra.searchpath=[{','.join(repr(f'file://{folder}') for folder in added)}]"] if added else []
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -274,22 +291,26 @@ def _origin(path: str, choices: Choices, overrides: Sequence[str]) -> str:
             return "command line"
     group, *rest = path.split(".")
     experiment = choices.get("experiment")
-    if experiment and _states(CONF / "experiment" / f"{experiment}.yaml", path.split(".")):
-        return f"conf/experiment/{experiment}.yaml"
+    if experiment and _states(file_of("experiment", experiment), path.split(".")):
+        return _told(file_of("experiment", experiment))
     choice = choices.get(group)
     if not choice:
         return "conf/config.yaml"
-    return f"conf/{group}/{_writer(group, choice, rest)}.yaml"
+    return _told(file_of(group, _writer(group, choice, rest)))
+
+
+def _told(file: Path) -> str:
+    return file.relative_to(CONF.parent).as_posix() if file.is_relative_to(CONF) else str(file)
 
 
 def _writer(group: str, choice: str, rest: list[str]) -> str:
     """Follow a file's defaults to the one that states the key; the chosen one where none does."""
-    if _states(CONF / group / f"{choice}.yaml", rest):
+    if _states(file_of(group, choice), rest):
         return choice
-    for parent in _read(CONF / group / f"{choice}.yaml").get("defaults", []):
+    for parent in _read(file_of(group, choice)).get("defaults", []):
         if isinstance(parent, str) and parent != "_self_":
             found = _writer(group, parent, rest)
-            if _states(CONF / group / f"{found}.yaml", rest):
+            if _states(file_of(group, found), rest):
                 return found
     return choice
 

@@ -24,7 +24,9 @@ from pydantic import (
     model_validator,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parent
+# conf/ and data/ stand beside the package in a checkout, and inside it once it is installed (see pyproject.toml).
+ROOT = _PACKAGE / "home" if (_PACKAGE / "home").is_dir() else _PACKAGE.parent
 Policy = Literal["error", "drop", "keep"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -659,6 +661,30 @@ class PretrainStage(Section):
     heldout: Annotated[float, Field(gt=0, lt=0.5)]
 
 
+class ListStage(Section):
+    """List what there is to choose, each with the first sentence of its file.
+
+    Args:
+        group: one group alone; null: all of them.
+    """
+
+    name: Literal["list"]
+    group: Literal["model", "method", "data", "train", "stage", "experiment", "published", "tracking"] | None
+
+
+class ImportStage(Section):
+    """Translate the files of another trainer, LLaMA-Factory, into files for ``--config-dir``.
+
+    Args:
+        processes: that the training file was started on; its batch is the one of all of them.
+        datasets: the ``dataset_info.json`` that its data sets stand in; null: the one in its ``dataset_dir``.
+    """
+
+    name: Literal["import"]
+    processes: PositiveInt
+    datasets: str | None
+
+
 class GenerateStage(Section):
     """Write generated rows as CSV files, one per split."""
 
@@ -1008,6 +1034,8 @@ Stage = Annotated[
     | InspectStage
     | PretrainStage
     | GenerateStage
+    | ListStage
+    | ImportStage
     | ReportStage
     | AugmentStage
     | SynthesizeStage
@@ -1128,8 +1156,8 @@ USED_BY = {
     "port": ("serve",),
     "runs": ("report",),
     "published": ("train", "evaluate", "check", "report"),
-    "output": ("generate", "pretrain", "augment", "synthesize", "report", "predict", "export"),
-    "input": ("predict",),
+    "output": ("generate", "pretrain", "augment", "synthesize", "report", "predict", "export", "import"),
+    "input": ("predict", "import"),
     "text": ("predict",),
     "format": ("export",),
     "resume": ("train", "pretrain", "search", "moe_joint", "chain"),
@@ -1179,6 +1207,8 @@ class RunConfig(Section):
             _require_mixable(self.method, self.data)
         if self.stage.name == "generate" and (self.data.generator is None or self.output is None):
             raise ValueError("stage=generate needs data=generated and output=<folder>")
+        if self.stage.name == "import" and (self.input is None or self.output is None):
+            raise ValueError("stage=import needs input=<a LLaMA-Factory YAML or dataset_info.json> output=<folder>")
         if self.stage.name in ("augment", "synthesize") and self.output is None:
             raise ValueError(f"stage={self.stage.name} needs output=<folder>")
         if isinstance(self.stage, SynthesizeStage) and (self.stage.model is None or self.data.labels is None):

@@ -7,11 +7,12 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module, util
+from pathlib import Path
 
 from hydra.core.global_hydra import GlobalHydra
 
 from finsa import arguments, composition, runs, sweeps
-from finsa.config import ROOT, RunConfig
+from finsa.config import RunConfig
 from finsa.data import sampling, table, task
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.modeling import quantization
@@ -20,7 +21,7 @@ from finsa.training import schedule
 
 # Flags with which Hydra only prints something, or that change where it reads from: nothing for us to check before.
 _HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
-_HYDRA_VALUES = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")
+_HYDRA_VALUES = ("--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun")
 
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -54,6 +55,7 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
+        argv[1:] = arguments.own_folder(argv[1:])
         if not any(word.split("=")[0] in _HYDRA_FLAGS + _HYDRA_VALUES for word in argv[1:]):
             argv[1:] = arguments.expand(argv[1:])
             arguments.check([word for word in argv[1:] if not word.startswith("-")])
@@ -177,5 +179,5 @@ def require_stage(name: str) -> str:
 
 def available_stages() -> Sequence[str]:
     """Names of the stages that can be run."""
-    folder = ROOT / "finsa" / "stages"
+    folder = Path(__file__).parent / "stages"
     return sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")

@@ -10,14 +10,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 # A module may import from layers below its own, and from its own package.
 LAYERS = [
-    {"run"},
+    {"run", "cli", "__main__"},
     {"launch"},
     {"sweeps"},
     {"stages"},
     {"jobs"},
     {"training", "inference", "evaluation", "serving", "baselines", "runs", "tracking"},
     {"modeling", "data", "provenance"},
-    {"arguments"},
+    {"arguments", "headers"},
     {"composition"},
     {"config"},
     {"errors"},
