@@ -15,7 +15,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
-from finsa.composition import add_folder, below_mapping, build, choices_of, compose_values, experiment, groups, unknown_key
+from finsa.composition import (
+    add_folder,
+    below_mapping,
+    build,
+    choices_of,
+    compose_values,
+    experiment,
+    groups,
+    unknown_key,
+)
 from finsa.errors import ConfigError, Problem, suggest
 
 MAX_CHECKED_JOBS = 64

@@ -15,7 +15,7 @@ LAYERS = [
     {"sweeps"},
     {"stages"},
     {"jobs"},
-    {"training", "inference", "evaluation", "serving", "baselines", "runs", "tracking"},
+    {"training", "inference", "evaluation", "serving", "baselines", "runs", "tracking", "migration"},
     {"modeling", "data", "provenance"},
     {"arguments", "headers"},
     {"composition"},
