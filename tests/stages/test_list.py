@@ -28,25 +28,17 @@ def test_every_choice_is_listed_with_its_own_first_sentence(
             assert f"{name} {headers.summary(composition.file_of(group, name))}" in shown
 
 
-@pytest.mark.parametrize(
-    ("text", "summary", "whole"),
-    [
-        (
-            "# A thing (Liu et al. 2024), of 3.7 parts. More of it.
-# python run.py x=y
-name: x
-",
-            "A thing (Liu et al. 2024), of 3.7 parts.",
-            "A thing (Liu et al. 2024), of 3.7 parts. More of it.",
-        ),
-        ("# @package _global_
-# Two
-# lines.
-name: x
-# not this
-", "Two lines.", "Two lines."),
-    ],
-)
+FILES = [
+    (
+        "# A thing (Liu et al. 2024), of 3.7 parts. More of it.\n# python run.py x=y\nname: x\n",
+        "A thing (Liu et al. 2024), of 3.7 parts.",
+        "A thing (Liu et al. 2024), of 3.7 parts. More of it.",
+    ),
+    ("# @package _global_\n# Two\n# lines.\nname: x\n# not this\n", "Two lines.", "Two lines."),
+]
+
+
+@pytest.mark.parametrize(("text", "summary", "whole"), FILES)
 def test_summary_is_the_first_sentence(tmp_path: Path, text: str, summary: str, whole: str) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(text, encoding="utf-8")
