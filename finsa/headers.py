@@ -38,7 +38,7 @@ def remarks(file: Path) -> dict[str, str]:
         if key:
             path = [(indent, name) for indent, name in path if indent < len(key[1])] + [(len(key[1]), key[2])]
         dotted = ".".join(name for _, name in path)
-        if remark and path and (key or (line.lstrip().startswith("#") and dotted in found)):
+        if remark and path and (key or (re.match(r" +#", line) and dotted in found)):
             found[dotted] = f"{found[dotted]} {remark[1].strip()}" if dotted in found else remark[1].strip()
         elif not key:
             path = path if line.startswith(" ") else []
