@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "pictures"
-WIDTH = 118
+WIDTH = 136
 THEME = TerminalTheme(
     (250, 250, 250),
     (40, 44, 52),
@@ -42,11 +43,13 @@ def main(folders: list[str]) -> None:
     """Report the runs and take both pictures."""
     runs = folders[0] if len(folders) == 1 else f"[{','.join(folders)}]"
     with tempfile.TemporaryDirectory() as place:
-        shown = f"python run.py stage=report runs={'<folder>'}"
+        shown = "python run.py stage=report runs=<folder> stage.baseline=zero_shot"
         words = [sys.executable, str(ROOT / "run.py"), "stage=report", f"runs={runs}", f"output={place}"]
+        words.append("stage.baseline=zero_shot")
         environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(WIDTH), "TERM": "xterm-256color"}
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
-        terminal(shown, done.stdout.replace(place, "<folder>"), PICTURES / "terminal.svg")
+        lines = done.stdout.replace(place, "<folder>").rstrip().splitlines()
+        terminal(shown, "\n".join(line for line in lines if "runs=" not in line), PICTURES / "terminal.svg")
         page(Path(place) / "report.html", PICTURES / "report.png")
 
 
@@ -62,15 +65,16 @@ def terminal(command: str, output: str, file: Path) -> None:
 
 
 def page(report: Path, file: Path) -> None:
-    """Photograph the top of a report's page."""
+    """Photograph a report's page from its scores on."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars", "--disable-gpu"):
         options.add_argument(word)
     options.add_argument("--window-size=1200,1250")
-    with webdriver.Chrome(options=options) as driver:
-        driver.get(report.as_uri())
+    service = webdriver.ChromeService(shutil.which("chromedriver"))  # None: selenium looks for one itself
+    with webdriver.Chrome(options=options, service=service) as driver:
+        driver.get(f"{report.as_uri()}#scores")
         driver.save_screenshot(str(file))
 
 
