@@ -74,7 +74,8 @@ def page(report: Path, file: Path) -> None:
     options.add_argument("--window-size=1200,1250")
     service = webdriver.ChromeService(shutil.which("chromedriver"))  # None: selenium looks for one itself
     with webdriver.Chrome(options=options, service=service) as driver:
-        driver.get(f"{report.as_uri()}#scores")
+        driver.get(report.as_uri())
+        driver.execute_script("document.querySelector('#scores').scrollIntoView()")
         driver.save_screenshot(str(file))
 
 
