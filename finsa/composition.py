@@ -7,8 +7,6 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,42 +18,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from finsa.config import ROOT, RunConfig
+from finsa.choices import CONF, Choices, add_folder, added, choices_of, experiment, file_of, groups, origin_of
+from finsa.config import RunConfig
 from finsa.errors import ConfigError, Problem, nearest, suggest
 
-CONF = ROOT / "conf"
-added: list[Path] = []  # folders that are read like conf/
+__all__ = ["CONF", "add_folder", "added", "choices_of", "experiment", "file_of", "groups"]  # for users of this module
+
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
-Choices = dict[str, str | None]
-
-
-@cache
-def groups() -> tuple[str, ...]:
-    """Names of the configuration groups."""
-    return tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
-
-
-def add_folder(folder: Path) -> None:
-    """Look for choices in a folder of the user's as well; ``--config-dir`` on the command line."""
-    added.append(folder.absolute())
-    choices_of.cache_clear()
-
-
-@cache
-def choices_of(group: str) -> tuple[str, ...]:
-    """Names of the files in a group."""
-    return tuple(sorted({file.stem for folder in (CONF, *added) for file in (folder / group).glob("*.yaml")}))
-
-
-def file_of(group: str, name: str) -> Path:
-    """The file of a choice: below ``conf/``, or in a folder that was added."""
-    places = [folder / group / f"{name}.yaml" for folder in (CONF, *added)]
-    return next((file for file in places if file.is_file()), places[0])
-
-
-def experiment(name: str) -> dict[str, Any]:
-    """What an experiment's file itself states, defaults not followed."""
-    return _read(file_of("experiment", name))
 
 
 def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], Choices]:
@@ -236,7 +205,7 @@ def _problems(
     for fault in error.errors(include_url=False):
         # A union's location carries the branch's name; only what is a key of the values belongs to the path.
         path = _path(fault["loc"], values)
-        origin = _origin(path, choices, overrides) if path else ""
+        origin = origin_of(path, choices, overrides) if path else ""
         found.setdefault(path, Problem(path or "configuration", _describe(fault, path), origin))
     # A union whose one branch fits but for an entry also complains about its other branches, at a shorter path.
     yield from (problem for path, problem in found.items() if not any(other.startswith(f"{path}.") for other in found))
@@ -281,51 +250,3 @@ def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     kind = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
     return f"{text[:60]}{'…' if len(text) > 60 else ''} ({kind.get(type(value).__name__, type(value).__name__)})"
-
-
-def _origin(path: str, choices: Choices, overrides: Sequence[str]) -> str:
-    """Name the place where a value was written."""
-    for text in overrides:
-        key = text.split("=", 1)[0].lstrip("+")
-        if key not in groups() and (path == key or path.startswith(key + ".") or key.startswith(path + ".")):
-            return "command line"
-    group, *rest = path.split(".")
-    experiment = choices.get("experiment")
-    if experiment and _states(file_of("experiment", experiment), path.split(".")):
-        return _told(file_of("experiment", experiment))
-    choice = choices.get(group)
-    if not choice:
-        return "conf/config.yaml"
-    return _told(file_of(group, _writer(group, choice, rest)))
-
-
-def _told(file: Path) -> str:
-    return file.relative_to(CONF.parent).as_posix() if file.is_relative_to(CONF) else str(file)
-
-
-def _writer(group: str, choice: str, rest: list[str]) -> str:
-    """Follow a file's defaults to the one that states the key; the chosen one where none does."""
-    if _states(file_of(group, choice), rest):
-        return choice
-    for parent in _read(file_of(group, choice)).get("defaults", []):
-        if isinstance(parent, str) and parent != "_self_":
-            found = _writer(group, parent, rest)
-            if _states(file_of(group, found), rest):
-                return found
-    return choice
-
-
-def _states(file: Path, keys: list[str]) -> bool:
-    values: Any = _read(file)
-    for key in keys:
-        if not isinstance(values, dict) or key not in values:
-            return isinstance(values, list)
-        values = values[key]
-    return True
-
-
-@cache
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    return yaml.safe_load(file.read_text(encoding="utf-8")) or {}

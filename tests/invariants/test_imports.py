@@ -19,6 +19,7 @@ LAYERS = [
     {"modeling", "data", "provenance"},
     {"arguments", "headers"},
     {"composition"},
+    {"choices"},
     {"config"},
     {"errors"},
 ]
