@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench trust soak mutations fuzz serve clean
+.PHONY: help run test lint bench trust soak mutations fuzz serve docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -11,7 +11,13 @@ help:  ## list the targets
 run: $(BIN)/.ready  ## fine-tune and evaluate the embedded default: a table in about two minutes
 	@echo "==> python run.py: zero-shot base against LoRA on the embedded default (model=tiny data=sample)"
 	$(BIN)/python run.py
-	@echo "==> next: python run.py --help, or the README's sweep over five methods"
+	@echo "==> done: the base model was scored as it is, an adapter of 28,672 parameters was trained on 3,608 rows with the"
+	@echo "    loss on the answer, and both rows above are scores on 596 rows that neither has seen. The run folder above"
+	@echo "    holds configuration, ledger, log, predictions, adapter. Next, after: source .venv/bin/activate"
+	@echo "      python run.py stage=list                                     what there is to choose"
+	@echo "      python run.py -m method=majority,tfidf_lr,lora_response     is it better than a baseline?"
+	@echo "      python run.py stage=inspect data=table data.files=<file>    your own table"
+	@echo "      make serve                                                   a page to try it in"
 
 test: $(BIN)/.dev  ## run the tests, offline
 	@echo "==> pytest, two processes"
@@ -49,6 +55,10 @@ serve: $(BIN)/.serve  ## answer over HTTP, with a page: http://127.0.0.1:8000
 	@echo "==> the finished run of the defaults; where there is none it is trained first (two minutes)"
 	$(BIN)/python run.py stage=serve run=default
 
+docs: $(BIN)/.docs  ## build the documentation into site/, strictly
+	@echo "==> mkdocs build --strict; open site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:  ## remove the environment and caches; outputs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
@@ -63,6 +73,11 @@ $(BIN)/.ready: constraints.txt pyproject.toml
 $(BIN)/.serve: $(BIN)/.ready
 	@echo "==> installing what the service needs"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[serve]"
+	@touch $@
+
+$(BIN)/.docs: $(BIN)/.ready
+	@echo "==> installing what the documentation is built with"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	@touch $@
 
 $(BIN)/.dev: $(BIN)/.ready

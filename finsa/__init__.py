@@ -1,3 +1,3 @@
 """finsa: declarative experiments for fine-tuning language models on financial text."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"

@@ -17,7 +17,16 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
 from finsa import composition
-from finsa.composition import below_mapping, build, choices_of, compose_values, experiment, groups, unknown_key
+from finsa.composition import (
+    add_folder,
+    below_mapping,
+    build,
+    choices_of,
+    compose_values,
+    experiment,
+    groups,
+    unknown_key,
+)
 from finsa.errors import ConfigError, Problem, plainly, suggest
 
 MAX_CHECKED_JOBS = 64
@@ -68,6 +77,33 @@ def expand(words: Sequence[str]) -> list[str]:
     axes = [f"{key}={','.join(map(str, values))}" for key, values in sweep.items() if key not in given]
     flag = ["-m"] if axes and not {"-m", "--multirun"} & set(words) else []
     return [*flag, *words, *axes]
+
+
+def own_folder(words: Sequence[str]) -> list[str]:
+    """Add the folder that ``--config-dir`` names to where choices are looked for, beside ``conf/``.
+
+    Args:
+        words: the command line without the program.
+
+    Returns:
+        The same, with flag and folder as one word.
+
+    Raises:
+        ConfigError: where there is no such folder.
+    """
+    found, rest = [], iter(words)
+    for word in rest:
+        flag, _, folder = word.partition("=")
+        if flag not in ("--config-dir", "-cd"):
+            found.append(word)
+            continue
+        path = Path(folder or next(rest, ""))
+        if not path.is_dir() or path == Path():
+            text = f"no such folder: {path}. It holds files as conf/ does, such as {path / 'data' / 'mine.yaml'}"
+            raise ConfigError([Problem("--config-dir", text, "command line")])
+        add_folder(path)
+        found.append(f"--config-dir={path.absolute()}")
+    return found
 
 
 def quote(word: str) -> str:

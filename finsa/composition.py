@@ -7,8 +7,6 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -21,29 +19,13 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from finsa import safety
-from finsa.config import ROOT, RunConfig
+from finsa.choices import CONF, Choices, add_folder, added, choices_of, experiment, file_of, groups, origin_of
+from finsa.config import RunConfig
 from finsa.errors import ConfigError, Problem, nearest, suggest
 
-CONF = ROOT / "conf"
+__all__ = ["CONF", "add_folder", "added", "choices_of", "experiment", "file_of", "groups"]  # for users of this module
+
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
-Choices = dict[str, str | None]
-
-
-@cache
-def groups() -> tuple[str, ...]:
-    """Names of the configuration groups."""
-    return tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
-
-
-@cache
-def choices_of(group: str) -> tuple[str, ...]:
-    """Names of the files in a group."""
-    return tuple(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
-
-
-def experiment(name: str) -> dict[str, Any]:
-    """What an experiment's file itself states, defaults not followed."""
-    return _read(CONF / "experiment" / f"{name}.yaml")
 
 
 def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], Choices]:
@@ -59,7 +41,7 @@ def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], Choices]:
     outer, running.hydra = running.hydra, None  # a job of Hydra's may compose another job's configuration
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose("config", list(overrides), return_hydra_config=True)
+            composed = compose("config", [*overrides, *_search_path()], return_hydra_config=True)
         choices = dict(composed.hydra.runtime.choices)
         safety.require_no_code(OmegaConf.to_container(composed, resolve=False))
         OmegaConf.set_struct(composed, False)
@@ -69,6 +51,10 @@ def compose_values(overrides: Sequence[str]) -> tuple[dict[str, Any], Choices]:
         raise refused(error) from None
     finally:
         running.hydra = outer
+
+
+def _search_path() -> list[str]:
+    return [f"hydra.searchpath=[{','.join(repr(f'file://{folder}') for folder in added)}]"] if added else []
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -226,7 +212,7 @@ def _problems(
     for fault in error.errors(include_url=False):
         # A union's location carries the branch's name; only what is a key of the values belongs to the path.
         path = _path(fault["loc"], values)
-        origin = _origin(path, choices, overrides) if path else ""
+        origin = origin_of(path, choices, overrides) if path else ""
         found.setdefault(path, Problem(path or "configuration", _describe(fault, path), origin))
     # A union whose one branch fits but for an entry also complains about its other branches, at a shorter path.
     yield from (problem for path, problem in found.items() if not any(other.startswith(f"{path}.") for other in found))
@@ -271,47 +257,3 @@ def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     kind = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
     return f"{text[:60]}{'…' if len(text) > 60 else ''} ({kind.get(type(value).__name__, type(value).__name__)})"
-
-
-def _origin(path: str, choices: Choices, overrides: Sequence[str]) -> str:
-    """Name the place where a value was written."""
-    for text in overrides:
-        key = text.split("=", 1)[0].lstrip("+")
-        if key not in groups() and (path == key or path.startswith(key + ".") or key.startswith(path + ".")):
-            return "command line"
-    group, *rest = path.split(".")
-    experiment = choices.get("experiment")
-    if experiment and _states(CONF / "experiment" / f"{experiment}.yaml", path.split(".")):
-        return f"conf/experiment/{experiment}.yaml"
-    choice = choices.get(group)
-    if not choice:
-        return "conf/config.yaml"
-    return f"conf/{group}/{_writer(group, choice, rest)}.yaml"
-
-
-def _writer(group: str, choice: str, rest: list[str]) -> str:
-    """Follow a file's defaults to the one that states the key; the chosen one where none does."""
-    if _states(CONF / group / f"{choice}.yaml", rest):
-        return choice
-    for parent in _read(CONF / group / f"{choice}.yaml").get("defaults", []):
-        if isinstance(parent, str) and parent != "_self_":
-            found = _writer(group, parent, rest)
-            if _states(CONF / group / f"{found}.yaml", rest):
-                return found
-    return choice
-
-
-def _states(file: Path, keys: list[str]) -> bool:
-    values: Any = _read(file)
-    for key in keys:
-        if not isinstance(values, dict) or key not in values:
-            return isinstance(values, list)
-        values = values[key]
-    return True
-
-
-@cache
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    return yaml.safe_load(file.read_text(encoding="utf-8")) or {}

@@ -26,7 +26,9 @@ from pydantic import (
     model_validator,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).resolve().parent
+# conf/ and data/ stand beside the package in a checkout, and inside it once it is installed (see pyproject.toml).
+ROOT = _PACKAGE / "home" if (_PACKAGE / "home").is_dir() else _PACKAGE.parent
 Policy = Literal["error", "drop", "keep"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 # What becomes the name of a folder: any letters, and nothing that leads out of the run folder.
@@ -45,7 +47,11 @@ class Section(BaseModel):
 
 
 class LoraTargets(Section):
-    """Named sets of linear layers, in the architecture's own words."""
+    """Named sets of linear layers, in the architecture's own words.
+
+    Args:
+        query_value, attention, all: names of modules, each set within the next.
+    """
 
     query_value: tuple[str, ...]
     attention: tuple[str, ...]
@@ -53,7 +59,14 @@ class LoraTargets(Section):
 
 
 class Model(Section):
-    """A base model: where its weights and tokenizer come from, and how a prompt reaches it."""
+    """A base model: where its weights and tokenizer come from, and how a prompt reaches it.
+
+    Args:
+        hub_id: of the weights on the model hub; null: there are none, only a folder or random weights.
+        tokenizer: a local folder or hub id; null: the model's own.
+        attention: transformers' implementation.
+        prompt: ``plain``: the data set's prompt as it is; ``chat``: inside the tokenizer's chat template.
+    """
 
     name: Name
     hub_id: str | None
@@ -90,6 +103,9 @@ class Adapter(Section):
     Args:
         variant: ``dora`` also learns each output's magnitude (Liu et al. 2024), ``rslora`` scales by alpha / sqrt(rank)
             (Kalajdzievski 2023), ``pissa`` starts from the largest singular vectors (Meng et al. 2024).
+        rank: inner width of the two matrices.
+        alpha: numerator of the scale.
+        dropout: of the matrices' input, while training.
         lr_ratio: learning rate of B over that of A (LoRA+, Hayou et al. 2024); 1: the same.
     """
 
@@ -166,6 +182,7 @@ class Network(Section):
     Args:
         epochs: at most; the epoch with the best macro-F1 on validation rows is kept.
         batch_size: rows per step.
+        learning_rate: its highest value.
         warmup: share of all steps in which the learning rate rises; then it falls to 0 linearly.
         weight_decay: of AdamW.
         patience: epochs without a better score before stopping.
@@ -336,6 +353,9 @@ class Columns(Section):
     """Names of the columns in the user's table; null: the table has none (ids are numbered, the domain is one).
 
     Args:
+        id: a name per row; numbered where there is none.
+        text, label: what is read, and the class.
+        domain: news, forum, a role: what an expert is trained on.
         parent: id of the row that a row is a variant of; the two stay in one split.
         group: rows with the same value here stay in one split.
     """
@@ -354,6 +374,10 @@ class Split(Section):
     ``by_class``: the published rule of FinNF: per class, shuffle, validation = max(1, floor(share * n)), the same for
     test, the rest trains. ``random``: the published rule of AIDF: test = ceil(share * n) of all rows, then validation =
     ceil(share / (1 - test share) * rest), classes not looked at. ``stratified``: scikit-learn's proportional sizes.
+
+    Args:
+        validation, test: shares of all rows.
+        seed: of the division alone, so that runs of several seeds are tested on the same rows.
     """
 
     rule: Literal["by_class", "random", "stratified"]
@@ -363,7 +387,12 @@ class Split(Section):
 
 
 class Hub(Section):
-    """A set of the datasets hub, or a local folder that the datasets library reads."""
+    """A set of the datasets hub, or a local folder that the datasets library reads.
+
+    Args:
+        config: of a set that has several.
+        revision: a commit, tag or branch.
+    """
 
     id: str | None
     config: str | None
@@ -412,7 +441,13 @@ class Near(Section):
 
 
 class Generator(Section):
-    """Knobs of the project's own generated data."""
+    """Knobs of the project's own generated data.
+
+    Args:
+        rows: of all splits together.
+        seed: of the drawing.
+        domains: share of each.
+    """
 
     rows: PositiveInt
     seed: NonNegativeInt
@@ -430,6 +465,7 @@ class Corpus(Section):
         column: where the document stands in them.
         documents: how many; null: all there are (generated ones need a number).
         block: tokens per row.
+        seed: of the generated documents, and of the order of all.
         vocabulary: entries of a tokenizer trained on the documents; null: the model's own tokenizer.
     """
 
@@ -443,7 +479,13 @@ class Corpus(Section):
 
 
 class Data(Section):
-    """A table of texts with labels, and the prompt around a text."""
+    """A table of texts with labels, and the prompt around a text.
+
+    Args:
+        ratios: of a mixture's parts in the training split; null: all rows of all parts.
+        label_map: from the table's values to classes; values that are not listed stay as they are.
+        prompt: has ``{text}`` once and may have ``{labels}``; the answer follows it.
+    """
 
     name: Name
     source: Literal["table", "alpaca", "messages", "articles", "hub", "mixture"]
@@ -707,6 +749,30 @@ class PretrainStage(Section):
 
     name: Literal["pretrain"]
     heldout: Annotated[float, Field(gt=0, lt=0.5)]
+
+
+class ListStage(Section):
+    """List what there is to choose, each with the first sentence of its file.
+
+    Args:
+        group: one group alone; null: all of them.
+    """
+
+    name: Literal["list"]
+    group: Literal["model", "method", "data", "train", "stage", "experiment", "published", "tracking"] | None
+
+
+class ImportStage(Section):
+    """Translate the files of another trainer, LLaMA-Factory, into files for ``--config-dir``.
+
+    Args:
+        processes: that the training file was started on; its batch is the one of all of them.
+        datasets: the ``dataset_info.json`` that its data sets stand in; null: the one in its ``dataset_dir``.
+    """
+
+    name: Literal["import"]
+    processes: PositiveInt
+    datasets: str | None
 
 
 class GenerateStage(Section):
@@ -1059,6 +1125,8 @@ Stage = Annotated[
     | InspectStage
     | PretrainStage
     | GenerateStage
+    | ListStage
+    | ImportStage
     | ReportStage
     | AugmentStage
     | SynthesizeStage
@@ -1164,7 +1232,11 @@ class Published(Section):
 
 
 class Tracking(Section):
-    """Where metrics go besides the run folder, which always has them."""
+    """Where metrics go besides the run folder, which always has them.
+
+    Args:
+        project, entity, tags: of the wandb run.
+    """
 
     name: Literal["wandb", "none"]
     project: str
@@ -1179,8 +1251,8 @@ USED_BY = {
     "port": ("serve",),
     "runs": ("report",),
     "published": ("train", "evaluate", "check", "report"),
-    "output": ("generate", "pretrain", "augment", "synthesize", "report", "predict", "export"),
-    "input": ("predict",),
+    "output": ("generate", "pretrain", "augment", "synthesize", "report", "predict", "export", "import"),
+    "input": ("predict", "import"),
     "text": ("predict",),
     "format": ("export",),
     "resume": ("train", "evaluate", "pretrain", "search", "moe_joint", "chain"),
@@ -1192,6 +1264,8 @@ class RunConfig(Section):
     """A run, checked once and frozen.
 
     Args:
+        seed: of everything that is drawn in a run but the division of the rows.
+        runs: of stage=report: run folders, or a folder with some below it such as a sweep's.
         sweep: what an experiment runs over unless the command says otherwise: choices or values by key.
         fresh: whether a sweep repeats jobs that are finished already.
     """
@@ -1231,6 +1305,8 @@ class RunConfig(Section):
         _require_divisible(self.method, self.train.strategy)
         if self.stage.name == "generate" and (self.data.generator is None or self.output is None):
             raise ValueError("stage=generate needs data=generated and output=<folder>")
+        if self.stage.name == "import" and (self.input is None or self.output is None):
+            raise ValueError("stage=import needs input=<a LLaMA-Factory YAML or dataset_info.json> output=<folder>")
         if self.stage.name in ("augment", "synthesize") and self.output is None:
             raise ValueError(f"stage={self.stage.name} needs output=<folder>")
         if isinstance(self.stage, SynthesizeStage) and (self.stage.model is None or self.data.labels is None):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hydra.core.global_hydra import GlobalHydra
 
 from finsa import arguments, composition, processes, runs, safety, signals, sweeps
-from finsa.config import ROOT, USED_BY, RunConfig
+from finsa.config import USED_BY, RunConfig
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.runs import Result, sweep_name
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # what reads data is imported where it is used: a wrong optio
     from finsa.data.table import Table
 
 # Flags with which Hydra only prints something, or that change where it reads from: nothing for us to check before.
-_HYDRA_DIR = ("--config-dir", "-cd")  # adds files that only Hydra sees: it checks the command
 _HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
 QUIET = {
@@ -63,7 +62,8 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
     typed = list(argv)
     try:
         safety.require_plain_command(argv[1:])
-        if not any(word.split("=")[0] in _HYDRA_FLAGS + _HYDRA_DIR for word in argv[1:]):
+        argv[1:] = arguments.own_folder(argv[1:])
+        if not any(word.split("=")[0] in _HYDRA_FLAGS for word in argv[1:]):
             argv[1:] = arguments.expand(argv[1:])
             arguments.check([word for word in argv[1:] if not word.startswith("-")])
             GlobalHydra.instance().clear()
@@ -228,5 +228,5 @@ def require_stage(name: str) -> str:
 
 def available_stages() -> Sequence[str]:
     """Names of the stages that can be run."""
-    folder = ROOT / "finsa" / "stages"
+    folder = Path(__file__).parent / "stages"
     return sorted(file.stem for file in folder.glob("*.py") if file.stem != "__init__")

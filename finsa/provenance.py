@@ -49,6 +49,8 @@ def of(cfg: RunConfig) -> dict[str, Any]:
 
 
 def _git(*words: str) -> str | None:
+    if not (ROOT / ".git").exists():  # installed: a repository around it would be another one
+        return None
     done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from finsa import arguments, composition
+from finsa import arguments, choices, composition
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, Problem
 
@@ -43,6 +43,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     copy = tmp_path / "conf"
     shutil.copytree(composition.CONF, copy)
     monkeypatch.setattr(composition, "CONF", copy)
+    monkeypatch.setattr(choices, "CONF", copy)
     _forget()
     yield copy
     _forget()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +74,65 @@ def test_help_lists_the_groups(tmp_path: Path) -> None:
     done = command(tmp_path, "--help")
     assert done.returncode == 0
     assert all(group in done.stdout for group in composition.groups())
+
+
+def test_help_shows_commands_that_pass_the_check_and_needs_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['run.py', '--help']\nfrom finsa.cli import run\ntry:\n    run()\n"
+        "except SystemExit:\n    pass\nprint(sorted({'torch', 'transformers', 'trl'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    shown = [
+        re.split(r"  +", line.strip())[0] for line in done.stdout.splitlines() if line.startswith("  python run.py")
+    ]
+    assert len(shown) == 11
+    for line in shown:
+        words = shlex.split(re.sub(r"<[^<>]*>", "placeholder", line))[2:]
+        arguments.check([word for word in words if not word.startswith("-")])
+    assert max(len(line) for line in done.stdout.splitlines() if ": " not in line) <= 110
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this machine")
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("python run.py method=lora_resp", {"method=lora_response", "method=lora_response_downsample"}),
+        ("python run.py stage=im", {"stage=import"}),
+        ("python run.py train.ep", {"train.epochs="}),
+    ],
+)
+def test_completion_in_a_real_bash(typed: str, offered: set[str]) -> None:
+    """Install it as the documentation says, then let bash's own function complete what was typed."""
+    script = f"""
+        export PATH={Path(sys.executable).parent}:$PATH
+        cd {ROOT}
+        eval "$(python run.py --shell-completion install=bash)"
+        complete -p python
+        export COMP_LINE={shlex.quote(typed)} COMP_POINT={len(typed)} COMP_CWORD=2
+        hydra_bash_completion
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    registered, *found = done.stdout.splitlines()
+    assert "hydra_bash_completion python" in registered
+    assert {word.strip() for word in found} == offered
+
+
+def test_folder_of_the_users_own_has_to_be_there(tmp_path: Path) -> None:
+    done = command(tmp_path, "--config-dir", "nowhere", "method=lora")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --config-dir: no such folder: nowhere. It holds files as conf/ does")
+
+
+def test_value_in_a_folder_of_the_users_own_is_told_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "own" / "data").mkdir(parents=True)
+    file = tmp_path / "own" / "data" / "mine.yaml"
+    file.write_text("# Mine.\ndefaults: [sample, _self_]\nname: mine\nmax_length: long\n", encoding="utf-8")
+    done = command(tmp_path, "-m", "--config-dir=own", "data=mine", "seed=1,2")
+    assert done.returncode == 2
+    assert str(file) in done.stderr
+    assert "data.max_length" in done.stderr
 
 
 def test_several_problems_are_listed() -> None:

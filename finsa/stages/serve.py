@@ -99,7 +99,9 @@ def _train(output_dir: str) -> None:
     quoted = output_dir.replace("\\", "\\\\").replace("'", "\\'")
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     own = [text for text in given if text.lstrip("+").startswith(("data", "train"))]
-    words = [sys.executable, str(ROOT / "run.py"), f"output_dir='{quoted}'", "tracking=none", *own]
+    checkout = ROOT / "run.py"  # an installed package has none
+    program = [str(checkout)] if checkout.is_file() else ["-m", "finsa"]
+    words = [sys.executable, *program, f"output_dir='{quoted}'", "tracking=none", *own]
     if subprocess.run(words, check=False).returncode:
         raise RunError("run=default: training failed, see above")
 

@@ -21,6 +21,7 @@ NEEDS = {
     "stage/augment.yaml": ["output=somewhere"],
     "stage/export.yaml": ["run=somewhere", "format=onnx"],
     "stage/generate.yaml": ["data=generated", "output=somewhere"],
+    "stage/import.yaml": ["input=somewhere", "output=somewhere"],
     "stage/predict.yaml": ["run=somewhere", "input=rows.csv", "output=answers.csv"],
     "stage/pretrain.yaml": ["data=tiny_corpus"],
     "stage/report.yaml": ["runs=somewhere"],

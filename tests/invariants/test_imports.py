@@ -10,16 +10,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 # A module may import from layers below its own, and from its own package.
 LAYERS = [
-    {"run"},
+    {"run", "cli", "__main__"},
     {"launch"},
     {"sweeps"},
     {"stages"},
     {"jobs"},
-    {"training", "inference", "evaluation", "serving", "baselines", "runs", "folder", "older", "tracking"},
+    {"training", "inference", "evaluation", "serving", "baselines", "runs", "folder", "older", "tracking", "migration"},
     {"modeling", "data", "provenance", "processes"},
-    {"arguments"},
+    {"arguments", "headers"},
     {"composition"},
-    {"safety"},
+    {"choices", "safety"},
     {"config"},
     {"files", "locks", "signals"},
     {"errors"},

@@ -1,0 +1,85 @@
+"""Make the README's pictures of a real report: the terminal as SVG, the page as PNG by a headless Chromium.
+
+    python docs/pictures.py <run folders, or a sweep's folder>
+
+The report itself is made by ``stage=report``, so the figures in the pictures are those of the runs. Look at both
+pictures before they are committed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import TerminalTheme
+from rich.text import Text
+
+ROOT = Path(__file__).resolve().parent.parent
+PICTURES = ROOT / "docs" / "pictures"
+WIDTH = 136
+THEME = TerminalTheme(
+    (250, 250, 250),
+    (40, 44, 52),
+    [
+        (40, 44, 52),
+        (200, 60, 60),
+        (60, 130, 60),
+        (170, 110, 0),
+        (40, 90, 180),
+        (140, 60, 140),
+        (0, 120, 130),
+        (90, 90, 90),
+    ],
+)
+
+
+def main(folders: list[str]) -> None:
+    """Report the runs and take both pictures."""
+    runs = folders[0] if len(folders) == 1 else f"[{','.join(folders)}]"
+    with tempfile.TemporaryDirectory() as place:
+        shown = "python run.py stage=report runs=<folder> stage.baseline=zero_shot"
+        words = [sys.executable, str(ROOT / "run.py"), "stage=report", f"runs={runs}", f"output={place}"]
+        words.append("stage.baseline=zero_shot")
+        environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(WIDTH), "TERM": "xterm-256color"}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+        lines = done.stdout.replace(place, "<folder>").rstrip().splitlines()
+        terminal(shown, "\n".join(line for line in lines if "runs=" not in line), PICTURES / "terminal.svg")
+        page(Path(place) / "report.html", PICTURES / "report.png")
+
+
+def terminal(command: str, output: str, file: Path) -> None:
+    """Write what a command printed as a picture; fonts are the viewer's own, nothing is fetched."""
+    console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115, PTH123
+    console.print(Text("$ ", style="bold") + Text(command))
+    console.print(Text.from_ansi(output.rstrip()))
+    svg = console.export_svg(title="finsa", theme=THEME)
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+    svg = svg.replace("Fira Code", "ui-monospace, Menlo, Consolas, Noto Sans Mono CJK SC")
+    file.write_text(svg, encoding="utf-8")
+
+
+def page(report: Path, file: Path) -> None:
+    """Photograph a report's page from its scores on."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars", "--disable-gpu"):
+        options.add_argument(word)
+    options.add_argument("--window-size=1200,1250")
+    service = webdriver.ChromeService(shutil.which("chromedriver"))  # None: selenium looks for one itself
+    with webdriver.Chrome(options=options, service=service) as driver:
+        driver.get(report.as_uri())
+        driver.execute_script("document.querySelector('#scores').scrollIntoView()")
+        driver.save_screenshot(str(file))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("python docs/pictures.py <run folders, or a sweep's folder>")
+    main(sys.argv[1:])

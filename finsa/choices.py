@@ -1,0 +1,93 @@
+"""Where the choices of the configuration lie: ``conf/``, and folders of the user's beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finsa.config import ROOT
+
+CONF = ROOT / "conf"
+added: list[Path] = []  # folders that are read like conf/
+Choices = dict[str, str | None]
+
+
+@cache
+def groups() -> tuple[str, ...]:
+    """Names of the configuration groups."""
+    return tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
+
+
+def add_folder(folder: Path) -> None:
+    """Look for choices in a folder of the user's as well; ``--config-dir`` on the command line."""
+    added.append(folder.absolute())
+    choices_of.cache_clear()
+
+
+@cache
+def choices_of(group: str) -> tuple[str, ...]:
+    """Names of the files in a group."""
+    return tuple(sorted({file.stem for folder in (CONF, *added) for file in (folder / group).glob("*.yaml")}))
+
+
+def file_of(group: str, name: str) -> Path:
+    """The file of a choice: below ``conf/``, or in a folder that was added."""
+    places = [folder / group / f"{name}.yaml" for folder in (CONF, *added)]
+    return next((file for file in places if file.is_file()), places[0])
+
+
+def experiment(name: str) -> dict[str, Any]:
+    """What an experiment's file itself states, defaults not followed."""
+    return _read(file_of("experiment", name))
+
+
+def origin_of(path: str, choices: Choices, overrides: Sequence[str]) -> str:
+    """Name the place where a value was written."""
+    for text in overrides:
+        key = text.split("=", 1)[0].lstrip("+")
+        if key not in groups() and (path == key or path.startswith(key + ".") or key.startswith(path + ".")):
+            return "command line"
+    group, *rest = path.split(".")
+    experiment = choices.get("experiment")
+    if experiment and _states(file_of("experiment", experiment), path.split(".")):
+        return _told(file_of("experiment", experiment))
+    choice = choices.get(group)
+    if not choice:
+        return "conf/config.yaml"
+    return _told(file_of(group, _writer(group, choice, rest)))
+
+
+def _told(file: Path) -> str:
+    return file.relative_to(CONF.parent).as_posix() if file.is_relative_to(CONF) else str(file)
+
+
+def _writer(group: str, choice: str, rest: list[str]) -> str:
+    """Follow a file's defaults to the one that states the key; the chosen one where none does."""
+    if _states(file_of(group, choice), rest):
+        return choice
+    for parent in _read(file_of(group, choice)).get("defaults", []):
+        if isinstance(parent, str) and parent != "_self_":
+            found = _writer(group, parent, rest)
+            if _states(file_of(group, found), rest):
+                return found
+    return choice
+
+
+def _states(file: Path, keys: list[str]) -> bool:
+    values: Any = _read(file)
+    for key in keys:
+        if not isinstance(values, dict) or key not in values:
+            return isinstance(values, list)
+        values = values[key]
+    return True
+
+
+@cache
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    return yaml.safe_load(file.read_text(encoding="utf-8")) or {}

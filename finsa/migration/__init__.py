@@ -1,0 +1,1 @@
+"""Files of other trainers, translated: every key is accounted for."""

@@ -1,0 +1,31 @@
+"""List the choices of every group, each with what its file says it is."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from finsa import composition, headers
+from finsa.config import ListStage, RunConfig
+from finsa.evaluation import tables
+from finsa.runs import Result
+
+ORDER = ("model", "method", "data", "train", "stage", "experiment", "published", "tracking")
+
+
+def run(cfg: RunConfig) -> Result:
+    """Print names and first sentences: cut to the terminal's width for all groups, whole for one."""
+    assert isinstance(cfg.stage, ListStage)
+    shown = (cfg.stage.group,) if cfg.stage.group else ORDER
+    console = tables.console()
+    counts: dict[str, int] = {}
+    for group in shown:
+        lines = Table(title=f"{group}=", title_justify="left", title_style="bold", show_header=False, box=None)
+        lines.add_column(no_wrap=True, style="cyan")
+        lines.add_column(no_wrap=cfg.stage.group is None and console.is_terminal, overflow="ellipsis")
+        for name in composition.choices_of(group):
+            lines.add_row(name, headers.summary(composition.file_of(group, name)))
+        console.print(lines, highlight=False)
+        counts[group] = lines.row_count
+    if cfg.stage.group is None:
+        console.print("Whole sentences: python run.py stage=list stage.group=method", highlight=False)
+    return Result("list", None, counts)

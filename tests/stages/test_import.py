@@ -1,0 +1,254 @@
+"""Files of LLaMA-Factory: every key is accounted for, and what is written composes to the published settings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finsa import arguments, composition
+from finsa.config import ROOT, RunConfig
+from finsa.data import table
+from finsa.errors import FinsaError
+from finsa.migration import llamafactory
+from finsa.migration.keys import IGNORED, UNSUPPORTED
+
+# The intent study's training file, and AIDF's settings (which came from TRL) as such a file, by what was published.
+INTENT: dict[str, Any] = {
+    "model_name_or_path": "Qwen/Qwen2.5-7B-Instruct",
+    "stage": "sft",
+    "do_train": True,
+    "finetuning_type": "lora",
+    "lora_target": "all",
+    "dataset": "openfindata_intent",
+    "template": "qwen",
+    "cutoff_len": 2048,
+    "max_samples": 1000,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 8,
+    "learning_rate": "1.0e-4",
+    "num_train_epochs": 3.0,
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.1,
+    "bf16": True,
+    "val_size": 0.1,
+    "eval_strategy": "steps",
+    "eval_steps": 500,
+    "save_steps": 500,
+    "logging_steps": 10,
+}
+AIDF: dict[str, Any] = {
+    "model_name_or_path": "Qwen/Qwen2.5-0.5B",
+    "dataset": "aidf_news",
+    "lora_rank": 8,
+    "lora_alpha": 16,
+    "lora_dropout": 0.1,
+    "lora_target": "q_proj,v_proj",
+    "train_on_prompt": True,
+    "cutoff_len": 1024,
+    "per_device_train_batch_size": 6,
+    "gradient_accumulation_steps": 8,
+    "learning_rate": 1e-4,
+    "num_train_epochs": 5,
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "bf16": True,
+    "flash_attn": "fa2",
+    "deepspeed": "zero1.json",
+}
+
+
+@pytest.fixture(autouse=True)
+def _folders() -> Iterator[None]:
+    yield
+    composition.added.clear()
+    composition.choices_of.cache_clear()
+
+
+@pytest.fixture
+def imported(config: Callable[..., RunConfig], tmp_path: Path) -> Callable[..., RunConfig]:
+    """Write a training file, translate it, and compose what was written."""
+
+    def of(content: dict[str, Any], *words: str) -> RunConfig:
+        file = tmp_path / "tuned.yaml"
+        file.write_text(yaml.safe_dump(content), encoding="utf-8")
+        _run(config, file, tmp_path / "out", *words)
+        values, choices = composition.compose_values(["experiment=tuned"])
+        return composition.build(values, choices, [])
+
+    return of
+
+
+def _run(config: Callable[..., RunConfig], file: Path, folder: Path, *words: str) -> dict[str, Any]:
+    stage = import_module("finsa.stages.import")
+    return dict(stage.run(config("stage=import", f"input={file}", f"output={folder}", *words)).metrics)
+
+
+def test_intent_file_is_the_published_experiment(
+    imported: Callable[..., RunConfig], config: Callable[..., RunConfig]
+) -> None:
+    got, own = imported(INTENT), config("experiment=openfindata_intent", "model=qwen7b", "method=lora_all")
+    assert got.model == own.model
+    assert got.method.model_dump(exclude={"name"}) == own.method.model_dump(exclude={"name"})
+    same = {"name", "group_by_length"}  # LLaMA-Factory does not group; the order within an epoch is all it changes
+    assert got.train.model_dump(exclude=same) == own.train.model_dump(exclude=same)
+    assert (got.train.batch_size, got.train.micro_batch_size, got.train.learning_rate) == (8, 1, 1e-4)
+    assert (got.data.name, got.data.max_length, got.seed) == ("openfindata_intent", 2048, 42)
+
+
+def test_aidf_file_is_the_published_experiment(
+    imported: Callable[..., RunConfig], config: Callable[..., RunConfig]
+) -> None:
+    got, own = imported(AIDF, "stage.processes=4"), config("experiment=aidf_ablation", "method=lora")
+    assert got.method.adapter is not None
+    assert got.method.adapter.targets == own.model.lora_targets.query_value
+    kept = {"name": True, "adapter": {"targets"}}
+    assert got.method.model_dump(exclude=kept) == own.method.model_dump(exclude=kept)
+    same = {"name", "group_by_length"}
+    assert got.train.model_dump(exclude=same) == own.train.model_dump(exclude=same)
+    assert (got.train.batch_size, got.train.select_by, got.data.max_length) == (192, "loss", 1024)
+    assert got.model.model_dump(exclude={"attention"}) == own.model.model_dump(exclude={"attention"})
+
+
+def test_defaults_are_those_of_the_other_trainer(imported: Callable[..., RunConfig]) -> None:
+    got = imported({"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "sample"})
+    assert got.method.adapter is not None
+    assert (got.method.adapter.rank, got.method.adapter.alpha, got.method.adapter.dropout) == (8, 16, 0)
+    assert (got.train.batch_size, got.train.learning_rate, got.train.epochs) == (8, 5e-5, 3)
+    assert (got.train.schedule, got.train.warmup, got.data.max_length) == ("linear", 0, 2048)
+
+
+VARIANTS: list[tuple[dict[str, Any], str, Any]] = [
+    ({"quantization_bit": 4}, "quantization", "nf4"),
+    ({"quantization_bit": 8}, "quantization", "int8"),
+    ({"use_dora": True}, "adapter.variant", "dora"),
+    ({"use_rslora": True}, "adapter.variant", "rslora"),
+    ({"pissa_init": True}, "adapter.variant", "pissa"),
+    ({"loraplus_lr_ratio": 16}, "adapter.lr_ratio", 16.0),
+    ({"lora_rank": 32}, "adapter.alpha", 64),
+    ({"finetuning_type": "full"}, "learn", "all"),
+    ({"train_on_prompt": True}, "loss_on", "all"),
+]
+
+
+@pytest.mark.parametrize(("keys", "dotted", "value"), VARIANTS)
+def test_variants_of_the_method(
+    imported: Callable[..., RunConfig], keys: dict[str, Any], dotted: str, value: Any
+) -> None:
+    got: Any = imported({"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "sample", **keys}).method
+    for part in dotted.split("."):
+        got = getattr(got, part)
+    assert got == value
+
+
+def test_nothing_is_dropped_in_silence(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Each key of the tables, with a value that is not its default, and one that nobody knows."""
+    own = dict.fromkeys((*IGNORED, *UNSUPPORTED), "x") | {"warp_speed": 9, "hf_hub_token": "hf_sEcReT"}
+    content = {"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "sample"} | own
+    for key in ("bf16", "fp16", "pure_bf16", "use_dora", "use_rslora", "pissa_init", "load_best_model_at_end"):
+        content[key] = False
+    content |= {"lora_rank": 4, "lora_alpha": 4, "lora_dropout": 0, "loraplus_lr_ratio": None, "max_steps": -1}
+    account = llamafactory.translate(content, "all.yaml", 1)
+    assert {fate.key for fate in account.fates} >= set(content) - {"dataset"}
+    assert {fate.key for fate in account.fates if fate.kind == "not supported"} == {*UNSUPPORTED, "warp_speed"}
+    file = tmp_path / "all.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    _run(config, file, tmp_path / "out")
+    written = (tmp_path / "out" / "experiment" / "all.yaml").read_text(encoding="utf-8")
+    assert "warp_speed: 9 - unknown to this translation" in written
+    assert "hf_sEcReT" not in written
+    assert all(f"#   {key}: " in written for key in UNSUPPORTED)
+
+
+def test_data_sets_are_read_as_their_entries_say(
+    config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(f"第{n}条：{'涨' if n % 2 else '跌'}{n}", "positive" if n % 2 else "negative") for n in range(60)]
+    alpaca = [{"instruction": "判断情绪", "input": text, "output": label} for text, label in rows]
+    chats = [{"conversations": [{"from": "human", "value": t}, {"from": "gpt", "value": v}]} for t, v in rows]
+    columns = [{"q": text, "a": label} for text, label in rows]
+    info = {
+        "posts": {"file_name": "posts.json"},
+        "chats": {"file_name": "chats.json", "formatting": "sharegpt", "columns": {"messages": "conversations"}},
+        "sample": {"file_name": "q.json", "columns": {"prompt": "q", "response": "a"}},
+    }
+    for name, content in {"posts": alpaca, "chats": chats, "q": columns, "dataset_info": info}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    _run(config, tmp_path / "dataset_info.json", tmp_path / "out")
+    assert "data=sample_imported" in capsys.readouterr().out  # the name is taken by conf/data/sample.yaml
+    for name, first in (("posts", "判断情绪\n第"), ("chats", "第"), ("sample_imported", "第")):
+        values, choices = composition.compose_values([f"data={name}"])
+        read = table.load(composition.build(values, choices, []).data)
+        assert sum(part.height for part in read.splits.values()) == 60
+        assert read.labels.names == ("negative", "positive")
+        assert all(text.startswith(first) for text in read.splits["train"]["text"])
+
+
+def test_training_file_with_its_own_data_runs_through_the_check(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """As a user does it: two commands, the second with the written folder."""
+    rows = [{"instruction": f"文本{n}", "output": "利好" if n % 2 else "利空"} for n in range(80)]
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "mine.json").write_text(json.dumps(rows), encoding="utf-8")
+    (data / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "mine.json"}}), encoding="utf-8")
+    content = {**INTENT, "dataset": "mine", "model_name_or_path": "Qwen/Qwen2.5-0.5B", "template": "default"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    _run(config, tmp_path / "mine.yaml", tmp_path / "out")
+    words = ["--config-dir", str(tmp_path / "out"), "experiment=mine", "model=tiny", "data.max_length=64"]
+    command = [sys.executable, str(ROOT / "run.py"), *words, "stage=check", "train.micro_batch_size=2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "64 rows, 24 steps of 8 sequences" in done.stdout  # 80 less 8 for validation and 8 for the test
+
+
+def test_data_that_is_not_found_has_to_be_named(imported: Callable[..., RunConfig]) -> None:
+    got = imported({**INTENT, "dataset": "elsewhere"})
+    assert (got.data.name, got.data.files) == ("table", None)
+    with pytest.raises(FinsaError, match="data=table needs files"):
+        table.load(got.data)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1, 2]", "holds no object of keys and values"),
+        ("a: [", "cannot be read as YAML or JSON"),
+        ("stage: sft", "model_name_or_path: is missing"),
+        ("{model_name_or_path: Qwen/Qwen2.5-0.5B, stage: dpo}", "stage: 'dpo' is not translated"),
+        ("{model_name_or_path: Qwen/Qwen2.5-0.5b-instrukt}", "Did you mean 'qwen/qwen2.5-0.5b-instruct'"),
+        ("{model_name_or_path: Qwen/Qwen2.5-0.5B, learning_rate: fast}", "learning_rate: is a number, not fast"),
+        ("{model_name_or_path: Qwen/Qwen2.5-0.5B, lora_rank: 2.5}", "lora_rank: is a whole number, not 2.5"),
+        ("{model_name_or_path: Qwen/Qwen2.5-0.5B, finetuning_type: freeze}", "finetuning_type: 'freeze'"),
+        ("{model_name_or_path: Qwen/Qwen2.5-0.5B, use_dora: true, pissa_init: true}", "goes with no other variant"),
+        ("{model_name_or_path: Qwen/Qwen2.5-0.5B, quantization_bit: 3}", "quantization_bit: 3 is not translated"),
+        ('{"a": {"file_name": "a.json", "ranking": true}}', "pairs of answers are not labels"),
+        ('{"a": {"script_url": "a"}}', "script_url is not read"),
+        ('{"a": {"file_name": "a.json", "formatting": "parrot"}}', "formatting 'parrot' is not translated"),
+    ],
+)
+def test_what_cannot_be_translated_is_one_message(
+    config: Callable[..., RunConfig], tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "file.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(FinsaError, match=message) as caught:
+        _run(config, tmp_path / "file.yaml", tmp_path / "out")
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_file_and_folder(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    with pytest.raises(FinsaError, match="input: no such file"):
+        _run(config, tmp_path / "none.yaml", tmp_path / "out")
+    with pytest.raises(FinsaError, match="stage=import needs input="):
+        arguments.check(["stage=import", "input=x.yaml"])
