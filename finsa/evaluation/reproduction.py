@@ -13,7 +13,11 @@ from safetensors.numpy import load_file
 from finsa import files
 from finsa.errors import RunError
 
-TIMED = ("time", "tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+# What a log says of speed and memory, of the time since the record before; a run that goes on begins to count anew.
+TIMED = (
+    *("time", "tokens_per_second", "samples_per_second", "trainable_token_share", "mfu", "peak_memory_gib"),
+    *("train_runtime", "train_samples_per_second", "train_steps_per_second"),
+)
 SURROUNDINGS = ("git_commit", "git_dirty", "python", "machine", "device", "versions")
 WEIGHTS = ("adapters", "mixture", "model", "baseline")
 

@@ -19,12 +19,12 @@ from transformers import TrainerCallback
 
 from finsa import composition, files
 from finsa.errors import FinsaError, RunError, Stopped
+from finsa.evaluation.reproduction import TIMED
 from finsa.modeling import adapters
 from finsa.training import checkpoints, fit
 
 LORA = steps.LORA.model_copy(update={"dropout": 0.3})
 WORDS = ["train.batch_size=4", "train.micro_batch_size=2", "train.epochs=3", "train.log_every=3", "train.patience=2"]
-TIMED = ("time", "tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 
 
 class At(TrainerCallback):  # type: ignore[misc]

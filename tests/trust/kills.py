@@ -38,12 +38,12 @@ from trl import SFTTrainer  # noqa: F401
 from finsa import composition
 from finsa.data import cache
 from finsa.evaluation import figures, outcome, report  # noqa: F401
+from finsa.evaluation.reproduction import TIMED
 from finsa.files import digests
 from finsa.inference import answering  # noqa: F401
 from finsa.launch import QUIET
 from finsa.stages import chain, check, evaluate, predict, train  # noqa: F401
 
-TIMED = ("time", "tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 LABELS = ("利空", "中性", "利好")
 TICKS = os.sysconf("SC_CLK_TCK")
 COMMON = ["tracking=none", "train.threads=1"]
