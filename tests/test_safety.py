@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finsa import arguments, composition, launch, safety
+from finsa import arguments, choices, composition, launch, safety
 from finsa.config import ROOT, RunConfig
 from finsa.errors import ConfigError, RunError
 
@@ -73,7 +73,8 @@ def test_an_experiment_file_that_names_code_is_refused(
 
     shutil.copytree(composition.CONF, tmp_path / "conf")
     (tmp_path / "conf" / "experiment" / "evil.yaml").write_text(content, encoding="utf-8")
-    monkeypatch.setattr(composition, "CONF", tmp_path / "conf")
+    for module in (choices, composition):
+        monkeypatch.setattr(module, "CONF", tmp_path / "conf")
     composition.choices_of.cache_clear()
     try:
         with pytest.raises(ConfigError, match=r"names code to be run, 'builtins\.exec'"):

@@ -24,7 +24,7 @@ class Progress:
     """What a training is besides what transformers keeps of it.
 
     Args:
-        over: no step is to follow: all are made, or patience has run out.
+        over: no step is to follow, because patience has run out.
         tokens: real tokens trained on.
         seconds: wall time so far.
         open_loss: sum of the losses since the last log record.

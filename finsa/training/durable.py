@@ -74,7 +74,7 @@ class DurableTrainer(FiniteTrainer):
     def _run_epoch(self, **kwargs: Any) -> None:
         """Make an epoch's steps; the order of its rows is drawn from the random states it begins with."""
         if self.resumed and kwargs["epoch"] == kwargs["epochs_trained"]:
-            if self.resumed.progress.over:
+            if self.resumed.progress.over or self.state.global_step >= self.state.max_steps:
                 self.control.should_training_stop = True
                 return
             within = kwargs["steps_trained_in_current_epoch"] > 0
@@ -146,7 +146,7 @@ class DurableTrainer(FiniteTrainer):
 
     def _progress(self) -> Progress:
         return Progress(
-            over=self.control.should_training_stop,
+            over=self.control.should_training_stop and self.state.global_step < self.state.max_steps,
             tokens=int(processes.total(np.array([int(self.tokens)]))[0]),
             seconds=round(self.seconds, 3),
             open_loss=float(self.accelerator.gather(self._tr_loss.detach()).mean()),

@@ -92,8 +92,7 @@ def fit(
         seed: of order and dropout.
         folder: where checkpoints go; a checkpoint there is gone on from.
         record: takes log records.
-        callbacks: further ones of transformers' kind.
-        objective: what is made small; None: the cross-entropy of labelled tokens.
+        callbacks: further ones; objective: what is made small, None: the cross-entropy of labelled tokens.
         lr_ratio: learning rate of LoRA's B over that of A.
         log: the file that `record` appends to; what stands in it behind the checkpoint is cut off.
         identify: gives the id of a row by its number, for a message.
@@ -101,7 +100,7 @@ def fit(
     Raises:
         FinsaError: for a loss that is no number, or a checkpoint that cannot be written; `Stopped` after a signal.
     """
-    objective, count = objective or objectives.tokens(), len(rows)
+    objective = objective or objectives.tokens()
     resumed, watch = _resumed(folder, log), Watch(train, folder.parent)
     dataset, cut, batching = _prepared(rows, model, tokenizer.pad_token_id, train, objective)
     shown = progress.ProgressCallback(lambda: trainer.meter, record)
@@ -119,14 +118,14 @@ def fit(
             objective=objective,
             lr_ratio=lr_ratio,
             recovery=_recovery(cut, train, shown, record),
-            rows=count,
+            rows=len(rows),
             log=log,
             resumed=resumed,
             stopped=lambda: processes.any_of(stopped()),
             identify=identify,
         )
         _train(trainer, resumed, train.compile)
-    return _fitted(trainer, train, count, batching)
+    return _fitted(trainer, train, len(rows), batching)
 
 
 def _patience(train: Train) -> list[TrainerCallback]:

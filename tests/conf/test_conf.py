@@ -25,6 +25,7 @@ NEEDS = {
     "stage/predict.yaml": ["run=somewhere", "input=rows.csv", "output=answers.csv"],
     "stage/pretrain.yaml": ["data=tiny_corpus"],
     "stage/report.yaml": ["runs=somewhere"],
+    "stage/rerun.yaml": ["run=somewhere"],
     "stage/serve.yaml": ["run=somewhere"],
     "stage/synthesize.yaml": ["output=somewhere", "stage.model=some"],
 }

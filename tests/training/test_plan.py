@@ -84,9 +84,9 @@ def test_a_run_keeps_its_plan_and_trains_by_it(config: Compose, tmp_path: Path) 
     done = train.run(config(*words, "stage.compare_base=false", f"output_dir={tmp_path}")).run_dir
     assert done is not None
     facts = json.loads((done / "run.json").read_text())
-    assert facts["memory_plan"]["micro_batch_size"] == facts["micro_batch_size"] == 16
+    assert facts["memory_plan"]["micro_batch_size"] == facts["batching"]["micro_batch_size"] == 16
     assert facts["memory_plan"]["budget"] == 8 * 2**30
-    assert not facts["micro_batch_halved"]
+    assert not facts["batching"]["micro_batch_halved"]
 
 
 @pytest.mark.parametrize("arm", ["lora", "lora, gradient checkpointing", "full"])

@@ -151,7 +151,9 @@ def runs_of(place: Path) -> Any:
             if not name.endswith("README.md")
         }
         kept = {key: facts.get(key) for key in ("steps", "best_validation", "training_tokens", "data_fingerprint")}
-        found[facts["config_hash"]] = {"texts": texts, "log": log, "weights": weights, "facts": kept}
+        # an evaluation's configuration names the folder of its run, which has another path in every place
+        key = facts["stage"] if facts["stage"] == "evaluate" else facts["config_hash"]
+        found[key] = {"texts": texts, "log": log, "weights": weights, "facts": kept}
     return found
 
 
@@ -231,7 +233,7 @@ def undisturbed(kind: Kind, base: Path) -> None:
 
 def disturbed(kind: Kind, base: Path, draw: random.Random, kills: int) -> None:
     """Kill a command so many times one after another, let it end, and compare."""
-    place = base / kind.name / f"{kind.tried}"
+    place = base / kind.name / f"{len(kind.faults)} {kind.tried}"
     place.mkdir(parents=True)
     killed, code = 0, None
     while code is None:
