@@ -6,7 +6,8 @@
 Held equal: architecture and weights, rank 16 on query, value, output and MLP projections, token ids, loss on the
 answer, batch. A training step is forward and backward; inference scores three label words after each prompt. Published:
 a pass without gradients for the router, then a pass per expert with PEFT's `set_adapter`, whose flags are put
-back so that every expert learns, and the experts' last states mixed. Arms take turns; medians over the turns,
+back so that every expert learns, and the experts' last states mixed. PEFT's X-LoRA mixes per token and layer, after a
+pass of its own that finds the gates; its experts are set to learn as well. Arms take turns; medians over the turns,
 of CPU seconds where there is no GPU.
 """
 
@@ -32,7 +33,7 @@ for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, XLoraConfig, get_peft_model
 from torch.nn import functional
 
 from finsa import composition, provenance
@@ -47,7 +48,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 RANK, ANSWER = 16, 3
 LAYERS = "model.architecture.num_hidden_layers"
 TARGETS = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SINGLE, PUBLISHED = "one adapter", "published flow, 2 experts"
+SINGLE, PUBLISHED, XLORA = "one adapter", "published flow, 2 experts", "PEFT X-LoRA, 2 experts"
 TREE = LabelTree.of([(7,), (8,), (9,)])
 
 
@@ -126,6 +127,7 @@ def build(cfg: RunConfig) -> dict[str, Arm]:
         model = Mixture(fresh(cfg), experts.read({name: folders[name] for name in "ab"}), output, None, 0.0, 0)
         model.learn(experts=True)
         made["mixture of 2, mix: output"] = (model, lambda model, span, **inputs: model(text_span=span, **inputs))
+        made[XLORA] = (xlora(fresh(cfg), folders), lambda model, span, **inputs: model(**inputs))
     made[PUBLISHED] = (Published(adapted(fresh(cfg), ["news", "forum"])), lambda model, span, **inputs: model(**inputs))
     return made
 
@@ -151,6 +153,16 @@ def adapted(model: Any, names: list[str]) -> Any:
             if "lora_B" in name:
                 parameter.normal_(0, 0.02)
     return wrapped
+
+
+def xlora(model: Any, folders: dict[str, Path]) -> Any:
+    """PEFT's own mixture of two saved adapters; both learn, and so does its classifier."""
+    model.config.use_cache = False
+    named = {str(number): str(folders[name]) for number, name in enumerate("ab")}
+    size = model.config.hidden_size
+    return get_peft_model(
+        model, XLoraConfig(task_type="CAUSAL_LM", hidden_size=size, adapters=named, use_trainable_adapters=True)
+    )
 
 
 class Published(torch.nn.Module):

@@ -7,7 +7,9 @@ Held equal in all arms: architecture and weights, LoRA (rank 8 on query and valu
 two-token answer and the end token; the arms named so learn all tokens), batch size, optimiser and learning rate. The
 lengths are drawn between the quantiles of Chinese headlines with the AIDF instruction; in the last two arms 100 shared
 tokens stand before them. Arms take turns, so that a machine that slows down slows all of them; medians over the turns.
-The peak memory of an arm is the largest resident size of a process of its own that makes one pass.
+The floor is what the operations of these rows (no padding, head at the labels only, no gradient for frozen weights)
+take at the rate of a large matrix product, measured once. The peak memory of an arm is the largest resident size of a
+process of its own that makes one pass.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from finsa import composition, provenance
 from finsa.config import RunConfig
 from finsa.data.rows import IGNORE, Row
 from finsa.evaluation import tables
-from finsa.modeling import base, hardware, tokenizers
+from finsa.modeling import base, flops, hardware, tokenizers
 from finsa.training import fit
 from finsa.training.loss import labelled_loss
 
@@ -50,6 +52,7 @@ ANSWER = 3  # two answer tokens and the end token
 QUANTILES = (28, 47, 60, 72, 84, 96, 110, 126, 146, 171, 224)
 PREFIX = 100
 STOCK = "transformers Trainer, float32, completion-only labels"
+FLOOR = "the floor: operations over the machine's matmul rate"
 SHIPS = "trl SFTTrainer as it ships (bf16 autocast, checkpointing)"
 
 
@@ -81,8 +84,8 @@ def main(argv: list[str] | None = None) -> None:
         )
         del passes[SHIPS]
     equal = compare_gradients(cfg, tokenizer, rows[: given.batch])
-    seconds = take_turns(passes, given.turns)
-    memory = {name: None if given.quick else peak_of(name, argv) for name in passes}
+    seconds = take_turns({**passes, FLOOR: lambda: floor(cfg, rows)}, given.turns)
+    memory = {name: None if given.quick or name == FLOOR else peak_of(name, argv) for name in seconds}
     report = summary(cfg, rows, seconds, equal, memory)
     show(report)
     if not given.quick:
@@ -163,6 +166,19 @@ def ours(cfg: RunConfig, tokenizer: Any, rows: list[Row]) -> float:
             callbacks=[clock],
         )
     return clock.seconds
+
+
+def floor(cfg: RunConfig, rows: list[Row]) -> float:
+    """Seconds that the operations of a pass take at the machine's rate for a large matrix product."""
+    kind = base.dtype(cfg.model)
+    if cfg.model.name not in _costs:
+        _costs[cfg.model.name] = flops.of(stock.adapted(cfg, kind))
+    lengths = [len(row["input_ids"]) for row in rows]
+    total = _costs[cfg.model.name].total(sum(lengths), sum(n * n for n in lengths), ANSWER * len(rows), len(rows))
+    return total / hardware.matmul_rate(kind)
+
+
+_costs: dict[str, flops.Costs] = {}
 
 
 def compare_gradients(cfg: RunConfig, tokenizer: Any, rows: list[Row]) -> dict[str, float]:

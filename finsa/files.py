@@ -45,6 +45,12 @@ def replacing(file: Path) -> Iterator[Path]:
         raise
 
 
+def write_text(file: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(file) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """Give a temporary folder within `folder` whose entries move into it at the end, each of them whole.

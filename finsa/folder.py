@@ -37,8 +37,7 @@ class RunFolder:
         """Write a text file, whole or not at all; of several processes the first one writes."""
         if not processes.first():
             return
-        with files.replacing(self.path / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        files.write_text(self.path / name, text)
 
     def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Write JSON lines, whole or not at all; records may be many more than fit into memory."""

@@ -126,14 +126,14 @@ def step(kind: str, micro: int, tokenizer: Any, *further: str) -> tuple[dict[str
 
 
 def main() -> None:
-    """Be one rank: ``python steps.py <kind> <micro-batch> <file>``; the launcher's variables say which."""
+    """Be one rank: ``python steps.py <micro-batch> <file> <kinds>``; the launcher's variables say which."""
     from transformers import AutoTokenizer
 
     from finsa.config import ROOT
 
-    kind, micro, file = sys.argv[1:]
-    gradients, loss = step(kind, int(micro), AutoTokenizer.from_pretrained(ROOT / "data" / "tiny"))
-    torch.save({"gradients": gradients, "loss": loss}, file)
+    micro, file, *kinds = sys.argv[1:]
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny")
+    torch.save({kind: step(kind, int(micro), tokenizer) for kind in kinds}, file)
 
 
 if __name__ == "__main__":

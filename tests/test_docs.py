@@ -14,6 +14,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import yaml
 from pydantic import BaseModel
@@ -68,7 +69,7 @@ def test_every_command_with_the_shown_files_passes_the_check(my_conf: Path) -> N
 
 def test_shown_data_set_is_planned_by_the_real_command(my_conf: Path) -> None:
     words = ["--config-dir", "my_conf", "stage=check", "data=my_forum", "method=lora_wide"]
-    done = subprocess.run([sys.executable, str(ROOT / "run.py"), *words], capture_output=True, text=True, check=False)
+    done = commands.run(*words, folder=Path.cwd())
     assert done.returncode == 0, done.stderr
     assert "看空 → 利空, 观望 → 中性, 看多 → 利好" in done.stdout
     assert "train 72, validation 9, test 9" in done.stdout
@@ -76,7 +77,7 @@ def test_shown_data_set_is_planned_by_the_real_command(my_conf: Path) -> None:
 
 def test_shown_model_has_the_published_number_of_parameters(my_conf: Path) -> None:
     words = ["--config-dir", "my_conf", "stage=check", "model=qwen15b", "method=zero_shot"]
-    done = subprocess.run([sys.executable, str(ROOT / "run.py"), *words], capture_output=True, text=True, check=False)
+    done = commands.run(*words, folder=Path.cwd())
     assert done.returncode == 0, done.stderr
     assert "of 1,543,714,304 total" in done.stdout
 

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import commands
 import pytest
 
 from finsa import arguments, composition, launch
@@ -20,9 +21,7 @@ from finsa.errors import ConfigError
 
 
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *words], cwd=folder, capture_output=True, text=True, check=False
-    )
+    return commands.run(*words, folder=folder)
 
 
 @pytest.mark.parametrize(

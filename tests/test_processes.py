@@ -6,12 +6,11 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import commands
 import pytest
 import ranks
 
@@ -46,9 +45,7 @@ def words(table: Path, output: Path, *further: str) -> list[str]:
 def alone(config: Compose, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process, with its one thread."""
     output = tmp_path_factory.mktemp("alone")
-    command = [sys.executable, str(ROOT / "run.py"), *words(table, output, "train.micro_batch_size=4")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = commands.run(*words(table, output, "train.micro_batch_size=4", "train.threads=1"))
     assert done.returncode == 0, done.stderr
     return ranks.only_run(output)
 

@@ -7,11 +7,11 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import yaml
 
@@ -236,8 +236,7 @@ SECRETS = {
 
 def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **SECRETS, "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "run.py"), *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return commands.run(*words, folder=folder, environment=environment)
 
 
 def test_secrets_are_written_nowhere(tmp_path: Path) -> None:

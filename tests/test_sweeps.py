@@ -6,28 +6,25 @@ import csv
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import wandb_files
 import yaml
+from commands import run
 from transformers import AutoModelForCausalLM
 
-from finsa.config import ROOT, RunConfig
+from finsa.config import RunConfig
 from finsa.data.rows import Renderer
 from finsa.modeling import base
 from finsa.stages import train
 
 METHODS = ["zero_shot", "lora", "lora_downsample", "lora_response", "lora_response_downsample"]
 SMOKE = ["train=smoke", "train.max_steps=2"]
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "run.py", *words], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +154,13 @@ def test_a_killed_sweep_goes_on_and_gives_the_same_table(tmp_path: Path) -> None
     whole = run(*command, f"output_dir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     place = f"output_dir={tmp_path / 'killed'}"
-    started = subprocess.Popen([sys.executable, "run.py", *command, place], cwd=ROOT, stdout=subprocess.DEVNULL)
+    started = commands.started(*command, place)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("killed/sweeps/*/1/run.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
     started.kill()
-    assert started.wait() == -signal.SIGKILL
+    started.join()
+    assert started.exitcode == -signal.SIGKILL
     time.sleep(1.1)  # a sweep's folder is named by the second
     again = run(*command, place)
     assert again.returncode == 0, again.stderr
@@ -178,7 +176,7 @@ def test_a_killed_sweep_goes_on_and_gives_the_same_table(tmp_path: Path) -> None
     third = run(*command, place)
     assert third.stdout.count("finished before in") == 3
     assert comparison(newest(tmp_path / "killed")) == comparison(newest(tmp_path / "whole"))
-    named = run("stage=report", f"runs={newest(tmp_path / 'killed')}", f"output={tmp_path / 'report'}")
+    named = run("stage=report", f"runs={newest(tmp_path / 'whole')}", f"output={tmp_path / 'report'}")
     assert named.returncode == 0, named.stderr
     rows = list(csv.DictReader((tmp_path / "report" / "report.csv").open(encoding="utf-8")))
     assert [row["arm"] for row in rows] == ["majority", "tfidf_lr", "zero_shot"]

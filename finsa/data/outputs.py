@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from finsa import files
 from finsa.config import Data
 from finsa.errors import RunError
 
@@ -50,7 +51,10 @@ def publish(partial: Path, splits: Mapping[str, pl.DataFrame], recipe: tuple[str
         rows.write_csv(partial / FILE_OF_SPLIT[split])
     name, content = recipe
     (partial / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    return partial.rename(partial.with_name(partial.name.removesuffix(".partial")))
+    files.sync_tree(partial)
+    finished = partial.rename(partial.with_name(partial.name.removesuffix(".partial")))
+    files.sync(finished.parent)
+    return finished
 
 
 def reading(data: Data, folder: Path, columns: Iterable[str]) -> str:

@@ -140,12 +140,18 @@ def _journal(folder: Path, rank: int) -> list[Chunk]:
     return chunks
 
 
-def gone(folder: Path, processes: int) -> list[int]:
-    """Numbers of processes on this machine that ended without having done their share."""
+def gone(folder: Path, processes: int, since: float) -> list[int]:
+    """Numbers of processes on this machine that ended without having done their share.
+
+    Args:
+        folder: of the output.
+        processes: how many there are.
+        since: seconds since the epoch; what began before is of an earlier attempt, whose successor may still come.
+    """
     lost = []
     for rank in range(processes):
         file = folder / f"alive-{rank}"
-        if not file.is_file() or (folder / f"done-{rank}").is_file():
+        if not file.is_file() or (folder / f"done-{rank}").is_file() or file.stat().st_mtime < since:
             continue
         starter, _, pid = file.read_text(encoding="utf-8").rpartition(" ")
         ended = starter == _starter() and pid.isdecimal() and not _alive(int(pid))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from finsa import files
 from finsa.config import Published, ReportStage
 from finsa.errors import RunError
 from finsa.evaluation import arms, mixture_sheets, records, sheets, tables
@@ -147,10 +148,8 @@ def _markdown(report: Report, figures: Sequence[Path]) -> str:
 
 def _put(file: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = file.with_name(f".{file.name}.part")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(file)
+        files.write_text(file, text)
     except OSError as error:
         raise RunError(f"{file} cannot be written: {error.strerror}") from None
 

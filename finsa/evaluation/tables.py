@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from finsa import files
 from finsa.data.ledger import Ledger
 
 COLUMNS = ("accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall")
@@ -123,10 +124,10 @@ def show_plan(title: str, values: Mapping[str, object]) -> None:
 def write_comparison(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     """Write the comparison as ``comparison.csv`` and ``comparison.json``."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
+    with files.replacing(folder / "comparison.csv") as place, place.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["job", "n", *COLUMNS, "macro_f1_low", "macro_f1_high"])
         for name, report in reports.items():
             scores = [f"{report[column]:.6f}" for column in COLUMNS]
             writer.writerow([name, report["n"], *scores, *(f"{end:.6f}" for end in report["intervals"]["macro_f1"])])
-    (folder / "comparison.json").write_text(json.dumps(reports, ensure_ascii=False, indent=1), encoding="utf-8")
+    files.write_text(folder / "comparison.json", json.dumps(reports, ensure_ascii=False, indent=1) + "\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from finsa import files
 from finsa.config import ExportStage, RunConfig
 from finsa.data import table, task
 from finsa.errors import ConfigError, ModelError, Problem, RunError
@@ -51,7 +52,9 @@ def run(cfg: RunConfig) -> Result:
         faults = receipt.faults(cfg.stage)
         if faults and not cfg.stage.force:
             raise ModelError(f"format={form}: {'; '.join(faults)}; nothing is kept. Keep it with stage.force=true")
+        files.sync_tree(partial)
         partial.rename(place)
+        files.sync(place.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"export: {place}")

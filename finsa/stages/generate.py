@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from finsa import files
 from finsa.config import RunConfig
 from finsa.data import table
 from finsa.data.outputs import FILE_OF_SPLIT
@@ -19,9 +20,6 @@ def run(cfg: RunConfig) -> Result:
     folder = Path(str(cfg.output)).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     names = dict(enumerate(data.labels.names))
-    for split, part in data.splits.items():
-        written = part.with_columns(pl.col("label").replace_strict(names, return_dtype=pl.String))
-        written.select("id", "text", "label", "domain").write_csv(folder / FILE_OF_SPLIT[split])
     assert cfg.data.generator is not None
     recipe = {
         "command": "python run.py stage=generate data=generated output=<folder>",
@@ -29,7 +27,11 @@ def run(cfg: RunConfig) -> Result:
         "split": cfg.data.split.model_dump(),
         "fingerprint": data.fingerprint,
     }
-    (folder / "recipe.json").write_text(json.dumps(recipe, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    for split, part in data.splits.items():
+        written = part.with_columns(pl.col("label").replace_strict(names, return_dtype=pl.String))
+        with files.replacing(folder / FILE_OF_SPLIT[split]) as place:
+            written.select("id", "text", "label", "domain").write_csv(place)
+    files.write_text(folder / "recipe.json", json.dumps(recipe, ensure_ascii=False, indent=1) + "\n")
     rows = {split: part.height for split, part in data.splits.items()}
     print(f"wrote {rows} to {folder}")
     return Result("generate", None, {"rows": rows})

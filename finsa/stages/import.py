@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from finsa import arguments, composition
+from finsa import arguments, composition, files
 from finsa.config import ImportStage, RunConfig, locate
 from finsa.errors import DataError
 from finsa.evaluation import tables
@@ -112,7 +112,7 @@ def _body(values: dict[str, Any]) -> str:
 
 def _write(file: Path, lines: list[str]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files.write_text(file, "\n".join(lines) + "\n")
 
 
 def _show(name: str, account: Account) -> None:

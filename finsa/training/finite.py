@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
-from finsa import processes
+from finsa import files, processes
 from finsa.errors import FinsaError
 from finsa.training.batching import Cutter, Step
 
@@ -89,7 +89,7 @@ class FiniteTrainer(SFTTrainer):  # type: ignore[misc]
         bad = [row for row in found if not row["finite"]]
         file = Path(self.args.output_dir) / REPORT
         if processes.first():
-            file.write_text(json.dumps({"step": step, "rows": found}, ensure_ascii=False, indent=1) + "\n", "utf-8")
+            files.write_text(file, json.dumps({"step": step, "rows": found}, ensure_ascii=False, indent=1) + "\n")
         shown = ", ".join(row["id"] for row in bad[:5]) or "none alone; the whole step is too large"
         raise FinsaError(
             f"training: loss or gradient of step {step} is infinite or no number. Rows: {shown} ({len(bad)} of "

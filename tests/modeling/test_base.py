@@ -59,7 +59,8 @@ def test_published_adapter_sizes(name: str, method: str, overrides: tuple[str, .
 def test_named_targets_exist_in_every_architecture() -> None:
     for name in TOTALS:
         for targets in ("query_value", "attention", "all"):
-            cfg = composed(f"model={name}", "model.weights=random", f"method.adapter.targets={targets}")
+            words = (f"model={name}", "model.weights=random", "model.architecture.num_hidden_layers=1")
+            cfg = composed(*words, f"method.adapter.targets={targets}")
             assert cfg.method.adapter is not None
             adapters.attach(base.on_meta(cfg.model), cfg.model, cfg.method.adapter, seed=0)
 

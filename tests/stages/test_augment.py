@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import commands
 import polars as pl
 import pytest
 from endpoints import ChatServer, Reply, Request, failed, said
@@ -50,8 +51,7 @@ def _command(folder: Path, *words: str) -> list[str]:
 
 
 def _run(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    given = {**os.environ, **variables}
-    return subprocess.run(_command(folder, *words), cwd=folder, capture_output=True, text=True, env=given, check=False)
+    return commands.run(*words, folder=folder, environment={**os.environ, **variables})
 
 
 def _asking(server: ChatServer, *more: str) -> list[str]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 
-from finsa.config import ROOT, RunConfig
+from finsa.config import RunConfig
 from finsa.errors import ConfigError, ModelError
 from finsa.evaluation import metrics
 from finsa.runs import Result
@@ -113,8 +112,8 @@ def test_sampling_is_that_of_the_language_models(config: Compose, tmp_path: Path
 
 def test_a_mixed_sweep_ends_in_one_table(tmp_path: Path) -> None:
     methods = ["majority", "tfidf_lr", "lora_response"]
-    words = ["run.py", "-m", f"method={','.join(methods)}", "data=sample", *SMOKE, f"output_dir={tmp_path}"]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    words = ["-m", f"method={','.join(methods)}", "data=sample", *SMOKE, f"output_dir={tmp_path}"]
+    done = commands.run(*words)
     assert done.returncode == 0, done.stderr
     assert "sweep of 3 jobs, test split" in done.stdout
     (table,) = tmp_path.rglob("comparison.csv")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import yaml
 
 from finsa import arguments, composition
-from finsa.config import ROOT, RunConfig
+from finsa.config import RunConfig
 from finsa.data import table
 from finsa.errors import FinsaError
 from finsa.migration import llamafactory
@@ -206,8 +205,7 @@ def test_training_file_with_its_own_data_runs_through_the_check(
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     _run(config, tmp_path / "mine.yaml", tmp_path / "out")
     words = ["--config-dir", str(tmp_path / "out"), "experiment=mine", "model=tiny", "data.max_length=64"]
-    command = [sys.executable, str(ROOT / "run.py"), *words, "stage=check", "train.micro_batch_size=2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = commands.run(*words, "stage=check", "train.micro_batch_size=2", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "64 rows, 24 steps of 8 sequences" in done.stdout  # 80 less 8 for validation and 8 for the test
 

@@ -19,6 +19,7 @@ import polars as pl
 import pytest
 
 from finsa.config import ROOT, RunConfig
+from finsa.data import parts
 from finsa.errors import ConfigError, DataError, FinsaError, RunError
 from finsa.inference import answering
 from finsa.stages import predict
@@ -286,13 +287,12 @@ def test_a_lost_process_ends_the_wait_and_the_command_goes_on(
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(words, cwd=ROOT, env=variables, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
 
-    lost = start(1)
+    first, lost = start(0), start(1)
     until = time.monotonic() + 90
     while not (tmp_path / "out.csv.partial" / "alive-1").is_file() and time.monotonic() < until:
         time.sleep(0.002)
     lost.kill()
     lost.communicate()
-    first = start(0)
     _, errors = first.communicate(timeout=200)
     assert first.returncode == 2, errors
     assert "process 1 is gone" in errors
@@ -302,6 +302,17 @@ def test_a_lost_process_ends_the_wait_and_the_command_goes_on(
         told = process.communicate(timeout=200)
         assert process.returncode == 0, told
     assert output.read_bytes() == whole.read_bytes()
+
+
+def test_what_an_earlier_attempt_left_behind_counts_for_nothing(tmp_path: Path) -> None:
+    """The file of a process that was killed before this one began says nothing about its successor."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    file = tmp_path / "alive-1"
+    file.write_text(f"{parts._starter()} {ended.pid}", encoding="utf-8")
+    begun = file.stat().st_mtime
+    assert parts.gone(tmp_path, 2, begun - 1) == [1]
+    assert parts.gone(tmp_path, 2, begun + 1) == []
 
 
 def test_a_silent_process_ends_the_wait(tmp_path: Path) -> None:

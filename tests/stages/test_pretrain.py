@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from finsa.config import ROOT, RunConfig
 from finsa.data import documents
 from finsa.modeling import base, tokenizers
@@ -15,6 +17,13 @@ from finsa.stages import pretrain
 
 Compose = Callable[..., RunConfig]
 TINY = ROOT / "data" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def corpus(config: Compose) -> documents.Documents:
+    """What the committed base has read, and the documents that were held out."""
+    cfg = config("experiment=tiny_base")
+    return documents.load(cfg.data, cfg.stage.heldout)  # type: ignore[union-attr]
 
 
 def test_a_shortened_recipe_learns(config: Compose, tmp_path: Path) -> None:
@@ -47,13 +56,12 @@ def test_the_committed_base_is_what_its_record_says(config: Compose) -> None:
     assert base.count_parameters(model)[1] == record["parameters"] == 3_739_904
 
 
-def test_the_committed_base_has_the_loss_its_log_claims(config: Compose) -> None:
+def test_the_committed_base_has_the_loss_its_log_claims(config: Compose, corpus: documents.Documents) -> None:
     record = json.loads((TINY / "run.json").read_text(encoding="utf-8"))
     cfg = config("experiment=tiny_base")
     assert cfg.data.corpus is not None
-    held = documents.load(cfg.data, cfg.stage.heldout).held  # type: ignore[union-attr]
     tokenizer = tokenizers.load_tokenizer(config().model)
-    blocks = documents.blocks(held, tokenizer, cfg.data.corpus.block)
+    blocks = documents.blocks(corpus.held, tokenizer, cfg.data.corpus.block)
     model = base.load_base(config("model.dtype=float32").model, 0, keep=False)
     assert len(blocks) == record["heldout_blocks"]
     assert abs(pretrain.heldout_loss(model, blocks) - record["heldout_loss"]) < 2e-3
@@ -62,10 +70,8 @@ def test_the_committed_base_has_the_loss_its_log_claims(config: Compose) -> None
     assert abs(last - record["heldout_loss"]) < 0.01
 
 
-def test_the_base_never_saw_a_held_out_text(config: Compose) -> None:
-    cfg = config("experiment=tiny_base")
-    protected = documents.protected(cfg.data)
+def test_the_base_never_saw_a_held_out_text(config: Compose, corpus: documents.Documents) -> None:
+    protected = documents.protected(config("experiment=tiny_base").data)
     assert len(protected) == 1192
-    found = documents.load(cfg.data, cfg.stage.heldout)  # type: ignore[union-attr]
-    everything = "\n".join(found.learn + found.held)
+    everything = "\n".join(corpus.learn + corpus.held)
     assert [text for text in protected if text in everything] == []

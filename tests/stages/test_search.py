@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 
 from finsa import runs
-from finsa.config import ROOT, RunConfig
+from finsa.config import RunConfig
 from finsa.errors import ConfigError, Pruned
 from finsa.stages import search
 
@@ -25,8 +25,7 @@ QUICK = ["train=smoke", "train.max_steps=2", "tracking=none", "stage.startup=1"]
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "run.py", "stage=search", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return commands.run("stage=search", *words)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import commands
 import httpx
 import pytest
 
@@ -155,9 +156,7 @@ def test_what_cannot_be_served_leaves_nothing_behind(
 
 def test_an_unset_token_is_told_as_one_message(tmp_path: Path) -> None:
     words = ["stage=serve", "run=latest", "stage.token_env=FINSA_NO_SUCH_TOKEN", f"output_dir={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *words], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = commands.run(*words, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: stage.token_env: the environment variable FINSA_NO_SUCH_TOKEN is not set")
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import commands
 import polars as pl
 import pytest
 from endpoints import ChatServer, Reply, Request, failed, said
 
-from finsa.config import ROOT, RunConfig
+from finsa.config import RunConfig
 from finsa.data import table
 from finsa.errors import RunError
 from finsa.stages import synthesize
@@ -43,8 +42,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
 def test_the_intent_set_by_a_command_without_its_files(tmp_path: Path, config: Configure) -> None:
     with ChatServer(_new_texts(5)) as server:
         words = _words(server, tmp_path / "out", "data=openfindata_intent", "stage.workers=8")
-        command = [sys.executable, str(ROOT / "run.py"), *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = commands.run(*words, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(server.requests) == 5 * 27, "27 blocks of 5 make 132 rows of a class"
     assert all("5条" in request.prompt and "、".join(CLASSES) in request.prompt for request in server.requests)

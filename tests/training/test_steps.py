@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,9 +63,13 @@ def test_checkpointing_of_activations_changes_nothing(kind: str, tokenizer: Any)
     assert_same(found, whole(kind, tokenizer)[0])
 
 
-@pytest.mark.parametrize("kind", ["weighted tokens", "label", "classifier", steps.MIXTURE])
-def test_two_processes_change_nothing(kind: str, tokenizer: Any, tmp_path: Path) -> None:
-    expected, loss = whole(kind, tokenizer)
+TOGETHER = ["weighted tokens", "label", "classifier", steps.MIXTURE]
+
+
+@pytest.fixture(scope="module")
+def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Gradients and loss of each kind's step, of each of two processes."""
+    folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -75,15 +78,20 @@ def test_two_processes_change_nothing(kind: str, tokenizer: Any, tmp_path: Path)
     ranks = []
     for rank in range(2):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": path}
-        words = [sys.executable, steps.__file__, kind, "2", str(tmp_path / f"{rank}.pt")]
+        words = [sys.executable, steps.__file__, "2", str(folder / f"{rank}.pt"), *TOGETHER]
         ranks.append(subprocess.Popen(words, env={**os.environ, **shared, **own}, stderr=subprocess.PIPE, text=True))
     errors = [rank.communicate(timeout=600)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], errors
-    for rank in range(2):
-        saved = torch.load(tmp_path / f"{rank}.pt")
-        found = {name.removeprefix("module."): gradient for name, gradient in saved["gradients"].items()}
-        assert_same(found, expected)
-        assert saved["loss"] == pytest.approx(loss, rel=1e-5)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("kind", TOGETHER)
+def test_two_processes_change_nothing(kind: str, of_ranks: list[dict[str, Any]], tokenizer: Any) -> None:
+    expected, loss = whole(kind, tokenizer)
+    for of_rank in of_ranks:
+        gradients, logged = of_rank[kind]
+        assert_same({name.removeprefix("module."): gradient for name, gradient in gradients.items()}, expected)
+        assert logged == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("way", ["train.batch_tokens=24", "train.packing=true"])

@@ -1,0 +1,12 @@
+"""What tests/commands.py has imported before a command begins; commands change nothing of it that another sees."""
+
+# ruff: noqa: F401
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTTrainer
+
+import finsa.cli
+from finsa.baselines import neural, tfidf
+from finsa.evaluation import figures, outcome, report
+from finsa.inference import answering
+from finsa.stages import chain, check, evaluate, moe_joint, predict, search, train
