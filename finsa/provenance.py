@@ -7,13 +7,17 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from finsa import files
 from finsa.config import ROOT, RunConfig
+from finsa.errors import RunError
 
+WEIGHTS = ("adapters", "mixture", "model", "baseline")
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "hydra-core", "wandb", "finsa")
 
 
@@ -30,6 +34,35 @@ def memory() -> int:
     except OSError:
         return peak_memory()
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def weights(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files of a run's weights, by their paths within its folder; what Markdown says of them is left out."""
+    return {
+        f"{part}/{name}": digest
+        for part in WEIGHTS
+        if (folder / part).is_dir()
+        for name, digest in files.digests(folder / part).items()
+        if not name.endswith(".md")
+    }
+
+
+def require_weights(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Check that a run's weights are those that it wrote.
+
+    Args:
+        folder: of the run.
+        facts: of its ``run.json``; a run of an older version did not note them.
+
+    Raises:
+        RunError: naming a file that is gone or another.
+    """
+    noted: dict[str, str] = facts.get("weights") or {}
+    for name, digest in noted.items():
+        file = folder / name
+        if not file.is_file() or files.digest(file) != digest:
+            state = "another file than the run wrote (its checksum in run.json differs)" if file.is_file() else "gone"
+            raise RunError(f"run: {file} is {state}; restore it from a copy, or repeat the run's command")
 
 
 def of(cfg: RunConfig) -> dict[str, Any]:

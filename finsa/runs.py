@@ -118,6 +118,7 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
         folder.note(
             status="complete",
             error=None,
+            weights=provenance.weights(path),
             wall_seconds=round(time.monotonic() - started, 2),
             peak_memory_bytes=provenance.peak_memory(),
             finished=datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from finsa import files
+from finsa import provenance
 from finsa.errors import RunError
 
 # What a log says of speed and memory, of the time since the record before; a run that goes on begins to count anew.
@@ -19,7 +19,6 @@ TIMED = (
     *("train_runtime", "train_samples_per_second", "train_steps_per_second"),
 )
 SURROUNDINGS = ("git_commit", "git_dirty", "python", "machine", "device", "versions")
-WEIGHTS = ("adapters", "mixture", "model", "baseline")
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def _short(value: Any) -> str:
 
 
 def _weights(first: Path, second: Path) -> Check:
-    one, other = (_digests(folder) for folder in (first, second))
+    one, other = (provenance.weights(folder) for folder in (first, second))
     wrong = next((name for name in one | other if one.get(name) != other.get(name)), None)
     if wrong is None:
         return Check("weights", True, f"{len(one)} files")
@@ -112,16 +111,6 @@ def _weights(first: Path, second: Path) -> Check:
     return Check(
         "weights", False, f"{wrong} is {'other' if wrong in one and wrong in other else 'in one of them only'}"
     )
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    return {
-        f"{part}/{name}": digest
-        for part in WEIGHTS
-        if (folder / part).is_dir()
-        for name, digest in files.digests(folder / part).items()
-        if not name.endswith(".md")
-    }
 
 
 def _tensors(first: Path, second: Path) -> str:

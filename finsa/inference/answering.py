@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from finsa import baselines, composition, runs
+from finsa import baselines, composition, provenance, runs
 from finsa.config import Model, MoeJointStage, RunConfig
 from finsa.data import task
 from finsa.data.labels import LabelSpace
@@ -227,6 +227,7 @@ def load(
     """Load what a record names; the arguments are those of `restore`."""
     if threads is not None:
         torch.set_num_threads(threads)
+    provenance.require_weights(record.path, record.facts)
     if record.manifest.get("format") in bundles.RUNTIMES:
         renderer = renderer_of(record)
         reader = bundles.open_reader(record.path, record.manifest, renderer, batch_tokens, threads)

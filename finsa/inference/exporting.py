@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from finsa import runs
+from finsa import provenance, runs
 from finsa.config import MoeJointStage
 from finsa.data.rows import Renderer
 from finsa.errors import ModelError
@@ -69,7 +69,9 @@ def write(record: Record, form: str, precision: str, folder: Path) -> None:
 
     Raises:
         ModelError: where the model cannot be written in this format.
+        RunError: where the run's weights are not those that it wrote.
     """
+    provenance.require_weights(record.path, record.facts)
     folder.mkdir(parents=True)
     renderer = answering.renderer_of(record)
     tokenizer = "."
@@ -198,7 +200,7 @@ def _describe(record: Record, renderer: Renderer, form: str, precision: str, fol
     """Write what serving needs to know: the run's own record, and the manifest."""
     shutil.copy2(record.path / "config.yaml", folder / "config.yaml")
     labels = dict(zip(record.labels.names, record.labels.words, strict=True))
-    facts = {**record.facts, "labels": labels}
+    facts = {**record.facts, "labels": labels, "weights": None}  # the run's, which are not here
     (folder / runs.EXPORTED).write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     head = record.cfg.method.head == "classifier"
     values = {

@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from finsa import composition, runs
+from finsa import composition, provenance, runs
 from finsa.config import FOLDER_NAME, MoeJointStage, RunConfig
 from finsa.data import table
 from finsa.data.task import Task
@@ -145,6 +145,7 @@ def _train(cfg: RunConfig, what: str, tell: Callable[[str], None]) -> Path:
 def _check(cfg: RunConfig, stage: MoeJointStage, task: Task, name: str, path: Path) -> None:
     """Check one expert's run against the mixture."""
     _, trained, facts = runs.read(str(path))
+    provenance.require_weights(path, facts)
     if trained.method.adapter is None or trained.stage.name not in ("train", "pretrain"):
         raise RunError(
             f"expert {name}: {path} is a run of stage={trained.stage.name} with method={trained.method.name}, which "
