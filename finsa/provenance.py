@@ -37,7 +37,7 @@ def memory() -> int:
 
 
 def weights(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of a run's weights, by their paths within its folder; what Markdown says of them is left out."""
+    """SHA-256 of the files of a run's weights, by their paths within its folder; Markdown beside them is left out."""
     return {
         f"{part}/{name}": digest
         for part in WEIGHTS
