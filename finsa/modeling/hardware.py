@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from accelerate.utils.memory import should_reduce_batch_size
 
 from finsa.config import Train
 
@@ -79,6 +78,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory did not suffice, on a GPU or on a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    from accelerate.utils.memory import should_reduce_batch_size  # most processes never need it
+
     told = str(error)
     return "not enough memory: you tried to allocate" in told or (
         isinstance(error, Exception) and should_reduce_batch_size(error) and "CUDNN_STATUS_NOT_SUPPORTED" not in told

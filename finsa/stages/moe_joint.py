@@ -17,7 +17,7 @@ from finsa.inference.scoring import scorer
 from finsa.modeling import base, hardware, learner, quantization, tokenizers
 from finsa.modeling.mixture import Mixture
 from finsa.runs import Result, RunFolder
-from finsa.training import job, joint, members, schedule
+from finsa.training import joint, members, results, schedule
 from finsa.training.members import Members
 
 Classes = NDArray[np.int64]
@@ -57,7 +57,7 @@ def _run(
         trainable, total = base.count_parameters(model)
         folder.note(trainable_parameters=trainable, total_parameters=total)
         folder.note(device=hardware.describe(base.dtype(cfg.model)))
-        fitted = joint.learn(cfg, stage, model, rows, folder.path, job.recorder(folder, tracker))
+        fitted = joint.learn(cfg, stage, model, rows, folder.path, results.recorder(folder, tracker))
         metrics: dict[str, Any] = {"validation": joint.validation(cfg, rows, model)}
         with files.staged(folder.path) as place:
             model.save(place, rows.table.labels.names)
@@ -75,7 +75,7 @@ def _run(
     if stage.compare:
         metrics["mixture"] = _compare(rows, made_of, {**arms, **mixing.arms(alone, domains)}, folder)
     folder.note(**fitted.facts(), scoring=reader.rule)
-    job.write(cfg, rows, folder, tracker, metrics, scores, gates, model.experts)
+    results.write(cfg, rows, folder, tracker, metrics, scores, gates, model.experts)
     learner.release(model)
     _show(metrics)
     return Result("moe_joint", folder.path, metrics, metrics["validation"]["macro_f1"])

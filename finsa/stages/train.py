@@ -12,13 +12,15 @@ from finsa.data import table, task
 from finsa.evaluation import outcome
 from finsa.modeling import hardware
 from finsa.runs import Result
-from finsa.training import job
+from finsa.training import results
 
 
 def run(cfg: RunConfig) -> Result:
     """Fit on the training split, choose on validation, score the test split once, write the run folder."""
     if cfg.method.baseline is not None:
         return _run_baseline(cfg, cfg.method.baseline.kind)
+    from finsa.training import job  # trainers take seconds to import, which a baseline need not wait for
+
     return job.run(cfg)
 
 
@@ -40,7 +42,7 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
             [gold[row] for row in order],
             held,
             judge=lambda scores: outcome.validation(rows, scores),
-            record=job.recorder(folder, tracker),
+            record=results.recorder(folder, tracker),
         )
         folder.note(**fitted.facts(time.monotonic() - started))
         with files.staged(folder.path) as place:
@@ -49,6 +51,6 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
         scores = model.score(rows.texts("test"))
         known = model.score(held)
         metrics = {"validation": outcome.validation(rows, known), "test": outcome.report(rows, "test", scores)}
-        job.calibrate(cfg, rows, folder, metrics, {"validation": known, "test": scores})
-        job.write(cfg, rows, folder, tracker, metrics, scores)
+        results.calibrate(cfg, rows, folder, metrics, {"validation": known, "test": scores})
+        results.write(cfg, rows, folder, tracker, metrics, scores)
     return Result("train", folder.path, metrics, metrics["validation"]["macro_f1"])

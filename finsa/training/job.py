@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +9,11 @@ import torch
 from finsa import files, processes, runs, tracking
 from finsa.config import RunConfig, TrainStage
 from finsa.data import table, task
-from finsa.evaluation import outcome, tables
+from finsa.evaluation import outcome
 from finsa.inference.scoring import LabelScorer, scorer
 from finsa.modeling import base, hardware, learner, quantization, tokenizers
 from finsa.runs import Result, RunFolder
-from finsa.training import fit, objective, plan, schedule
+from finsa.training import fit, objective, plan, results, schedule
 
 
 def run(cfg: RunConfig) -> Result:
@@ -51,9 +50,9 @@ def _run(cfg: RunConfig, job: task.Task, folder: RunFolder, tracker: tracking.Tr
         raise
     metrics["test"] = outcome.report(job, "test", scores)
     if held is not None:
-        calibrate(cfg, job, folder, metrics, {"validation": held, "test": scores})
+        results.calibrate(cfg, job, folder, metrics, {"validation": held, "test": scores})
     folder.note(scoring=reader.rule)
-    write(cfg, job, folder, tracker, metrics, scores)
+    results.write(cfg, job, folder, tracker, metrics, scores)
     learner.release(model)
     return Result("train", folder.path, metrics, metrics.get("validation", {}).get("macro_f1"))
 
@@ -88,7 +87,7 @@ def _learn(
         train=cfg.train,
         seed=cfg.seed,
         folder=folder.path / "checkpoints",
-        record=recorder(folder, tracker),
+        record=results.recorder(folder, tracker),
         objective=objective.of(cfg.method, job.renderer, job.class_counts(cfg)),
         lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
         log=folder.log_file,
@@ -105,66 +104,6 @@ def _learn(
     return model, scores
 
 
-def calibrate(
-    cfg: RunConfig, job: task.Labelled, folder: RunFolder, metrics: dict[str, Any], scores: dict[str, Any]
-) -> None:
-    """Fit the temperature that predicted probabilities are given at; scores and answers stay what they are.
-
-    Args:
-        metrics: gets what the temperature does to ECE and log loss.
-        scores: of the validation rows, which it is fitted on, and of the test rows, (n, c).
-    """
-    if cfg.train.calibrate:
-        metrics["calibration"] = outcome.calibration(job, scores)
-        folder.note(calibration={"temperature": metrics["calibration"]["temperature"]})
-
-
-def recorder(folder: RunFolder, tracker: tracking.Tracker) -> Callable[[int, dict[str, float]], None]:
-    """Takes log records for a run folder and its tracker."""
-
-    def record(step: int, values: dict[str, float]) -> None:
-        folder.log(step, values)
-        tracker.log(step, values)
-        runs.tell(step, values)
-
-    return record
-
-
 def _report(cfg: RunConfig, job: task.Task, model: torch.nn.Module) -> dict[str, Any]:
     scores = LabelScorer(model, job.renderer, cfg.train.score_tokens).score(job.prompts("test"))
     return outcome.report(job, "test", scores)
-
-
-def write(
-    cfg: RunConfig,
-    job: task.Labelled,
-    folder: RunFolder,
-    tracker: tracking.Tracker,
-    metrics: dict[str, Any],
-    scores: Any,
-    gates: Any = None,
-    experts: Sequence[str] = (),
-) -> None:
-    """Write what a run has found, and show it.
-
-    Args:
-        metrics: with the test split's report; ``base`` is shown beside it where it is there.
-        scores: of the test split, (n, c).
-        gates: of a mixture, (n, E).
-        experts: of a mixture.
-    """
-    if not processes.first():
-        return
-    folder.note(**job.fingerprints(), labels=dict(zip(job.table.labels.names, job.table.labels.words, strict=True)))
-    outcome.write_ledger(job, folder)
-    folder.write_json("metrics.json", metrics)
-    folder.write_lines("predictions.jsonl", outcome.predictions(job, "test", scores, gates, experts))
-    model = [] if cfg.method.baseline is not None else [cfg.model.name]
-    figure = outcome.draw(metrics["test"], ", ".join([cfg.method.name, *model, cfg.data.name]), folder.path)
-    tracker.summary(outcome.flat(metrics))
-    tracker.figure("confusion matrix", figure)
-    rows = {f"{cfg.model.name} as it is": metrics["base"]} if "base" in metrics else {}
-    tables.show_ledger(job.table.ledger, job.truncated())
-    tables.show_report(metrics["test"], f"{cfg.method.name} on the test split, by class")
-    tables.show_comparison({**rows, cfg.method.name: metrics["test"]}, f"{cfg.data.name}, test split")
-    print(f"run folder: {folder.path}")
