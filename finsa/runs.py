@@ -195,26 +195,23 @@ def unfinished(cfg: RunConfig, data_fingerprint: str | None = None) -> Path | No
     Args:
         data_fingerprint: passes over runs of other rows, and those that another process is at; None: takes them.
     """
-    wanted = config_hash(cfg)
-    found: list[tuple[str, Path]] = []
-    for file in Path(cfg.output_dir).absolute().rglob("run.json"):
-        facts = _read_json(file)
+
+    def fits(path: Path, facts: dict[str, Any]) -> bool:
         if facts.get("status") == "complete" or facts.get("config_hash") != wanted:
-            continue
-        if data_fingerprint is not None and (
-            facts.get("data_fingerprint") != data_fingerprint or locks.holder(file.parent / locks.LOCK)
-        ):
-            continue
-        found.append((str(facts.get("started")), file.parent))
-    return max(found)[1] if found else None
+            return False
+        if data_fingerprint is None:
+            return True
+        return facts.get("data_fingerprint") == data_fingerprint and not locks.holder(path / locks.LOCK)
+
+    wanted = config_hash(cfg)
+    return _newest(cfg.output_dir, "started", fits, pass_over=False)
 
 
 def _unfinished(cfg: RunConfig, data_fingerprint: str | None) -> Path:
     found = unfinished(cfg, data_fingerprint if sweep_name() else None)
     if found is not None:
         return found
-    files = Path(cfg.output_dir).absolute().rglob("run.json")
-    others = sum(_read_json(file).get("status") != "complete" for file in files)
+    others = sum(facts.get("status") != "complete" for _, facts in _records(cfg.output_dir, pass_over=False))
     raise RunError(
         f"resume: no unfinished run of this configuration below {cfg.output_dir} ({others} of other configurations). "
         "Run the same command without resume=true to start one"
@@ -227,15 +224,7 @@ def finished(cfg: RunConfig, data_fingerprint: str | None) -> Path | None:
     A folder that cannot be read is passed over: what it held is made again.
     """
     wanted = {"config_hash": config_hash(cfg), "data_fingerprint": data_fingerprint, "status": "complete"}
-    found: list[tuple[str, Path]] = []
-    for file in Path(cfg.output_dir).absolute().rglob("run.json"):
-        try:
-            facts = _read_json(file)
-        except RunError:
-            continue
-        if all(facts.get(name) == value for name, value in wanted.items()):
-            found.append((str(facts.get("finished")), file.parent))
-    return max(found)[1] if found else None
+    return _newest(cfg.output_dir, "finished", lambda _, facts: wanted.items() <= facts.items())
 
 
 def latest(output_dir: str) -> Path:
@@ -244,17 +233,34 @@ def latest(output_dir: str) -> Path:
     Raises:
         RunError: where there is none.
     """
-    found: list[tuple[str, Path]] = []
+
+    def trained(_: Path, facts: dict[str, Any]) -> bool:
+        return facts.get("stage") in ("train", "moe_joint") and facts.get("status") == "complete"
+
+    found = _newest(output_dir, "finished", trained)
+    if found is None:
+        raise RunError(f"run=latest: no finished training run below {output_dir}. Train one: python run.py")
+    return found
+
+
+def _newest(
+    output_dir: str, moment: str, fits: Callable[[Path, dict[str, Any]], bool], pass_over: bool = True
+) -> Path | None:
+    """The run that fits whose moment, ``started`` or ``finished``, is the latest."""
+    found = [(str(facts.get(moment)), path) for path, facts in _records(output_dir, pass_over) if fits(path, facts)]
+    return max(found)[1] if found else None
+
+
+def _records(output_dir: str, pass_over: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Run folders below a folder with their facts; what cannot be read is passed over, or an error."""
     for file in Path(output_dir).absolute().rglob("run.json"):
         try:
             facts = _read_json(file)
         except RunError:
-            continue
-        if facts.get("stage") in ("train", "moe_joint") and facts.get("status") == "complete":
-            found.append((str(facts.get("finished")), file.parent))
-    if not found:
-        raise RunError(f"run=latest: no finished training run below {output_dir}. Train one: python run.py")
-    return max(found)[1]
+            if pass_over:
+                continue
+            raise
+        yield file.parent, facts
 
 
 def config_hash(cfg: RunConfig) -> str:
