@@ -63,6 +63,23 @@ def test_checkpointing_of_activations_changes_nothing(kind: str, tokenizer: Any)
     assert_same(found, whole(kind, tokenizer)[0])
 
 
+def test_compiled_layers_change_nothing(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced forward and backward, run without a compiler for C++, which not every machine has."""
+    real, compiled = torch.nn.Module.compile, []
+
+    def traced(self: torch.nn.Module, **given: Any) -> None:
+        compiled.append(self)
+        real(self, backend="aot_eager", **given)
+
+    expected, loss = whole("weighted tokens", tokenizer)
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    found, logged = steps.step("weighted tokens", 8, tokenizer, "train.compile=true")
+    assert len(compiled) == 2  # layers of the small model
+    assert all(layer._compiled_call_impl is None for layer in compiled)  # the base is as it was
+    assert logged == pytest.approx(loss, rel=1e-5)
+    assert_same(found, expected)
+
+
 TOGETHER = ["weighted tokens", "label", "classifier", steps.MIXTURE]
 
 

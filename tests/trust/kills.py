@@ -42,7 +42,7 @@ from finsa.evaluation.reproduction import TIMED
 from finsa.files import digests
 from finsa.inference import answering  # noqa: F401
 from finsa.launch import QUIET
-from finsa.stages import chain, check, evaluate, predict, train  # noqa: F401
+from finsa.stages import chain, check, evaluate, moe_joint, predict, train  # noqa: F401
 
 LABELS = ("利空", "中性", "利好")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -180,6 +180,8 @@ def kinds(base: Path) -> list[Kind]:
 
     links = "stage.links={first: {stage: train}, second: {stage: evaluate, run: '@first'}}"
     chained = [word for word in [*LORA, *data, *COMMON] if not word.startswith("stage.")]
+    joint = ["stage=moe_joint", "stage.missing=train", "stage.compare=false", "stage.warmup_steps=3", "stage.epochs=1"]
+    joint += [word for word in LORA if not word.startswith("stage.")]
     predicted = ["stage=predict", f"run={trained}", f"input={rows}", "stage.chunk=4", *COMMON]
     return [
         training,
@@ -197,6 +199,7 @@ def kinds(base: Path) -> list[Kind]:
             False,
             runs_of,
         ),
+        Kind("mixture", lambda at: [*joint, *data, *COMMON, out(at)], True, runs_of),
         Kind("chain", lambda at: ["stage=chain", links, *chained, out(at)], True, runs_of),
         Kind(
             "cache building",
@@ -211,11 +214,11 @@ def _write_rows(file: Path, number: int) -> None:
     draw = random.Random(number)
     words = {"利空": "亏损下滑暴跌", "中性": "公告会议发布", "利好": "大涨盈利增长"}
     with file.open("w", encoding="utf-8") as stream:
-        stream.write("id,text,label\n")
+        stream.write("id,text,label,domain\n")
         for row in range(number):
             label = LABELS[row % 3]
             text = "".join(draw.choices(words[label] + "公司今日市场股票年度", k=draw.randrange(8, 40)))
-            stream.write(f"{row},第{row}条{text},{label}\n")
+            stream.write(f"{row},第{row}条{text},{label},{('news', 'forum')[row // 3 % 2]}\n")
 
 
 # ------------------------------------------------------------------------------------------------ kills
