@@ -62,7 +62,7 @@ def assert_same(run: Path, alone: Path) -> None:
     answers = [[(record["id"], record["label"]) for record in map(json.loads, each)] for each in lines]
     assert answers[0] == answers[1]
     facts = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (run, alone)]
-    for name in ("steps", "trainable_parameters", "data_fingerprint"):
+    for name in ("steps", "trainable_parameters", "data_fingerprint", "training_tokens"):
         assert facts[0][name] == facts[1][name], name
 
 
@@ -72,10 +72,6 @@ def test_fsdp_gives_the_losses_and_metrics_of_one_process(table: Path, alone: Pa
     assert process.returncode == 0, errors
     assert told.count("run folder:") == 1
     assert_same(ranks.only_run(tmp_path), alone)
-    tokens = [
-        json.loads((run / "run.json").read_text())["training_tokens"] for run in (ranks.only_run(tmp_path), alone)
-    ]
-    assert tokens[0] == tokens[1]
 
 
 def test_ddp_loses_a_process_ends_and_goes_on(table: Path, alone: Path, tmp_path: Path) -> None:

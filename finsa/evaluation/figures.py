@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,21 @@ CHINESE_FONTS = (
     "SimHei",
 )
 ENGLISH = {"利空": "bearish", "中性": "neutral", "利好": "bullish"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture and what it shows.
+
+    Args:
+        file: the PNG.
+        title: of the figure.
+        alt: what a reader who cannot see it should know.
+    """
+
+    file: Path
+    title: str
+    alt: str
 
 
 def confusion_matrix(report: Mapping[str, Any], title: str, file: Path) -> None:

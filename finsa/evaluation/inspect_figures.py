@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from finsa.evaluation.confounds import TRAITS, percent
-from finsa.evaluation.figures import font_and_names
+from finsa.evaluation.figures import Figure, font_and_names
 
 # Told apart by colour-blind readers as well (Okabe & Ito 2008); more classes than that take a map's shades.
 COLOURS = ("#D55E00", "#B0B0B0", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442")
 WIDTH, DPI = 6.4, 160  # inches: narrow, so that the writing is still large enough on a telephone
 GREY = "#444444"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture and what it shows.
-
-    Args:
-        file: the PNG.
-        title: of the figure.
-        alt: what a reader who cannot see it should know.
-    """
-
-    file: Path
-    title: str
-    alt: str
 
 
 @contextmanager

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 
+from finsa import pages
 from finsa.data.near import NearDuplicates
 from finsa.evaluation.confounds import percent
 from finsa.evaluation.examples import Example, visible
-from finsa.evaluation.inspect_figures import Figure
+from finsa.evaluation.figures import Figure
 
 TEMPLATES = Path(__file__).parent / "templates"
 CUT_SHOWN = 400  # characters of a cut text that are shown
@@ -54,30 +53,13 @@ def render(page: Page) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.environment(TEMPLATES)
     environment.filters |= {
         "number": lambda value: f"{value:,}",
         "percent": percent,
         "visible": visible,
-        "language": _language,
-        "png": _embedded,
         "sentence": lambda text: text[:1].upper() + text[1:],
         "unbroken": lambda text: text.replace(" %", "\u00a0%"),
         "tokens": lambda count: f"{count} token" if count == 1 else f"{count} tokens",
     }
     return environment.get_template("inspect.html.j2")
-
-
-def _embedded(file: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
-
-
-def _language(text: str) -> str:
-    """The language of a text from the data, so that it is read aloud and drawn as what it is."""
-    return "zh-Hans" if re.search(r"[\u4e00-\u9fff]", text) else "en"

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot
 
-from finsa.evaluation.figures import font_and_names
-from finsa.evaluation.report_figures import COLOURS, DPI, WIDTH, Figure
+from finsa.evaluation.figures import Figure, font_and_names
+from finsa.evaluation.report_figures import COLOURS, DPI, WIDTH
 
 
 def router(routers: Mapping[str, dict[str, Any]], file: Path) -> Figure | None:

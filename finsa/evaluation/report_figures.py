@@ -6,7 +6,6 @@ import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +19,13 @@ from matplotlib.ticker import NullFormatter
 from finsa.evaluation import statistics
 from finsa.evaluation.arms import Arm
 from finsa.evaluation.comparison import Comparison, reliability
-from finsa.evaluation.figures import font_and_names
+from finsa.evaluation.figures import Figure, font_and_names
 
 # Told apart by colour-blind readers as well (Okabe & Ito 2008); more than that take a map's shades.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#B8A500")
 WIDTH, DPI = 6.8, 150  # inches: narrow, so that the writing is still large enough on a telephone
 LETTER = 0.058  # inches that a letter of 7 points takes
 LINES = 8  # arms that a figure of lines can show apart
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture and what it shows.
-
-    Args:
-        file: the PNG.
-        title: of the figure.
-        alt: what a reader who cannot see it should know.
-    """
-
-    file: Path
-    title: str
-    alt: str
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Figure]:

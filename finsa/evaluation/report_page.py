@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 
+from finsa import pages
 from finsa.evaluation import mixture_figures, report_figures
+from finsa.evaluation.figures import Figure
 from finsa.evaluation.report import Report
-from finsa.evaluation.report_figures import Figure
 
 TEMPLATES = Path(__file__).parent / "templates"
 MANY_ROWS = 40  # longer tables are folded up
@@ -55,25 +54,6 @@ def render(report: Report, figures: Sequence[Figure]) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "png": _embedded,
-        "language": _language,
-        "anchor": lambda name: name.lower().replace(" ", "-"),
-    }
+    environment = pages.environment(TEMPLATES)
+    environment.filters["anchor"] = lambda name: name.lower().replace(" ", "-")
     return environment.get_template("report.html.j2")
-
-
-def _embedded(file: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
-
-
-def _language(text: str) -> str:
-    """The language of a text from the data, so that it is read aloud and drawn as what it is."""
-    return "zh-Hans" if re.search(r"[\u4e00-\u9fff]", text) else "en"

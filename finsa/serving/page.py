@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from finsa import pages
 from finsa.config import ServeStage
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -58,14 +58,7 @@ def docs(document: dict[str, Any], url: str) -> Page:
 
 def _render(name: str, script: str, **values: Any) -> Page:
     style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template(name).render(script=Markup(script), style=Markup(style), **values)
+    html = pages.environment(TEMPLATES).get_template(name).render(script=Markup(script), style=Markup(style), **values)
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -12,7 +12,7 @@ from finsa import runs, tracking
 from finsa.config import InspectStage, RunConfig
 from finsa.data import near, sources, table, task
 from finsa.evaluation import examples, inspect_figures, inspect_page, inspect_terminal, inspection, outcome, tables
-from finsa.evaluation.inspect_figures import Figure
+from finsa.evaluation.figures import Figure
 from finsa.modeling import tokenizers
 from finsa.runs import Result
 

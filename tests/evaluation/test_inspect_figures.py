@@ -12,7 +12,7 @@ from matplotlib import font_manager, image
 
 from finsa.data.near import SCHEMA
 from finsa.evaluation import inspect_figures
-from finsa.evaluation.inspect_figures import Figure
+from finsa.evaluation.figures import Figure
 
 LABELS = ("利空", "中性", "利好")
 SPLITS = {

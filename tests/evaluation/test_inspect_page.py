@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import browsers
 import polars as pl
 import pytest
 
@@ -31,25 +30,6 @@ class Opened(NamedTuple):
     console: list[dict[str, Any]]
 
 
-def _browser() -> Any:
-    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if binary is None or driver is None:
-        message = "no chromium with chromedriver on this machine; on Debian: apt-get install chromium chromium-driver"
-        if os.environ.get("FINSA_REQUIRE_BROWSER") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    nowhere = "--host-resolver-rules=MAP * ~NOTFOUND"
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", nowhere):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-
-
 def _write(folder: Path) -> None:
     """Rows with everything that a page could stumble over: markup, control characters, drops, two sources."""
     rows = [
@@ -62,7 +42,7 @@ def _write(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory, config: Callable[..., RunConfig]) -> Iterator[Opened]:
-    driver = _browser()
+    driver = browsers.chromium()
     try:
         data, out = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("out")
         _write(data)

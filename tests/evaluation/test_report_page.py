@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import browsers
 import numpy as np
 import pytest
 from folders import answers, write_run
@@ -33,28 +33,9 @@ class Opened(NamedTuple):
     console: list[dict[str, Any]]
 
 
-def _browser() -> Any:
-    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if binary is None or driver is None:
-        message = "no chromium with chromedriver on this machine; on Debian: apt-get install chromium chromium-driver"
-        if os.environ.get("FINSA_REQUIRE_BROWSER") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    nowhere = "--host-resolver-rules=MAP * ~NOTFOUND"
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", nowhere):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-
-
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory, config: Callable[..., RunConfig]) -> Iterator[Opened]:
-    driver = _browser()
+    driver = browsers.chromium()
     try:
         folder = tmp_path_factory.mktemp("sweep")
         for number, (method, right) in enumerate([("zero_shot", 0.3), ("lora", 0.7), ("lora_response", 0.95)]):
