@@ -1,8 +1,8 @@
-"""``python run.py`` in processes of their own, forked from one that has imported the libraries.
+"""Scripts, above all ``run.py``, in processes of their own, forked from one that has imported the libraries.
 
 A command spends most of a short life on imports. Here a server imports them once per test process; every command is a
 fork of it with command line, folder, environment and output of its own. What tests the start itself (its speed, what is
-imported, what a signal does) starts Python anew.
+imported, how processes find each other) starts Python anew.
 """
 
 from __future__ import annotations
@@ -16,41 +16,78 @@ import tempfile
 from collections.abc import Mapping
 from functools import cache
 from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from finsa.config import ROOT
 
-SCRIPT = str(ROOT / "run.py")
+
+class Command:
+    """A script that was started.
+
+    Args:
+        words: what stands behind its name.
+        folder: in which it is started.
+        environment: instead of this process's.
+        stdin: a file that it reads.
+        script: below the repository.
+    """
+
+    def __init__(
+        self,
+        *words: str,
+        folder: Path = ROOT,
+        environment: Mapping[str, str] | None = None,
+        stdin: Path = Path(os.devnull),
+        script: str = "run.py",
+    ) -> None:
+        self._place = tempfile.TemporaryDirectory()
+        self._outputs = [Path(self._place.name) / name for name in ("out", "err")]
+        files = [str(file) for file in (stdin, *self._outputs)]
+        command = [str(ROOT / script), *words]
+        given = dict(os.environ if environment is None else environment)
+        self.process = _server().Process(target=_be, args=(command, str(folder), given, files))
+        self.process.start()
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+        return self.process.exitcode
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        if self.process.pid is not None and self.poll() is None:
+            os.kill(self.process.pid, number)
+
+    def wait(self, seconds: float = 600) -> int:
+        """Wait for its end.
+
+        Returns:
+            The exit code; of a signal, its negative number.
+        """
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise subprocess.TimeoutExpired("run.py", seconds, self.out, self.err)
+        return self.process.exitcode
+
+    @property
+    def out(self) -> str:
+        """What it has said so far."""
+        return self._outputs[0].read_text(encoding="utf-8") if self._outputs[0].is_file() else ""
+
+    @property
+    def err(self) -> str:
+        """What it has complained of so far."""
+        return self._outputs[1].read_text(encoding="utf-8") if self._outputs[1].is_file() else ""
 
 
 def run(
-    *words: str, folder: Path = ROOT, environment: Mapping[str, str] | None = None
+    *words: str, folder: Path = ROOT, environment: Mapping[str, str] | None = None, script: str = "run.py"
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command line to its end.
-
-    Args:
-        words: what stands behind ``run.py``.
-        folder: in which it is started.
-        environment: instead of this process's.
-    """
-    with tempfile.TemporaryDirectory() as place:
-        texts = [Path(place) / name for name in ("out", "err")]
-        process = started(*words, folder=folder, environment=environment, outputs=texts)
-        process.join()
-        out, err = (text.read_text(encoding="utf-8") for text in texts)
-    assert process.exitcode is not None
-    return subprocess.CompletedProcess([sys.executable, SCRIPT, *words], process.exitcode, out, err)
-
-
-def started(
-    *words: str, folder: Path = ROOT, environment: Mapping[str, str] | None = None, outputs: list[Path] | None = None
-) -> ForkServerProcess:
-    """Start a command line; its two outputs go into files, or nowhere."""
-    to = [str(file) for file in outputs or [Path(os.devnull)] * 2]
-    process = _server().Process(target=_be, args=(list(words), str(folder), dict(environment or os.environ), to))
-    process.start()
-    return process
+    """Run a script to its end; the arguments are those of `Command`."""
+    command = Command(*words, folder=folder, environment=environment, script=script)
+    code = command.wait()
+    return subprocess.CompletedProcess([script, *words], code, command.out, command.err)
 
 
 @cache
@@ -67,20 +104,25 @@ def _server() -> ForkServerContext:
     return context
 
 
-def _be(words: list[str], folder: str, environment: dict[str, str], outputs: list[str]) -> None:
-    """Be the command: the last thing that this process does."""
+def _be(command: list[str], folder: str, environment: dict[str, str], files: list[str]) -> None:
+    """Be the script: the last thing that this process does."""
     code = 70
     try:
-        for number, name in enumerate(outputs, 1):
-            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        for number, name in enumerate(files):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND if number else os.O_RDONLY), number)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - multiprocessing has closed it
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
-        sys.path[0] = str(ROOT)
-        sys.argv = [SCRIPT, *words]
-        runpy.run_path(SCRIPT, run_name="__main__")
+        sys.path[0] = str(Path(command[0]).parent)
+        sys.argv = command
+        runpy.run_path(command[0], run_name="__main__")
+        code = 0
     except SystemExit as end:
         code = int(end.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        code = 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

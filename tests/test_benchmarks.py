@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+import commands
 
 from benchmarks import bench
 from finsa.config import ROOT
 
 
 def test_the_training_benchmark_compares_equal_arms() -> None:
-    words = [sys.executable, "benchmarks/training_step.py", "--quick", "--rows", "4", "--turns", "1"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = commands.run("--quick", "--rows", "4", "--turns", "1", script="benchmarks/training_step.py")
     assert done.returncode == 0, done.stderr
     equal = re.search(
         r"loss ([\d.]+) \(trl ([\d.]+)\), gradients differ by ([\d.e-]+)",
@@ -26,15 +25,13 @@ def test_the_training_benchmark_compares_equal_arms() -> None:
 
 
 def test_the_mixture_benchmark_runs_its_arms() -> None:
-    words = [sys.executable, "benchmarks/mixture.py", "--quick", "--turns", "1", "--batch", "2", "--tokens", "24"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = commands.run("--quick", "--turns", "1", "--batch", "2", "--tokens", "24", script="benchmarks/mixture.py")
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"as fast as published", done.stdout)) == 12
 
 
 def test_an_epoch_is_timed_beside_stock_trainers() -> None:
-    words = [sys.executable, "benchmarks/epoch.py", "--quick"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = commands.run("--quick", script="benchmarks/epoch.py")
     assert done.returncode == 0, done.stderr
     found = re.findall(r"turn 1: (.+): \[\(([\d.]+), ([\d.]+)\)\]", done.stdout)
     assert [name for name, _, _ in found] == ["transformers Trainer", "trl SFTTrainer, completion only", "finsa"]
@@ -42,8 +39,7 @@ def test_an_epoch_is_timed_beside_stock_trainers() -> None:
 
 
 def test_the_cost_curves_have_every_axis() -> None:
-    words = [sys.executable, "benchmarks/curves.py", "--quick"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = commands.run("--quick", script="benchmarks/curves.py")
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"[\d.]+ ms", done.stdout)) == 8
     shown = " ".join(done.stdout.split())

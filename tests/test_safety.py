@@ -242,7 +242,7 @@ def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_secrets_are_written_nowhere(tmp_path: Path) -> None:
     """A run with an offline tracker; every byte it leaves behind and says is searched."""
     short = ["train=smoke", "train.max_steps=2", "stage.compare_base=false", "tracking.mode=offline"]
-    done = _run(tmp_path, "method=tfidf_lr", *short, "output_dir=out")
+    done = _run(tmp_path, "method=majority", *short, "output_dir=out")
     assert done.returncode == 0, done.stderr
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert any("wandb" in str(file) for file in files)

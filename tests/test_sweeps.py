@@ -16,6 +16,7 @@ import pytest
 import wandb_files
 import yaml
 from commands import run
+from few import FEW
 from transformers import AutoModelForCausalLM
 
 from finsa.config import RunConfig
@@ -24,7 +25,7 @@ from finsa.modeling import base
 from finsa.stages import train
 
 METHODS = ["zero_shot", "lora", "lora_downsample", "lora_response", "lora_response_downsample"]
-SMOKE = ["train=smoke", "train.max_steps=2"]
+SMOKE = [FEW, "train=smoke", "train.max_steps=2"]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def test_a_failing_job_is_told_at_the_end_and_the_others_finish(tmp_path: Path) 
     assert "leaves no room for text" in left_out
 
 
-QUICK = ["data=sample", "tracking=none"]
+QUICK = [FEW, "tracking=none"]
 
 
 def comparison(folder: Path) -> str:
@@ -154,13 +155,12 @@ def test_a_killed_sweep_goes_on_and_gives_the_same_table(tmp_path: Path) -> None
     whole = run(*command, f"output_dir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     place = f"output_dir={tmp_path / 'killed'}"
-    started = commands.started(*command, place)
+    started = commands.Command(*command, place)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("killed/sweeps/*/1/run.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    started.kill()
-    started.join()
-    assert started.exitcode == -signal.SIGKILL
+    started.signal(signal.SIGKILL)
+    assert started.wait() == -signal.SIGKILL
     time.sleep(1.1)  # a sweep's folder is named by the second
     again = run(*command, place)
     assert again.returncode == 0, again.stderr
@@ -209,7 +209,7 @@ def test_jobs_in_processes_of_their_own_end_in_one_report(launcher: str, tmp_pat
 
 
 def test_an_experiment_runs_over_its_own_sweep_beside_its_published_table(tmp_path: Path) -> None:
-    words = ["experiment=aidf_ablation", "train=smoke", "train.max_steps=1", "model=tiny", "data=sample"]
+    words = ["experiment=aidf_ablation", "train=smoke", "train.max_steps=1", "model=tiny", "data=sample", FEW]
     done = run(*words, "method=zero_shot,lora", "tracking=none", f"output_dir={tmp_path}", "-m")
     assert done.returncode == 0, done.stderr
     rows = {row["arm"]: row for row in csv.DictReader((newest(tmp_path) / "report.csv").open(encoding="utf-8"))}
@@ -241,4 +241,4 @@ def test_jobs_share_base_and_tokens(
     for method in ("lora", "lora_response", "lora_downsample"):
         train.run(config(f"method={method}", *SMOKE, "tracking=none", f"output_dir={tmp_path}"))
     assert len(loaded) == 1
-    assert sorted(encoded) == [596, 596, 3608]
+    assert sorted(encoded) == [120, 120, 1203]

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from few import FEW
+
 from finsa.config import RunConfig
 
-SHORT = ("train=smoke", "tracking=none", "stage.compare_base=false")
+SHORT = (FEW, "train=smoke", "tracking=none", "stage.compare_base=false")
 STEPS = {"lora_response": 60, "classifier": 30}  # enough for answers that are not all the same
 
 

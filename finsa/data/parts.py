@@ -140,24 +140,34 @@ def _journal(folder: Path, rank: int) -> list[Chunk]:
     return chunks
 
 
-def gone(folder: Path, processes: int, since: float) -> list[int]:
-    """Numbers of processes on this machine that ended without having done their share.
+def gone(folder: Path, processes: int) -> list[int]:
+    """Numbers of processes on this machine that ended without having done their share."""
+    return [
+        rank
+        for rank in range(processes)
+        if not _done(folder, rank)
+        and _ended(folder / f"alive-{rank}")
+        and not _done(folder, rank)  # it may have come to its end in between
+    ]
 
-    Args:
-        folder: of the output.
-        processes: how many there are.
-        since: seconds since the epoch; what began before is of an earlier attempt, whose successor may still come.
-    """
-    lost = []
-    for rank in range(processes):
-        file = folder / f"alive-{rank}"
-        if not file.is_file() or (folder / f"done-{rank}").is_file() or file.stat().st_mtime < since:
-            continue
-        starter, _, pid = file.read_text(encoding="utf-8").rpartition(" ")
-        ended = starter == _starter() and pid.isdecimal() and not _alive(int(pid))
-        if ended and not (folder / f"done-{rank}").is_file():  # it may have come to its end in between
-            lost.append(rank)
-    return lost
+
+def forget(folder: Path) -> None:
+    """Forget the processes of an earlier attempt: their successors may still be on their way."""
+    for file in folder.glob("alive-*"):
+        if _ended(file):
+            file.unlink(missing_ok=True)
+
+
+def _done(folder: Path, rank: int) -> bool:
+    return (folder / f"done-{rank}").is_file()
+
+
+def _ended(file: Path) -> bool:
+    """Whether a process that wrote this file was started as this one was, and runs no more."""
+    if not file.is_file():
+        return False
+    starter, _, pid = file.read_text(encoding="utf-8").rpartition(" ")
+    return starter == _starter() and pid.isdecimal() and not _alive(int(pid))
 
 
 def _starter() -> str:

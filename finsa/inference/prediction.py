@@ -21,8 +21,6 @@ from finsa.data.written import Format
 from finsa.errors import RunError
 from finsa.inference.answering import Answerer, Answers
 
-STARTED = time.time()  # of this process, nearly; those that share its input are started together with it
-
 
 @dataclass(frozen=True)
 class Share:
@@ -165,7 +163,7 @@ def wait(folder: Path, share: Share, patience: float) -> None:
         now = time.monotonic()
         if (found := parts.written(folder)) != written:
             written, moved = found, now
-        gone = parts.gone(folder, share.processes, STARTED)
+        gone = parts.gone(folder, share.processes)
         if gone or now - moved > patience:
             said = "is gone" if gone else f"has written nothing for {patience:.0f} seconds (train.process_timeout)"
             raise RunError(

@@ -65,6 +65,8 @@ def _file(cfg: RunConfig, record: Record) -> Result:
     if columns is None and target != "jsonl":
         columns = streams.keys_of(source)
     parts.begin(folder, _state(cfg, record, source, column, share))
+    if share.rank == 0:
+        parts.forget(folder)
     with locks.held(folder / f"lock-{share.rank}", f"output {output}"):
         part = parts.Part(folder, share.rank)
         if part.chunks and share.rank == 0:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import polars as pl
 import pytest
 from endpoints import ChatServer, Reply, Request, failed, said
 
-from finsa.config import ROOT, RunConfig
+from finsa.config import RunConfig
 from finsa.data import table
 from finsa.errors import DataError, RunError
 from finsa.stages import augment
@@ -43,11 +42,6 @@ def rows(tmp_path: Path) -> Path:
 
 def _words(rows: Path, output: Path, *more: str) -> list[str]:
     return ["stage=augment", "data=table", f"data.files={rows}", LABELS, "data.cache=null", f"output={output}", *more]
-
-
-def _command(folder: Path, *words: str) -> list[str]:
-    assert folder.is_dir()
-    return [sys.executable, str(ROOT / "run.py"), *words]
 
 
 def _run(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -238,11 +232,11 @@ def test_stopped_in_the_middle(rows: Path, tmp_path: Path, stop: signal.Signals,
 
     with ChatServer(held_back) as server:
         words = _words(rows, tmp_path / "out", *_asking(server, "stage.paraphrase.workers=2"))
-        running = subprocess.Popen(_command(tmp_path, *words), cwd=tmp_path, stdout=subprocess.DEVNULL)
+        running = commands.Command(*words, folder=tmp_path)
         while len(server.requests) < 14:
             assert running.poll() is None
             time.sleep(0.01)
-        running.send_signal(stop)
+        running.signal(stop)
         time.sleep(3)
         released.set()  # an interrupted command still takes the two answers that are under way
         assert running.wait() == code

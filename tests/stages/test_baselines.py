@@ -11,15 +11,16 @@ from typing import Any
 
 import commands
 import pytest
+from few import FEW
 
 from finsa.config import RunConfig
-from finsa.errors import ConfigError, ModelError
+from finsa.errors import ConfigError, ModelError, RunError
 from finsa.evaluation import metrics
 from finsa.runs import Result
 from finsa.stages import check, evaluate, train
 
 Compose = Callable[..., RunConfig]
-SMOKE = ("train=smoke", "tracking=none")
+SMOKE = (FEW, "train=smoke", "tracking=none")
 METHODS = {
     "majority": (),
     "tfidf_lr": ("method.baseline.strengths=[1,3]",),
@@ -28,7 +29,7 @@ METHODS = {
     "encoder": ("method.baseline.weights=random",),
 }
 # zh_news_mix and finfe_forum: accuracy and macro-F1 of TF-IDF and logistic regression in ../shared/data/README.md
-KNOWN = {"finfe_forum": (0.753, 0.690), "zh_news_mix": (0.869, 0.859)}
+KNOWN = {"finfe_forum": (0.753, 0.690)}
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -91,18 +92,24 @@ def test_a_damaged_file_is_told(finished: tuple[RunConfig, Result], config: Comp
     copy = shutil.copytree(first.run_dir, tmp_path / "copy")
     largest = max((copy / "baseline").iterdir(), key=lambda file: file.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    again = config("stage=evaluate", f"run={copy}", "tracking=none", f"output_dir={tmp_path}")
+    with pytest.raises(RunError, match="is another file than the run wrote"):
+        evaluate.run(again)
+    facts = json.loads((copy / "run.json").read_text(encoding="utf-8"))
+    del facts["weights"]  # as an older version wrote it
+    (copy / "run.json").write_text(json.dumps(facts), encoding="utf-8")
     with pytest.raises(ModelError, match="is incomplete or damaged"):
-        evaluate.run(config("stage=evaluate", f"run={copy}", "tracking=none", f"output_dir={tmp_path}"))
+        evaluate.run(again)
 
 
 def test_the_plan_counts_what_was_learnt(
     finished: tuple[RunConfig, Result], config: Compose, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg, result = finished
-    check.run(config("stage=check", f"method={cfg.method.name}", *METHODS[cfg.method.name]))
+    check.run(config("stage=check", FEW, f"method={cfg.method.name}", *METHODS[cfg.method.name]))
     shown = capsys.readouterr().out
     assert f"{read(result, 'run.json')['trainable_parameters']:,}" in shown
-    assert "3,608 rows" in shown
+    assert "1,203 rows" in shown
 
 
 def test_sampling_is_that_of_the_language_models(config: Compose, tmp_path: Path) -> None:
@@ -142,7 +149,7 @@ def test_what_does_not_go_together_is_refused(config: Compose, words: list[str],
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", ["finfe_forum"])  # zh_news_mix takes half a minute and says the same
 def test_tfidf_reaches_the_known_figures(name: str, shared_data: Path, tmp_path: Path, config: Compose) -> None:
     words = ("method=tfidf_lr", "data=table", f"data.files={shared_data / name}", "tracking=none")
     found = train.run(config(*words, f"output_dir={tmp_path}")).metrics["test"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from few import FEW
 
 from finsa import launch
 from finsa.config import RunConfig
@@ -16,7 +17,7 @@ from finsa.runs import Result
 from finsa.stages import evaluate, train
 
 Compose = Callable[..., RunConfig]
-SHORT = ("train=smoke", "tracking=none", "stage.compare_base=false", "train.max_steps=2")
+SHORT = (FEW, "train=smoke", "tracking=none", "stage.compare_base=false", "train.max_steps=2")
 # The last is another code point for the first one's character; Unicode and this tokenizer hold them for the same.
 ALIKE = {"利空": "利", "中性": "中", "利好": "\uf9dd"}
 

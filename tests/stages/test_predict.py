@@ -15,10 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import commands
 import polars as pl
 import pytest
 
-from finsa.config import ROOT, RunConfig
+from finsa.config import RunConfig
 from finsa.data import parts
 from finsa.errors import ConfigError, DataError, FinsaError, RunError
 from finsa.inference import answering
@@ -64,7 +65,7 @@ def whole(config: Compose, run: Path, table: Path, tmp_path_factory: pytest.Temp
 
 
 def command(run: Path, source: str, output: Path) -> list[str]:
-    return [sys.executable, "run.py", *SETTINGS, f"run={run}", f"input={source}", f"output={output}"]
+    return [*SETTINGS, f"run={run}", f"input={source}", f"output={output}"]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -103,15 +104,15 @@ def test_a_killed_command_goes_on_and_the_file_is_the_same(
     output = tmp_path / "out.csv"
     folder = tmp_path / "out.csv.partial"
     words = command(run, str(table), output)
-    process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = commands.Command(*words)
     until = time.monotonic() + 90
     while process.poll() is None and time.monotonic() < until:
         journal = folder / "journal-0.jsonl"
         if journal.is_file() and journal.read_bytes().count(b"\n") >= 2:
             break
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.signal(signal.SIGKILL)
+    process.wait()
     assert not output.exists(), "it was done before it could be killed"
     for name in ("rows-0", "rejected-0", "journal-0.jsonl"):  # what a kill in the middle of a write leaves behind
         with (folder / name).open("ab") as stream:
@@ -127,22 +128,12 @@ def test_a_killed_command_goes_on_and_the_file_is_the_same(
 def test_two_processes_and_a_pipe_write_the_same_file(run: Path, table: Path, whole: Path, tmp_path: Path) -> None:
     shared, piped = tmp_path / "shared.csv", tmp_path / "piped.csv"
     both = [
-        subprocess.Popen(
-            command(run, str(table), shared),
-            cwd=ROOT,
-            env=environment(RANK=str(rank), WORLD_SIZE="2"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        commands.Command(*command(run, str(table), shared), environment=environment(RANK=str(rank), WORLD_SIZE="2"))
         for rank in (0, 1)
     ]
-    with table.open("rb") as stream:
-        pipe = subprocess.run(command(run, "-", piped), cwd=ROOT, env=environment(), stdin=stream, capture_output=True)
-    assert pipe.returncode == 0, pipe.stderr.decode()
-    for process in both:
-        told = process.communicate(timeout=120)
-        assert process.returncode == 0, told
+    pipe = commands.Command(*command(run, "-", piped), stdin=table)
+    for process in (pipe, *both):
+        assert process.wait(120) == 0, process.err
     assert shared.read_bytes() == whole.read_bytes()
     assert piped.read_bytes() == whole.read_bytes()
 
@@ -282,25 +273,20 @@ def test_a_lost_process_ends_the_wait_and_the_command_goes_on(
     output = tmp_path / "out.csv"
     words = [*command(run, str(table), output), "train.process_timeout=60"]
 
-    def start(rank: int) -> subprocess.Popen[str]:
-        variables = environment(RANK=str(rank), WORLD_SIZE="2")
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(words, cwd=ROOT, env=variables, text=True, **pipes)  # type: ignore[call-overload,no-any-return]
+    def start(rank: int) -> commands.Command:
+        return commands.Command(*words, environment=environment(RANK=str(rank), WORLD_SIZE="2"))
 
     first, lost = start(0), start(1)
     until = time.monotonic() + 90
-    while not (tmp_path / "out.csv.partial" / "alive-1").is_file() and time.monotonic() < until:
+    while len(list(tmp_path.glob("out.csv.partial/alive-*"))) < 2 and time.monotonic() < until:
         time.sleep(0.002)
-    lost.kill()
-    lost.communicate()
-    _, errors = first.communicate(timeout=200)
-    assert first.returncode == 2, errors
-    assert "process 1 is gone" in errors
-    assert "Traceback" not in errors
+    lost.signal(signal.SIGKILL)
+    lost.wait()
+    assert first.wait(200) == 2, first.err
+    assert "process 1 is gone" in first.err
+    assert "Traceback" not in first.err
     both = [start(0), start(1)]
-    for process in both:
-        told = process.communicate(timeout=200)
-        assert process.returncode == 0, told
+    assert [process.wait(200) for process in both] == [0, 0], [process.err for process in both]
     assert output.read_bytes() == whole.read_bytes()
 
 
@@ -310,9 +296,12 @@ def test_what_an_earlier_attempt_left_behind_counts_for_nothing(tmp_path: Path) 
     ended.wait()
     file = tmp_path / "alive-1"
     file.write_text(f"{parts._starter()} {ended.pid}", encoding="utf-8")
-    begun = file.stat().st_mtime
-    assert parts.gone(tmp_path, 2, begun - 1) == [1]
-    assert parts.gone(tmp_path, 2, begun + 1) == []
+    running = tmp_path / "alive-0"
+    running.write_text(f"{parts._starter()} {os.getpid()}", encoding="utf-8")
+    assert parts.gone(tmp_path, 2) == [1]
+    parts.forget(tmp_path)
+    assert parts.gone(tmp_path, 2) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["alive-0"]
 
 
 def test_a_silent_process_ends_the_wait(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import commands
 import pytest
+from few import FEW
 
 from finsa import runs
 from finsa.config import RunConfig
@@ -21,7 +22,7 @@ SPACE = (
     "stage.space=[{key: train.learning_rate, low: 0.0005, high: 0.01, log: true}, "
     "{key: method.adapter.rank, low: 2, high: 4}]"
 )
-QUICK = ["train=smoke", "train.max_steps=2", "tracking=none", "stage.startup=1"]
+QUICK = [FEW, "train=smoke", "train.max_steps=2", "tracking=none", "stage.startup=1"]
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -6,8 +6,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,15 +17,16 @@ from typing import Any
 import commands
 import httpx
 import pytest
+from few import FEW
 
 from finsa import arguments, composition, runs
-from finsa.config import ROOT, RunConfig, ServeStage
+from finsa.config import RunConfig, ServeStage
 from finsa.errors import ConfigError, RunError
 from finsa.inference import answering
 from finsa.stages import serve, train
 
 Compose = Callable[..., RunConfig]
-SHORT = ("train=smoke", "tracking=none", "stage.compare_base=false", "train.max_steps=12")
+SHORT = (FEW, "train=smoke", "tracking=none", "stage.compare_base=false", "train.max_steps=12")
 
 
 @pytest.fixture(scope="module")
@@ -38,25 +37,19 @@ def trained(config: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def serving(folder: Path, *words: str) -> Iterator[tuple[commands.Command, httpx.Client]]:
     """The command, from when it listens until it is told to stop."""
-    command = [sys.executable, str(ROOT / "run.py"), "stage=serve", "port=0", "tracking=none", f"output_dir={folder}"]
-    with subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        said = ""
-        for line in process.stdout:
-            said += line
-            url = re.search(r"serving .* at (http://127\.0\.0\.1:\d+)", line)
-            if url:
-                break
-        else:
-            pytest.fail(f"it never listened: {said}")
-        with httpx.Client(base_url=url[1], timeout=30, trust_env=False) as client:
-            try:
-                yield process, client
-            finally:
-                process.send_signal(signal.SIGTERM)
-                process.wait(30)
+    process = commands.Command("stage=serve", "port=0", "tracking=none", f"output_dir={folder}", *words)
+    while not (url := re.search(r"serving .* at (http://127\.0\.0\.1:\d+)", process.out)):
+        if process.poll() is not None:
+            pytest.fail(f"it never listened: {process.out}{process.err}")
+        time.sleep(0.02)
+    with httpx.Client(base_url=url[1], timeout=30, trust_env=False) as client:
+        try:
+            yield process, client
+        finally:
+            process.signal(signal.SIGTERM)
+            process.wait(30)
 
 
 def test_answers_are_those_of_the_run(trained: Path, tmp_path: Path) -> None:
@@ -69,7 +62,7 @@ def test_answers_are_those_of_the_run(trained: Path, tmp_path: Path) -> None:
         with ThreadPoolExecutor(16) as pool:
             singles = list(pool.map(lambda text: client.post("/predict", json={"text": text}).json(), texts))
         model = client.get("/model").json()
-        process.send_signal(signal.SIGINT)
+        process.signal(signal.SIGINT)
         assert process.wait(30) == 0
     assert [answer["prediction"] for answer in batch[:-1]] == [row["label"] for row in kept]
     for number, (answer, row) in enumerate(zip(batch, said.probabilities, strict=True)):
@@ -103,7 +96,7 @@ def test_a_stop_signal_lets_accepted_requests_finish(trained: Path, tmp_path: Pa
         with httpx.Client(base_url=client.base_url, trust_env=False) as other:
             while "finsa_batch_texts_count 0" in other.get("/metrics").text:
                 time.sleep(0.02)
-        process.send_signal(signal.SIGTERM)
+        process.signal(signal.SIGTERM)
         asking.join(60)
         assert process.wait(30) == 0
         with pytest.raises(httpx.ConnectError):
@@ -202,9 +195,10 @@ def test_latest_is_the_newest_finished_training_run(trained: Path, tmp_path: Pat
 
 
 def test_default_is_trained_where_there_is_no_run_of_this_configuration(config: Compose, tmp_path: Path) -> None:
-    with serving(tmp_path, "run=default", "train=smoke") as (_, client):
+    given = (FEW, "train=smoke", "train.max_steps=1")
+    with serving(tmp_path, "run=default", *given) as (_, client):
         served = client.get("/model").json()["run"]
     (folder,) = tmp_path.glob("*_train_*")
     assert folder.name == served
     # From now on it is there.
-    assert serve._source(config("stage=serve", "run=default", "train=smoke", f"output_dir={tmp_path}")) == folder
+    assert serve._source(config("stage=serve", "run=default", *given, f"output_dir={tmp_path}")) == folder

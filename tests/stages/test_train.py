@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from few import FEW
 from matplotlib import image
 
 from finsa.config import RunConfig
@@ -18,7 +19,7 @@ from finsa.runs import Result
 from finsa.stages import evaluate, train
 
 Compose = Callable[..., RunConfig]
-SHORT = ("train=smoke", "tracking=none", "train.max_steps=12")
+SHORT = (FEW, "train=smoke", "tracking=none", "train.max_steps=12")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_metrics_equal_those_of_the_predictions(finished: tuple[RunConfig, Resul
 
 def test_the_ledger_balances_and_tells_truncation(finished: tuple[RunConfig, Result]) -> None:
     ledger = read(finished[1], "ledger.json")
-    assert sum(ledger["read"].values()) == sum(ledger["buckets"].values()) == 4800
+    assert sum(ledger["read"].values()) == sum(ledger["buckets"].values()) == 1443
     assert sum(sum(counts.values()) for counts in ledger["splits"].values()) == ledger["buckets"]["used"]
     assert set(ledger["truncated"]) == {"train", "validation", "test"}
 
@@ -105,7 +106,7 @@ def test_evaluate_rebuilds_the_model_and_the_prompt(
 def test_the_bare_model_scores_as_before_training(
     finished: tuple[RunConfig, Result], config: Compose, tmp_path: Path
 ) -> None:
-    bare = evaluate.run(config("stage=evaluate", "tracking=none", f"output_dir={tmp_path}"))
+    bare = evaluate.run(config("stage=evaluate", FEW, "tracking=none", f"output_dir={tmp_path}"))
     zero_shot = train.run(config("method=zero_shot", *SHORT, f"output_dir={tmp_path}"))
     assert bare.metrics["test"] == finished[1].metrics["base"] == zero_shot.metrics["test"]
     assert zero_shot.run_dir is not None
@@ -123,7 +124,7 @@ def test_the_same_command_gives_the_same_numbers(
 def test_full_training_changes_the_weights_of_its_own_base_only(config: Compose, tmp_path: Path) -> None:
     cfg = config("method=full", *SHORT, "train.max_steps=2", "train.learning_rate=1e-3", f"output_dir={tmp_path}")
     full = train.run(cfg)
-    bare = evaluate.run(config("stage=evaluate", "tracking=none", f"output_dir={tmp_path}"))
+    bare = evaluate.run(config("stage=evaluate", FEW, "tracking=none", f"output_dir={tmp_path}"))
     assert bare.metrics["test"] == full.metrics["base"] != full.metrics["test"]
     again = evaluate.run(config("stage=evaluate", f"run={full.run_dir}", "tracking=none", f"output_dir={tmp_path}"))
     assert again.metrics["test"] == full.metrics["test"]

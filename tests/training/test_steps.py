@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from functools import cache
 from typing import Any
 
+import commands
 import pytest
 import steps
 import torch
 
-from finsa.config import ROOT
 from finsa.errors import ConfigError
 
 
@@ -91,14 +89,15 @@ def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    ranks = []
-    for rank in range(2):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "PYTHONPATH": path}
-        words = [sys.executable, steps.__file__, "2", str(folder / f"{rank}.pt"), *TOGETHER]
-        ranks.append(subprocess.Popen(words, env={**os.environ, **shared, **own}, stderr=subprocess.PIPE, text=True))
-    errors = [rank.communicate(timeout=600)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    ranks = [
+        commands.Command(
+            *("2", str(folder / f"{rank}.pt"), *TOGETHER),
+            environment={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            script="tests/steps.py",
+        )
+        for rank in range(2)
+    ]
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.err for rank in ranks]
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

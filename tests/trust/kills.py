@@ -288,6 +288,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=600, help="end earlier after so many")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "trust.json")
+    parser.add_argument("--kinds", nargs="+", help="some of them; none given: all")
     given = parser.parse_args()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -296,7 +297,7 @@ def main() -> None:
     draw, began = random.Random(given.seed), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="finsa-trust-") as folder:
         base = Path(folder)
-        measured = kinds(base)
+        measured = [kind for kind in kinds(base) if given.kinds is None or kind.name in given.kinds]
         for kind in measured:
             if kind.whole is None:
                 undisturbed(kind, base)

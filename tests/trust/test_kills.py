@@ -10,16 +10,17 @@ from pathlib import Path
 
 from finsa.config import ROOT
 
-KINDS = {"training", "evaluation", "prediction", "sweep", "chain", "cache building"}
+KINDS = {"training", "prediction", "chain", "cache building"}  # tests/test_sweeps.py kills a sweep
 
 
 def test_killed_commands_go_on_to_the_same_results(tmp_path: Path) -> None:
     output = tmp_path / "trust.json"
-    command = [sys.executable, "tests/trust/kills.py", "8", "--seed", "2", "--output", str(output)]
+    command = [sys.executable, "tests/trust/kills.py", "4", "--seed", "2", "--output", str(output)]
+    command += ["--kinds", *sorted(KINDS)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(output.read_text(encoding="utf-8"))["kinds"]
     assert found.keys() == KINDS
-    assert sum(kind["tried"] for kind in found.values()) >= 8
+    assert sum(kind["tried"] for kind in found.values()) >= 4
     assert [kind for kind in found.values() if kind["survived"] != kind["tried"]] == []
