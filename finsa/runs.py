@@ -102,7 +102,7 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
     if not processes.first():
         yield RunFolder(Path(processes.agreed(None)), {})
         return
-    path = _unfinished(cfg, data_fingerprint) if cfg.resume else _new_path(cfg)
+    path = to_resume(cfg, data_fingerprint) if cfg.resume else _new_path(cfg)
     path.mkdir(parents=True, exist_ok=True)
     with locks.held(path / locks.LOCK, f"run folder {path}"):
         folder = _opened(cfg, path, data_fingerprint)
@@ -207,7 +207,12 @@ def unfinished(cfg: RunConfig, data_fingerprint: str | None = None) -> Path | No
     return _newest(cfg.output_dir, "started", fits, pass_over=False)
 
 
-def _unfinished(cfg: RunConfig, data_fingerprint: str | None) -> Path:
+def to_resume(cfg: RunConfig, data_fingerprint: str | None = None) -> Path:
+    """The run that ``resume=true`` goes on with.
+
+    Raises:
+        RunError: where there is none.
+    """
     found = unfinished(cfg, data_fingerprint if sweep_name() else None)
     if found is not None:
         return found

@@ -34,10 +34,24 @@ def run(cfg: RunConfig) -> Result:
     rows = task.build(cfg, data, tokenizers.load_tokenizer(cfg.model))
     schedule.steps_of(cfg.train, sum(rows.class_counts(cfg)), processes.world())
     hardware.prepare(cfg.train)
+    own = _own(cfg, stage, data)
     made_of = members.gather(cfg, stage, rows, lambda text: print(text, flush=True))
-    with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
+    with runs.start(own, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
         folder.note(**members.facts(made_of))
         return _run(cfg, stage, rows, made_of, folder, tracker)
+
+
+def _own(cfg: RunConfig, stage: MoeJointStage, data: table.Table) -> RunConfig:
+    """The configuration of the mixture's own run: ``resume=true`` may find that only its experts had been begun.
+
+    Raises:
+        RunError: where there is nothing to resume.
+    """
+    if not cfg.resume or runs.unfinished(cfg) is not None:
+        return cfg
+    if runs.finished(cfg, data.fingerprint) is not None or not members.begun(cfg, stage, data):
+        runs.to_resume(cfg)
+    return cfg.model_copy(update={"resume": False})
 
 
 def _run(

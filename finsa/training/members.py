@@ -91,7 +91,10 @@ def gather(cfg: RunConfig, stage: MoeJointStage, task: Task, tell: Callable[[str
         if path is not None:
             _check(cfg, stage, task, name, path)
             tell(f"expert {name}: {path}")
-    folders = {name: path or _train(expert_config(cfg, name), f"expert {name}", tell) for name, path in known.items()}
+    folders = {
+        name: path or _train(expert_config(cfg, name), f"expert {name}", tell, cfg.resume)
+        for name, path in known.items()
+    }
     adapters = {name: _adapter(path) for name, path in folders.items()}
     found = experts.read(adapters)
     if cfg.method.head == "classifier" and stage.head_init == "experts":
@@ -99,8 +102,16 @@ def gather(cfg: RunConfig, stage: MoeJointStage, task: Task, tell: Callable[[str
     union = None
     if stage.compare:
         wanted = expert_config(cfg, None)
-        union = runs.finished(wanted, task.table.fingerprint) or _train(wanted, "one adapter on all domains", tell)
+        union = runs.finished(wanted, task.table.fingerprint)
+        union = union or _train(wanted, "one adapter on all domains", tell, cfg.resume)
     return Members(folders, adapters, union)
+
+
+def begun(cfg: RunConfig, stage: MoeJointStage, data: table.Table) -> bool:
+    """Whether an expert's own run was begun: what there is to go on with before the mixture itself has a run."""
+    unnamed = [name for name, place in (stage.experts or dict.fromkeys(names(stage, data))).items() if place is None]
+    wanted = [expert_config(cfg, name) for name in unnamed]
+    return any(_known(one, name, None) or runs.unfinished(one) for one, name in zip(wanted, unnamed, strict=True))
 
 
 def expert_config(cfg: RunConfig, domain: str | None) -> RunConfig:
@@ -134,10 +145,15 @@ def _known(cfg: RunConfig, name: str, place: str | None) -> Path | None:
     return runs.finished(wanted, fingerprint)
 
 
-def _train(cfg: RunConfig, what: str, tell: Callable[[str], None]) -> Path:
-    tell(f"{what}: no finished run of this configuration; training it as\n  {command(cfg)}")
+def _train(cfg: RunConfig, what: str, tell: Callable[[str], None], resume: bool) -> Path:
+    before = runs.unfinished(cfg) if resume else None
+    tell(
+        f"{what}: no finished run of this configuration; training it as\n  {command(cfg)}"
+        if before is None
+        else f"{what}: going on with {before}"
+    )
     with runs.apart():
-        result = job.run(cfg)
+        result = job.run(cfg.model_copy(update={"resume": before is not None}))
     assert result.run_dir is not None
     return result.run_dir
 

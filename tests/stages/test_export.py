@@ -22,7 +22,7 @@ from finsa.stages import evaluate, export, predict
 
 Compose = Callable[..., RunConfig]
 Trained = Callable[..., Path]
-SHORT = ("stage=export", "stage.rows=150", "stage.timed=3")
+SHORT = ("stage=export", "stage.rows=100", "stage.timed=3")
 # Largest difference of a probability; int8 is held to the answers of a model that has hardly learnt, so to fewer.
 FORMATS = {
     "merged": ("format=merged", 1e-5),
@@ -70,7 +70,7 @@ def exported(
 def test_the_receipt_is_that_of_the_two_folders(exported: tuple[str, Path, Path]) -> None:
     name, folder, _ = exported
     receipt = json.loads((folder / bundles.RECEIPT).read_text())
-    assert receipt["rows"] == 150
+    assert receipt["rows"] == 100
     assert receipt["largest_difference"] <= FORMATS[name][1]
     assert receipt["agreement"] == 1 or name == "onnx_int8"
     assert receipt["export"]["milliseconds"] > 0

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from finsa import arguments
 from finsa.config import ROOT, RunConfig
 from finsa.errors import ConfigError, DataError, ModelError, RunError
-from finsa.evaluation import metrics, router
+from finsa.evaluation import metrics, outcome, router
 from finsa.runs import Result
 from finsa.stages import evaluate, moe_joint, report, train
 from finsa.training import joint, members
@@ -214,6 +214,33 @@ def test_a_run_that_breaks_is_resumed_after_its_warm_up(
     resumed = moe_joint.run(config(*short, f"output_dir={tmp_path}/cut", "resume=true"))
     assert resumed.metrics == whole.metrics
     assert stages(tmp_path / "cut") == ["moe_joint"]
+
+
+def test_resume_goes_on_with_experts_before_there_is_a_mixture(
+    config: Compose, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = (*SHORT, *JOINT, "stage.compare=false", f"data.files={files}", f"output_dir={tmp_path}")
+    with pytest.raises(RunError, match="no unfinished run of this configuration"):
+        moe_joint.run(config(*short, "resume=true"))
+    real, calls = outcome.validation, []
+
+    def breaks(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:  # in the second expert's training
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(outcome, "validation", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            moe_joint.run(config(*short))
+    begun = {path.parent for path in tmp_path.rglob("run.json")}
+    assert stages(tmp_path) == ["train", "train"]
+    moe_joint.run(config(*short, "resume=true"))
+    assert stages(tmp_path) == ["moe_joint", "train", "train"]
+    assert {path.parent for path in tmp_path.rglob("run.json")} > begun  # no expert was started anew
+    with pytest.raises(RunError, match="no unfinished run of this configuration"):
+        moe_joint.run(config(*short, "resume=true"))
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
