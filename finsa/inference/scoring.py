@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from finsa import processes
 from finsa.data.rows import Encoded, Renderer
-from finsa.modeling import hardware
+from finsa.modeling import hardware, narrowing
 from finsa.modeling.classifier import Classifier, causal
 from finsa.modeling.mixture import Mixture
 
@@ -111,7 +111,8 @@ def label_log_probs(
         inputs |= tree_inputs(tree, lengths, ids.shape[1], dtype)
     if past is not None:
         inputs |= {**_behind(inputs, past.get_seq_length()), "past_key_values": past}
-    logits = model(input_ids=ids, logits_to_keep=read, use_cache=past is not None, **inputs).logits
+    with narrowing.reading(model, read, ids.shape[1]):
+        logits = model(input_ids=ids, logits_to_keep=read, use_cache=past is not None, **inputs).logits
     log_probs = torch.log_softmax(logits.float(), dim=-1)  # (b, k, v)
     columns = [sum(log_probs[:, at, token] for at, token in steps) for steps in tree.steps]
     return torch.stack([torch.as_tensor(column) for column in columns], dim=1)

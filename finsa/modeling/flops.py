@@ -3,7 +3,7 @@
 A product of (n, in) and (in, out) takes 2 n in out. Forward has one for every matrix. Backward has one for the input's
 gradient, where something before it learns, and one for the weight's, where the weight itself learns: a frozen base
 under LoRA costs 4 per weight and token where full fine-tuning costs 6. Attention has two products of s x s per head
-forward and four backward (what a fused kernel computes again is not counted). The LM head counts at the positions
+forward and up to four backward (what a fused kernel computes again is not counted). The LM head counts at the positions
 that it is applied to. Checkpointed layers run forward twice.
 
 Letters: b rows of a batch, s tokens with padding.
@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from finsa.modeling import quantization
+from finsa.modeling import narrowing, quantization
 from finsa.modeling.classifier import causal
 
 # What reads the output of its own siblings; all other matrices of a block read what the block reads.
 LAST = ("o_proj", "out_proj", "down_proj", "dense", "dense_4h_to_h", "c_proj", "wo", "w2")
+QKV = ("q_proj", "k_proj", "v_proj")
 _LAYER = re.compile(r"\.(\d+)\.")
 _ADAPTED = re.compile(r"\.(lora_[A-Za-z_]+|base_layer)\b.*$")
 
@@ -33,7 +34,7 @@ class Costs:
     Args:
         position: per token, padding included: b x s of a batch.
         pair: per pair of tokens that attention looks at: b x s x s.
-        projected: per position that the LM head is applied to.
+        projected: per position that the LM head is applied to, and the last MLP where it is narrowed.
         row: per row: a classification head, a router.
     """
 
@@ -67,19 +68,24 @@ def of(model: Any, checkpointing: bool = False) -> Costs:
         else:
             layers.setdefault(int(place[1]), []).append((name, parameter))
     started = bool(embedding.requires_grad or checkpointing)
-    position = pair = 0.0
+    position = pair = read = 0.0
+    narrow = getattr(model, "head", None) is None and not checkpointing and narrowing.mlp(model) is not None
     width = _attention_width(inner.config)
     for number in sorted(layers):
-        of_position, attended = _layer(layers[number], started, checkpointing)
-        position += of_position
-        pair += width * (4 + 8 * attended + 4 * checkpointing)
+        of_attention, of_mlp, products = _layer(layers[number], started, checkpointing)
+        position += of_attention
+        if narrow and number == max(layers):
+            read += of_mlp
+        else:
+            position += of_mlp
+        pair += width * (4 + 2 * products + 4 * checkpointing)
         started = started or any(p.requires_grad for _, p in layers[number])
-    return Costs(position, pair, 2 * head.numel() * (1 + started + bool(head.requires_grad)), row)
+    return Costs(position, pair, read + 2 * head.numel() * (1 + started + bool(head.requires_grad)), row)
 
 
-def _layer(matrices: list[tuple[str, Any]], started: bool, checkpointing: bool) -> tuple[float, bool]:
-    """Operations of a layer per token, and whether its attention has a backward pass."""
-    cost, attended = 0.0, None
+def _layer(matrices: list[tuple[str, Any]], started: bool, checkpointing: bool) -> tuple[float, float, int]:
+    """Operations of a layer per token, without its MLP and of that, and products of its attention's backward pass."""
+    cost, attended = {False: 0.0, True: 0.0}, None
     learnt_before, learnt_here, block = started, False, ""
     for number, (name, parameter) in enumerate(matrices):
         module = _ADAPTED.sub("", name.removesuffix(".weight"))
@@ -92,9 +98,21 @@ def _layer(matrices: list[tuple[str, Any]], started: bool, checkpointing: bool) 
         size = quantization.logical_size(parameter)
         # the second forward ends with what backward needs last, which is what the last product reads
         again = checkpointing and not (number == len(matrices) - 1 and own in LAST)
-        cost += 2 * size * (1 + reaches + bool(parameter.requires_grad) + again)
+        cost[".mlp." in name] += 2 * size * (1 + reaches + bool(parameter.requires_grad) + again)
         learnt_here = learnt_here or bool(parameter.requires_grad)
-    return cost, bool(attended)
+    return cost[False], cost[True], _backward_products(matrices, started) if attended else 0
+
+
+def _backward_products(matrices: list[tuple[str, Any]], started: bool) -> int:
+    """Of values, queries and keys those whose gradient is asked for, and one for the weights between the last two."""
+    learns: dict[str, bool] = {}
+    for name, parameter in matrices:
+        own = _ADAPTED.sub("", name.removesuffix(".weight")).rpartition(".")[2]
+        learns[own] = learns.get(own, False) or bool(parameter.requires_grad)
+    if started or not learns.keys() >= set(QKV):
+        return 4
+    query, key, value = (learns[name] for name in QKV)
+    return (query or key) + query + key + value
 
 
 def _attention_width(config: Any) -> int:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from finsa.config import Loss
 from finsa.data.rows import IGNORE
+from finsa.modeling import narrowing
 from finsa.training.collate import read_positions
 
 
@@ -45,7 +46,9 @@ def labelled_loss(
     read = read_positions(labels) if read is None else read
     if past is not None:
         inputs["past_key_values"] = past
-    logits = model(input_ids=input_ids, logits_to_keep=read, use_cache=past is not None, **inputs).logits  # (b, k, v)
+    with narrowing.reading(model, read, input_ids.shape[1]):
+        found = model(input_ids=input_ids, logits_to_keep=read, use_cache=past is not None, **inputs)
+    logits = found.logits  # (b, k, v)
     targets = labels.gather(1, read + 1).flatten()
     logits = logits.flatten(0, 1).float()
     if weights is None:
