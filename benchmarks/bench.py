@@ -52,7 +52,7 @@ class Row:
 # What each script is told by default, with --full, and with --quick.
 WORDS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "training_step": (["--turns", "2"], ["--turns", "5", "--rows", "16"], ["--quick", "--rows", "8", "--turns", "1"]),
-    "epoch": (["--turns", "1"], ["--turns", "3"], ["--quick"]),
+    "epoch": (["--turns", "1", "--epochs", "2"], ["--turns", "3"], ["--quick"]),
     "inference": (["--texts", "6", "--turns", "2"], ["--turns", "5"], ["--quick", "--texts", "2", "--turns", "1"]),
     "mixture": (
         ["--turns", "2", "--layers", "12"],

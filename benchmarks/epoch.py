@@ -73,9 +73,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.epochs.append((self.seconds, self.judge(model)))
 
 
-def composed(quick: bool) -> RunConfig:
+def composed(epochs: int) -> RunConfig:
     """The embedded default, without early stopping."""
-    words = ["train.patience=null", "train.select_by=macro_f1", *(["train.epochs=1"] if quick else [])]
+    words = ["train.patience=null", "train.select_by=macro_f1", f"train.epochs={epochs}"]
     return composition.build(*composition.compose_values(words), words)
 
 
@@ -166,8 +166,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--quick", action="store_true")
     options.add_argument("--turns", type=int, default=3)
+    options.add_argument("--epochs", type=int, default=4, help="fewer of them make another target")
     given = options.parse_args()
-    cfg = composed(given.quick)
+    cfg = composed(1 if given.quick else given.epochs)
     hardware.prepare(cfg.train)
     job = task.build(cfg, table.load(cfg.data), tokenizers.load_tokenizer(cfg.model))
     rows = [dict(row) for row in job.training_rows(cfg)[: 160 if given.quick else None]]
