@@ -11,7 +11,7 @@ import pytest
 from finsa.config import RunConfig
 from finsa.stages import train
 
-ROWS = {"finfe_forum": (9198, 1150, 1150), "zh_news_mix": (10783, 1348, 1348)}
+ROWS = {"finfe_forum": (9198, 1150, 1150)}
 
 
 @pytest.mark.real_data
