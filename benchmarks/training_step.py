@@ -19,7 +19,6 @@ import json
 import math
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -214,7 +213,7 @@ def peak_of(arm: str, argv: Sequence[str] | None) -> int:
 
 def peak() -> int:
     """This process's largest resident size, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return provenance.peak_memory()
 
 
 def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:

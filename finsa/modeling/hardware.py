@@ -6,8 +6,6 @@ import gc
 import logging
 import os
 import platform
-import resource
-import sys
 import time
 import warnings
 from functools import cache
@@ -16,6 +14,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from finsa import provenance
 from finsa.config import Train
 
 
@@ -70,8 +69,7 @@ def peak_memory() -> int:
     """Most memory in use so far, in bytes: allocated by torch on a GPU, else resident in this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return provenance.peak_memory()
 
 
 def out_of_memory(error: BaseException) -> bool:
