@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,21 @@ def validation(task: Labelled, scores: NDArray[np.float64]) -> dict[str, float]:
     return {"loss": loss, **{name: result[name] for name in ("macro_f1", "weighted_f1", "accuracy")}}
 
 
-def write_ledger(task: Labelled, folder: RunFolder) -> None:
-    """Write ``ledger.json``, and the rows that are not used with their reasons as ``dropped.jsonl``."""
-    folder.write_json("ledger.json", task.table.ledger.as_dict(task.truncated()))
+def write_ledger(task: Labelled, folder: RunFolder, splits: Collection[str]) -> dict[str, int]:
+    """Write ``ledger.json``, and the rows that are not used with their reasons as ``dropped.jsonl``.
+
+    Args:
+        task: of the run; another run of this process may have read further splits of it.
+        folder: of the run.
+        splits: those that this run has read.
+
+    Returns:
+        Rows of these splits whose text was cut.
+    """
+    cut = {split: number for split, number in task.truncated().items() if split in splits}
+    folder.write_json("ledger.json", task.table.ledger.as_dict(cut))
     folder.write_lines("dropped.jsonl", task.table.dropped.iter_rows(named=True))
+    return cut
 
 
 def draw(result: dict[str, Any], title: str, folder: Path) -> Path:

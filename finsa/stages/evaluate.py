@@ -45,7 +45,7 @@ def run(cfg: RunConfig) -> Result:
             answerer.close()
         name = trained.method.name if record else f"{trained.model.name} as it is"
         folder.note(**job.fingerprints(), run=str(record.path if record else None))
-        outcome.write_ledger(job, folder)
+        outcome.write_ledger(job, folder, (split,) if trained.method.baseline is None else tuple(data.splits))
         folder.write_json("metrics.json", found)
         if processes.first():
             tracker.figure("confusion matrix", outcome.draw(found[split], f"{name}, {split}", folder.path))

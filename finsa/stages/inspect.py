@@ -35,7 +35,7 @@ def run(cfg: RunConfig) -> Result:
     with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
         figures = _draw(job, numbers, close, folder.path)
         folder.note(**job.fingerprints())
-        outcome.write_ledger(job, folder)
+        outcome.write_ledger(job, folder, tuple(data.splits))
         folder.write_json("inspect.json", numbers)
         folder.write_lines("near_duplicates.jsonl", _pairs(close.pairs, data.labels.names))
         page = inspect_page.Page(

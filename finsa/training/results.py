@@ -58,7 +58,8 @@ def write(
     if not processes.first():
         return
     folder.note(**job.fingerprints(), labels=dict(zip(job.table.labels.names, job.table.labels.words, strict=True)))
-    outcome.write_ledger(job, folder)
+    reads_all = cfg.method.learn != "nothing" or cfg.method.baseline is not None
+    cut = outcome.write_ledger(job, folder, tuple(job.table.splits) if reads_all else ("test",))
     folder.write_json("metrics.json", metrics)
     folder.write_lines("predictions.jsonl", outcome.predictions(job, "test", scores, gates, experts))
     model = [] if cfg.method.baseline is not None else [cfg.model.name]
@@ -66,7 +67,7 @@ def write(
     tracker.summary(outcome.flat(metrics))
     tracker.figure("confusion matrix", figure)
     rows = {f"{cfg.model.name} as it is": metrics["base"]} if "base" in metrics else {}
-    tables.show_ledger(job.table.ledger, job.truncated())
+    tables.show_ledger(job.table.ledger, cut)
     tables.show_report(metrics["test"], f"{cfg.method.name} on the test split, by class")
     tables.show_comparison({**rows, cfg.method.name: metrics["test"]}, f"{cfg.data.name}, test split")
     print(f"run folder: {folder.path}")

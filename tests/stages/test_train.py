@@ -109,6 +109,8 @@ def test_the_bare_model_scores_as_before_training(
     bare = evaluate.run(config("stage=evaluate", FEW, "tracking=none", f"output_dir={tmp_path}"))
     zero_shot = train.run(config("method=zero_shot", *SHORT, f"output_dir={tmp_path}"))
     assert bare.metrics["test"] == finished[1].metrics["base"] == zero_shot.metrics["test"]
+    # what another run of this process has read of the same rows is no part of their records
+    assert [set(read(one, "ledger.json")["truncated"]) for one in (bare, zero_shot)] == [{"test"}, {"test"}]
     assert zero_shot.run_dir is not None
     assert not (zero_shot.run_dir / "adapters").exists()
 
