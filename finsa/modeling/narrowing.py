@@ -52,7 +52,7 @@ def mlp(model: Any) -> torch.nn.Module | None:
     """The MLP that may be narrowed; None where layers run again in backward, are compiled, divided, or others."""
     inner = getattr(model, "module", model)
     net = causal(getattr(inner, "backbone", inner))
-    layers = getattr(net.base_model, "layers", None)
+    layers = getattr(getattr(net, "base_model", None), "layers", None)
     if not layers or type(net).__module__.startswith("transformers_modules") or processes.divided(model):
         return None
     last = layers[-1]
