@@ -25,7 +25,7 @@ def reading(model: Any, read: torch.Tensor, positions: int) -> Iterator[None]:
 
     Args:
         model: a causal language model or a mixture, wrapped by PEFT or DDP or not.
-        read: positions, (b, k), as ``logits_to_keep`` gets them.
+        read: positions, (b, k), as ``logits_to_keep`` gets them; no position of a row twice.
         positions: of a row that is forwarded, s.
     """
     found = mlp(model) if read.shape[1] <= MOST * positions else None
@@ -33,12 +33,16 @@ def reading(model: Any, read: torch.Tensor, positions: int) -> Iterator[None]:
         yield
         return
 
+    def places(states: torch.Tensor) -> torch.Tensor:
+        """Of (b, ., d), or (E b, ., d): a mixture of outputs forwards all rows once per expert."""
+        return read.repeat(len(states) // len(read), 1)[:, :, None].expand(-1, -1, states.shape[2])
+
     def gather(module: torch.nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (given[0].gather(1, read[:, :, None].expand(-1, -1, given[0].shape[2])),)
+        return (given[0].gather(1, places(given[0])),)
 
     def scatter(module: torch.nn.Module, given: tuple[torch.Tensor], made: torch.Tensor) -> torch.Tensor:
         whole = made.new_zeros(made.shape[0], positions, made.shape[2])
-        return whole.scatter(1, read[:, :, None].expand(-1, -1, made.shape[2]), made)
+        return whole.scatter(1, places(made), made)
 
     hooks = [found.register_forward_pre_hook(gather), found.register_forward_hook(scatter)]
     try:

@@ -36,7 +36,7 @@ def learner(architecture: str) -> Any:
 def labelled(rows: torch.Tensor = IDS) -> torch.Tensor:
     labels = torch.full_like(rows, -100)
     for row, length in enumerate(LENGTHS.tolist()):
-        labels[row, length : length + 2] = rows[row, length : length + 2]
+        labels[row, length : length + 1 + row % 2] = rows[row, length : length + 1 + row % 2]
     return labels
 
 
@@ -81,12 +81,15 @@ def test_a_choice_among_labels_is_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     assert_same(both(model, lambda: label_log_probs(model, IDS, LENGTHS, TREE).sum(), monkeypatch))
 
 
-def test_a_mixture_is_the_same(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage: Any = composition.build(*composition.compose_values(["stage=moe_joint"]), ["stage=moe_joint"]).stage
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("mix", ["input", "output"])
+def test_a_mixture_is_the_same(mix: str, rows: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["stage=moe_joint", f"stage.mix={mix}"]  # output: the experts' rows stand below one another
+    stage: Any = composition.build(*composition.compose_values(words), words).stage
     model = Mixture(small("qwen2"), experts.read(write_experts(tmp_path, number=2)), stage, None, 0.0, seed=0)
     model.learn(experts=True)
-    span = torch.tensor([[2, 10]] * 4)
-    assert_same(both(model.eval(), lambda: labelled_loss(model, IDS, labelled(), text_span=span), monkeypatch))
+    ids, span = IDS[:rows], torch.tensor([[2, 10]] * rows)
+    assert_same(both(model.eval(), lambda: labelled_loss(model, ids, labelled()[:rows], text_span=span), monkeypatch))
 
 
 def test_where_much_is_read_nothing_is_narrowed() -> None:
