@@ -109,10 +109,17 @@ def test_the_bare_model_scores_as_before_training(
     bare = evaluate.run(config("stage=evaluate", FEW, "tracking=none", f"output_dir={tmp_path}"))
     zero_shot = train.run(config("method=zero_shot", *SHORT, f"output_dir={tmp_path}"))
     assert bare.metrics["test"] == finished[1].metrics["base"] == zero_shot.metrics["test"]
-    # what another run of this process has read of the same rows is no part of their records
-    assert [set(read(one, "ledger.json")["truncated"]) for one in (bare, zero_shot)] == [{"test"}, {"test"}]
     assert zero_shot.run_dir is not None
     assert not (zero_shot.run_dir / "adapters").exists()
+
+
+def test_a_ledger_tells_of_the_splits_that_its_own_run_has_read(config: Compose, tmp_path: Path) -> None:
+    """Jobs of a process share what is encoded."""
+    short = (*SHORT, "train.max_steps=1", "stage.compare_base=false", "data.cache=null", f"output_dir={tmp_path}")
+    trained, bare = (train.run(config(*short, f"method={method}")) for method in ("lora_response", "zero_shot"))
+    again = evaluate.run(config("stage=evaluate", f"run={trained.run_dir}", "tracking=none", f"output_dir={tmp_path}"))
+    told = [set(read(one, "ledger.json")["truncated"]) for one in (trained, bare, again)]
+    assert told == [{"train", "validation", "test"}, {"test"}, {"test"}]
 
 
 def test_the_same_command_gives_the_same_numbers(
