@@ -571,7 +571,8 @@ class Train(Section):
     Args:
         batch_tokens: padded tokens of a micro-batch, in place of micro_batch_size.
         shared_prefix: whether tokens that all rows begin with are forwarded once per micro-batch.
-        packing: whether rows are put behind one another instead of padded, with a mask that keeps them apart.
+        packing: whether rows are put behind one another instead of padded, with a mask that keeps them apart; ``auto``:
+            where that is cheaper by the operations of both.
         compile: whether the model's layers are compiled for training.
         memory: a budget per process, such as 16GiB: the micro-batch is the largest that fits, by estimate; null: the
             configured one.
@@ -602,7 +603,7 @@ class Train(Section):
     max_grad_norm: PositiveFloat
     group_by_length: bool
     shared_prefix: bool | Literal["auto"]
-    packing: bool
+    packing: bool | Literal["auto"]
     compile: bool
     gradient_checkpointing: Literal["auto", True, False]
     memory: str | None

@@ -186,7 +186,7 @@ def misspelt_value(base: tuple[str, ...], chance: random.Random) -> Mutation | N
     """One of a few words that a key takes, with a typing error."""
     words = [key for key in keys(base) if typing.get_origin(annotation(key)) is typing.Literal and key.count(".") == 1]
     key = chance.choice(words)
-    value = chance.choice(typing.get_args(annotation(key)))
+    value = chance.choice([value for value in typing.get_args(annotation(key)) if isinstance(value, str)])
     wrong = misspelt(value, chance)
     if len(value) < 4 or wrong in typing.get_args(annotation(key)) or key.endswith(".name"):
         return None
@@ -221,8 +221,11 @@ def wrong_nesting(base: tuple[str, ...], chance: random.Random) -> Mutation | No
             return None
         return Mutation("wrong nesting", (f"{key}.inner=1",), f"{key}.inner")
     if how == 1:
-        inner = chance.choice([key for key in keys(base) if key.count(".") == 2])
-        return Mutation("wrong nesting", (f"{inner.rpartition('.')[0]}=5",), inner.rpartition(".")[0])
+        inner = sorted({key.rpartition(".")[0] for key in keys(base) if key.count(".") == 2})
+        if not inner:  # a command may have no section within a section
+            return None
+        outer = chance.choice(inner)
+        return Mutation("wrong nesting", (f"{outer}=5",), outer)
     if name in ("name",) or section == "stage" or base[:1] == ("stage=synthesize",):
         return None
     other = chance.choice([group for group in ("train", "tracking") if group != section])

@@ -44,7 +44,10 @@ class Cutter:
     def groups(self, step: Step) -> list[list[int]]:
         """The numbers of the step's rows, by micro-batch."""
         around = len(self.collate.suffix) - self.collate.prefix
-        lengths = [len(row["input_ids"]) + around for row in step.rows]
+        return self.cuts([len(row["input_ids"]) + around for row in step.rows])
+
+    def cuts(self, lengths: Sequence[int]) -> list[list[int]]:
+        """The same for rows of such lengths."""
         if self.tokens is not None:
             return list(batches(lengths, self.tokens))
         if len(lengths) <= self.rows:

@@ -91,7 +91,7 @@ class Packer:
         """
         lengths = [len(row["input_ids"]) for row in rows]
         lines = first_fit(lengths, sum(lengths) if self.line is None else max(self.line, *lengths))
-        width = max(sum(lengths[row] for row in line) for line in lines)
+        width = width_of(lengths, lines)
         ids = np.full((len(lines), width), self.pad)
         labels, segments = np.full_like(ids, IGNORE), np.full_like(ids, -1)
         places, weights = np.tile(np.arange(width), (len(lines), 1)), np.zeros(ids.shape, np.float32)
@@ -123,6 +123,11 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         lines[line].append(row)
         room[line] -= lengths[row]
     return lines
+
+
+def width_of(lengths: Sequence[int], lines: Sequence[Sequence[int]]) -> int:
+    """Tokens of the longest of some lines of rows."""
+    return max(sum(lengths[row] for row in line) for line in lines)
 
 
 def read_positions(labels: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from finsa import processes, signals
 from finsa.config import Train
 from finsa.data.rows import CHUNK, Row
 from finsa.errors import ConfigError, Problem
-from finsa.training import checkpoints, compiling, prefix, progress, schedule, shared
+from finsa.training import checkpoints, compiling, packing, prefix, progress, schedule, shared
 from finsa.training import objective as objectives
 from finsa.training.batching import Cutter, Step
 from finsa.training.collate import Collator, Packer
@@ -26,8 +26,6 @@ from finsa.training.objective import Objective
 from finsa.training.recovery import Recovery
 from finsa.training.trainer import FinsaTrainer, Validate
 from finsa.training.watch import Watch
-
-LINE = 256  # tokens of a line of packed rows where a mask keeps them apart
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,12 @@ def _prepared(
     if processes.world() > 1:
         rows = shared.filled(list(rows), train.micro_batch_size * schedule.accumulation(train, processes.world()))
     dataset = _dataset(rows, common)
-    return dataset, *_cutter(model, pad, prefix.plan(common, model, train), train, objective)
+    plan = prefix.plan(common, model, train)
+    cut, batching = _cutter(pad, plan, train, objective)
+    packs = packing.plan(np.asarray(dataset.data["length"]), model, train, cut, objective.packs)
+    if packs.used:
+        cut.collate = Packer(pad, packs.line)
+    return dataset, cut, {**batching, "packing": asdict(packs)}
 
 
 def _resumed(folder: Path, log: Path | None) -> checkpoints.Checkpoint | None:
@@ -203,9 +206,7 @@ def _tokens(trainer: FinsaTrainer) -> int:
     return int(processes.total(np.array([int(trainer.tokens)]))[0])
 
 
-def _cutter(
-    model: Any, pad: int, plan: prefix.Prefix, train: Train, objective: Objective
-) -> tuple[Cutter, dict[str, Any]]:
+def _cutter(pad: int, plan: prefix.Prefix, train: Train, objective: Objective) -> tuple[Cutter, dict[str, Any]]:
     """How a step is cut and its rows are put together, and what the run's record says about it.
 
     Raises:
@@ -214,22 +215,16 @@ def _cutter(
     if train.batch_tokens is not None and train.strategy in ("fsdp", "deepspeed"):
         text = "processes that share a sharded model need equally many micro-batches; set train.batch_tokens=null"
         raise ConfigError([Problem("train.batch_tokens", text)])
-    if train.packing and not objective.packs:
-        text = "packs a loss on tokens; a choice among labels and a mixture read each row by itself. Set it to false"
-        raise ConfigError([Problem("train.packing", text)])
-    collate: Collator | Packer = Collator(pad, objective.suffix, plan.used)
-    if train.packing:
-        collate = Packer(pad, None if "flash" in model.config._attn_implementation else LINE)
-    cut = Cutter(collate, train.micro_batch_size, train.batch_tokens)
+    cut = Cutter(Collator(pad, objective.suffix, plan.used), train.micro_batch_size, train.batch_tokens)
     size = {"rows": cut.rows} if cut.tokens is None else {"padded_tokens": cut.tokens}
-    return cut, {"micro_batch": size, "packing": train.packing, "shared_prefix": asdict(plan)}
+    return cut, {"micro_batch": size, "shared_prefix": asdict(plan)}
 
 
 def _told(batching: dict[str, Any]) -> str:
     """One line for the terminal."""
     size, shared = next(iter(batching["micro_batch"].items())), batching["shared_prefix"]
     used = f"shared prefix of {shared['used']} tokens" if shared["used"] else f"no shared prefix ({shared['reason']})"
-    packed = "packed" if batching["packing"] else "side by side"
+    packed = "packed" if batching["packing"]["used"] else "side by side"
     return f"micro-batches of {size[1]} {size[0].replace('_', ' ')}, {packed}; {used}"
 
 

@@ -103,7 +103,7 @@ def obstacle(model: torch.nn.Module, train: Train) -> str | None:
     """Why a prefix cannot be shared here, or would not mean the same; None: it can."""
     if isinstance(model, Mixture):
         return "a mixture's experts are chosen by the text, for the prefix too"
-    if train.packing:
+    if train.packing is True:
         return "rows are packed"
     if train.gradient_checkpointing is True:
         return "gradient checkpointing keeps no keys and values"

@@ -1,0 +1,69 @@
+"""When rows are packed: the choice follows the operations that the steps take."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finsa import composition
+from finsa.config import Train
+from finsa.errors import ConfigError
+from finsa.modeling import flops
+from finsa.training import packing
+from finsa.training.batching import Cutter
+from finsa.training.collate import Collator, Packer
+from tests.models import small
+
+
+def settings(*further: str) -> Train:
+    overrides = ["train.batch_size=8", "train.micro_batch_size=8", *further]
+    values, choices = composition.compose_values(overrides)
+    return composition.build(values, choices, overrides).train
+
+
+def planned(lengths: list[int], *further: str, prefix: int = 0, packs: bool = True) -> packing.Packing:
+    train = settings(*further)
+    cut = Cutter(Collator(0, (), prefix), train.micro_batch_size, train.batch_tokens)
+    return packing.plan(np.asarray(lengths), small(), train, cut, packs)
+
+
+UNLIKE = [5, 60] * 4
+
+
+def test_rows_of_unlike_lengths_are_packed_and_rows_of_like_lengths_are_not() -> None:
+    assert planned(UNLIKE).used
+    assert not planned([60] * 8).used
+    draw = random.Random(0)
+    many = [draw.randint(5, 60) for _ in range(4000)]
+    assert not planned(many).used  # drawn in groups of like lengths
+    assert planned(many, "train.group_by_length=false").used
+
+
+def test_what_packs_save_is_a_ratio_of_the_operations_of_the_batches() -> None:
+    """The other way: the real tensors of both, for every line there is."""
+    lengths = [20, 100, 30, 80, 50, 60, 70, 120]
+    rows: list[dict[str, Any]] = [{"input_ids": [5] * n, "labels": [-100] * n} for n in lengths]
+    costs = flops.of(small())
+
+    def operations(collate: Collator | Packer, seen: float) -> float:
+        lines, width = collate(rows)["input_ids"].shape
+        return costs.position * lines * width + costs.pair * seen * lines * width * width
+
+    side, found = operations(Collator(0), 0.5), planned(lengths)
+    packed = {line: operations(Packer(0, line), 1.0) for line in packing.LINES}
+    assert found.line is not None
+    assert packed[found.line] == min(packed.values()) < max(packed.values())
+    assert found.saves == pytest.approx(side / packed[found.line], abs=1e-3)
+
+
+def test_the_user_has_the_last_word_where_packs_are_defined() -> None:
+    assert planned([60] * 8, "train.packing=true").used
+    refused = planned(UNLIKE, "train.packing=false")
+    assert (refused.used, refused.line, refused.reason) == (False, None, "train.packing=false")
+    assert "prefix" in planned(UNLIKE, prefix=16).reason
+    assert not planned(UNLIKE, packs=False).used
+    with pytest.raises(ConfigError, match="train.packing: packs a loss on tokens"):
+        planned(UNLIKE, "train.packing=true", packs=False)
