@@ -1,10 +1,11 @@
-"""Seconds until something is to be seen: help, a wrong option, the first training step of the embedded default.
+"""Seconds until something is to be seen: help, a wrong option, a first training step, and one after a kill.
 
     python benchmarks/startup.py            medians over three turns
     python benchmarks/startup.py --quick    one turn; nothing is written
 
 Each is a fresh process, imports included; CPU seconds beside wall seconds, because the machine may be shared. The first
-step is a run of one step without scoring the base: from the command to the log record of that step.
+step is a run of one step without scoring the base: from the command to the log record of that step. The step after a
+kill: the same from `resume=true` of a run that was killed by SIGKILL behind its checkpoint of step 4.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ COMMANDS = {
     "batch larger than the data": ("train.batch_size=100000", "train.micro_batch_size=10"),
     "prompt without room": ("data.max_length=10",),
 }
-FIRST = ("train=smoke", "train.max_steps=1", "tracking=none", "stage.compare_base=false")
+FIRST = ("train=smoke", "train.log_every=1", "tracking=none", "stage.compare_base=false")
 
 
 def command(*words: str) -> tuple[float, float]:
@@ -45,10 +46,39 @@ def first_step() -> float:
     """Wall seconds from the command to the record of the first training step."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.time()
-        words = [sys.executable, "run.py", *FIRST, f"output_dir={folder}"]
+        words = [sys.executable, "run.py", *FIRST, "train.max_steps=1", f"output_dir={folder}"]
         subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
-        log = next(Path(folder).rglob("log.jsonl")).read_text(encoding="utf-8").splitlines()
-        return float(next(record["time"] for record in map(json.loads, log) if "loss" in record) - started)
+        return steps_since(Path(folder), started)[0] - started
+
+
+def step_after_kill() -> float:
+    """Wall seconds from ``resume=true`` to the record of the first step that is made then."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [
+            sys.executable,
+            "run.py",
+            *FIRST,
+            "train.max_steps=8",
+            "train.validate_every=4",
+            f"output_dir={folder}",
+        ]
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(steps_since(Path(folder), 0)) < 5:  # the fifth record stands behind the checkpoint of step 4
+            if process.poll() is not None:
+                raise RuntimeError("the training ended before it was killed")
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        started = time.time()
+        subprocess.run([*words, "resume=true"], cwd=ROOT, capture_output=True, check=True)
+        return steps_since(Path(folder), started)[0] - started
+
+
+def steps_since(folder: Path, when: float) -> list[float]:
+    """Times of the log's records of training steps."""
+    text = "".join(file.read_text(encoding="utf-8") for file in folder.rglob("log.jsonl"))
+    records = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [float(record["time"]) for record in records if "loss" in record and record["time"] > when]
 
 
 def main() -> None:
@@ -61,8 +91,9 @@ def main() -> None:
         wall, used = zip(*(command(*words) for _ in range(turns)), strict=True)
         arms[name] = {"seconds": round(statistics.median(wall), 2), "cpu_seconds": round(statistics.median(used), 2)}
         print(f"{name:28} {arms[name]['seconds']:6.2f} s   {arms[name]['cpu_seconds']:6.2f} s of CPU", flush=True)
-    arms["first training step"] = {"seconds": round(statistics.median(first_step() for _ in range(turns)), 2)}
-    print(f"{'first training step':28} {arms['first training step']['seconds']:6.2f} s")
+    for name, one in (("first training step", first_step), ("first step after a kill", step_after_kill)):
+        arms[name] = {"seconds": round(statistics.median(one() for _ in range(turns)), 2)}
+        print(f"{name:28} {arms[name]['seconds']:6.2f} s", flush=True)
     if not given.quick:
         machine = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "load_average": os.getloadavg()[0]}
         text = json.dumps({**machine, "turns": turns, "arms": arms}, indent=1)

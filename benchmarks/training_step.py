@@ -5,11 +5,11 @@
 
 Held equal in all arms: architecture and weights, LoRA (rank 8 on query and value, alpha 16), token ids, labels (a
 two-token answer and the end token; the arms named so learn all tokens), batch size, optimiser and learning rate. The
-lengths are drawn between the quantiles of Chinese headlines with the AIDF instruction; in the last two arms 100 shared
-tokens stand before them. Arms take turns, so that a machine that slows down slows all of them; medians over the turns.
-The floor is what the operations of these rows (no padding, head at the labels only, no gradient for frozen weights)
-take at the rate of a large matrix product, measured once. The peak memory of an arm is the largest resident size of a
-process of its own that makes one pass.
+lengths are drawn between the quantiles of Chinese headlines with the AIDF instruction; in the two arms named so 100
+shared tokens stand before them. Arms take turns, so that a machine that slows down slows all of them; medians over the
+turns. Where bf16 is only emulated, trl as it ships has one turn. The floor is what the operations of these rows (no
+padding, head at the labels only, no gradient for frozen weights) take at the rate of a large matrix product, measured
+beside them. The peak memory of an arm is the largest resident size of a process of its own that makes one pass.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ PREFIX = 100
 STOCK = "transformers Trainer, float32, completion-only labels"
 FLOOR = "the floor: operations over the machine's matmul rate"
 SHIPS = "trl SFTTrainer as it ships (bf16 autocast, checkpointing)"
+CHECKPOINTED = "trl SFTTrainer, float32, checkpointing"
+PLAIN = "trl SFTTrainer, float32, no checkpointing"
+OWN = "finsa as it ships"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -64,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     options.add_argument("--rows", type=int, default=8, help="examples per pass")
     options.add_argument("--batch", type=int, default=4)
     options.add_argument("--turns", type=int, default=3)
-    options.add_argument("--emulate", action="store_true", help="run the bf16 arm even where bf16 is only emulated")
+    options.add_argument("--memory", action="store_true", help="the peak memory of all arms, not of four")
     options.add_argument("--arm", help="make one pass of one arm and print the peak memory of the process")
     given = options.parse_args(argv)
     cfg = composed("tiny" if given.quick else "qwen05b", given.batch)
@@ -77,14 +80,11 @@ def main(argv: list[str] | None = None) -> None:
         passes[given.arm]()
         print(peak())
         return
-    if base.dtype(cfg.model) != torch.bfloat16 and not (given.quick or given.emulate):
-        print(
-            "bf16 is only emulated here, so trl as it ships (bf16 autocast) is left out; --emulate runs it, very slowly"
-        )
-        del passes[SHIPS]
     equal = compare_gradients(cfg, tokenizer, rows[: given.batch])
-    seconds = take_turns({**passes, FLOOR: lambda: floor(cfg, rows)}, given.turns)
-    memory = {name: None if given.quick or name == FLOOR else peak_of(name, argv) for name in seconds}
+    emulated = [] if base.dtype(cfg.model) == torch.bfloat16 else [SHIPS]
+    seconds = take_turns({**passes, FLOOR: lambda: floor(cfg, rows)}, given.turns, emulated)
+    of = () if given.quick else tuple(seconds) if given.memory else (STOCK, CHECKPOINTED, PLAIN, OWN)
+    memory = {name: peak_of(name, argv) if name in of and name != FLOOR else None for name in seconds}
     report = summary(cfg, rows, seconds, equal, memory)
     show(report)
     if not given.quick:
@@ -138,13 +138,15 @@ def arms(cfg: RunConfig, tokenizer: Any, rows: list[Row], behind: list[Row]) -> 
     return {
         STOCK: lambda: stock.transformers(cfg, tokenizer, rows),
         SHIPS: trl(),
-        "trl SFTTrainer, float32, no checkpointing": trl(**plain),
+        CHECKPOINTED: trl(bf16=False, gradient_checkpointing=True),
+        PLAIN: trl(**plain),
         "trl SFTTrainer, float32, all tokens": trl(**plain, completion_only_loss=False),
         "trl SFTTrainer, float32, packing": trl(**plain, packing=True, max_length=256),
         "trl SFTTrainer, float32, length groups": trl(**plain, **best),
-        f"finsa as it ships ({base.dtype(cfg.model)}, length groups)": finsa(rows),
+        OWN: finsa(rows),
+        "finsa, side by side": finsa(rows, packing=False),
         "finsa, packed": finsa(rows, packing=True),
-        f"finsa, {PREFIX} shared tokens, each row by itself": finsa(behind, shared_prefix=False),
+        f"finsa, {PREFIX} shared tokens, each row by itself": finsa(behind, shared_prefix=False, packing=False),
         f"finsa, {PREFIX} shared tokens, once per micro-batch": finsa(behind, shared_prefix=True),
     }
 
@@ -223,11 +225,13 @@ def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def take_turns(passes: dict[str, Callable[[], float]], turns: int) -> dict[str, list[float]]:
-    """Run every arm once per turn."""
+def take_turns(passes: dict[str, Callable[[], float]], turns: int, once: Sequence[str]) -> dict[str, list[float]]:
+    """Run every arm once per turn; those named in the first turn only."""
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     for turn in range(turns):
         for name, one_pass in passes.items():
+            if turn and name in once:
+                continue
             seconds[name].append(one_pass())
             print(f"turn {turn + 1}/{turns}  {seconds[name][-1]:8.1f} s  {name}", flush=True)
     return seconds
