@@ -43,7 +43,7 @@ bench: $(BIN)/.ready  ## all benchmarks, as ratios in one run, with a table and 
 	@echo "==> benchmarks/bench.py (about twenty minutes; benchmarks/bench.py --help says how to run some, or more)"
 	$(BIN)/python benchmarks/bench.py
 
-trust: $(BIN)/.dev  ## kill commands 200 times at random moments and compare what comes out (an hour)
+trust: $(BIN)/.dev  ## kill commands 200 times at random moments and compare what comes out (half an hour)
 	@echo "==> tests/trust/kills.py, survived / tried as a table"
 	$(BIN)/python tests/trust/kills.py 200
 

@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +58,16 @@ WORDS: dict[str, tuple[list[str], list[str], list[str]]] = {
         ["--quick", "--turns", "1", "--batch", "2", "--tokens", "24"],
     ),
     "curves": (["--turns", "3"], ["--turns", "7"], ["--quick"]),
-    "data_pipeline": (["--rows", "10000", "100000"], [], ["--rows", "1000", "--out", os.devnull]),
+    "data_pipeline": (["--rows", "10000", "100000"], [], ["--quick"]),
     "memory_plan": (["--arms", "lora", "lora, gradient checkpointing"], [], ["--quick", "--arms", "lora"]),
     "startup": ([], [], ["--quick"]),
     "sweep": (["train=smoke"], [], []),
     "report": ([], ["--coverage", "10000"], []),  # prints its figures
+    "ranks": ([], [], []),
     "serving": ([], [], []),
 }
-QUICK_SKIPS = ("sweep", "report", "serving")  # without a short version
+QUICK_SKIPS = ("sweep", "report", "ranks", "serving")  # without a short version
+FULL_ONLY = ("ranks",)
 
 
 def main() -> int:
@@ -79,7 +79,8 @@ def main() -> int:
         kind.add_argument(f"--{flag}", action="store_true")
     options.add_argument("--serving", action="store_true")
     given = options.parse_args()
-    names = given.only or [name for name in WORDS if name != "serving" or given.serving]
+    left_out = () if given.full else FULL_ONLY
+    names = given.only or [name for name in WORDS if name not in left_out and (name != "serving" or given.serving)]
     failed = []
     for name in [] if given.show else names:
         if given.quick and name in QUICK_SKIPS:
@@ -200,6 +201,13 @@ def _sweep(values: Any) -> list[Row]:
     return [apart, Row("sweep", "one process", f"{values['one_process_s']} s", values["ratio"], equal)]
 
 
+def _ranks(values: Any) -> list[Row]:
+    return [
+        Row("ranks (embedded default)", arm, f"{one['tokens_per_second']:,} tokens/s", one["ratio"], "rows, steps")
+        for arm, one in values["arms"].items()
+    ]
+
+
 READERS = {
     "training_step": _training_step,
     "epoch": _epoch,
@@ -210,6 +218,7 @@ READERS = {
     "memory_plan": _memory_plan,
     "startup": _startup,
     "sweep": _sweep,
+    "ranks": _ranks,
 }
 
 
@@ -230,14 +239,15 @@ def show(found: list[Row]) -> None:
 
 
 def origin(folder: Path) -> str:
-    """Machine, versions and commit, for the chart's foot."""
-    from finsa import provenance
-
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "trl", "peft"))
-    known = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
-    devices = sorted({value["device"] for value in known if isinstance(value, dict) and "device" in value})
-    commit = (provenance._git("rev-parse", "HEAD") or "unknown")[:10]
-    return f"{'; '.join(devices)}\n{versions}; drawn at commit {commit}"
+    """Machines, versions and commits that the results were made with, for the chart's foot."""
+    made = [
+        json.loads(file.read_text(encoding="utf-8")).get("provenance", {}) for file in sorted(folder.glob("*.json"))
+    ]
+    shown = ("torch", "transformers", "trl", "peft")
+    versions = {", ".join(f"{name} {one['versions'][name]}" for name in shown) for one in made if "versions" in one}
+    machines = {one["machine"] for one in made if "machine" in one}
+    commits = {(one.get("git_commit") or "unknown")[:10] for one in made if one}
+    return f"{'; '.join(sorted(machines))}\n{'; '.join(sorted(versions))}; commits {', '.join(sorted(commits))}"
 
 
 def draw(found: list[Row], file: Path) -> None:

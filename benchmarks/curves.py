@@ -12,7 +12,6 @@ process where there is no GPU.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -30,10 +29,11 @@ from finsa.launch import QUIET
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
+import kept
 import torch
 from peft import LoraConfig, get_peft_model
 
-from finsa import composition, provenance
+from finsa import composition
 from finsa.config import MoeJointStage, RunConfig
 from finsa.evaluation import tables
 from finsa.inference.scoring import LabelTree, label_log_probs
@@ -143,12 +143,9 @@ def main() -> None:
         seconds = measure(points(cfg, axis, values[:2] if given.quick else values), 1 if given.quick else given.turns)
         curves[axis] = {"per": "step", "equal": "all but this axis", "seconds": seconds}
         tables.show_plan(f"a step over {axis}", {at: f"{1000 * value:.1f} ms" for at, value in seconds.items()})
-    told = provenance.of(cfg)
     report = {"model": "tiny", "device": hardware.describe(base.dtype(cfg.model)), "curves": curves}
-    report["provenance"] = {key: told[key] for key in ("machine", "git_commit", "versions", "started")}
     if not given.quick:
-        file = ROOT / "benchmarks" / "results" / "curves.json"
-        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        kept.write("curves", report)
 
 
 if __name__ == "__main__":

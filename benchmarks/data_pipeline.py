@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import platform
 import random
 import resource
 import subprocess
@@ -87,15 +85,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_673_267])
     parser.add_argument("--tokenizer", default=str(ROOT / "data" / "tiny"))
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "data_pipeline.json")
+    parser.add_argument("--quick", action="store_true", help="1,000 rows; nothing is written")
     parser.add_argument("--one", nargs=3, metavar=("FILE", "TOKENIZER", "CACHE"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.one:
         print(json.dumps(measure(*chosen.one), ensure_ascii=False))
         return
-    results = []
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        for rows in chosen.rows:
+        for rows in [1000] if chosen.quick else chosen.rows:
             file = Path(folder) / f"{rows}.csv"
             write_table(file, rows)
             size = file.stat().st_size / 2**20
@@ -106,14 +104,20 @@ def main() -> None:
             results.append(result)
             print(json.dumps(result, ensure_ascii=False), flush=True)
             file.unlink()
-    record = {
-        "command": "python benchmarks/data_pipeline.py",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "tokenizer": Path(chosen.tokenizer).name,
-        "results": results,
-    }
-    chosen.out.parent.mkdir(exist_ok=True)
-    chosen.out.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    if not chosen.quick:
+        keep(results, Path(chosen.tokenizer).name)
+
+
+def keep(results: list[dict[str, Any]], tokenizer: str) -> None:
+    """Write results beside those of other sizes, each with its own machine and commit."""
+    import kept
+
+    file = kept.RESULTS / "data_pipeline.json"
+    before = json.loads(file.read_text(encoding="utf-8"))["results"] if file.is_file() else []
+    measured = {result["rows"] for result in results}
+    made = {"tokenizer": tokenizer, "provenance": kept.here()}
+    together = [one for one in before if one["rows"] not in measured] + [result | made for result in results]
+    kept.write("data_pipeline", {"results": sorted(together, key=lambda one: int(one["rows"]))})
 
 
 if __name__ == "__main__":

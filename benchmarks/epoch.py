@@ -12,7 +12,6 @@ best macro-F1: every arm reaches it. Seconds are CPU seconds of this process on 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -29,12 +28,13 @@ from finsa.launch import QUIET
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
+import kept
 import torch
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from finsa import composition, provenance
+from finsa import composition
 from finsa.config import RunConfig
 from finsa.data import table, task
 from finsa.evaluation import outcome, tables
@@ -42,7 +42,6 @@ from finsa.inference.scoring import LabelScorer
 from finsa.modeling import base, hardware, learner, tokenizers
 from finsa.training import fit
 
-RESULTS = Path(__file__).resolve().parent / "results"
 TRANSFORMERS, TRL, OURS = "transformers Trainer", "trl SFTTrainer, completion only", "finsa"
 Epochs = list[tuple[float, float]]  # seconds so far and validation macro-F1, at the end of each epoch
 
@@ -183,8 +182,6 @@ def main() -> None:
     first = report["arms"][TRANSFORMERS]
     for arm in report["arms"].values():
         arm["ratio"] = round(first["epoch_seconds"] / arm["epoch_seconds"], 2)
-    told = provenance.of(cfg)
-    report["provenance"] = {key: told[key] for key in ("machine", "git_commit", "versions", "started")}
     shown = {
         name: f"{arm['epoch_seconds']:8.2f} s per epoch   {arm['ratio']:.2f}x   {arm['seconds_to_target']:8.2f} s to "
         f"macro-F1 {target:.4f}   best {arm['best_macro_f1']}"
@@ -192,8 +189,7 @@ def main() -> None:
     }
     tables.show_plan(f"embedded default, {len(rows)} rows, {report['device']}", shown)
     if not given.quick:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "epoch.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        kept.write("epoch", report)
 
 
 def summary(turns: list[Epochs], target: float) -> dict[str, Any]:

@@ -17,9 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import argparse
-import json
 import math
-import platform
 import random
 import statistics
 import sys
@@ -33,6 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import kept
 import numpy as np
 import torch
 from rich.console import Console
@@ -69,8 +68,7 @@ def main() -> None:
     report = summary(cfg.model.name, given, seconds, scores)
     show(report)
     if not given.quick:
-        file = ROOT / "benchmarks" / "results" / "inference.json"
-        file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        kept.write("inference", report)
 
 
 def stand_in(vocabulary: int, ends: Any) -> Any:
@@ -145,7 +143,7 @@ def summary(model: str, given: argparse.Namespace, seconds: dict[str, list[float
             told[name]["largest_difference"] = float(np.abs(wanted - scores[name]).max())
     return {
         "model": f"{model}, random weights",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {given.threads} threads",
+        "threads": given.threads,
         "bf16": "computed" if base._computes_bf16() else "emulated by this machine, so left out",
         "texts": given.texts,
         "turns": given.turns,

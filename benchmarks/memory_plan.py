@@ -26,17 +26,17 @@ from finsa.launch import QUIET
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
+import kept
 import torch
 from transformers import AutoTokenizer, TrainerCallback
 
-from finsa import composition, provenance
+from finsa import composition
 from finsa.config import ROOT, RunConfig
 from finsa.data.rows import IGNORE, Row
 from finsa.evaluation import tables
 from finsa.modeling import base, hardware, learner, memory
 from finsa.training import fit
 
-RESULTS = Path(__file__).resolve().parent / "results"
 ANSWER = 3
 ARMS: dict[str, tuple[str, ...]] = {
     "lora": ("method=lora_response",),
@@ -146,12 +146,10 @@ def main() -> None:
         found[arm] = json.loads(done.stdout.strip().splitlines()[-1])
         print(f"{arm}: {found[arm]['ratio']:.3f} of the measured {found[arm]['measured'] / 2**30:.2f} GiB", flush=True)
     cfg = composed(model, given.arms[0], rows)
-    told = provenance.of(cfg)
     report = {
         "model": model,
         "device": hardware.describe(base.dtype(cfg.model)),
         "arms": found,
-        "provenance": {key: told[key] for key in ("machine", "git_commit", "versions", "started")},
     }
     words = {
         name: f"{arm['measured'] / 2**30:.2f} GiB measured, {arm['estimated'] / 2**30:.2f} estimated"
@@ -159,8 +157,7 @@ def main() -> None:
     }
     tables.show_plan(f"{model} shape, micro-batch {rows} x {given.tokens} tokens, {report['device']}", words)
     if not given.quick:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "memory_plan.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        kept.write("memory_plan", report)
 
 
 if __name__ == "__main__":

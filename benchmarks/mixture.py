@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import statistics
 import sys
@@ -32,11 +31,12 @@ from finsa.launch import QUIET
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
+import kept
 import torch
 from peft import LoraConfig, XLoraConfig, get_peft_model
 from torch.nn import functional
 
-from finsa import composition, provenance
+from finsa import composition
 from finsa.config import MoeJointStage, RunConfig
 from finsa.evaluation import tables
 from finsa.inference.scoring import LabelTree, label_log_probs
@@ -44,7 +44,6 @@ from finsa.modeling import base, experts, hardware
 from finsa.modeling.mixture import Mixture
 from finsa.training.loss import labelled_loss
 
-RESULTS = Path(__file__).resolve().parent / "results"
 RANK, ANSWER = 16, 3
 LAYERS = "model.architecture.num_hidden_layers"
 TARGETS = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -78,12 +77,9 @@ def main() -> None:
     for part, action in {"training step": step, "inference": score}.items():
         work = {name: lambda arm=arm, action=action: action(arm, batch) for name, arm in arms.items()}
         report["parts"][part] = ratios(take_turns(work, given.turns, part))
-    report["provenance"] = {key: provenance.of(cfg)[key] for key in ("machine", "git_commit", "versions", "started")}
     show(report)
     if not given.quick:
-        RESULTS.mkdir(exist_ok=True)
-        name = "mixture_gpu.json" if torch.cuda.is_available() else "mixture.json"
-        (RESULTS / name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        kept.write("mixture_gpu" if torch.cuda.is_available() else "mixture", report)
 
 
 def composed(*model: str) -> RunConfig:

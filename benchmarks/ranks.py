@@ -1,6 +1,6 @@
 """What a second process is worth: the same steps by one process with one and two threads, and by two with one each.
 
-    python benchmarks/ranks.py [turns]
+    python benchmarks/ranks.py [turns]    writes results/ranks.json
 
 The arms take turns in one sitting; each figure is the best of its turns, since other work on the machine only adds.
 Validation is left out of the steps that are timed as far as it can be: one validation, of few rows.
@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import kept
 
 ROOT = Path(__file__).parents[1]
 STEPS = 40
@@ -60,6 +62,11 @@ def main() -> None:
     first = next(iter(best.values()))
     for name, spent in best.items():
         print(f"{name:34} {spent:7.2f} s  {tokens / spent:9,.0f} tokens/s  {first / spent:5.2f}")
+    arms = {
+        name: {"seconds": round(spent, 2), "tokens_per_second": round(tokens / spent), "ratio": round(first / spent, 2)}
+        for name, spent in best.items()
+    }
+    kept.write("ranks", {"steps": STEPS, "turns": turns, "arms": arms})
 
 
 if __name__ == "__main__":

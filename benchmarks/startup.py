@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -21,6 +19,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import kept
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {
@@ -95,9 +95,7 @@ def main() -> None:
         arms[name] = {"seconds": round(statistics.median(one() for _ in range(turns)), 2)}
         print(f"{name:28} {arms[name]['seconds']:6.2f} s", flush=True)
     if not given.quick:
-        machine = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "load_average": os.getloadavg()[0]}
-        text = json.dumps({**machine, "turns": turns, "arms": arms}, indent=1)
-        (ROOT / "benchmarks" / "results" / "startup.json").write_text(text + "\n", encoding="utf-8")
+        kept.write("startup", {"turns": turns, "arms": arms})
 
 
 if __name__ == "__main__":

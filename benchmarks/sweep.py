@@ -9,12 +9,13 @@ Both do the same jobs from the same command line; what one process saves is impo
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import kept
 
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = ("zero_shot", "lora", "lora_downsample", "lora_response", "lora_response_downsample")
@@ -50,11 +51,10 @@ if __name__ == "__main__":
     total = sum(apart.values())
     result = {
         "overrides": words,
-        "machine": f"{platform.machine()}, {platform.processor() or 'cpu'}",
         "one_process_s": round(together, 1),
         "five_processes_s": round(total, 1),
         "ratio": round(total / together, 2),
         "equal_scores": equal,
     }
-    (ROOT / "benchmarks" / "results" / "sweep.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    kept.write("sweep", result)
     print(json.dumps(result))

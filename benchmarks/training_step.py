@@ -15,7 +15,6 @@ beside them. The peak memory of an arm is the largest resident size of a process
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import random
@@ -34,6 +33,7 @@ from finsa.launch import QUIET
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
 
+import kept
 import stock
 import torch
 
@@ -45,7 +45,6 @@ from finsa.modeling import base, flops, hardware, tokenizers
 from finsa.training import fit
 from finsa.training.loss import labelled_loss
 
-RESULTS = Path(__file__).resolve().parent / "results"
 ANSWER = 3  # two answer tokens and the end token
 # Tokens of a prompt, by tenths: mean 103, 90th percentile 171, at most 224.
 QUANTILES = (28, 47, 60, 72, 84, 96, 110, 126, 146, 171, 224)
@@ -88,8 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     report = summary(cfg, rows, seconds, equal, memory)
     show(report)
     if not given.quick:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "training_step.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        kept.write("training_step", report)
 
 
 def composed(model: str, batch: int) -> RunConfig:
@@ -254,7 +252,6 @@ def summary(
         "batch": cfg.train.micro_batch_size,
         "mean_tokens": round(statistics.mean(len(row["input_ids"]) for row in rows), 1),
         "device": hardware.describe(base.dtype(cfg.model)),
-        "provenance": {key: provenance.of(cfg)[key] for key in ("machine", "git_commit", "versions", "started")},
         "arms": {
             name: {
                 "seconds": [round(value, 2) for value in values],

@@ -221,9 +221,12 @@ def _problems(
 def _path(location: Iterable[Any], values: Any) -> str:
     """Dotted path of a fault: the steps of its location that are keys, present or at least known."""
     parts: list[str] = []
-    for step in location:
+    steps = list(location)
+    for at, step in enumerate(steps):
         if _has(values, step):
             values = values[step]
+        elif at + 1 < len(steps) and _has(values, steps[at + 1]):
+            continue  # a branch may be called as a key that another branch has
         elif not parts or not isinstance(values, dict) or unknown_key(".".join([*parts, str(step)])):
             continue
         parts.append(str(step))

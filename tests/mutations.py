@@ -30,13 +30,15 @@ NEEDS = {
     "stage=augment": ["output=somewhere"],
     "stage=export": ["run=somewhere", "format=onnx"],
     "stage=generate": ["data=generated", "output=somewhere"],
+    "stage=import": ["input=llama.yaml", "output=somewhere"],
     "stage=predict": ["run=somewhere", "input=rows.csv", "output=answers.csv"],
     "stage=pretrain": ["data=tiny_corpus"],
     "stage=report": ["runs=somewhere"],
+    "stage=rerun": ["run=somewhere"],
     "stage=serve": ["run=somewhere"],
     "stage=synthesize": ["output=somewhere", "stage.model=some"],
 }
-FROM_RUN = ("stage=export", "stage=predict", "stage=serve")  # a run folder brings model, method and data
+FROM_RUN = ("stage=export", "stage=predict", "stage=rerun", "stage=serve")  # a run folder brings model, method and data
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,8 @@ def wrong_type(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
         value = "true"
     if kind == "int" and value == "1.5" and "float" in str(annotation(key)):
         value = "abc"
+    if value == "true" and "bool" in str(annotation(key)):  # a key of words, true and false
+        return None
     return Mutation("wrong type", (f"{key}={value}",), key)
 
 

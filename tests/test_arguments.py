@@ -233,6 +233,12 @@ def test_field_of_two_types_does_not_contradict_itself(override: str, path: str)
     assert not any("should be an object" in problem.text or "valid array" in problem.text for problem in problems)
 
 
+def test_a_stage_called_as_a_key_of_another_is_no_part_of_the_path() -> None:
+    """`train` is a stage, and a key of two others."""
+    problem = _only("stage.compare_base=maybe")
+    assert (problem.path, problem.origin) == ("stage.compare_base", "command line")
+
+
 def test_adapter_without_a_target_is_refused() -> None:
     assert _only("method.adapter.targets=[]").path == "method.adapter.targets"
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import mutations
 
+from finsa import composition
+
 BASES: tuple[tuple[str, ...], ...] = ((), ("train=smoke",), ("stage=check",))
 
 
@@ -19,6 +21,11 @@ def test_spoilt_commands_are_refused_and_the_right_one_is_suggested() -> None:
     hinted = [verdict for verdict in found if verdict.mutation.suggested is not None]
     helped = sum(verdict.helped for verdict in hinted)
     assert helped >= 0.95 * len(hinted), [(v.mutation, v.said) for v in hinted if not v.helped]
+
+
+def test_every_stage_is_spoilt() -> None:
+    stages = {f"stage={name}" for name in composition.choices_of("stage")}
+    assert stages <= {base[0] for base in mutations.bases() if base}
 
 
 def test_a_verdict_can_be_bad() -> None:

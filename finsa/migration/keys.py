@@ -51,6 +51,7 @@ IGNORED: dict[str, str] = {
     **dict.fromkeys(("max_steps",), "not positive: the epochs decide"),
     **dict.fromkeys(("media_dir", "image_max_pixels", "video_max_pixels", "tool_format"), "texts alone are read"),
     **dict.fromkeys(("quantization_device_map", "offload_folder"), _SPEED),
+    "neat_packing": "speed alone: rows are packed where that is cheaper, see train.packing",
 }
 
 _OPTIMIZER = "the optimiser is AdamW"
@@ -68,8 +69,7 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "label_smoothing_factor": ((0, 0.0), "over the labels, not over all tokens: method.loss.smoothing"),
     "neftune_noise_alpha": ((), "no noise on embeddings"),
     "max_samples": ((), _ROWS),
-    "packing": ((False,), "rows of one step never see each other here"),
-    "neat_packing": ((False,), "a matter of speed that has its own keys in conf/train/default.yaml where it is there"),
+    "packing": ((False,), "rows of a step never see each other here; with neat_packing=true they do not there either"),
     "mix_strategy": (("concat",), "data.ratios says how parts are mixed"),
     "interleave_probs": ((), "data.ratios says how parts are mixed"),
     "default_system": ((), "put it into data.prompt"),

@@ -185,6 +185,8 @@ def _rest(account: Account) -> None:
         trackers = account.given["report_to"]
         wanted = trackers if isinstance(trackers, list) else [trackers]
         account.choose("report_to", "tracking", "wandb" if {"wandb", "all"} & set(map(str, wanted)) else "none")
+    if account.get("neat_packing", False) is True and account.get("packing", True) is True:
+        account.tell("packing", "no effect", IGNORED["neat_packing"])
     known = {*IGNORED, *UNSUPPORTED}
     for key in list(account.left()):
         value = account.given[key]

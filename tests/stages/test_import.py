@@ -168,6 +168,13 @@ def test_nothing_is_dropped_in_silence(config: Callable[..., RunConfig], tmp_pat
     assert all(f"#   {key}: " in written for key in UNSUPPORTED)
 
 
+@pytest.mark.parametrize(("packs", "kinds"), [({"neat_packing": True}, {"no effect"}), ({}, {"not supported"})])
+def test_packs_whose_rows_do_not_see_each_other_change_nothing(packs: dict[str, Any], kinds: set[str]) -> None:
+    content = {"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "sample", "packing": True, **packs}
+    account = llamafactory.translate(content, "packed.yaml", 1)
+    assert {fate.kind for fate in account.fates if "packing" in fate.key} == kinds
+
+
 def test_data_sets_are_read_as_their_entries_say(
     config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
