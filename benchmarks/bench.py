@@ -113,7 +113,13 @@ def _training_step(values: Any) -> list[Row]:
     equal = "weights, LoRA, token ids, labels, batch, optimiser"
     name = f"training_step ({values['model']})"
     return [
-        Row(name, arm, f"{one['samples_per_second']} samples/s", one["ratio"], equal)
+        Row(
+            f"{name}, behind a shared prefix" if "shared tokens" in arm else name,
+            arm,
+            f"{one['samples_per_second']} samples/s",
+            one["ratio"],
+            equal,
+        )
         for arm, one in values["arms"].items()
     ]
 

@@ -36,7 +36,8 @@ from peft import LoraConfig, get_peft_model
 from finsa import composition
 from finsa.config import MoeJointStage, RunConfig
 from finsa.evaluation import tables
-from finsa.inference.scoring import LabelTree, label_log_probs
+from finsa.inference.label_tree import LabelTree
+from finsa.inference.scoring import label_log_probs
 from finsa.modeling import base, experts, hardware
 from finsa.modeling.mixture import Mixture
 from finsa.training.loss import labelled_loss

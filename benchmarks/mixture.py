@@ -39,7 +39,8 @@ from torch.nn import functional
 from finsa import composition
 from finsa.config import MoeJointStage, RunConfig
 from finsa.evaluation import tables
-from finsa.inference.scoring import LabelTree, label_log_probs
+from finsa.inference.label_tree import LabelTree
+from finsa.inference.scoring import label_log_probs
 from finsa.modeling import base, experts, hardware
 from finsa.modeling.mixture import Mixture
 from finsa.training.loss import labelled_loss

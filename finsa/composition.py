@@ -125,6 +125,11 @@ def refused(error: Exception) -> ConfigError:
         section = key[1].rpartition(".")[0] or "the configuration"
         text = f"cannot be set: with these choices {section} has no such key; choose a file of its group that has it"
         return ConfigError([Problem(key[1], text, "command line")])
+    other_kind = re.match(r"Error merging override ([^=\s]+)=", text)
+    if other_kind and error.__cause__ and "Cannot merge" in str(error.__cause__):
+        text = "a list and a map do not replace each other on the command line; write it into a file of conf/, or "
+        text += "choose one that says nothing about it, such as data=table"
+        return ConfigError([Problem(other_kind[1], text, "command line")])
     cause = f" ({str(error.__cause__).splitlines()[0]})" if error.__cause__ else ""
     return ConfigError([Problem("configuration", text + cause)])
 

@@ -697,10 +697,11 @@ class ExportStage(Section):
     """Write a run's model in another format, with a receipt of what it costs.
 
     Args:
-        precision: of the numbers in an ONNX or OpenVINO file; ``int8``: weights in 8 bit, inputs of products too.
+        precision: of the numbers in an ONNX file; ``int8``: weights in 8 bit, inputs of products too.
         rows: validation rows that the receipt compares; null: all.
         agreement: least share of rows with the run's own answer.
-        difference: largest difference of a probability from the run's; null: any.
+        difference: largest difference of a probability from the run's; ``auto``: 0.001 where run and export compute in
+            float32, 0.1 where one of them rounds further (int8, bfloat16, float16); null: any.
         force: keep an export that is worse.
         timed: texts whose latency is measured, one at a time.
     """
@@ -709,7 +710,7 @@ class ExportStage(Section):
     precision: Literal["fp32", "int8"]
     rows: PositiveInt | None
     agreement: Annotated[float, Field(ge=0, le=1)]
-    difference: PositiveFloat | None
+    difference: PositiveFloat | Literal["auto"] | None
     force: bool
     timed: PositiveInt
 

@@ -46,8 +46,8 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
         argv: the command line; ``--debug`` is taken out of it.
 
     Returns:
-        The exit code: 0, 1 (jobs of a sweep failed), 2 (to be mended by the user), 130 (interrupted) or 143
-        (terminated).
+        The exit code: 0, 1 (jobs of a sweep failed, or a fault of finsa's own, shown with its traceback), 2 (to be
+        mended by the user), 130 (interrupted) or 143 (terminated).
     """
     if "--debug" in argv:
         argv.remove("--debug")
@@ -84,11 +84,22 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
         return _tell(composition.refused(error))
     except OSError as error:
         return _tell(FinsaError(f"{error.filename or 'input or output'}: {error.strerror or error}"))
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or "allocate memory" in str(error)):
-            raise
+    except Exception as error:
+        return _unexpected(error, typed)
+
+
+def _unexpected(error: Exception, typed: list[str]) -> int:
+    """Tell what nobody has put into words: too little memory, or a fault of finsa's own."""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
         text = "out of memory. Set train.micro_batch_size and train.score_tokens lower, or choose a smaller model"
         return _tell(FinsaError(f"{text}. Checkpoints are kept: {resuming(typed)}"))
+    _show_traceback()
+    return 1
+
+
+def _show_traceback() -> None:
+    """Show the error at hand as Python does, without secrets of the environment."""
+    print(safety.masked(traceback.format_exc()), end="", file=sys.stderr)
 
 
 def resuming(argv: list[str]) -> str:
@@ -101,7 +112,7 @@ def resuming(argv: list[str]) -> str:
 
 def _tell(error: FinsaError) -> int:
     if os.environ.get("FINSA_DEBUG") == "1":
-        traceback.print_exc()
+        _show_traceback()
     if processes.first():
         print(describe(error), file=sys.stderr)
     elif not isinstance(error, ConfigError):  # a wrong command is told once
@@ -139,7 +150,7 @@ def run_job(cfg: RunConfig) -> float | None:
             _raised.append(error)
         else:
             if os.environ.get("FINSA_DEBUG") == "1":
-                traceback.print_exc()
+                _show_traceback()
             sweeps.failed(cfg, describe(error) if isinstance(error, FinsaError) else safety.masked(f"error: {error!r}"))
         return float("nan")
     if sweep:

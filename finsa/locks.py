@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -48,13 +48,36 @@ def held(file: Path, what: str) -> Iterator[None]:
     Raises:
         RunError: where another process holds it, naming it.
     """
-    with _opened(file) as stream:
-        if not _take(stream):
-            raise RunError(
-                f"{what} is in use by {_named(stream.read())}. Wait for it or stop it; two would overwrite each other"
-            )
-        _sign(stream)
-        yield
+    while True:
+        with _opened(file) as stream:
+            if not _take(stream):
+                user = _named(stream.read())
+                raise RunError(f"{what} is in use by {user}. Wait for it or stop it; two would overwrite each other")
+            if not _there(file, stream):
+                continue
+            _sign(stream)
+            yield
+            return
+
+
+@contextmanager
+def making(output: Path) -> Iterator[None]:
+    """Hold the lock of an output that is not there yet; it lies beside the output, and goes away at the end.
+
+    Args:
+        output: file or folder; the folder that it lies in is made.
+
+    Raises:
+        RunError: where another process is making it, naming that process.
+    """
+    file = output.with_name(f".{output.name}{LOCK}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with held(file, f"output {output}"):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # a lock that stays behind means nothing
+                file.unlink()
 
 
 @contextmanager
@@ -77,6 +100,14 @@ def _take(stream: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _there(file: Path, stream: IO[str]) -> bool:
+    """Whether a lock is still the file of its name: who held it before may have removed it since it was opened."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _sign(stream: IO[str]) -> None:

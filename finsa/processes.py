@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, Problem, RunError
 
-SHARED = ("train", "evaluate", "predict")  # stages that several processes can run
+SHARED = ("train", "evaluate", "predict", "rerun")  # stages that several processes can run
 APART = ("predict",)  # of these, the ones whose processes meet in files alone
 
 
@@ -56,6 +57,25 @@ def require(cfg: RunConfig) -> None:
     if number == 1 and strategy != "single":
         text = f"{strategy} needs several processes: torchrun --nproc-per-node 2 run.py train.strategy={strategy} ..."
         raise ConfigError([Problem("train.strategy", text)])
+
+
+def require_as_many(run: Path, number: int | None) -> None:
+    """Refuse to run a run again with another number of processes than made it: sums would come out otherwise.
+
+    Args:
+        run: its folder.
+        number: of the processes that made it; None where an older version did not note it.
+
+    Raises:
+        ConfigError: with the command that starts as many.
+    """
+    if number in (None, world()):
+        return
+    made, start = ("1 process", "python")
+    if number != 1:
+        made, start = f"{number} processes", f"torchrun --nproc-per-node {number}"
+    text = f"{run} was made by {made}, and {world()} started: {start} run.py stage=rerun run={run}"
+    raise ConfigError([Problem("run", text)])
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from finsa import files
+from finsa import files, processes
 from finsa.config import ROOT, RunConfig
 from finsa.errors import RunError
 
@@ -75,7 +75,7 @@ def require_weights(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def of(cfg: RunConfig) -> dict[str, Any]:
-    """What a result was made with: commit, versions, machine, seed."""
+    """What a result was made with: commit, versions, machine, number of processes, seed."""
     return {
         "stage": cfg.stage.name,
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -84,6 +84,7 @@ def of(cfg: RunConfig) -> dict[str, Any]:
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "processes": processes.world(),
         "versions": {name: _version(name) for name in PACKAGES},
         "seed": cfg.seed,
         "error": None,

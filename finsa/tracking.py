@@ -109,11 +109,15 @@ def log_report(tracking: Tracking, folder: Path) -> None:
         settings=_settings(),
         reinit="finish_previous",
     )
-    with (folder / "report.csv").open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
-    figures = {file.stem: wandb.Image(str(file)) for file in sorted((folder / "figures").glob("*.png"))}
-    run.log({"table": wandb.Table(header, rows), "page": wandb.Html((folder / "report.html").open()), **figures})
-    run.finish()
+    try:
+        with (folder / "report.csv").open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        with (folder / "report.html").open(encoding="utf-8") as file:
+            page = wandb.Html(file)
+        figures = {file.stem: wandb.Image(str(file)) for file in sorted((folder / "figures").glob("*.png"))}
+        run.log({"table": wandb.Table(header, rows), "page": page, **figures})
+    finally:
+        run.finish()
 
 
 def _settings() -> Any:

@@ -16,15 +16,22 @@ from finsa.config import ROOT
 FEW = ("train=smoke", "tracking=none", "stage.compare_base=false", "method.adapter.dropout=0.0", "train.log_every=1")
 
 
-def started(number: int, *words: str, **variables: str) -> subprocess.Popen[str]:
-    """Start ``torchrun --nproc-per-node <number> run.py <words>``."""
+# accelerate starts torchrun for several GPUs alone; told so, it does here as well, where processes find no GPU.
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--nproc-per-node", "--master-port"),
+    "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "--main_process_port"),
+}
+
+
+def started(number: int, *words: str, launcher: str = "torchrun", **variables: str) -> subprocess.Popen[str]:
+    """Start ``torchrun --nproc-per-node <number> run.py <words>``, or the same by ``accelerate launch``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(number), "--master-port", port]
+    *start, processes, place = LAUNCHERS[launcher]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(
-        [*launcher, str(ROOT / "run.py"), *words],
+        [sys.executable, "-m", *start, processes, str(number), place, port, str(ROOT / "run.py"), *words],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from finsa import composition
 from finsa.config import Adapter, Loss, MoeJointStage
 from finsa.data.rows import IGNORE, Row
-from finsa.inference.scoring import LabelTree
+from finsa.inference.label_tree import LabelTree
 from finsa.modeling import adapters, experts
 from finsa.modeling.classifier import Classifier
 from finsa.modeling.mixture import Mixture

@@ -239,6 +239,12 @@ def test_a_stage_called_as_a_key_of_another_is_no_part_of_the_path() -> None:
     assert (problem.path, problem.origin) == ("stage.compare_base", "command line")
 
 
+def test_a_map_where_a_list_is_written_is_told_with_what_to_do() -> None:
+    problem = _only("data.labels={positive: up, negative: down}")
+    assert (problem.path, problem.origin) == ("data.labels", "command line")
+    assert "write it into a file of conf/" in problem.text
+
+
 def test_adapter_without_a_target_is_refused() -> None:
     assert _only("method.adapter.targets=[]").path == "method.adapter.targets"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,6 @@ from finsa.config import ROOT
 
 TITLED = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 EXTEND = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
-OTHERS = ("performance", "reliability", "clusters")
 
 
 @cache
@@ -55,7 +55,9 @@ def my_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _commands(text: str) -> list[list[str]]:
-    return [line.split()[3:] for line in re.findall(r"^(?:# )?(python run\.py --config-dir my_conf .*)$", text, re.M)]
+    return [
+        shlex.split(line)[3:] for line in re.findall(r"^(?:# )?(python run\.py --config-dir my_conf .*)$", text, re.M)
+    ]
 
 
 def test_every_command_with_the_shown_files_passes_the_check(my_conf: Path) -> None:
@@ -142,15 +144,12 @@ def test_reference_tells_the_defaults_that_a_command_gets() -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built pages; a page that another branch brings is an empty one until then."""
+    """The built pages."""
     folder = tmp_path_factory.mktemp("docs")
     shutil.copytree(ROOT / "docs", folder / "docs")
     text = (ROOT / "docs" / "hooks.py").read_text(encoding="utf-8")
     (folder / "docs" / "hooks.py").write_text(text.replace("Path(__file__).parent.parent", f"Path({str(ROOT)!r})"))
     shutil.copy(ROOT / "mkdocs.yml", folder)
-    for name in OTHERS:
-        if not (folder / "docs" / f"{name}.md").exists():
-            (folder / "docs" / f"{name}.md").write_text(f"# {name}\n")
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder / "site")]
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
+from few import FEW
 
-from finsa import files, locks
-from finsa.config import ROOT
+from finsa import files, jobs, launch, locks
+from finsa.config import ROOT, RunConfig
 from finsa.errors import RunError
+
+Config = Callable[..., RunConfig]
 
 HOLD = """
 import sys, time
@@ -94,3 +100,69 @@ def test_who_waits_gets_the_lock_when_the_other_ends(tmp_path: Path) -> None:
     with locks.waited(lock, 0.01):
         assert time.monotonic() - began > 0.2
     assert first.wait() == 0
+
+
+@pytest.mark.parametrize("stage", ["augment", "synthesize", "export"])
+def test_an_output_is_made_by_one_process(
+    stage: str, config: Config, trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    words = [f"stage={stage}", f"output={tmp_path / 'out'}"]
+    if stage == "augment":
+        words += [FEW, "data.cache=null"]
+    elif stage == "synthesize":
+        words += ["data=openfindata_intent", "stage.model=m"]
+    else:
+        words += ["format=adapter", f"run={trained('lora_response')}"]
+    lock = tmp_path / ".out.lock"
+    first = subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        started = json.loads(lock.read_text())["started"][:16]
+        told = f"output {tmp_path}/out is in use by process {first.pid} on .*, started {started}"
+        with pytest.raises(RunError, match=told):
+            jobs.run(config(*words))
+        assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
+    finally:
+        first.kill()
+        first.wait()
+    if stage == "augment":  # what the killed process left is no hindrance, and goes
+        jobs.run(config(*words))
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_lock_that_is_removed_while_it_is_taken_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, take, taken = tmp_path / ".lock", locks._take, list[bool]()
+
+    def late(stream: IO[str]) -> bool:
+        if not taken:
+            lock.unlink()  # by who held it until now
+        taken.append(take(stream))
+        return taken[-1]
+
+    monkeypatch.setattr(locks, "_take", late)
+    with locks.held(lock, "here"):
+        assert f"process {os.getpid()}" in str(locks.holder(lock))
+    assert taken == [True, True]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+@pytest.mark.parametrize("name", ["mkdir", "open", "write_text"])
+def test_a_run_folder_that_cannot_be_written_is_one_message(
+    number: int, name: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The folder, its lock or its first file: refused here, because root may write everywhere."""
+    place, owner = tmp_path / "runs", os if name == "open" else Path
+    real = getattr(owner, name)
+
+    def refusing(path: Any, *arguments: Any, **named: Any) -> Any:
+        if str(path).startswith(str(place)):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *arguments, **named)
+
+    cfg = config("method=majority", FEW, "tracking=none", f"output_dir={place}")
+    monkeypatch.setattr(owner, name, refusing)
+    assert launch.guard(lambda: launch.run_job(cfg), ["run.py", "method=majority"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {place}")
+    assert line.endswith(f": {os.strerror(number)}")

@@ -67,19 +67,22 @@ def assert_same(run: Path, alone: Path) -> None:
 
 
 def test_fsdp_gives_the_losses_and_metrics_of_one_process(table: Path, alone: Path, tmp_path: Path) -> None:
-    process = ranks.started(2, *words(table, tmp_path, "train.micro_batch_size=4", "train.strategy=fsdp"))
+    given = words(table, tmp_path, "train.micro_batch_size=4", "train.strategy=fsdp")
+    process = ranks.started(2, *given, launcher="accelerate")
     told, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert told.count("run folder:") == 1
     assert_same(ranks.only_run(tmp_path), alone)
 
 
-def test_ddp_loses_a_process_ends_and_goes_on(table: Path, alone: Path, tmp_path: Path) -> None:
-    """Killed behind its first checkpoint, the job ends with a message; it goes on to what one process makes."""
-    command = words(table, tmp_path, "train.micro_batch_size=4", "train.strategy=ddp")
+@pytest.fixture(scope="module")
+def resumed(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes: killed behind its first checkpoint, the job ends with a message, and goes on."""
+    output = tmp_path_factory.mktemp("ddp")
+    command = words(table, output, "train.micro_batch_size=4", "train.strategy=ddp")
     process = ranks.started(2, *command)
     until = time.monotonic() + 200
-    while not list(tmp_path.glob("*/checkpoints/checkpoint-4/trainer_state.json")) and time.monotonic() < until:
+    while not list(output.glob("*/checkpoints/checkpoint-4/trainer_state.json")) and time.monotonic() < until:
         time.sleep(0.01)
     os.kill(_child(process.pid, 1), signal.SIGKILL)
     killed = time.monotonic()
@@ -87,21 +90,31 @@ def test_ddp_loses_a_process_ends_and_goes_on(table: Path, alone: Path, tmp_path
     assert process.returncode != 0
     assert time.monotonic() - killed < 60
     assert "SIGKILL" in errors or "Signal 9" in errors or "lost another one" in errors
-    assert json.loads((ranks.only_run(tmp_path) / "run.json").read_text())["status"] != "complete"
+    assert json.loads((ranks.only_run(output) / "run.json").read_text())["status"] != "complete"
 
     again = ranks.started(2, *command, "resume=true")
     told, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
     assert told.count("run folder:") == 1
-    _once(ranks.only_run(tmp_path))
-    assert_same(ranks.only_run(tmp_path), alone)
+    return ranks.only_run(output)
 
 
-def _once(run: Path) -> None:
-    """Keep the last record of each step: those behind the checkpoint were logged twice."""
-    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    last = {(record["step"], "loss" in record): line for line in lines for record in [json.loads(line)]}
-    (run / "log.jsonl").write_text("\n".join(last.values()) + "\n", encoding="utf-8")
+def test_ddp_loses_a_process_ends_and_goes_on(resumed: Path, alone: Path) -> None:
+    assert_same(resumed, alone)
+
+
+def test_ddp_gives_the_same_bits_again(resumed: Path, tmp_path: Path) -> None:
+    """Run again from its record, without the kill: losses, metrics, answers and weights."""
+    process = ranks.started(2, "stage=rerun", f"run={resumed}", f"output_dir={tmp_path}", "tracking=none")
+    told, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert told.count("everything is the same to the last bit") == 1
+    again = ranks.only_run(tmp_path)
+    facts = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (resumed, again)]
+    assert [fact["processes"] for fact in facts] == [2, 2]
+    weights = [{n: d for n, d in fact["weights"].items() if n.endswith(".safetensors")} for fact in facts]
+    assert weights[0] == weights[1] != {}
+    assert ranks.losses(again) == ranks.losses(resumed)
 
 
 def _child(parent: int, rank: int) -> int:

@@ -23,7 +23,9 @@ COMMANDS |= {page: 0 if page in SILENT else 1 for page in PAGES}
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
-OVERRIDES = re.compile(r"(-m )?[a-z_.]+=\S+( [a-z_.]+=\S+)*")
+STARTS = ("python run.py ", "torchrun ", "accelerate launch ", "srun torchrun ")
+OVERRIDE = re.compile(r"[a-z_.]+=.+", re.DOTALL)
+QUOTED = re.compile(r""""[^"]*"|'[^']*'""")
 FLAGS_WITH_VALUE = ("--cfg", "-c", "--config-dir")
 
 
@@ -38,17 +40,32 @@ def _blocks(document: str) -> list[tuple[str, str]]:
 
 def _code(document: str) -> list[str]:
     """What a document shows as code: lines of fenced blocks, and code within sentences."""
-    fenced = [line.strip().removeprefix("# ") for _, block in _blocks(document) for line in block.splitlines()]
+    blocks = [block.replace("\\\n", " ") for _, block in _blocks(document)]
+    fenced = [line.strip().removeprefix("# ") for block in blocks for line in block.splitlines()]
     return fenced + INLINE.findall(FENCE.sub("", _read(document)))
 
 
 def _commands(document: str) -> list[str]:
-    return [code for code in _code(document) if code.startswith("python run.py")]
+    """Commands of one process, and those that start several."""
+    return [code for code in _code(document) if code.startswith(STARTS) and "run.py" in code]
 
 
 def _fragments(document: str) -> list[str]:
     """Overrides shown within sentences and tables, such as ``train=aidf``, as commands."""
-    return [f"python run.py {code}" for code in _code(document) if OVERRIDES.fullmatch(_without_placeholders(code))]
+    return [f"python run.py {code}" for code in _code(document) if _is_fragment(code)]
+
+
+def _is_fragment(code: str) -> bool:
+    try:
+        words = _words(code.removeprefix("-m "))
+    except ValueError:  # a quote that nothing closes: no shell would take it
+        return False
+    return bool(words) and all(map(OVERRIDE.fullmatch, words))
+
+
+def _words(code: str) -> list[str]:
+    """The words that a shell would make of it, comments left out."""
+    return shlex.split(_without_placeholders(code), comments=True)
 
 
 def _without_placeholders(code: str) -> str:
@@ -57,7 +74,8 @@ def _without_placeholders(code: str) -> str:
 
 def _overrides(command: str) -> list[str]:
     """A command's overrides: placeholders become a word, flags and their values are left out."""
-    words = shlex.split(_without_placeholders(command))[2:]
+    words = _words(command)
+    words = words[words.index("run.py") + 1 :]
     after_flag = (before in FLAGS_WITH_VALUE for before in ["", *words])
     return [word for word, value in zip(words, after_flag, strict=False) if not value and not word.startswith("-")]
 
@@ -113,6 +131,14 @@ def test_command_passes_the_check(words: tuple[str, ...]) -> None:
     arguments.check(words)
 
 
+@pytest.mark.parametrize("document", COMMANDS)
+def test_what_a_shell_would_expand_is_quoted(document: str) -> None:
+    """Braces and brackets outside of quotes are the shell's: it makes several words of ``{a: b}``."""
+    shown = [*_commands(document), *(code for code in _code(document) if OVERRIDE.match(code))]
+    bare = {code: QUOTED.sub("", _without_placeholders(code)) for code in shown}
+    assert [code for code, rest in bare.items() if re.search(r"\w=[{\[]", rest)] == []
+
+
 def test_files_that_contributing_shows_compose(tmp_path: Path) -> None:
     checked = []
     for name, content in _shown_files().items():
@@ -131,6 +157,10 @@ def test_files_that_contributing_shows_compose(tmp_path: Path) -> None:
 def test_a_wrong_command_would_be_found() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'lora'"):
         arguments.check(_overrides("python run.py -m stage=evaluate run=<folder or file> --cfg job method=lara"))
+    with pytest.raises(ConfigError, match="Did you mean 'lora'"):
+        arguments.check(_overrides("torchrun --nproc-per-node 2 run.py method=lara  # on two processors"))
+    with pytest.raises(ConfigError, match="利好,: not of the form key=value"):
+        arguments.check(_overrides("python run.py data.labels={positive: 利好, negative: 利空}"))
 
 
 @pytest.mark.parametrize("document", COMMANDS)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import pickle
+import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,8 @@ import yaml
 from finsa import arguments, choices, composition, launch, safety
 from finsa.config import ROOT, RunConfig
 from finsa.errors import ConfigError, RunError
+from finsa.serving.batching import AnswerError, Batcher
+from finsa.serving.measures import Measures
 
 Compose = Callable[..., RunConfig]
 EVIL = "builtins.exec"
@@ -69,8 +74,6 @@ def test_flags_that_print_do_not_open_a_way(flag: tuple[str, ...]) -> None:
 def test_an_experiment_file_that_names_code_is_refused(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     shutil.copytree(composition.CONF, tmp_path / "conf")
     (tmp_path / "conf" / "experiment" / "evil.yaml").write_text(content, encoding="utf-8")
     for module in (choices, composition):
@@ -184,8 +187,6 @@ def test_remote_code_is_off_unless_said(config: Compose) -> None:
 
 
 def test_a_run_folder_cannot_consent_to_remote_code(trained: Callable[..., Path], tmp_path: Path) -> None:
-    import shutil
-
     from finsa.inference import answering
 
     copy = tmp_path / "run"
@@ -264,6 +265,31 @@ def test_an_error_does_not_repeat_a_secret(tmp_path: Path) -> None:
         assert not any(value in done.stderr + done.stdout for value in SECRETS.values())
         assert "***" in done.stderr or "run is of no use" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--debug"]])
+def test_a_traceback_repeats_no_secret(flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("FINSA_DEBUG", "0")  # which --debug sets for good
+    monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
+    error, code = (RunError, 2) if flags else (ValueError, 1)
+
+    def main() -> None:
+        raise error(f"cannot send {SECRETS['HF_TOKEN']}")
+
+    assert launch.guard(main, ["run.py", *flags]) == code
+    told = capsys.readouterr().err
+    assert re.match(rf"(?s)Traceback \(.*\n(finsa.errors.)?{error.__name__}: cannot send \*\*\*\n", told)
+    assert SECRETS["HF_TOKEN"] not in told
+
+
+def test_the_log_of_a_service_repeats_no_secret(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
+    batcher = Batcher(lambda _: int(SECRETS["HF_TOKEN"]), 4, 0, 8, Measures())  # type: ignore[arg-type, return-value]
+    batcher.start()
+    with contextlib.closing(batcher), pytest.raises(AnswerError):
+        asyncio.run(batcher.answer(["a"]))
+    assert "ValueError: invalid literal for int() with base 10: '***'" in caplog.text
+    assert SECRETS["HF_TOKEN"] not in caplog.text
 
 
 def test_short_values_are_not_taken_for_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from finsa.baselines import Fitted, FloatArray, Judge, Record
 from finsa.config import Network
+from finsa.errors import FinsaError
 from finsa.inference.scoring import batches, padded
 from finsa.modeling import base
 
@@ -46,6 +47,9 @@ def fit(
         seed: of order and dropout.
         max_steps: ends the training earlier; None: the epochs do.
         score_tokens: padded units per batch of validation rows.
+
+    Raises:
+        FinsaError: for a loss or gradient that is infinite or no number, before it changes a weight.
     """
     network.to(base.device()).train()
     total = steps_of(section, len(rows), max_steps)
@@ -58,7 +62,7 @@ def fit(
         while step < total and waited < section.patience:
             losses = []
             for batch in _epoch(rows, section.batch_size, order)[: total - step]:
-                losses.append(_step(network, rows, labels, batch, optimizer))
+                losses.append(_step(network, rows, labels, batch, optimizer, step + 1))
                 schedule.step()
                 step, seen = step + 1, seen + len(batch)
                 bar.update(bar.task_ids[0], completed=step)
@@ -98,14 +102,41 @@ def _epoch(rows: Rows, size: int, order: random.Random) -> list[list[int]]:
 
 
 def _step(
-    network: torch.nn.Module, rows: Rows, labels: Sequence[int], batch: Sequence[int], optimizer: torch.optim.Optimizer
+    network: torch.nn.Module,
+    rows: Rows,
+    labels: Sequence[int],
+    batch: Sequence[int],
+    optimizer: torch.optim.Optimizer,
+    number: int,
 ) -> torch.Tensor:
-    loss = cross_entropy(_logits(network, [rows[row] for row in batch]), _on_device([labels[row] for row in batch]))
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    loss, norm = _backward(network, rows, labels, batch)
+    if not bool(torch.isfinite(loss) & torch.isfinite(norm)):  # a GPU is waited for anyway, when it gets a step's rows
+        raise _not_finite(network, rows, labels, batch, number)
     optimizer.step()
-    return loss.detach()
+    return loss
+
+
+def _backward(
+    network: torch.nn.Module, rows: Rows, labels: Sequence[int], batch: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a batch, and the norm of its gradient, which is cut to 1."""
+    loss = cross_entropy(_logits(network, [rows[row] for row in batch]), _on_device([labels[row] for row in batch]))
+    network.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach(), torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+
+
+def _not_finite(
+    network: torch.nn.Module, rows: Rows, labels: Sequence[int], batch: Sequence[int], number: int
+) -> FinsaError:
+    """What is told of a step whose loss or gradient is no number: which of its rows are so alone."""
+    alone = {row: torch.stack(_backward(network, rows, labels, [row])) for row in batch}
+    bad = sorted(row for row, values in alone.items() if not bool(torch.isfinite(values).all()))
+    shown = ", ".join(map(str, bad[:5])) or "none alone; the whole step is too large"
+    return FinsaError(
+        f"training: loss or gradient of step {number} is infinite or no number. Rows: {shown} ({len(bad)} of "
+        f"{len(batch)}; numbers of training rows, from 0). Look at these rows, or lower method.baseline.learning_rate"
+    )
 
 
 def _logits(network: torch.nn.Module, rows: Rows) -> torch.Tensor:

@@ -168,7 +168,7 @@ def _known_labels(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[
 # ------------------------------------------------------------------------------------------------ texts
 
 
-def texts(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
+def texts(frame: pl.DataFrame) -> pl.DataFrame:
     """Give rows without a usable text their fate.
 
     Returns:

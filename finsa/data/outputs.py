@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from finsa import files
+from finsa import files, locks
 from finsa.config import Data
 from finsa.errors import RunError
 
@@ -30,6 +31,22 @@ def preparing(output: str | None) -> Path:
     if any(parent.is_file() for parent in place.parents):
         raise RunError(f"output: {place} lies below a file; name another folder")
     return place.with_name(f"{place.name}.partial")
+
+
+@contextmanager
+def claimed(output: str | None) -> Iterator[Path]:
+    """Name the folder in which an output is prepared, and keep other processes away from it.
+
+    Raises:
+        RunError: where the output is there already, or another process is making it.
+    """
+    partial = preparing(output)
+    with locks.making(_finished(partial)):
+        yield partial
+
+
+def _finished(partial: Path) -> Path:
+    return partial.with_name(partial.name.removesuffix(".partial"))
 
 
 def publish(partial: Path, splits: Mapping[str, pl.DataFrame], recipe: tuple[str, Mapping[str, Any]]) -> Path:
@@ -52,7 +69,7 @@ def publish(partial: Path, splits: Mapping[str, pl.DataFrame], recipe: tuple[str
     name, content = recipe
     (partial / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     files.sync_tree(partial)
-    finished = partial.rename(partial.with_name(partial.name.removesuffix(".partial")))
+    finished = partial.rename(_finished(partial))
     files.sync(finished.parent)
     return finished
 

@@ -65,8 +65,12 @@ def begin(folder: Path, state: Mapping[str, Any]) -> bool:
             )
         return True
     folder.mkdir(parents=True, exist_ok=True)
-    with files.replacing(file) as temporary:
-        temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+    # all processes of a job may be here at once, so each has a name of its own for the same content
+    temporary = folder / f".{STATE}-{os.getpid()}"
+    temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+    files.sync(temporary)
+    temporary.replace(file)
+    files.sync(folder)
     return False
 
 

@@ -205,7 +205,7 @@ def _check(column: str, columns: list[str], name: str) -> None:
 
 
 def text_of(item: Item, column: str) -> tuple[str, str | None]:
-    """The text of a row as training would have read it, and why it cannot be used, by the same rules."""
+    """The text of a row as training would have read it, and why it cannot be used; a JSON number is no text here."""
     value = item.values.get(column)
     if item.fault is not None or value is None or not isinstance(value, str):
         kind = "no text" if value is None else f"the text is no text but {type(value).__name__}"

@@ -126,7 +126,7 @@ def _prepared(data: Data, rows: Rows, least_labels: int = 2) -> tuple[pl.DataFra
     Returns:
         The rows, the classes, and notes, those of the files included.
     """
-    frame = cleaning.texts(rows.frame, data)
+    frame = cleaning.texts(rows.frame)
     ids = cleaning.doubled_ids(frame) if data.source != "mixture" else []  # whose parts have told already
     labels = cleaning.label_space(frame, data, least_labels)
     frame, mended = cleaning.classes(frame, data, labels)

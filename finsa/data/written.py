@@ -70,7 +70,11 @@ class Delimited:
 
     def _lines(self, rows: Iterable[list[str]]) -> bytes:
         text = io.StringIO()
-        csv.writer(text, delimiter=self.delimiter, lineterminator="\n").writerows(rows)
+        plain = csv.writer(text, delimiter=self.delimiter, lineterminator="\n")
+        # a lone carriage return ends a row for readers, and Python 3.11 does not quote it
+        quoted = csv.writer(text, delimiter=self.delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        for row in rows:
+            (quoted if any("\r" in cell for cell in row) else plain).writerow(row)
         return text.getvalue().encode("utf-8", "backslashreplace")
 
 

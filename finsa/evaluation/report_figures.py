@@ -184,8 +184,8 @@ def _curves(comparison: Comparison, names: Sequence[str], file: Path) -> Figure 
     with _canvas(file, 5.6, 2, 1, sharex=True) as (figure, axes):
         for place, colour in shown:
             axes[0, 0].plot([], [], color=colour, label=names[place])  # a line that logs no loss has its name too
-            _curve(axes[0, 0], comparison.arms[place], "loss", colour, None)
-            _curve(axes[1, 0], comparison.arms[place], "eval_macro_f1", colour, None, marker="o", markersize=3)
+            _curve(axes[0, 0], comparison.arms[place], "loss", colour)
+            _curve(axes[1, 0], comparison.arms[place], "eval_macro_f1", colour, marker="o", markersize=3)
         axes[0, 0].set_yscale("log")
         axes[0, 0].yaxis.set_major_formatter("{x:g}")
         axes[0, 0].yaxis.set_minor_formatter(NullFormatter())
@@ -197,12 +197,12 @@ def _curves(comparison: Comparison, names: Sequence[str], file: Path) -> Figure 
     return Figure(file, f"Training{_of(len(shown), len(trained))}", alt)
 
 
-def _curve(axes: Any, arm: Arm, name: str, colour: Any, label: str | None, **options: Any) -> None:
-    for number, run in enumerate(arm.runs):
+def _curve(axes: Any, arm: Arm, name: str, colour: Any, **options: Any) -> None:
+    for run in arm.runs:
         points = [(record["step"], record[name]) for record in run.log if name in record]
         if points:
             steps, values = zip(*points, strict=True)
-            axes.plot(steps, values, color=colour, linewidth=1.1, label=label if number == 0 else None, **options)
+            axes.plot(steps, values, color=colour, linewidth=1.1, **options)
 
 
 def _calibration(comparison: Comparison, names: Sequence[str], file: Path) -> Figure:

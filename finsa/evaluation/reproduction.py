@@ -18,7 +18,7 @@ TIMED = (
     *("time", "tokens_per_second", "samples_per_second", "trainable_token_share", "mfu", "peak_memory_gib"),
     *("train_runtime", "train_samples_per_second", "train_steps_per_second"),
 )
-SURROUNDINGS = ("git_commit", "git_dirty", "python", "machine", "device", "versions")
+SURROUNDINGS = ("git_commit", "git_dirty", "python", "machine", "processes", "device", "versions")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def compare(first: Path, second: Path) -> list[Check]:
 
 
 def surroundings(first: Path, second: Path) -> list[str]:
-    """In what the two were made differently: versions, machine, code."""
+    """In what the two were made differently: versions, machine, code; what an older version did not note is unknown."""
     one, other = (_json(folder / "run.json") for folder in (first, second))
     found = []
     for key in SURROUNDINGS:
@@ -66,8 +66,8 @@ def surroundings(first: Path, second: Path) -> list[str]:
                 for name in known
                 if one[key].get(name) != other.get(key, {}).get(name)
             ]
-        elif one.get(key) != other.get(key):
-            found.append(f"{key}: {one.get(key)}, now {other.get(key)}")
+        elif key in one and one[key] != other.get(key):
+            found.append(f"{key}: {one[key]}, now {other.get(key)}")
     return found
 
 
@@ -103,7 +103,8 @@ def _short(value: Any) -> str:
 
 def _weights(first: Path, second: Path) -> Check:
     one, other = (provenance.weights(folder) for folder in (first, second))
-    wrong = next((name for name in one | other if one.get(name) != other.get(name)), None)
+    differing = (name for name in one | other if one.get(name) != other.get(name))
+    wrong = next((name for name in differing if not _say_the_same(first / name, second / name)), None)
     if wrong is None:
         return Check("weights", True, f"{len(one)} files")
     if wrong in one and wrong in other and wrong.endswith(".safetensors"):
@@ -111,6 +112,17 @@ def _weights(first: Path, second: Path) -> Check:
     return Check(
         "weights", False, f"{wrong} is {'other' if wrong in one and wrong in other else 'in one of them only'}"
     )
+
+
+def _say_the_same(first: Path, second: Path) -> bool:
+    """Whether two adapters' settings differ in order alone: PEFT writes sets of names, in each process as they come."""
+    if first.name != "adapter_config.json" or not (first.is_file() and second.is_file()):
+        return False
+    one, other = (
+        {key: sorted(map(str, value)) if isinstance(value, list) else value for key, value in _json(file).items()}
+        for file in (first, second)
+    )
+    return one == other
 
 
 def _tensors(first: Path, second: Path) -> str:

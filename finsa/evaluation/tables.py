@@ -76,8 +76,8 @@ def show_report(report: Mapping[str, Any], title: str) -> None:
     if len(predicted) == 1 and report["n"] > 1:
         console().print(
             f"note: every row was predicted {escape(predicted[0])}; nothing was learnt that tells them apart. More "
-            "steps, another learning rate, or words the model knows may help, such as "
-            '"data.labels={positive: 利好, neutral: 中性, negative: 利空}"',
+            "steps, another learning rate, or words the model knows may help: data.labels may say which word stands "
+            "for a class, such as {positive: 利好, neutral: 中性, negative: 利空}",
             highlight=False,
         )
 

@@ -17,14 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 from finsa import baselines, composition, provenance, runs
-from finsa.config import Model, MoeJointStage, RunConfig
+from finsa.config import MoeJointStage, RunConfig
 from finsa.data import task
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
 from finsa.data.rows import Encoded, Renderer
 from finsa.errors import ModelError, RunError
 from finsa.evaluation import metrics
-from finsa.inference import bundles, routed
+from finsa.inference import bundles, restoring, routed
+from finsa.inference.label_tree import scored_answers
 from finsa.inference.scoring import scorer
 from finsa.modeling import base, learner, quantization, tokenizers
 
@@ -136,7 +137,8 @@ class Answerer:
 
     def _answers(self, inputs: Encoded | list[str], cut: list[bool]) -> Answers:
         scores = self.reader.score(inputs) if cut else np.zeros((0, len(self.labels)))
-        return Answers(self.labels, scores, self.probabilities(scores), cut, self.gates, self.experts)
+        gates = self.gates if cut else None  # they are of what was scored last
+        return Answers(self.labels, scores, self.probabilities(scores), cut, gates, self.experts)
 
     @property
     def gates(self) -> FloatArray | None:
@@ -224,14 +226,32 @@ def restore(
 def load(
     record: Record, batch_tokens: int, threads: int | None = None, merge: bool = False, shared: bool = False
 ) -> Answerer:
-    """Load what a record names; the arguments are those of `restore`."""
+    """Load what a record names; the arguments are those of `restore`.
+
+    Raises:
+        RunError: where weights are not those that the run wrote, or the rule of scoring is another than the run's.
+        ModelError: where weights or files are missing or do not fit.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
+    answerer = _load(record, batch_tokens, threads, merge, shared)
+    noted = record.facts.get("scoring") or record.manifest.get("rule")
+    if noted not in (None, answerer.rule):  # a run of an older version did not note it
+        answerer.close()
+        raise RunError(
+            f"run: {record.path} scored its labels by the rule '{noted}', and here it would be '{answerer.rule}': "
+            "not the probabilities that its metrics and its temperature are for. Give it the tokenizer and the labels "
+            "that it was trained with and the version of finsa that it notes, or repeat the run's command"
+        )
+    return answerer
+
+
+def _load(record: Record, batch_tokens: int, threads: int | None, merge: bool, shared: bool) -> Answerer:
     provenance.require_weights(record.path, record.facts)
     if record.manifest.get("format") in bundles.RUNTIMES:
         renderer = renderer_of(record)
         reader = bundles.open_reader(record.path, record.manifest, renderer, batch_tokens, threads)
-        rule = str(record.manifest["rule"])
+        rule = "classification head" if record.manifest["pooled"] else scored_answers(renderer)[1]
         if record.manifest["format"] == "classifier":  # its own tokenizer puts the prompt around a text
             return Answerer(record, reader, rule, cut=lambda texts: renderer.encode(texts).truncated)
         return Answerer(record, reader, rule, renderer)
@@ -243,7 +263,7 @@ def load(
     if record.manifest.get("format") == "merged" and isinstance(record.cfg.stage, MoeJointStage):
         bundle = routed.open_reader(record.cfg, record.path, renderer, batch_tokens)
         return Answerer(record, bundle, bundle.rule, renderer)
-    model = _model(record, renderer, merge, shared)
+    model = restoring.model_of(record.cfg, record.path, record.manifest, renderer, merge, shared)
     language_reader = scorer(model, renderer, batch_tokens)
     return Answerer(record, language_reader, language_reader.rule, renderer, model=model)
 
@@ -268,31 +288,3 @@ def tokenizer_of(record: Record) -> Any:
     """The tokenizer of a run's model, or the one that an export carries."""
     own = {"tokenizer": str(record.path / record.manifest["tokenizer"])} if record.manifest else {}
     return tokenizers.load_tokenizer(record.cfg.model.model_copy(update=own))
-
-
-def _model(record: Record, renderer: Renderer, merge: bool, shared: bool) -> Any:
-    cfg, path = record.cfg, record.path
-    if record.manifest.get("format") == "merged":  # its weights have the adapter in them, and are of full precision
-        whole = cfg.method.model_copy(update={"adapter": None, "quantization": "none"})
-        cfg = cfg.model_copy(update={"method": whole})
-    method = cfg.method
-    # in float32 alone: an adapter that is rounded to bfloat16 is another one
-    own = merge and method.quantization == "none" and method.adapter is not None
-    own = own and base.dtype(cfg.model) == torch.float32 and not isinstance(cfg.stage, MoeJointStage)
-    backbone: Any = base.load_base(
-        weights_of(cfg.model, path), cfg.seed, keep=shared and not own, quantization=method.quantization
-    )
-    if cfg.method.learn == "nothing":
-        return backbone
-    place = learner.adapter_folder(cfg, path)
-    flat = record.manifest.get("format") == "adapter" and not (path / "adapters").is_dir()
-    model = learner.restore(cfg, backbone, path if flat else place, renderer)
-    return learner.merged(model) if own else model
-
-
-def weights_of(model: Model, path: Path) -> Model:
-    """The base to load: the run's own where the whole model was trained, the folder itself for a merged export."""
-    for own in (path / "model", path):
-        if (own / "config.json").is_file():
-            return model.model_copy(update={"path": str(own), "weights": "pretrained"})
-    return model

@@ -14,9 +14,9 @@ from finsa import provenance, runs
 from finsa.config import MoeJointStage
 from finsa.data.rows import Renderer
 from finsa.errors import ModelError
-from finsa.inference import answering, bundles, routed
+from finsa.inference import answering, bundles, restoring, routed
 from finsa.inference.answering import Record
-from finsa.inference.scoring import scored_answers
+from finsa.inference.label_tree import scored_answers
 from finsa.modeling import base, learner
 from finsa.modeling.classifier import FILE as HEAD
 from finsa.modeling.classifier import Classifier
@@ -48,8 +48,13 @@ def refusal(record: Record, form: str, precision: str) -> str | None:
         return (
             "its head reads the mean over the text, a sequence-classification model the last token; choose format=onnx"
         )
-    if precision != "fp32" and form not in ("onnx", "openvino"):
-        return f"stage.precision={precision} is of use to onnx and openvino only; leave it out"
+    if precision != "fp32" and form == "openvino":
+        return (
+            f"OpenVINO keeps the weights of stage.precision={precision} in 32 bit: no smaller than fp32, slower; "
+            "choose format=onnx, or leave stage.precision out"
+        )
+    if precision != "fp32" and form != "onnx":
+        return f"stage.precision={precision} is of use to onnx only; leave it out"
     return None
 
 
@@ -78,7 +83,7 @@ def write(record: Record, form: str, precision: str, folder: Path) -> None:
     if form == "adapter":
         _write_adapter(record, folder)
     elif isinstance(record.cfg.stage, MoeJointStage):
-        routed.write(record.cfg, answering.weights_of(record.cfg.model, record.path), record.path, folder)
+        routed.write(record.cfg, restoring.weights_of(record.cfg.model, record.path), record.path, folder)
     else:
         model = whole_model(record, renderer)
         if form == "classifier":
@@ -104,7 +109,7 @@ def whole_model(record: Record, renderer: Renderer) -> Any:
     """
     cfg = record.cfg
     backbone: Any = base.load_base(
-        answering.weights_of(cfg.model, record.path), cfg.seed, keep=False, quantization=cfg.method.quantization
+        restoring.weights_of(cfg.model, record.path), cfg.seed, keep=False, quantization=cfg.method.quantization
     )
     if cfg.method.quantization != "none":
         backbone = backbone.dequantize()

@@ -9,9 +9,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from finsa import processes
 from finsa.data.rows import Encoded, Renderer
 from finsa.inference.scoring import batches
 
@@ -68,19 +70,21 @@ class Generator:
 
     @torch.inference_mode()
     def __call__(self, prompts: Encoded) -> list[str]:
-        """Answers, in the prompts' order."""
-        answers = [""] * len(prompts)
+        """Answers, in the prompts' order; the processes of a job divide the batches."""
+        tokens = np.zeros((len(prompts), self.most), dtype=np.int64)  # of the answers, and 1; 0: there is none
         self.model.eval()
-        for rows in batches((prompts.lengths + self.most).tolist(), self.batch_tokens):
+        device = next(self.model.parameters()).device
+        for rows, counts in processes.share(list(batches((prompts.lengths + self.most).tolist(), self.batch_tokens))):
+            if not counts:  # no model is divided here, so none waits for this process
+                continue
             ids, mask = _left_padded([prompts[row] for row in rows], self.renderer.end)
-            device = next(self.model.parameters()).device
             made = self.model.generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=self.settings
             )
-            texts = self.renderer.tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
-            for row, text in zip(rows, texts, strict=True):
-                answers[row] = text
-        return answers
+            answers = made[:, ids.shape[1] :].cpu().numpy()
+            tokens[rows, : answers.shape[1]] = answers + 1
+        found = [(row[row > 0] - 1).tolist() for row in processes.total(tokens)]
+        return list(self.renderer.tokenizer.batch_decode(found, skip_special_tokens=True))
 
 
 def _ends(model: Any, end: int) -> list[int]:

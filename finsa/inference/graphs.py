@@ -14,8 +14,8 @@ import torch
 
 from finsa.data.rows import Renderer
 from finsa.errors import ModelError
+from finsa.inference.label_tree import LabelTree, scored_answers, tree_inputs
 from finsa.inference.runtimes import FILES
-from finsa.inference.scoring import LabelTree, scored_answers, tree_inputs
 from finsa.modeling.classifier import Classifier, causal
 
 

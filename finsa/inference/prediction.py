@@ -123,7 +123,7 @@ def _answered(
     answerer: Answerer, items: list[Item], column: str, form: Format, added: Added
 ) -> tuple[tuple[bytes, bytes], dict[str, int]]:
     """A chunk as it is written: rows and rejected ones; and what to tell about it."""
-    read = [text_of(item, column) for item in items]
+    read = [_text(item, column, added) for item in items]
     good = [item for item, (_, fault) in zip(items, read, strict=True) if fault is None]
     answers = answerer([text for text, fault in read if fault is None])
     rows = [{**item.values, **found} for item, found in zip(good, records(answers, added), strict=True)]
@@ -135,6 +135,14 @@ def _answered(
     lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in bad)
     counts = {"answered": len(rows), "rejected": len(bad), "cut": sum(answers.cut)}
     return (form.chunk(rows) if rows else b"", lines.encode("utf-8", "backslashreplace")), counts
+
+
+def _text(item: Item, column: str, added: Added) -> tuple[str, str | None]:
+    """A row's text, and why it cannot be answered: a column that only later rows have may bear an added one's name."""
+    for name in (added.label, *added.probabilities, added.route):
+        if name in item.values:
+            return "", f"its own column '{name}', which the first rows do not have, would be overwritten"
+    return text_of(item, column)
 
 
 def records(answers: Answers, added: Added) -> Iterator[dict[str, Any]]:

@@ -13,8 +13,27 @@ from finsa.config import ExportStage
 from finsa.data.task import Labelled
 from finsa.evaluation import metrics
 from finsa.inference.answering import Answerer, Answers
+from finsa.modeling import base
 
 SPLIT = "validation"
+# Largest differences of a probability with stage.difference=auto. Measured on the embedded default's 596 rows: 2e-6 for
+# ONNX in float32, 0.047 for ONNX in 8 bit.
+FLOAT32, ROUNDED = 1e-3, 0.1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one side made of the rows.
+
+    Args:
+        answers: to the rows that are compared.
+        milliseconds: median for one text at a time.
+        type: of its products: ``float32``, ``bfloat16``, ``float16`` or ``int8``.
+    """
+
+    answers: Answers
+    milliseconds: float
+    type: str
 
 
 @dataclass(frozen=True)
@@ -25,12 +44,14 @@ class Measured:
         macro_f1, accuracy: on the rows that are compared.
         bytes: of the files that hold the model.
         milliseconds: median for one text at a time.
+        type: of its products.
     """
 
     macro_f1: float
     accuracy: float
     bytes: int
     milliseconds: float
+    type: str
 
 
 @dataclass(frozen=True)
@@ -52,22 +73,28 @@ class Receipt:
 
     def faults(self, stage: ExportStage) -> list[str]:
         """What is worse than was asked for."""
-        found = []
+        found, most = [], self.tolerance(stage)
         if self.agreement < stage.agreement:
             found.append(f"agreement {self.agreement:.4f} is below stage.agreement={stage.agreement}")
-        if stage.difference is not None and self.largest_difference > stage.difference:
-            found.append(
-                f"the largest difference {self.largest_difference:.3g} is above stage.difference={stage.difference}"
-            )
+        if most is not None and self.largest_difference > most:
+            own = f" ({most:g}: {self.export.type} beside {self.run.type})" if stage.difference == "auto" else ""
+            told = f"{self.largest_difference:.3g} is above stage.difference={stage.difference}{own}"
+            found.append(f"the largest difference {told}")
         return found
+
+    def tolerance(self, stage: ExportStage) -> float | None:
+        """The largest difference of a probability that the export may have; None: any."""
+        if stage.difference != "auto":
+            return stage.difference
+        return FLOAT32 if self.run.type == self.export.type == "float32" else ROUNDED
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for ``receipt.json``."""
         return asdict(self)
 
 
-def answers_of(answerer: Answerer, job: Labelled, stage: ExportStage) -> tuple[Answers, float]:
-    """Answers to the rows that are compared, and the median time of one text alone, in milliseconds."""
+def answers_of(answerer: Answerer, job: Labelled, stage: ExportStage) -> Asked:
+    """Answer the rows that are compared, and time single texts."""
     texts = job.texts(SPLIT)[: stage.rows]
     answers = answerer(texts)
     spent = []
@@ -76,12 +103,16 @@ def answers_of(answerer: Answerer, job: Labelled, stage: ExportStage) -> tuple[A
         started = time.perf_counter()
         answerer([text])
         spent.append(1000 * (time.perf_counter() - started))
-    return answers, float(np.median(spent))
+    return Asked(answers, float(np.median(spent)), _type(answerer))
 
 
-def compare(
-    job: Labelled, before: tuple[Answers, float], after: tuple[Answers, float], sizes: tuple[int, int]
-) -> Receipt:
+def _type(answerer: Answerer) -> str:
+    precision = answerer.record.manifest.get("precision")  # of a graph alone
+    own = str(base.dtype(answerer.cfg.model)).removeprefix("torch.")
+    return {None: own, "fp32": "float32"}.get(precision, str(precision))
+
+
+def compare(job: Labelled, before: Asked, after: Asked, sizes: tuple[int, int]) -> Receipt:
     """Compare two sides.
 
     Args:
@@ -89,12 +120,12 @@ def compare(
         before, after: from `answers_of`, of the run and of its export.
         sizes: bytes of the two.
     """
-    gold = job.gold(SPLIT)[: len(before[0].cut)]
-    one, other = before[0].probabilities, after[0].probabilities
+    gold = job.gold(SPLIT)[: len(before.answers.cut)]
+    one, other = before.answers.probabilities, after.answers.probabilities
     sides = []
-    for (answers, spent), size in zip((before, after), sizes, strict=True):
-        found = metrics.report(gold, answers.probabilities.argmax(axis=1).tolist(), answers.labels)
-        sides.append(Measured(found["macro_f1"], found["accuracy"], size, round(spent, 3)))
+    for asked, size in zip((before, after), sizes, strict=True):
+        found = metrics.report(gold, asked.answers.probabilities.argmax(axis=1).tolist(), asked.answers.labels)
+        sides.append(Measured(found["macro_f1"], found["accuracy"], size, round(asked.milliseconds, 3), asked.type))
     return Receipt(
         rows=len(gold),
         agreement=float((one.argmax(axis=1) == other.argmax(axis=1)).mean()),

@@ -5,7 +5,7 @@ Letters: b rows of a batch, s tokens, c classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from finsa import processes
 from finsa.data.rows import Encoded, Renderer
 from finsa.errors import ModelError
-from finsa.inference.scoring import LabelTree, batches, padded, scored_answers
+from finsa.inference.label_tree import LabelTree, scored_answers
+from finsa.inference.scoring import batches, padded
 
 FloatArray = NDArray[np.float64]
 Run = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]  # ids (b, s), lengths (b,) -> scores (b, c)
@@ -38,12 +40,12 @@ class GraphReader:
 
     def score(self, prompts: Encoded) -> FloatArray:
         """Score prompts, in their order: (n, c)."""
-        scores = np.empty((len(prompts), len(self.renderer.answers)))
-        for rows in batches((prompts.lengths + len(self.tree.tokens)).tolist(), self.batch_tokens):
+        scores = np.zeros((len(prompts), len(self.renderer.answers)))
+        for rows in _own(batches((prompts.lengths + len(self.tree.tokens)).tolist(), self.batch_tokens)):
             own = [self.renderer.until_text_end(prompts[row]) if self.pooled else prompts[row] for row in rows]
             ids = padded([[*prompt, *self.tree.tokens] for prompt in own])
             scores[rows] = self.run(ids.numpy(), np.array([len(prompt) for prompt in own], dtype=np.int64))
-        return scores
+        return processes.total(scores)
 
 
 class FolderReader:
@@ -64,13 +66,18 @@ class FolderReader:
     @torch.inference_mode()
     def score(self, texts: Sequence[str]) -> FloatArray:
         """Score texts, in their order: (n, c)."""
-        scores = np.empty((len(texts), self.model.config.num_labels))
+        scores = np.zeros((len(texts), self.model.config.num_labels))
         encoded = self.tokenizer(list(texts), truncation=True)["input_ids"]
-        for rows in batches([len(ids) for ids in encoded], self.batch_tokens):
+        for rows in _own(batches([len(ids) for ids in encoded], self.batch_tokens)):
             filled = self.tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt")
             logits = self.model(**filled).logits
             scores[rows] = logits.double().log_softmax(dim=1).numpy()
-        return scores
+        return processes.total(scores)
+
+
+def _own(every: Iterator[list[int]]) -> Iterator[list[int]]:
+    """The batches that this one of a job's processes scores."""
+    return (rows for rows, counts in processes.share(list(every)) if counts)
 
 
 def open_reader(

@@ -2,9 +2,9 @@
 
 Letters: b rows of a batch, s tokens, c classes, v vocabulary, m nodes of the label tree, k = 1 + m positions read.
 
-Several labels may have several tokens and share beginnings (看涨, 看跌). Their proper prefixes form a tree; one forward
-pass over prompt + tree nodes, each node seeing only the prompt and its ancestors, gives every token's probability.
-Padding stands on the right of a causal model, so no real token can see it and no mask is needed where m = 0.
+Labels of several tokens are scored in one forward pass over prompt and label tree (`finsa/inference/label_tree.py`), or
+in one each where a model's layers look past masks. Padding stands on the right of a causal model, so no real token can
+see it and no mask is needed where the tree has one branch.
 
 The head of all prompts is the same; where it is a large share of them, its keys and values are computed once. The LM
 head is applied at the k positions that are read, and there to the whole vocabulary: log-probabilities need its sum, and
@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,62 +24,14 @@ from numpy.typing import NDArray
 
 from finsa import processes
 from finsa.data.rows import Encoded, Renderer
-from finsa.modeling import hardware, narrowing
+from finsa.errors import ModelError
+from finsa.inference.label_tree import LabelTree, behind, scored_answers, tree_inputs
+from finsa.modeling import hardware, masks, narrowing
 from finsa.modeling.classifier import Classifier, causal
 from finsa.modeling.mixture import Mixture
 
 FloatArray = NDArray[np.float64]
-Answer = tuple[int, ...]
 PREFIX_SHARE, PREFIX_TOKENS = 0.3, 16  # of all tokens, and at least: below, reuse gains nothing (measured)
-
-
-@dataclass(frozen=True)
-class LabelTree:
-    """Proper prefixes of the labels, as nodes after the prompt.
-
-    Args:
-        tokens: the token of each node, (m,).
-        parents: its parent's position among root (0) and nodes (1..m), (m,).
-        depths: 1 for a first token, (m,).
-        steps: per label, (position read, token) for each of its tokens.
-    """
-
-    tokens: tuple[int, ...]
-    parents: tuple[int, ...]
-    depths: tuple[int, ...]
-    steps: tuple[tuple[tuple[int, int], ...], ...]
-
-    @classmethod
-    def of(cls, answers: Sequence[Answer]) -> LabelTree:
-        """Build the tree of the answers' proper prefixes."""
-        prefixes = sorted({answer[:n] for answer in answers for n in range(1, len(answer))}, key=lambda p: (len(p), p))
-        position = {(): 0} | {prefix: number for number, prefix in enumerate(prefixes, start=1)}
-        return cls(
-            tokens=tuple(prefix[-1] for prefix in prefixes),
-            parents=tuple(position[prefix[:-1]] for prefix in prefixes),
-            depths=tuple(len(prefix) for prefix in prefixes),
-            steps=tuple(tuple((position[a[:n]], a[n]) for n in range(len(a))) for a in answers),
-        )
-
-    def ancestors(self) -> torch.Tensor:
-        """Which nodes a node sees, itself included: (m, m) booleans."""
-        sees = torch.eye(len(self.tokens), dtype=torch.bool)
-        for node, parent in enumerate(self.parents):
-            if parent > 0:
-                sees[node] |= sees[parent - 1]
-        return sees
-
-
-def scored_answers(renderer: Renderer) -> tuple[list[Answer], str]:
-    """What is scored for each label, and the name of the rule, which a run records.
-
-    A label that begins another one could never lose against it without its end, so then every end token counts.
-    """
-    answers = renderer.answers
-    nested = any(a != b and b[: len(a)] == a for a in answers for b in answers)
-    if nested:
-        return [(*answer, renderer.end) for answer in answers], "whole label and end token"
-    return list(answers), "whole label"
 
 
 def label_log_probs(
@@ -103,45 +54,24 @@ def label_log_probs(
 
     Returns:
         (b, c), float32.
+
+    Raises:
+        ModelError: for labels that branch, where a mask does not keep them apart.
     """
     m = len(tree.tokens)
     read = lengths[:, None] - 1 + torch.arange(m + 1, device=ids.device)
-    if m > 0:
+    if not tree.chain:
+        if not masks.keeps_everything(model):
+            raise ModelError("labels of several tokens: this model's layers look past the mask that keeps labels apart")
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         inputs |= tree_inputs(tree, lengths, ids.shape[1], dtype)
     if past is not None:
-        inputs |= {**_behind(inputs, past.get_seq_length()), "past_key_values": past}
+        inputs |= {**behind(inputs, past.get_seq_length()), "past_key_values": past}
     with narrowing.reading(model, read, ids.shape[1]):
         logits = model(input_ids=ids, logits_to_keep=read, use_cache=past is not None, **inputs).logits
     log_probs = torch.log_softmax(logits.float(), dim=-1)  # (b, k, v)
     columns = [sum(log_probs[:, at, token] for at, token in steps) for steps in tree.steps]
     return torch.stack([torch.as_tensor(column) for column in columns], dim=1)
-
-
-def tree_inputs(tree: LabelTree, lengths: torch.Tensor, s: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Attention mask (b, 1, s, s), additive, and positions (b, s) for prompts followed by tree nodes.
-
-    Made on the lengths' device without reading them, so that no training step waits for it.
-    """
-    device, m = lengths.device, len(tree.tokens)
-    place = torch.arange(s, device=device)
-    node = place - lengths[:, None]  # (b, s): number of the node that stands there; outside 0..m-1 there is none
-    number = node.clamp(0, m - 1)
-    is_node = (node >= 0) & (node < m)
-    between = is_node[:, :, None] & is_node[:, None, :]
-    related = tree.ancestors().to(device)[number[:, :, None], number[:, None, :]]
-    sees = torch.where(between, related, place[:, None] >= place)
-    depth = torch.tensor(tree.depths, device=device)[number]
-    mask = torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill(~sees, torch.finfo(dtype).min)
-    return {"attention_mask": mask[:, None], "position_ids": torch.where(is_node, lengths[:, None] - 1 + depth, place)}
-
-
-def _behind(inputs: dict[str, torch.Tensor], before: int) -> dict[str, torch.Tensor]:
-    """Mask and positions of rows behind `before` tokens that all of them see."""
-    if not inputs:
-        return {}
-    mask = torch.nn.functional.pad(inputs["attention_mask"], (before, 0))
-    return {"attention_mask": mask, "position_ids": inputs["position_ids"] + before}
 
 
 class LabelScorer:
@@ -161,6 +91,8 @@ class LabelScorer:
         self.gates: FloatArray | None = None
         answers, self.rule = scored_answers(renderer)
         self.tree = LabelTree.of(answers)
+        apart = not self.tree.chain and not masks.keeps_everything(model)
+        self._trees = [LabelTree.of([answer]) for answer in answers] if apart else [self.tree]
         self._prefix: Any = None
 
     def __call__(self, texts: Sequence[str]) -> FloatArray:
@@ -225,19 +157,24 @@ class LabelScorer:
 
     def _reuses(self) -> bool:
         """Whether a head means the same before every text: not to a mixture, whose experts the text chooses."""
-        remote = type(causal(self.model)).__module__.startswith("transformers_modules")
-        return not remote and not getattr(self.model, "experts", ()) and not processes.divided(self.model)
+        if getattr(self.model, "experts", ()) or processes.divided(self.model):
+            return False
+        return masks.keeps_everything(self.model)
 
     def _batch(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Score one batch: (b, c)."""
-        device, past, before = next(self.model.parameters()).device, None, 0
-        if self._prefix is not None:
-            past, before = copy.deepcopy(self._prefix), self._prefix.get_seq_length()
-            past.batch_repeat_interleave(len(prompts))
-        ids = padded([[*prompt[before:], *self.tree.tokens] for prompt in prompts])
-        lengths = torch.tensor([len(prompt) - before for prompt in prompts])
+        device = next(self.model.parameters()).device
+        before = 0 if self._prefix is None else self._prefix.get_seq_length()
+        lengths = torch.tensor([len(prompt) - before for prompt in prompts], device=device)
         inputs = {"text_span": self._spans(prompts).to(device)} if isinstance(self.model, Mixture) else {}
-        return label_log_probs(self.model, ids.to(device), lengths.to(device), self.tree, past, **inputs)
+        found = []
+        for tree in self._trees:
+            past = copy.deepcopy(self._prefix)
+            if past is not None:
+                past.batch_repeat_interleave(len(prompts))
+            ids = padded([[*prompt[before:], *tree.tokens] for prompt in prompts]).to(device)
+            found.append(label_log_probs(self.model, ids, lengths, tree, past, **inputs))
+        return torch.cat(found, dim=1)
 
     def _spans(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Where each prompt's text starts and ends, (b, 2)."""

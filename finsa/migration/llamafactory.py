@@ -147,7 +147,9 @@ def _schedule(account: Account, processes: int) -> None:
     account.set("learning_rate", "train.learning_rate", account.number("learning_rate", 5e-5))
     account.set("num_train_epochs", "train.epochs", account.number("num_train_epochs", 3))
     if account.whole("max_steps", -1) > 0:
-        account.set("max_steps", "train.max_steps", account.whole("max_steps", -1))
+        steps = account.whole("max_steps", -1)
+        account.set("max_steps", "train.max_steps", steps, "they decide, not the epochs")
+        account.values["train.epochs"] = float(steps)  # an epoch has a step at least
     kind = str(account.get("lr_scheduler_type", "linear"))
     if kind in SCHEDULES:
         account.set("lr_scheduler_type", "train.schedule", SCHEDULES[kind])

@@ -98,13 +98,16 @@ def merged(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def release(model: torch.nn.Module) -> None:
-    """Take everything off again, leaving the base as it was."""
+    """Take everything off again, leaving the base as it was: jobs of a sweep share it."""
+    backbone = model.backbone if isinstance(model, Classifier | Mixture) else model
+    net = causal(backbone)
     if isinstance(model, Mixture):
-        stacking.detach(model.backbone, model.paths)
-        return
-    backbone = model.backbone if isinstance(model, Classifier) else model
-    if isinstance(backbone, PeftModel):
+        stacking.detach(backbone, model.paths)
+    elif isinstance(backbone, PeftModel):
         adapters.detach(backbone)
+    if net.is_gradient_checkpointing:
+        net.gradient_checkpointing_disable()
+    net.disable_input_require_grads()
 
 
 def mix(cfg: RunConfig, stage: MoeJointStage, backbone: Any, folders: dict[str, Path], renderer: Renderer) -> Mixture:

@@ -7,6 +7,7 @@ embedded base, with four layers, it is a sixth of the work; of 24 layers a forti
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,9 +41,10 @@ def reading(model: Any, read: torch.Tensor, positions: int) -> Iterator[None]:
     def gather(module: torch.nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         return (given[0].gather(1, places(given[0])),)
 
-    def scatter(module: torch.nn.Module, given: tuple[torch.Tensor], made: torch.Tensor) -> torch.Tensor:
-        whole = made.new_zeros(made.shape[0], positions, made.shape[2])
-        return whole.scatter(1, places(made), made)
+    def scatter(module: torch.nn.Module, given: tuple[torch.Tensor], made: Any) -> Any:
+        first, *rest = made if isinstance(made, tuple) else (made,)  # experts in a layer also return their gates
+        whole = first.new_zeros(first.shape[0], positions, first.shape[2]).scatter(1, places(first), first)
+        return (whole, *rest) if isinstance(made, tuple) else whole
 
     hooks = [found.register_forward_pre_hook(gather), found.register_forward_hook(scatter)]
     try:
@@ -63,4 +65,6 @@ def mlp(model: Any) -> torch.nn.Module | None:
     if getattr(last, "gradient_checkpointing", False) or last._compiled_call_impl is not None:
         return None
     found = getattr(last, "mlp", None)
-    return found if isinstance(found, torch.nn.Module) else None
+    if not isinstance(found, torch.nn.Module) or len(inspect.signature(found.forward).parameters) != 1:
+        return None
+    return found

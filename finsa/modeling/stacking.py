@@ -93,8 +93,6 @@ def detach(base: Any, paths: Sequence[str]) -> Any:
         layer = base.get_submodule(path)
         parent, _, name = path.rpartition(".")
         setattr(base.get_submodule(parent), name, layer.base_layer)
-    if base.is_gradient_checkpointing:
-        base.gradient_checkpointing_disable()
     return base.requires_grad_(False).eval()
 
 

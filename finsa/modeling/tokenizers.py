@@ -1,17 +1,23 @@
-"""A model's tokenizer: loaded from where the model is, or trained. No torch here."""
+"""A model's tokenizer: loaded from where the model is, or trained; or looked at without transformers.
+
+transformers takes a second or more to import, torch longer, so that both are imported where they are used.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from finsa.config import ROOT, Model, locate
 from finsa.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 EMBEDDED_TOKENIZER = ROOT / "data" / "tiny"
 
@@ -20,6 +26,13 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+# Settings of a tokenizer that leave its file as it is, and the classes of transformers that take it as it is.
+_SETTINGS, _CLASSES = (
+    ("backend", "tokenizer_class", "model_max_length"),
+    ("TokenizersBackend", "PreTrainedTokenizerFast"),
+)
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def train(documents: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -32,6 +45,8 @@ def train(documents: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
         documents: texts to take merges from.
         vocabulary: size, special tokens included.
     """
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     # Digits one by one: numbers are compared by the model, not looked up.
     split = pre_tokenizers.Split(_pattern(), behavior="isolated")
@@ -92,10 +107,72 @@ def load_tokenizer(model: Model, local_only: bool = False) -> Any:
         raise unavailable(model, source, "tokenizer", error) from None
 
 
-def peek(model: Model) -> PreTrainedTokenizerFast | None:
-    """The tokenizer of a model in a local folder, without torch; None where it takes more to load it."""
+def peek(model: Model) -> Any:
+    """The tokenizer of a model in a local folder, without torch; None where it takes more to load it.
+
+    Returns:
+        One of transformers, or where these would change nothing about its file a `Bare` one, which gives the same ids.
+    """
     folder = Path(source_of(model, model.tokenizer)[0])
-    return PreTrainedTokenizerFast.from_pretrained(folder) if (folder / "tokenizer.json").is_file() else None
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    bare = Bare.of(folder) if model.prompt == "plain" else None
+    if bare is not None:
+        return bare
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+class Bare:
+    """What a renderer of plain prompts asks of a tokenizer, without transformers.
+
+    Args:
+        backend: the tokenizer as its file describes it.
+        end: its end token.
+    """
+
+    def __init__(self, backend: Tokenizer, end: str | None) -> None:
+        self.backend_tokenizer = backend
+        self.eos_token_id = None if end is None else backend.token_to_id(end)
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        """Encode a text."""
+        return {"input_ids": self.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids}
+
+    def __len__(self) -> int:
+        return int(self.backend_tokenizer.get_vocab_size())
+
+    @classmethod
+    def of(cls, folder: Path) -> Bare | None:
+        """Read a folder; None where its settings say more than transformers takes over as it is."""
+        if any((folder / name).is_file() for name in ("special_tokens_map.json", "added_tokens.json")):
+            return None
+        try:
+            settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if not isinstance(settings, dict) or not settings.keys() <= {*_SETTINGS, *_SPECIAL}:
+            return None
+        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        special = [settings[name] for name in _SPECIAL if settings.get(name) is not None]
+        if settings.get("tokenizer_class") not in _CLASSES or not _as_written(backend, special):
+            return None
+        return cls(backend, settings.get("eos_token"))
+
+
+def _as_written(backend: Tokenizer, special: list[Any]) -> bool:
+    """Whether transformers would leave a tokenizer as its file has it: nothing to add, to cut, to fill up, to mend."""
+    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    plain = [AddedToken(token, special=True, normalized=False) for token in special if isinstance(token, str)]
+    return (
+        len(plain) == len(special)
+        and all(repr(added.get(token.content)) == repr(token) for token in plain)
+        and backend.truncation is None
+        and backend.padding is None
+        and backend.post_processor is not None
+        and backend.get_vocab_size() <= 100_000  # of larger ones transformers looks for a faulty split
+    )
 
 
 def own_or_embedded(model: Model, local_only: bool) -> tuple[Any, str, Model]:

@@ -11,12 +11,14 @@ import logging
 import math
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from finsa import safety
 from finsa.serving.measures import Measures
 
 LOG = logging.getLogger(__name__)
@@ -231,7 +233,7 @@ class Batcher:
         try:
             answers = iter(self._call(texts))
         except Exception:
-            LOG.exception("the model failed on %d texts; each request is tried alone", len(texts))
+            LOG.error("the model failed on %d texts; each request is tried alone\n%s", len(texts), _traceback())
             for request, part in batch:
                 self._alone(request, part)
             return
@@ -243,7 +245,7 @@ class Batcher:
         try:
             self._give(request, self._call(texts))
         except Exception:
-            LOG.exception("the model failed")
+            LOG.error("the model failed\n%s", _traceback())
             request.settle(AnswerError("the model failed on this text; the server's log says why"))
 
     def _give(self, request: _Request, answers: list[Answer]) -> None:
@@ -264,6 +266,11 @@ class Batcher:
             Answer(said.labels[top], _by_name(said.labels, shares), bool(cut), route)
             for top, shares, cut, route in zip(best, said.probabilities.tolist(), said.cut, routes, strict=True)
         ]
+
+
+def _traceback() -> str:
+    """Where the error at hand comes from, without secrets of the environment."""
+    return safety.masked(traceback.format_exc()).rstrip()
 
 
 def _by_name(names: Sequence[str], shares: Sequence[float]) -> dict[str, float]:

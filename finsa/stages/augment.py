@@ -20,12 +20,16 @@ def run(cfg: RunConfig) -> Result:
     """Make variants of the training rows, and write everything below ``output``.
 
     Raises:
-        RunError: where the output is there already, or the endpoint cannot be used.
+        RunError: where the output is there already or another process is at it, or the endpoint cannot be used.
         DataError: where there are no training rows.
     """
+    with outputs.claimed(cfg.output) as partial:
+        return _write(cfg, partial)
+
+
+def _write(cfg: RunConfig, partial: Path) -> Result:
     knobs = cfg.stage
     assert isinstance(knobs, AugmentStage)
-    partial = outputs.preparing(cfg.output)
     chat = _chat(knobs, partial)
     data = table.load(cfg.data)
     data.require("train")

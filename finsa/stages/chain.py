@@ -12,7 +12,8 @@ from finsa.data import table
 from finsa.errors import ConfigError, Problem, suggest
 from finsa.runs import Result
 
-NO_FOLDER = ("report", "check", "inspect")  # stages that leave no run to be found again, and are quick
+RUNS = ("train", "evaluate", "pretrain", "moe_joint", "search")  # stages whose finished run is found again
+NO_FOLDER = ("report", "check", "inspect")  # stages that leave none, and are quick
 
 
 def run(cfg: RunConfig) -> Result:
@@ -53,6 +54,9 @@ def configure(cfg: RunConfig, name: str, done: dict[str, str]) -> RunConfig:
     chosen, rest = _choices(changes, where)
     if "stage" not in chosen:
         raise ConfigError([Problem(where, "names no stage, as in {stage: train}")])
+    if chosen["stage"] not in (*RUNS, *NO_FOLDER):
+        text = f"a repeated chain could not find it again. Choose from: {', '.join((*RUNS, *NO_FOLDER))}"
+        raise ConfigError([Problem(f"{where}.stage", f"{chosen['stage']} is no link of a chain: {text}")])
     # What values of one section are made of in another.
     made_of = [f"model.adapter_learning_rate={cfg.model.adapter_learning_rate}", f"output_dir='{cfg.output_dir}'"]
     composed, _ = composition.compose_values([*(f"{group}={choice}" for group, choice in chosen.items()), *made_of])
@@ -108,13 +112,24 @@ def _link(cfg: RunConfig, title: str) -> Result:
     if cfg.stage.name in NO_FOLDER:
         print(f"{title}: stage={cfg.stage.name}", flush=True)
         return jobs.run(cfg.model_copy(update={"resume": False}))
-    found = runs.finished(cfg, None if cfg.stage.name == "pretrain" else table.load(cfg.data).fingerprint)
+    found = runs.finished(cfg, _fingerprint(cfg))
     if found is not None:
         print(f"{title}: finished before, {found}", flush=True)
         return _earlier(cfg.stage.name, found)
     goes_on = cfg.resume and runs.unfinished(cfg) is not None
     print(f"{title}: stage={cfg.stage.name}{', resumed' if goes_on else ''}", flush=True)
     return jobs.run(cfg.model_copy(update={"resume": goes_on}))
+
+
+def _fingerprint(cfg: RunConfig) -> str | None:
+    """Of the rows that the link's run records."""
+    if cfg.stage.name == "pretrain":
+        return None
+    if cfg.stage.name == "evaluate":
+        from finsa.stages import evaluate
+
+        return table.load(evaluate.data_of(cfg)).fingerprint
+    return table.load(cfg.data).fingerprint
 
 
 def _earlier(stage: str, folder: Path) -> Result:

@@ -112,11 +112,25 @@ def _job(trained: RunConfig, data: table.Table, record: Record | None) -> task.L
     return task.build(trained, data, tokenizer)
 
 
+def data_of(cfg: RunConfig) -> Data:
+    """The rows that an evaluation scores: its run's, or those that the command names."""
+    return cfg.data if cfg.run is None else _with_rows_of(cfg, answering.read(cfg.run)).data
+
+
 def _with_rows_of(cfg: RunConfig, record: Record) -> RunConfig:
-    """The configuration of a run; its rows may be others, if the command names some."""
+    """The configuration of a run; its rows may be others, if the command names some.
+
+    Raises:
+        ConfigError: for a key of the data without the data that it belongs to.
+    """
     trained = record.cfg
-    named = HydraConfig.initialized() and any(text.startswith("data") for text in HydraConfig.get().overrides.task)
-    if named:
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    keys = [word.lstrip("+").partition("=")[0] for word in words]
+    changed = [key for key in keys if key.startswith("data.")]
+    if changed and "data" not in keys:
+        text = f"the run brings its own rows; write data={cfg.data.name} as well, where these are meant"
+        raise ConfigError([Problem(changed[0], text)])
+    if "data" in keys:
         # Prompt, labels and length belong to the model that was trained with them.
         kept = {key: getattr(trained.data, key) for key in ("labels", "prompt", "max_length")}
         merged: Data = cfg.data.model_copy(update=kept)

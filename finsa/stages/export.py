@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from finsa import files
+from finsa import files, locks
 from finsa.config import ExportStage, RunConfig
 from finsa.data import table, task
 from finsa.errors import ConfigError, ModelError, Problem, RunError
@@ -25,7 +25,7 @@ def run(cfg: RunConfig) -> Result:
 
     Raises:
         ConfigError: where a run cannot be written in the format.
-        RunError: where the folder is there already.
+        RunError: where the folder is there already, or another process is at it.
         ModelError: where a package is missing, or the export falls short of the tolerance.
     """
     assert isinstance(cfg.stage, ExportStage)
@@ -42,6 +42,18 @@ def run(cfg: RunConfig) -> Result:
         raise RunError(f"run: {record.path} has other labels than its data now: {', '.join(job.table.labels.names)}")
     _refuse(exporting.refusal_of_labels(answering.renderer_of(record), form))
     hardware.prepare(cfg.train)
+    with locks.making(place):
+        return _export(cfg, record, job, place)
+
+
+def _export(cfg: RunConfig, record: Record, job: task.Labelled, place: Path) -> Result:
+    """Write, compare and put in its place.
+
+    Raises:
+        ModelError: where the export falls short of the tolerance.
+    """
+    assert isinstance(cfg.stage, ExportStage)
+    form, precision = str(cfg.format), cfg.stage.precision
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

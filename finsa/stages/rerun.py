@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.table import Table
 
-from finsa import jobs, runs
+from finsa import jobs, processes, runs
 from finsa.config import RunConfig
 from finsa.data import table
 from finsa.errors import ConfigError, Problem, RunError
@@ -18,13 +20,15 @@ def run(cfg: RunConfig) -> Result:
     """Run ``run``'s configuration in a folder of its own, and compare the two folders.
 
     Raises:
-        ConfigError: for a run of a stage that is not run again.
+        ConfigError: for a run of a stage that is not run again, or of another number of processes.
         RunError: where a result is another one, naming the first difference.
     """
     path, known, facts = runs.read(str(cfg.run))
     if known.stage.name not in AGAIN:
         text = f"{path} is of stage={known.stage.name}; {', '.join(AGAIN)} can be run again"
         raise ConfigError([Problem("run", text)])
+    processes.require_as_many(path, facts.get("processes"))
+    processes.require(known)
     rows = None if known.run is not None else table.load(known.data).fingerprint
     if rows is not None and rows != facts.get("data_fingerprint"):
         raise RunError(
@@ -34,8 +38,19 @@ def run(cfg: RunConfig) -> Result:
     changed = {"output_dir": cfg.output_dir, "tracking": cfg.tracking, "resume": False, "output": None}
     result = jobs.run(known.model_copy(update=changed))
     assert result.run_dir is not None
-    checks = reproduction.compare(path, result.run_dir)
-    others = reproduction.surroundings(path, result.run_dir)
+    if processes.first():
+        _compare(path, result.run_dir)
+    return Result("rerun", result.run_dir, result.metrics)
+
+
+def _compare(path: Path, again: Path) -> None:
+    """Tell what is the same in two folders.
+
+    Raises:
+        RunError: where something is not, naming the first difference.
+    """
+    checks = reproduction.compare(path, again)
+    others = reproduction.surroundings(path, again)
     shown = Table("compared", "result", "", title=f"{path.name}, run again", title_justify="left")
     for check in checks:
         shown.add_row(check.what, "same" if check.same else "other", check.told)
@@ -49,5 +64,4 @@ def run(cfg: RunConfig) -> Result:
     if wrong:
         cause = " Versions, code or hardware differ, see above" if others else ""
         raise RunError(f"rerun: the first difference is in {wrong[0].what}: {wrong[0].told}.{cause}")
-    print(f"everything is the same to the last bit: {result.run_dir}")
-    return Result("rerun", result.run_dir, result.metrics)
+    print(f"everything is the same to the last bit: {again}")

@@ -28,21 +28,21 @@ def run(cfg: RunConfig) -> Result:
     """
     knobs = cfg.stage
     assert isinstance(knobs, SearchStage)
-    _check(cfg, knobs)
+    _check(knobs)
     optuna = _optuna()
     data = table.load(cfg.data)
     data.require("train", "validation", "test")
     with runs.start(cfg, data.fingerprint) as folder:
-        study = _study(optuna, cfg, knobs, folder.path)
+        study = _study(optuna, knobs, folder.path)
         while (number := _done(study)) < knobs.trials:
             # A journal keeps trials and no generator: each trial draws from a seed of its own, and so a stopped search
             # goes on as if it had not been stopped.
             study.sampler = optuna.samplers.TPESampler(seed=cfg.seed + number, n_startup_trials=knobs.startup)
             print(f"trial {number + 1} of {knobs.trials}: {_trial(optuna, study, knobs, folder, number)}", flush=True)
-        return _conclude(study, knobs, folder)
+        return _conclude(study, folder)
 
 
-def _check(cfg: RunConfig, knobs: SearchStage) -> None:
+def _check(knobs: SearchStage) -> None:
     """Refuse a space whose keys or first values do not fit, all of it at once."""
     keys = [axis.key for axis in knobs.space]
     fixed = ("data", "seed", "stage", "run", "output_dir")
@@ -68,7 +68,7 @@ def _optuna() -> Any:
     return optuna
 
 
-def _study(optuna: Any, cfg: RunConfig, knobs: SearchStage, folder: Path) -> Any:
+def _study(optuna: Any, knobs: SearchStage, folder: Path) -> Any:
     """The study, kept in a journal in the run folder, so that a stopped search goes on from it."""
     journal = folder / "journal.log"
     _mend(journal)
@@ -164,7 +164,7 @@ def _config(values: dict[str, Any]) -> RunConfig:
     return composition.build(composed, choices, overrides)
 
 
-def _conclude(study: Any, knobs: SearchStage, folder: RunFolder) -> Result:
+def _conclude(study: Any, folder: RunFolder) -> Result:
     """Write the trials and say which is best."""
     trials = [
         {"trial": number, "state": one.state.name.lower(), "macro_f1": one.value, **one.params}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from finsa.config import RunConfig, SynthesizeStage
@@ -21,11 +22,16 @@ def run(cfg: RunConfig) -> Result:
     """Ask for rows of every class until there are enough, and write them below ``output``.
 
     Raises:
-        RunError: where the output is there already, the endpoint cannot be used, or the rounds do not suffice.
+        RunError: where the output is there already or another process is at it, the endpoint cannot be used, or the
+            rounds do not suffice.
     """
+    with outputs.claimed(cfg.output) as partial:
+        return _write(cfg, partial)
+
+
+def _write(cfg: RunConfig, partial: Path) -> Result:
     knobs = cfg.stage
     assert isinstance(knobs, SynthesizeStage)
-    partial = outputs.preparing(cfg.output)
     labels = LabelSpace.of(cfg.data, ())
     journal = Journal(partial / outputs.ANSWERS)
     if journal.kept:

@@ -132,11 +132,15 @@ def _best(place: Path) -> Path | None:
     return place.with_name(f"checkpoint-{step}") if step else None
 
 
-def rotate(folder: Path, keep: int, best: Path | None) -> None:
-    """Keep the best checkpoint and the newest ones, `keep` in all and at least the best and the newest."""
+def rotate(folder: Path, keep: int, best: Path | None, newest: Path) -> None:
+    """Keep the best checkpoint and the newest ones, `keep` in all and at least the best and the newest.
+
+    One with a later step than `newest` was damaged, and passed over when the training went on from before it.
+    """
     places = numbered(folder)
-    kept = [places[-1], *([best] if best in places and best != places[-1] else [])]
-    kept += [place for place in reversed(places) if place not in kept][: max(0, keep - len(kept))]
+    earlier = places[: places.index(newest) + 1]
+    kept = [newest, *([best] if best in earlier and best != newest else [])]
+    kept += [place for place in reversed(earlier) if place not in kept][: max(0, keep - len(kept))]
     for place in places:
         if place not in kept:
             files.remove(place)

@@ -27,6 +27,18 @@ def layers(model: torch.nn.Module) -> list[Any]:
     return found
 
 
+def told(first: float, steps: int, seconds: float) -> str:
+    """What compilation has cost, for the terminal.
+
+    Args:
+        first: seconds of the first step's forward and backward passes, which compile.
+        steps: made since the process began.
+        seconds: that they took, the first one's included.
+    """
+    line = f"compiled layers: first step {first:.1f} s"
+    return line if steps < 2 else f"{line}, later ones {max(0.0, seconds - first) / (steps - 1):.3f} s on average"
+
+
 def undo(compiled: list[Any]) -> None:
     """Let layers run as they are written."""
     for layer in compiled:

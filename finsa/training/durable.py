@@ -141,7 +141,7 @@ class DurableTrainer(FiniteTrainer):
                 files.sync(self.log_file)
             files.move(made, self.place / made.name)
             shutil.rmtree(parent, ignore_errors=True)
-            checkpoints.rotate(self.place, self.args.save_total_limit, best)
+            checkpoints.rotate(self.place, self.args.save_total_limit, best, self.place / made.name)
         wait()
 
     def _progress(self) -> Progress:

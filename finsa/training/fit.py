@@ -39,7 +39,7 @@ class Fitted:
         tokens: real tokens seen by all processes, padding not counted.
         rows: rows seen by all processes.
         batching: how micro-batches were made.
-        throughput: figures of this process's training time, validation and saving left out; see `Meter.facts`.
+        throughput: figures of the training time of all processes, validation and saving left out; see `Meter.facts`.
     """
 
     steps: int
@@ -77,6 +77,7 @@ def fit(
     objective: Objective | None = None,
     lr_ratio: float = 1.0,
     log: Path | None = None,
+    run: Path | None = None,
     identify: Callable[[int], str] = str,
 ) -> Fitted:
     """Train a model and leave it at its best checkpoint.
@@ -93,26 +94,28 @@ def fit(
         callbacks: further ones; objective: what is made small, None: the cross-entropy of labelled tokens.
         lr_ratio: learning rate of LoRA's B over that of A.
         log: the file that `record` appends to; what stands in it behind the checkpoint is cut off.
+        run: the run's folder, which takes the heartbeat; None: the one above `folder`.
         identify: gives the id of a row by its number, for a message.
 
     Raises:
         FinsaError: for a loss that is no number, or a checkpoint that cannot be written; `Stopped` after a signal.
     """
     objective = objective or objectives.tokens()
-    resumed, watch = _resumed(folder, log), Watch(train, folder.parent)
+    resumed, watch = _resumed(folder, log), Watch(train, run or folder.parent)
     dataset, cut, batching = _prepared(rows, model, tokenizer.pad_token_id, train, objective)
     shown = progress.ProgressCallback(lambda: trainer.meter, record)
     shown.console.print(f"  {_told(batching)}", highlight=False)
     with signals.deferred() as stopped, watch.watching(), shown.closing():
         trainer = FinsaTrainer(
             model=model,
-            args=_arguments(train, seed, folder, **shared.arguments(train, model)),
+            args=_arguments(train, _most(train, len(rows)), seed, folder, **shared.arguments(train, model)),
             train_dataset=dataset,
             eval_dataset=dataset.select([0]),  # the validation split is read by `validate`; the trainer wants one
             data_collator=Step,
             processing_class=tokenizer,
             callbacks=[watch, shown, *_patience(train), *callbacks],
             validate=watch.pausing(validate),
+            saving=watch.pause,
             objective=objective,
             lr_ratio=lr_ratio,
             recovery=_recovery(cut, train, shown, record),
@@ -123,6 +126,9 @@ def fit(
             identify=identify,
         )
         _train(trainer, resumed, train.compile)
+    if train.compile and trainer.first_step is not None:
+        done = trainer.meter.done
+        shown.console.print(f"  {compiling.told(trainer.first_step, done.steps, done.seconds)}", highlight=False)
     return _fitted(trainer, train, len(rows), batching)
 
 
@@ -242,13 +248,18 @@ def _dataset(rows: Sequence[Row], common: prefix.Common) -> Dataset:
     return Dataset(pa.concat_tables(parts))
 
 
-def _arguments(train: Train, seed: int, folder: Path, **further: Any) -> SFTConfig:
+def _most(train: Train, rows: int) -> int:
+    """Steps of a training that is to end before its epochs do; to transformers `max_steps` alone would decide."""
+    return schedule.steps_of(train, rows, processes.world()) if train.max_steps else -1
+
+
+def _arguments(train: Train, max_steps: int, seed: int, folder: Path, **further: Any) -> SFTConfig:
     every = {"eval_steps": train.validate_every, "save_steps": train.validate_every} if train.validate_every else {}
     strategy = "steps" if train.validate_every else "epoch"
     return SFTConfig(
         output_dir=str(folder),
         num_train_epochs=train.epochs,
-        max_steps=train.max_steps or -1,
+        max_steps=max_steps,
         per_device_train_batch_size=train.micro_batch_size * schedule.accumulation(train, processes.world()),
         gradient_accumulation_steps=1,  # a batch is a whole step; the trainer cuts it
         learning_rate=train.learning_rate,

@@ -70,7 +70,15 @@ def warmup(train: Train, stage: MoeJointStage) -> Train:
     The published warm-up raises the rate over all of its 500 steps, so that it is reached at the last one.
     """
     steps = stage.warmup_steps
-    changed = {"max_steps": steps, "warmup": 0.1, "schedule": "constant", "validate_every": steps, "patience": None}
+    # an epoch has a step at least, so that the steps alone decide
+    changed = {
+        "max_steps": steps,
+        "epochs": float(steps),
+        "warmup": 0.1,
+        "schedule": "constant",
+        "validate_every": steps,
+        "patience": None,
+    }
     return train.model_copy(update=changed)
 
 
@@ -104,6 +112,7 @@ def _fit(
         objective=of(cfg, stage, model, task),
         lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
         log=log,
+        run=log.parent,
         identify=lambda row: str(ids[rows.order[row]]),
     )
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional
 
 from finsa.config import Loss, Method
 from finsa.data.rows import IGNORE, Renderer
-from finsa.inference.scoring import LabelTree, label_log_probs, scored_answers
+from finsa.inference.label_tree import LabelTree, scored_answers
+from finsa.inference.scoring import label_log_probs
+from finsa.modeling import masks
 from finsa.modeling.mixture import Mixture
 from finsa.modeling.routing import balance_loss
 from finsa.training import prefix
@@ -164,9 +165,8 @@ def _packed(model: torch.nn.Module, batch: Batch) -> Batch:
     """Positions of packed rows, and the mask that keeps them apart where the kernel does not read it off these."""
     if "segments" not in batch:
         return {}
-    inner: Any = getattr(model, "module", model)
     places = {"position_ids": batch["position_ids"]}
-    if "flash" in inner.config._attn_implementation:
+    if masks.maskless(model):
         return places
     segments, order = batch["segments"], torch.arange(batch["segments"].shape[1], device=batch["segments"].device)
     sees = (segments[:, :, None] == segments[:, None, :]) & (order[:, None] >= order)

@@ -17,7 +17,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from finsa import processes
 from finsa.config import Train
 from finsa.errors import ConfigError, Problem
-from finsa.modeling import flops
+from finsa.modeling import flops, masks
 from finsa.training.batching import Cutter
 from finsa.training.collate import first_fit, width_of
 
@@ -57,9 +57,10 @@ def plan(lengths: Any, model: torch.nn.Module, train: Train, cut: Cutter, packs:
         ConfigError: where packs are asked for and are not defined.
     """
     wanted = f"train.packing={str(train.packing).lower()}"
-    refused = obstacle(model, cut, packs)
-    if train.packing is True and not packs:
-        raise ConfigError([Problem("train.packing", f"packs a loss on tokens; {refused}. Set it to false")])
+    undefined = _undefined(model, packs)
+    if train.packing is True and undefined:
+        raise ConfigError([Problem("train.packing", f"{undefined}. Set it to false")])
+    refused = undefined or _unwanted(model, cut)
     if train.packing is False or (train.packing == "auto" and refused):
         return Packing(False, None, None, refused or wanted)
     costs = flops.of(model, train.gradient_checkpointing is True)
@@ -69,22 +70,22 @@ def plan(lengths: Any, model: torch.nn.Module, train: Train, cut: Cutter, packs:
     line = min(LINES, key=lambda line: packed[line])
     saves = round(side / packed[line], 3)
     if train.packing is True:
-        return Packing(True, None if maskless(model) else line, saves, wanted)
+        return Packing(True, None if masks.maskless(model) else line, saves, wanted)
     return Packing(saves >= PAYS, line, saves, f"{wanted}: pays from {PAYS}x")
 
 
-def obstacle(model: Any, cut: Cutter, packs: bool) -> str | None:
-    """Why `auto` does not pack here, whatever it would save; None: it may."""
+def _undefined(model: Any, packs: bool) -> str | None:
+    """Why a pack would not mean the same as its rows; None: it does."""
     if not packs:
-        return "a choice among labels and a mixture read each row by itself"
+        return "packs are of a loss on tokens; a choice among labels and a mixture read each row by itself"
+    return None if masks.keeps_everything(model) else "layers keep something other than all keys and values"
+
+
+def _unwanted(model: Any, cut: Cutter) -> str | None:
+    """Why `auto` does not pack here, whatever it would save; None: it may."""
     if cut.collate.prefix:
         return f"a shared prefix of {cut.collate.prefix} tokens"
-    return "flash-attention: lines without a mask have not been measured" if maskless(model) else None
-
-
-def maskless(model: Any) -> bool:
-    """Whether attention keeps the rows of a line apart by itself, without a mask."""
-    return "flash" in str(getattr(model.config, "_attn_implementation", None))
+    return "flash-attention: lines without a mask have not been measured" if masks.maskless(model) else None
 
 
 def _steps(lengths: Any, train: Train) -> Iterator[list[int]]:

@@ -10,7 +10,7 @@ import numpy as np
 from finsa.config import RunConfig, Train
 from finsa.data.task import Task
 from finsa.errors import ConfigError, Problem
-from finsa.inference.scoring import LabelTree, scored_answers
+from finsa.inference.label_tree import LabelTree, scored_answers
 from finsa.modeling import base, hardware, learner, memory
 from finsa.modeling.memory import Need
 

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from finsa.config import Train
 from finsa.data.rows import Row
+from finsa.modeling import masks
 from finsa.modeling.classifier import Classifier, causal
 from finsa.modeling.mixture import Mixture
 
@@ -109,13 +108,9 @@ def obstacle(model: torch.nn.Module, train: Train) -> str | None:
         return "gradient checkpointing keeps no keys and values"
     if train.strategy in ("fsdp", "deepspeed"):
         return "FSDP and DeepSpeed gather weights per forward pass of the whole model"
-    net = causal(model.backbone if isinstance(model, Classifier) else model)
-    if type(net).__module__.startswith("transformers_modules"):
+    if masks.is_remote(model):
         return "the model's code is remote"
-    kinds = {type(layer) for layer in DynamicCache(config=net.config).layers}
-    if kinds - {DynamicLayer}:
-        return "layers keep something other than all keys and values"
-    return None
+    return None if masks.keeps_everything(model) else "layers keep something other than all keys and values"
 
 
 def forward(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[Any, torch.Tensor | float]:

@@ -1,6 +1,7 @@
 """What a run gets done: samples and real tokens per second, memory, and its share of what the machine can compute.
 
-Nothing here waits for the device while steps run: all that is counted is known on the host.
+Nothing here waits for the device while steps run: all that is counted is known on the host. Several processes add up
+their counts when a record is logged, and at the end.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
+from finsa import processes
 from finsa.data.rows import IGNORE
 from finsa.modeling import flops, hardware
 
 
 @dataclass
 class Done:
-    """Work of this process.
+    """Work of a process, or of all of them.
 
     Args:
+        steps: of the optimiser.
         rows: their number.
         positions: tokens with padding that were forwarded.
         pairs: of positions that attention looked at.
@@ -31,6 +35,7 @@ class Done:
         seconds: of training, without validation and saving.
     """
 
+    steps: int = 0
     rows: int = 0
     positions: int = 0
     pairs: int = 0
@@ -68,6 +73,7 @@ class Meter:
             batches: they, as they are cut; a prefix that rows share is forwarded once for each.
         """
         done = self.done
+        done.steps += 1
         done.rows += len(rows)
         done.tokens += sum(len(row["input_ids"]) for row in rows)
         done.learnt += sum(
@@ -104,7 +110,7 @@ class Meter:
                 self.start()
 
     def lap(self) -> dict[str, float]:
-        """Figures since the last lap, for the log."""
+        """Figures since the last lap, for the log; all processes take their laps together."""
         with self.paused():
             now = replace(self.done)
         found, self.last = self.figures(now.since(self.last)), now
@@ -114,21 +120,40 @@ class Meter:
         """Figures of the whole fit, and what the share is of, for the run's record."""
         with self.paused():
             done = self.done
-        return {**self.figures(done), "matmul_gflops": round(self.rate / 1e9, 1), "seconds": round(done.seconds, 2)}
+        rate = processes.total(np.array([self.rate]))[0]
+        return {**self.figures(done), "matmul_gflops": round(rate / 1e9, 1), "seconds": round(done.seconds, 2)}
 
     def figures(self, done: Done) -> dict[str, float]:
-        """Rates of finished work.
+        """Rates of finished work; all processes ask together.
+
+        Args:
+            done: by this process.
 
         Returns:
-            samples and real tokens per second of this process, the share of real tokens that are learnt, the operations
-            done per second over the measured rate of matrix products (MFU), and peak memory in GiB.
+            of all processes samples and real tokens per second, the share of real tokens that are learnt, and the
+            operations done per second over the measured rates of matrix products (MFU); peak memory in GiB of the
+            process that has taken most.
         """
+        done, rate, peak = _together(done, self.rate, hardware.peak_memory())
         seconds = max(done.seconds, 1e-9)
         work = self.costs.total(done.positions, done.pairs, float(done.projected), done.rows)
         return {
             "samples_per_second": round(done.rows / seconds, 2),
             "tokens_per_second": round(float(done.tokens) / seconds, 1),
             "trainable_token_share": round(float(done.learnt) / max(float(done.tokens), 1), 4),
-            "mfu": round(work / seconds / self.rate, 4),
-            "peak_memory_gib": round(hardware.peak_memory() / 2**30, 3),
+            "mfu": round(work / seconds / rate, 4),
+            "peak_memory_gib": round(peak / 2**30, 3),
         }
+
+
+def _together(done: Done, rate: float, peak: float) -> tuple[Done, float, float]:
+    """Add up what the processes have done in the same time.
+
+    Returns:
+        The work, its seconds those of one process; the sum of the rates; the largest peak.
+    """
+    peaks = np.zeros(processes.world())
+    peaks[processes.rank()] = peak
+    number, rate, *values = processes.total(np.array([1, rate, *vars(done).values(), *peaks])).tolist()
+    summed: dict[str, Any] = dict(zip(vars(done), values, strict=False))
+    return Done(**{**summed, "seconds": summed["seconds"] / number}), rate, max(values[len(summed) :])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class FinsaTrainer(DurableTrainer):
         objective: what a step makes small.
         lr_ratio: learning rate of LoRA's B over that of A (LoRA+, Hayou et al. 2024).
         recovery: cuts smaller micro-batches where memory does not suffice.
+        saving: entered while a checkpoint is written.
         rows: how many of the rows are real; those behind them weigh nothing.
         **kwargs: as DurableTrainer takes them.
     """
@@ -36,8 +37,17 @@ class FinsaTrainer(DurableTrainer):
     loss_is_scaled_for_ga = True  # `compute_loss` has divided by the whole step
 
     def __init__(
-        self, *, validate: Validate, objective: Objective, lr_ratio: float, recovery: Recovery, rows: int, **kwargs: Any
+        self,
+        *,
+        validate: Validate,
+        objective: Objective,
+        lr_ratio: float,
+        recovery: Recovery,
+        saving: Callable[[], AbstractContextManager[None]],
+        rows: int,
+        **kwargs: Any,
     ) -> None:
+        self.saving = saving
         self.validate, self.objective, self.lr_ratio, self.rows = validate, objective, lr_ratio, rows
         self.recovery, self.step = recovery, Step([])
         self.first_step: float | None = None  # seconds of forward and backward: what compilation costs
@@ -137,7 +147,7 @@ class FinsaTrainer(DurableTrainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save, which is no training time."""
-        with self.meter.paused():
+        with self.saving(), self.meter.paused():
             super()._save_checkpoint(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

@@ -240,7 +240,9 @@ def test_experiment_is_the_published_one(config: Configure, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiment_runs_on_the_embedded_default_and_its_arms_have_published_rows(config: Configure, name: str) -> None:
+def test_experiment_composes_on_the_embedded_default_and_its_arms_have_published_rows(
+    config: Configure, name: str
+) -> None:
     words = [f"experiment={name}", "train=smoke", "model=tiny", "data=sample"]
     expanded = arguments.expand(words)
     arguments.check([word for word in expanded if word != "-m"])

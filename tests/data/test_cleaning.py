@@ -49,8 +49,8 @@ def _fates(frame: pl.DataFrame) -> list[str | None]:
     return frame[FATE].to_list()
 
 
-def _keyed(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
-    return cleaning.texts(frame, data)
+def _keyed(frame: pl.DataFrame) -> pl.DataFrame:
+    return cleaning.texts(frame)
 
 
 # ------------------------------------------------------------------------------------------------ fates
@@ -103,12 +103,12 @@ def test_nothing_met_is_nothing_said(policy: Any) -> None:
         ("涨" * 1_000_000, None),
     ],
 )
-def test_text_that_cannot_be_used(data: Data, text: str | None, fate: str | None) -> None:
-    assert _fates(cleaning.texts(_frame((text, "a")), data)) == [fate]
+def test_text_that_cannot_be_used(text: str | None, fate: str | None) -> None:
+    assert _fates(cleaning.texts(_frame((text, "a")))) == [fate]
 
 
-def test_white_space_around_a_text_goes(data: Data) -> None:
-    assert cleaning.texts(_frame(("\u3000x y\n", "a")), data)["text"].to_list() == ["x y"]
+def test_white_space_around_a_text_goes() -> None:
+    assert cleaning.texts(_frame(("\u3000x y\n", "a")))["text"].to_list() == ["x y"]
 
 
 def test_other_domains_are_filtered(data: Data) -> None:
@@ -170,7 +170,7 @@ def test_spelling_again_changes_nothing(labels: list[str | None]) -> None:
 
 def test_found_spellings_of_one_class_are_one_class(data: Data) -> None:
     labels = ["Positive", "positive", "positive", "POSITIVE ", "negative"]
-    frame = _keyed(_frame(*((str(number), label) for number, label in enumerate(labels))), data)
+    frame = _keyed(_frame(*((str(number), label) for number, label in enumerate(labels))))
     space = cleaning.label_space(frame, data)
     assert space.names == ("negative", "positive")
     assert cleaning.classes(frame, data, space)[0]["label"].to_list() == ["positive"] * 4 + ["negative"]
@@ -184,7 +184,7 @@ def test_labels_are_those_of_the_training_split(data: Data) -> None:
 
 def test_labels_of_rows_that_are_not_used_are_none(data: Data) -> None:
     frame = _frame(("x", "a"), ("y", "b"), ("", "c"))
-    assert cleaning.label_space(_keyed(frame, data), data).names == ("a", "b")
+    assert cleaning.label_space(_keyed(frame)).names == ("a", "b")
 
 
 def test_too_few_labels_are_told_unless_it_is_a_part(data: Data) -> None:
@@ -227,7 +227,7 @@ SAME = [("净利 润", "a"), ("净利润", "a"), ("NET up", "b"), ("ｎｅｔ　
 
 
 def test_copies_by_policy(data: Data) -> None:
-    frame = _keyed(_frame(*SAME), data)
+    frame = _keyed(_frame(*SAME))
     assert _fates(cleaning.copies(frame, data)[0]) == [
         None,
         "duplicate",
@@ -248,7 +248,7 @@ def test_copies_by_policy(data: Data) -> None:
 
 @pytest.mark.parametrize(("policy", "count"), [("on_conflict", 2), ("on_duplicate", 2)])
 def test_copies_can_stop_the_run(data: Data, policy: str, count: int) -> None:
-    frame = _keyed(_frame(*SAME), data)
+    frame = _keyed(_frame(*SAME))
     with pytest.raises(DataError, match=rf"data\.{policy}: {count} rows have .*\n  /d/t\.csv:\d"):
         cleaning.copies(frame, data.model_copy(update={policy: "error"}))
 
@@ -261,13 +261,13 @@ def test_copies_are_looked_for_within_a_split(data: Data) -> None:
         ("y", "b", "test"),
         columns=("text", "label", "split"),
     )
-    assert _fates(cleaning.copies(_keyed(frame, data), data)[0]) == [None] * 4
+    assert _fates(cleaning.copies(_keyed(frame, data))[0]) == [None] * 4
 
 
 def test_copy_of_a_row_that_is_not_used_is_none(data: Data) -> None:
     frame = cleaning.mark(_frame(("x", "a"), ("x", "a"), ("x", "b")), pl.col("id") == "0", "gone")
     frame = cleaning.mark(frame, pl.col("id") == "2", "gone too")
-    assert _fates(cleaning.copies(_keyed(frame, data), data)[0]) == ["gone", None, "gone too"]
+    assert _fates(cleaning.copies(_keyed(frame, data))[0]) == ["gone", None, "gone too"]
 
 
 # ------------------------------------------------------------------------------------------------ leaks
@@ -277,7 +277,7 @@ COLUMNS = ("id", "text", "split", "parent", "group", "part")
 
 
 def _leaks(data: Data, *rows: tuple[str | None, ...]) -> dict[str, str | None]:
-    frame = _keyed(_frame(*(row + (None,) * (6 - len(row)) for row in rows), columns=COLUMNS), data)
+    frame = _keyed(_frame(*(row + (None,) * (6 - len(row)) for row in rows), columns=COLUMNS))
     return dict(cleaning.without_leaks(frame, data)[0].select("id", FATE).iter_rows())
 
 
@@ -322,7 +322,7 @@ def test_variants_of_held_out_rows_at_any_remove(data: Data, held: str) -> None:
 
 def test_same_id_alone_makes_no_family(data: Data) -> None:
     """FinNF numbers the rows of every split from 1."""
-    frame = _keyed(_frame(("1", "x", "train"), ("1", "y", "test"), columns=("id", "text", "split")), data)
+    frame = _keyed(_frame(("1", "x", "train"), ("1", "y", "test"), columns=("id", "text", "split")))
     assert _fates(cleaning.without_leaks(frame, data)[0]) == [None, None]
 
 
@@ -347,7 +347,7 @@ def test_group_that_the_files_tear_apart_leaks(data: Data) -> None:
 
 def test_leaks_by_policy(data: Data) -> None:
     rows = [("t", "x", "train"), ("s", "x", "test")]
-    frame = _keyed(_frame(*rows, columns=("id", "text", "split")), data)
+    frame = _keyed(_frame(*rows, columns=("id", "text", "split")))
     kept, notes = cleaning.without_leaks(frame, data.model_copy(update={"on_leak": "keep"}))
     assert _fates(kept) == [None, None]
     assert notes == ["1 rows are a training copy of a test row; kept, because data.on_leak=keep"]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models import small
 
+from finsa import processes
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
-from finsa.data.rows import Renderer
+from finsa.data.rows import Encoded, Renderer
 from finsa.evaluation import metrics
 from finsa.inference.generation import Generator, Rule, parse
 
@@ -78,13 +80,34 @@ def test_without_a_lost_answer_the_report_is_the_plain_one() -> None:
 
 def test_a_padded_batch_generates_what_each_row_generates_alone(tokenizer: Any) -> None:
     model = small(vocabulary=len(tokenizer))
-    prompt = Prompt("文本：", "\n情感：")
-    labels = LabelSpace(("利空", "利好"), ("利空", "利好"))
-    renderer = Renderer(tokenizer, prompt, labels, 60)
-    prompts = renderer.encode(["公司大涨", "亏损" * 9, "", "会议 ABC 12"])
+    renderer, prompts = _asked(tokenizer)
     together = Generator(model, renderer, 10_000, 6)(prompts)
     for number in range(len(prompts)):
         ids = torch.tensor([prompts[number]])
         made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)
         alone = tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
         assert together[number] == alone
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 10_000])
+def test_two_processes_share_the_prompts_and_have_all_answers(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, batch_tokens: int
+) -> None:
+    renderer, prompts = _asked(tokenizer)
+    generate = Generator(small(vocabulary=len(tokenizer)), renderer, batch_tokens, 6)
+    alone, parts = generate(prompts), list[Any]()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "together", lambda: True)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr(processes, "total", lambda own: parts.append(own) or own)
+        generate(prompts)
+    assert [len(np.flatnonzero(part.any(axis=1))) for part in parts] == ([2, 2] if batch_tokens == 1 else [4, 0])
+    monkeypatch.setattr(processes, "total", lambda own: sum(parts))
+    assert generate(prompts) == alone
+
+
+def _asked(tokenizer: Any) -> tuple[Renderer, Encoded]:
+    labels = LabelSpace(("利空", "利好"), ("利空", "利好"))
+    renderer = Renderer(tokenizer, Prompt("文本：", "\n情感："), labels, 60)
+    return renderer, renderer.encode(["公司大涨", "亏损" * 9, "", "会议 ABC 12"])

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from models import EXTRA, small
 
 from finsa.data.rows import Encoded
-from finsa.inference.scoring import LabelScorer, LabelTree, batches, scored_answers
+from finsa.inference.label_tree import LabelTree, scored_answers
+from finsa.inference.scoring import LabelScorer, batches
 
 ANSWERS = {
     "one token each": [(7,), (8,), (9,)],

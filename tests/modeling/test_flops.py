@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from finsa import composition
 from finsa.config import Adapter
 from finsa.data.rows import IGNORE
-from finsa.inference.scoring import LabelTree, label_log_probs
+from finsa.inference.label_tree import LabelTree
+from finsa.inference.scoring import label_log_probs
 from finsa.modeling import adapters, experts, flops
 from finsa.modeling.classifier import Classifier
 from finsa.modeling.mixture import Mixture

@@ -94,6 +94,20 @@ def test_what_was_trained_comes_back_and_the_base_stays(
     learner.release(restored)
 
 
+def test_jobs_that_share_a_base_do_not_share_its_checkpointing(
+    config: Configure, job: task.Task, tmp_path: Path
+) -> None:
+    """A sweep over train.gradient_checkpointing: the first job's must not be on in the second."""
+    cfg = config("method=lora_response", *SHORT)
+    backbone = load(cfg)
+    hooks = len(backbone.get_input_embeddings()._forward_hooks)
+    model = trained(cfg, job, backbone, tmp_path, gradient_checkpointing=True)
+    assert backbone.is_gradient_checkpointing
+    learner.release(model)
+    assert not backbone.is_gradient_checkpointing
+    assert len(backbone.get_input_embeddings()._forward_hooks) == hooks
+
+
 def test_adapters_on_a_quantised_base_stay_in_float32(config: Configure, job: task.Task, tmp_path: Path) -> None:
     cfg = config("method=qlora", *SHORT)
     learner.release(trained(cfg, job, load(cfg), tmp_path))

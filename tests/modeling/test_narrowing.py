@@ -10,7 +10,8 @@ import torch
 from models import small, write_experts
 
 from finsa import composition
-from finsa.inference.scoring import LabelTree, label_log_probs
+from finsa.inference.label_tree import LabelTree
+from finsa.inference.scoring import label_log_probs
 from finsa.modeling import adapters, experts, narrowing
 from finsa.modeling.mixture import Mixture
 from finsa.training.loss import labelled_loss

@@ -146,15 +146,31 @@ def test_the_page_speaks_chinese(page: Opened) -> None:
 def test_a_csv_is_read_and_its_texts_predicted(page: Opened, tmp_path: Path, encoding: str) -> None:
     lines = ["id,新闻,date", '1,"大涨，又""大涨""",a', '2,"第一行\n第二行跌",b', "3,平,c", "4,,d"]
     (tmp_path / "新闻.csv").write_bytes("\r\n".join(lines).encode(encoding))
-    page.driver.find_element("id", "file").send_keys(str(tmp_path / "新闻.csv"))
-    _wait(page.driver, "!document.getElementById('columns').hidden")
-    chosen = "document.getElementById('column').selectedOptions[0].textContent"
-    assert page.driver.execute_script(f"return {chosen}") == "新闻"
-    page.driver.find_element("id", "predict").click()
-    _wait(page.driver, "document.querySelectorAll('#rows tr').length == 3")
-    assert [row[1] for row in _rows(page)] == ['大涨，又"大涨"', "第一行 第二行跌", "平"]
-    page.driver.find_element("id", "forget").click()
-    assert page.driver.find_element("id", "texts").is_enabled()
+    for give in (_choose, _drop):
+        give(page, tmp_path / "新闻.csv")
+        _wait(page.driver, "!document.getElementById('columns').hidden")
+        chosen = "document.getElementById('column').selectedOptions[0].textContent"
+        assert page.driver.execute_script(f"return {chosen}") == "新闻"
+        page.driver.find_element("id", "predict").click()
+        _wait(page.driver, "document.querySelectorAll('#rows tr').length == 3")
+        assert [row[1] for row in _rows(page)] == ['大涨，又"大涨"', "第一行 第二行跌", "平"]
+        page.driver.find_element("id", "forget").click()
+        assert page.driver.find_element("id", "texts").is_enabled()
+        page.driver.find_element("id", "clear").click()
+
+
+def _choose(page: Opened, file: Path) -> None:
+    page.driver.find_element("id", "file").send_keys(str(file))
+
+
+def _drop(page: Opened, file: Path) -> None:
+    """What a browser tells a page when a file is let go over it; the page keeps the browser from opening it."""
+    script = """
+      const [content, name] = arguments, held = new DataTransfer();
+      held.items.add(new File([new Uint8Array(content)], name, { type: 'text/csv' }));
+      const told = { dataTransfer: held, bubbles: true, cancelable: true }, place = document.getElementById('drop');
+      return ['dragover', 'drop'].map(kind => place.dispatchEvent(new DragEvent(kind, told)));"""
+    assert page.driver.execute_script(script, list(file.read_bytes()), file.name) == [False, False]
 
 
 def test_a_long_list_goes_in_pieces_and_only_its_first_rows_are_shown(page: Opened, tmp_path: Path) -> None:

@@ -52,7 +52,17 @@ def test_a_trained_run_comes_out_the_same(
     ]
     assert checks[2].told == "9 records"  # 6 steps, 2 validations, the end
     assert reproduction.surroundings(first, again) == []
+    _shuffle(again / "adapters" / "default" / "adapter_config.json")
+    assert reproduction.compare(first, again)[-1].same
     _spoil_and_compare(first, again)
+
+
+def _shuffle(file: Path) -> None:
+    """Write a set of names as another process would."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    names = settings["target_modules"][::-1]
+    assert len(names) > 1
+    file.write_text(json.dumps({**settings, "target_modules": names}), encoding="utf-8")
 
 
 def _spoil_and_compare(first: Path, again: Path) -> None:
@@ -107,6 +117,32 @@ def test_other_rows_are_told_before_anything_is_trained(first: Path, config: Con
     with pytest.raises(RunError, match="the rows are others than .*fingerprint f00d, now "):
         rerun.run(config("stage=rerun", f"run={first}", f"output_dir={tmp_path}/again"))
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(("made", "now", "start"), [(2, 1, "torchrun --nproc-per-node 2"), (1, 2, "python")])
+def test_another_number_of_processes_is_refused(
+    made: int, now: int, start: str, first: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = json.loads((first / "run.json").read_text(encoding="utf-8"))
+    assert facts["processes"] == 1
+    (first / "run.json").write_text(json.dumps({**facts, "processes": made}), encoding="utf-8")
+    monkeypatch.setenv("WORLD_SIZE", str(now))
+    told = (
+        rf"^run: {first} was made by {made} process(es)?, and {now} started: {start} run\.py stage=rerun run={first}$"
+    )
+    with pytest.raises(ConfigError, match=told):
+        rerun.run(config("stage=rerun", f"run={first}", f"output_dir={tmp_path}/again"))
+    assert not (tmp_path / "again").exists()
+
+
+def test_surroundings_differ_in_what_both_have_noted(tmp_path: Path) -> None:
+    facts: list[dict[str, object]] = [{"python": "3"}, {"python": "3", "processes": 1}, {"python": "3", "processes": 2}]
+    for number, known in enumerate(facts):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "run.json").write_text(json.dumps(known), encoding="utf-8")
+    old, one, two = (tmp_path / str(number) for number in range(3))
+    assert reproduction.surroundings(old, one) == []
+    assert reproduction.surroundings(one, two) == ["processes: 1, now 2"]
 
 
 def test_a_search_is_not_run_again(config: Config, tmp_path: Path) -> None:

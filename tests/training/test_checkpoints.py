@@ -186,6 +186,18 @@ def test_from_what_is_left_it_ends_the_same(
     same(training(tmp_path, tokenizer), whole)
 
 
+@pytest.mark.parametrize(("best", "left"), [(100, {100, 150}), (150, {100, 150}), (50, {50, 150}), (None, {100, 150})])
+def test_a_damaged_later_checkpoint_does_not_push_out_the_one_just_saved(
+    best: int | None, left: set[int], tmp_path: Path
+) -> None:
+    """Step 200 was damaged, so the training went on from 100 and has saved 150."""
+    place = {step: tmp_path / f"checkpoint-{step}" for step in (50, 100, 150, 200)}
+    for folder in place.values():
+        folder.mkdir()
+    checkpoints.rotate(tmp_path, 2, place[best] if best else None, place[150])
+    assert {int(folder.name.rpartition("-")[2]) for folder in tmp_path.iterdir()} == left
+
+
 def test_what_a_kill_left_of_a_checkpoint_is_removed(tmp_path: Path) -> None:
     left = tmp_path / f"{files.STAGING}checkpoint-3" / "checkpoint-3"
     left.mkdir(parents=True)

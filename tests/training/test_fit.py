@@ -14,6 +14,7 @@ from finsa.config import Adapter, Train
 from finsa.data.rows import IGNORE, Row
 from finsa.modeling import adapters
 from finsa.training import fit
+from finsa.training.watch import BEATS, HEARTBEAT
 
 LORA = Adapter(variant="lora", rank=4, alpha=8, dropout=0.1, targets=("q_proj", "v_proj"), lr_ratio=1.0)
 
@@ -40,7 +41,9 @@ def rows(n: int = 24) -> list[Row]:
     return made
 
 
-def train(folder: Path, tokenizer: Any, *overrides: str, validate: Any = None, seed: int = 3) -> tuple[Any, list[Any]]:
+def train(
+    folder: Path, tokenizer: Any, *overrides: str, validate: Any = None, seed: int = 3, run: Path | None = None
+) -> tuple[Any, list[Any]]:
     """Fit an adapter and return its weights, and the log."""
     model = adapters.attach(small(), _section(), LORA, seed=0)
     log: list[Any] = []
@@ -53,6 +56,7 @@ def train(folder: Path, tokenizer: Any, *overrides: str, validate: Any = None, s
         seed=seed,
         folder=folder,
         record=lambda step, values: log.append({"step": step, **values}),
+        run=run,
     )
     return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}, log
 
@@ -79,6 +83,15 @@ def test_accumulation_equals_one_big_batch(tmp_path: Path, tokenizer: Any, micro
     assert losses(parts_log) == pytest.approx(losses(whole_log), rel=1e-5)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_more_steps_than_the_epochs_have_lengthen_nothing(tmp_path: Path, tokenizer: Any) -> None:
+    """`train.max_steps` stops earlier; to transformers it goes before the epochs."""
+    same = ("train.epochs=1", "train.micro_batch_size=8", "train.log_every=1")
+    whole, log = train(tmp_path / "a", tokenizer, *same)
+    longer, longer_log = train(tmp_path / "b", tokenizer, *same, "train.max_steps=1000")
+    assert losses(longer_log) == losses(log)
+    assert all(torch.equal(longer[name], value) for name, value in whole.items())
 
 
 def test_same_seed_same_weights_and_another_seed_others(tmp_path: Path, tokenizer: Any) -> None:
@@ -136,3 +149,14 @@ def test_the_log_has_loss_rate_and_throughput(tmp_path: Path, tokenizer: Any) ->
     steps = [record for record in log if "loss" in record]
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
     assert all(record["tokens_per_second"] > 0 and record["learning_rate"] >= 0 for record in steps)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_heartbeat_lies_in_the_run_folder(tmp_path: Path, tokenizer: Any, named: bool) -> None:
+    folder = tmp_path / "checkpoints" / "joint" / "steps"
+    run = tmp_path if named else folder.parent
+    train(
+        folder, tokenizer, "train.micro_batch_size=8", "train.heartbeat_seconds=0.01", run=tmp_path if named else None
+    )
+    found = sorted(file for file in tmp_path.rglob("heartbeat*"))
+    assert found == [run / HEARTBEAT, run / BEATS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from torch.nn import functional
 
 from finsa.config import MoeJointStage, RunConfig
+from finsa.data import table, task
 from finsa.modeling.routing import balance_loss
-from finsa.training import joint, objective
+from finsa.training import fit, joint, objective
 
 Configure = Callable[..., RunConfig]
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.5], [-1.0, 1.0]])
@@ -64,8 +66,6 @@ def test_schedules(config: Configure) -> None:
 
 
 def test_domains_are_balanced_for_the_router(config: Configure, tokenizer: Any) -> None:
-    from finsa.data import table, task
-
     cfg = config("stage=moe_joint", "data.cache=null")
     job = task.build(cfg, table.load(cfg.data), tokenizer)
     for balance, most in (("none", [2164, 1444]), ("downsample", [1444, 1444]), ("oversample", [2164, 2164])):
@@ -77,3 +77,16 @@ def test_domains_are_balanced_for_the_router(config: Configure, tokenizer: Any) 
     assert prompt[:start] == job.renderer.head
     assert prompt[end:] == job.renderer.tail
     assert rows[0]["input_ids"][:start] == job.renderer.head
+
+
+def test_the_run_folder_takes_the_heartbeat_of_both_steps(
+    config: Configure, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, given = config("stage=moe_joint", "data.cache=null"), dict[str, Any]()
+    assert isinstance(cfg.stage, MoeJointStage)
+    job = task.build(cfg, table.load(cfg.data), tokenizer)
+    monkeypatch.setattr(fit, "fit", lambda **passed: given.update(passed))
+    mixture: Any = SimpleNamespace(experts=("news", "forum"))
+    place = tmp_path / "checkpoints" / joint.WARMUP
+    joint._fit(cfg, cfg.stage, mixture, job, cfg.train, place, "none", print, tmp_path / "log.jsonl")
+    assert (given["run"], given["folder"]) == (tmp_path, place / "steps")

@@ -68,11 +68,13 @@ def test_answers_differ_in_length_and_beginning_as_the_test_means(qwen_tokenizer
     assert len(set(first)) < 3
 
 
-def test_loss_on_the_label_reaches_an_adapter_through_the_tree(config: Configure, qwen_tokenizer: Any) -> None:
+def test_loss_on_the_label_reaches_every_layer_through_the_tree(config: Configure, qwen_tokenizer: Any) -> None:
     made, model = renderer(qwen_tokenizer, WORDS["shared beginnings"]), model_for(qwen_tokenizer).requires_grad_(True)
     goal = objective.of(config("method=lora_label").method, made, [1, 1, 1])
     goal.total(model, batch(made, "lm", goal)).backward()
-    assert all(float(p.grad.abs().sum()) > 0 for p in model.model.layers.parameters() if p.grad is not None)
+    gradients = [parameter.grad for parameter in model.model.layers.parameters()]
+    assert gradients
+    assert all(gradient is not None and float(gradient.abs().sum()) > 0 for gradient in gradients)
 
 
 def test_a_classifiers_loss_is_that_of_its_scorer(config: Configure, qwen_tokenizer: Any) -> None:

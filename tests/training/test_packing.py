@@ -15,6 +15,7 @@ from finsa.modeling import flops
 from finsa.training import packing
 from finsa.training.batching import Cutter
 from finsa.training.collate import Collator, Packer
+from tests.modeling.test_masks import convolutions
 from tests.models import small
 
 
@@ -65,5 +66,14 @@ def test_the_user_has_the_last_word_where_packs_are_defined() -> None:
     assert (refused.used, refused.line, refused.reason) == (False, None, "train.packing=false")
     assert "prefix" in planned(UNLIKE, prefix=16).reason
     assert not planned(UNLIKE, packs=False).used
-    with pytest.raises(ConfigError, match="train.packing: packs a loss on tokens"):
+    with pytest.raises(ConfigError, match="train.packing: packs are of a loss on tokens"):
         planned(UNLIKE, "train.packing=true", packs=False)
+
+
+def test_no_layer_may_look_past_the_mask_of_a_pack() -> None:
+    """The state of a convolution goes on from row to row."""
+    train, model = settings(), convolutions()
+    cut = Cutter(Collator(0), train.micro_batch_size)
+    assert not packing.plan(np.asarray(UNLIKE), model, train, cut, packs=True).used
+    with pytest.raises(ConfigError, match="layers keep something other"):
+        packing.plan(np.asarray(UNLIKE), model, settings("train.packing=true"), cut, packs=True)

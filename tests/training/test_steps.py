@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from functools import cache
 from typing import Any
@@ -13,6 +14,7 @@ import steps
 import torch
 
 from finsa.errors import ConfigError
+from finsa.training import compiling
 
 
 @cache
@@ -61,7 +63,9 @@ def test_checkpointing_of_activations_changes_nothing(kind: str, tokenizer: Any)
     assert_same(found, whole(kind, tokenizer)[0])
 
 
-def test_compiled_layers_change_nothing(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_layers_change_nothing(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Traced forward and backward, run without a compiler for C++, which not every machine has."""
     real, compiled = torch.nn.Module.compile, []
 
@@ -70,12 +74,18 @@ def test_compiled_layers_change_nothing(tokenizer: Any, monkeypatch: pytest.Monk
         real(self, backend="aot_eager", **given)
 
     expected, loss = whole("weighted tokens", tokenizer)
+    assert "compiled layers" not in capsys.readouterr().err
     monkeypatch.setattr(torch.nn.Module, "compile", traced)
     found, logged = steps.step("weighted tokens", 8, tokenizer, "train.compile=true")
     assert len(compiled) == 2  # layers of the small model
     assert all(layer._compiled_call_impl is None for layer in compiled)  # the base is as it was
     assert logged == pytest.approx(loss, rel=1e-5)
     assert_same(found, expected)
+    assert re.search(r"compiled layers: first step \d+\.\d s\n", capsys.readouterr().err)
+
+
+def test_the_cost_of_compilation_is_told() -> None:
+    assert compiling.told(3.04, 5, 5.04) == "compiled layers: first step 3.0 s, later ones 0.500 s on average"
 
 
 TOGETHER = ["weighted tokens", "label", "classifier", steps.MIXTURE]
@@ -119,5 +129,5 @@ def test_neither_a_token_budget_nor_a_pack_changes_the_step(way: str, tokenizer:
 
 
 def test_a_choice_among_labels_is_not_packed(tokenizer: Any) -> None:
-    with pytest.raises(ConfigError, match="train.packing: packs a loss on tokens"):
+    with pytest.raises(ConfigError, match="train.packing: packs are of a loss on tokens"):
         steps.step("label", 4, tokenizer, "train.packing=true")

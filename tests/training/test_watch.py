@@ -13,7 +13,7 @@ import pytest
 from finsa import signals
 from finsa.config import RunConfig, Train
 from finsa.errors import Stopped
-from finsa.training.watch import HEARTBEAT, STACKS, Watch
+from finsa.training.watch import BEATS, HEARTBEAT, STACKS, Watch
 
 
 class State:
@@ -39,7 +39,12 @@ def test_heartbeat_and_stall(
         assert not (tmp_path / STACKS).exists(), "a validation takes the time it takes"
         stand_still(1.0)
         beat = json.loads((tmp_path / HEARTBEAT).read_text())
+        beats = [json.loads(line) for line in (tmp_path / BEATS).read_text().splitlines()]
     assert (beat["step"], beat["validating"]) == (7, False)
+    assert len(beats) > 2
+    assert beats[-1].keys() == beat.keys()
+    assert {each["step"] for each in beats} <= {0, 7}
+    assert {each["validating"] for each in beats} == {True, False}
     assert beat["memory_bytes"] > 1e7
     assert beat["seconds_since_step"] > 0.1
     assert "in stand_still" in (tmp_path / STACKS).read_text()

@@ -178,12 +178,14 @@ async function predict() {
   complain(""); say("");
   if (!all.length) { complain(state.words.none); (state.table ? $("column") : $("texts")).focus(); return; }
   Object.assign(state, { answers: [], labels: [], route: false, stop: new AbortController() });
+  const own = state.stop;  // a prediction that was stopped may still wait while the next one is under way
   busy(true); redraw();
   let ms = 0;
   try {
     for (const chunk of chunks(all)) {
       say(state.words.working(state.answers.length, all.length));
-      const { answers, ms: taken } = await ask(chunk, state.stop.signal);
+      const { answers, ms: taken } = await ask(chunk, own.signal);
+      if (state.stop !== own) return;
       for (const answer of answers) answer.ms = taken / answers.length;
       ms += taken;
       add(answers);
@@ -191,9 +193,10 @@ async function predict() {
     }
     say(state.words.done(all.length, time(ms)));
   } catch (error) {
+    if (state.stop !== own) return;
     say(state.answers.length ? state.words.stopped(state.answers.length) : "");
     if (error.name !== "AbortError") complain(error.message);
-  } finally { busy(false); }
+  } finally { if (state.stop === own) busy(false); }
 }
 function busy(on) {
   $("predict").disabled = on;
