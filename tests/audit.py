@@ -8,11 +8,13 @@ With the advisory service: pip-audit reads the pins. Where it is missing or cann
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 
@@ -40,13 +42,32 @@ def vulnerabilities() -> tuple[bool, str]:
     """Whether pip-audit found nothing, or could not look; and what to say."""
     if util.find_spec("pip_audit") is None:
         return True, "pip-audit is not installed, so known vulnerabilities were NOT looked for: pip install pip-audit"
-    command = [sys.executable, "-m", "pip_audit", "--requirement", str(CONSTRAINTS), "--no-deps", "--timeout", "10"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "No known vulnerabilities found" in done.stdout + done.stderr:
-        return True, "pip-audit: no known vulnerabilities"
-    if re.search(r"ConnectionError|Max retries|ServiceError|timed out|403|404", done.stderr):
-        return True, "pip-audit cannot reach its advisory service, so known vulnerabilities were NOT looked for"
-    return False, f"pip-audit:\n{done.stdout}{done.stderr}"
+    command = [sys.executable, "-m", "pip_audit", "--requirement", str(CONSTRAINTS), "--no-deps", "--disable-pip"]
+    options = ["--timeout", "10", "--format", "json", "--progress-spinner", "off"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    try:
+        known = json.loads(done.stdout)["dependencies"]
+    except (ValueError, LookupError):
+        if re.search(r"ConnectionError|Max retries|ServiceError|timed out|403|404", done.stderr):
+            return True, "pip-audit cannot reach its advisory service, so known vulnerabilities were NOT looked for"
+        return False, f"pip-audit:\n{done.stdout}{done.stderr}"
+    return judged(known)
+
+
+def judged(known: list[dict[str, Any]]) -> tuple[bool, str]:
+    """What pip-audit's answer says; a package that its service does not know is skipped, which is no acquittal."""
+    bad = [
+        f"{one['name']} {one['version']}: {', '.join(v['id'] for v in one['vulns'])}"
+        for one in known
+        if one.get("vulns")
+    ]
+    skipped = [one["name"] for one in known if "skip_reason" in one]
+    if bad:
+        return False, "\n".join(["pip-audit:", *bad])
+    if len(skipped) == len(known):
+        return True, "pip-audit's service knows none of the packages, so known vulnerabilities were NOT looked for"
+    unknown = f"; NOT looked for in {', '.join(skipped)}" if skipped else ""
+    return True, f"pip-audit: no known vulnerabilities in {len(known) - len(skipped)} packages{unknown}"
 
 
 def main() -> int:

@@ -126,9 +126,9 @@ def _fingerprint(cfg: RunConfig) -> str | None:
     if cfg.stage.name == "pretrain":
         return None
     if cfg.stage.name == "evaluate":
-        from finsa.stages import evaluate
+        from finsa.inference import rows_named  # it loads libraries that no other link may need
 
-        return table.load(evaluate.data_of(cfg)).fingerprint
+        return table.load(rows_named.data_of(cfg)).fingerprint
     return table.load(cfg.data).fingerprint
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-
 from finsa import processes, runs, tracking
-from finsa.config import Data, EvaluateStage, MoeJointStage, RunConfig
+from finsa.config import EvaluateStage, MoeJointStage, RunConfig
 from finsa.data import table, task
 from finsa.errors import ConfigError, Problem
 from finsa.evaluation import metrics, outcome, router, tables
-from finsa.inference import answering
+from finsa.inference import answering, rows_named
 from finsa.inference.answering import Answerer, Record
 from finsa.modeling import hardware, mixture, quantization, tokenizers
 from finsa.runs import Result, RunFolder
@@ -21,7 +19,7 @@ from finsa.runs import Result, RunFolder
 def run(cfg: RunConfig) -> Result:
     """Rebuild model and prompt from a run folder and score a split; without a run, score the base as it is."""
     record = None if cfg.run is None else answering.read(cfg.run)
-    trained = cfg if record is None else _with_rows_of(cfg, record)
+    trained = cfg if record is None else rows_named.with_rows_of(cfg, record)
     quantization.require_library(trained.method)
     assert isinstance(cfg.stage, EvaluateStage)
     split: str = cfg.stage.split
@@ -110,29 +108,3 @@ def _job(trained: RunConfig, data: table.Table, record: Record | None) -> task.L
         return task.Labelled(data)
     tokenizer = answering.tokenizer_of(record) if record else tokenizers.load_tokenizer(trained.model)
     return task.build(trained, data, tokenizer)
-
-
-def data_of(cfg: RunConfig) -> Data:
-    """The rows that an evaluation scores: its run's, or those that the command names."""
-    return cfg.data if cfg.run is None else _with_rows_of(cfg, answering.read(cfg.run)).data
-
-
-def _with_rows_of(cfg: RunConfig, record: Record) -> RunConfig:
-    """The configuration of a run; its rows may be others, if the command names some.
-
-    Raises:
-        ConfigError: for a key of the data without the data that it belongs to.
-    """
-    trained = record.cfg
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    keys = [word.lstrip("+").partition("=")[0] for word in words]
-    changed = [key for key in keys if key.startswith("data.")]
-    if changed and "data" not in keys:
-        text = f"the run brings its own rows; write data={cfg.data.name} as well, where these are meant"
-        raise ConfigError([Problem(changed[0], text)])
-    if "data" in keys:
-        # Prompt, labels and length belong to the model that was trained with them.
-        kept = {key: getattr(trained.data, key) for key in ("labels", "prompt", "max_length")}
-        merged: Data = cfg.data.model_copy(update=kept)
-        trained = trained.model_copy(update={"data": merged})
-    return trained

@@ -86,22 +86,19 @@ def fit(
         model: with the parameters that learn marked.
         tokenizer: its pad id fills batches.
         rows: finished rows; their tokens are trained on as they are.
-        validate: gives the numbers that choose the checkpoint.
-        train: the schedule.
-        seed: of order and dropout.
+        validate: gives the numbers that choose the checkpoint; train: the schedule; seed: of order and dropout.
         folder: where checkpoints go; a checkpoint there is gone on from.
-        record: takes log records.
         callbacks: further ones; objective: what is made small, None: the cross-entropy of labelled tokens.
         lr_ratio: learning rate of LoRA's B over that of A.
-        log: the file that `record` appends to; what stands in it behind the checkpoint is cut off.
+        record: takes log records; log: the file that it appends to; what stands in it behind the checkpoint is cut off.
         run: the run's folder, which takes the heartbeat; None: the one above `folder`.
         identify: gives the id of a row by its number, for a message.
 
     Raises:
         FinsaError: for a loss that is no number, or a checkpoint that cannot be written; `Stopped` after a signal.
     """
-    objective = objective or objectives.tokens()
     resumed, watch = _resumed(folder, log), Watch(train, run or folder.parent)
+    objective = objective or objectives.tokens()
     dataset, cut, batching = _prepared(rows, model, tokenizer.pad_token_id, train, objective)
     shown = progress.ProgressCallback(lambda: trainer.meter, record)
     shown.console.print(f"  {_told(batching)}", highlight=False)
@@ -126,19 +123,21 @@ def fit(
             identify=identify,
         )
         _train(trainer, resumed, train.compile)
-    if train.compile and trainer.first_step is not None:
-        done = trainer.meter.done
-        shown.console.print(f"  {compiling.told(trainer.first_step, done.steps, done.seconds)}", highlight=False)
-    return _fitted(trainer, train, len(rows), batching)
+    return _fitted(trainer, train, len(rows), batching, shown)
 
 
 def _patience(train: Train) -> list[TrainerCallback]:
     return [EarlyStoppingCallback(train.patience)] if train.patience else []
 
 
-def _fitted(trainer: FinsaTrainer, train: Train, rows: int, batching: dict[str, Any]) -> Fitted:
+def _fitted(
+    trainer: FinsaTrainer, train: Train, rows: int, batching: dict[str, Any], shown: progress.ProgressCallback
+) -> Fitted:
     if train.compile:
         batching["first_step_seconds"] = trainer.first_step
+        if trainer.first_step is not None:
+            done = trainer.meter.done
+            shown.console.print(f"  {compiling.told(trainer.first_step, done.steps, done.seconds)}", highlight=False)
     state = trainer.state
     seen = round(min(state.epoch or 0, train.epochs) * rows)
     return Fitted(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 
@@ -81,3 +82,25 @@ def test_a_folder_without_a_model_of_labels_is_refused(config: Compose, trained:
     done = evaluate.run(config(*words, f"run={trained('tfidf_lr')}"))
     with pytest.raises(RunError, match="is of stage=evaluate; name the folder of a run that trained on labels"):
         evaluate.run(config(*words, f"run={done.run_dir}"))
+
+
+def test_a_run_is_scored_on_its_own_rows_however_they_are_read(trained: Trained, tmp_path: Path) -> None:
+    """The run's data section stays; what the command changes in it is changed, and what the model learnt is not."""
+    run = trained("lora_response")
+    words = ("stage=evaluate", f"run={run}", "tracking=none", f"output_dir={tmp_path}")
+    done = commands.run(*words, "data.max_length=99")
+    assert done.returncode == 2
+    assert "data.max_length: belongs to the model" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    own, found = evaluate_rows(run), []
+    for further in ((), ("data.cache=null",)):
+        done = commands.run(*words, *further)
+        assert done.returncode == 0, done.stderr
+        newest = max(tmp_path.iterdir())
+        found.append([json.loads(line)["id"] for line in (newest / "predictions.jsonl").open(encoding="utf-8")])
+    assert found == [own, own]
+
+
+def evaluate_rows(run: Path) -> list[str]:
+    """Ids of the test rows that a training run scored."""
+    return [json.loads(line)["id"] for line in (run / "predictions.jsonl").open(encoding="utf-8")]
