@@ -214,11 +214,14 @@ def _problems(
     error: ValidationError, values: dict[str, Any], choices: Choices, overrides: Sequence[str]
 ) -> Iterator[Problem]:
     found: dict[str, Problem] = {}
+    faults: dict[str, list[Any]] = {}
     for fault in error.errors(include_url=False):
         # A union's location carries the branch's name; only what is a key of the values belongs to the path.
         path = _path(fault["loc"], values)
+        faults.setdefault(path, []).append(fault)
+    for path, own in faults.items():
         origin = origin_of(path, choices, overrides) if path else ""
-        found.setdefault(path, Problem(path or "configuration", _describe(fault, path), origin))
+        found[path] = Problem(path or "configuration", _words(own) or _describe(own[0], path), origin)
     # A union whose one branch fits but for an entry also complains about its other branches, at a shorter path.
     yield from (problem for path, problem in found.items() if not any(other.startswith(f"{path}.") for other in found))
 
@@ -244,6 +247,21 @@ def _has(values: Any, step: Any) -> bool:
     return isinstance(values, dict) and step in values
 
 
+def _words(faults: list[Any]) -> str | None:
+    """What is wrong with a word where a few words, and true and false or a number, would be right; None elsewhere."""
+    literal = next((fault for fault in faults if fault["type"] == "literal_error"), None)
+    if literal is None or len(faults) == 1 or not isinstance(literal["input"], str):
+        return None
+    kinds = {fault["type"].partition("_")[0] for fault in faults}
+    allowed = [*_expected(literal), *(["true", "false"] if "bool" in kinds else [])]
+    number = " A number is right as well" if kinds & {"int", "float"} else ""
+    return f"there is no {literal['input']!r}. {suggest(literal['input'], allowed)}{number}"
+
+
+def _expected(fault: Any) -> list[str]:
+    return [part.strip().strip("'") for part in fault["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+
+
 def _describe(fault: Any, path: str) -> str:
     kind, given = fault["type"], fault["input"]
     if kind == "extra_forbidden":
@@ -252,8 +270,7 @@ def _describe(fault: Any, path: str) -> str:
     if kind == "missing":
         return "is missing"
     if kind == "literal_error":
-        allowed = [part.strip().strip("'") for part in fault["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-        return f"there is no {given!r}. {suggest(str(given), allowed)}"
+        return f"there is no {given!r}. {suggest(str(given), _expected(fault))}"
     if kind == "value_error":
         return str(fault["ctx"]["error"])
     return f"{fault['msg'][0].lower()}{fault['msg'][1:]}, not {_shown(given)}"

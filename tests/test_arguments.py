@@ -239,6 +239,22 @@ def test_a_stage_called_as_a_key_of_another_is_no_part_of_the_path() -> None:
     assert (problem.path, problem.origin) == ("stage.compare_base", "command line")
 
 
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("train.shared_prefix=atuo", "there is no 'atuo'. Did you mean 'auto'?"),
+        ("train.packing=ture", "there is no 'ture'. Did you mean 'true'?"),
+        (
+            "stage=export stage.difference=atuo run=x format=onnx",
+            "there is no 'atuo'. Did you mean 'auto'? A number is right as well",
+        ),
+    ],
+)
+def test_a_word_among_other_kinds_of_values_is_suggested(override: str, text: str) -> None:
+    (problem,) = _refused(*override.split())
+    assert problem.text == text
+
+
 def test_a_map_where_a_list_is_written_is_told_with_what_to_do() -> None:
     problem = _only("data.labels={positive: up, negative: down}")
     assert (problem.path, problem.origin) == ("data.labels", "command line")

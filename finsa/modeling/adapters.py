@@ -126,3 +126,17 @@ def detach(model: PeftModel) -> PreTrainedModel:
     for attribute in ("peft_config", "_hf_peft_config_loaded"):
         base.__dict__.pop(attribute, None)
     return base.requires_grad_(False).eval()
+
+
+def stop_checkpointing(base: PreTrainedModel) -> None:
+    """Let a base keep its activations again, as it did before a training that checkpointed them.
+
+    Each trainer's hook on the embeddings goes: transformers keeps but the last one's handle.
+    """
+    if base.is_gradient_checkpointing:
+        base.gradient_checkpointing_disable()
+    base.disable_input_require_grads()
+    hooks = base.get_input_embeddings()._forward_hooks
+    for number, hook in list(hooks.items()):
+        if "enable_input_require_grads" in getattr(hook, "__qualname__", ""):
+            del hooks[number]

@@ -105,9 +105,7 @@ def release(model: torch.nn.Module) -> None:
         stacking.detach(backbone, model.paths)
     elif isinstance(backbone, PeftModel):
         adapters.detach(backbone)
-    if net.is_gradient_checkpointing:
-        net.gradient_checkpointing_disable()
-    net.disable_input_require_grads()
+    adapters.stop_checkpointing(net)
 
 
 def mix(cfg: RunConfig, stage: MoeJointStage, backbone: Any, folders: dict[str, Path], renderer: Renderer) -> Mixture:

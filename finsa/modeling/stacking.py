@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from finsa.errors import ModelError
+from finsa.modeling import adapters
 from finsa.modeling import experts as folders
 from finsa.modeling.experts import Expert
 
@@ -93,6 +94,7 @@ def detach(base: Any, paths: Sequence[str]) -> Any:
         layer = base.get_submodule(path)
         parent, _, name = path.rpartition(".")
         setattr(base.get_submodule(parent), name, layer.base_layer)
+    adapters.stop_checkpointing(base)
     return base.requires_grad_(False).eval()
 
 

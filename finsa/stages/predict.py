@@ -62,7 +62,7 @@ def _file(cfg: RunConfig, record: Record) -> Result:
     folder, rejected = _places(output)
     stream = streams.open_stream(source, form, column)
     columns = stream.columns
-    if columns is None and source != "-":
+    if columns is None and (source != "-" or target != "jsonl"):
         columns = streams.keys_of(source)
     parts.begin(folder, _state(cfg, record, source, column, share))
     if share.rank == 0:

@@ -184,7 +184,7 @@ def test_labels_are_those_of_the_training_split(data: Data) -> None:
 
 def test_labels_of_rows_that_are_not_used_are_none(data: Data) -> None:
     frame = _frame(("x", "a"), ("y", "b"), ("", "c"))
-    assert cleaning.label_space(_keyed(frame)).names == ("a", "b")
+    assert cleaning.label_space(_keyed(frame), data).names == ("a", "b")
 
 
 def test_too_few_labels_are_told_unless_it_is_a_part(data: Data) -> None:
@@ -261,13 +261,13 @@ def test_copies_are_looked_for_within_a_split(data: Data) -> None:
         ("y", "b", "test"),
         columns=("text", "label", "split"),
     )
-    assert _fates(cleaning.copies(_keyed(frame, data))[0]) == [None] * 4
+    assert _fates(cleaning.copies(_keyed(frame), data)[0]) == [None] * 4
 
 
 def test_copy_of_a_row_that_is_not_used_is_none(data: Data) -> None:
     frame = cleaning.mark(_frame(("x", "a"), ("x", "a"), ("x", "b")), pl.col("id") == "0", "gone")
     frame = cleaning.mark(frame, pl.col("id") == "2", "gone too")
-    assert _fates(cleaning.copies(_keyed(frame, data))[0]) == ["gone", None, "gone too"]
+    assert _fates(cleaning.copies(_keyed(frame), data)[0]) == ["gone", None, "gone too"]
 
 
 # ------------------------------------------------------------------------------------------------ leaks

@@ -27,6 +27,7 @@ def small_run(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [f"{row},第{row}条公告{labels[row % 3]}{row * 7},{labels[row % 3]}" for row in range(60)]
     (base / "rows.csv").write_text("\n".join(["id,text,label", *lines]) + "\n", encoding="utf-8")
     words = ["data=table", f"data.files={base / 'rows.csv'}", "data.cache=null", "train=smoke", "train.max_steps=6"]
+    words += ["train.epochs=2"]
     words += ["method.adapter.dropout=0.2", "stage.compare_base=false", "tracking=none", f"output_dir={base}"]
     made = train.run(config(*words)).run_dir
     assert made is not None
