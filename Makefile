@@ -32,7 +32,7 @@ lint: $(BIN)/.dev  ## format check, lint, types and an audit of what is installe
 	$(BIN)/python tests/audit.py
 
 mutations: $(BIN)/.dev  ## the long mutation suite: 3,000 spoilt commands, with figures
-	@echo "==> tests/mutations.py (twenty minutes)"
+	@echo "==> tests/mutations.py (ten minutes)"
 	$(BIN)/python tests/mutations.py 3000
 
 fuzz: $(BIN)/.dev  ## hostile bytes for readers, prompts and commands; by coverage where atheris is installed
@@ -40,7 +40,7 @@ fuzz: $(BIN)/.dev  ## hostile bytes for readers, prompts and commands; by covera
 	$(BIN)/python tests/fuzz.py 20000
 
 bench: $(BIN)/.ready  ## all benchmarks, as ratios in one run, with a table and a chart
-	@echo "==> benchmarks/bench.py (about twenty minutes; benchmarks/bench.py --help says how to run some, or more)"
+	@echo "==> benchmarks/bench.py (about an hour; benchmarks/bench.py --help says how to run some, or more)"
 	$(BIN)/python benchmarks/bench.py
 
 trust: $(BIN)/.dev  ## kill commands 200 times at random moments and compare what comes out (half an hour)

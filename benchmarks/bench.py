@@ -1,6 +1,6 @@
 """All benchmarks with one command: medians over repeats, one table, one chart.
 
-    python benchmarks/bench.py                        the default set, about twenty quiet minutes on two cores
+    python benchmarks/bench.py                        the default set, about an hour on two slow cores
     python benchmarks/bench.py --full                 more rows and repeats, all sizes of data
     python benchmarks/bench.py --only epoch startup   some of them
     python benchmarks/bench.py --show                 nothing is run: table and chart from the results that are there
