@@ -25,16 +25,15 @@ def with_rows_of(cfg: RunConfig, record: Record) -> RunConfig:
         ConfigError: for a key that belongs to the model that was trained with it.
     """
     trained = record.cfg
-    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    keys = [word.lstrip("+").partition("=")[0] for word in words]
+    keys, direct = _said()
     changed = [key for key in keys if key.startswith("data.")]
+    if "data" in keys or (changed and not direct):
+        merged: Data = cfg.data.model_copy(update={key: getattr(trained.data, key) for key in OF_THE_MODEL})
+        return trained.model_copy(update={"data": merged})
     fixed = [key for key in changed if key.split(".")[1] in OF_THE_MODEL]
     if fixed:
         text = f"belongs to the model, which was trained with that of its run ({record.path}); leave it out"
         raise ConfigError([Problem(key, text) for key in fixed])
-    if "data" in keys:
-        merged: Data = cfg.data.model_copy(update={key: getattr(trained.data, key) for key in OF_THE_MODEL})
-        return trained.model_copy(update={"data": merged})
     values, given = trained.model_dump(mode="json"), cfg.model_dump(mode="json")
     for key in changed:
         *sections, last = key.split(".")
@@ -43,3 +42,12 @@ def with_rows_of(cfg: RunConfig, record: Record) -> RunConfig:
             to, source = to[section], source[section]
         to[last] = source[last]
     return composition.build(values, {}, []) if changed else trained
+
+
+def _said() -> tuple[list[str], bool]:
+    """Keys of the command, and whether it is the evaluation's own: a chain's is that of all its links."""
+    if not HydraConfig.initialized():
+        return [], True
+    hydra = HydraConfig.get()
+    keys = [word.lstrip("+").partition("=")[0] for word in hydra.overrides.task]
+    return keys, hydra.runtime.choices.get("stage") == "evaluate"

@@ -17,6 +17,7 @@ from finsa import arguments
 from finsa.config import ROOT, RunConfig
 from finsa.errors import ConfigError, DataError, ModelError, RunError
 from finsa.evaluation import metrics, outcome, router
+from finsa.inference import rows_named
 from finsa.runs import Result
 from finsa.stages import evaluate, moe_joint, report, train
 from finsa.training import joint, members
@@ -321,7 +322,7 @@ def test_rows_of_an_unknown_domain_are_told(
     cfg = config("stage=evaluate", f"run={folder(finished[1])}", "tracking=none", f"output_dir={tmp_path}/runs")
     rows = finished[0].data.model_copy(update={"files": str(tmp_path), "labels": ("利空", "中性", "利好")})
     other_rows = finished[0].model_copy(update={"data": rows})
-    monkeypatch.setattr(evaluate, "_with_rows_of", lambda *_: other_rows)
+    monkeypatch.setattr(rows_named, "with_rows_of", lambda *_: other_rows)
     monkeypatch.setattr(evaluate.answering, "load", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(DataError, match=r"domain 'weibo', .* trained on news, forum\. .*data\.columns\.domain=null"):
         evaluate.run(cfg)
