@@ -100,10 +100,11 @@ def merged(model: torch.nn.Module) -> torch.nn.Module:
 def release(model: torch.nn.Module) -> None:
     """Take everything off again, leaving the base as it was: jobs of a sweep share it."""
     backbone = model.backbone if isinstance(model, Classifier | Mixture) else model
-    net = causal(backbone)
     if isinstance(model, Mixture):
         stacking.detach(backbone, model.paths)
-    elif isinstance(backbone, PeftModel):
+        return
+    net = causal(backbone)  # also of a head alone, which leaves nothing to take off
+    if isinstance(backbone, PeftModel):
         adapters.detach(backbone)
     adapters.stop_checkpointing(net)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from finsa import processes
-from finsa.modeling.classifier import causal
+from finsa.modeling import masks
 
 MOST = 0.5  # of the positions: above, the whole product costs less than finding its rows
 
@@ -56,10 +56,8 @@ def reading(model: Any, read: torch.Tensor, positions: int) -> Iterator[None]:
 
 def mlp(model: Any) -> torch.nn.Module | None:
     """The MLP that may be narrowed; None where layers run again in backward, are compiled, divided, or others."""
-    inner = getattr(model, "module", model)
-    net = causal(getattr(inner, "backbone", inner))
-    layers = getattr(getattr(net, "base_model", None), "layers", None)
-    if not layers or type(net).__module__.startswith("transformers_modules") or processes.divided(model):
+    layers = getattr(getattr(masks.body(model), "base_model", None), "layers", None)
+    if not layers or masks.is_remote(model) or processes.divided(model):
         return None
     last = layers[-1]
     if getattr(last, "gradient_checkpointing", False) or last._compiled_call_impl is not None:

@@ -52,4 +52,9 @@ def test_a_step_that_is_no_number_ends_with_its_rows(config: Callable[..., RunCo
 
 
 def test_other_rows_are_learnt(config: Callable[..., RunConfig]) -> None:
-    fitted(config, Odd(True), ROWS)
+    network = Odd(True)
+    before = network.table.weight.detach().clone()
+    fitted(config, network, ROWS)
+    after = network.table.weight.detach()
+    assert torch.isfinite(after).all()
+    assert not torch.equal(before, after)
