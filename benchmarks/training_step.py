@@ -5,7 +5,7 @@
 
 Held equal in all arms: architecture and weights, LoRA (rank 8 on query and value, alpha 16), token ids, labels (a
 two-token answer and the end token; the arms named so learn all tokens), batch size, optimiser and learning rate. The
-lengths are drawn between the quantiles of Chinese headlines with the AIDF instruction; in the two arms named so 100
+lengths are drawn between the quantiles of Chinese headlines with the AIDF instruction; in the arms named so 100
 shared tokens stand before them. Arms take turns, so that a machine that slows down slows all of them; medians over the
 turns. Where bf16 is only emulated, trl as it ships has one turn. The floor is what the operations of these rows (no
 padding, head at the labels only, no gradient for frozen weights) take at the rate of a large matrix product, measured
@@ -121,7 +121,7 @@ def arms(cfg: RunConfig, tokenizer: Any, rows: list[Row], behind: list[Row]) -> 
     """The arms, each a function that makes one pass and returns the seconds of its steps.
 
     Args:
-        behind: the rows of the last two arms, behind a long common prefix.
+        behind: the rows of the last three arms, behind a long common prefix.
     """
     plain = {"bf16": False, "gradient_checkpointing": False}
 
@@ -145,6 +145,7 @@ def arms(cfg: RunConfig, tokenizer: Any, rows: list[Row], behind: list[Row]) -> 
         "finsa, side by side": finsa(rows, packing=False),
         "finsa, packed": finsa(rows, packing=True),
         f"finsa, {PREFIX} shared tokens, each row by itself": finsa(behind, shared_prefix=False, packing=False),
+        f"finsa, {PREFIX} shared tokens, each row by itself, packed": finsa(behind, shared_prefix=False, packing=True),
         f"finsa, {PREFIX} shared tokens, once per micro-batch": finsa(behind, shared_prefix=True),
     }
 

@@ -571,8 +571,8 @@ class Train(Section):
     Args:
         batch_tokens: padded tokens of a micro-batch, in place of micro_batch_size.
         shared_prefix: whether tokens that all rows begin with are forwarded once per micro-batch.
-        packing: whether rows are put behind one another instead of padded, with a mask that keeps them apart; ``auto``:
-            where that is cheaper by the operations of both.
+        packing: whether rows are put behind one another instead of padded, kept apart by attention that is computed row
+            by row, or by a mask where the model's cannot be; ``auto``: where that is cheaper by the operations of both.
         compile: whether the model's layers are compiled for training.
         memory: a budget per process, such as 16GiB: the micro-batch is the largest that fits, by estimate; null: the
             configured one.

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from finsa import processes
 from finsa.modeling.classifier import causal
 
 
@@ -19,6 +20,15 @@ def body(model: Any) -> Any:
 def is_remote(model: Any) -> bool:
     """Whether the model's code came with its weights, so that nothing is known of it."""
     return type(body(model)).__module__.startswith("transformers_modules")
+
+
+def plain_layers(model: Any) -> Any:
+    """The decoder's layers; None where they run again in backward, are compiled, divided (FSDP), or unknown."""
+    layers = getattr(getattr(body(model), "base_model", None), "layers", None)
+    if not layers or is_remote(model) or processes.divided(model):
+        return None
+    last = layers[-1]
+    return None if getattr(last, "gradient_checkpointing", False) or last._compiled_call_impl is not None else layers
 
 
 def keeps_everything(model: Any) -> bool:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from finsa import processes
 from finsa.modeling import masks
 
 MOST = 0.5  # of the positions: above, the whole product costs less than finding its rows
@@ -56,13 +55,8 @@ def reading(model: Any, read: torch.Tensor, positions: int) -> Iterator[None]:
 
 def mlp(model: Any) -> torch.nn.Module | None:
     """The MLP that may be narrowed; None where layers run again in backward, are compiled, divided, or others."""
-    layers = getattr(getattr(masks.body(model), "base_model", None), "layers", None)
-    if not layers or masks.is_remote(model) or processes.divided(model):
-        return None
-    last = layers[-1]
-    if getattr(last, "gradient_checkpointing", False) or last._compiled_call_impl is not None:
-        return None
-    found = getattr(last, "mlp", None)
+    layers = masks.plain_layers(model)
+    found = getattr(layers[-1], "mlp", None) if layers else None
     if not isinstance(found, torch.nn.Module) or len(inspect.signature(found.forward).parameters) != 1:
         return None
     return found

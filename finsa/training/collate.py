@@ -21,6 +21,8 @@ FIELDS = {
     "domain": ("domains", torch.long),
 }
 
+HEAD = -2  # the segment that every row of a line sees
+
 
 class Collator:
     """Pads rows on the right to the longest of the batch; no mask is needed there for a causal model.
@@ -73,40 +75,52 @@ class Packer:
     Args:
         pad: the id that fills the end of a line.
         line: most tokens of a line, unless a single row is longer, because a mask over it costs its square; None: one
-            line of all rows, as kernels for sequences of any length want it.
+            line of all rows, for attention that asks for no mask.
+        prefix: how many tokens all rows begin with; they stand at the head of the one line, for all of them.
     """
 
-    suffix, prefix = np.zeros(0, np.int64), 0
+    suffix = np.zeros(0, np.int64)
 
-    def __init__(self, pad: int, line: int | None) -> None:
-        self.pad, self.line = pad, line
+    def __init__(self, pad: int, line: int | None, prefix: int = 0) -> None:
+        assert line is None or not prefix, "only one line of all rows has a head"
+        self.pad, self.line, self.prefix = pad, line, prefix
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Make a batch of l lines.
 
         Returns:
             ``input_ids``, ``labels``, ``position_ids`` and ``segments`` (the number of the row in its line, -1 for
-            padding), all (l, s); ``read`` (l, k) as the collator has it; ``weights`` (l, k) of these where rows
-            have weights.
+            padding, `HEAD` for what all rows see), all (l, s); ``read`` (l, k) as the collator has it; ``weights``
+            (l, k) of these where rows have weights, or a head is learnt, which counts for each row. One line of all
+            rows also has ``lengths`` (b,), of its rows without the head.
         """
-        lengths = [len(row["input_ids"]) for row in rows]
+        lengths = [len(row["input_ids"]) - self.prefix for row in rows]
         lines = first_fit(lengths, sum(lengths) if self.line is None else max(self.line, *lengths))
-        width = width_of(lengths, lines)
+        width = self.prefix + width_of(lengths, lines)
         ids = np.full((len(lines), width), self.pad)
         labels, segments = np.full_like(ids, IGNORE), np.full_like(ids, -1)
         places, weights = np.tile(np.arange(width), (len(lines), 1)), np.zeros(ids.shape, np.float32)
         for number, line in enumerate(lines):
-            at = 0
+            at = self.prefix
             for count, row in enumerate(line):
                 part = (number, slice(at, at + lengths[row]))
-                ids[part], labels[part] = rows[row]["input_ids"], rows[row]["labels"]
-                segments[part], places[part] = count, np.arange(lengths[row])
+                ids[part], labels[part] = (rows[row][name][self.prefix :] for name in ("input_ids", "labels"))
+                labels[number, at] = IGNORE  # the row before it does not predict it
+                segments[part], places[part] = count, np.arange(self.prefix, self.prefix + lengths[row])
                 weights[part] = rows[row].get("weight", 1.0)
                 at += lengths[row]
+        if self.prefix:
+            first = lines[0][0]
+            part = (0, slice(self.prefix))
+            ids[part], labels[part] = (rows[first][name][: self.prefix] for name in ("input_ids", "labels"))
+            labels[0, self.prefix] = rows[first]["labels"][self.prefix]  # the head predicts it, for all rows the same
+            segments[part], weights[part] = HEAD, sum(row.get("weight", 1.0) for row in rows)
         arrays = {"input_ids": ids, "labels": labels, "position_ids": places, "segments": segments}
         batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
         batch["read"] = read_positions(batch["labels"])
-        if "weight" in rows[0]:
+        if self.line is None:
+            batch["lengths"] = torch.tensor([lengths[row] for row in lines[0]])
+        if "weight" in rows[0] or (self.prefix and (labels[0, 1 : self.prefix + 1] != IGNORE).any()):
             batch["weights"] = torch.from_numpy(weights).gather(1, batch["read"])
         return batch
 

@@ -178,7 +178,7 @@ def _prepared(
     cut, batching = _cutter(pad, plan, train, objective)
     packs = packing.plan(np.asarray(dataset.data["length"]), model, train, cut, objective.packs)
     if packs.used:
-        cut.collate = Packer(pad, packs.line)
+        cut.collate = Packer(pad, packs.line, plan.used)
     return dataset, cut, {**batching, "packing": asdict(packs)}
 
 

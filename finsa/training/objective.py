@@ -5,7 +5,8 @@ An objective gives both parts, so that the trainer can divide one by the other o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +16,11 @@ from finsa.config import Loss, Method
 from finsa.data.rows import IGNORE, Renderer
 from finsa.inference.label_tree import LabelTree, scored_answers
 from finsa.inference.scoring import label_log_probs
-from finsa.modeling import masks
+from finsa.modeling import lines, masks
 from finsa.modeling.mixture import Mixture
 from finsa.modeling.routing import balance_loss
 from finsa.training import prefix
+from finsa.training.collate import HEAD
 from finsa.training.loss import choice_loss, labelled_loss
 
 Batch = dict[str, torch.Tensor]
@@ -48,8 +50,10 @@ def tokens() -> Objective:
 
     def total(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         past, shared = prefix.forward(model, batch)
-        given, weights = {**_routed(batch), **_packed(model, batch)}, batch.get("weights")
-        loss = labelled_loss(model, batch["input_ids"], batch["labels"], weights, batch["read"], past, **given)
+        ids, weights = batch["input_ids"], batch.get("weights")
+        with _rows_apart(model, batch) as given:
+            given |= _routed(batch)
+            loss = labelled_loss(model, ids, batch["labels"], weights, batch["read"], past, **given)
         return loss + shared * _weighed(torch.ones_like(batch["labels"][:, 0]), batch) if past is not None else loss
 
     def weight(batch: Batch) -> torch.Tensor:
@@ -161,15 +165,26 @@ def _routed(batch: Batch) -> Batch:
     return {"text_span": batch["text_span"]} if "domains" in batch else {}
 
 
-def _packed(model: torch.nn.Module, batch: Batch) -> Batch:
-    """Positions of packed rows, and the mask that keeps them apart where the kernel does not read it off these."""
+@contextmanager
+def _rows_apart(model: torch.nn.Module, batch: Batch) -> Iterator[Batch]:
+    """Keep packed rows from seeing each other: by attention itself, by a kernel that reads it off the positions, or by
+    a mask; gives what the model takes for it."""
     if "segments" not in batch:
-        return {}
-    places = {"position_ids": batch["position_ids"]}
-    if masks.maskless(model):
-        return places
-    segments, order = batch["segments"], torch.arange(batch["segments"].shape[1], device=batch["segments"].device)
-    sees = (segments[:, :, None] == segments[:, None, :]) & (order[:, None] >= order)
+        yield {}
+    elif "lengths" in batch and lines.possible(model):
+        with lines.apart(model, batch["lengths"], batch["input_ids"].shape[1]):
+            yield {"position_ids": batch["position_ids"]}
+    elif masks.maskless(model):
+        yield {"position_ids": batch["position_ids"]}
+    else:
+        yield {"position_ids": batch["position_ids"], "attention_mask": _mask(model, batch["segments"])}
+
+
+def _mask(model: torch.nn.Module, segments: torch.Tensor) -> torch.Tensor:
+    """What each position of lines sees, added to the scores of attention: (l, 1, s, s)."""
+    order = torch.arange(segments.shape[1], device=segments.device)
+    sees = (segments[:, :, None] == segments[:, None, :]) | (segments == HEAD)[:, None, :]
+    sees &= order[:, None] >= order
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, torch.finfo(dtype).min)
-    return {**places, "attention_mask": mask[:, None]}
+    mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+    return mask.masked_fill(~sees, torch.finfo(dtype).min)[:, None]

@@ -1,7 +1,8 @@
 """Whether rows are packed: what steps cost in packs, against side by side.
 
 The costs are operations, so that the same rows and model give the same answer on every machine. Padding is what a pack
-saves. What it costs is its mask: fused attention without one computes half of a line's square, with one all of it.
+saves. Where attention is computed row by row (`finsa/modeling/lines.py`) that costs nothing else; elsewhere it costs a
+mask: fused attention without one computes half of a line's square, with one all of it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from finsa import processes
 from finsa.config import Train
 from finsa.errors import ConfigError, Problem
-from finsa.modeling import flops, masks
+from finsa.modeling import flops, lines, masks
 from finsa.training.batching import Cutter
 from finsa.training.collate import first_fit, width_of
 
@@ -32,7 +33,8 @@ class Packing:
 
     Args:
         used: whether rows are packed.
-        line: most tokens of a line, unless a single row is longer; None: all rows of a micro-batch make one.
+        line: most tokens of a line, unless a single row is longer; None: all rows of a micro-batch make one, behind
+            the prefix that they share.
         saves: operations of rows side by side over those of packs, above 1 where packs are cheaper; None: not asked.
         reason: why that.
     """
@@ -60,18 +62,30 @@ def plan(lengths: Any, model: torch.nn.Module, train: Train, cut: Cutter, packs:
     undefined = _undefined(model, packs)
     if train.packing is True and undefined:
         raise ConfigError([Problem("train.packing", f"{undefined}. Set it to false")])
-    refused = undefined or _unwanted(model, cut)
+    free = row_by_row(model, train)
+    refused = undefined or (None if free else _unwanted(model, cut))
     if train.packing is False or (train.packing == "auto" and refused):
         return Packing(False, None, None, refused or wanted)
-    costs = flops.of(model, train.gradient_checkpointing is True)
-    groups = [[step[row] for row in group] for step in _steps(lengths, train) for group in cut.cuts(step)]
-    side = sum(_cost(costs, len(own), max(own), seen=0.5) for own in groups)
-    packed = {line: sum(_packed(costs, own, line) for own in groups) for line in LINES}
-    line = min(LINES, key=lambda line: packed[line])
-    saves = round(side / packed[line], 3)
+    costs, prefix = flops.of(model, train.gradient_checkpointing is True), cut.collate.prefix
+    own = [[length - prefix for length in step] for step in _steps(lengths, train)]
+    groups = [[step[row] for row in group] for step in own for group in cut.cuts(step)]
+    side = sum(_padded(costs, rows, prefix) for rows in groups)
+    if free:
+        line, packed = None, sum(_one_line(costs, rows, prefix) for rows in groups)
+    else:
+        of = {line: sum(_packed(costs, rows, line) for rows in groups) for line in LINES}
+        line = min(LINES, key=lambda line: of[line])
+        packed = of[line]
+    saves = round(side / packed, 3)
     if train.packing is True:
         return Packing(True, None if masks.maskless(model) else line, saves, wanted)
     return Packing(saves >= PAYS, line, saves, f"{wanted}: pays from {PAYS}x")
+
+
+def row_by_row(model: Any, train: Train) -> bool:
+    """Whether the rows of a micro-batch can make one line whose attention is computed row by row."""
+    whole = train.strategy in ("single", "ddp") and not train.compile and train.gradient_checkpointing is not True
+    return whole and lines.possible(model)
 
 
 def _undefined(model: Any, packs: bool) -> str | None:
@@ -101,11 +115,22 @@ def _steps(lengths: Any, train: Train) -> Iterator[list[int]]:
     yield from (taken[at : at + size] for at in starts[:STEPS])
 
 
-def _packed(costs: flops.Costs, lengths: list[int], line: int) -> float:
-    lines = first_fit(lengths, max(line, *lengths))
-    return _cost(costs, len(lines), width_of(lengths, lines), seen=1.0)
+def _padded(costs: flops.Costs, rows: list[int], prefix: int) -> float:
+    """Operations of a micro-batch side by side, without those that are the same in any way."""
+    tokens, width = len(rows) * max(rows), max(rows)
+    seen = prefix + width if prefix else 0.5 * width  # behind a prefix there is a mask
+    return costs.total(prefix + tokens, 0.5 * prefix**2 + tokens * seen, 0, 0)
 
 
-def _cost(costs: flops.Costs, lines: int, width: int, seen: float) -> float:
-    """Operations of a micro-batch without those that are the same either way."""
-    return costs.total(lines * width, seen * lines * width**2, 0, 0)
+def _packed(costs: flops.Costs, rows: list[int], line: int) -> float:
+    """The same in lines with masks."""
+    made = first_fit(rows, max(line, *rows))
+    width = width_of(rows, made)
+    return costs.total(len(made) * width, len(made) * width**2, 0, 0)
+
+
+def _one_line(costs: flops.Costs, rows: list[int], prefix: int) -> float:
+    """The same in one line, attention row by row."""
+    seen = [prefix + row if prefix else 0.5 * row for row in rows]
+    pairs = sum(row * each for row, each in zip(rows, seen, strict=True))
+    return costs.total(prefix + sum(rows), 0.5 * prefix**2 + pairs, 0, 0)

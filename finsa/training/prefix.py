@@ -20,6 +20,7 @@ from finsa.data.rows import Row
 from finsa.modeling import masks
 from finsa.modeling.classifier import Classifier, causal
 from finsa.modeling.mixture import Mixture
+from finsa.training import packing
 
 # What `auto` asks for: p at least, and tokens saved per token forwarded without it (measured, docs/performance.md).
 PREFIX_TOKENS, PREFIX_SAVED = 16, 0.25
@@ -102,8 +103,8 @@ def obstacle(model: torch.nn.Module, train: Train) -> str | None:
     """Why a prefix cannot be shared here, or would not mean the same; None: it can."""
     if isinstance(model, Mixture):
         return "a mixture's experts are chosen by the text, for the prefix too"
-    if train.packing is True:
-        return "rows are packed"
+    if train.packing is True and not packing.row_by_row(model, train):
+        return "rows are packed, behind one another's masks"
     if train.gradient_checkpointing is True:
         return "gradient checkpointing keeps no keys and values"
     if train.strategy in ("fsdp", "deepspeed"):

@@ -83,7 +83,11 @@ class Meter:
             b, s = batch["input_ids"].shape
             before = len(batch.get("prefix", ()))
             done.positions += b * s + before
-            done.pairs += b * s * (before + s) + before * before
+            done.pairs += (
+                _pairs(batch["lengths"], s)
+                if "segments" in batch and "lengths" in batch
+                else (b * s * (before + s) + before * before)
+            )
             read = b * self.reads if "targets" in batch else batch["read"].numel()
             done.projected += read + len(batch.get("prefix_labels", ()))
 
@@ -144,6 +148,12 @@ class Meter:
             "mfu": round(work / seconds / rate, 4),
             "peak_memory_gib": round(peak / 2**30, 3),
         }
+
+
+def _pairs(rows: torch.Tensor, width: int) -> int:
+    """Pairs of positions in one line of rows of such lengths: each row sees itself and the line's head."""
+    head = width - int(rows.sum())
+    return int((rows * (head + rows)).sum()) + head * head
 
 
 def _together(done: Done, rate: float, peak: float) -> tuple[Done, float, float]:

@@ -148,7 +148,8 @@ def test_auto_asks_for_tokens_and_for_their_share() -> None:
     assert planned(100, 50, "train.shared_prefix=false").used == 0
     refused = planned(100, 50, "train.shared_prefix=true", "train.gradient_checkpointing=true")
     assert (refused.used, refused.reason) == (0, "gradient checkpointing keeps no keys and values")
-    assert "packed" in planned(100, 50, "train.packing=true").reason
+    assert planned(100, 50, "train.packing=true").used == 99
+    assert "packed" in planned(100, 50, "train.packing=true", "train.compile=true").reason
 
 
 def test_a_mixture_has_no_prefix_that_means_the_same_before_every_text() -> None:
@@ -184,9 +185,10 @@ def test_no_step_waits_for_the_device(kind: str, shared: int) -> None:
         objective.total(model, batch).backward()
 
 
-def test_no_packed_step_waits_for_the_device() -> None:
+@pytest.mark.parametrize("line", [None, 40])
+def test_no_packed_step_waits_for_the_device(line: int | None) -> None:
     model = steps.learner("tokens").train()
-    batch = Packer(0, 40)([dict(row) for row in rows("weighted tokens")])
+    batch = Packer(0, line)([dict(row) for row in rows("weighted tokens")])
     with NoAnswers():
         tokens().total(model, batch).backward()
     with NoAnswers(), pytest.raises(AssertionError, match="waits"):
