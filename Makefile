@@ -39,7 +39,7 @@ fuzz: $(BIN)/.dev  ## hostile bytes for readers, prompts and commands; by covera
 	@echo "==> tests/fuzz.py (ten minutes)"
 	$(BIN)/python tests/fuzz.py 20000
 
-bench: $(BIN)/.ready  ## all benchmarks, as ratios in one run, with a table and a chart
+bench: $(BIN)/.dev  ## all benchmarks, as ratios in one run, with a table and a chart
 	@echo "==> benchmarks/bench.py (about an hour; benchmarks/bench.py --help says how to run some, or more)"
 	$(BIN)/python benchmarks/bench.py
 

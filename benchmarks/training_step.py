@@ -6,10 +6,12 @@
 Held equal in all arms: architecture and weights, LoRA (rank 8 on query and value, alpha 16), token ids, labels (a
 two-token answer and the end token; the arms named so learn all tokens), batch size, optimiser and learning rate. The
 lengths are drawn between the quantiles of Chinese headlines with the AIDF instruction; in the arms named so 100
-shared tokens stand before them. Arms take turns, so that a machine that slows down slows all of them; medians over the
-turns. Where bf16 is only emulated, trl as it ships has one turn. The floor is what the operations of these rows (no
-padding, head at the labels only, no gradient for frozen weights) take at the rate of a large matrix product, measured
-beside them. The peak memory of an arm is the largest resident size of a process of its own that makes one pass.
+shared tokens stand before them. Arms take turns; medians over the turns. Where bf16 is only emulated, trl as it ships
+has one turn. A machine that others use too changes its speed from minute to minute, so the rate of a large matrix
+product is measured right before and after each pass, and ratios compare seconds times that rate: what the machine could
+have multiplied meanwhile. The floor is the operations of these rows (no padding, head at the labels only, no gradient
+for frozen weights); an arm's share is how much of what could have been multiplied these are. The peak memory of an arm
+is the largest resident size of a process of its own that makes one pass.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +61,28 @@ PLAIN = "trl SFTTrainer, float32, no checkpointing"
 OWN = "finsa as it ships"
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A pass.
+
+    Args:
+        seconds: that its steps took.
+        rate: of a matrix product just then, operations per second.
+    """
+
+    seconds: float
+    rate: float
+
+    @property
+    def work(self) -> float:
+        """Operations of a matrix product that the time would have sufficed for."""
+        return self.seconds * self.rate
+
+    def told(self) -> str:
+        """Both figures."""
+        return f"{self.seconds:.1f} s at {self.rate / 1e9:.0f} GFLOP/s"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the arms, print the table, write ``results/training_step.json``."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -81,10 +107,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     equal = compare_gradients(cfg, tokenizer, rows[: given.batch])
     emulated = [] if base.dtype(cfg.model) == torch.bfloat16 else [SHIPS]
-    seconds = take_turns({**passes, FLOOR: lambda: floor(cfg, rows)}, given.turns, emulated)
-    of = () if given.quick else tuple(seconds) if given.memory else (STOCK, CHECKPOINTED, PLAIN, OWN)
-    memory = {name: peak_of(name, argv) if name in of and name != FLOOR else None for name in seconds}
-    report = summary(cfg, rows, seconds, equal, memory)
+    taken = take_turns(passes, given.turns, emulated, probe(cfg, given.quick))
+    of = () if given.quick else tuple(taken) if given.memory else (STOCK, CHECKPOINTED, PLAIN, OWN)
+    memory = {name: peak_of(name, argv) if name in of else None for name in taken}
+    report = summary(cfg, rows, taken, equal, memory)
     show(report)
     if not given.quick:
         kept.write("training_step", report)
@@ -168,17 +194,11 @@ def ours(cfg: RunConfig, tokenizer: Any, rows: list[Row]) -> float:
     return clock.seconds
 
 
-def floor(cfg: RunConfig, rows: list[Row]) -> float:
-    """Seconds that the operations of a pass take at the machine's rate for a large matrix product."""
-    kind = base.dtype(cfg.model)
-    if cfg.model.name not in _costs:
-        _costs[cfg.model.name] = flops.of(stock.adapted(cfg, kind))
+def operations(cfg: RunConfig, rows: list[Row]) -> float:
+    """What a pass cannot do without."""
     lengths = [len(row["input_ids"]) for row in rows]
-    total = _costs[cfg.model.name].total(sum(lengths), sum(n * n for n in lengths), ANSWER * len(rows), len(rows))
-    return total / hardware.matmul_rate(kind)
-
-
-_costs: dict[str, flops.Costs] = {}
+    costs = flops.of(stock.adapted(cfg, base.dtype(cfg.model)))
+    return costs.total(sum(lengths), sum(n * n for n in lengths), ANSWER * len(rows), len(rows))
 
 
 def compare_gradients(cfg: RunConfig, tokenizer: Any, rows: list[Row]) -> dict[str, float]:
@@ -224,28 +244,56 @@ def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def take_turns(passes: dict[str, Callable[[], float]], turns: int, once: Sequence[str]) -> dict[str, list[float]]:
+def take_turns(
+    passes: dict[str, Callable[[], float]], turns: int, once: Sequence[str], rate: Callable[[], float]
+) -> dict[str, list[Taken]]:
     """Run every arm once per turn; those named in the first turn only."""
-    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    taken: dict[str, list[Taken]] = {name: [] for name in passes}
     for turn in range(turns):
         for name, one_pass in passes.items():
             if turn and name in once:
                 continue
-            seconds[name].append(one_pass())
-            print(f"turn {turn + 1}/{turns}  {seconds[name][-1]:8.1f} s  {name}", flush=True)
-    return seconds
+            before, seconds = rate(), one_pass()
+            taken[name].append(Taken(seconds, (before + rate()) / 2))
+            print(f"turn {turn + 1}/{turns}  {taken[name][-1].told():18}  {name}", flush=True)
+    return taken
+
+
+def probe(cfg: RunConfig, quick: bool) -> Callable[[], float]:
+    """Asks for the rate of a matrix product as it is just then."""
+    return partial(hardware.matmul_rate.__wrapped__, base.dtype(cfg.model), 0.05 if quick else 1.0)
 
 
 def summary(
     cfg: RunConfig,
     rows: list[Row],
-    seconds: dict[str, list[float]],
+    taken: dict[str, list[Taken]],
     equal: dict[str, float],
     memory: dict[str, int | None],
 ) -> dict[str, Any]:
     """Everything that is reported, with machine, versions and commit."""
     by_itself = f"finsa, {PREFIX} shared tokens, each row by itself"  # its rows are longer than those of other arms
-    first = {name: statistics.median(seconds[by_itself if "shared tokens" in name else STOCK]) for name in seconds}
+    needed, work = operations(cfg, rows), {name: statistics.median(t.work for t in of) for name, of in taken.items()}
+    arms = {
+        name: {
+            "seconds": [round(t.seconds, 2) for t in of],
+            "matmul_gflops": [round(t.rate / 1e9, 1) for t in of],
+            "samples_per_second": round(len(rows) / statistics.median(t.seconds for t in of), 3),
+            "ratio": round(work[by_itself if "shared tokens" in name else STOCK] / work[name], 2),
+            "share_of_matmul_rate": None if "shared tokens" in name else round(needed / work[name], 3),
+            "peak_memory_bytes": memory[name],
+        }
+        for name, of in taken.items()
+    }
+    usual = statistics.median(t.rate for of in taken.values() for t in of)
+    arms[FLOOR] = {
+        "seconds": [round(needed / usual, 2)],
+        "matmul_gflops": [round(usual / 1e9, 1)],
+        "samples_per_second": round(len(rows) * usual / needed, 3),
+        "ratio": round(work[STOCK] / needed, 2),
+        "share_of_matmul_rate": 1.0,
+        "peak_memory_bytes": None,
+    }
     return {
         "title": "training step",
         "held_equal": "weights, LoRA r 8 on query and value, token ids, batch size, optimiser, learning rate",
@@ -254,15 +302,7 @@ def summary(
         "batch": cfg.train.micro_batch_size,
         "mean_tokens": round(statistics.mean(len(row["input_ids"]) for row in rows), 1),
         "device": hardware.describe(base.dtype(cfg.model)),
-        "arms": {
-            name: {
-                "seconds": [round(value, 2) for value in values],
-                "samples_per_second": round(len(rows) / statistics.median(values), 3),
-                "ratio": round(first[name] / statistics.median(values), 2),
-                "peak_memory_bytes": memory[name],
-            }
-            for name, values in seconds.items()
-        },
+        "arms": arms,
         "float32_equality": equal,
     }
 
@@ -270,7 +310,8 @@ def summary(
 def show(report: dict[str, Any]) -> None:
     """Print the table."""
     values = {
-        name: f"{arm['samples_per_second']:8.3f} samples/s   {arm['ratio']:.2f}x   {_size(arm)}   {arm['seconds']} s"
+        name: f"{arm['samples_per_second']:8.3f} samples/s   {arm['ratio']:.2f}x   {_share(arm)}   {_size(arm)}   "
+        f"{arm['seconds']} s"
         for name, arm in report["arms"].items()
     }
     equal = report["float32_equality"]
@@ -282,6 +323,11 @@ def show(report: dict[str, Any]) -> None:
         f"{report['model']} shape, random weights, {report['rows']} rows of {report['mean_tokens']} tokens on average"
     )
     tables.show_plan(f"{head}, batch {report['batch']}, {report['device']}", values)
+
+
+def _share(arm: dict[str, Any]) -> str:
+    share = arm["share_of_matmul_rate"]
+    return " " * 4 if share is None else f"{share:4.0%}"
 
 
 def _size(arm: dict[str, Any]) -> str:

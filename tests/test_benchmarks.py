@@ -21,7 +21,7 @@ def test_the_training_benchmark_compares_equal_arms() -> None:
     assert equal is not None, done.stdout
     assert abs(float(equal[1]) - float(equal[2])) < 1e-4
     assert float(equal[3]) < 1e-5
-    assert len(re.findall(r"samples/s", done.stdout)) == 13
+    assert len(re.findall(r"samples/s", done.stdout)) == 14
 
 
 def test_the_mixture_benchmark_runs_its_arms() -> None:
@@ -44,6 +44,18 @@ def test_the_cost_curves_have_every_axis() -> None:
     assert len(re.findall(r"[\d.]+ ms", done.stdout)) == 8
     shown = " ".join(done.stdout.split())
     assert all(f"a step over {axis}" in shown for axis in ("prompt tokens", "rows", "classes", "experts"))
+
+
+def test_a_micro_batch_is_timed_in_every_way() -> None:
+    """The script ends with an error where losses differ."""
+    done = commands.run("--quick", script="benchmarks/lines.py")
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"│ (\w[\w ,]+?) +│ +[\d.]+ s +([\d.]+)x", done.stdout)
+    alone = ["side by side", "packs behind masks", "one line"]
+    behind = [*alone, "prefix once, side by side", "prefix once, one line"]
+    cut = [f"{way}, {what}" for way in ("side by side", "one line") for what in ("8 rows", "1008 tokens")]
+    assert [arm for arm, _ in found] == alone + behind + cut
+    assert all(float(ratio) > 0 for _, ratio in found)
 
 
 def test_the_table_and_the_chart_come_from_the_results(tmp_path: Path) -> None:

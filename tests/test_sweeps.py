@@ -45,7 +45,6 @@ def test_every_job_has_its_own_complete_folder(sweep: tuple[subprocess.Completed
     assert [fact["status"] for fact in facts] == ["complete"] * 5
     assert len({fact["config_hash"] for fact in facts}) == 5
     assert len({fact["pid"] for fact in facts}) == 1
-    assert len({fact["pid"] for fact in facts}) == 1
     assert len({fact["data_fingerprint"] for fact in facts}) == 1
 
 

@@ -69,9 +69,9 @@ def plan(lengths: Any, model: torch.nn.Module, train: Train, cut: Cutter, packs:
     costs, prefix = flops.of(model, train.gradient_checkpointing is True), cut.collate.prefix
     own = [[length - prefix for length in step] for step in _steps(lengths, train)]
     groups = [[step[row] for row in group] for step in own for group in cut.cuts(step)]
-    side = sum(_padded(costs, rows, prefix) for rows in groups)
+    side = sum(padded(costs, rows, prefix) for rows in groups)
     if free:
-        line, packed = None, sum(_one_line(costs, rows, prefix) for rows in groups)
+        line, packed = None, sum(one_line(costs, rows, prefix) for rows in groups)
     else:
         of = {line: sum(_packed(costs, rows, line) for rows in groups) for line in LINES}
         line = min(LINES, key=lambda line: of[line])
@@ -115,7 +115,7 @@ def _steps(lengths: Any, train: Train) -> Iterator[list[int]]:
     yield from (taken[at : at + size] for at in starts[:STEPS])
 
 
-def _padded(costs: flops.Costs, rows: list[int], prefix: int) -> float:
+def padded(costs: flops.Costs, rows: list[int], prefix: int) -> float:
     """Operations of a micro-batch side by side, without those that are the same in any way."""
     tokens, width = len(rows) * max(rows), max(rows)
     seen = prefix + width if prefix else 0.5 * width  # behind a prefix there is a mask
@@ -129,7 +129,7 @@ def _packed(costs: flops.Costs, rows: list[int], line: int) -> float:
     return costs.total(len(made) * width, len(made) * width**2, 0, 0)
 
 
-def _one_line(costs: flops.Costs, rows: list[int], prefix: int) -> float:
+def one_line(costs: flops.Costs, rows: list[int], prefix: int) -> float:
     """The same in one line, attention row by row."""
     seen = [prefix + row if prefix else 0.5 * row for row in rows]
     pairs = sum(row * each for row, each in zip(rows, seen, strict=True))
