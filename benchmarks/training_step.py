@@ -7,11 +7,10 @@ Held equal in all arms: architecture and weights, LoRA (rank 8 on query and valu
 two-token answer and the end token; the arms named so learn all tokens), batch size, optimiser and learning rate. The
 lengths are drawn between the quantiles of Chinese headlines with the AIDF instruction; in the arms named so 100
 shared tokens stand before them. Arms take turns; medians over the turns. Where bf16 is only emulated, trl as it ships
-has one turn. A machine that others use too changes its speed from minute to minute, so the rate of a large matrix
-product is measured right before and after each pass, and ratios compare seconds times that rate: what the machine could
-have multiplied meanwhile. The floor is the operations of these rows (no padding, head at the labels only, no gradient
-for frozen weights); an arm's share is how much of what could have been multiplied these are. The peak memory of an arm
-is the largest resident size of a process of its own that makes one pass.
+has one turn. The floor is what the operations of these rows (no padding, head at the labels only, no gradient for
+frozen weights) take at the rate of a large matrix product, the median of those measured before and after each pass;
+an arm's share is the floor over its seconds. The peak memory of an arm is the largest resident size of a process of its
+own that makes one pass.
 """
 
 from __future__ import annotations
@@ -63,24 +62,10 @@ OWN = "finsa as it ships"
 
 @dataclass(frozen=True)
 class Taken:
-    """A pass.
-
-    Args:
-        seconds: that its steps took.
-        rate: of a matrix product just then, operations per second.
-    """
+    """A pass: seconds of its steps, and the operations per second of a matrix product just then."""
 
     seconds: float
     rate: float
-
-    @property
-    def work(self) -> float:
-        """Operations of a matrix product that the time would have sufficed for."""
-        return self.seconds * self.rate
-
-    def told(self) -> str:
-        """Both figures."""
-        return f"{self.seconds:.1f} s at {self.rate / 1e9:.0f} GFLOP/s"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -255,7 +240,8 @@ def take_turns(
                 continue
             before, seconds = rate(), one_pass()
             taken[name].append(Taken(seconds, (before + rate()) / 2))
-            print(f"turn {turn + 1}/{turns}  {taken[name][-1].told():18}  {name}", flush=True)
+            rated = f"{seconds:6.1f} s, a matrix product at {taken[name][-1].rate / 1e9:.0f} GFLOP/s"
+            print(f"turn {turn + 1}/{turns}  {rated}  {name}", flush=True)
     return taken
 
 
@@ -273,24 +259,25 @@ def summary(
 ) -> dict[str, Any]:
     """Everything that is reported, with machine, versions and commit."""
     by_itself = f"finsa, {PREFIX} shared tokens, each row by itself"  # its rows are longer than those of other arms
-    needed, work = operations(cfg, rows), {name: statistics.median(t.work for t in of) for name, of in taken.items()}
+    seconds = {name: statistics.median(t.seconds for t in of) for name, of in taken.items()}
+    usual = statistics.median(t.rate for of in taken.values() for t in of)
+    least = operations(cfg, rows) / usual
     arms = {
         name: {
             "seconds": [round(t.seconds, 2) for t in of],
             "matmul_gflops": [round(t.rate / 1e9, 1) for t in of],
-            "samples_per_second": round(len(rows) / statistics.median(t.seconds for t in of), 3),
-            "ratio": round(work[by_itself if "shared tokens" in name else STOCK] / work[name], 2),
-            "share_of_matmul_rate": None if "shared tokens" in name else round(needed / work[name], 3),
+            "samples_per_second": round(len(rows) / seconds[name], 3),
+            "ratio": round(seconds[by_itself if "shared tokens" in name else STOCK] / seconds[name], 2),
+            "share_of_matmul_rate": None if "shared tokens" in name else round(least / seconds[name], 3),
             "peak_memory_bytes": memory[name],
         }
         for name, of in taken.items()
     }
-    usual = statistics.median(t.rate for of in taken.values() for t in of)
     arms[FLOOR] = {
-        "seconds": [round(needed / usual, 2)],
+        "seconds": [round(least, 2)],
         "matmul_gflops": [round(usual / 1e9, 1)],
-        "samples_per_second": round(len(rows) * usual / needed, 3),
-        "ratio": round(work[STOCK] / needed, 2),
+        "samples_per_second": round(len(rows) / least, 3),
+        "ratio": round(seconds[STOCK] / least, 2),
         "share_of_matmul_rate": 1.0,
         "peak_memory_bytes": None,
     }
