@@ -34,6 +34,13 @@ def choices_of(group: str) -> tuple[str, ...]:
     return tuple(sorted({file.stem for folder in (CONF, *added) for file in (folder / group).glob("*.yaml")}))
 
 
+def page() -> str:
+    """What ``--help`` prints, as Hydra does; asked for the choices, Hydra copies its whole state once per group."""
+    template: str = _read(CONF / "config.yaml")["hydra"]["help"]["template"]
+    told = "".join(f"{group}: {', '.join(choices_of(group))}\n" for group in groups())
+    return template.replace("$APP_CONFIG_GROUPS", told)
+
+
 def file_of(group: str, name: str) -> Path:
     """The file of a choice: below ``conf/``, or in a folder that was added."""
     places = [folder / group / f"{name}.yaml" for folder in (CONF, *added)]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from hydra.core.global_hydra import GlobalHydra
 
-from finsa import arguments, composition, processes, runs, safety, signals, sweeps
+from finsa import arguments, choices, composition, processes, runs, safety, signals, sweeps
 from finsa.config import USED_BY, RunConfig
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.runs import Result, sweep_name
@@ -63,6 +63,9 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
     try:
         safety.require_plain_command(argv[1:])
         argv[1:] = arguments.own_folder(argv[1:])
+        if {"--help", "-h"} & set(argv[1:]):
+            print(choices.page())
+            return 0
         if not any(word.split("=")[0] in _HYDRA_FLAGS for word in argv[1:]):
             argv[1:] = arguments.expand(argv[1:])
             arguments.check([word for word in argv[1:] if not word.startswith("-")])

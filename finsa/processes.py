@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, Problem, RunError
+
+if TYPE_CHECKING:  # a wrong option need not wait for it
+    from numpy.typing import NDArray
 
 SHARED = ("train", "evaluate", "predict", "rerun")  # stages that several processes can run
 APART = ("predict",)  # of these, the ones whose processes meet in files alone
@@ -153,6 +153,7 @@ def total(values: NDArray[Any]) -> NDArray[Any]:
     """The sum of an array over the processes; alone, the array itself."""
     if not together():
         return values
+    import numpy as np
     import torch
 
     tensor = torch.from_numpy(np.ascontiguousarray(values))

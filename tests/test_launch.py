@@ -73,6 +73,9 @@ def test_help_lists_the_groups(tmp_path: Path) -> None:
     done = command(tmp_path, "--help")
     assert done.returncode == 0
     assert all(group in done.stdout for group in composition.groups())
+    whole = ["import sys; sys.argv[1:] = ['--help']", "from finsa.cli import main", "main()"]
+    by_hydra = subprocess.run([sys.executable, "-c", "\n".join(whole)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.rstrip() == by_hydra.stdout.rstrip()
 
 
 def test_help_shows_commands_that_pass_the_check_and_needs_no_torch(tmp_path: Path) -> None:
@@ -181,7 +184,19 @@ def test_too_little_memory_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["method=lroa"], ["train.epochs=x"], ["train.memory=16"]])
 def test_nothing_heavy_is_imported_for_help_and_wrong_options(words: list[str]) -> None:
-    heavy = ("torch", "transformers", "trl", "datasets", "peft", "polars", "scipy", "sklearn", "wandb", "matplotlib")
+    heavy = (
+        "numpy",
+        "torch",
+        "transformers",
+        "trl",
+        "datasets",
+        "peft",
+        "polars",
+        "scipy",
+        "sklearn",
+        "wandb",
+        "matplotlib",
+    )
     code = (
         f"import sys, runpy; sys.argv[1:] = {words}\n"
         "try: runpy.run_path('run.py', run_name='__main__')\n"
