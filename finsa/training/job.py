@@ -40,11 +40,16 @@ def _run(cfg: RunConfig, job: task.Task, folder: RunFolder, tracker: tracking.Tr
     metrics: dict[str, Any] = {}
     try:
         assert isinstance(cfg.stage, TrainStage)
-        if cfg.method.learn != "nothing" and cfg.stage.compare_base:
+        compared = cfg.method.learn != "nothing" and cfg.stage.compare_base
+        lasting = cfg.method.learn == "all" or cfg.train.strategy in ("fsdp", "deepspeed")
+        if compared and lasting:  # the base will not be what it was
             metrics["base"] = _report(cfg, job, backbone)
         model, held = _learn(cfg, job, backbone, folder, tracker, metrics)
         reader = scorer(model, job.renderer, cfg.train.score_tokens)
         scores = reader.score(job.prompts("test"))
+        learner.release(model)
+        if compared and not lasting:  # training starts sooner
+            metrics["base"] = _report(cfg, job, backbone)
     except BaseException:
         base.forget(backbone)  # half a job may have left adapters or changed weights on it
         raise
@@ -53,7 +58,6 @@ def _run(cfg: RunConfig, job: task.Task, folder: RunFolder, tracker: tracking.Tr
         results.calibrate(cfg, job, folder, metrics, {"validation": held, "test": scores})
     folder.note(scoring=reader.rule)
     results.write(cfg, job, folder, tracker, metrics, scores)
-    learner.release(model)
     return Result("train", folder.path, metrics, metrics.get("validation", {}).get("macro_f1"))
 
 
