@@ -19,6 +19,8 @@ from finsa.data.readers import FATE
 from finsa.data.rows import IGNORE, Row
 from finsa.errors import DataError, nearest
 
+LIMITED = "filtered: more than data.corpus.documents"
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -72,19 +74,20 @@ def _read(data: Data, corpus: Corpus, heldout: float) -> Documents:
         notes += raw.notes
         place = pl.lit(str(file)).alias("file"), pl.lit(split, dtype=pl.String).alias("split")
         parts.append(raw.frame.select(_text(raw.frame, file, corpus.column), FATE).with_columns(*place))
-    frame = _cleaned(pl.concat(parts))
+    frame = mark(_cleaned(pl.concat(parts)), pl.col("split") == "test", "filtered: test split")
     ledger = Ledger(Counter(dict(frame.group_by("file", maintain_order=True).len().iter_rows())), notes=notes)
-    fates = frame.group_by(pl.col(FATE).fill_null(USED), maintain_order=True).len()
-    ledger.buckets.update(dict(fates.iter_rows()))
-    ledger.balance()
+    ledger.buckets.update(dict(frame.filter(~OPEN).group_by(FATE, maintain_order=True).len().iter_rows()))
     used = frame.filter(OPEN)
     held = used.filter(pl.col("split") == "validation")["text"].to_list()
     learn = used.filter(pl.col("split").is_null() | (pl.col("split") == "train"))["text"].to_list()
     if not held:
         learn, held = _parted(learn, corpus.seed, heldout)
+    surplus = 0 if corpus.documents is None else max(0, len(learn) - corpus.documents)
     learn = learn[: corpus.documents]
     if not learn:
         raise DataError(f"data.corpus.files: no document to learn from; rows: {dict(ledger.buckets)}")
+    ledger.buckets.update({USED: len(learn) + len(held), **({LIMITED: surplus} if surplus else {})})
+    ledger.balance()
     return Documents(learn, held, ledger)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,3 +102,27 @@ def test_documents_are_not_in_blocks_of_one_kind(config: Configure) -> None:
     learnt, _ = _load(_data(config, 300))
     lengths = [len(document) for document in learnt]
     assert sum(a < b for a, b in pairwise(lengths)) > 90, "lengths go up and down, as in random order"
+
+
+def test_only_documents_that_are_read_count_as_used(config: Configure, tmp_path: Path) -> None:
+    for name, count in (("train", 20), ("test", 30)):
+        lines = [json.dumps({"text": f"{name} document {number}"}) for number in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    corpus = {"files": str(tmp_path), "column": "text", "documents": None}
+    data = _data(config, 0)
+    assert data.corpus is not None
+    data = data.model_copy(update={"files": None, "corpus": data.corpus.model_copy(update=corpus)})
+    found = documents.load(data, 0.1)
+    assert (len(found.learn), len(found.held)) == (18, 2)
+    assert found.ledger.read.total() == 50
+    assert found.ledger.buckets == {"used": 20, "filtered: test split": 30}
+    assert all(text.startswith("train") for text in found.learn + found.held)
+    assert data.corpus is not None
+    few = data.model_copy(update={"corpus": data.corpus.model_copy(update={"documents": 11})})
+    found = documents.load(few, 0.1)
+    assert (len(found.learn), len(found.held)) == (11, 2)
+    assert found.ledger.buckets == {
+        "used": 13,
+        "filtered: test split": 30,
+        "filtered: more than data.corpus.documents": 7,
+    }
