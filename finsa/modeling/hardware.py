@@ -91,12 +91,16 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+# Factors and product of a timed matrix product, at most; this memory is outside of the plan and of the recovery.
+TIMED_BYTES = 320 * 2**20
+
+
 @cache
 def matmul_rate(dtype: torch.dtype, seconds: float = 0.25) -> float:
     """Operations per second of a matrix product on this device: the best of what fits into a moment.
 
-    Shapes are those of a language model's layer; they grow until a product takes long enough to be timed. Measured once
-    per process and type.
+    Shapes are those of a language model's layer; they grow until a product takes long enough to be timed, up to
+    `TIMED_BYTES` of memory or to what is free. Measured once per process and type.
 
     Args:
         dtype: of both factors.
@@ -105,15 +109,25 @@ def matmul_rate(dtype: torch.dtype, seconds: float = 0.25) -> float:
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     best, size, started = 0.0, 256, time.perf_counter()
     while (now := time.perf_counter()) - started < seconds:
-        a, b = (torch.ones(size, width, dtype=dtype, device=device) for width in (size, 4 * size))
-        _wait(a @ b)
-        begun = time.perf_counter()
-        _wait(a @ b)
-        took = time.perf_counter() - begun
+        try:
+            took = _timed_product(size, dtype, device)
+        except (RuntimeError, MemoryError) as error:
+            if not best or not out_of_memory(error):
+                raise
+            break
         best = max(best, 8 * size**3 / took)
-        if 17 * took < seconds - (now - started) and size < 8192:
+        if 17 * took < seconds - (now - started) and 9 * (2 * size) ** 2 * dtype.itemsize <= TIMED_BYTES:
             size *= 2
     return best
+
+
+def _timed_product(size: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds of the second product of (size, size) and (size, 4 size)."""
+    a, b = (torch.ones(size, width, dtype=dtype, device=device) for width in (size, 4 * size))
+    _wait(a @ b)
+    begun = time.perf_counter()
+    _wait(a @ b)
+    return time.perf_counter() - begun
 
 
 def _wait(tensor: torch.Tensor) -> None:
