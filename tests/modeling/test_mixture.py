@@ -17,7 +17,7 @@ from finsa.config import MoeJointStage, RunConfig
 from finsa.errors import ModelError
 from finsa.modeling import base, experts, stacking
 from finsa.modeling.mixture import Mixture, names
-from finsa.modeling.routing import balance_loss, chosen
+from finsa.modeling.routing import Router, balance_loss, chosen
 
 Configure = Callable[..., RunConfig]
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 0], [11, 12, 13, 14, 15, 16, 17], [20, 21, 22, 23, 24, 0, 0]])
@@ -181,6 +181,19 @@ def test_routing(stage: MoeJointStage) -> None:
     two = chosen(given, "top_k", 2)
     assert (two > 0).sum(1).tolist() == [2, 2]
     torch.testing.assert_close(two[0, :2], given[0, :2].softmax(0))
+
+
+@pytest.mark.parametrize("learnt", [0.05, 0.0, -3.0])
+def test_the_temperature_of_a_router_is_never_below_the_published_floor(learnt: float) -> None:
+    router, text = Router(8, 4, 3, 0.0).eval(), torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    warm = router(text)
+    with torch.no_grad():
+        router.temperature.fill_(learnt)
+    cold = router(text)
+    torch.testing.assert_close(cold, warm / 0.1)
+    with torch.no_grad():
+        router.temperature.fill_(0.2)
+    torch.testing.assert_close(router(text), warm / 0.2)
 
 
 def test_balance_is_zero_for_uniform_gates_and_largest_for_one_expert() -> None:

@@ -39,7 +39,13 @@ class At(TrainerCallback):  # type: ignore[misc]
 
 
 def training(
-    place: Path, tokenizer: Any, *words: str, step: int | None = None, act: Any = None, rows: Any = None
+    place: Path,
+    tokenizer: Any,
+    *words: str,
+    step: int | None = None,
+    act: Any = None,
+    rows: Any = None,
+    judge: Any = None,
 ) -> Any:
     """A training of two layers with dropout: its weights, facts and log."""
     values, choices = composition.compose_values(overrides := [*WORDS, *words])
@@ -59,7 +65,7 @@ def training(
         model=model,
         tokenizer=tokenizer,
         rows=rows or steps.rows("tokens") * 2,
-        validate=validate,
+        validate=judge or validate,
         train=cfg.train,
         seed=3,
         folder=place / "checkpoints",
@@ -110,6 +116,23 @@ def test_a_training_that_was_stopped_at_any_steps_ends_the_same(name: str, token
     same(training(tmp_path / "cut", tokenizer, *words), whole)
     same(training(tmp_path / "cut", tokenizer, *words), whole)  # a finished training makes no further step
     assert stops >= 2
+
+
+def test_a_resumed_training_remembers_how_long_nothing_was_better(tokenizer: Any, tmp_path: Path) -> None:
+    """The best validation is that of step 3, so with a patience of 2 the training ends at step 9."""
+    words = ("train.validate_every=3", "train.epochs=5", "train.keep_checkpoints=9")
+
+    def judge(_: Any) -> dict[str, float]:
+        scores.append(0.5 if not scores else 0.4)
+        return {"loss": 1.0, "macro_f1": scores[-1]}
+
+    scores: list[float] = []
+    with pytest.raises(Stopped):
+        training(tmp_path, tokenizer, *words, step=6, act=term, judge=judge)
+    assert len(scores) == 2
+    _, (made, best, *_), _ = training(tmp_path, tokenizer, *words, judge=judge)
+    assert (made, best, len(scores)) == (9, 0.5, 3)
+    assert [place.name for place in checkpoints.numbered(tmp_path / "checkpoints")][-1] == "checkpoint-9"
 
 
 def test_a_second_signal_ends_at_once(tokenizer: Any, tmp_path: Path) -> None:
