@@ -483,6 +483,8 @@ class Data(Section):
 
     Args:
         ratios: of a mixture's parts in the training split; null: all rows of all parts.
+        turns: of a chat, or an instruction row with a history: ``all`` reads the whole conversation in its roles,
+            ``last`` the last user turn alone.
         label_map: from the table's values to classes; values that are not listed stay as they are.
         prompt: has ``{text}`` once and may have ``{labels}``; the answer follows it.
     """
@@ -496,6 +498,7 @@ class Data(Section):
     ratios: dict[str, PositiveFloat] | None
     columns: Columns
     options: tuple[str, ...] | None
+    turns: Literal["all", "last"]
     extract: str | None
     label_map: dict[str, str] | None
     labels: tuple[str, ...] | dict[str, str] | None

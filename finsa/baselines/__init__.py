@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 
 from finsa import config
 from finsa.config import RunConfig
+from finsa.data.rows import LEAST
 from finsa.data.task import Labelled
-from finsa.errors import ModelError
+from finsa.errors import DataError, ModelError
 
 FloatArray = NDArray[np.float64]
 Texts = Sequence[str]
@@ -60,6 +61,9 @@ class Fitted:
 
 class Learner(Protocol):
     """A classifier of texts."""
+
+    def start(self, texts: Texts) -> None:
+        """Load or make what `cut` needs, from the texts of the training rows; `fit` does it where it was not done."""
 
     def fit(self, texts: Texts, labels: Classes, held: Texts, judge: Judge, record: Record) -> Fitted:
         """Learn.
@@ -117,6 +121,39 @@ def cut(learner: Learner, job: Labelled) -> dict[str, int]:
     """Texts that a learner does not read whole, per split; empty for one that reads all of them whole."""
     counts = {split: learner.cut(job.texts(split)) for split in job.table.splits}
     return {split: count for split, count in counts.items() if count is not None}
+
+
+def crowded(learner: Learner, texts: Texts, fixed: Sequence[int]) -> list[int]:
+    """Find texts whose fixed part leaves less than ``LEAST`` characters of the rest to be read.
+
+    Args:
+        learner: that reads the texts; it has been started.
+        texts: n texts.
+        fixed: number of their leading characters that must not be truncated, (n,).
+
+    Returns:
+        Their numbers.
+    """
+    probes = {number: texts[number][: count + LEAST] for number, count in enumerate(fixed) if count}
+    if not probes or not learner.cut(list(probes.values())):
+        return []
+    return [number for number, probe in probes.items() if learner.cut([probe])]
+
+
+def require_room(learner: Learner, job: Labelled, data: config.Data) -> None:
+    """Check that no instruction, and no earlier part of a chat, pushes the input out of the text.
+
+    Raises:
+        DataError: with the number of rows.
+    """
+    found = {split: len(crowded(learner, job.texts(split), job.fixed(split))) for split in job.table.splits}
+    if any(found.values()):
+        where = ", ".join(f"{split} {count:,}" for split, count in found.items() if count)
+        raise DataError(
+            f"data.max_length: in {sum(found.values()):,} rows ({where}) the instruction or the earlier turns leave no "
+            f"room for the input, of which this method reads {data.max_length} tokens at most. Only the input may be "
+            "truncated. Set a larger data.max_length, as far as the encoder has positions, or shorten what comes first"
+        )
 
 
 def save(learner: Learner, labels: Sequence[str], run: Path) -> None:

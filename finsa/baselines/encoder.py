@@ -49,12 +49,14 @@ class Encoder:
 
     def fit(self, texts: Texts, labels: Classes, held: Texts, judge: Judge, record: Record) -> Fitted:
         """Load or build, then train all parameters."""
-        self._start(texts)
+        if self.tokenizer is None:
+            self.start(texts)
         run = (self.section, self.cfg.seed, self.cfg.train.max_steps, self.cfg.train.score_tokens)
         rows, held_rows = self._encode(texts), self._encode(held)
         return loop.fit(self.network, rows, labels, held_rows, judge, record, *run)
 
-    def _start(self, texts: Texts) -> None:
+    def start(self, texts: Texts) -> None:
+        """Load the encoder and its tokenizer, or build both."""
         torch.manual_seed(self.cfg.seed)
         if self.section.weights == "random":
             self.tokenizer = character_tokenizer(texts)

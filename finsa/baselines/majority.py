@@ -19,6 +19,9 @@ class Majority:
         self.classes = classes
         self.counts = np.zeros(classes, np.int64)
 
+    def start(self, texts: Texts) -> None:
+        """Nothing is needed."""
+
     def fit(self, texts: Texts, labels: Classes, held: Texts, judge: Judge, record: Record) -> Fitted:
         """Count the classes."""
         self.counts = np.bincount(labels, minlength=self.classes)

@@ -43,6 +43,9 @@ class FromScratch:
         self.numbers: dict[str, int] = {}
         self.network = nn.Module()
 
+    def start(self, texts: Texts) -> None:
+        """Nothing is needed."""
+
     def fit(self, texts: Texts, labels: Classes, held: Texts, judge: Judge, record: Record) -> Fitted:
         """Number the units of the training rows, then train."""
         units = [self._units(text) for text in texts]

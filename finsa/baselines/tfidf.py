@@ -43,6 +43,9 @@ class TfidfLr:
             vocabulary=ngrams,
         )
 
+    def start(self, texts: Texts) -> None:
+        """Nothing is needed."""
+
     def fit(self, texts: Texts, labels: Classes, held: Texts, judge: Judge, record: Record) -> Fitted:
         """Learn once per penalty; what is best on the validation rows is kept, of equals the strongest penalty.
 

@@ -87,6 +87,9 @@ def label_space(frame: pl.DataFrame, data: Data, least: int = 2) -> LabelSpace:
     labels = LabelSpace.of(data, distinct["label"].to_list())
     if len(labels) < least:
         lost = dict(frame.filter(~OPEN).group_by(FATE, maintain_order=True).len().iter_rows())
+        if frame.height and sum(lost.values()) == frame.height:
+            reasons = ", ".join(f"{fate} ({count:,} rows)" for fate, count in lost.items())
+            raise DataError(f"data.files: no row of data={data.name} can be used: {reasons}")
         raise DataError(
             f"data.labels: at least two labels are needed, found {list(labels.names)} in data={data.name}. "
             f"Name another column by data.columns.label, or list data.labels; dropped rows: {lost or 'none'}"

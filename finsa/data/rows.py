@@ -24,6 +24,7 @@ from finsa.errors import ConfigError, Problem
 
 IGNORE = -100
 CHUNK = 10_000  # texts encoded at a time
+LEAST = 8  # tokens that the part of a text that may be truncated keeps at least
 IntArray = NDArray[Any]
 
 
@@ -165,6 +166,30 @@ class Renderer:
                 kept.append(np.asarray(ids[: self.room], np.int32))
         fitting = np.minimum(lengths, self.room)
         return {"tokens": np.concatenate(kept), "ends": np.cumsum(fitting), "cut": lengths - fitting}
+
+    def crowded(self, texts: Sequence[str], fixed: Sequence[int]) -> dict[int, int]:
+        """Find texts that do not fit, and whose fixed part leaves less than ``LEAST`` tokens for the rest.
+
+        Args:
+            texts: n texts.
+            fixed: number of their leading characters that must not be truncated, (n,).
+
+        Returns:
+            Tokens of the fixed part, by the text's number.
+        """
+        parts = [text[:count] for text, count in zip(texts, fixed, strict=True)]
+        distinct = sorted({part for part in parts if part})
+        tokens = {"": 0} | dict(zip(distinct, self._lengths(distinct).tolist(), strict=True))
+        close = [number for number, part in enumerate(parts) if tokens[part] > self.room - LEAST and part]
+        whole = self._lengths([texts[number] for number in close])
+        return {
+            number: tokens[parts[number]] for number, length in zip(close, whole, strict=True) if length > self.room
+        }
+
+    def _lengths(self, texts: Sequence[str]) -> IntArray:
+        """Tokens per text, (n,)."""
+        encoded = self._literal.encode_batch_fast(list(texts), add_special_tokens=False)
+        return np.array([len(one.ids) for one in encoded], np.int64)
 
     def fingerprint(self) -> str:
         """Hash of what decides a text's tokens: the tokenizer and the room for a text."""

@@ -1,20 +1,21 @@
-"""Bring what a file holds into one shape: id, text, label, domain, parent, group."""
+"""Bring what a file holds into one shape: id, text, label, domain, parent, group, fixed."""
 
 from __future__ import annotations
 
-import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from finsa.config import Columns, Data
-from finsa.data import cleaning
+from finsa.data import cleaning, conversations
 from finsa.data.readers import FATE, LINE, Raw
 from finsa.errors import DataError, nearest
+
+FIXED = "fixed"
 
 
 def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
@@ -27,7 +28,8 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
         stem: begins the ids of rows that have none.
 
     Returns:
-        Columns id, text, label, domain, parent, group, ``LINE``, ``FATE``.
+        Columns id, text, label, domain, parent, group, ``LINE``, ``FATE``, and fixed: the number of the text's leading
+        characters that are never truncated.
     """
     raw, columns = _as_table(raw, data, place)
     frame = _checked_text(raw, columns, place)
@@ -35,6 +37,7 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
     picked += [_optional(raw, place, columns, name) for name in ("domain", "parent", "group")]
     numbers = pl.lit(f"{stem}-") + pl.int_range(1, pl.len() + 1).cast(pl.String)
     picked.append(pl.coalesce(_optional(raw, place, columns, "id"), numbers).alias("id"))
+    picked.append((pl.col("_fixed") if data.source in conversations.USED else pl.lit(0)).alias(FIXED))
     shaped = frame.select(*picked, LINE, FATE)
     if data.options:
         shaped = _chosen_option(shaped, raw, data, place)
@@ -43,7 +46,7 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
     if data.label_map:
         written = _spelt(shaped["label"], (*data.label_map, *(data.labels or ())), raw, place)
         shaped = shaped.with_columns(written.replace(data.label_map))
-    return shaped.select("id", "text", "label", "domain", "parent", "group", LINE, FATE)
+    return shaped.select("id", "text", "label", "domain", "parent", "group", LINE, FATE, FIXED)
 
 
 def _spelt(labels: pl.Series, names: tuple[str, ...], raw: Raw, place: str) -> pl.Series:
@@ -60,48 +63,38 @@ def _extracted(shaped: pl.DataFrame, pattern: str) -> pl.DataFrame:
     shaped = shaped.with_columns(found)
     missed = pl.col("_found").is_null() & (pl.col("text").str.strip_chars() != "")
     shaped = cleaning.mark(shaped, missed, "unreadable: data.extract finds nothing")
-    return shaped.with_columns(pl.coalesce("_found", "text").alias("text"))
+    return shaped.with_columns(pl.coalesce("_found", "text").alias("text"), pl.lit(0).alias(FIXED))
 
 
 def _as_table(raw: Raw, data: Data, place: str) -> tuple[Raw, Columns]:
-    """Turn instruction and chat records into a table of text and label."""
-    frame = raw.frame
-    if data.source == "alpaca":
-        _require(raw, place, ("instruction", "output"), "data.source=alpaca")
-        given = (pl.col("input") if "input" in frame.columns else pl.lit("")).fill_null("").str.strip_chars()
-        both = pl.concat_str(pl.col("instruction").fill_null(""), pl.lit("\n"), given)
-        text = pl.when(given == "").then("instruction").otherwise(both)
-        frame = frame.with_columns(text.alias("_text"), pl.col("output").alias("_label"))
-    elif data.source == "messages":
-        name = next((name for name in ("messages", "conversations") if name in frame.columns), "messages")
-        _require(raw, place, (name,), "data.source=messages")
-        pairs = [_last_exchange(chat) for chat in frame[name].to_list()]
-        frame = frame.with_columns(
-            pl.Series("_text", [text for text, _ in pairs], dtype=pl.String),
-            pl.Series("_label", [label for _, label in pairs], dtype=pl.String),
-        )
-        silent = pl.col("_text").is_null() | pl.col("_label").is_null()
-        frame = cleaning.mark(frame, silent, "unreadable: no user turn with an answer")
-    else:
+    """Turn instruction rows and chats into a table of text and label; what of them is not read is noted."""
+    if data.source not in conversations.USED:
         return raw, data.columns
-    parts = [line for name in ("instruction", "input") for line in raw.nested.get(name, [])]
-    nested = {"_text": parts} if data.source == "alpaca" else {}
-    return replace(raw, frame=frame, nested=nested), data.columns.model_copy(
-        update={"text": "_text", "label": "_label"}
+    if data.source == "alpaca":
+        _require(raw, place, conversations.INSTRUCTION, "data.source=alpaca")
+    elif conversations.chat_column(data, raw.columns()) is None:
+        _require(raw, place, conversations.CHATS[:1], "data.source=messages")
+    wanted = conversations.fields_of(data, raw.columns())
+    found = [conversations.read(row, data) for row in raw.frame.select(wanted).iter_rows(named=True)]
+    frame = raw.frame.with_columns(
+        pl.Series("_text", [row.text for row in found], dtype=pl.String),
+        pl.Series("_label", [row.answer for row in found], dtype=pl.String),
+        pl.Series("_fixed", [row.fixed for row in found], dtype=pl.Int64),
+        pl.Series("_fault", [row.fault for row in found], dtype=pl.String),
     )
-
-
-def _last_exchange(chat: str | None) -> tuple[str | None, str | None]:
-    """The last user turn and the answer to it, of OpenAI's form (role, content) or ShareGPT's (from, value)."""
-    try:
-        turns: list[dict[str, Any]] = json.loads(chat or "null") or []
-        said = [(str(turn.get("role", turn.get("from"))), turn.get("content", turn.get("value"))) for turn in turns]
-    except (ValueError, AttributeError, TypeError):
-        return None, None
-    text = next((content for role, content in reversed(said) if role in ("user", "human")), None)
-    answered = said and said[-1][0] in ("assistant", "gpt")
-    label = said[-1][1] if answered else None
-    return (text if isinstance(text, str) else None), (label if isinstance(label, str) else None)
+    lists = [line for name in ("instruction", "input", "output") for line in raw.nested.get(name, [])]
+    if data.source == "alpaca":
+        frame = cleaning.mark(frame, pl.col(LINE).is_in(lists), conversations.NOT_TEXT)
+    frame = cleaning.mark(frame, pl.col("_fault").is_not_null(), pl.col("_fault"))
+    if data.source == "messages":
+        unanswered = "unreadable: the last turn is no answer, and there is no label"
+        frame = cleaning.mark(frame, pl.col("_label").is_null(), unanswered)
+    counts = Counter(name for row in found if row.fault is None for name in row.unused)
+    unused = [f"{name} of {rows:,} rows" for name, rows in counts.items()]
+    last = " (data.turns=last)" if data.turns == "last" else ""
+    raw.notes += [f"{Path(place).name}: not read: {', '.join(unused)}{last}"] * bool(unused)
+    columns = data.columns.model_copy(update={"text": "_text", "label": "_label"})
+    return replace(raw, frame=frame.drop("_fault"), nested={}), columns
 
 
 def _chosen_option(shaped: pl.DataFrame, raw: Raw, data: Data, place: str) -> pl.DataFrame:
@@ -133,7 +126,15 @@ def _require(raw: Raw, place: str, wanted: Iterable[str], key: str) -> None:
     if missing:
         raise DataError(
             f"data.files: {place} has no field '{missing[0]}', which {key} needs; it has {', '.join(raw.columns())}"
+            f"{_other_form(raw)}"
         )
+
+
+def _other_form(raw: Raw) -> str:
+    """Which choice of data reads rows with these fields, where it is not a table."""
+    form = conversations.form_of(raw.columns())
+    kinds = {"messages": "chats", "alpaca": "instruction rows"}
+    return f". These are {kinds[form]}, which data={form} data.files=<files> reads" if form else ""
 
 
 def _column(raw: Raw, place: str, columns: Columns, name: str) -> pl.Expr:
@@ -146,6 +147,8 @@ def _column(raw: Raw, place: str, columns: Columns, name: str) -> pl.Expr:
 def _missing(raw: Raw, place: str, wanted: str, name: str) -> DataError:
     near = nearest(wanted, raw.columns())
     hint = f"Did you mean data.columns.{name}={near}?" if near else f"Set data.columns.{name}=<column>."
+    if name in ("text", "label"):
+        hint = _other_form(raw).removeprefix(". ") or hint
     has = ", ".join(raw.columns())
     return DataError(f"data.columns.{name}: {place} has no column '{wanted}'; it has {has}. {hint}")
 

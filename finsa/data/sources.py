@@ -16,7 +16,7 @@ import polars as pl
 from finsa.config import ROOT, Data, locate
 from finsa.data.readers import FATE, LINE, READERS, columnar, first_line
 from finsa.data.readers import read as read_raw
-from finsa.data.shapes import shape
+from finsa.data.shapes import FIXED, shape
 from finsa.errors import DataError, nearest
 
 SPLIT_OF_STEM = {
@@ -27,7 +27,7 @@ SPLIT_OF_STEM = {
     "dev": "validation",
     "test": "test",
 }
-SHAPE = ("id", "text", "label", "domain", "parent", "group", "split", "file", "part", LINE, FATE)
+SHAPE = ("id", "text", "label", "domain", "parent", "group", "split", "file", "part", LINE, FATE, FIXED)
 
 
 def find_files(data: Data) -> dict[Path, str | None]:
@@ -144,7 +144,8 @@ class Rows:
 
     Args:
         frame: text columns id, text, label, domain, parent, group, split, file, ``FATE``, part (of a mixture), and the
-            number ``LINE``; of these, what is not there is null, and others are left out.
+            number ``LINE``; of these, what is not there is null, and others are left out. ``FIXED`` counts the leading
+            characters of the text that are never truncated; 0 where it is not there.
         declared: splits that have a file of their own.
         notes: what the user should know about the files.
     """
@@ -155,7 +156,8 @@ class Rows:
 
     def __post_init__(self) -> None:
         missing = [pl.lit(None, dtype=pl.String).alias(name) for name in SHAPE if name not in self.frame.columns]
-        self.frame = self.frame.with_columns(missing).select(SHAPE)
+        fixed = pl.col(FIXED).cast(pl.Int64).fill_null(0)
+        self.frame = self.frame.with_columns(missing).with_columns(fixed).select(SHAPE)
 
     def counts(self) -> Counter[str]:
         """Rows per file."""

@@ -13,6 +13,7 @@ from finsa.data import cache, cleaning, sources, splits
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import USED, Ledger
 from finsa.data.readers import FATE, LINE
+from finsa.data.shapes import FIXED
 from finsa.data.sources import Rows
 from finsa.errors import DataError
 
@@ -25,7 +26,8 @@ class Table:
     """A data set, read and divided.
 
     Args:
-        splits: train, validation and test; columns id, text, domain, parent, group (text) and label (class number).
+        splits: train, validation and test; columns id, text, domain, parent, group (text), label (class number) and
+            fixed (leading characters of the text that are never truncated).
         labels: the classes in their order.
         ledger: what became of every row.
         fingerprint: hash over ids, texts, labels and splits.
@@ -150,7 +152,7 @@ def _finished(frame: pl.DataFrame, labels: LabelSpace, ledger: Ledger) -> Table:
     numbers = {name: number for number, name in enumerate(labels.names)}
     used = used.with_columns(pl.col("label").replace_strict(numbers, return_dtype=pl.Int64))
     parts = {
-        name: used.filter(pl.col("split") == name).select("id", "text", "label", "domain", "parent", "group")
+        name: used.filter(pl.col("split") == name).select("id", "text", "label", "domain", "parent", "group", FIXED)
         for name in splits.SPLITS
     }
     for name, part in parts.items():

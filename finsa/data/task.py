@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
-from finsa.config import Method, RunConfig
+from finsa.config import Data, Method, RunConfig
 from finsa.data import cache, sampling
 from finsa.data.prompts import Prompt
 from finsa.data.rows import Encoded, IntArray, Renderer, Row
 from finsa.data.table import Table
+from finsa.errors import DataError
+
+Crowded = Callable[[Sequence[str], Sequence[int]], dict[int, int]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Labelled:
     def texts(self, split: str) -> list[str]:
         """Texts of a split."""
         return self.table.splits[split]["text"].to_list()
+
+    def fixed(self, split: str) -> list[int]:
+        """Leading characters of each text of a split that are never truncated."""
+        rows = self.table.splits[split]
+        return rows["fixed"].to_list() if "fixed" in rows.columns else [0] * rows.height
 
     def gold(self, split: str) -> list[int]:
         """True classes of a split."""
@@ -179,12 +187,42 @@ def build(cfg: RunConfig, table: Table, tokenizer: Any) -> Task:
 
     Raises:
         ConfigError: where prompt, labels and tokenizer do not go together.
+        DataError: where the part of a text that is never truncated leaves no room for the rest.
     """
     settings = (cfg.data.prompt, cfg.data.max_length, cfg.data.cache, cfg.model.prompt, cfg.model.think)
     key = (id(table), id(tokenizer), *settings)
     if key not in _tasks:
         prompt = Prompt.of(cfg.data.prompt, table.labels, cfg.model.prompt, cfg.model.think, tokenizer)
-        _tasks[key] = Task(
-            table, Renderer(tokenizer, prompt, table.labels, cfg.data.max_length), prompt, cfg.data.cache
-        )
+        renderer = Renderer(tokenizer, prompt, table.labels, cfg.data.max_length)
+        made = Task(table, renderer, prompt, cfg.data.cache)
+        require_room(made, renderer.crowded, renderer.room, cfg.data)
+        _tasks[key] = made
     return _tasks[key]
+
+
+def require_room(job: Labelled, crowded: Crowded, room: int, data: Data) -> None:
+    """Check that no instruction, and no earlier part of a chat, pushes the input out of the text.
+
+    Args:
+        job: whose texts are checked.
+        crowded: finds texts whose fixed part leaves no room; `Renderer.crowded`, or the same of another tokenizer.
+        room: tokens for a text.
+        data: names the settings.
+
+    Raises:
+        DataError: with the number of rows and of tokens.
+    """
+    found = {split: crowded(job.texts(split), job.fixed(split)) for split in job.table.splits}
+    counts = {split: len(rows) for split, rows in found.items() if rows}
+    if not counts:
+        return
+    most = max(max(rows.values()) for rows in found.values() if rows)
+    rows = sum(part.height for part in job.table.splits.values())
+    where = ", ".join(f"{split} {count:,}" for split, count in counts.items())
+    kind = "the instruction leaves" if data.source == "alpaca" else "what comes before the last turn leaves"
+    shorter = "shorten the instruction" if data.source == "alpaca" else "set data.turns=last"
+    raise DataError(
+        f"data.max_length: in {sum(counts.values()):,} of {rows:,} rows ({where}) {kind} no room for the input: it "
+        f"takes up to {most:,} tokens, and the text may have {room:,}. Only the input may be truncated. Set "
+        f"data.max_length={data.max_length + most - room + 64} or more, or {shorter}"
+    )

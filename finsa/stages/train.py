@@ -33,12 +33,15 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
     model = baselines.build(cfg, len(data.labels))
     texts, gold, order = rows.texts("train"), rows.gold("train"), rows.training_order(cfg)
     held = rows.texts("validation")[: cfg.train.validation_rows]
+    chosen = [texts[row] for row in order]
+    model.start(chosen)
+    baselines.require_room(model, rows, cfg.data)
     with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
         folder.note(device=hardware.describe(torch.float32), scoring=f"baseline: {kind}")
         folder.log_file.unlink(missing_ok=True)  # a baseline that was killed learns from its beginning
         started = time.monotonic()
         fitted = model.fit(
-            [texts[row] for row in order],
+            chosen,
             [gold[row] for row in order],
             held,
             judge=lambda scores: outcome.validation(rows, scores),

@@ -18,7 +18,7 @@ from finsa.data.shapes import shape
 from finsa.errors import DataError
 
 Configure = Callable[..., RunConfig]
-SHAPE = ["id", "text", "label", "domain", "parent", "group", "_line", "_fate"]
+SHAPE = ["id", "text", "label", "domain", "parent", "group", "_line", "_fate", "fixed"]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_columns_are_mapped_and_others_left_out(data: Data) -> None:
     named = _columns(data, id="nr", text="body", label="y", domain="src", parent="orig", group="firm")
     frame = shape(raw, named, "t.csv", "t")
     assert frame.columns == SHAPE
-    assert frame.row(0) == ("1", "x", "a", "web", "0", "f", 1, None)
+    assert frame.row(0) == ("1", "x", "a", "web", "0", "f", 1, None, 0)
 
 
 def test_text_column_may_be_the_label_column_of_another_task(data: Data) -> None:
@@ -210,7 +210,8 @@ def test_alpaca(config: Configure) -> None:
         instruction=["判断", "判断", None, "判断"], input=["  涨 ", None, "跌", ""], output=["a", "b", "a", None]
     )
     frame = shape(raw, config("data=alpaca").data, "t.json", "t")
-    assert _pairs(frame) == [("判断\n涨", "a"), ("判断", "b"), ("\n跌", "a"), ("判断", None)]
+    assert _pairs(frame) == [("判断\n涨", "a"), ("判断", "b"), ("跌", "a"), ("判断", None)]
+    assert frame["fixed"].to_list() == [3, 0, 0, 0], "an instruction without an input is the text"
     without = shape(_raw(instruction=["判断"], output=["a"]), config("data=alpaca").data, "t.json", "t")
     assert _pairs(without) == [("判断", "a")]
 
@@ -231,41 +232,133 @@ def test_alpaca_instruction_that_is_a_list_is_unreadable(config: Configure, tmp_
 OPENAI = [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}, {"role": "assistant", "content": "a"}]
 SHAREGPT = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "a"}]
 LONGER = [*OPENAI, {"role": "user", "content": "y"}, {"role": "assistant", "content": "b"}]
+TOOL = [*LONGER[:-1], {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}]
+TOOL += [{"role": "tool", "content": "3"}, LONGER[-1]]
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "x"}, "y"]}, SHAREGPT[1]]
+IMAGE = [
+    {"role": "user", "content": [{"type": "image_url", "image_url": "u"}, {"type": "text", "text": "x"}]},
+    OPENAI[2],
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "chat", "pair"),
-    [("messages", OPENAI, ("x", "a")), ("conversations", SHAREGPT, ("x", "a")), ("messages", LONGER, ("y", "b"))],
-)
-def test_last_exchange_of_a_chat(
-    config: Configure, name: str, chat: list[dict[str, str]], pair: tuple[str, str]
-) -> None:
-    frame = shape(_raw(**{name: [chat]}), config("data=messages").data, "t", "t")
-    assert (_pairs(frame), frame[FATE].to_list()) == ([pair], [None])
-
-
-@pytest.mark.parametrize(
-    "chat",
+    ("name", "chat", "text", "last", "label"),
     [
-        LONGER[:-1],
-        SHAREGPT[1:],
-        [],
-        None,
-        "hello",
-        {"role": "user"},
-        [3],
-        [{"role": "user", "content": [1]}, OPENAI[2]],
+        ("messages", OPENAI, "system: s\nuser: x", "x", "a"),
+        ("messages", OPENAI[1:], "x", "x", "a"),
+        ("conversations", SHAREGPT, "x", "x", "a"),
+        ("messages", LONGER, "system: s\nuser: x\nassistant: a\nuser: y", "y", "b"),
+        (
+            "messages",
+            TOOL,
+            'system: s\nuser: x\nassistant: a\nuser: y\nassistant: [{"name": "f"}]\ntool: 3',
+            "3",
+            "b",
+        ),
+        ("messages", PARTS, "xy", "xy", "a"),
     ],
 )
-def test_chat_without_an_answered_user_turn_is_unreadable(config: Configure, chat: object) -> None:
+def test_a_chat_is_read_whole_in_its_roles(
+    config: Configure, name: str, chat: list[dict[str, Any]], text: str, last: str, label: str
+) -> None:
+    raw = _raw(**{name: [json.dumps(chat)]})
+    frame = shape(raw, config("data=messages").data, "t", "t")
+    assert (_pairs(frame), frame[FATE].to_list()) == ([(text, label)], [None])
+    assert (text[frame["fixed"][0] :], raw.notes) == (last, [])
+
+
+def test_last_turn_of_a_chat_by_choice_and_the_rest_is_counted(config: Configure) -> None:
+    raw = _raw(messages=[json.dumps(chat) for chat in (LONGER, OPENAI, OPENAI[1:])])
+    frame = shape(raw, config("data=messages", "data.turns=last").data, "d/t.json", "t")
+    assert (_pairs(frame), frame["fixed"].to_list()) == ([("y", "b"), ("x", "a"), ("x", "a")], [0, 0, 0])
+    assert raw.notes == ["t.json: not read: system turns of 2 rows, earlier turns of 1 rows (data.turns=last)"]
+
+
+@pytest.mark.parametrize(
+    ("chat", "fate"),
+    [
+        (LONGER[:-1], "the last turn is no answer, and there is no label"),
+        (SHAREGPT[1:], "no user turn"),
+        ([], "not a list of turns"),
+        (None, "not a list of turns"),
+        ("hello", "not a list of turns"),
+        ({"role": "user"}, "not a list of turns"),
+        ([3], "not a list of turns"),
+        ([{"role": "user", "content": [1]}, OPENAI[2]], "a turn has a part of type 'int', which is no text"),
+        (IMAGE, "a turn has a part of type 'image_url', which is no text"),
+        ([{"role": "user", "content": None}, OPENAI[2]], "a turn has no text"),
+        ([{"content": "x"}, OPENAI[2]], "a turn has no role"),
+    ],
+)
+def test_chat_that_cannot_be_read_is_told_and_counted(config: Configure, chat: object, fate: str) -> None:
     frame = shape(_raw(messages=[json.dumps(chat)]), config("data=messages").data, "t", "t")
-    assert frame[FATE].to_list() == ["unreadable: no user turn with an answer"]
+    assert frame[FATE].to_list() == [f"unreadable: {fate}"]
+
+
+def test_label_beside_a_chat_as_ms_swift_has_it(config: Configure, tmp_path: Path) -> None:
+    """The label of a chat without an answer; where the last turn answers, that is the label, and the field is noted."""
+    rows = [
+        {"messages": OPENAI[1:2], "label": 1},
+        {"messages": OPENAI[1:2], "label": [1, 2]},
+        {"messages": OPENAI[1:], "label": True, "tools": [{"name": "f"}]},
+        {"messages": OPENAI[1:], "images": ["a.png"]},
+    ]
+    raw = _read(tmp_path, "t.json", json.dumps(rows))
+    frame = shape(raw, config("data=messages").data, "t.json", "t")
+    assert frame["label"].to_list() == ["1", None, "a", None]
+    unanswered = "unreadable: the last turn is no answer, and there is no label"
+    media = "unreadable: images, video or audio belong to the row"
+    assert frame[FATE].to_list() == [None, unanswered, None, media]
+    assert raw.notes == [
+        "t.json: not read: the field 'label' (the last turn is the label) of 1 rows, the field 'tools' of 1 rows"
+    ]
+
+
+def test_system_and_history_of_an_instruction_row_are_read(config: Configure, tmp_path: Path) -> None:
+    row = {"instruction": "判断", "input": "涨", "output": "a", "system": "空头", "history": [["你好", "好"]]}
+    rows = [row, {**row, "history": [], "system": None}, {**row, "history": [["x"]]}]
+    raw = _read(tmp_path, "t.json", json.dumps(rows))
+    frame = shape(raw, config("data=alpaca").data, "t.json", "t")
+    text = "system: 空头\nuser: 你好\nassistant: 好\nuser: 判断\n涨"
+    assert _pairs(frame) == [(text, "a"), ("判断\n涨", "a"), (None, None)]
+    assert frame["fixed"].to_list() == [len(text) - 1, 3, 0]
+    assert frame[FATE].to_list() == [None, None, "unreadable: history is not a list of [question, answer]"]
+    last = shape(raw, config("data=alpaca", "data.turns=last").data, "t.json", "t")
+    assert _pairs(last)[0] == ("判断\n涨", "a")
+    assert raw.notes[-1] == "t.json: not read: system turns of 1 rows, earlier turns of 1 rows (data.turns=last)"
+
+
+def test_text_taken_out_of_its_wording_may_be_truncated(config: Configure) -> None:
+    chosen = config("data=alpaca").data.model_copy(update={"extract": "问：(.*)"})
+    frame = shape(_raw(instruction=["判断"], input=["问：涨吗"], output=["a"]), chosen, "t.json", "t")
+    assert frame.select("text", "fixed").row(0) == ("涨吗", 0)
 
 
 def test_empty_turns_are_empty_and_not_unreadable(config: Configure) -> None:
     chat = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
     frame = shape(_raw(messages=[chat]), config("data=messages").data, "t", "t")
     assert (_pairs(frame), frame[FATE].to_list()) == ([("", "")], [None])
+
+
+@pytest.mark.parametrize(
+    ("words", "columns", "message"),
+    [
+        ("data=table", {"messages": ["x"]}, "These are chats, which data=messages data.files=<files> reads"),
+        ("data=table", {"instruction": ["x"], "output": ["a"]}, "These are instruction rows, which data=alpaca"),
+        ("data=alpaca", {"conversations": ["x"]}, "These are chats, which data=messages"),
+        ("data=messages", {"instruction": ["x"], "output": ["a"]}, "These are instruction rows, which data=alpaca"),
+    ],
+)
+def test_rows_of_another_form_name_the_choice_that_reads_them(
+    config: Configure, words: str, columns: dict[str, list[str]], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        shape(_raw(**columns), config(words).data, "t", "t")
+
+
+def test_chats_may_stand_in_a_column_of_any_name(config: Configure) -> None:
+    named = _columns(config("data=messages").data, text="dialog")
+    assert _pairs(shape(_raw(dialog=[json.dumps(SHAREGPT)]), named, "t", "t")) == [("x", "a")]
 
 
 def test_messages_need_their_field(config: Configure) -> None:

@@ -191,7 +191,7 @@ def test_rows_have_one_shape_whatever_they_come_from() -> None:
     frame = pl.DataFrame({FATE: ["x"], LINE: [3], "more": [1], "text": ["t"]})
     rows = Rows(frame, set())
     assert tuple(rows.frame.columns) == sources.SHAPE
-    assert rows.frame.row(0, named=True) == dict.fromkeys(sources.SHAPE) | {FATE: "x", LINE: 3, "text": "t"}
+    assert rows.frame.row(0, named=True) == dict.fromkeys(sources.SHAPE) | {FATE: "x", LINE: 3, "text": "t", "fixed": 0}
 
 
 @pytest.mark.parametrize("data", ["sample", "generated", "finnf_joint", "aidf_news"])

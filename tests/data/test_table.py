@@ -177,6 +177,15 @@ def test_fewer_than_two_labels_are_refused(config: Configure, tmp_path: Path, ro
         load(_data(config, tmp_path, {"train": rows}))
 
 
+def test_files_without_a_usable_row_say_why(config: Configure, tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}]}\n' * 3, encoding="utf-8")
+    data = config("data=messages").data.model_copy(update={"files": str(tmp_path)})
+    with pytest.raises(DataError) as caught:
+        load(data)
+    reason = "unreadable: the last turn is no answer, and there is no label (3 rows)"
+    assert str(caught.value) == f"data.files: no row of data=messages can be used: {reason}"
+
+
 def test_one_file_is_divided_by_the_published_rule(config: Configure, tmp_path: Path) -> None:
     table = load(_data(config, tmp_path, {"all": _many("t", 100)}))
     assert table.ledger.splits == {

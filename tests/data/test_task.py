@@ -16,7 +16,7 @@ from finsa.data.labels import LabelSpace
 from finsa.data.ledger import Ledger
 from finsa.data.rows import IGNORE
 from finsa.data.table import Table
-from finsa.errors import ConfigError
+from finsa.errors import ConfigError, DataError
 
 Configure = Callable[..., RunConfig]
 LABELS = LabelSpace(("利空", "中性", "利好"), ("利空", "中性", "利好"))
@@ -142,3 +142,42 @@ def test_fingerprints_tell_templates_and_labels_apart(config: Configure, tokeniz
 def test_prompt_without_room_is_told(config: Configure, tokenizer: Any) -> None:
     with pytest.raises(ConfigError, match=r"data\.max_length: 8 leaves no room for text: the prompt takes \d+ \+ \d+"):
         task.build(config("data.max_length=8"), _table(), tokenizer)
+
+
+def _instructions(length: int, inputs: int = 1) -> Table:
+    """Rows whose instruction has this many letters; the first `inputs` of each split have an input behind it."""
+    table = _table()
+    for split, rows in table.splits.items():
+        told = [f"{'判' * length}\n{text}" if row < inputs else text for row, text in enumerate(rows["text"])]
+        fixed = [length + 1 if row < inputs else 0 for row in range(rows.height)]
+        table.splits[split] = rows.with_columns(pl.Series("text", told), pl.Series("fixed", fixed))
+    return table
+
+
+def test_an_instruction_that_leaves_no_room_for_the_input_is_refused(config: Configure, tokenizer: Any) -> None:
+    """All of the instruction, or an error that says by how much it is too long: never prompts without their input."""
+    cfg = config("data.max_length=100")
+    room = task.build(cfg, _table(), tokenizer).renderer.room
+    for source, advice in (("alpaca", "shorten the instruction"), ("messages", "set data.turns=last")):
+        given = cfg.model_copy(update={"data": cfg.data.model_copy(update={"source": source})})
+        with pytest.raises(DataError) as caught:
+            task.build(given, _instructions(room), tokenizer)
+        text = str(caught.value)
+        assert text.startswith("data.max_length: in 3 of 13 rows (train 1, validation 1, test 1)")
+        assert f"up to {room + 1} tokens, and the text may have {room}. Only the input may be truncated" in text
+        assert text.endswith(f"Set data.max_length=165 or more, or {advice}")
+
+
+def test_only_the_input_is_truncated(config: Configure, tokenizer: Any) -> None:
+    """The longest instruction that leaves eight tokens is read whole; a long text without one is truncated as ever."""
+    cfg = config("data.max_length=100")
+    room = task.build(cfg, _table(), tokenizer).renderer.room
+    table = _instructions(room - 9)
+    table.splits["test"] = table.splits["test"].with_columns(pl.col("text") + "跌" * 50)
+    made = task.build(cfg, table, tokenizer)
+    text = tokenizer.decode(made.prompts("test")[0][len(made.renderer.head) : -len(made.renderer.tail)])
+    assert text.startswith("判" * (room - 9) + "\n涨跌")
+    assert made.truncated() == {"test": 2}
+    with pytest.raises(DataError, match="no room for the input"):
+        table.splits["test"] = _instructions(room - 8).splits["test"].with_columns(pl.col("text") + "跌" * 50)
+        task.build(cfg, Table(table.splits, LABELS, Ledger(), "1"), tokenizer)

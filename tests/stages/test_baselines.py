@@ -14,7 +14,7 @@ import pytest
 from few import FEW
 
 from finsa.config import RunConfig
-from finsa.errors import ConfigError, ModelError, RunError
+from finsa.errors import ConfigError, DataError, ModelError, RunError
 from finsa.evaluation import metrics
 from finsa.runs import Result
 from finsa.stages import check, evaluate, train
@@ -154,3 +154,18 @@ def test_tfidf_reaches_the_known_figures(name: str, shared_data: Path, tmp_path:
     words = ("method=tfidf_lr", "data=table", f"data.files={shared_data / name}", "tracking=none")
     found = train.run(config(*words, f"output_dir={tmp_path}")).metrics["test"]
     assert (found["accuracy"], found["macro_f1"]) == pytest.approx(KNOWN[name], abs=0.02)
+
+
+@pytest.mark.parametrize("method", ["textcnn", "encoder"])
+def test_an_instruction_that_leaves_no_room_for_the_input_is_refused(
+    config: Compose, tmp_path: Path, method: str
+) -> None:
+    rows = [
+        {"instruction": "判断" * 20, "input": f"第{n}条" + "跌涨"[n % 2] * 30, "output": "空多"[n % 2]}
+        for n in range(40)
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    words = (f"method={method}", *METHODS[method], "data=alpaca", f"data.files={tmp_path / 'rows.json'}")
+    with pytest.raises(DataError, match=r"data\.max_length: in 40 rows \(train 32, validation 4, test 4\) the instr"):
+        train.run(config(*words, "data.max_length=44", f"output_dir={tmp_path / 'out'}"))
+    assert not (tmp_path / "out").exists()

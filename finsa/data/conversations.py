@@ -1,0 +1,201 @@
+"""Instruction rows and chats as one text with its answer: the same rendering in training, prediction and serving.
+
+A single user turn is its own text. Where there is more, a system turn, earlier turns, the result of a tool, the text is
+the whole conversation, a line ``role: content`` per turn. Only the last turn (of an instruction row: its input) may be
+truncated; what comes before it is the row's fixed part.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finsa.config import Data
+from finsa.data.readers import as_text
+
+CHATS = ("messages", "conversations")
+INSTRUCTION = ("instruction", "output")
+USED = {"alpaca": ("instruction", "input", "output", "system", "history"), "messages": ("system",)}
+MEDIA = ("images", "videos", "audios", "image", "video", "audio")
+ROLES = {
+    "human": "user",
+    **dict.fromkeys(("gpt", "chatgpt", "model", "bot"), "assistant"),
+    **dict.fromkeys(("observation", "function"), "tool"),
+    "developer": "system",
+}
+NOT_TEXT = "unreadable: the text is a list or object"
+
+Turn = tuple[str, str]  # role, content
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read of a row.
+
+    Args:
+        text: the conversation up to the answer.
+        fixed: number of its leading characters that are never truncated.
+        answer: what the row answers; None where it has no answer.
+        fault: why the row cannot be used.
+        unused: what the row holds and the text leaves out, such as ``earlier turns``.
+    """
+
+    text: str | None = None
+    fixed: int = 0
+    answer: str | None = None
+    fault: str | None = None
+    unused: tuple[str, ...] = ()
+
+
+class _RowError(Exception):
+    """Why a row cannot be used."""
+
+
+def form_of(columns: Collection[str]) -> str | None:
+    """The source that reads rows with these fields: ``messages``, ``alpaca``, or None for an ordinary table."""
+    if any(name in columns for name in CHATS):
+        return "messages"
+    return "alpaca" if set(INSTRUCTION) <= set(columns) else None
+
+
+def chat_column(data: Data, columns: Collection[str]) -> str | None:
+    """The column with the turns: the one that ``data.columns.text`` names, ``messages`` or ``conversations``."""
+    named = data.columns.text if data.columns.text != "text" else None
+    return next((name for name in (named, *CHATS) if name is not None and name in columns), None)
+
+
+def fields_of(data: Data, columns: Collection[str]) -> list[str]:
+    """The columns that `read` looks at."""
+    wanted = {*USED[data.source], *MEDIA, "tools", data.columns.label, chat_column(data, columns)}
+    return [name for name in columns if name in wanted]
+
+
+def read(row: Mapping[str, Any], data: Data) -> Read:
+    """Read an instruction row or a chat.
+
+    Args:
+        row: by column; lists and objects as they are, or as JSON text.
+        data: its ``source`` is ``alpaca`` or ``messages``; ``turns`` says how much of a conversation is read.
+    """
+    try:
+        if any(_filled(row.get(name)) for name in MEDIA):
+            raise _RowError("unreadable: images, video or audio belong to the row")
+        return _instruction(row, data) if data.source == "alpaca" else _chat(row, data)
+    except _RowError as fault:
+        return Read(fault=str(fault))
+
+
+def _instruction(row: Mapping[str, Any], data: Data) -> Read:
+    if any(isinstance(row.get(name), list | dict) for name in ("instruction", "input", "output")):
+        raise _RowError(NOT_TEXT)
+    instruction, given = (as_text(row.get(name)) or "" for name in ("instruction", "input"))
+    given = given.strip()
+    turns = [*_system(row), *_history(row.get("history"))]
+    last = f"{instruction}\n{given}" if given else instruction
+    return _rendered([*turns, ("user", last)], given or instruction, as_text(row.get("output")), data, [])
+
+
+def _history(value: Any) -> list[Turn]:
+    """Earlier questions and answers: ``[[question, answer], ...]``."""
+    pairs = _parsed(value) if _filled(value) else []
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(said, str) for said in pair)
+        for pair in pairs
+    ):
+        raise _RowError("unreadable: history is not a list of [question, answer]")
+    return [turn for question, answer in pairs for turn in (("user", question), ("assistant", answer))]
+
+
+def _chat(row: Mapping[str, Any], data: Data) -> Read:
+    column = chat_column(data, row)
+    chat = _parsed(row.get(column)) if column else None
+    if not isinstance(chat, list) or not chat or not all(isinstance(turn, dict) for turn in chat):
+        raise _RowError("unreadable: not a list of turns")
+    turns = [_turn(turn) for turn in chat]
+    label, unused = row.get(data.columns.label), []
+    if turns[-1][0] == "assistant":
+        answer: str | None = turns.pop()[1]
+        unused += [f"the field '{data.columns.label}' (the last turn is the label)"] * _filled(label)
+    else:
+        answer = as_text(label) if _filled(label) and not isinstance(_parsed(label), list | dict) else None
+    if "user" not in [role for role, _ in turns]:
+        raise _RowError("unreadable: no user turn")
+    unused += ["the field 'tools'"] * _filled(row.get("tools"))
+    return _rendered([*_system(row), *turns], turns[-1][1], answer, data, unused)
+
+
+def _turn(turn: Mapping[str, Any]) -> Turn:
+    """Role and content of a turn in OpenAI's form (role, content) or ShareGPT's (from, value)."""
+    role = str(turn.get("role") or turn.get("from") or "")
+    content = turn.get("content") if turn.get("content") is not None else turn.get("value")
+    if isinstance(content, list):
+        content = "".join(map(_part, content))
+    called = turn.get("tool_calls") or turn.get("function_call")
+    if content is None and called:
+        content = json.dumps(called, ensure_ascii=False)
+    if not isinstance(content, str) or not role:
+        raise _RowError(f"unreadable: a turn has no {'text' if role else 'role'}")
+    return ROLES.get(role, role), content
+
+
+def _part(part: Any) -> str:
+    """The text of one part of a content; the only kind that a model of text reads."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        raise _RowError(f"unreadable: a turn has a part of type '{kind}', which is no text")
+    return str(part["text"])
+
+
+def _system(row: Mapping[str, Any]) -> list[Turn]:
+    value = row.get("system")
+    if isinstance(value, list | dict):
+        raise _RowError("unreadable: system is a list or object")
+    return [("system", str(value))] if _filled(value) else []
+
+
+def _rendered(turns: list[Turn], tail: str, answer: str | None, data: Data, unused: list[str]) -> Read:
+    """Write the turns before the answer as one text.
+
+    Args:
+        turns: the last of them ends in `tail`.
+        tail: what may be truncated.
+        answer: the label.
+        data: ``turns`` decides between all of them and the last user turn.
+        unused: what has been left out so far.
+    """
+    if data.turns == "last" and len(turns) > 1:
+        at = max(number for number, (role, _) in enumerate(turns) if role == "user")
+        left_out = [role for number, (role, _) in enumerate(turns) if number != at]
+        unused = [*unused, *dict.fromkeys(_kind(role) for role in left_out)]
+        tail = tail if at == len(turns) - 1 else turns[at][1]
+        turns = [turns[at]]
+    if len(turns) == 1:
+        text = turns[0][1]
+    else:
+        kept = [turn for turn in turns[:-1] if turn[1].strip()] + turns[-1:]
+        text = "\n".join(f"{role}: {content.strip()}" for role, content in kept)
+    text, tail = text.strip(), tail.strip()
+    if not tail:
+        return Read("", 0, answer, None, tuple(unused))
+    return Read(text, len(text) - len(tail), answer, None, tuple(unused))
+
+
+def _kind(role: str) -> str:
+    return f"{role} turns" if role in ("system", "tool") else "earlier turns"
+
+
+def _parsed(value: Any) -> Any:
+    """A list or object; a table has it as JSON text."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return None
+
+
+def _filled(value: Any) -> bool:
+    """Whether a field holds anything; a table writes an empty list as text, and null as nothing."""
+    return value is not None and value not in ("", "[]", "null", [], {}) and str(value).strip() != ""
