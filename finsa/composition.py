@@ -89,13 +89,21 @@ def build(values: dict[str, Any], choices: Choices, overrides: Sequence[str]) ->
         overrides: what the command line said.
 
     Raises:
-        ConfigError: with every wrong value, its path, and its origin.
+        ConfigError: with every wrong value, its path, and its origin; for code that ships with weights, which a file
+            may not allow.
     """
     try:
         # JSON is the mode in which pydantic is strict about types and yet takes a list for a tuple.
-        return RunConfig.model_validate_json(json.dumps(values, ensure_ascii=False))
+        cfg = RunConfig.model_validate_json(json.dumps(values, ensure_ascii=False))
     except ValidationError as error:
         raise ConfigError(_problems(error, values, choices, overrides)) from None
+    if cfg.model.trust_remote_code and not safety.consents([*overrides, *command()]):
+        text = (
+            f"true runs Python code that ships with the weights; if you trust it, add {safety.REMOTE_CODE}=true to the "
+        )
+        text += "command. A file alone cannot allow it"
+        raise ConfigError([Problem(safety.REMOTE_CODE, text, origin_of(safety.REMOTE_CODE, choices, overrides))])
+    return cfg
 
 
 def refused(error: Exception) -> ConfigError:

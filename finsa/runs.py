@@ -21,7 +21,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from finsa import locks, older, processes, provenance, safety
+from finsa import composition, locks, older, processes, provenance, safety
 from finsa.config import RunConfig, locate
 from finsa.errors import Pruned, RunError, Stopped, suggest
 from finsa.folder import RunFolder as RunFolder
@@ -296,7 +296,8 @@ def read(folder: str) -> tuple[Path, RunConfig, dict[str, Any]]:
         Its folder, its configuration and the facts of ``run.json``.
 
     Raises:
-        RunError: for a folder that is missing, no run, unfinished or damaged.
+        RunError: for a folder that is missing, no run, unfinished or damaged, or whose model ships code that the
+            command does not allow.
     """
     path = locate(folder)
     record = path / (EXPORTED if (path / EXPORTED).is_file() else "run.json")
@@ -312,4 +313,10 @@ def read(folder: str) -> tuple[Path, RunConfig, dict[str, Any]]:
             f"run: {path} is {facts.get('status')}, not complete ({facts.get('error') or 'its process was killed'}). "
             "Repeat its command with resume=true"
         )
-    return path, older.read(path / "config.yaml"), facts
+    cfg = older.read(path / "config.yaml")
+    if cfg.model.trust_remote_code and not safety.consents(composition.command()):
+        raise RunError(
+            f"run: {path} says {safety.REMOTE_CODE}=true, so its model ships Python code that would be run. "
+            f"If you trust whoever made the folder, add {safety.REMOTE_CODE}=true to the command"
+        )
+    return path, cfg, facts

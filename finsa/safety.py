@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from finsa.errors import ConfigError, Problem
@@ -23,13 +26,14 @@ LOGGING = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler"
 # OmegaConf's resolvers that read the environment or build values of text; ${now:...} and ${other.key} remain.
 RESOLVERS = ("oc.env", "oc.decode", "oc.create", "oc.deprecated", "oc.dict.keys", "oc.dict.values", "oc.select")
 WHY_NO_RESOLVER = "it would put what lies outside of conf/ into run folders; write the value itself"
+REMOTE_CODE = "model.trust_remote_code"  # true only where the command itself says so, never from a file
 FORBIDDEN_FLAGS = {
     "--experimental-rerun": "it reads a pickle, which can run any code",
     "--config-path": "finsa reads its own conf/; put your file into a group there",
     "--config-name": "finsa reads its own conf/; put your file into a group there",
 }
 _SHORT = {"-cp": "--config-path", "-cn": "--config-name", "-cd": "--config-dir"}
-_SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+_SECRET = re.compile("KEY|TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 _SHORTEST = 8  # characters; a shorter value would blot out ordinary words
 
 for _name in RESOLVERS:
@@ -67,9 +71,37 @@ def require_plain_command(words: Sequence[str]) -> None:
             require_no_code_below(Path(value or "".join(words[number + 1 : number + 2])))
         elif meant:  # argparse takes the beginning of a flag for the flag
             raise ConfigError([Problem(flag, f"is not taken: {FORBIDDEN_FLAGS[meant[0]]}", "command line")])
-        if "_target_" in word and not word.startswith("text="):
+        elif _names_code(word):
             key = flag.lstrip("+~")
             raise ConfigError([Problem(key, "names code to be run; a command sets values alone", "command line")])
+
+
+def _names_code(word: str) -> bool:
+    """Whether a word sets a key ``_target_``, by its own key or by one within its value; a value may say anything."""
+    if "_target_" not in word:
+        return False
+    if "_target_" in re.split(r"[.@:]", word.partition("=")[0].lstrip("+~")):
+        return True
+    try:
+        value = OverridesParser.create().parse_override(word).value()
+    except HydraException:
+        return False  # `arguments` reports it; nothing that cannot be parsed is composed
+    return _has_target(value)
+
+
+def _has_target(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any("_target_" in str(key).split(".") or _has_target(one) for key, one in value.items())
+    if isinstance(value, ChoiceSweep):
+        return any(map(_has_target, value.list))
+    return isinstance(value, list) and any(map(_has_target, value))
+
+
+def consents(overrides: Sequence[str]) -> bool:
+    """Whether a command consents to code that ships with weights: its last ``model.trust_remote_code`` is true."""
+    words = [text.lstrip("+").partition("=") for text in overrides]
+    said = [value for key, _, value in words if key == REMOTE_CODE]
+    return bool(said) and said[-1].strip().lower() == "true"
 
 
 def require_no_code_below(folder: Path) -> None:
@@ -102,6 +134,8 @@ def _code(values: Any, path: tuple[str, ...]) -> Iterator[Problem]:
         elif inside and key in ("class", "()") and not isinstance(value, dict):
             if value not in LOGGING:
                 yield Problem(".".join(here), f"names code to be run, {value!r}; leave Hydra's loggers as they are")
+        elif str(key).lstrip("+") == REMOTE_CODE:  # a sweep's axis would become a word of the command
+            yield Problem(".".join(here), f"runs code that ships with weights; give {REMOTE_CODE} on the command line")
         else:
             yield from _code(value, here)
 

@@ -17,9 +17,10 @@ from typing import Any
 import commands
 import pytest
 import yaml
+from few import FEW
 
-from finsa import arguments, choices, composition, launch, safety
-from finsa.config import ROOT, RunConfig
+from finsa import arguments, choices, composition, jobs, launch, safety
+from finsa.config import ROOT, USED_BY, RunConfig
 from finsa.errors import ConfigError, RunError
 from finsa.serving.batching import AnswerError, Batcher
 from finsa.serving.measures import Measures
@@ -56,6 +57,29 @@ def _code(*words: str) -> tuple[int, bool]:
 def test_a_command_that_names_code_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert _code(word) == (2, False)
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.files=/x/my_target_posts.csv",
+        "data.files=[/_target_/a.csv]",
+        "text={_target_: a}",
+        "output_dir=a._target_",
+    ],
+)
+def test_only_a_key_names_code(word: str) -> None:
+    safety.require_plain_command([arguments.quote(word)])
+
+
+@pytest.mark.parametrize(
+    "value", ["{a: {_target_: b}}", "[{_target_: b}]", "{_target_: b},1", "choice({_target_: b},1)"]
+)
+def test_a_key_within_a_value_names_code(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _code("--cfg", "job", f"+hydra.callbacks={value}") == (2, False)
+    assert capsys.readouterr().err == (
+        "error: hydra.callbacks: names code to be run; a command sets values alone  [command line]\n"
+    )
 
 
 @pytest.mark.parametrize("flag", [(), ("--cfg", "job"), ("--info", "config")])
@@ -186,17 +210,123 @@ def test_remote_code_is_off_unless_said(config: Compose) -> None:
         assert config(f"model={name}").model.trust_remote_code is False
 
 
-def test_a_run_folder_cannot_consent_to_remote_code(trained: Callable[..., Path], tmp_path: Path) -> None:
-    from finsa.inference import answering
+@pytest.fixture(scope="module")
+def hostile(trained: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose record names a model that ships code, and allows it; the code leaves a file `ran` here."""
+    place = tmp_path_factory.mktemp("hostile")
+    shutil.copytree(ROOT / "data" / "tiny", place / "model")
+    settings = json.loads((place / "model" / "config.json").read_text(encoding="utf-8"))
+    settings["auto_map"] = {"AutoModelForCausalLM": "modeling_evil.Evil"}
+    (place / "model" / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    code = f"from transformers import Qwen2ForCausalLM as Evil\nopen({str(place / 'ran')!r}, 'w').close()\n"
+    (place / "model" / "modeling_evil.py").write_text(code, encoding="utf-8")
+    run = Path(shutil.copytree(trained("lora_response"), place / "runs" / "run"))
+    values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    values["model"] |= {"trust_remote_code": True, "path": str(place / "model")}
+    (run / "config.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    return run
 
-    copy = tmp_path / "run"
-    shutil.copytree(trained("lora_response"), copy)
-    values = yaml.safe_load((copy / "config.yaml").read_text(encoding="utf-8"))
-    values["model"]["trust_remote_code"] = True
-    (copy / "config.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
-    with pytest.raises(RunError, match=r"add model\.trust_remote_code=true"):
-        answering.read(str(copy))
-    arguments.check(["stage=predict", f"run={copy}", "text=a", "model.trust_remote_code=true"])
+
+# How each stage that reads a run's record names it; {0} is the run's folder, {1} the one above.
+READS_A_RUN = {
+    "evaluate": ["stage=evaluate", "run={0}"],
+    "predict": ["stage=predict", "run={0}", "text='利好'"],
+    "export": ["stage=export", "run={0}", "format=merged", "output={2}/export"],
+    "rerun": ["stage=rerun", "run={0}"],
+    "serve": ["stage=serve", "run={0}", "port=0"],
+    "serve latest": ["stage=serve", "run=latest", "port=0", "output_dir={1}"],
+    "chain": ["stage=chain", "stage.links={{a: {{stage: evaluate, run: '{0}'}}}}"],
+    "moe_joint": ["stage=moe_joint", "stage.experts={{a: '{0}', b: '{0}'}}", "stage.domain_weight=0"],
+}
+
+
+@pytest.mark.parametrize("words", READS_A_RUN.values(), ids=READS_A_RUN)
+def test_no_stage_runs_code_that_a_run_folder_allows(
+    words: list[str], hostile: Path, config: Compose, tmp_path: Path
+) -> None:
+    named = [word.format(hostile, hostile.parent, tmp_path) for word in words]
+    folder = [f"output_dir={tmp_path}"] * (not any("output_dir" in word for word in named))
+    cfg = config(*named, *folder, FEW, "tracking=none", "train=smoke", "train.max_steps=1")
+    told = f"^run: {hostile} says model.trust_remote_code=true, so its model ships Python code that would be run"
+    with pytest.raises(RunError, match=told):
+        jobs.run(cfg)
+    assert not (hostile.parents[1] / "ran").exists()
+    assert not (tmp_path / "export").exists()
+
+
+def test_every_stage_that_takes_a_run_is_among_them() -> None:
+    assert {words[0].removeprefix("stage=") for words in READS_A_RUN.values()} >= set(USED_BY["run"])
+
+
+def test_a_report_of_a_hostile_run_runs_nothing(hostile: Path, config: Compose, tmp_path: Path) -> None:
+    assert jobs.run(config("stage=report", f"runs={hostile}", f"output={tmp_path}")).metrics
+    assert not (hostile.parents[1] / "ran").exists()
+
+
+def test_a_command_consents_to_code_of_a_run(hostile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["stage=rerun", f"run={hostile}", f"output_dir={tmp_path}", "tracking=none"]
+    assert _command(*words) == 2
+    assert capsys.readouterr().err.endswith(
+        "If you trust whoever made the folder, add model.trust_remote_code=true to the command\n"
+    )
+    assert not (hostile.parents[1] / "ran").exists()
+    assert list(tmp_path.iterdir()) == []
+    words = ["stage=predict", f"run={hostile}", "text=利好", f"output_dir={tmp_path}", "model.trust_remote_code=true"]
+    assert _command(*words) == 0
+    (hostile.parents[1] / "ran").unlink()
+
+
+def _command(*words: str) -> int:
+    """Run a command in this process; its exit code."""
+    from finsa import cli
+
+    argv = ["run.py", *words]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", argv)
+        return launch.guard(cli.main, argv)
+
+
+@pytest.mark.parametrize(
+    ("group", "content"),
+    [
+        ("model", "defaults: [tiny, _self_]\nname: evil\ntrust_remote_code: true\n"),
+        ("experiment", "# @package _global_\nexperiment: evil\nmodel: {trust_remote_code: true}\n"),
+        ("experiment", "# @package _global_\nexperiment: evil\nsweep: {model.trust_remote_code: [true]}\n"),
+        (
+            "experiment",
+            "# @package _global_\nexperiment: evil\nhydra: {sweeper: {params: {+model.trust_remote_code: true}}}\n",
+        ),
+        ("experiment", "# @package _global_\nexperiment: evil\nsweep: {model: [tiny]}\n"),
+    ],
+    ids=["model", "experiment", "sweep", "sweeper", "harmless"],
+)
+def test_a_file_alone_cannot_allow_code_that_ships_with_weights(
+    group: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(composition.CONF, tmp_path / "conf")
+    (tmp_path / "conf" / group / "evil.yaml").write_text(content, encoding="utf-8")
+    for module in (choices, composition):
+        monkeypatch.setattr(module, "CONF", tmp_path / "conf")
+    composition.choices_of.cache_clear()
+    try:
+        words = arguments.expand([f"{group}=evil"])
+        if "trust" not in content:
+            arguments.check([word for word in words if word != "-m"])
+            return
+        with pytest.raises(ConfigError, match=r"model\.trust_remote_code: .*on the command line|to the command"):
+            arguments.check([word for word in words if word != "-m"])
+        if "sweep" not in content:
+            arguments.check([*words, "model.trust_remote_code=true"])
+    finally:
+        composition.choices_of.cache_clear()
+
+
+def test_a_chain_cannot_consent_for_its_links(config: Compose) -> None:
+    from finsa.stages import chain
+
+    cfg = config("stage=chain", "stage.links={a: {stage: train, model: {trust_remote_code: true}}}")
+    with pytest.raises(ConfigError, match=r"^stage\.links\.a\.model\.trust_remote_code: true runs Python code"):
+        chain.configure(cfg, "a", {})
 
 
 # ------------------------------------------------------------------------------------------------ names that lead out

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from finsa import baselines, composition, provenance, runs
+from finsa import baselines, provenance, runs
 from finsa.config import MoeJointStage, RunConfig
 from finsa.data import task
 from finsa.data.labels import LabelSpace
@@ -182,11 +182,6 @@ def read(folder: str) -> Record:
     path, cfg, facts = runs.read(folder)
     if facts.get("stage") in NO_LABELS:
         raise RunError(f"run: {path} is of stage={facts['stage']}; name the folder of a run that trained on labels")
-    if cfg.model.trust_remote_code and "model.trust_remote_code=true" not in composition.command():
-        raise RunError(
-            f"run: {path} says model.trust_remote_code=true, so its model brings Python code that would be run. If you "
-            "trust whoever made the folder, say so: add model.trust_remote_code=true"
-        )
     manifest = bundles.manifest(path)
     return Record(path, cfg, facts, _labels(path, cfg, facts), manifest)
 
