@@ -6,6 +6,7 @@ the disk before contents, so that both are synchronised.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -14,17 +15,41 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
+# What `fsync` answers where the file system cannot synchronise at all. Anything else is a failure to write.
+CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 STAGING = ".saving-"  # what a kill leaves under this name is removed by whoever writes there next
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk; a file system that cannot is passed over."""
-    with suppress(OSError):
-        number = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+    """Bring a file, or the names in a folder, to the disk; skipped where the file system cannot do that.
+
+    Raises:
+        OSError: where it failed, such as EIO: what was written may be lost.
+    """
+    folder = path.is_dir()
+    try:
+        number = os.open(path, os.O_RDWR if os.name == "nt" and not folder else os.O_RDONLY)
+    except PermissionError:
+        if folder:  # it may be writable without being readable, and Windows opens no folders
+            return
+        raise
+    try:
+        sync_open(number, path)
+    finally:
+        os.close(number)
+
+
+def sync_open(number: int, path: Path) -> None:
+    """`sync` of an open file descriptor.
+
+    Args:
+        path: of the file, for the message.
+    """
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -32,17 +31,21 @@ def peak_memory() -> int:
         return 1024 * int(re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[0])
     except (OSError, IndexError):
         pass
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # not on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def memory() -> int:
-    """Resident memory of this process now, in bytes; its peak where the system does not tell."""
-    try:
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-    except OSError:
-        return peak_memory()
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    """Resident memory of this process now, in bytes."""
+    import psutil  # a run needs it, a wrong option does not
+
+    return int(psutil.Process().memory_info().rss)
 
 
 def weights(folder: Path) -> dict[str, str]:

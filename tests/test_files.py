@@ -5,19 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 from few import FEW
 
 from finsa import files, jobs, launch, locks
 from finsa.config import ROOT, RunConfig
-from finsa.errors import RunError
+from finsa.errors import ModelError, RunError
 
 Config = Callable[..., RunConfig]
 
@@ -44,6 +45,52 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "one")]
 
 
+@pytest.mark.parametrize("target", ["file", "folder"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_what_does_not_reach_the_disk_is_an_error(
+    number: int, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    real = os.fsync
+
+    def failing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == (target == "folder"):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    assert launch.guard(lambda: files.write_text(file, "new"), ["run.py"]) == 2
+    named = tmp_path if target == "folder" else tmp_path / ".a.part.txt"
+    assert capsys.readouterr().err == f"error: {named}: {os.strerror(number)}\n"
+    assert file.read_text() == ("new" if target == "folder" else "old")  # the name may be lost, the content is whole
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_synchronise_is_used_as_it_is(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.sync(Path("/dev/null"))  # for which the kernel itself says EINVAL
+
+    def refusing(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    files.write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_a_checkpoint_that_does_not_reach_the_disk_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="Input/output error"), files.staged(tmp_path / "model") as place:
+        (place / "weights").write_text("w")
+    assert list((tmp_path / "model").iterdir()) == []
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("old")
@@ -68,6 +115,27 @@ def test_entries_of_a_folder_move_in_at_the_end(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert (tmp_path / "model" / "new").read_text() == "new"
     assert files.digests(tmp_path) == {"model/new": files.digest(tmp_path / "model" / "new")}
+
+
+@pytest.mark.parametrize("what", ["manifest of a checkpoint", "manifest of an export", "head of an expert"])
+def test_what_cannot_be_read_is_not_called_damaged_or_missing(what: str, tmp_path: Path) -> None:
+    """Reading a process's memory at address 0 fails with EIO, as reading from a broken disk does."""
+    from finsa.inference import bundles
+    from finsa.modeling import experts
+    from finsa.training import checkpoints
+
+    if what == "manifest of a checkpoint":
+        (tmp_path / "manifest.json").symlink_to("/proc/self/mem")
+        assert checkpoints.fault(tmp_path) == "manifest.json cannot be read: Input/output error"
+    elif what == "manifest of an export":
+        assert bundles.manifest(tmp_path) == {}
+        (tmp_path / "manifest.json").symlink_to("/proc/self/mem")
+        with pytest.raises(RunError, match=r"manifest\.json cannot be read: Input/output error$"):
+            bundles.manifest(tmp_path)
+    else:
+        (tmp_path / "classifier.safetensors").symlink_to("/proc/self/mem")
+        with pytest.raises(ModelError, match=r"^expert a: .*classifier\.safetensors cannot be read: "):
+            experts.check_heads([experts.Expert("a", tmp_path, None)], ["x"])
 
 
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
@@ -131,19 +199,60 @@ def test_an_output_is_made_by_one_process(
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_lock_that_is_removed_while_it_is_taken_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock, take, taken = tmp_path / ".lock", locks._take, list[bool]()
+LOOK = """
+import sys
+from pathlib import Path
+from finsa import locks
+print("looking", flush=True)
+while True:
+    locks.holder(Path(sys.argv[1]))
+"""
 
-    def late(stream: IO[str]) -> bool:
-        if not taken:
-            lock.unlink()  # by who held it until now
-        taken.append(take(stream))
-        return taken[-1]
 
-    monkeypatch.setattr(locks, "_take", late)
-    with locks.held(lock, "here"):
-        assert f"process {os.getpid()}" in str(locks.holder(lock))
-    assert taken == [True, True]
+def test_a_look_at_who_holds_a_lock_refuses_nobody(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    lock.touch()
+    looking = [
+        subprocess.Popen([sys.executable, "-c", LOOK, str(lock)], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    try:
+        for process in looking:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"looking\n"
+        for _ in range(300):
+            with locks.held(lock, "here"):
+                assert str(locks.holder(lock)).startswith(f"process {os.getpid()} on ")
+    finally:
+        for process in looking:
+            assert process.poll() is None
+            process.kill()
+            process.wait()
+    assert lock.read_text() == "", "a name that stays behind could be taken for that of the next holder"
+
+
+MAKE = """
+import os, sys
+from pathlib import Path
+from finsa import locks
+from finsa.errors import RunError
+output, made = Path(sys.argv[1]), 0
+while made < 100:
+    try:
+        with locks.making(output):
+            os.close(os.open(output, os.O_CREAT | os.O_EXCL))  # fails where another process is here as well
+            output.unlink()
+            made += 1
+    except RunError as error:
+        assert str(error).startswith(f"output {output} is in use by "), error
+"""
+
+
+def test_a_lock_that_goes_away_with_its_output_keeps_others_out(tmp_path: Path) -> None:
+    """Its file is removed and made again all the time, and one process at a time is in."""
+    command = [sys.executable, "-c", MAKE, str(tmp_path / "out")]
+    making = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate(timeout=120)[1] for process in making] == [""] * 3
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import psutil
+
 from finsa import files
 from finsa.data.written import Format
 from finsa.errors import RunError
@@ -117,7 +119,7 @@ def _file(folder: Path, kind: str, rank: int) -> Path:
 def _append(file: BinaryIO, content: bytes) -> None:
     file.write(content)
     file.flush()
-    os.fsync(file.fileno())
+    files.sync_open(file.fileno(), Path(file.name))
 
 
 def _reopened(path: Path, end: int) -> BinaryIO:
@@ -181,13 +183,11 @@ def _starter() -> str:
 
 def _alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
         # one that has ended and whose parent has not asked for its exit code is still listed
-        stat = Path(f"/proc/{pid}/stat")
-        return not stat.is_file() or stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-    except ProcessLookupError:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    except OSError:
+    except psutil.Error:
         return True
 
 

@@ -36,7 +36,9 @@ def manifest(folder: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         found = {"format": str(values["format"]), "tokenizer": str(values["tokenizer"]), **values}
-    except (OSError, ValueError, LookupError, TypeError):
+    except OSError as error:
+        raise RunError(f"run: {file} cannot be read: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError):
         raise RunError(f"run: {file} is damaged; export again") from None
     if not (folder / found["tokenizer"]).resolve().is_relative_to(folder.resolve()):
         raise RunError(f"run: {file} names files outside of its folder ({found['tokenizer']}); export again")

@@ -159,7 +159,9 @@ def check_heads(experts: Sequence[Expert], labels: Sequence[str]) -> None:
             with safe_open(expert.folder / HEAD, "pt") as file:
                 known = (file.metadata() or {}).get("labels", "").split("\n")
                 size = file.get_slice("weight").get_shape()[0]
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError) as error:
+            if not isinstance(error, FileNotFoundError):
+                raise ModelError(f"expert {expert.name}: {expert.folder / HEAD} cannot be read: {error}") from None
             raise ModelError(
                 f"expert {expert.name}: there is no classification head in {expert.folder}; train it with "
                 "method.head=classifier, or make the mixture with method.head=lm"

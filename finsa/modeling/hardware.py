@@ -11,6 +11,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+import psutil
 import torch
 import transformers
 
@@ -62,7 +63,7 @@ def memory() -> int:
     """Memory of the device that models run on, in bytes."""
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(psutil.virtual_memory().total)
 
 
 def peak_memory() -> int:

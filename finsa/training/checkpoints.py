@@ -68,8 +68,10 @@ def fault(folder: Path) -> str | None:
         known = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
         return "it is incomplete" if folder.is_dir() else "it is gone"
-    except (ValueError, LookupError, TypeError, OSError):
+    except (ValueError, LookupError, TypeError):
         return f"{MANIFEST} is damaged"
+    except OSError as error:
+        return f"{MANIFEST} cannot be read: {error.strerror}"
     try:
         found = files.digests(folder)
     except OSError as error:
