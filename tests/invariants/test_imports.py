@@ -102,7 +102,7 @@ def test_files_and_functions_stay_short() -> None:
     long = []
     for file in modules():
         text = file.read_text(encoding="utf-8")
-        if text.count("\n") > 320 and file.name not in ("lexicon.py", "config.py"):  # word lists; the one page of types
+        if text.count("\n") > 400 and file.name not in ("lexicon.py", "config.py"):  # word lists; the one page of types
             long.append(f"{file.name}: {text.count(chr(10))} lines")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > 60:
