@@ -11,16 +11,17 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finsa.config import ReportStage
 from finsa.errors import ConfigError, Problem, suggest
 from finsa.evaluation import metrics, statistics
 from finsa.evaluation.arms import Arm
 from finsa.evaluation.records import Run
-from finsa.evaluation.statistics import Difference
 
 Record = dict[str, Any]
 SCORES = ("accuracy", "macro_f1", "weighted_f1")
+SAMPLES_PER_TEST = 200
 FEW_ROWS, FEW_OF_CLASS = 300, 10  # below, the report says what one row weighs, and that F1 intervals are too narrow
 
 
@@ -29,10 +30,10 @@ class Comparison:
     """A comparison of arms on the same test rows.
 
     Args:
-        arms: in their order.
+        arms: sorted by macro-F1, the highest first.
         records: one per arm.
-        baseline: name of the arm that the others are tested against.
-        best: name of the arm that beats every other one beyond the noise; None where none does.
+        baseline: name of the arm that the others are tested against, beside the tests against the first.
+        best: name of the first arm where it is better than every other one beyond the noise; None otherwise.
         remarks: what can be said, one sentence each; the first is about the best.
     """
 
@@ -49,18 +50,25 @@ def compare(arms: Sequence[Arm], options: ReportStage) -> Comparison:
     Raises:
         ConfigError: where the baseline is none of them.
     """
-    baseline = _baseline(arms, options.baseline)
-    records = [{**_identity(arm), **_scores(arm, options), **_costs(arm)} for arm in arms]
-    tests = _tests(baseline, arms, options)
-    for record, arm in zip(records, arms, strict=True):
-        record |= {"baseline": baseline.name, **tests.get(arm.name, _NO_TEST)}
-    best, about_best = _best(arms, records, options)
+    scored = [(arm, {**_identity(arm), **_scores(arm, options), **_costs(arm)}) for arm in arms]
+    scored.sort(key=lambda pair: -pair[1]["macro_f1"])
+    ranked, records = [arm for arm, _ in scored], [record for _, record in scored]
+    baseline = _baseline(ranked, options.baseline)
+    drawn = _Draws(ranked, options)
+    for reference, prefix in ((baseline, ""), (ranked[0], "vs_best_")):
+        tests = _tests(reference, ranked, drawn)
+        for arm, record in zip(ranked, records, strict=True):
+            if not prefix:
+                record["baseline"] = baseline.name
+            record |= {f"{prefix}{key}": value for key, value in tests.get(arm.name, _NO_TEST).items()}
+    best, about_best = _best(records)
     for record in records:
         record["best"] = record["arm"] == best
-    return Comparison(list(arms), records, baseline.name, best, [about_best, *_small(arms[0]), *_shared(arms)])
+    return Comparison(ranked, records, baseline.name, best, [about_best, *_small(arms[0]), *_shared(arms)])
 
 
 def _baseline(arms: Sequence[Arm], name: str | None) -> Arm:
+    """The arm that is named, or the one that learns nothing, or the best."""
     if name is None:
         untrained = (arm for arm in arms if arm.runs[0].config["method"]["learn"] == "nothing")
         return next(untrained, arms[0])
@@ -169,12 +177,38 @@ _NO_TEST: Record = dict.fromkeys(
 )
 
 
-def _tests(baseline: Arm, arms: Sequence[Arm], options: ReportStage) -> dict[str, Record]:
-    """Test every other arm against the baseline; each kind of test is corrected for their number."""
-    others = [arm for arm in arms if arm is not baseline]
-    differences = [_difference(arm, baseline, options) for arm in others]
-    corrected = statistics.holm([one.p for one in differences])
-    pairs = [_mcnemar(arm, baseline) for arm in others]
+class _Draws:
+    """Bootstrap differences between arms, drawn once for each pair: one test has one p, whichever way it is asked for.
+
+    Args:
+        arms: in their order.
+        options: of the report.
+    """
+
+    def __init__(self, arms: Sequence[Arm], options: ReportStage) -> None:
+        self.place = {arm.name: place for place, arm in enumerate(arms)}
+        # Holm's first step looks that much further into the tails than a single test.
+        self.samples, self.seed = max(options.samples, SAMPLES_PER_TEST * len(arms)), options.seed
+        self._known: dict[tuple[str, str], tuple[float, NDArray[np.float64]]] = {}
+
+    def __call__(self, first: Arm, second: Arm) -> tuple[float, NDArray[np.float64]]:
+        """The difference in macro-F1, first minus second, and its draws."""
+        if self.place[first.name] > self.place[second.name]:
+            value, drawn = self(second, first)
+            return -value, -drawn
+        key, run = (first.name, second.name), first.runs[0]
+        if key not in self._known:
+            self._known[key] = statistics.paired_draws(
+                run.gold, first.predicted, second.predicted, len(run.labels), self.samples, self.seed
+            )
+        return self._known[key]
+
+
+def _tests(reference: Arm, arms: Sequence[Arm], drawn: _Draws) -> dict[str, Record]:
+    """Test every other arm against one; each kind of test is corrected for their number."""
+    others = [arm for arm in arms if arm is not reference]
+    differences = statistics.differences([drawn(arm, reference) for arm in others])
+    pairs = [_mcnemar(arm, reference) for arm in others]
     pairs_corrected = statistics.holm([p for *_, p in pairs])
     return {
         arm.name: {
@@ -182,24 +216,15 @@ def _tests(baseline: Arm, arms: Sequence[Arm], options: ReportStage) -> dict[str
             "difference_low": one.low,
             "difference_high": one.high,
             "bootstrap_p": one.p,
-            "bootstrap_p_holm": holm,
+            "bootstrap_p_holm": one.corrected,
             "fixed": fixed,
             "broken": broken,
             "mcnemar_p": p,
             "mcnemar_p_holm": p_holm,
-            "verdict": statistics.verdict(one, holm),
+            "verdict": one.verdict,
         }
-        for arm, one, holm, (fixed, broken, p), p_holm in zip(
-            others, differences, corrected, pairs, pairs_corrected, strict=True
-        )
+        for arm, one, (fixed, broken, p), p_holm in zip(others, differences, pairs, pairs_corrected, strict=True)
     }
-
-
-def _difference(first: Arm, second: Arm, options: ReportStage) -> Difference:
-    run = first.runs[0]
-    return statistics.paired_difference(
-        run.gold, first.predicted, second.predicted, len(run.labels), options.samples, options.seed
-    )
 
 
 def _mcnemar(first: Arm, second: Arm) -> tuple[int, int, float]:
@@ -221,26 +246,24 @@ def _mcnemar(first: Arm, second: Arm) -> tuple[int, int, float]:
 # ------------------------------------------------------------------------------------------------ what can be said
 
 
-def _best(arms: Sequence[Arm], records: Sequence[Record], options: ReportStage) -> tuple[str | None, str]:
-    """The arm with the highest macro-F1 where it beats all others, and the sentence about it."""
-    if len(arms) == 1:
+def _best(records: Sequence[Record]) -> tuple[str | None, str]:
+    """The first arm where it is better than every other one, and the sentence about it."""
+    top, *others = records
+    if not others:
         return None, "One arm alone: there is nothing to compare it with."
-    top = max(range(len(arms)), key=lambda place: records[place]["macro_f1"])
-    others = [arm for arm in arms if arm is not arms[top]]
-    differences = [_difference(arms[top], arm, options) for arm in others]
-    corrected = statistics.holm([one.p for one in differences])
+    name, has = top["arm"], f"{top['arm']} has the highest macro-F1, {top['macro_f1']:.4f}"
+    how = "paired bootstrap" + f", Holm-corrected for {len(others)} comparisons" * (len(others) > 1)
     close = [
-        f"{arm.name} ({one.value:.4f} less, {one.low:.4f} to {one.high:.4f}, p = {p:.4f})"
-        for arm, one, p in zip(others, differences, corrected, strict=True)
-        if statistics.verdict(one, p) != "better"
+        f"{record['arm']} ({-record['vs_best_difference']:.4f} lower, p = {record['vs_best_bootstrap_p_holm']:.4f})"
+        for record in others
+        if record["vs_best_verdict"] != "worse"
     ]
-    name, value = arms[top].name, f"{records[top]['macro_f1']:.4f}"
     if not close:
-        return name, f"{name} has the highest macro-F1, {value}, and beats every other arm beyond the noise."
+        return name, f"{has}, and beats every other arm beyond the noise ({how})."
     more = f" and {len(close) - 3} more" if len(close) > 3 else ""
     return None, (
-        f"Inconclusive: {name} has the highest macro-F1, {value}, but on these test rows it cannot be told from "
-        f"{'; '.join(close[:3])}{more}. So no arm is marked as the best."
+        f"Inconclusive: {has}, but on these test rows it is not significantly better than "
+        f"{'; '.join(close[:3])}{more} ({how}). So no arm is marked as the best."
     )
 
 

@@ -48,8 +48,9 @@ def compare(
     Returns:
         One record per arm: accuracy, macro_f1 with its interval, macro_f1 by domain; and for all but the mixture how
         it differs from them: rows that only the mixture has right (``fixed``) and only the other (``broken``), the
-        exact McNemar p, and the difference in macro-F1 with a bootstrap interval.
+        exact McNemar p, and the difference in macro-F1 with the interval, the p and the verdict of Holm's procedure.
     """
+    tests = _tests(arms, gold, len(labels))
     named = np.array([domain or "(none)" for domain in domains])
     records = []
     for name, answers in arms.items():
@@ -61,19 +62,21 @@ def compare(
             rows = named == domain
             part = metrics.report(gold[rows].tolist(), answers[rows].tolist(), labels)
             record[f"macro_f1 {domain}"] = part["macro_f1"]
-        records.append(record if name == MIXTURE else record | _test(arms[MIXTURE], answers, gold, len(labels)))
+        records.append(record | tests.get(name, {}))
     return records
 
 
-def _test(mixture: Classes, other: Classes, gold: Classes, classes: int) -> dict[str, Any]:
-    right, theirs = mixture == gold, other == gold
-    fixed, broken = int((right & ~theirs).sum()), int((theirs & ~right).sum())
-    difference = statistics.paired_difference(gold, mixture[None], other[None], classes, SAMPLES, SEED)
-    return {
-        "fixed": fixed,
-        "broken": broken,
-        "mcnemar_p": statistics.mcnemar(fixed, broken),
-        "difference": difference.value,
-        "difference_low": difference.low,
-        "difference_high": difference.high,
-    }
+def _tests(arms: Mapping[str, Classes], gold: Classes, classes: int) -> dict[str, dict[str, Any]]:
+    """Test the mixture against every other arm, corrected for their number."""
+    mixture, others = arms[MIXTURE], {name: answers for name, answers in arms.items() if name != MIXTURE}
+    drawn = [
+        statistics.paired_draws(gold, mixture[None], other[None], classes, SAMPLES, SEED) for other in others.values()
+    ]
+    found = {}
+    for (name, other), one in zip(others.items(), statistics.differences(drawn), strict=True):
+        right, theirs = mixture == gold, other == gold
+        fixed, broken = int((right & ~theirs).sum()), int((theirs & ~right).sum())
+        found[name] = {"fixed": fixed, "broken": broken, "mcnemar_p": statistics.mcnemar(fixed, broken)}
+        found[name] |= {"difference": one.value, "difference_low": one.low, "difference_high": one.high}
+        found[name] |= {"p_holm": one.corrected, "verdict": one.verdict}
+    return found

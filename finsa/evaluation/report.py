@@ -82,7 +82,11 @@ def build(
 def _sheets(comparison: Comparison, published: Published | None) -> dict[str, Sheet]:
     found = {"scores": sheets.scores(comparison, "Scores on the test split")}
     if len(comparison.arms) > 1:
-        found["tests"] = sheets.tests(comparison)
+        top, baseline = comparison.arms[0].name, comparison.baseline
+        title = f"Against the best, {top}"
+        found["tests"] = sheets.tests(comparison, top, "vs_best_", title)
+        if baseline != top and len(comparison.arms) > 2:
+            found["baseline"] = sheets.tests(comparison, baseline, "", f"Against {baseline}")
     if published is not None:
         for arm, record in zip(comparison.arms, comparison.records, strict=True):
             record |= publications.beside(published, arm, record)
@@ -162,7 +166,7 @@ def show(report: Report, folder: Path, again: str | None) -> None:
     """
     console = tables.console()
     mixtures = [name for name in report.sheets if name.startswith("mixture ")]
-    for name in ("scores", "tests", *mixtures, "beside", "costs", "published", "left_out"):
+    for name in ("scores", "tests", "baseline", *mixtures, "beside", "costs", "published", "left_out"):
         if name in report.sheets and (name != "published" or report.comparison is None):
             console.print(sheets.as_rich(report.sheets[name]))
     for remark in report.remarks:

@@ -18,7 +18,7 @@ MANY_ROWS = 40  # longer tables are folded up
 # Sections of the page: what it is called, its tables, its figures (by file name).
 SECTIONS = (
     ("Scores", ("scores",), ("f1", "calibration")),
-    ("Tests", ("tests",), ()),
+    ("Tests", ("tests", "baseline"), ()),
     ("Mixture", ("mixture",), ("router",)),
     ("Published", ("beside", "published"), ()),
     ("Classes", ("classes",), ("confusion_matrices", "precision_recall", "label_distribution")),

@@ -15,6 +15,10 @@ from finsa.evaluation.comparison import SCORES, Comparison, Record
 from finsa.evaluation.published import Judged
 
 MISSING = "-"
+TESTED = (
+    *("difference", "difference_low", "difference_high", "bootstrap_p_holm"),
+    *("fixed", "broken", "mcnemar_p_holm", "verdict"),
+)
 TITLES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "weighted_f1": "weighted-F1"}
 
 
@@ -48,7 +52,7 @@ def cell(name: str, value: Any) -> str:
         return str(value)
     if name.endswith(("_p", "_holm")) or name.startswith("p_"):
         return f"{value:.4f}" if value >= 1e-4 else f"{value:.0e}" if value > 0 else "<1e-300"
-    if name.startswith("difference") or name.endswith("_minus_published"):
+    if "difference" in name or name.endswith("_minus_published"):
         return f"{value:+.4f}"
     if name.endswith(("_per_second", "_gib")):
         return f"{value:.2f}"
@@ -132,37 +136,39 @@ def scores(comparison: Comparison, title: str) -> Sheet:
     return Sheet(title, columns, rows, caption, best[0] if best else None)
 
 
-def tests(comparison: Comparison) -> Sheet:
-    """Paired tests against the baseline."""
-    rows = [
-        [
-            record["arm"],
-            _show(record, "difference"),
-            f"{_show(record, 'difference_low')} to {_show(record, 'difference_high')}",
-            *(_show(record, name) for name in ("bootstrap_p", "bootstrap_p_holm")),
-            f"{_show(record, 'fixed')} / {_show(record, 'broken')}",
-            *(_show(record, name) for name in ("mcnemar_p", "mcnemar_p_holm", "verdict")),
-        ]
-        for record in comparison.records
-        if record["arm"] != comparison.baseline
-    ]
-    columns = [
-        "arm",
-        "macro-F1 difference",
-        "95 % interval",
-        "p",
-        "p (Holm)",
-        "fixed / broken",
-        "McNemar p",
-        "McNemar p (Holm)",
-        "verdict",
-    ]
+def tests(comparison: Comparison, reference: str, prefix: str, title: str) -> Sheet:
+    """Paired tests of all arms against one.
+
+    Args:
+        reference: name of that arm.
+        prefix: of the tests' names in the records.
+        title: of the table.
+    """
+    rows = []
+    for record in comparison.records:
+        if record["arm"] == reference:
+            continue
+        test = {name: _show(record, prefix + name) for name in TESTED}
+        interval = f"{test['difference_low']} to {test['difference_high']}"
+        counts = f"{test['fixed']} / {test['broken']}"
+        rows.append([record["arm"], test["difference"], interval, test["bootstrap_p_holm"]])
+        rows[-1] += [counts, test["mcnemar_p_holm"], test["verdict"]]
+    many = len(rows) > 1
+    columns = ["arm", "macro-F1 difference", "interval", "p", "fixed / broken", "McNemar p", "verdict"]
+    if many:
+        columns = [f"{name} (Holm)" if name in ("interval", "p", "McNemar p") else name for name in columns]
     caption = (
-        "Paired bootstrap of the difference in macro-F1; exact McNemar test of the rows that only the arm (fixed) or "
-        f"only the baseline (broken) has right. Holm: corrected for {len(rows)} tests. Better or worse: corrected p of "
-        "the difference below 0.05, and its interval without 0."
+        f"Difference: macro-F1 of the arm minus that of {reference}, by a paired bootstrap. Fixed, broken: rows that "
+        f"only the arm, only {reference} classifies correctly, with the exact McNemar test. "
     )
-    return Sheet(f"Against {comparison.baseline}", columns, rows, caption, words=("verdict",))
+    caption += (
+        f"Holm: corrected for {len(rows)} comparisons; each interval has the confidence level of its comparison's step "
+        "in Holm's procedure, 95 % or more. "
+        if many
+        else "The interval is for 95 %. "
+    )
+    caption += "Better or worse: p of the difference below 0.05, which is where its interval excludes 0."
+    return Sheet(title, columns, rows, caption, words=("verdict",))
 
 
 def classes(comparison: Comparison) -> Sheet:

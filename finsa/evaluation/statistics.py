@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,18 +22,27 @@ Classes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference of macro-F1.
+    """A paired difference of macro-F1, tested in a family of differences.
 
     Args:
         value: first minus second.
-        low, high: its 95 % interval.
+        low, high: its interval, at the confidence level of its step in Holm's procedure: 95 % in a family of one.
         p: two-sided, that there is none.
+        corrected: p, corrected for the size of the family.
     """
 
     value: float
     low: float
     high: float
     p: float
+    corrected: float
+
+    @property
+    def verdict(self) -> str:
+        """``better`` or ``worse`` where the corrected test and the interval both say so, otherwise ``inconclusive``."""
+        if self.corrected >= LEVEL or self.low <= 0 <= self.high:
+            return "inconclusive"
+        return "better" if self.value > 0 else "worse"
 
 
 def resampled(
@@ -74,23 +84,62 @@ def over_seeds(scores: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     return scores[chosen, np.arange(samples)].mean(axis=0)
 
 
-def paired_difference(
+def paired_draws(
     gold: Classes, first: Classes, second: Classes, classes: int, samples: int, seed: int
-) -> Difference:
+) -> tuple[float, NDArray[np.float64]]:
     """Paired bootstrap of the difference in macro-F1 between two arms (Efron & Tibshirani 1993).
 
     Args:
         gold: true classes, (n,).
         first, second: predictions of the arms' runs, (a, n) and (b, n); a difference is one of the means over runs.
         classes: their number.
+
+    Returns:
+        The difference, first minus second, and the differences on resampled rows, (samples,).
     """
     scores = resampled(gold, np.vstack([first, second]), classes, samples, seed)["macro_f1"]
     drawn = over_seeds(scores[: len(first)], seed + 1) - over_seeds(scores[len(first) :], seed + 2)
-    value = _macro_f1(gold, first, classes) - _macro_f1(gold, second, classes)
-    low, high = metrics.percentiles(drawn)
+    return _macro_f1(gold, first, classes) - _macro_f1(gold, second, classes), drawn
+
+
+def differences(pairs: Sequence[tuple[float, NDArray[np.float64]]]) -> list[Difference]:
+    """Test a family of differences together, so that intervals and corrected p-values never contradict each other.
+
+    Holm's procedure compares the i-th smallest of m p-values with LEVEL / (m - i + 1) and stops at the first that is
+    not below it. Each interval has the level of its step (of the step where the procedure stopped, for all that
+    follow): it excludes 0 exactly where the corrected p is below LEVEL.
+
+    Args:
+        pairs: of `paired_draws`.
+    """
+    p = [_two_sided(drawn) for _, drawn in pairs]
+    corrected = holm(p)
+    intervals: dict[int, tuple[float, float]] = {}
+    level, stopped = LEVEL, False
+    for step, place in enumerate(np.argsort(p, kind="stable").tolist()):
+        if not stopped:
+            level = LEVEL / (len(pairs) - step)
+        stopped = stopped or corrected[place] >= LEVEL
+        intervals[place] = _interval(pairs[place][1], level)
+    return [Difference(value, *intervals[place], p[place], corrected[place]) for place, (value, _) in enumerate(pairs)]
+
+
+def _two_sided(drawn: NDArray[np.float64]) -> float:
     beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     # One is added on both sides, as if the observed sample were one of the drawn (Davison & Hinkley 1997): never p = 0.
-    return Difference(value, low, high, min(1.0, 2 * (beyond + 1) / (samples + 1)))
+    return min(1.0, 2 * (beyond + 1) / (len(drawn) + 1))
+
+
+def _interval(drawn: NDArray[np.float64], level: float) -> tuple[float, float]:
+    """The order statistics that lie on one side of 0 exactly where `_two_sided` is below the level.
+
+    With too few samples for the level there is no such statistic: then all that a difference of F1 can be.
+    """
+    place = math.ceil(level * (len(drawn) + 1) / 2 - 1e-9) - 2  # from 0
+    if place < 0:
+        return -1.0, 1.0
+    ordered = np.sort(drawn)
+    return float(ordered[place]), float(ordered[-1 - place])
 
 
 def _macro_f1(gold: Classes, predictions: Classes, classes: int) -> float:
@@ -132,13 +181,6 @@ def holm(values: Sequence[float]) -> list[float]:
     corrected = np.empty(len(values))
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
     return [float(value) for value in corrected]
-
-
-def verdict(difference: Difference, corrected: float) -> str:
-    """``better`` or ``worse`` where the corrected test and the interval both say so, otherwise ``inconclusive``."""
-    if corrected >= LEVEL or difference.low <= 0 <= difference.high:
-        return "inconclusive"
-    return "better" if difference.value > 0 else "worse"
 
 
 def calibration(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> list[dict[str, Any]]:

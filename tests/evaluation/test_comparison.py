@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from finsa.config import ReportStage, RunConfig
 from finsa.errors import ConfigError
-from finsa.evaluation import arms, comparison, metrics, records
+from finsa.evaluation import arms, comparison, metrics, records, statistics
 
 GOLD = np.random.default_rng(0).integers(0, 3, 400)
 OPTIONS = ReportStage(name="report", baseline=None, training_rows="same", samples=2000, seed=0)
@@ -20,6 +20,10 @@ Configure = Callable[..., RunConfig]
 
 def arms_of(folder: Path) -> list[arms.Arm]:
     return arms.group(records.read(records.folders(str(folder)))[0])[0]
+
+
+def records_of(found: comparison.Comparison) -> dict[str, comparison.Record]:
+    return {record["arm"]: record for record in found.records}
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def five(config: Configure, tmp_path: Path) -> list[arms.Arm]:
 
 def test_scores_are_those_of_sklearn_and_intervals_those_of_the_run(five: list[arms.Arm]) -> None:
     found = comparison.compare(five, OPTIONS)
-    lora, run = found.records[1], five[1].runs[0]
+    lora, run = records_of(found)["lora"], five[1].runs[0]
     assert lora["accuracy"] == pytest.approx(accuracy_score(GOLD, run.predicted))
     assert lora["macro_f1"] == pytest.approx(f1_score(GOLD, run.predicted, average="macro"))
     assert lora["weighted_f1"] == pytest.approx(f1_score(GOLD, run.predicted, average="weighted"))
@@ -50,7 +54,7 @@ def test_scores_are_those_of_sklearn_and_intervals_those_of_the_run(five: list[a
 
 
 def test_seeds_give_mean_and_spread(five: list[arms.Arm]) -> None:
-    record = comparison.compare(five, OPTIONS).records[4]
+    record = records_of(comparison.compare(five, OPTIONS))["lora_response_downsample"]
     scores = [run.report["macro_f1"] for run in five[4].runs]
     assert (record["runs"], record["seeds"]) == (3, "1 2 3")
     assert record["macro_f1"] == pytest.approx(np.mean(scores))
@@ -63,17 +67,18 @@ def test_seeds_give_mean_and_spread(five: list[arms.Arm]) -> None:
 def test_tests_are_paired_exact_and_corrected(five: list[arms.Arm]) -> None:
     found = comparison.compare(five, OPTIONS)
     assert found.baseline == "zero_shot"
-    assert found.records[0]["verdict"] is None
+    tested = records_of(found)
+    assert tested.pop("zero_shot")["verdict"] is None
     base, lora = five[0].runs[0].predicted == GOLD, five[1].runs[0].predicted == GOLD
     fixed, broken = int((lora & ~base).sum()), int((base & ~lora).sum())
-    record = found.records[1]
+    record = tested["lora"]
     assert (record["fixed"], record["broken"]) == (fixed, broken)
     assert record["mcnemar_p"] == binomtest(fixed, fixed + broken).pvalue
     for kind in ("bootstrap_p", "mcnemar_p"):
-        ranked = sorted(found.records[1:], key=lambda one: one[kind])
+        ranked = sorted(tested.values(), key=lambda one: one[kind])
         assert ranked[0][f"{kind}_holm"] == pytest.approx(4 * ranked[0][kind])
         assert all(one[f"{kind}_holm"] >= one[kind] for one in ranked)
-    assert {one["verdict"] for one in found.records[1:]} == {"better"}
+    assert {one["verdict"] for one in tested.values()} == {"better"}
 
 
 def test_against_another_baseline(five: list[arms.Arm]) -> None:
@@ -100,18 +105,51 @@ def test_of_arms_with_seeds_the_least_clear_pair_counts(five: list[arms.Arm]) ->
     assert (p, (fixed, broken)) == max(values)
 
 
-def test_a_clear_win_is_marked(five: list[arms.Arm]) -> None:
+def test_a_clear_win_is_marked_and_arms_are_sorted_by_score(five: list[arms.Arm]) -> None:
     found = comparison.compare(five, OPTIONS)
     assert found.best == "lora_response"
-    assert [record["best"] for record in found.records] == [False, False, False, True, False]
-    assert "beats every other arm beyond the noise" in found.remarks[0]
+    assert [record["best"] for record in found.records] == [True, False, False, False, False]
+    scores = [record["macro_f1"] for record in found.records]
+    assert scores == sorted(scores, reverse=True)
+    assert [arm.name for arm in found.arms] == [record["arm"] for record in found.records]
+    assert found.remarks[0].startswith("lora_response has the highest macro-F1, ")
+    assert found.remarks[0].endswith(
+        "and beats every other arm beyond the noise (paired bootstrap, Holm-corrected for 4 comparisons)."
+    )
+
+
+def test_the_best_arm_is_tested_against_every_other(five: list[arms.Arm]) -> None:
+    """The headline's tests are the table's: those of the best arm, corrected for their number."""
+    found = comparison.compare(five, OPTIONS.model_copy(update={"baseline": "lora"}))
+    top, *others = found.records
+    assert top["vs_best_verdict"] is None
+    p = [record["vs_best_bootstrap_p"] for record in others]
+    assert [record["vs_best_bootstrap_p_holm"] for record in others] == statistics.holm(p)
+    assert {record["vs_best_verdict"] for record in others} == {"worse"}
+    for record in others:
+        assert record["vs_best_difference"] == pytest.approx(record["macro_f1"] - top["macro_f1"])
+
+
+def test_one_pair_has_one_p_value_whichever_arm_it_is_tested_against(five: list[arms.Arm]) -> None:
+    top, other = comparison.compare(five[1:3], OPTIONS).records
+    found = comparison.compare(five[1:3], OPTIONS.model_copy(update={"baseline": other["arm"]}))
+    top, other = found.records
+    assert top["bootstrap_p"] == other["vs_best_bootstrap_p"]
+    assert top["difference"] == -other["vs_best_difference"]
+    assert (top["difference_low"], top["difference_high"]) == (
+        -other["vs_best_difference_high"],
+        -other["vs_best_difference_low"],
+    )
+    assert f"({top['difference']:.4f} lower, p = {top['bootstrap_p_holm']:.4f})" in found.remarks[0]
 
 
 def test_a_win_inside_the_noise_is_not_marked(five: list[arms.Arm]) -> None:
     found = comparison.compare([five[0], five[1], five[2]], OPTIONS)
     assert found.best is None
     assert not any(record["best"] for record in found.records)
-    assert found.remarks[0].startswith("Inconclusive: ")
+    first, second = (record["arm"] for record in found.records[:2])
+    assert found.remarks[0].startswith(f"Inconclusive: {first} has the highest macro-F1, ")
+    assert f"it is not significantly better than {second} (0." in found.remarks[0]
     assert "no arm is marked as the best" in found.remarks[0]
 
 
@@ -140,7 +178,7 @@ def test_75_questions_are_said_to_be_few(config: Configure, tmp_path: Path) -> N
 
 def test_costs_are_read_and_never_made_up(five: list[arms.Arm], config: Configure, tmp_path: Path) -> None:
     found = comparison.compare(five, OPTIONS)
-    base, lora = found.records[:2]
+    base, lora = (records_of(found)[name] for name in ("zero_shot", "lora"))
     assert lora["rows_per_second"] == 160
     assert lora["peak_memory_gib"] == 1
     assert lora["trainable_parameters"] == 28_672
@@ -169,5 +207,6 @@ def test_calibration_error_is_that_of_the_answers(five: list[arms.Arm]) -> None:
         for low in np.arange(0, 1, 0.1)
         if (inside := (run.confidence >= low) & (run.confidence < low + 0.1)).any()
     ]
-    assert comparison.compare(five, OPTIONS).records[1]["calibration_error"] == pytest.approx(sum(gaps))
+    record = records_of(comparison.compare(five, OPTIONS))["lora"]
+    assert record["calibration_error"] == pytest.approx(sum(gaps))
     assert metrics.wilson(0, 10)[0] == 0

@@ -42,5 +42,22 @@ def test_records_are_paired_with_the_mixture() -> None:
     assert (mixture["macro_f1 news"], union["macro_f1 news"]) == (1.0, 1.0)
     (sheet,) = mixture_sheets.of("it", {"mixture": [mixture, union]})
     assert sheet.rows[0][0] == mixing.MIXTURE
-    assert sheet.marked == 0
+    assert union["verdict"] == "inconclusive"  # two rows of eight
+    assert sheet.marked is None
+    assert sheet.rows[1][-2:] == ["2 / 0", "inconclusive"]
+    assert not any(column.startswith("McNemar") for column in sheet.columns)  # one test, one p: the report's
     assert len({len(row) for row in [*sheet.rows, sheet.columns]}) == 1
+
+
+def test_only_a_mixture_that_beats_every_other_arm_is_marked() -> None:
+    gold = np.tile(GOLD, 30)
+    wrong = (gold + 1) % 3
+    answers = {mixing.MIXTURE: gold, mixing.UNION: wrong, "news alone": np.where(np.arange(240) < 90, wrong, gold)}
+    domains = DOMAINS * 30
+    (sheet,) = mixture_sheets.of("it", {"mixture": mixing.compare(answers, gold, domains, LABELS)})
+    assert [row[-1] for row in sheet.rows] == ["-", "better", "better"]
+    assert sheet.marked == 0
+    answers["news alone"] = np.where(np.arange(240) < 1, wrong, gold)
+    (sheet,) = mixture_sheets.of("it", {"mixture": mixing.compare(answers, gold, domains, LABELS)})
+    assert [row[-1] for row in sheet.rows] == ["-", "better", "inconclusive"]
+    assert sheet.marked is None

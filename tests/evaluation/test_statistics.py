@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -13,6 +14,11 @@ from finsa.evaluation import metrics, statistics
 
 # Published confusion matrices (AIDF; rows true), of a weak and a good arm, as the truth of the simulations.
 TRUTHS = ([[177, 44, 46], [92, 60, 78], [124, 107, 180]], [[136, 104, 27], [24, 105, 101], [6, 48, 357]])
+
+
+def paired(gold: np.ndarray, first: np.ndarray, second: np.ndarray, samples: int, seed: int) -> statistics.Difference:
+    """The difference between two runs, tested alone."""
+    return statistics.differences([statistics.paired_draws(gold, first[None], second[None], 3, samples, seed)])[0]
 
 
 def drawn(n: int, right: float, seed: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -91,23 +97,48 @@ def test_drawing_in_parts_gives_what_drawing_at_once_gives(monkeypatch: pytest.M
 
 def test_an_arm_against_itself_differs_in_nothing() -> None:
     gold, first = drawn(300, 0.7, 7)
-    same = statistics.paired_difference(gold, first[None], first[None], 3, 1000, seed=8)
+    same = paired(gold, first, first, 1000, seed=8)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 
 def test_a_difference_is_mirrored_when_the_arms_are_swapped() -> None:
     gold, first = drawn(300, 0.8, 9)
     second = drawn(300, 0.5, 10)[1]
-    there = statistics.paired_difference(gold, first[None], second[None], 3, 4000, seed=11)
-    back = statistics.paired_difference(gold, second[None], first[None], 3, 4000, seed=11)
+    there = paired(gold, first, second, 4000, seed=11)
+    back = paired(gold, second, first, 4000, seed=11)
     expected = f1_score(gold, first, average="macro") - f1_score(gold, second, average="macro")
     assert there.value == pytest.approx(expected)
     assert back.value == pytest.approx(-expected)
     assert (back.low, back.high) == pytest.approx((-there.high, -there.low), abs=0.01)
     assert there.p == back.p == pytest.approx(2 / 4001)
-    assert statistics.verdict(there, there.p) == "better"
-    assert statistics.verdict(back, back.p) == "worse"
-    assert statistics.verdict(there, 0.06) == "inconclusive"
+    assert there.corrected == there.p
+    assert (there.verdict, back.verdict) == ("better", "worse")
+    assert replace(there, corrected=0.06).verdict == "inconclusive"
+
+
+@given(st.integers(1, 8), st.integers(0, 10_000))
+@settings(deadline=None, max_examples=60)
+def test_an_interval_excludes_0_exactly_where_the_corrected_p_is_below_the_level(size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pairs = [(shift, rng.normal(shift, 1, 1000).round(1)) for shift in rng.uniform(-4, 4, size)]
+    found = statistics.differences(pairs)
+    assert [one.corrected for one in found] == statistics.holm([one.p for one in found])
+    for one in found:
+        assert (one.corrected < statistics.LEVEL) == (not one.low <= 0 <= one.high)
+        assert (one.verdict == "inconclusive") == (one.low <= 0 <= one.high)
+        assert one.verdict == "inconclusive" or (one.verdict == "better") == (one.low > 0)
+
+
+def test_of_one_difference_the_interval_is_the_95_percent_in_the_middle() -> None:
+    drawn = np.random.default_rng(4).normal(0.1, 1, 3999)
+    (one,) = statistics.differences([(0.1, drawn)])
+    assert [one.low, one.high] == pytest.approx(metrics.percentiles(drawn), abs=0.03)
+    assert (one.p, one.corrected) == (one.corrected, one.p)
+
+
+def test_too_few_samples_for_the_level_say_nothing() -> None:
+    one, *_ = statistics.differences([(1.0, np.full(20, 1.0))] * 3)
+    assert (one.low, one.high, one.verdict) == (-1.0, 1.0, "inconclusive")
 
 
 def test_seeds_widen_the_interval() -> None:
@@ -184,6 +215,6 @@ def test_the_interval_of_a_difference_covers_95_percent() -> None:
     scores = [metrics.averages(joint.sum(axis=axis))["macro_f1"] for axis in (2, 1)]
     for trial in range(trials):
         gold, first, second = np.unravel_index(rng.choice(27, n, p=joint.ravel()), (3, 3, 3))
-        found = statistics.paired_difference(gold, first[None], second[None], 3, 500, seed=trial)
+        found = paired(gold, first, second, 500, seed=trial)
         hits += found.low <= scores[0] - scores[1] <= found.high
     assert 0.935 <= hits / trials <= 0.965, hits
