@@ -11,7 +11,7 @@ from rich.text import Text
 
 from finsa.evaluation.confounds import percent
 from finsa.evaluation.examples import Example, Segment, visible
-from finsa.evaluation.tables import console
+from finsa.evaluation.tables import console, show
 
 STYLES = {"prompt": "dim", "text": "cyan", "cut": "red strike", "answer": "bold green", "end": "magenta"}
 LOSS = "underline"
@@ -67,7 +67,7 @@ def show_near(close: Mapping[str, Any]) -> None:
         cells = [f"{one['pairs']:,}", f"{one['rows']:,} of {one['of']:,}", percent(one["share"], 1)]
         table.add_row(one["held_out"], one["other"], *cells, f"{one['other_label']:,}")
     table.caption = f"Jaccard similarity of runs of {close['shingle']} characters, {close['threshold']} or more"
-    console().print(table)
+    show(table, optional=(5, 2))
 
 
 def show_groups(groups: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
@@ -84,7 +84,7 @@ def show_groups(groups: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> N
             f"Cramér's V {found['association']:.3f}; guessed from the {found['kind']} alone "
             f"{percent(guess['accuracy'], 1)}, from nothing {percent(guess['majority'], 1)}"
         )
-        console().print(table)
+        show(table, optional=range(len(labels), 0, -1))
 
 
 def show_findings(findings: Sequence[str]) -> None:

@@ -59,7 +59,8 @@ def _comparison(name: str, records: list[dict[str, Any]]) -> Sheet:
     mixture = next((place for place, record in enumerate(records) if record["arm"] == MIXTURE), None)
     columns += ["difference", "fixed / broken", "verdict"]
     marked = mixture if wins and all(wins) else None
-    return Sheet(f"Mixture {name} compared with its parts", columns, rows, caption, marked, words=("verdict",))
+    title, optional = f"Mixture {name} compared with its parts", (1, *range(2 + len(domains), 2, -1), len(columns) - 2)
+    return Sheet(title, columns, rows, caption, marked, words=("verdict",), optional=optional)
 
 
 def _difference(record: dict[str, Any]) -> str:
@@ -85,7 +86,8 @@ def _router(name: str, router: dict[str, Any]) -> Sheet:
         f"share of an expert. Entropy of a row's gates {router['entropy']:.3f}, of the mean gate "
         f"{router['load_entropy']:.3f} (1: uniform)."
     )
-    return Sheet(f"Router of {name}", columns, rows, " ".join([caption, *router["warnings"]]))
+    optional = range(2 + len(experts), 2, -1)  # of many experts, the rows by likeliest one
+    return Sheet(f"Router of {name}", columns, rows, " ".join([caption, *router["warnings"]]), optional=optional)
 
 
 def _row(domain: str, number: int, right: float | None, counts: dict[str, int], gates: dict[str, float]) -> list[str]:

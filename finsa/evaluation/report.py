@@ -168,7 +168,7 @@ def show(report: Report, folder: Path, again: str | None) -> None:
     mixtures = [name for name in report.sheets if name.startswith("mixture ")]
     for name in ("scores", "tests", "baseline", *mixtures, "beside", "costs", "published", "left_out"):
         if name in report.sheets and (name != "published" or report.comparison is None):
-            console.print(sheets.as_rich(report.sheets[name]))
+            sheets.show(report.sheets[name])
     for remark in report.remarks:
         console.print(remark, highlight=False, markup=False)
     print(f"report: {folder / 'report.html'} (also report.md, report.csv, figures/)")

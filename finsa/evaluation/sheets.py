@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from finsa.evaluation import tables
 from finsa.evaluation.comparison import SCORES, Comparison, Record
 from finsa.evaluation.published import Judged
 
@@ -32,6 +33,8 @@ class Sheet:
         rows: cells.
         caption: how to read it.
         marked: number of the row that stands out; None: none does.
+        words: columns that hold words, set flush left.
+        optional: numbers of the columns that a narrow terminal goes without, the least important first.
     """
 
     title: str
@@ -39,7 +42,8 @@ class Sheet:
     rows: list[list[str]]
     caption: str = ""
     marked: int | None = None
-    words: tuple[str, ...] = field(default=())  # columns that hold words, set flush left
+    words: tuple[str, ...] = ()
+    optional: Sequence[int] = ()
 
 
 def cell(name: str, value: Any) -> str:
@@ -87,23 +91,16 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def as_rich(sheet: Sheet) -> Table:
-    """A sheet for the terminal."""
+def show(sheet: Sheet) -> None:
+    """Print a sheet on the terminal."""
     table = Table(
         title=sheet.title, title_justify="left", title_style="bold", caption=sheet.caption, caption_justify="left"
     )
     for number, name in enumerate(sheet.columns):
-        left = number == 0 or name in sheet.words
-        # Folded rather than cut where the terminal is narrow.
-        table.add_column(
-            escape(name),
-            justify="left" if left else "right",
-            overflow="fold",
-            min_width=min(24, max(len(row[0]) for row in sheet.rows)) if number == 0 else None,
-        )
+        table.add_column(escape(name), justify="left" if number == 0 or name in sheet.words else "right")
     for number, row in enumerate(sheet.rows):
         table.add_row(*map(escape, row), style="bold" if number == sheet.marked else None)
-    return table
+    tables.show(table, sheet.optional)
 
 
 # ------------------------------------------------------------------------------------------------ the sheets
@@ -133,7 +130,7 @@ def scores(comparison: Comparison, title: str) -> Sheet:
         record["runs"] > 1 for record in records
     )
     columns = ["arm", "runs", *TITLES.values(), "macro-P", "macro-R", "ECE"]
-    return Sheet(title, columns, rows, caption, best[0] if best else None)
+    return Sheet(title, columns, rows, caption, best[0] if best else None, optional=(7, 6, 5, 4, 1))
 
 
 def tests(comparison: Comparison, reference: str, prefix: str, title: str) -> Sheet:
@@ -168,7 +165,7 @@ def tests(comparison: Comparison, reference: str, prefix: str, title: str) -> Sh
         else "The interval is for 95 %. "
     )
     caption += "Better or worse: p of the difference below 0.05, which is where its interval excludes 0."
-    return Sheet(title, columns, rows, caption, words=("verdict",))
+    return Sheet(title, columns, rows, caption, words=("verdict",), optional=(5, 4, 2))
 
 
 def classes(comparison: Comparison) -> Sheet:
@@ -199,7 +196,7 @@ def costs(comparison: Comparison) -> Sheet:
     for row in rows:
         row[place] = f"{int(row[place]):,}" if row[place] != MISSING else MISSING
     caption = "Best score: the validation that chose the checkpoint, counted from the start of training."
-    return Sheet("Cost", ["arm", *COSTS.values()], rows, caption)
+    return Sheet("Cost", ["arm", *COSTS.values()], rows, caption, optional=(5, 4, 3, 6))
 
 
 def beside_published(comparison: Comparison, name: str, differs: Sequence[str]) -> Sheet:
@@ -216,7 +213,9 @@ def beside_published(comparison: Comparison, name: str, differs: Sequence[str]) 
     )
     if differs:
         caption += f" These runs are another experiment: {'; '.join(differs)}."
-    return Sheet(f"Beside the published table {name}", columns, rows, caption, words=("published row",))
+    return Sheet(
+        f"Beside the published table {name}", columns, rows, caption, words=("published row",), optional=(7, 6, 3, 2, 1)
+    )
 
 
 def published_table(judged: Judged, name: str, source: str) -> Sheet:
@@ -245,7 +244,8 @@ def published_table(judged: Judged, name: str, source: str) -> Sheet:
     notes = [f"{record['row']}: {record['note']}" for record in judged.records if record["note"]]
     if notes:
         caption += f" Notes. {'. '.join(notes)}."
-    return Sheet(f"The published table {name}", columns, rows, caption, words=("against", "verdict"))
+    title = f"The published table {name}"
+    return Sheet(title, columns, rows, caption, words=("against", "verdict"), optional=(5, 1, 7, 4, 6, 8))
 
 
 def runs(comparison: Comparison) -> Sheet:

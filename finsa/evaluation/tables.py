@@ -4,24 +4,86 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from finsa import files
+from finsa.config import Majority, Method, Network
 from finsa.data.ledger import Ledger
 
+WIDTH, UNBOUNDED = 120, 10_000  # columns of the screen
+NAMED = 8  # hidden columns that a caption names
 COLUMNS = ("accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall")
 
 
 def console() -> Console:
-    """A console for results: the terminal's width, or wide enough for a table where the output is no terminal."""
+    """The console for results: as wide as ``COLUMNS`` or the terminal says, otherwise 120 columns."""
     plain = Console()
-    return plain if plain.is_terminal else Console(width=120)
+    return plain if _bounded(plain) else Console(width=WIDTH)
+
+
+def _bounded(plain: Console) -> bool:
+    return plain.is_terminal or os.environ.get("COLUMNS", "").isdigit()
+
+
+def show(table: Table, optional: Sequence[int] = ()) -> None:
+    """Print a table so that no border, header or word of it is lost.
+
+    Cells wrap between words. Where that is not enough, optional columns are left out and named in the caption; where
+    the output has no width of its own (a pipe, a file), the table is as wide as it has to be.
+
+    Args:
+        table: any.
+        optional: numbers of the columns that can be left out, the least important first.
+    """
+    out, hidden = console(), []
+    for column in table.columns:
+        column.overflow, column.no_wrap = "fold", False
+    if not _bounded(Console()):
+        out = Console(width=max(WIDTH, _narrowest(table, out)))
+    columns = list(table.columns)
+    for number in optional:
+        if _narrowest(table, out) <= out.width:
+            break
+        table.columns.remove(columns[number])
+        hidden.append(number)
+    if hidden:
+        names = [str(columns[number].header) for number in sorted(hidden)]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        note = f"Not shown at this width: {', '.join(names[:NAMED])}{more}."
+        table.caption = f"{table.caption}\n{note}" if table.caption else note
+    _lay_out(table, out)
+    out.print(table)
+
+
+def _narrowest(table: Table, out: Console) -> int:
+    """Columns of the screen that a table needs if its cells wrap between words."""
+    return Measurement.get(out, out.options.update(max_width=UNBOUNDED), table).minimum
+
+
+def _lay_out(table: Table, out: Console) -> None:
+    """Set the widths of a table's columns, each at least its longest word, which rich does not see to."""
+    options = out.options.update(max_width=UNBOUNDED)
+    needs = [
+        [Measurement.get(out, options, cell) for cell in (column.header, *column.cells)] for column in table.columns
+    ]
+    widths = [max(one.minimum for one in cells) for cells in needs]
+    wanted = [max(one.maximum for one in cells) - width for cells, width in zip(needs, widths, strict=True)]
+    left = out.width - _narrowest(table, out)
+    if left < 0 or left >= sum(wanted):
+        return
+    for number, place in enumerate(sorted(range(len(widths)), key=wanted.__getitem__)):
+        more = min(wanted[place], left // (len(widths) - number))
+        widths[place], left = widths[place] + more, left - more
+    for column, width in zip(table.columns, widths, strict=True):
+        column.width = width
 
 
 def show_comparison(reports: Mapping[str, Mapping[str, Any]], title: str) -> None:
@@ -32,13 +94,13 @@ def show_comparison(reports: Mapping[str, Mapping[str, Any]], title: str) -> Non
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     table.add_column("")
     for name in ("n", "accuracy", "macro-F1", "weighted-F1", "macro-P", "macro-R"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     best = clear_winner(reports)
     for name, report in reports.items():
         cells = [_cell(report, column) for column in COLUMNS]
         table.add_row(name, str(report["n"]), *cells, style="bold" if name == best else None)
     table.caption = "95 % intervals: accuracy Wilson, F1 bootstrap over rows"
-    console().print(table)
+    show(table, optional=(6, 5, 4, 1))
 
 
 def clear_winner(reports: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -56,8 +118,14 @@ def _cell(report: Mapping[str, Any], column: str) -> str:
     return f"{value} ({interval[0]:.3f}-{interval[1]:.3f})" if interval else value
 
 
-def show_report(report: Mapping[str, Any], title: str) -> None:
-    """Print one report's classes and its confusion matrix."""
+def show_report(report: Mapping[str, Any], title: str, method: Method) -> None:
+    """Print one report's classes and its confusion matrix.
+
+    Args:
+        report: of one split.
+        title: of the table.
+        method: what answered; it decides what is advised where all answers are the same.
+    """
     names = list(report["per_class"])
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     for name in ("class", "precision", "recall", "F1", "rows"):
@@ -69,17 +137,29 @@ def show_report(report: Mapping[str, Any], title: str) -> None:
         cells = [f"{scores[key]:.4f}" for key in ("precision", "recall", "f1")]
         table.add_row(name, *cells, str(scores["support"]), *map(str, counts))
     table.caption = "→: rows of the class by predicted label"
-    console().print(table)
+    show(table, optional=range(4 + len(names), 4, -1))
     predicted = [
         name for name, total in zip(names, map(sum, zip(*report["confusion"], strict=True)), strict=True) if total
     ]
-    if len(predicted) == 1 and report["n"] > 1:
-        console().print(
-            f"note: every row was predicted {escape(predicted[0])}; nothing was learnt that tells them apart. More "
-            "steps, another learning rate, or words the model knows may help: data.labels may say which word stands "
-            "for a class, such as {positive: 利好, neutral: 中性, negative: 利空}",
-            highlight=False,
-        )
+    if len(predicted) == 1 and report["n"] > 1 and not isinstance(method.baseline, Majority):
+        said = f"note: every row was predicted {predicted[0]}. {_advice(method)}".rstrip()
+        console().print(said, highlight=False, markup=False)
+
+
+def _advice(method: Method) -> str:
+    """What may help a method that gives all rows one label: only settings that it reads."""
+    if isinstance(method.baseline, Network):
+        return "More epochs (method.baseline.epochs) or another method.baseline.learning_rate may help."
+    if method.baseline is not None:  # its grid of penalties has been searched
+        return ""
+    more = "More steps (train.epochs, train.max_steps) or another train.learning_rate may help."
+    words = (
+        "Label words that the model knows may help: data.labels sets the word for each class, such as "
+        "{positive: 利好, neutral: 中性, negative: 利空}."
+    )
+    if method.head == "classifier":
+        return more
+    return words if method.learn == "nothing" else f"{more} {words}"
 
 
 def show_ledger(ledger: Ledger, truncated: Mapping[str, int]) -> None:
@@ -92,7 +172,7 @@ def show_ledger(ledger: Ledger, truncated: Mapping[str, int]) -> None:
         cut = truncated.get(split)
         table.add_row(split, *map(str, counts.values()), str(sum(counts.values())), "-" if cut is None else str(cut))
     table.caption = f"read {ledger.read.total():,}: {ledger.told(truncated)}"
-    console().print(table)
+    show(table, optional=range(len(labels), 0, -1))
     show_losses(ledger)
 
 
@@ -102,11 +182,11 @@ def show_losses(ledger: Ledger) -> None:
         table = Table(title="rows left out", title_justify="left", title_style="bold", caption_justify="left")
         table.add_column("why")
         table.add_column("rows", justify="right")
-        table.add_column("for example (file:line: text [label])", overflow="fold")
+        table.add_column("for example (file:line: text [label])")
         for fate, examples in ledger.examples.items():
             table.add_row(fate, f"{ledger.buckets[fate]:,}", escape("\n".join(examples)))
         table.caption = "all of them, with reasons: dropped.jsonl in the run folder"
-        console().print(table)
+        show(table)
     for note in ledger.notes:
         console().print(f"note: {escape(note)}", highlight=False)
 
@@ -118,7 +198,7 @@ def show_plan(title: str, values: Mapping[str, object]) -> None:
     table.add_column()
     for name, value in values.items():
         table.add_row(name, str(value))
-    console().print(table)
+    show(table)
 
 
 def write_comparison(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> None:

@@ -6,13 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from finsa import files, locks
 from finsa.config import ExportStage, RunConfig
 from finsa.data import table, task
 from finsa.errors import ConfigError, ModelError, Problem, RunError
+from finsa.evaluation import tables
 from finsa.inference import answering, bundles, exporting, receipts
 from finsa.inference.answering import Record
 from finsa.inference.receipts import Receipt
@@ -116,7 +116,7 @@ def _show(receipt: Receipt, title: str) -> None:
     shown.add_row("accuracy", f"{one.accuracy:.4f}", f"{other.accuracy:.4f}")
     shown.add_row("weights, MB", f"{one.bytes / 1e6:.1f}", f"{other.bytes / 1e6:.1f}")
     shown.add_row("ms per text, alone", f"{one.milliseconds:.1f}", f"{other.milliseconds:.1f}")
-    Console().print(shown)
+    tables.show(shown)
     print(
         f"same answer on {receipt.agreement:.2%} of {receipt.rows:,} validation rows; "
         f"largest difference of a probability {receipt.largest_difference:.2g}"

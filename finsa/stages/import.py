@@ -123,4 +123,4 @@ def _show(name: str, account: Account) -> None:
     for fate in account.fates:
         value = yaml_line(fate.value) if fate.key in account.given else "(default)"
         shown.add_row(fate.key, value, fate.kind, fate.text, style=styles.get(fate.kind))
-    tables.console().print(shown, highlight=False)
+    tables.show(shown)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from finsa import files, processes, runs, tracking
 from finsa.config import MoeJointStage, RunConfig
 from finsa.data import table, task
-from finsa.evaluation import mixing, mixture_sheets, outcome, records, router, sheets, tables
+from finsa.evaluation import mixing, mixture_sheets, outcome, records, router, sheets
 from finsa.evaluation.mixing import MIXTURE, UNION
 from finsa.inference.scoring import scorer
 from finsa.modeling import base, hardware, learner, quantization, tokenizers
@@ -146,6 +146,6 @@ def _of_union(path: Path) -> Classes:
 
 def _show(metrics: dict[str, Any]) -> None:
     for sheet in mixture_sheets.of("this mixture", metrics):
-        tables.console().print(sheets.as_rich(sheet))
+        sheets.show(sheet)
     for warning in metrics["router"]["warnings"]:
         print(f"warning: {warning}")

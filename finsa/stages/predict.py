@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from finsa import locks, processes
 from finsa.config import PredictStage, RunConfig, locate
 from finsa.data import parts, streams, written
 from finsa.errors import DataError, RunError
+from finsa.evaluation import tables
 from finsa.inference import answering, prediction
 from finsa.inference.answering import Answerer, Record
 from finsa.inference.prediction import Added, Share
@@ -44,7 +44,7 @@ def _one(cfg: RunConfig, record: Record, text: str) -> Result:
     table = Table(title=answers.chosen[0], title_justify="left", title_style="bold", show_header=False)
     for label, share in zip(answers.labels, answers.probabilities[0], strict=True):
         table.add_row(label, f"{share:.4f}", "█" * round(30 * float(share)))
-    Console().print(table)
+    tables.show(table)
     cut = f", the text was cut to {record.cfg.data.max_length} tokens with its prompt" if answers.cut[0] else ""
     routed = f", route {answers.routes[0]}" if answers.routes else ""
     print(f"{record.name}: {spent:.1f} ms{routed}{cut}")

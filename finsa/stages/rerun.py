@@ -54,7 +54,7 @@ def _compare(path: Path, again: Path) -> None:
     shown = Table("compared", "result", "", title=f"{path.name}, run again", title_justify="left")
     for check in checks:
         shown.add_row(check.what, "same" if check.same else "other", check.told)
-    tables.console().print(shown)
+    tables.show(shown)
     print(
         "made with other versions, code or hardware:" if others else "made with the same versions on the same machine"
     )

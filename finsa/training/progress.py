@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
@@ -27,7 +28,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         self.console = Console(stderr=True, quiet=not processes.first())
         self.bar = Progress(
             TextColumn("training"),
-            BarColumn(bar_width=28),
+            BarColumn(bar_width=28 if self.console.width >= 140 else 10),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
@@ -63,16 +64,31 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         if "loss" in logs:
             logs |= self.meter().lap()
             numbers = (
-                f"loss {logs['loss']:.3f}  {logs['samples_per_second']:,.1f} samples/s  "
-                f"{logs['tokens_per_second']:,.0f} tokens/s  MFU {logs['mfu']:.0%}  {logs['peak_memory_gib']:.1f} GiB"
+                f"loss {logs['loss']:.3f}",
+                f"{logs['samples_per_second']:,.1f} samples/s",
+                f"{logs['tokens_per_second']:,.0f} tokens/s",
+                f"{logs['peak_memory_gib']:.1f} GiB",
+                f"MFU {logs['mfu']:.0%}",
             )
-            self.bar.update(self.task, numbers=numbers)
+            self.bar.update(self.task, numbers=self._fitting(numbers))
         if "eval_loss" in logs:
             scores = "  ".join(
                 f"{key.removeprefix('eval_')} {value:.4f}" for key, value in logs.items() if "eval_" in key
             )
             self.console.print(f"  step {state.global_step}/{state.max_steps}  validation: {scores}", highlight=False)
         self.record(state.global_step, logs)
+
+    def _fitting(self, numbers: Sequence[str]) -> str:
+        """The first of the numbers, as many as leave room for the step, the total and the time left."""
+        self.bar.update(self.task, numbers="")
+        width = Measurement.get(self.console, self.console.options, self.bar.make_tasks_table(self.bar.tasks)).maximum
+        shown, room = "", self.console.width - width
+        for number in numbers:
+            longer = f"{shown}  {number}" if shown else number
+            if len(longer) > room:
+                break
+            shown = longer
+        return shown
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""

@@ -68,6 +68,6 @@ def write(
     tracker.figure("confusion matrix", figure)
     rows = {f"{cfg.model.name} as it is": metrics["base"]} if "base" in metrics else {}
     tables.show_ledger(job.table.ledger, cut)
-    tables.show_report(metrics["test"], f"{cfg.method.name} on the test split, by class")
+    tables.show_report(metrics["test"], f"{cfg.method.name} on the test split, by class", cfg.method)
     tables.show_comparison({**rows, cfg.method.name: metrics["test"]}, f"{cfg.data.name}, test split")
     print(f"run folder: {folder.path}")

@@ -2,12 +2,19 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
+from rich.table import Table
 
-from finsa.evaluation import metrics, tables
+from finsa.config import RunConfig
+from finsa.data.ledger import Ledger
+from finsa.evaluation import metrics, sheets, tables
+from finsa.evaluation.sheets import Sheet
 
+Configure = Callable[..., RunConfig]
 NAMES = ("利空", "中性", "利好")
 
 
@@ -40,8 +47,134 @@ def test_the_comparison_is_written_with_the_same_numbers(tmp_path: Path) -> None
     assert json.loads((tmp_path / "sweep" / "comparison.json").read_text(encoding="utf-8")) == reports
 
 
-def test_a_report_shows_its_confusion_matrix(capsys: pytest.CaptureFixture[str]) -> None:
-    tables.show_report(report(280), "by class")
+def test_a_report_shows_its_confusion_matrix(config: Configure, capsys: pytest.CaptureFixture[str]) -> None:
+    tables.show_report(report(280), "by class", config("method=lora").method)
     shown = capsys.readouterr().out
     assert all(name in shown for name in NAMES)
     assert f"{report(280)['per_class']['利好']['f1']:.4f}" in shown  # type: ignore[index]
+
+
+# ------------------------------------------------------------------------------------------------ widths
+
+SHEET = Sheet(
+    "成绩 Scores",
+    ["arm", "runs", "accuracy", "macro-F1", "weighted-F1", "macro-P", "macro-R", "看涨情绪"],
+    [
+        [
+            name,
+            "1",
+            "0.7250 (0.6391-0.7970)",
+            "0.7252 (0.6431-0.8016)",
+            "0.7267 (0.6463-0.8030)",
+            "0.7",
+            "0.6",
+            "0.0874",
+        ]
+        for name in ("lora_response data.name=股吧评论", "lora")
+    ],
+    "In brackets 95 % intervals.",
+    optional=(7, 6, 5, 4, 1),
+)
+
+
+def shown_at(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(width))
+    sheets.show(SHEET)
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("width", "hidden"),
+    [
+        (60, ["runs", "weighted-F1", "macro-P", "macro-R", "看涨情绪"]),
+        (80, ["weighted-F1", "macro-P", "macro-R", "看涨情绪"]),
+        (100, ["macro-R", "看涨情绪"]),
+        (120, []),
+    ],
+)
+def test_a_table_keeps_to_the_width_and_loses_no_word_and_no_border(
+    width: int, hidden: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = shown_at(width, monkeypatch, capsys)
+    assert max(map(cell_len, lines)) <= width
+    body = [line.rstrip() for line in lines if line[:1] in "┏┡┃│└"]
+    assert {line[-1] for line in body} == set("┓┩┃│┘")
+    assert len({cell_len(line) for line in body}) == 1
+    words = " ".join(body).split()
+    kept = [name for name in SHEET.columns if name not in hidden]
+    for text in ["lora_response", "data.name=股吧评论", "0.7252", "(0.6431-0.8016)", *kept]:
+        assert text in words, text
+    note = f"Not shown at this width: {', '.join(hidden)}." if hidden else ""
+    assert ("Not shown" in " ".join(lines)) == bool(hidden)
+    assert note in " ".join(" ".join(lines).split())
+
+
+def test_without_a_width_a_table_is_as_wide_as_it_has_to_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pipe or a file: 120 columns, more where the words need them, and no column is left out."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table = Table()
+    for number in range(40):
+        table.add_column(f"column{number}")
+    table.add_row(*(f"value{number}" for number in range(40)))
+    tables.show(table, optional=range(39, 0, -1))
+    words = capsys.readouterr().out.split()
+    for number in range(40):
+        assert f"column{number}" in words
+        assert f"value{number}" in words
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_all_tables_of_a_run_keep_to_the_width(
+    width: int, config: Configure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    labels = [f"看涨情绪第{number}类" for number in range(12)]
+    gold = [row % 12 for row in range(240)]
+    found = metrics.report(gold, [(one + row // 200) % 12 for row, one in enumerate(gold)], labels)
+    tables.show_report(found, "by class", config("method=lora").method)
+    tables.show_comparison({"Qwen2.5-0.5B-Instruct as it is": found, "lora_response": found}, "compared")
+    ledger = Ledger(splits={"train": dict.fromkeys(labels, 20_000), "test": dict.fromkeys(labels, 1234)})
+    tables.show_ledger(ledger, {"train": 7})
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(cell_len, lines)) <= width
+    assert all(line.rstrip()[-1] in "┓┩┃│┘" for line in lines if line[:1] in "┏┡┃│└")
+    text = " ".join(lines)
+    for word in ("precision", "recall", "Not shown at this width: → 看涨情绪第", "together", "text cut", "240000"):
+        assert word in text, word
+
+
+# ------------------------------------------------------------------------------------------------ advice
+
+
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [
+        ("majority", None),
+        ("tfidf_lr", ""),
+        ("encoder", "More epochs (method.baseline.epochs) or another method.baseline.learning_rate may help."),
+        ("classifier", "More steps (train.epochs, train.max_steps) or another train.learning_rate may help."),
+        (
+            "zero_shot",
+            "Label words that the model knows may help: data.labels sets the word for each class, such as {positive: "
+            "利好, neutral: 中性, negative: 利空}.",
+        ),
+        (
+            "lora",
+            "More steps (train.epochs, train.max_steps) or another train.learning_rate may help. Label words that the "
+            "model knows may help: data.labels sets the word for each class, such as {positive: 利好, neutral: 中性, "
+            "negative: 利空}.",
+        ),
+    ],
+)
+def test_one_label_for_all_rows_is_noted_with_what_the_method_can_do_about_it(
+    method: str, advice: str | None, config: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = metrics.report([0, 1, 2], [2, 2, 2], NAMES)
+    tables.show_report(same, "by class", config(f"method={method}").method)
+    shown = " ".join(capsys.readouterr().out.split())
+    if advice is None:
+        assert "note:" not in shown
+    else:
+        assert shown.endswith(f"note: every row was predicted 利好. {advice}".rstrip())
