@@ -72,7 +72,7 @@ def _tests(arms: Mapping[str, Classes], gold: Classes, classes: int) -> dict[str
     drawn = [
         statistics.paired_draws(gold, mixture[None], other[None], classes, SAMPLES, SEED) for other in others.values()
     ]
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for (name, other), one in zip(others.items(), statistics.differences(drawn), strict=True):
         right, theirs = mixture == gold, other == gold
         fixed, broken = int((right & ~theirs).sum()), int((theirs & ~right).sum())
