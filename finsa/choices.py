@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,17 @@ def add_folder(folder: Path) -> None:
     """Look for choices in a folder of the user's as well; ``--config-dir`` on the command line."""
     added.append(folder.absolute())
     choices_of.cache_clear()
+
+
+@contextmanager
+def folder_added(folder: Path) -> Iterator[None]:
+    """Look for choices in a folder as well, for as long as this lasts."""
+    add_folder(folder)
+    try:
+        yield
+    finally:
+        added.remove(folder.absolute())
+        choices_of.cache_clear()
 
 
 @cache

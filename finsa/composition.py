@@ -19,11 +19,23 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from finsa import safety
-from finsa.choices import CONF, Choices, add_folder, added, choices_of, experiment, file_of, groups, origin_of
+from finsa.choices import (
+    CONF,
+    Choices,
+    add_folder,
+    added,
+    choices_of,
+    experiment,
+    file_of,
+    folder_added,
+    groups,
+    origin_of,
+)
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, Problem, nearest, suggest
 
-__all__ = ["CONF", "add_folder", "added", "choices_of", "experiment", "file_of", "groups"]  # for users of this module
+# for users of this module
+__all__ = ["CONF", "add_folder", "added", "choices_of", "experiment", "file_of", "folder_added", "groups"]
 
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finsa import composition
+from finsa.data.conversations import CHATS
+from finsa.data.readers import READERS
 from finsa.errors import DataError, suggest
 from finsa.migration.account import Account
 
-SOURCES = ("file_name", "hf_hub_url", "ms_hub_url", "script_url")
+SOURCES = ("file_name", "hf_hub_url", "ms_hub_url", "script_url", "cloud_file_name")
 _TAGS = {"role_tag": ("from", "role"), "content_tag": ("value", "content"), "user_tag": ("human", "user")}
 TAGS = {**_TAGS, "assistant_tag": ("gpt", "assistant")}
 
 
 def is_dataset_info(content: Mapping[str, Any]) -> bool:
     """Whether a file holds entries of data sets rather than settings of a training."""
-    return bool(content) and all(isinstance(entry, dict) and set(SOURCES) & set(entry) for entry in content.values())
+    return any(isinstance(entry, dict) and set(SOURCES) & set(entry) for entry in content.values())
 
 
-def translate(entry: Mapping[str, Any], name: str, folder: Path) -> Account:
+def translate(entry: Any, name: str, folder: Path) -> Account:
     """Translate one entry.
 
     Args:
@@ -31,6 +33,8 @@ def translate(entry: Mapping[str, Any], name: str, folder: Path) -> Account:
     Raises:
         DataError: for rows that cannot be read as text and label.
     """
+    if not isinstance(entry, dict) or not set(SOURCES) & set(entry):
+        raise DataError(f"{name}: is no entry of a data set; one has {', '.join(SOURCES[:2])} or another source")
     account = Account(entry, name)
     account.values["name"] = name
     shape = account.get("formatting", "alpaca")
@@ -40,7 +44,7 @@ def translate(entry: Mapping[str, Any], name: str, folder: Path) -> Account:
         if account.get(key, False):
             raise DataError(f"{name}: {key} is true: pairs of answers are not labels")
     if shape == "sharegpt":
-        account.set("formatting", "source", "messages")
+        account.set("formatting", "source", "messages", "the last answer is the label")
     _columns(account, shape, name)
     _place(account, name, folder)
     account.values["prompt"] = "{text}\n"
@@ -60,8 +64,8 @@ def _place(account: Account, name: str, folder: Path) -> None:
     if "hf_hub_url" in account.given:
         if account.values["source"] != "table":
             raise DataError(
-                f"{name}: rows of the hub are read by their columns: save them as a file beside dataset_info.json and "
-                "name it by file_name, or use data=hub data.hub.id=" + str(account.given["hf_hub_url"])
+                f"{name}: chats of the hub are not read ({account.given['hf_hub_url']}): save them as a file beside "
+                "dataset_info.json and name it by file_name"
             )
         account.values["source"] = "hub"
         split = str(account.get("split", "train"))
@@ -70,7 +74,10 @@ def _place(account: Account, name: str, folder: Path) -> None:
         account.set("revision", "hub.revision", str(account.get("revision", "main")))
         account.set("split", "hub.splits", {"train": split})
     elif "file_name" in account.given:
-        account.set("file_name", "files", str((folder / str(account.given["file_name"])).absolute()))
+        file = (folder / str(account.given["file_name"])).absolute()
+        if not file.is_dir() and file.suffix.lower() not in READERS:
+            raise DataError(f"{name}: {file.name} is not read. Choose from: {', '.join(sorted(READERS))}")
+        account.set("file_name", "files", str(file), "" if file.exists() else "not there at present")
     else:
         found = next(key for key in SOURCES if key in account.given)
         raise DataError(f"{name}: {found} is not read; save the rows as a file and name it by file_name")
@@ -78,13 +85,18 @@ def _place(account: Account, name: str, folder: Path) -> None:
 
 def _columns(account: Account, shape: str, name: str) -> None:
     written = account.get("columns", {})
-    columns = dict(written) if isinstance(written, dict) else {}
-    read = {"alpaca": ("prompt", "query", "response"), "sharegpt": ("messages",)}[shape]
-    other = {key: value for key, value in columns.items() if key not in read and value}
+    columns = {key: value for key, value in dict(written).items() if value} if isinstance(written, dict) else {}
+    for key in ("system", "history"):
+        if columns.get(key, key) != key:
+            raise DataError(
+                f"{name}: columns.{key} is read from the field '{key}' alone; rename '{columns[key]}' in the file"
+            )
+    read = {"alpaca": ("prompt", "query", "response", "system", "history"), "sharegpt": ("messages", "system")}[shape]
+    other = [key for key in columns if key not in read]
     if shape == "alpaca":
         _alpaca(account, columns, name)
-    elif columns.get("messages", "conversations") not in ("conversations", "messages"):
-        raise DataError(f"{name}: turns are read from 'messages' or 'conversations', not '{columns['messages']}'")
+    elif columns.get("messages", "conversations") not in CHATS:
+        raise DataError(f"{name}: turns are read from {' or '.join(CHATS)}, not '{columns['messages']}'")
     if "tags" in account.given:
         wrong = {
             key: value for key, value in dict(account.given["tags"]).items() if value not in TAGS.get(key, (value,))
@@ -94,7 +106,7 @@ def _columns(account: Account, shape: str, name: str) -> None:
             raise DataError(f"{name}: tags.{key} '{value}' is not read. {suggest(str(value), TAGS[key])}")
         account.tell("tags", "translated", "the form of the turns is recognised")
     if other:
-        account.tell("columns", "not supported", f"{', '.join(other)}: one question and one answer a row")
+        account.tell("columns", "not supported", f"{', '.join(other)}: not read; rows with images are unreadable")
     elif "columns" in account.left():
         account.tell("columns", "translated", "data.columns")
 
@@ -106,7 +118,11 @@ def _alpaca(account: Account, columns: Mapping[str, Any], name: str) -> None:
         raise DataError(f"{name}: columns needs prompt and response")
     if all(own.get(key, value) == value for key, value in usual.items()) and "hf_hub_url" not in account.given:
         account.set("formatting", "source", "alpaca")
+        if not {"system", "history"} & set(columns):  # fields that no column names are not read there either
+            account.values["turns"] = "last"
         return
+    if {"system", "history"} & set(columns):
+        raise DataError(f"{name}: system and history are read beside the fields instruction, input and output alone")
     if own.get("query") and "hf_hub_url" not in account.given:
         raise DataError(
             f"{name}: the columns {own['prompt']} and {own['query']} are joined under the names instruction and input "
@@ -139,15 +155,21 @@ def of_training(account: Account, info: Mapping[str, Any] | None, where: str) ->
         account.tell("dataset", "not supported", reason)
         known = []
     account.tell("dataset_dir", "translated" if known else "no effect", f"{where} was read" if known else "not read")
-    _validation(account)
     return known
 
 
-def _validation(account: Account) -> None:
+def validation(account: Account, parts: Sequence[str]) -> None:
+    """Translate how many rows validate.
+
+    Args:
+        account: of the training file; takes note.
+        parts: data sets that are mixed, each of which is divided by its own rule; empty for a single one.
+    """
     share = account.number("val_size", 0.0)
     if 0 < share < 0.5:
-        account.set("val_size", "data.split.validation", share, "where the files name no validation split")
-        account.set("val_size", "data.split.rule", "random")
+        for place in [f"data.parts.{part}" for part in parts] or ["data"]:
+            account.set("val_size", f"{place}.split.validation", share, "where the files name no validation split")
+            account.set("val_size", f"{place}.split.rule", "random")
     elif share:
         account.tell("val_size", "not supported", "data.split.validation is a share of the rows below 0.5")
     else:

@@ -6,6 +6,7 @@ is written down too, because the defaults here are others.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,12 @@ from finsa.migration.keys import IGNORED, UNSUPPORTED
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
 ATTENTION = {"sdpa": "sdpa", "fa2": "flash_attention_2", "disabled": "eager"}
-PLAIN = ("empty", "default")  # templates that put no tokens of a chat around the prompt
+PLAIN = {"empty": "{text}", "default": "Human: {text}\nAssistant:"}  # templates without tokens of a chat: their words
+LOCAL = re.compile(r"[/~.\\]|[A-Za-z]:[/\\]")  # how a path begins that is no id of the hub
+SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size")
+
+
+ANOTHER = "For another model write one, and name its folder: --config-dir <folder> with <folder>/model/<name>.yaml"
 
 
 def translate(given: Mapping[str, Any], name: str, processes: int) -> Account:
@@ -61,16 +67,10 @@ def _model(account: Account, name: str) -> None:
     written = str(account.get("model_name_or_path", ""))
     if not written:
         raise _refused("model_name_or_path", "is missing, so this is no training file of LLaMA-Factory", name)
-    known = {_hub_id(choice): choice for choice in composition.choices_of("model")}
-    last = {hub_id.rpartition("/")[2]: choice for hub_id, choice in known.items() if hub_id}
-    choice = known.get(written.lower()) or last.get(Path(written).name.lower())
-    if choice is None:
-        hint = suggest(written, [hub_id for hub_id in known if hub_id])
-        text = f"no file of conf/model has hub_id {written}. {hint} For another model write one, and name its folder: "
-        raise _refused("model_name_or_path", text + "--config-dir <folder> with <folder>/model/<name>.yaml", name)
-    account.choose("model_name_or_path", "model", choice)
-    if Path(written).expanduser().is_dir():
-        account.set("model_name_or_path", "model.path", str(Path(written).expanduser().absolute()))
+    if LOCAL.match(written) or Path(written).is_dir():
+        _local_model(account, name, Path(written).expanduser().absolute())
+    else:
+        _hub_model(account, name, written)
     if account.get("model_revision", "main") != "main":
         account.set("model_revision", "model.revision", str(account.given["model_revision"]))
     _prompt(account)
@@ -80,21 +80,76 @@ def _model(account: Account, name: str) -> None:
     _precision(account)
 
 
+def _hub_model(account: Account, name: str, written: str) -> None:
+    known = {_hub_id(choice): choice for choice in composition.choices_of("model")}
+    last = {hub_id.rpartition("/")[2]: choice for hub_id, choice in known.items() if hub_id}
+    choice = known.get(written.lower()) or last.get(written.rpartition("/")[2].lower())
+    if choice is None:
+        hint = suggest(written, [hub_id for hub_id in known if hub_id])
+        raise _refused("model_name_or_path", f"no file of conf/model has hub_id {written}. {hint} {ANOTHER}", name)
+    account.choose("model_name_or_path", "model", choice)
+    if written.lower() not in known:  # somebody else's copy or tuning of that model
+        account.set("model_name_or_path", "model.hub_id", written, "another repository of that name, its newest commit")
+        account.values["model.revision"] = "main"
+
+
+def _local_model(account: Account, name: str, folder: Path) -> None:
+    """A folder is never the hub's model: its weights are taken, and its configuration says which file describes it."""
+    if (folder / "adapter_config.json").is_file():
+        text = f"{folder} is an adapter (adapter_config.json) and no model; name the model that it was trained on"
+        raise _refused("model_name_or_path", text, name)
+    same_name = [choice for choice in composition.choices_of("model") if _last(choice) == folder.name.lower()]
+    file = folder / "config.json"
+    remark = "its architecture agrees"
+    if file.is_file():
+        shape = {key: value for key, value in read(file).items() if key in SHAPE}
+        fitting = [choice for choice in composition.choices_of("model") if _fits(choice, shape)]
+        said = ", ".join(f"{key} {value}" for key, value in shape.items())
+        missing = f"no file of conf/model describes the model in {folder} ({said})."
+    else:
+        fitting, remark = same_name, "not found here; its architecture is taken to be the one of its name"
+        missing = f"there is no config.json in {folder}, and no file of conf/model has a hub_id of that name."
+    if not fitting:
+        raise _refused("model_name_or_path", f"{missing} {ANOTHER}", name)
+    account.choose("model_name_or_path", "model", next((one for one in same_name if one in fitting), fitting[0]))
+    account.set("model_name_or_path", "model.path", str(folder), remark)
+
+
+def _fits(choice: str, shape: Mapping[str, Any]) -> bool:
+    architecture = _values(choice).get("architecture") or {}
+    return bool(shape) and all(architecture.get(key) == value for key, value in shape.items())
+
+
+def _values(choice: str) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(composition.file_of("model", choice).read_text(encoding="utf-8"))
+    return values
+
+
+def _last(choice: str) -> str:
+    return _hub_id(choice).rpartition("/")[2]
+
+
 def _hub_id(choice: str) -> str:
-    values = yaml.safe_load(composition.file_of("model", choice).read_text(encoding="utf-8"))
-    return str(values.get("hub_id") or "").lower()
+    return str(_values(choice).get("hub_id") or "").lower()
 
 
 def _prompt(account: Account) -> None:
     template = account.get("template")
     if template is None or template in PLAIN:
-        account.set("template", "model.prompt", "plain", "the words around the text are in data.prompt")
+        account.set("template", "model.prompt", "plain")
         account.set("template", "model.think", "none")
     else:
         account.set("template", "model.prompt", "chat", "the chat template that the tokenizer brings")
         closed = account.get("enable_thinking") is False
         if "enable_thinking" in account.given:
             account.set("enable_thinking", "model.think", "closed" if closed else "none")
+
+
+def words(account: Account) -> None:
+    """Translate what the template puts around a text, for data sets that are translated as well."""
+    template = account.get("template", "empty")
+    remark = "there an end token follows the text" if template == "default" else ""
+    account.set("template", "data.prompt", PLAIN.get(template, "{text}"), remark)
 
 
 def _precision(account: Account) -> None:
@@ -122,7 +177,7 @@ def _method(account: Account, name: str) -> None:
 
 def _adapter(account: Account, name: str) -> None:
     rank = account.whole("lora_rank", 8)
-    target = str(account.get("lora_target", "all"))
+    target = account.get("lora_target", "all")
     variants = {"use_dora": "dora", "use_rslora": "rslora", "pissa_init": "pissa"}
     chosen = {key: kind for key, kind in variants.items() if account.get(key, False)}
     if len(chosen) > 1:
@@ -132,7 +187,7 @@ def _adapter(account: Account, name: str) -> None:
     account.set("lora_rank", "method.adapter.rank", rank)
     account.set("lora_alpha", "method.adapter.alpha", account.number("lora_alpha", 2 * rank))
     account.set("lora_dropout", "method.adapter.dropout", account.number("lora_dropout", 0.0))
-    names = [word.strip() for word in target.split(",")]
+    names = [str(word).strip() for word in (target if isinstance(target, list) else str(target).split(","))]
     account.set("lora_target", "method.adapter.targets", "all" if names == ["all"] else names)
     if account.get("loraplus_lr_ratio") is not None:
         account.set("loraplus_lr_ratio", "method.adapter.lr_ratio", account.number("loraplus_lr_ratio", 1))
@@ -167,15 +222,21 @@ def _schedule(account: Account, processes: int) -> None:
     account.set("load_best_model_at_end", "train.patience", None, "the best checkpoint on validation is kept")
     if account.get("load_best_model_at_end", False) and "loss" in str(account.get("metric_for_best_model", "loss")):
         account.set("metric_for_best_model", "train.select_by", "loss")
-    account.set("logging_steps", "train.log_every", max(1, account.whole("logging_steps", 10)))
+    if 0 < account.number("logging_steps", 10) < 1:
+        account.tell("logging_steps", "no effect", "a share of all steps; train.log_every counts steps")
+    else:
+        account.set("logging_steps", "train.log_every", max(1, account.whole("logging_steps", 10)))
 
 
 def _warmup(account: Account, kind: str) -> None:
-    steps, ratio = account.whole("warmup_steps", 0), account.number("warmup_ratio", 0.0)
+    steps, ratio = account.number("warmup_steps", 0), account.number("warmup_ratio", 0.0)
     if kind == "constant":
         steps, ratio = 0, 0.0  # this schedule of transformers has none
-    if steps:
-        account.set("warmup_steps", "train.warmup", float(steps), "steps")
+    if 0 < steps < 1:  # as transformers reads it since version 5
+        account.set("warmup_steps", "train.warmup", steps, "share of all steps")
+        account.tell("warmup_ratio", "no effect", "warmup_steps goes before it")
+    elif steps:
+        account.set("warmup_steps", "train.warmup", float(account.whole("warmup_steps", 0)), "steps")
         account.tell("warmup_ratio", "no effect", "warmup_steps goes before it")
     else:
         account.set("warmup_ratio", "train.warmup", ratio, "share of all steps")

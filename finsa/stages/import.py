@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -11,36 +13,88 @@ from rich.table import Table
 
 from finsa import arguments, composition, files
 from finsa.config import ImportStage, RunConfig, locate
-from finsa.errors import DataError
+from finsa.errors import DataError, FinsaError
 from finsa.evaluation import tables
 from finsa.migration import datasets, llamafactory
 from finsa.migration.account import Account, header, nested, yaml_line
 from finsa.runs import Result
 
+ABOVE = 4  # folders above a training file in which its data sets are looked for
+
 
 def run(cfg: RunConfig) -> Result:
-    """Read ``input``, write files below ``output``, check that they compose, and tell of every key."""
+    """Read ``input``, write files below ``output`` that are known to compose, and report every key.
+
+    Raises:
+        DataError: where nothing can be translated; then nothing is written.
+    """
     assert isinstance(cfg.stage, ImportStage)
     source, folder = locate(str(cfg.input)), Path(str(cfg.output))
     if not source.is_file():
         raise DataError(f"input: no such file: {source}")
-    content = llamafactory.read(source)
+    content, refused = llamafactory.read(source), dict[str, str]()
+    made: list[Translated] = []
     if datasets.is_dataset_info(content):
-        accounts = _write_data(content, list(content), source.parent, folder)
-        commands = [f"data={_name(name)}" for name in accounts]
+        for name in content:
+            try:
+                made.append(_composing([_data(content, name, source.parent, folder)]))
+            except FinsaError as error:
+                refused[name] = str(error).removeprefix(f"{_name(name)}: ")
+        if not made:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+            raise DataError(f"input: no entry of {source} can be translated: {reasons}")
     else:
-        accounts, commands = (
-            _write_experiment(content, source, folder, cfg.stage),
-            [f"experiment={_name(source.stem, 'experiment')}"],
-        )
+        made.append(_composing(_experiment(content, source, folder, cfg.stage)))
+    for written in made:
+        for file, lines in written.files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            files.write_text(folder / file, "\n".join(lines) + "\n")
     composition.add_folder(folder)
+    accounts = {name: account for written in made for name, account in written.accounts.items()}
     for name, account in accounts.items():
         _show(name, account)
-    for command in commands:
-        arguments.check([command])
-        print(f"use it: python run.py --config-dir {folder} {command}")
+    for name, reason in refused.items():
+        print(f"not translated: {name}: {reason}")
+    for written in made:
+        print(f"use it: python run.py --config-dir {folder} {written.command}")
     kinds = [fate.kind for account in accounts.values() for fate in account.fates]
-    return Result("import", None, {kind: kinds.count(kind) for kind in ("translated", "no effect", "not supported")})
+    counts = {kind: kinds.count(kind) for kind in ("translated", "no effect", "not supported")}
+    return Result("import", None, counts | ({"entries not translated": len(refused)} if refused else {}))
+
+
+@dataclass(frozen=True)
+class Translated:
+    """Files that belong together: all of them are written, or none.
+
+    Args:
+        command: that chooses the last of them.
+        files: lines by path below the output.
+        accounts: what became of the keys, by the name of what was translated.
+    """
+
+    command: str
+    files: dict[Path, list[str]]
+    accounts: dict[str, Account]
+
+
+def _composing(parts: list[Translated]) -> Translated:
+    """Join translations, after composing them in a folder of their own.
+
+    Raises:
+        FinsaError: where they do not compose.
+    """
+    whole = Translated(
+        parts[-1].command,
+        {file: lines for part in parts for file, lines in part.files.items()},
+        {name: account for part in reversed(parts) for name, account in part.accounts.items()},
+    )
+    with TemporaryDirectory() as place:
+        for file, lines in whole.files.items():
+            (Path(place) / file).parent.mkdir(parents=True, exist_ok=True)
+            (Path(place) / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with composition.folder_added(Path(place)):
+            arguments.check([whole.command])
+    return whole
 
 
 def _name(written: str, group: str = "data") -> str:
@@ -49,70 +103,68 @@ def _name(written: str, group: str = "data") -> str:
     return f"{name}_imported" if (composition.CONF / group / f"{name}.yaml").exists() else name
 
 
-def _write_data(info: dict[str, Any], names: list[str], place: Path, folder: Path) -> dict[str, Account]:
-    accounts = {}
-    for name in names:
-        account = datasets.translate(info[name], _name(name), place)
-        title = f"{name}, from LLaMA-Factory's dataset_info.json. Labels: the distinct answers of the training rows."
-        lines = header(account, title, f"python run.py --config-dir {folder} data={_name(name)}")
-        lines += ["defaults: [table, _self_]", _body(account.values)]
-        _write(folder / "data" / f"{_name(name)}.yaml", lines)
-        accounts[name] = account
-    return accounts
+def _data(info: dict[str, Any], entry: str, place: Path, folder: Path) -> Translated:
+    name = _name(entry)
+    account = datasets.translate(info[entry], name, place)
+    title = f"{entry}, from LLaMA-Factory's dataset_info.json. Labels: the distinct answers of the training rows."
+    lines = header(account, title, f"python run.py --config-dir {folder} data={name}")
+    lines += ["defaults: [table, _self_]", _body(account.values)]
+    return Translated(f"data={name}", {Path("data", f"{name}.yaml"): lines}, {entry: account})
 
 
-def _write_experiment(content: dict[str, Any], source: Path, folder: Path, stage: ImportStage) -> dict[str, Account]:
+def _experiment(content: dict[str, Any], source: Path, folder: Path, stage: ImportStage) -> list[Translated]:
     account = llamafactory.translate(content, source.name, stage.processes)
     file = _datasets(account, source, stage)
-    info = llamafactory.read(file) if file.is_file() else None
+    info = llamafactory.read(file) if file.is_file() else {}
     needed = datasets.of_training(account, info, str(file))
-    accounts = {source.name: account} | (_write_data(info, needed, file.parent, folder) if info and needed else {})
-    if len(needed) > 1:
-        _write_mixture(account, needed, folder)
-    elif needed:
-        account.choices["data"] = _name(needed[0])
-    if account.values.get("model.prompt") == "chat" and needed:
-        account.values["data.prompt"] = "{text}"
+    parts = [_data(info, entry, file.parent, folder) for entry in needed]
+    names = [_name(entry) for entry in needed]
+    if len(names) > 1:
+        parts.append(_mixture(account, names, folder))
+    elif names:
+        account.choices["data"] = names[0]
+    datasets.validation(account, names if len(names) > 1 else [])
+    if names:
+        llamafactory.words(account)
     name = _name(source.stem, "experiment")
     title = f"{source.name} of LLaMA-Factory. Here a checkpoint is chosen on validation rows, and labels are scored."
     lines = ["# @package _global_", *header(account, title, f"python run.py --config-dir {folder} experiment={name}")]
     groups = [f"  - override /{group}: {choice}" for group, choice in account.choices.items()]
     lines += ["defaults:", *groups, "  - _self_", "", f"experiment: {name}", _body(account.values)]
-    _write(folder / "experiment" / f"{name}.yaml", lines)
-    return accounts
+    written = {Path("experiment", f"{name}.yaml"): lines}
+    return [*parts, Translated(f"experiment={name}", written, {source.name: account})]
 
 
 def _datasets(account: Account, source: Path, stage: ImportStage) -> Path:
-    """Where the entries of the data sets stand: as told, or below ``dataset_dir``, which is relative to one of two."""
+    """Where the entries of the data sets are: as named, or below ``dataset_dir``.
+
+    A relative one counts from where the other trainer was started: here, or a folder above the training file.
+    """
     if stage.datasets is not None:
         file = locate(stage.datasets)
         if not file.is_file():
             raise DataError(f"stage.datasets: no such file: {file}")
         return file
-    written = Path(str(account.get("dataset_dir", "data")), "dataset_info.json")
-    places = [written, source.parent / written, source.parent / "dataset_info.json"]
+    written = Path(str(account.get("dataset_dir", "data")), "dataset_info.json").expanduser()
+    above = source.absolute().parents[:ABOVE]
+    places = [written, *(place / written for place in above), source.parent / "dataset_info.json"]
     return next((place for place in places if place.is_file()), written)
 
 
-def _write_mixture(account: Account, names: list[str], folder: Path) -> None:
+def _mixture(account: Account, names: list[str], folder: Path) -> Translated:
     name = _name(account.choices["data"])
     account.choices["data"] = name
-    parts = [f"  - {_name(part)}@parts.{_name(part)}" for part in names]
     lines = [
         f"# {', '.join(names)} joined, as the training file has them.",
         f"# python run.py --config-dir {folder} data={name}",
     ]
-    lines += ["defaults:", "  - table", *parts, "  - _self_", f"name: {name}", "source: mixture"]
-    _write(folder / "data" / f"{name}.yaml", lines)
+    lines += ["defaults:", "  - table", *[f"  - {part}@parts.{part}" for part in names], "  - _self_"]
+    lines += [f"name: {name}", "source: mixture", 'prompt: "{text}\\n"']
+    return Translated(f"data={name}", {Path("data", f"{name}.yaml"): lines}, {})
 
 
 def _body(values: dict[str, Any]) -> str:
     return str(yaml.safe_dump(nested(values), allow_unicode=True, sort_keys=False, width=118)).strip()
-
-
-def _write(file: Path, lines: list[str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(file, "\n".join(lines) + "\n")
 
 
 def _show(name: str, account: Account) -> None:

@@ -224,6 +224,149 @@ def test_data_that_is_not_found_has_to_be_named(imported: Callable[..., RunConfi
         table.load(got.data)
 
 
+def _write(folder: Path, **contents: Any) -> None:
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def _pairs(count: int, mark: str) -> list[tuple[str, str]]:
+    return [(f"{mark}第{n}条：{'涨' if n % 2 else '跌'}{n}", "positive" if n % 2 else "negative") for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"), [("default", "Human: {text}\nAssistant:"), (None, "{text}"), ("qwen", "{text}")]
+)
+def test_two_sets_are_divided_and_asked_as_the_file_says(
+    imported: Callable[..., RunConfig], tmp_path: Path, template: str | None, prompt: str
+) -> None:
+    """The share of validation rows reaches each set, and the prompt is the template's, not that of another data set."""
+    first = [{"instruction": "判断", "input": text, "output": label} for text, label in _pairs(100, "甲")]
+    second = [
+        {"system": "分析师", "conversations": [{"from": "human", "value": t}, {"from": "gpt", "value": v}]}
+        for t, v in _pairs(50, "乙")
+    ]
+    columns = {"messages": "conversations", "system": "system"}
+    info = {"a": {"file_name": "a.json"}, "b": {"file_name": "b.json", "formatting": "sharegpt", "columns": columns}}
+    (tmp_path / "data").mkdir()
+    _write(tmp_path / "data", a=first, b=second, dataset_info=info)
+    words = {"dataset": "a,b", "val_size": 0.3, "template": template, "model_name_or_path": "Qwen/Qwen2.5-0.5B"}
+    got = imported({key: value for key, value in words.items() if value is not None})
+    assert (got.data.source, got.data.prompt) == ("mixture", prompt)
+    assert got.data.parts is not None
+    assert [(part.split.rule, part.split.validation) for part in got.data.parts.values()] == [("random", 0.3)] * 2
+    splits = table.load(got.data).splits
+    # scikit-learn rounds up: 10 and 5 test rows, then 0.3 / 0.9 of the 90 and 45 that are left
+    assert [splits[name].height for name in ("train", "validation", "test")] == [90, 45, 15]
+    assert {text[:4] for text in splits["train"]["text"]} == {"判断\n甲", "syst"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "warmup"),
+    [
+        ({"warmup_steps": 0.1}, 0.1),
+        ({"warmup_steps": 20, "warmup_ratio": 0.5}, 20),
+        ({"warmup_steps": 0, "warmup_ratio": 0.05}, 0.05),
+        ({"warmup_steps": 0.1, "lr_scheduler_type": "constant"}, 0),
+    ],
+)
+def test_warmup_in_steps_or_as_a_share(imported: Callable[..., RunConfig], keys: dict[str, Any], warmup: float) -> None:
+    got = imported({"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "sample", "logging_steps": 0.1, **keys})
+    assert (got.train.warmup, got.train.log_every) == (warmup, 10)
+
+
+def test_each_entry_is_translated_by_itself_and_the_others_are_listed(
+    config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = {
+        "_comment": "mine",
+        "posts": {"file_name": "posts.json"},
+        "prefs": {"file_name": "prefs.json", "ranking": True, "columns": {"prompt": "q", "chosen": "c"}},
+        "wiki": {"file_name": "wiki.txt", "columns": {"prompt": "a", "response": "b"}},
+        "told": {"file_name": "t.json", "columns": {"prompt": "instruction", "response": "output", "system": "role"}},
+        "hub": {"hf_hub_url": "someone/set", "formatting": "sharegpt"},
+        "cloud": {"cloud_file_name": "s3://bucket"},
+        "talk": {
+            "file_name": "talk.json",
+            "columns": {"prompt": "instruction", "response": "output", "history": "history"},
+        },
+    }
+    _write(tmp_path, dataset_info=info)
+    counts = _run(config, tmp_path / "dataset_info.json", tmp_path / "out")
+    assert counts["entries not translated"] == 6
+    assert sorted(file.name for file in (tmp_path / "out").rglob("*.*")) == ["posts.yaml", "talk.yaml"]
+    said = capsys.readouterr().out
+    for line in (
+        "_comment: is no entry of a data set; one has file_name, hf_hub_url or another source",
+        "prefs: ranking is true: pairs of answers are not labels",
+        "wiki: wiki.txt is not read. Choose from: .arrow, .csv",
+        "told: columns.system is read from the field 'system' alone; rename 'role' in the file",
+        "hub: chats of the hub are not read (someone/set): save them as a file",
+        "cloud: cloud_file_name is not read; save the rows as a file",
+    ):
+        assert f"not translated: {line}" in said
+    turns = {}
+    for name in ("posts", "talk"):  # a field that columns does not name is not read by LLaMA-Factory
+        values, choices = composition.compose_values([f"data={name}"])
+        turns[name] = composition.build(values, choices, []).data.turns
+    assert turns == {"posts": "last", "talk": "all"}
+
+
+def test_an_experiment_is_written_whole_or_not_at_all(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Of its two sets one cannot be translated; and a value that finsa refuses when everything is put together."""
+    _write(tmp_path, dataset_info={"a": {"file_name": "a.json"}, "b": {"file_name": "b.json", "ranking": True}})
+    words = {"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "a,b"}
+    for content, message in ((words, "b: ranking is true"), (words | {"dataset": "a", "cutoff_len": 4}, "max_length")):
+        (tmp_path / "t.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        with pytest.raises(FinsaError, match=message):
+            _run(config, tmp_path / "t.yaml", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    assert composition.added == []
+
+
+def test_a_local_folder_is_not_the_hubs_model(
+    imported: Callable[..., RunConfig], config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Its weights are taken, and its config.json says which file describes it, whatever the folder is called."""
+    folder = tmp_path / "tuned" / "Qwen2.5-7B"
+    folder.mkdir(parents=True)
+    shape = {"model_type": "qwen2", "hidden_size": 896, "num_hidden_layers": 24, "intermediate_size": 4864}
+    _write(folder, config=shape)
+    got = imported({"model_name_or_path": str(folder), "dataset": "sample"})
+    assert (got.model.hub_id, got.model.path) == ("Qwen/Qwen2.5-0.5B", str(folder))
+    gone = imported({"model_name_or_path": "/models/Qwen2.5-0.5B", "dataset": "sample"})
+    assert (gone.model.name, gone.model.path) == ("qwen05b", "/models/Qwen2.5-0.5B")
+    copy = imported({"model_name_or_path": "someone/Qwen2.5-0.5B", "dataset": "sample"})
+    assert (copy.model.name, copy.model.hub_id, copy.model.revision) == ("qwen05b", "someone/Qwen2.5-0.5B", "main")
+    _write(folder, config=shape | {"num_hidden_layers": 3})
+    with pytest.raises(FinsaError, match=r"no file of conf/model describes the model in .*num_hidden_layers 3"):
+        imported({"model_name_or_path": str(folder), "dataset": "sample"})
+    _write(folder, adapter_config={})
+    with pytest.raises(FinsaError, match=r"is an adapter \(adapter_config.json\) and no model"):
+        imported({"model_name_or_path": str(folder), "dataset": "sample"})
+    with pytest.raises(FinsaError, match="there is no config.json in /x/y"):
+        imported({"model_name_or_path": "/x/y", "dataset": "sample"})
+
+
+def test_data_sets_are_found_above_the_training_file(
+    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in its own repository: examples/train_lora/x.yaml and data/dataset_info.json; dataset_dir may be relative."""
+    for name in ("data", "sets", "examples/train_lora", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for place, words in (("data", {}), ("sets", {"dataset_dir": "./sets"})):
+        _write(tmp_path / place, dataset_info={"mine": {"file_name": "mine.json"}})
+        file = tmp_path / "examples" / "train_lora" / f"{place}.yaml"
+        content = {"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "mine", "lora_target": ["q_proj", "v_proj"]}
+        file.write_text(yaml.safe_dump(content | words), encoding="utf-8")
+        _run(config, file, tmp_path / "out")
+        values, choices = composition.compose_values([f"experiment={place}"])
+        cfg = composition.build(values, choices, [])
+        assert cfg.data.files == str(tmp_path / place / "mine.json")
+        assert cfg.method.adapter is not None
+        assert cfg.method.adapter.targets == ("q_proj", "v_proj")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
