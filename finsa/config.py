@@ -34,6 +34,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 # What becomes the name of a folder: any letters, and nothing that leads out of the run folder.
 FOLDER_NAME = r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,79}$"
 FolderName = Annotated[str, Field(pattern=FOLDER_NAME)]
+Files = str | tuple[str, ...]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
@@ -482,6 +483,8 @@ class Data(Section):
     """A table of texts with labels, and the prompt around a text.
 
     Args:
+        files: a folder, a file, a pattern or a list of them, where names of files and folders say the splits; or a map
+            from train, validation and test to such paths.
         ratios: of a mixture's parts in the training split; null: all rows of all parts.
         turns: of a chat, or an instruction row with a history: ``all`` reads the whole conversation in its roles,
             ``last`` the last user turn alone.
@@ -491,7 +494,7 @@ class Data(Section):
 
     name: Name
     source: Literal["table", "alpaca", "messages", "articles", "hub", "mixture"]
-    files: str | tuple[str, ...] | None
+    files: Files | dict[Literal["train", "validation", "test"], Files] | None
     hub: Hub | None
     articles: Articles | None
     parts: dict[Name, Data] | None

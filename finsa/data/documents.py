@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from finsa.config import Corpus, Data
-from finsa.data import readers, roles, sources, synthetic, table
+from finsa.data import discovery, readers, roles, synthetic, table
 from finsa.data.cleaning import OPEN, folded, mark
 from finsa.data.ledger import USED, Ledger
 from finsa.data.readers import FATE
@@ -67,9 +67,9 @@ def _parted(documents: list[str], seed: int, heldout: float) -> tuple[list[str],
 
 
 def _read(data: Data, corpus: Corpus, heldout: float) -> Documents:
-    files = sources.find_files(data.model_copy(update={"files": corpus.files}))
-    parts, notes = [], list[str]()
-    for file, split in files.items():
+    found = discovery.find(data.model_copy(update={"files": corpus.files}))
+    parts, notes = [], found.notes
+    for file, split in found.splits.items():
         raw = readers.read(file)
         notes += raw.notes
         place = pl.lit(str(file)).alias("file"), pl.lit(split, dtype=pl.String).alias("split")

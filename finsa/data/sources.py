@@ -4,54 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from glob import glob
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from finsa.config import ROOT, Data, locate
-from finsa.data.readers import FATE, LINE, READERS, columnar, first_line
+from finsa.config import Data, locate
+from finsa.data.discovery import find_files, origin
+from finsa.data.readers import FATE, LINE, columnar, first_line
 from finsa.data.readers import read as read_raw
 from finsa.data.shapes import FIXED, shape
-from finsa.errors import DataError, nearest
+from finsa.errors import DataError
 
-SPLIT_OF_STEM = {
-    "train": "train",
-    "valid": "validation",
-    "validation": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 SHAPE = ("id", "text", "label", "domain", "parent", "group", "split", "file", "part", LINE, FATE, FIXED)
-
-
-def find_files(data: Data) -> dict[Path, str | None]:
-    """Find the files of a data set.
-
-    Returns:
-        Files in a fixed order, each with the split its name states, or None. Where a folder has files named after
-        splits, its other files are left alone.
-
-    Raises:
-        DataError: for a missing path, with where the data set comes from; or for a folder without tables.
-    """
-    if not data.files:
-        raise DataError(
-            f"data.files: data={data.name} needs files; for instance data.files=<folder or file>{_origin(data)}"
-        )
-    written = [data.files] if isinstance(data.files, str) else list(data.files)
-    found: dict[Path, str | None] = {}
-    for entry in written:
-        found |= _expand(entry, data)
-    silent = [file.name for file, split in found.items() if split is None]
-    if silent and len(silent) < len(found):
-        raise DataError(f"data.files: {silent[0]} names no split while others do; call it train, valid or test")
-    return found
 
 
 def all_files(data: Data) -> list[Path]:
@@ -93,49 +61,18 @@ def article_files(data: Data) -> tuple[Path, Path]:
         DataError: where there is no such folder, or a file is missing in it.
     """
     assert data.articles is not None
-    written = (data.files,) if isinstance(data.files, str) else data.files or ()
-    if len(written) != 1 or locate(written[0]).is_file():
+    written = (data.files,) if isinstance(data.files, str) else tuple(data.files or ())
+    if len(written) != 1 or isinstance(data.files, dict) or locate(written[0]).is_file():
         names = f"{data.articles.news} and {data.articles.labels}"
         raise DataError(
             f"data.files: data={data.name} needs one folder that holds {names} (data.articles.news, "
-            f"data.articles.labels), not {data.files}{_origin(data)}"
+            f"data.articles.labels), not {data.files}{origin(data)}"
         )
     news, labels = (locate(written[0]) / name for name in (data.articles.news, data.articles.labels))
     for file in (news, labels):
         if not file.is_file():
-            raise DataError(f"data.files: no such file: {file}.{_origin(data)}")
+            raise DataError(f"data.files: no such file: {file}.{origin(data)}")
     return news, labels
-
-
-def _expand(entry: str, data: Data) -> dict[Path, str | None]:
-    path = locate(entry)
-    if not path.exists() and any(sign in entry for sign in "*?["):
-        matches = glob(entry, recursive=True) or glob(str(ROOT / entry), recursive=True)  # noqa: PTH207 - may be absolute
-        files = [Path(match).absolute() for match in matches if Path(match).is_file()]
-        if not files:
-            raise DataError(f"data.files: nothing matches {entry}")
-        return _splits(files)
-    if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix.lower() in READERS and file.is_file()]
-        files = [file for file in files if not file.name.startswith((".", "~$"))]  # left by editors and systems
-        if not files:
-            raise DataError(f"data.files: no {', '.join(READERS)} file in {path}{_origin(data)}")
-        named = _splits(files)
-        return {file: split for file, split in named.items() if split} if any(named.values()) else named
-    if not path.is_file():
-        siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = nearest(path.name, siblings)
-        hint = f" Did you mean '{path.with_name(near)}'?" if near else ""
-        raise DataError(f"data.files: no such file or folder: {path}.{hint}{_origin(data)}")
-    return _splits([path])
-
-
-def _splits(files: Iterable[Path]) -> dict[Path, str | None]:
-    return {file: SPLIT_OF_STEM.get(file.stem.lower()) for file in sorted(files)}
-
-
-def _origin(data: Data) -> str:
-    return f"\n  data={data.name} is {data.origin}" if data.origin else ""
 
 
 @dataclass

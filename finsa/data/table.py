@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from finsa.config import Data
-from finsa.data import cache, cleaning, sources, splits
+from finsa.data import cache, cleaning, discovery, sources, splits
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import USED, Ledger
 from finsa.data.readers import FATE, LINE
@@ -51,8 +51,8 @@ class Table:
                 counts = ", ".join(f"{split} {table.height}" for split, table in self.splits.items())
                 lost = {bucket: count for bucket, count in self.ledger.buckets.items() if bucket != USED}
                 raise DataError(
-                    f"the {name} split is empty ({counts}). Give it a file of that name, or more rows to divide; "
-                    f"dropped rows: {lost or 'none'}"
+                    f"the {name} split is empty ({counts}). Give it a file of that name, or assign one, as in "
+                    f'"data.files={{{name}: <file>}}", or give more rows to divide; dropped rows: {lost or "none"}'
                 )
 
 
@@ -100,7 +100,10 @@ def collect(data: Data) -> Rows:
         from finsa.data import articles
 
         return articles.collect(data)
-    return sources.collect(data, sources.find_files(data))
+    found = discovery.find(data)
+    rows = sources.collect(data, found.splits)
+    rows.notes[:0] = found.notes
+    return rows
 
 
 def _mixture(data: Data) -> Rows:

@@ -10,7 +10,7 @@ import polars as pl
 
 from finsa import runs, tracking
 from finsa.config import InspectStage, RunConfig
-from finsa.data import near, sources, table, task
+from finsa.data import discovery, near, sources, table, task
 from finsa.evaluation import examples, inspect_figures, inspect_page, inspect_terminal, inspection, outcome, tables
 from finsa.evaluation.figures import Figure
 from finsa.modeling import tokenizers
@@ -65,7 +65,7 @@ def _files(cfg: RunConfig, rows: pl.DataFrame) -> pl.Series | None:
     """The file of every used row, where files say more than splits do."""
     if cfg.data.generator is not None or cfg.data.source not in FILE_SOURCES:
         return None
-    found = sources.find_files(cfg.data)
+    found = discovery.find_files(cfg.data)
     if len(found) <= len(set(found.values())):
         return None
     return inspection.files_of(rows, sources.collect(cfg.data, found).frame)

@@ -1,4 +1,4 @@
-"""Files are found by folder, list and pattern; what is missing is told with the remedy; hub sets read like tables."""
+"""Rows of all files in one shape; hub sets read like tables."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 
 from finsa.config import Data, RunConfig
 from finsa.data import sources
+from finsa.data.discovery import find_files
 from finsa.data.readers import FATE, LINE
-from finsa.data.sources import Rows, collect, find_files
+from finsa.data.sources import Rows, collect
 from finsa.errors import DataError
 
 Configure = Callable[..., RunConfig]
@@ -28,128 +29,6 @@ def _file(folder: Path, name: str, content: str | bytes = "text,label\nx,a\n") -
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     return file
-
-
-def _names(files: dict[Path, str | None]) -> dict[str, str | None]:
-    return {file.name: split for file, split in files.items()}
-
-
-# ------------------------------------------------------------------------------------------------ finding
-
-
-def test_folder_with_split_names(config: Configure, tmp_path: Path) -> None:
-    for name in ("train.csv", "valid.jsonl", "test.parquet", "notes.csv", "README.md"):
-        _file(tmp_path, name)
-    assert _names(find_files(_data(config, tmp_path))) == {
-        "train.csv": "train",
-        "valid.jsonl": "validation",
-        "test.parquet": "test",
-    }
-
-
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        ("train", "train"),
-        ("Train", "train"),
-        ("valid", "validation"),
-        ("validation", "validation"),
-        ("val", "validation"),
-        ("dev", "validation"),
-        ("test", "test"),
-        ("all", None),
-        ("train_2", None),
-    ],
-)
-def test_split_of_a_file_name(config: Configure, tmp_path: Path, name: str, split: str | None) -> None:
-    assert find_files(_data(config, _file(tmp_path, f"{name}.csv"))) == {tmp_path / f"{name}.csv": split}
-
-
-def test_folder_without_split_names_is_read_whole_and_in_order(config: Configure, tmp_path: Path) -> None:
-    for name in ("b.csv", "a.jsonl", "c.TSV", "SOURCE.md"):
-        _file(tmp_path, name)
-    assert list(_names(find_files(_data(config, tmp_path)))) == ["a.jsonl", "b.csv", "c.TSV"]
-
-
-def test_list_of_files_keeps_its_order(config: Configure, tmp_path: Path) -> None:
-    files = (str(_file(tmp_path, "z.csv")), str(_file(tmp_path, "sub/a.csv")))
-    assert [str(file) for file in find_files(_data(config, files))] == list(files)
-
-
-def test_file_that_the_user_listed_is_not_left_alone(config: Configure, tmp_path: Path) -> None:
-    """In a folder other files are none of ours; a list says what is meant: read it, or say why not."""
-    files = (str(_file(tmp_path, "train.csv")), str(_file(tmp_path, "more.csv")))
-    try:
-        found = find_files(_data(config, files))
-    except DataError as error:
-        assert "more.csv" in str(error)  # noqa: PT017 - either outcome is right
-    else:
-        assert set(_names(found)) == {"train.csv", "more.csv"}
-
-
-def test_glob(config: Configure, tmp_path: Path) -> None:
-    for name in ("2024/train.csv", "2025/train.csv", "2025/test.csv", "2025/x.txt"):
-        _file(tmp_path, name)
-    found = find_files(_data(config, f"{tmp_path}/**/*.csv"))
-    assert [file.relative_to(tmp_path).as_posix() for file in found] == [
-        "2024/train.csv",
-        "2025/test.csv",
-        "2025/train.csv",
-    ]
-    assert set(found.values()) == {"train", "test"}
-
-
-def test_glob_without_a_match(config: Configure, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.files: nothing matches .*\*\.csv"):
-        find_files(_data(config, f"{tmp_path}/*.csv"))
-
-
-def test_existing_file_with_a_bracket_is_no_glob(config: Configure, tmp_path: Path) -> None:
-    file = _file(tmp_path, "posts[1].csv")
-    assert find_files(_data(config, file)) == {file: None}
-
-
-def test_relative_glob_falls_back_to_the_project_as_a_path_does(
-    config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert len(find_files(_data(config, "data/sample"))) == 3
-    assert len(find_files(_data(config, "data/sample/*.csv"))) == 3
-
-
-def test_missing_file_suggests_its_sibling(config: Configure, tmp_path: Path) -> None:
-    _file(tmp_path, "posts.csv")
-    with pytest.raises(DataError) as caught:
-        find_files(_data(config, tmp_path / "post.csv"))
-    message = str(caught.value)
-    assert message.startswith(f"data.files: no such file or folder: {tmp_path / 'post.csv'}.")
-    assert "Did you mean" in message
-    assert "posts.csv" in message
-
-
-def test_missing_data_set_says_where_it_comes_from(config: Configure, tmp_path: Path) -> None:
-    data = config("data=finnf_news").data.model_copy(update={"files": str(tmp_path / "nowhere" / "x")})
-    with pytest.raises(DataError, match="no such file or folder: .*\n  data=finnf_news is the news part of FinNF"):
-        find_files(data)
-
-
-def test_folders_and_what_editors_leave_behind_are_no_tables(config: Configure, tmp_path: Path) -> None:
-    for name in ("posts.csv", "._posts.csv", ".posts.csv", "~$posts.xlsx", "more.parquet/part.parquet"):
-        _file(tmp_path, name)
-    assert _names(find_files(_data(config, tmp_path))) == {"posts.csv": None}
-    assert _names(find_files(_data(config, f"{tmp_path}/*.*"))) == {"posts.csv": None, "~$posts.xlsx": None}
-
-
-def test_empty_folder(config: Configure, tmp_path: Path) -> None:
-    _file(tmp_path, "README.md")
-    with pytest.raises(DataError, match=r"data\.files: no \.csv, \.tsv, .* file in "):
-        find_files(_data(config, tmp_path))
-
-
-@pytest.mark.parametrize("files", [None, ()])
-def test_no_files_at_all(config: Configure, files: object) -> None:
-    with pytest.raises(DataError, match=r"data\.files: data=table needs files; for instance data\.files="):
-        find_files(_data(config, files))
 
 
 # ------------------------------------------------------------------------------------------------ all rows

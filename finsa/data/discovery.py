@@ -1,0 +1,197 @@
+"""Find the files of a data set and the split of each: as ``data.files`` assigns it, or by the names of the files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from finsa.config import ROOT, Data, locate
+from finsa.data.readers import READERS
+from finsa.errors import DataError, nearest
+
+# Keywords as in the datasets library: one counts where no letter stands beside it. Chinese words need no gap.
+_KEYWORDS = {
+    "train": r"(?<![a-z])train(?:ing)?(?:set)?(?![a-z])|训练",
+    "validation": r"(?<![a-z])(?:valid(?:ation)?|val|dev)(?:set)?(?![a-z])|验证",
+    "test": r"(?<![a-z])test(?:ing)?(?:set)?(?![a-z])|测试",
+    "eval": r"(?<![a-z])eval(?:uation)?(?:set)?(?![a-z])",
+}
+_PLAIN = ("train", "valid", "validation", "val", "dev", "test")  # whole names that need no note
+_HUB_FOLDER = "data"  # where repositories of the hub keep their tables
+_ASSIGN = '"data.files={train: <file>, validation: <file>, test: <file>}"'
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a data set.
+
+    Args:
+        splits: files in a fixed order, each with its split; None: its rows are to be divided.
+        notes: which files became which split and which were skipped, where that is not plain from their names.
+    """
+
+    splits: dict[Path, str | None]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What one path of ``data.files`` stands for; names of folders count below ``root``."""
+
+    root: Path
+    files: list[Path]
+    is_folder: bool = False
+
+
+def find(data: Data) -> Found:
+    """Find the files of a data set.
+
+    The split of a file is what ``data.files`` assigns, else what its name says, else what the nearest folder below the
+    given one says. Where files of a folder name splits, its other files are skipped.
+
+    Raises:
+        DataError: for a missing path, with where the data set comes from; for a folder without tables; or for a file
+            whose split is open while others state theirs.
+    """
+    if not data.files:
+        raise DataError(
+            f"data.files: data={data.name} needs files; for instance data.files=<folder or file>{origin(data)}"
+        )
+    if isinstance(data.files, Mapping):
+        return Found(_assigned(data.files, data))
+    entries = [_expand(entry, data) for entry in _listed(data.files)]
+    root = Path(os.path.commonpath([entry.root for entry in entries]))
+    named = {file: _keywords(file.relative_to(root)) for entry in entries for file in entry.files}
+    skipped = list[str]()
+    if any(len(words) == 1 for words in named.values()):
+        for entry in entries:
+            others = [file for file in entry.files if entry.is_folder and not named[file]]
+            skipped += [file.relative_to(entry.root).as_posix() for file in others]
+            named = {file: words for file, words in named.items() if file not in others}
+        _require_split(named)
+    splits = _splits(named)
+    return Found(splits, [*_notes(splits, named), *_skip_note(skipped)])
+
+
+def find_files(data: Data) -> dict[Path, str | None]:
+    """The files of a data set with their splits, see `find`."""
+    return find(data).splits
+
+
+def origin(data: Data) -> str:
+    """Where the user gets the files of a data set, as the end of a message."""
+    return f"\n  data={data.name} is {data.origin}" if data.origin else ""
+
+
+# ------------------------------------------------------------------------------------------------ paths
+
+
+def _listed(entries: str | Iterable[str]) -> tuple[str, ...]:
+    return (entries,) if isinstance(entries, str) else tuple(entries)
+
+
+def _assigned(assigned: Mapping[Any, str | tuple[str, ...]], data: Data) -> dict[Path, str | None]:
+    splits = dict[Path, str | None]()
+    for split, entries in assigned.items():
+        for file in (file for entry in _listed(entries) for file in _expand(entry, data).files):
+            if splits.setdefault(file, split) != split:
+                raise DataError(f"data.files: {file} is assigned to two splits, {splits[file]} and {split}")
+    return splits
+
+
+def _expand(entry: str, data: Data) -> _Entry:
+    path = locate(entry)
+    if not path.exists() and any(sign in entry for sign in "*?["):
+        matches = glob(entry, recursive=True) or glob(str(ROOT / entry), recursive=True)  # noqa: PTH207 - may be absolute
+        files = sorted(Path(match).absolute() for match in matches if Path(match).is_file())
+        if not files:
+            raise DataError(f"data.files: nothing matches {entry}")
+        return _Entry(Path(os.path.commonpath([file.parent for file in files])), files)
+    if path.is_dir():
+        files = _tables(path)
+        if not files:
+            raise DataError(f"data.files: no {', '.join(READERS)} file in {path}{origin(data)}")
+        return _Entry(path, files, is_folder=True)
+    if not path.is_file():
+        siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = nearest(path.name, siblings)
+        hint = f" Did you mean '{path.with_name(near)}'?" if near else ""
+        raise DataError(f"data.files: no such file or folder: {path}.{hint}{origin(data)}")
+    return _Entry(path.parent, [path])
+
+
+def _tables(folder: Path) -> list[Path]:
+    """The tables in a folder, in its subfolders named after splits, and in all of them where it has none itself."""
+    tables = sorted(file for file in folder.iterdir() if _is_table(file))
+    named = any(_keywords(Path(file.name)) for file in tables)
+    below = [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and not sub.name.startswith((".", "__"))]
+    if tables:
+        below = [sub for sub in below if _keywords(Path(sub.name)) or (sub.name == _HUB_FOLDER and not named)]
+    return [*tables, *(file for sub in below for file in _tables(sub))]
+
+
+def _is_table(file: Path) -> bool:
+    left_behind = file.name.startswith((".", "~$"))  # by editors and systems
+    return file.suffix.lower() in READERS and not left_behind and file.is_file()
+
+
+# ------------------------------------------------------------------------------------------------ splits
+
+
+def _keywords(path: Path) -> list[str]:
+    """What splits a path names: those of its file name, else of its nearest folder that names any."""
+    for part in (path.stem, *reversed(path.parent.parts)):
+        spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", part).lower()  # fpbTrain
+        words = [word for word, pattern in _KEYWORDS.items() if re.search(pattern, spaced)]
+        if "eval" in words and ("validation" in words or "test" in words):
+            words.remove("eval")
+        if words:
+            return words
+    return []
+
+
+def _splits(named: Mapping[Path, list[str]]) -> dict[Path, str | None]:
+    """One split per file; ``eval`` is the test split, as in the datasets library, unless another file is named test."""
+    words = {file: found[0] if len(found) == 1 else None for file, found in named.items()}
+    given = set(words.values())
+    evaluation = "validation" if "test" in given and "validation" not in given else "test"
+    return {file: evaluation if word == "eval" else word for file, word in words.items()}
+
+
+def _require_split(named: Mapping[Path, list[str]]) -> None:
+    """Refuse a file whose split is open while others state theirs."""
+    for file, words in named.items():
+        if not words:
+            raise DataError(
+                f"data.files: {file.name} names no split while others do; call it train, valid or test, or assign "
+                f"every file: {_ASSIGN}"
+            )
+        if len(words) > 1:
+            raise DataError(
+                f"data.files: {file.name} names two splits, {words[0]} and {words[1]}; rename it, or assign every "
+                f"file: {_ASSIGN}"
+            )
+
+
+def _notes(splits: Mapping[Path, str | None], named: Mapping[Path, list[str]]) -> list[str]:
+    notes = list[str]()
+    for split in ("train", "validation", "test"):
+        files = [file for file, assigned in splits.items() if assigned == split]
+        if any(file.stem.lower() not in _PLAIN for file in files):
+            notes.append(f"{split} split, by file name: {_shown([file.name for file in files])}")
+    unclear = [file.name for file, words in named.items() if len(words) > 1]
+    return notes + [f"names two splits, so its rows are divided: {_shown(unclear)}"] * bool(unclear)
+
+
+def _skip_note(skipped: list[str]) -> list[str]:
+    return [f"skipped, because it names no split while others do: {_shown(skipped)}"] * bool(skipped)
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
