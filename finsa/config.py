@@ -7,6 +7,7 @@ reported at once.
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -350,6 +352,14 @@ class Method(Section):
 # ------------------------------------------------------------------------------------------------ data
 
 
+def _label(value: Any) -> Any:
+    """Labels are texts; a number or boolean is taken as it is written: 1, 0.5, true."""
+    return json.dumps(value) if isinstance(value, bool | int | float) else value
+
+
+Label = Annotated[str, BeforeValidator(_label)]
+
+
 class Columns(Section):
     """Names of the columns in the user's table; null: the table has none (ids are numbered, the domain is one).
 
@@ -503,8 +513,8 @@ class Data(Section):
     options: tuple[str, ...] | None
     turns: Literal["all", "last"]
     extract: str | None
-    label_map: dict[str, str] | None
-    labels: tuple[str, ...] | dict[str, str] | None
+    label_map: dict[str, Label] | None
+    labels: tuple[Label, ...] | dict[str, Label] | None
     prompt: str
     max_length: Annotated[int, Field(ge=8)]
     split: Split

@@ -93,9 +93,10 @@ def _sentiments(records: list[Any], spec: Articles, file: Path) -> pl.DataFrame:
 
 def _valid(sentiments: pl.DataFrame, data: Data) -> tuple[dict[str, list[str]], list[str]]:
     """Valid sentiments per article, written as the classes are, and what there is to say about the others."""
-    names, mapped = tuple(data.labels or ()), data.label_map or {}
-    written, notes = cleaning.spelt(sentiments["label"], tuple(dict.fromkeys([*mapped, *names])))
-    sentiments = sentiments.with_columns(written.replace(mapped))
+    names = tuple(data.labels or ())
+    labels, used, notes = cleaning.mapped(sentiments["label"], data)
+    notes += cleaning.unused_keys(data, used, labels)
+    sentiments = sentiments.with_columns(labels)
     strange = sentiments.filter(~pl.col("label").is_in(names))["label"]
     listed = ", ".join(f"'{value}' ({count:,})" for value, count in Counter(strange).most_common(5))
     if len(strange):

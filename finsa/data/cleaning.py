@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import polars as pl
 
 from finsa.config import Data, Policy
-from finsa.data.labels import LabelSpace
+from finsa.data.labels import LabelSpace, number
 from finsa.data.readers import FATE, LINE
 from finsa.data.splits import families
-from finsa.errors import DataError, suggest
+from finsa.errors import DataError, nearest, suggest
 
 OPEN = pl.col(FATE).is_null()
 MOST_LABELS = 50
@@ -68,7 +68,8 @@ def decide(
 def label_space(frame: pl.DataFrame, data: Data, least: int = 2) -> LabelSpace:
     """The classes: as configured, or the distinct labels of the training split, sorted.
 
-    Spellings that differ only in case, width or white space are one class, under the most frequent spelling.
+    Spellings that differ only in case, width or white space are one class, under the most frequent spelling. So are
+    equal numbers; a whole number is written as one, whatever the most frequent spelling.
 
     Args:
         frame: the rows; only those without a fate count.
@@ -82,9 +83,13 @@ def label_space(frame: pl.DataFrame, data: Data, least: int = 2) -> LabelSpace:
     rows = of_domain(frame, data).filter(OPEN).select(label, "split").filter(pl.col("label").fill_null("") != "")
     if "train" in rows["split"]:
         rows = rows.filter(pl.col("split") == "train")
-    spellings = rows.group_by("label").len().sort(["len", "label"], descending=[True, False])
-    distinct = spellings.with_columns(folded("label").alias("_fold")).unique("_fold", keep="first", maintain_order=True)
-    labels = LabelSpace.of(data, distinct["label"].to_list())
+    spellings = rows.group_by("label").len().sort(["len", "label"], descending=[True, False])["label"].to_list()
+    distinct = dict(zip(reversed(_folds(spellings)), reversed(spellings), strict=True))  # the most frequent comes last
+    labels = LabelSpace.of(data, map(_whole, distinct.values()))
+    numbers = [value for value in map(number, labels.names) if value is not None]
+    if len(set(numbers)) < len(numbers):
+        twice = next(value for value in numbers if numbers.count(value) > 1)
+        raise DataError(f"data.labels: the number {twice} is listed more than once: {', '.join(labels.names)}")
     if len(labels) < least:
         lost = dict(frame.filter(~OPEN).group_by(FATE, maintain_order=True).len().iter_rows())
         if frame.height and sum(lost.values()) == frame.height:
@@ -133,14 +138,60 @@ def spelt(labels: pl.Series, names: Sequence[str]) -> tuple[pl.Series, list[str]
         mended[label] = label if label in names else alike[0] if len(alike) == 1 else label.strip()
     changed = {old: new for old, new in mended.items() if old != new and new in names}
     counts = dict(labels.filter(labels.is_in(list(changed))).value_counts().iter_rows())
-    notes = [f"label spelling mended: '{old}' ({counts[old]:,} rows) is {changed[old]}" for old in [*changed][:5]]
+    notes = [f"label '{old}' ({counts[old]:,} rows) is read as '{changed[old]}'" for old in [*changed][:5]]
     if len(changed) > len(notes):
-        notes.append(f"label spelling mended: {len(changed) - len(notes)} more spellings")
+        notes.append(f"{len(changed) - len(notes)} more spellings of labels are read as another")
     return labels.replace(mended), notes
 
 
 def _folds(names: Sequence[str]) -> list[str]:
-    return pl.DataFrame({"name": names}, schema={"name": pl.String}).select(folded("name"))["name"].to_list()
+    """Labels as they are compared: equal numbers are alike, and so are words but for case, width and white space."""
+    words = pl.DataFrame({"name": names}, schema={"name": pl.String}).select(folded("name"))["name"].to_list()
+    return [number(name) or word for name, word in zip(names, words, strict=True)]
+
+
+def _whole(label: str) -> str:
+    """A whole number as such, where a table writes it as 1.0."""
+    return number(label) or label if label.partition(".")[2].strip("0") == "" else label
+
+
+def mapped(labels: pl.Series, data: Data) -> tuple[pl.Series, set[str], list[str]]:
+    """Translate labels by ``data.label_map``; what it does not list stays as it is.
+
+    Returns:
+        The labels; the map's keys that occur in them; and notes on their spelling.
+    """
+    translation = data.label_map or {}
+    written, notes = spelt(labels, tuple(dict.fromkeys((*translation, *(data.labels or ())))))
+    used = set(written.drop_nulls().unique().to_list()) & set(translation)
+    return written.replace(translation), used, notes
+
+
+def unused_keys(data: Data, used: set[str], labels: pl.Series) -> list[str]:
+    """A note on keys of ``data.label_map`` that no label of a data set is.
+
+    Args:
+        data: the map.
+        used: its keys that occur.
+        labels: after translation.
+
+    Raises:
+        DataError: where no key occurs, and no label is what the map translates to.
+    """
+    translation = data.label_map or {}
+    unused = [key for key in translation if key not in used]
+    found = labels.drop_nulls().value_counts(sort=True).to_series(0).to_list()
+    strange = [label for label in found if label not in translation.values()]
+    if not unused or not found:
+        return []
+    near = nearest(unused[0], strange)
+    hint = f" Did you mean '{near}'?" if near else ""
+    listed = ", ".join(f"'{key}'" for key in unused[:5])
+    left = f" Not translated: {', '.join(map(repr, strange[:5]))}." if strange else ""
+    text = f"data.label_map: no row has the label {listed}.{hint}{left}"
+    if not used and len(strange) == len(found):
+        raise DataError(f"{text} The map translates no label of data={data.name}; write its keys as the labels are")
+    return [text]
 
 
 def classes(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataFrame, list[str]]:
@@ -164,6 +215,8 @@ def _known_labels(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[
     listed = ", ".join(f"'{label or '(none)'}' ({count:,} rows)" for label, count in strangers.head(5).iter_rows())
     first = next((label for label in strangers["label"] if label), "")
     advice = f" {suggest(first, labels.names)} List them all in data.labels." if strangers.height else ""
+    if first.lower() in ("yes", "no", "on", "off") and {"true", "false"} & set(labels.names):
+        advice = " YAML reads yes, no, on and off as true and false: quote them, as in ['yes', 'no']."
     what = f"have an unknown label: {listed}; known are {', '.join(labels.names)}"
     return decide(frame, unknown, data.on_unknown_label, "data.on_unknown_label", "unknown label", what, advice)
 

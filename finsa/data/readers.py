@@ -33,12 +33,14 @@ class Raw:
         notes: what the user should know about the file.
         kinds: what a whole column held before it was written as text, where that was something else.
         nested: lines where a column of a JSON file holds a list or an object.
+        mapped: keys of ``data.label_map`` that are labels here.
     """
 
     frame: pl.DataFrame
     notes: list[str] = field(default_factory=list)
     kinds: dict[str, str] = field(default_factory=dict)
     nested: dict[str, list[int]] = field(default_factory=dict)
+    mapped: set[str] = field(default_factory=set)
 
     def columns(self) -> list[str]:
         """Names of the file's own columns."""
@@ -205,8 +207,8 @@ def _fault(record: Any) -> str | None:
 
 
 def as_text(value: Any) -> str | None:
-    """Write a value as text: strings as they are, lists and objects as JSON, null stays null."""
-    if value is None:
+    """Write a value as text: strings as they are, lists and objects as JSON, null stays null and NaN is null."""
+    if value is None or value != value:  # NaN alone differs from itself
         return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     try:
@@ -233,6 +235,8 @@ def columnar(table: pl.DataFrame) -> Raw:
 def _as_strings(column: pl.Series) -> pl.Series:
     if column.dtype.is_nested():
         return pl.Series(column.name, [as_text(value) for value in column.to_list()], dtype=pl.String)
+    if column.dtype.is_float():
+        column = column.fill_nan(None)  # pandas writes missing numbers so
     try:
         return column.cast(pl.String)
     except pl.exceptions.PolarsError:  # bytes, durations

@@ -22,7 +22,7 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
     """Bring a file's own columns into the common shape.
 
     Args:
-        raw: the file as read; takes notes of what is mended.
+        raw: the file as read; takes notes of what is changed, and the keys of ``data.label_map`` that occur.
         data: says what the columns are called and what is made of them.
         place: named in errors.
         stem: begins the ids of rows that have none.
@@ -44,8 +44,10 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
     if data.extract:
         shaped = _extracted(shaped, data.extract)
     if data.label_map:
-        written = _spelt(shaped["label"], (*data.label_map, *(data.labels or ())), raw, place)
-        shaped = shaped.with_columns(written.replace(data.label_map))
+        labels, used, notes = cleaning.mapped(shaped["label"], data)
+        raw.notes += [f"{Path(place).name}: {note}" for note in notes]
+        raw.mapped |= used
+        shaped = shaped.with_columns(labels)
     return shaped.select("id", "text", "label", "domain", "parent", "group", LINE, FATE, FIXED)
 
 

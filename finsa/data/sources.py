@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from finsa.config import Data, locate
+from finsa.data import cleaning
 from finsa.data.discovery import find_files, origin
 from finsa.data.readers import FATE, LINE, columnar, first_line
 from finsa.data.readers import read as read_raw
@@ -107,12 +108,15 @@ def collect(data: Data, files: dict[Path, str | None]) -> Rows:
     Raises:
         DataError: for an unknown format, an unreadable file, or a missing column.
     """
-    parts, notes = [], list[str]()
+    parts, notes, used = [], list[str](), set[str]()
     for file, split in files.items():
         raw = read_raw(file)
         parts.append(_placed(shape(raw, data, str(file), file.stem), split, str(file)))
         notes += raw.notes
-    return Rows(pl.concat(parts), {split for split in files.values() if split is not None}, notes)
+        used |= raw.mapped
+    frame = pl.concat(parts)
+    notes += cleaning.unused_keys(data, used, frame["label"])
+    return Rows(frame, {split for split in files.values() if split is not None}, notes)
 
 
 def collect_hub(data: Data) -> Rows:
@@ -126,7 +130,7 @@ def collect_hub(data: Data) -> Rows:
         raise DataError("data.hub.id: source=hub needs a set: data.hub.id=<owner/name>, or a folder")
     import datasets
 
-    parts, notes, hub = [], list[str](), data.hub
+    parts, notes, used, hub = [], list[str](), set[str](), data.hub
     for split, theirs in hub.splits.items():
         try:
             loaded = datasets.load_dataset(hub.id, hub.config, split=theirs, revision=hub.revision)
@@ -141,9 +145,12 @@ def collect_hub(data: Data) -> Rows:
         place = f"{hub.id}:{theirs}"
         parts.append(_placed(shape(raw, data, place, theirs), split, place))
         notes += raw.notes
+        used |= raw.mapped
     if not parts:
         raise DataError(f"data.hub.splits: names no split of {hub.id}; for instance data.hub.splits.train=train")
-    return Rows(pl.concat(parts), set(hub.splits) if len(hub.splits) > 1 else set(), notes)
+    frame = pl.concat(parts)
+    notes += cleaning.unused_keys(data, used, frame["label"])
+    return Rows(frame, set(hub.splits) if len(hub.splits) > 1 else set(), notes)
 
 
 def _named(table: pl.DataFrame, features: dict[str, Any]) -> pl.DataFrame:

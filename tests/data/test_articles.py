@@ -123,8 +123,9 @@ def test_sentiments_are_mapped_and_mended(config: Configure, tmp_path: Path) -> 
     rows = articles.collect(data)
     assert _found(rows) == [("1", "positive", None), ("2", "negative", None)]
     assert sorted(rows.notes) == [
-        "label spelling mended: ' Negative' (1 rows) is negative",
-        "label spelling mended: 'NEGATIVE' (1 rows) is negative",
+        "data.label_map: no row has the label '1'.",
+        "label ' Negative' (1 rows) is read as 'negative'",
+        "label 'NEGATIVE' (1 rows) is read as 'negative'",
     ]
 
 

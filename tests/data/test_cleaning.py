@@ -140,7 +140,7 @@ def test_spelling(written: str, name: str) -> None:
     labels, notes = cleaning.spelt(pl.Series("label", [written, None]), ABC.names)
     assert labels.to_list() == [name, None]
     mended = name in ABC.names and written != name
-    assert notes == [f"label spelling mended: '{written}' (1 rows) is {name}"] * mended
+    assert notes == [f"label '{written}' (1 rows) is read as '{name}'"] * mended
 
 
 def test_classes_that_differ_in_case_are_written_exactly() -> None:
@@ -153,7 +153,7 @@ def test_many_spellings_are_told_in_short() -> None:
     labels, notes = cleaning.spelt(pl.Series("label", spellings), ABC.names)
     assert labels.to_list() == ["a"] * 8
     assert len(notes) == 6
-    assert notes[-1] == "label spelling mended: 3 more spellings"
+    assert notes[-1] == "3 more spellings of labels are read as another"
 
 
 @settings(deadline=None)

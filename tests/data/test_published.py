@@ -141,7 +141,7 @@ def test_openfindata_raw_looks_the_letter_up_in_its_own_row(config: Configure, t
     assert table.splits["test"]["id"].to_list() == list("01234")
     assert table.ledger.buckets == {"used": 5, "unknown label": 1}
     assert table.ledger.examples == {"unknown label": ["test.json:6: 问5 [F]"]}
-    assert table.ledger.notes == ["test.json: label spelling mended: 'd ' (1 rows) is D"]
+    assert table.ledger.notes == ["test.json: label 'd ' (1 rows) is read as 'D'"]
 
 
 @pytest.mark.real_data

@@ -141,9 +141,19 @@ def test_label_map_forgives_spelling_and_says_so(data: Data) -> None:
     raw = _raw(text=["x"] * 4, label=["mildly positive", " Mildly  Positive", "ＭILDLY positive", "positive"])
     assert shape(raw, mapped, "/d/t.csv", "t")["label"].to_list() == ["positive"] * 4
     assert sorted(raw.notes) == [
-        "t.csv: label spelling mended: ' Mildly  Positive' (1 rows) is mildly positive",
-        "t.csv: label spelling mended: 'ＭILDLY positive' (1 rows) is mildly positive",
+        "t.csv: label ' Mildly  Positive' (1 rows) is read as 'mildly positive'",
+        "t.csv: label 'ＭILDLY positive' (1 rows) is read as 'mildly positive'",
     ]
+
+
+@pytest.mark.parametrize(
+    "written", [["-1.0", "0.0", "1.0"], [-1, 0, 1], [-1.0, 0.0, 1.0], ["−1", " 0 ", "+1"], ["-1e0", "0", "１"]]
+)
+def test_label_map_takes_numbers_by_value(data: Data, written: list[Any]) -> None:
+    mapped = data.model_copy(update={"label_map": {"-1": "利空", "0": "中性", "1": "利好"}})
+    raw = _raw(text=["x"] * 3, label=written)
+    assert shape(raw, mapped, "t.csv", "t")["label"].to_list() == ["利空", "中性", "利好"]
+    assert raw.mapped == {"-1", "0", "1"}
 
 
 def test_label_map_does_not_touch_what_is_a_class_already(data: Data) -> None:

@@ -154,6 +154,91 @@ def test_map_of_labels_gives_words(config: Configure, tmp_path: Path) -> None:
     assert table.splits["test"]["label"].to_list() == [1, 0]
 
 
+def _labelled(config: Configure, folder: Path, labels: list[str], *overrides: str) -> Table:
+    """A file of forty rows with these labels in turn."""
+    rows = "".join(f"text {number},{labels[number % len(labels)]}\n" for number in range(40))
+    (folder / "rows.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
+    return load(config("data=table", f"data.files={folder / 'rows.csv'}", *overrides).data)
+
+
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        (["-1.0", "0.0", "1.0"], ("-1", "0", "1")),
+        (["-1", "1.0", "0", "1", "-1.0", "0.0"], ("-1", "0", "1")),
+        (["10", "9", "-2"], ("-2", "9", "10")),
+        (["0.5", "0.50", "1.5"], ("0.5", "1.5")),
+        (["007", "7"], ("007", "7")),  # codes of digits
+        (["True", "FALSE", "true"], ("FALSE", "True")),
+        (["1", "one"], ("1", "one")),
+    ],
+)
+def test_equal_numbers_are_one_label(
+    config: Configure, tmp_path: Path, written: list[str], names: tuple[str, ...]
+) -> None:
+    assert _labelled(config, tmp_path, written).labels.names == names
+
+
+@pytest.mark.parametrize(
+    ("written", "labels", "names"),
+    [
+        (["-1.0", "0.0", "1.0"], "[-1,0,1]", ("-1", "0", "1")),
+        (["-1", "0", "1"], "[1.0,-1.0,0.0]", ("1.0", "-1.0", "0.0")),
+        (["True", "False"], "[false,true]", ("false", "true")),
+        (["yes", "no"], "[no,yes]", ("no", "yes")),
+        (["0.0", "1.0"], "{0: bad, 1: good}", ("0", "1")),
+    ],
+)
+def test_numbers_and_booleans_may_be_listed(
+    config: Configure, tmp_path: Path, written: list[str], labels: str, names: tuple[str, ...]
+) -> None:
+    table = _labelled(config, tmp_path, written, f"data.labels={labels}")
+    assert table.labels.names == names
+    assert table.ledger.buckets == {"used": 40}
+
+
+def test_number_that_is_listed_twice_is_an_error(config: Configure, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.labels: the number 1 is listed more than once: 0, 1, 1\.0"):
+        _labelled(config, tmp_path, ["0", "1"], "data.labels=[0,1,1.0]")
+
+
+def test_labels_that_yaml_reads_as_booleans_are_told(config: Configure, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="YAML reads yes, no, on and off as true and false: quote them"):
+        _labelled(config, tmp_path, ["yes", "no"], "data.labels=[true,false]")
+
+
+def test_unused_key_of_a_label_map_is_noted(config: Configure, tmp_path: Path) -> None:
+    table = _labelled(config, tmp_path, ["negative", "positive"], "data.label_map={negative: bad, postive: good}")
+    assert table.labels.names == ("bad", "positive")
+    assert table.ledger.notes == [
+        "data.label_map: no row has the label 'postive'. Did you mean 'positive'? Not translated: 'positive'."
+    ]
+
+
+def test_label_map_that_translates_nothing_is_an_error(config: Configure, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"no row has the label '1', '2'\. Not translated: 'a', 'b'\. The map translates no"
+    ):
+        _labelled(config, tmp_path, ["a", "b"], "data.label_map={1: x, 2: y}")
+
+
+def test_label_map_of_rows_that_are_classes_already_is_noted(config: Configure, tmp_path: Path) -> None:
+    assert _labelled(config, tmp_path, ["a", "b"], "data.label_map={1: a, 2: b}").ledger.notes == [
+        "data.label_map: no row has the label '1', '2'."
+    ]
+
+
+def test_missing_number_is_no_label(config: Configure, tmp_path: Path) -> None:
+    """pandas keeps a column of numbers with holes as floats and NaN."""
+    numbers = [float("nan") if number % 4 == 0 else float(number % 2) for number in range(40)]
+    table = pl.DataFrame({"text": [f"text {number}" for number in range(40)], "label": numbers})
+    table.write_parquet(tmp_path / "rows.parquet")
+    data = config("data=table", f"data.files={tmp_path / 'rows.parquet'}", "data.on_unknown_label=drop").data
+    loaded = load(data)
+    assert loaded.labels.names == ("0", "1")
+    assert loaded.ledger.buckets == {"used": 30, "unknown label": 10}
+
+
 def test_texts_and_labels_are_stripped(config: Configure, tmp_path: Path) -> None:
     table = load(_data(config, tmp_path, {"test": [("\u3000x\n", " a"), ("y", "b\t")]}))
     assert (_texts(table, "test"), table.labels.names) == (["x", "y"], ("a", "b"))
