@@ -161,7 +161,9 @@ def _check_override(override: Override) -> Iterator[Problem]:
     key, text = override.key_or_group, str(override.input_line)
     if key.split(".")[0].split("/")[0] == "hydra":
         return  # composed with the rest, where Hydra refuses unknown keys and `composition` what would run code
-    if override.is_delete():
+    if override.is_delete() and below_mapping(key):  # an entry of a mapping; Hydra refuses one that is not there
+        yield from filter(None, [unknown_key(key)])
+    elif override.is_delete():
         yield Problem(text, f"nothing can be removed; set a value instead, such as {key}=null", "command line")
     elif key in groups():
         yield from _check_choice(override)

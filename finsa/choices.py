@@ -67,7 +67,7 @@ def experiment(name: str) -> dict[str, Any]:
 def origin_of(path: str, choices: Choices, overrides: Sequence[str]) -> str:
     """Name the place where a value was written."""
     for text in overrides:
-        key = text.split("=", 1)[0].lstrip("+")
+        key = text.split("=", 1)[0].lstrip("+~")
         if key not in groups() and (path == key or path.startswith(key + ".") or key.startswith(path + ".")):
             return "command line"
     group, *rest = path.split(".")

@@ -145,6 +145,9 @@ def refused(error: Exception) -> ConfigError:
         section = key[1].rpartition(".")[0] or "the configuration"
         text = f"cannot be set: with these choices {section} has no such key; choose a file of its group that has it"
         return ConfigError([Problem(key[1], text, "command line")])
+    absent = re.match(r"Could not delete from config\. '([^']+)' does not exist", text)
+    if absent:
+        return ConfigError([Problem(f"~{absent[1]}", "there is no such entry to remove", "command line")])
     other_kind = re.match(r"Error merging override ([^=\s]+)=", text)
     if other_kind and error.__cause__ and "Cannot merge" in str(error.__cause__):
         text = "a list and a map do not replace each other on the command line; write it into a file of conf/, or "

@@ -403,12 +403,13 @@ class Hub(Section):
     Args:
         config: of a set that has several.
         revision: a commit, tag or branch.
+        splits: what the set calls each of our splits; a split that is null or left out is taken from the training rows.
     """
 
     id: str | None
     config: str | None
     revision: str
-    splits: dict[Literal["train", "validation", "test"], str]
+    splits: dict[Literal["train", "validation", "test"], str | None]
 
 
 class Articles(Section):

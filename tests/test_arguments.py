@@ -128,6 +128,8 @@ WRONG_NAMES = [
     ("+method=lora", "method", "is chosen without a +: write method=lora"),
     ("~train.epochs", "~train.epochs", "nothing can be removed; set a value instead, such as train.epochs=null"),
     ("~method", "~method", "nothing can be removed"),
+    ("~data.hub.splits", "~data.hub.splits", "nothing can be removed"),
+    ("~data.hub.splits.validation", "~data.hub.splits.validation", "there is no such entry to remove"),
 ]
 WRONG_VALUES = [
     ("train.epochs=abc", "train.epochs", 'input should be a valid number, not "abc" (text)'),
@@ -224,7 +226,7 @@ def test_no_experiment_can_be_said_or_is_refused_in_one_message() -> None:
 
 @pytest.mark.parametrize(
     ("override", "path"),
-    [("data.labels=[1,2]", "data.labels"), ("method.adapter.targets=foo", "method.adapter.targets")],
+    [("data.labels=[a,[b]]", "data.labels"), ("method.adapter.targets=foo", "method.adapter.targets")],
 )
 def test_field_of_two_types_does_not_contradict_itself(override: str, path: str) -> None:
     """Where a list is right only a given list's entries are wrong; where a word is right only the given word is."""

@@ -131,16 +131,17 @@ def collect_hub(data: Data) -> Rows:
     import datasets
 
     parts, notes, used, hub = [], list[str](), set[str](), data.hub
-    for split, theirs in hub.splits.items():
+    splits = {split: theirs for split, theirs in hub.splits.items() if theirs is not None}
+    for split, theirs in splits.items():
         try:
             loaded = datasets.load_dataset(hub.id, hub.config, split=theirs, revision=hub.revision)
             raw = columnar(_named(pl.DataFrame(pl.from_arrow(loaded.data.table)), loaded.features))
         except Exception as error:  # of any of the libraries behind it
             reason = first_line(error).rstrip(".")
             raise DataError(
-                f"data.hub: {hub.id} (split {theirs}) cannot be loaded: {reason}. A split that it lacks is taken out "
-                f"with ~data.hub.splits.{split}. Without network, download it elsewhere and set data.hub.id=<folder> "
-                "or data=table data.files=<folder>"
+                f"data.hub: {hub.id} (split {theirs}) cannot be loaded: {reason}. For a split that it lacks set "
+                f"data.hub.splits.{split}=null. Without network, download it elsewhere and set data.hub.id=<folder> or "
+                "data=table data.files=<folder>"
             ) from None
         place = f"{hub.id}:{theirs}"
         parts.append(_placed(shape(raw, data, place, theirs), split, place))
@@ -150,7 +151,7 @@ def collect_hub(data: Data) -> Rows:
         raise DataError(f"data.hub.splits: names no split of {hub.id}; for instance data.hub.splits.train=train")
     frame = pl.concat(parts)
     notes += cleaning.unused_keys(data, used, frame["label"])
-    return Rows(frame, set(hub.splits) if len(hub.splits) > 1 else set(), notes)
+    return Rows(frame, set(splits), notes)
 
 
 def _named(table: pl.DataFrame, features: dict[str, Any]) -> pl.DataFrame:

@@ -40,7 +40,10 @@ def with_rows_of(cfg: RunConfig, record: Record) -> RunConfig:
         to, source = values, given
         for section in sections:
             to, source = to[section], source[section]
-        to[last] = source[last]
+        if last in source:
+            to[last] = source[last]
+        else:  # ~data.hub.splits.validation
+            to.pop(last, None)
     return composition.build(values, {}, []) if changed else trained
 
 
@@ -49,5 +52,5 @@ def _said() -> tuple[list[str], bool]:
     if not HydraConfig.initialized():
         return [], True
     hydra = HydraConfig.get()
-    keys = [word.lstrip("+").partition("=")[0] for word in hydra.overrides.task]
+    keys = [word.lstrip("+~").partition("=")[0] for word in hydra.overrides.task]
     return keys, hydra.runtime.choices.get("stage") == "evaluate"

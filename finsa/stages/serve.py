@@ -98,7 +98,7 @@ def _train(output_dir: str) -> None:
     """Train in a process of its own: a service should not keep the memory that training took."""
     quoted = output_dir.replace("\\", "\\\\").replace("'", "\\'")
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    own = [text for text in given if text.lstrip("+").startswith(("data", "train"))]
+    own = [text for text in given if text.lstrip("+~").startswith(("data", "train"))]
     checkout = ROOT / "run.py"  # an installed package has none
     program = [str(checkout)] if checkout.is_file() else ["-m", "finsa"]
     words = [sys.executable, *program, f"output_dir='{quoted}'", "tracking=none", *own]

@@ -9,11 +9,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from finsa import arguments
 from finsa.config import Data, RunConfig
 from finsa.data import sources
 from finsa.data.discovery import find_files
 from finsa.data.readers import FATE, LINE
 from finsa.data.sources import Rows, collect
+from finsa.data.table import load
 from finsa.errors import DataError
 
 Configure = Callable[..., RunConfig]
@@ -130,14 +132,37 @@ def test_hub_set_reads_like_a_table(config: Configure, hub_folder: Path) -> None
     assert rows.declared == {"train", "validation", "test"}
 
 
-def test_single_split_of_the_hub_is_ours_to_divide(config: Configure, hub_folder: Path) -> None:
-    data = _hub(config, hub_folder, "~data.hub.splits.validation", "~data.hub.splits.test")
-    assert sources.collect_hub(data).declared == set()
+@pytest.mark.parametrize("word", ["~data.hub.splits.{}", "data.hub.splits.{}=null"])
+@pytest.mark.parametrize("lacking", [("validation",), ("validation", "test")])
+def test_split_that_the_hub_set_lacks_is_divided_off(
+    config: Configure, hub_folder: Path, word: str, lacking: tuple[str, ...]
+) -> None:
+    """As the command line gives it: the check of the arguments lets it pass, and the training rows are divided."""
+    import datasets
+
+    rows = {"text": [f"text {number}" for number in range(40)], "label": ["bad", "good"] * 20}
+    datasets.Dataset.from_dict(rows).to_parquet(str(hub_folder / "train-00000-of-00001.parquet"))
+    kept = {"text": ["t", "u"], "label": ["bad", "good"]}
+    datasets.Dataset.from_dict(kept).to_parquet(str(hub_folder / "test-00000-of-00001.parquet"))
+    for split in lacking:
+        (hub_folder / f"{split}-00000-of-00001.parquet").unlink()
+    words = [word.format(split) for split in lacking]
+    arguments.check(["data=hub", f"data.hub.id={hub_folder}", "data.labels=[bad,good]", *words])
+    table = load(_hub(config, hub_folder, *words))
+    expected = (
+        {"train": 36, "validation": 4, "test": 2} if len(lacking) == 1 else {"train": 32, "validation": 4, "test": 4}
+    )
+    assert {split: frame.height for split, frame in table.splits.items()} == expected
+
+
+def test_test_split_alone_of_a_hub_set_is_not_divided(config: Configure, hub_folder: Path) -> None:
+    table = load(_hub(config, hub_folder, "data.hub.splits.train=null", "~data.hub.splits.validation"))
+    assert {split: frame.height for split, frame in table.splits.items()} == {"train": 0, "validation": 0, "test": 1}
 
 
 def test_split_that_the_hub_set_lacks_is_told_with_the_remedy(config: Configure, hub_folder: Path) -> None:
     (hub_folder / "validation-00000-of-00001.parquet").unlink()
-    with pytest.raises(DataError, match=r"\(split validation\) cannot be loaded: .*~data\.hub\.splits\.validation"):
+    with pytest.raises(DataError, match=r"\(split validation\) cannot be .* data\.hub\.splits\.validation=null\."):
         sources.collect_hub(_hub(config, hub_folder))
 
 
