@@ -594,7 +594,8 @@ class Train(Section):
         memory: a budget per process, such as 16GiB: the micro-batch is the largest that fits, by estimate; null: the
             configured one.
         gradient_checkpointing: ``auto``: only where nothing fits without it.
-        calibrate: fit a temperature on the validation rows, for the probabilities that prediction and service give.
+        calibrate: fit a temperature on the validation rows, by which log-probabilities are divided before they become
+            the probabilities that the run, prediction, service and exports give; no answer changes.
         strategy: of several processes: ``ddp``: each has the whole model; ``fsdp``: each has a piece of every layer
             (FSDP2, Zhao et al. 2023); ``deepspeed``: ZeRO (Rajbhandari et al. 2020) by DeepSpeed.
         process_timeout: seconds that a process waits for another one before the job ends.

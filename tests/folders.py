@@ -50,7 +50,7 @@ def write_run(
                 "text": f"第{row}条新闻",
                 "gold": labels[gold[row]],
                 "label": labels[predicted[row]],
-                "scores": {name: round(float(share), 6) for name, share in zip(labels, shares[row], strict=True)},
+                "probs": {name: round(float(share), 6) for name, share in zip(labels, shares[row], strict=True)},
             }
             for row in range(len(gold))
         ),

@@ -41,7 +41,7 @@ class Said:
     """What the stand-in answers, in the shape of an answerer's."""
 
     labels: tuple[str, ...]
-    scores: Any
+    log_probs: Any
     probabilities: Any
     cut: list[bool]
     gates: Any

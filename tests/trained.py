@@ -10,7 +10,7 @@ from few import FEW
 
 from finsa.config import RunConfig
 
-SHORT = (FEW, "train=smoke", "tracking=none", "stage.compare_base=false")
+SHORT = (FEW, "train=smoke", "tracking=none", "stage.compare_base=false", "model.dtype=float32")  # on every machine
 STEPS = {"lora_response": 60, "classifier": 30}  # enough for answers that are not all the same
 
 

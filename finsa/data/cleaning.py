@@ -10,6 +10,7 @@ from finsa.config import Data, Policy
 from finsa.data.labels import LabelSpace, number
 from finsa.data.readers import FATE, LINE
 from finsa.data.splits import families
+from finsa.data.texts import WHITE_SPACE
 from finsa.errors import DataError, nearest, suggest
 
 OPEN = pl.col(FATE).is_null()
@@ -230,7 +231,7 @@ def texts(frame: pl.DataFrame) -> pl.DataFrame:
     Returns:
         The rows, with ``_key``, a hash of the text as it is compared.
     """
-    frame = frame.with_columns(pl.col("text").str.strip_chars())
+    frame = frame.with_columns(pl.col("text").str.strip_chars(WHITE_SPACE))
     frame = mark(frame, pl.col("text").str.contains("\x00", literal=True), "unreadable: NUL byte in the text")
     frame = mark(frame, pl.col("text").str.contains("\ufffd", literal=True), "unreadable: damaged characters")
     frame = mark(frame, pl.col("text").fill_null("") == "", "empty text")

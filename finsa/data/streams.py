@@ -18,6 +18,7 @@ from finsa.config import locate
 from finsa.data.delimited import records
 from finsa.data.encodings import open_text
 from finsa.data.readers import Doubled, header_of, json_lines
+from finsa.data.texts import normalize
 from finsa.errors import DataError, suggest
 
 FORMATS = ("csv", "tsv", "jsonl", "txt", "parquet")
@@ -210,7 +211,7 @@ def text_of(item: Item, column: str) -> tuple[str, str | None]:
     if item.fault is not None or value is None or not isinstance(value, str):
         kind = "no text" if value is None else f"the text is no text but {type(value).__name__}"
         return "", item.fault or kind
-    text = value.strip()
+    text = normalize(value)
     if "\x00" in text:
         return "", "unreadable: NUL byte in the text"
     if "\ufffd" in text or not _whole(text):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from finsa.config import ReportStage
 from finsa.errors import ConfigError, Problem, suggest
-from finsa.evaluation import metrics, statistics
+from finsa.evaluation import calibration, metrics, statistics
 from finsa.evaluation.arms import Arm
 from finsa.evaluation.records import Run
 
@@ -114,13 +114,8 @@ def _scores(arm: Arm, options: ReportStage) -> Record:
     for label in run.labels:
         for name in ("precision", "recall", "f1"):
             record[f"{name}_{label}"] = _mean([one.report["per_class"][label][name] for one in arm.runs])
-    errors = [statistics.calibration_error(reliability(one)) for one in arm.runs]
+    errors = [calibration.ece(one.confidence, one.correct) for one in arm.runs]
     return {**record, "calibration_error": _mean(errors)}
-
-
-def reliability(run: Run) -> list[dict[str, Any]]:
-    """Bins of a run's reliability diagram."""
-    return statistics.calibration(run.confidence, run.predicted == run.gold)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

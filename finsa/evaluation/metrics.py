@@ -134,8 +134,8 @@ def percentiles(values: NDArray[np.float64]) -> list[float]:
     return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
 
-def probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Normalise label log-probabilities over the labels: (n, c), rows sum to 1."""
-    shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
-    shares: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
-    return shares
+def probabilities(log_probs: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Normalise label log-probabilities over the labels: softmax(log_probs / temperature), (n, c), rows sum to 1."""
+    shifted = np.exp((log_probs - log_probs.max(axis=1, keepdims=True)) / temperature)
+    probs: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
+    return probs

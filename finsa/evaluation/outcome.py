@@ -24,22 +24,35 @@ def report(task: Labelled, split: str, scores: NDArray[np.float64]) -> dict[str,
 def predictions(
     task: Labelled,
     split: str,
-    scores: NDArray[np.float64],
+    log_probs: NDArray[np.float64],
+    temperature: float,
     gates: NDArray[np.float64] | None = None,
     experts: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Yield one record per row: id, text, gold, label, the probability of each label, and of a mixture its gates."""
+    """Yield one record per row.
+
+    Args:
+        task: has the rows of the split.
+        log_probs: of the labels, (n, c).
+        temperature: of the run; see `finsa.evaluation.calibration`.
+        gates: of a mixture, (n, E), whose experts are named by `experts`.
+
+    Yields:
+        ``id``, ``text``, ``gold`` and ``label``; ``probs``, the calibrated probability of each label, as prediction,
+        service and exports give it; ``log_probs``, the log-probability of each whole label, uncalibrated; of a mixture
+        also ``domain`` and ``gates``.
+    """
     names = task.table.labels.names
-    shares = metrics.probabilities(scores)
+    probs = metrics.probabilities(log_probs, temperature)
     rows = task.table.splits[split]
     for place, (identity, text, gold) in enumerate(rows.select("id", "text", "label").iter_rows()):
-        share = shares[place]
         record = {
             "id": identity,
             "text": text,
             "gold": names[gold],
-            "label": names[int(share.argmax())],
-            "scores": {name: round(float(value), 6) for name, value in zip(names, share, strict=True)},
+            "label": names[int(log_probs[place].argmax())],
+            "probs": {name: round(float(value), 6) for name, value in zip(names, probs[place], strict=True)},
+            "log_probs": {name: round(float(value), 6) for name, value in zip(names, log_probs[place], strict=True)},
         }
         if gates is not None:
             record["domain"] = rows["domain"][place]
@@ -57,17 +70,21 @@ def answers(task: Labelled, split: str, texts: Sequence[str], parsed: Sequence[i
         yield {"id": identity, "text": text, "gold": names[gold], "answer": answer, "label": known}
 
 
-def calibration(task: Labelled, scores: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
-    """Fit a temperature on the validation rows, and tell the calibration error before and after.
+def calibration(
+    task: Labelled, log_probs: dict[str, NDArray[np.float64]], temperature: float | None = None
+) -> dict[str, Any]:
+    """Report the calibration error and the log loss, with and without the temperature.
 
     Args:
         task: knows the true classes.
-        scores: (n, c) by split, of its first n rows; ``validation`` is fitted on, the others are told only.
+        log_probs: (n, c) by split, of its first n rows.
+        temperature: None: it is fitted on the ``validation`` rows.
     """
-    gold = {split: task.gold(split)[: len(values)] for split, values in scores.items()}
-    degrees = calibrating.temperature(scores["validation"], gold["validation"])
-    told = {split: calibrating.report(values, gold[split], degrees) for split, values in scores.items()}
-    return {"temperature": degrees, **told}
+    gold = {split: task.gold(split)[: len(values)] for split, values in log_probs.items()}
+    if temperature is None:
+        temperature = calibrating.temperature(log_probs["validation"], gold["validation"])
+    reports = {split: calibrating.report(values, gold[split], temperature) for split, values in log_probs.items()}
+    return {"temperature": temperature, "bins": calibrating.BINS, **reports}
 
 
 def validation(task: Labelled, scores: NDArray[np.float64]) -> dict[str, float]:

@@ -30,7 +30,7 @@ class Run:
         report: the test part of ``metrics.json``.
         rows: id, text and true label of every test row.
         predicted: predicted classes, (n,).
-        confidence: probability of the predicted class, (n,).
+        confidence: calibrated probability of the predicted class, (n,).
     """
 
     path: Path
@@ -51,6 +51,11 @@ class Run:
         """True classes, (n,)."""
         number = {name: place for place, name in enumerate(self.labels)}
         return np.array([number[gold] for _, _, gold in self.rows], dtype=np.int64)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether the predicted class is the true one, (n,)."""
+        return self.predicted == self.gold
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
@@ -130,11 +135,20 @@ def _run(path: Path, facts: dict[str, Any], report: dict[str, Any]) -> Run:
     number = {name: place for place, name in enumerate(report["per_class"])}
     try:
         predicted = np.array([number[record["label"]] for record in records], dtype=np.int64)
-        confidence = np.array([record["scores"][record["label"]] for record in records])
+        confidence = np.array([_probs(record, facts)[record["label"]] for record in records])
         rows = [(record["id"], record["text"], record["gold"]) for record in records]
     except KeyError as error:
         raise RunError(f"{path}/predictions.jsonl does not fit metrics.json: {error} is missing") from None
     return Run(path, _config(path, facts), facts, report, rows, predicted, confidence)
+
+
+def _probs(record: dict[str, Any], facts: dict[str, Any]) -> dict[str, float]:
+    """The calibrated probabilities of a prediction; a run of an older version kept them uncalibrated, as ``scores``."""
+    if "probs" in record or "scores" not in record:
+        return dict(record["probs"])
+    power = 1 / (facts.get("calibration") or {}).get("temperature", 1.0)
+    raised = {name: share**power for name, share in record["scores"].items()}
+    return {name: share / sum(raised.values()) for name, share in raised.items()}
 
 
 def _config(path: Path, facts: dict[str, Any]) -> dict[str, Any]:

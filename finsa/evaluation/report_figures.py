@@ -16,9 +16,9 @@ matplotlib.use("Agg")
 from matplotlib import colormaps, pyplot
 from matplotlib.ticker import NullFormatter
 
-from finsa.evaluation import statistics
+from finsa.evaluation import calibration, statistics
 from finsa.evaluation.arms import Arm
-from finsa.evaluation.comparison import Comparison, reliability
+from finsa.evaluation.comparison import Comparison
 from finsa.evaluation.figures import Figure, font_and_names
 
 # Told apart by colour-blind readers as well (Okabe & Ito 2008); more than that take a map's shades.
@@ -211,7 +211,7 @@ def _calibration(comparison: Comparison, names: Sequence[str], file: Path) -> Fi
         for place, colour in _lines(comparison):
             error = comparison.records[place]["calibration_error"]
             for number, run in enumerate(comparison.arms[place].runs):
-                bins = reliability(run)
+                bins = calibration.reliability(run.confidence, run.correct)
                 x, y = ([one[key] for one in bins] for key in ("confidence", "accuracy"))
                 sizes = [8 + 200 * one["rows"] / len(run.rows) for one in bins]
                 label = f"{names[place]}: ECE {error:.3f}" if number == 0 else None
@@ -220,7 +220,7 @@ def _calibration(comparison: Comparison, names: Sequence[str], file: Path) -> Fi
         axes[0, 0].set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the predicted label", ylabel="share right")
         figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     alt = "; ".join(f"{record['arm']}: ECE {record['calibration_error']:.3f}" for record in comparison.records)
-    title = f"Calibration, ten bins, dots by rows{_of(len(_lines(comparison)), len(names))}"
+    title = f"Calibration, {calibration.BINS} bins, dots by rows{_of(len(_lines(comparison)), len(names))}"
     return Figure(file, title, f"Reliability diagram. {alt}")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,6 @@ from scipy.stats import binom, binomtest
 from finsa.evaluation import metrics
 
 LEVEL = 0.05
-BINS = 10
 CHUNK = 4_000_000  # numbers that are drawn at once
 
 Classes = NDArray[np.int64]
@@ -181,27 +179,3 @@ def holm(values: Sequence[float]) -> list[float]:
     corrected = np.empty(len(values))
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
     return [float(value) for value in corrected]
-
-
-def calibration(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Bins of equal width over the probability of the predicted label, for a reliability diagram.
-
-    Returns:
-        Per bin with rows: rows, confidence (mean), accuracy.
-    """
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    return [
-        {
-            "rows": int((place == at).sum()),
-            "confidence": float(confidence[place == at].mean()),
-            "accuracy": float(right[place == at].mean()),
-        }
-        for at in range(BINS)
-        if (place == at).any()
-    ]
-
-
-def calibration_error(bins: Sequence[dict[str, Any]]) -> float:
-    """Expected calibration error (Guo et al. 2017): mean gap of confidence and accuracy, bins weighted by rows."""
-    rows = sum(one["rows"] for one in bins)
-    return float(sum(one["rows"] * abs(one["confidence"] - one["accuracy"]) for one in bins) / rows)

@@ -22,6 +22,7 @@ from finsa.data import task
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
 from finsa.data.rows import Encoded, Renderer
+from finsa.data.texts import normalize
 from finsa.errors import ModelError, RunError
 from finsa.evaluation import metrics
 from finsa.inference import bundles, restoring, routed
@@ -52,6 +53,11 @@ class Record:
     manifest: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def temperature(self) -> float:
+        """By which the run divides log-probabilities before they become probabilities; 1: it fitted none."""
+        return float((self.facts.get("calibration") or {}).get("temperature", 1.0))
+
+    @property
     def name(self) -> str:
         """Method, model and data of the run, and the export's format."""
         own = [] if self.cfg.method.baseline is not None else [self.cfg.model.name]
@@ -64,15 +70,15 @@ class Answers:
 
     Args:
         labels: names in their fixed order, (c,).
-        scores: log-probability of each whole label, (n, c).
-        probabilities: of each label among the labels, calibrated where the run is, (n, c); rows sum to 1.
+        log_probs: log-probability of each whole label, uncalibrated, (n, c).
+        probabilities: softmax over the labels of the log-probabilities over the run's temperature, (n, c).
         cut: whether a text was too long and was cut, (n,).
         gates: a mixture's weights, (n, E); None elsewhere.
         experts: their names, (E,).
     """
 
     labels: tuple[str, ...]
-    scores: FloatArray
+    log_probs: FloatArray
     probabilities: FloatArray
     cut: list[bool]
     gates: FloatArray | None = None
@@ -81,7 +87,7 @@ class Answers:
     @property
     def chosen(self) -> list[str]:
         """The label of each text."""
-        return [self.labels[number] for number in self.probabilities.argmax(axis=1)]
+        return [self.labels[number] for number in self.log_probs.argmax(axis=1)]
 
     @property
     def routes(self) -> list[str] | None:
@@ -124,33 +130,31 @@ class Answerer:
         )
         self.cfg, self.facts, self.path, self.name = record.cfg, record.facts, record.path, record.name
         self.labels: tuple[str, ...] = record.labels.names
-        self.temperature: float = float((record.facts.get("calibration") or {}).get("temperature", 1.0))
+        self.temperature = record.temperature
         self.experts: tuple[str, ...] = tuple(getattr(model or reader, "experts", ()))
 
     def __call__(self, texts: Sequence[str]) -> Answers:
         """Answer texts, in their order."""
+        texts = [normalize(text) for text in texts]
         if self.renderer is not None:
             encoded = self.renderer.encode(texts)
             return self._answers(encoded, [bool(cut) for cut in encoded.cut])
         counts = [self._cut([text]) for text in texts] if self._cut is not None else [None] * len(texts)
-        return self._answers(list(texts), [bool(count) for count in counts])
+        return self._answers(texts, [bool(count) for count in counts])
 
     def _answers(self, inputs: Encoded | list[str], cut: list[bool]) -> Answers:
-        scores = self.reader.score(inputs) if cut else np.zeros((0, len(self.labels)))
+        log_probs = self.reader.score(inputs) if cut else np.zeros((0, len(self.labels)))
         gates = self.gates if cut else None  # they are of what was scored last
-        return Answers(self.labels, scores, self.probabilities(scores), cut, gates, self.experts)
+        probs = metrics.probabilities(log_probs, self.temperature)
+        return Answers(self.labels, log_probs, probs, cut, gates, self.experts)
 
     @property
     def gates(self) -> FloatArray | None:
         """A mixture's gates for what was scored last, (n, E)."""
         return getattr(self.reader, "gates", None)
 
-    def probabilities(self, scores: FloatArray) -> FloatArray:
-        """Probabilities (n, c) of scores (n, c), at the run's temperature."""
-        return metrics.probabilities(scores / self.temperature)
-
     def score(self, job: task.Labelled, split: str) -> FloatArray:
-        """Scores (n, c) of a split; a task's kept prompts are used.
+        """Log-probabilities (n, c) of a split; a task's kept prompts are used.
 
         Raises:
             ModelError: where the rows have other classes.

@@ -88,13 +88,13 @@ def write(record: Record, form: str, precision: str, folder: Path) -> None:
         model = whole_model(record, renderer)
         if form == "classifier":
             tokenizer = PROMPT_TOKENIZER
-            _write_classifier(model, renderer, folder)
+            _write_classifier(model, renderer, record.temperature, folder)
         elif form == "merged":
             _write_merged(record, model, folder)
         else:
             from finsa.inference import graphs
 
-            graphs.write_onnx(model.float().cpu(), renderer, folder, precision)
+            graphs.write_onnx(model.float().cpu(), renderer, record.temperature, folder, precision)
             if form == "openvino":
                 graphs.write_openvino(folder)
     renderer.tokenizer.save_pretrained(folder / tokenizer)
@@ -139,10 +139,11 @@ def _write_adapter(record: Record, folder: Path) -> None:
     shutil.copytree(learner.adapter_folder(record.cfg, record.path), folder, dirs_exist_ok=True)
 
 
-def _write_classifier(model: Any, renderer: Renderer, folder: Path) -> None:
-    """Write a sequence-classification model whose score head is the LM head's rows of the labels.
+def _write_classifier(model: Any, renderer: Renderer, temperature: float, folder: Path) -> None:
+    """Write a sequence-classification model whose score head is the LM head's rows of the labels over the temperature.
 
-    Its tokenizer puts the prompt around a text by itself, so that a text alone is what it is given.
+    The softmax of its logits thus is the run's probability of each label. Its tokenizer puts the prompt around a text,
+    so that a stripped text alone is what it is given.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -166,7 +167,8 @@ def _write_classifier(model: Any, renderer: Renderer, folder: Path) -> None:
     if getattr(head, "bias", None) is not None:
         raise ModelError("format: this LM head has a bias, and a score head has none; choose format=onnx")
     with torch.no_grad():
-        made.score.weight.copy_(head.weight[[answer[0] for answer in renderer.answers]])
+        rows = head.weight[[answer[0] for answer in renderer.answers]].float()
+        made.score.weight.copy_((rows - rows.mean(dim=0)) / temperature)  # small logits: less is rounded in bfloat16
     made.save_pretrained(folder)
     _prompting(renderer, config.pad_token_id).save_pretrained(folder)
 
@@ -179,7 +181,7 @@ def _filler(renderer: Renderer) -> int:
 
 
 def _prompting(renderer: Renderer, filler: int) -> Any:
-    """The run's tokenizer, which also puts head and tail around a text and takes no text for markup."""
+    """The run's tokenizer, which also puts the prompt around a text and takes no text for markup."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
@@ -221,7 +223,8 @@ def _describe(record: Record, renderer: Renderer, form: str, precision: str, fol
             "tail": renderer.tokenizer.decode(renderer.tail),
         },
         "text_tokens": renderer.room,
-        "temperature": (record.facts.get("calibration") or {}).get("temperature", 1.0),
+        "temperature": record.temperature,
+        "temperature_applied": form == "classifier",  # its logits are divided by it already
         "base": {
             "hub_id": record.cfg.model.hub_id,
             "revision": record.cfg.model.revision,

@@ -1,4 +1,4 @@
-"""A model as one graph from ids and lengths to the K labels' log-probabilities, written as ONNX or for OpenVINO.
+"""A model as one graph from ids and lengths to the labels' log-probabilities and probabilities, as ONNX or OpenVINO.
 
 Letters: b rows of a batch, s tokens, c classes, m nodes of the label tree, k = 1 + m positions read.
 """
@@ -20,19 +20,20 @@ from finsa.modeling.classifier import Classifier, causal
 
 
 class LabelGraph(torch.nn.Module):
-    """Whole-label log-probabilities (b, c), as `finsa.inference.scoring.label_log_probs` has them.
+    """Whole-label log-probabilities (b, c), as `finsa.inference.scoring.label_log_probs` has them, and probabilities.
 
     Args:
         model: a causal language model without an adapter.
         renderer: knows the labels.
+        temperature: of the probabilities.
     """
 
-    def __init__(self, model: Any, renderer: Renderer) -> None:
+    def __init__(self, model: Any, renderer: Renderer, temperature: float) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.temperature = model, temperature
         self.tree = LabelTree.of(scored_answers(renderer)[0])
 
-    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Score rows (b, s): prompts of the given lengths (b,), each followed by the tree's tokens and any padding."""
         m = len(self.tree.tokens)
         given = tree_inputs(self.tree, lengths, input_ids.shape[1], torch.float32) if m else _causal(input_ids)
@@ -41,28 +42,35 @@ class LabelGraph(torch.nn.Module):
         picked = states.gather(1, read[:, :, None].expand(-1, -1, states.shape[2]))
         log_probs = self.model.get_output_embeddings()(picked).float().log_softmax(-1)  # (b, k, v)
         columns = [torch.stack([log_probs[:, at, token] for at, token in steps]).sum(0) for steps in self.tree.steps]
-        return torch.stack(columns, dim=1)
+        return _outputs(torch.stack(columns, dim=1), self.temperature)
 
 
 class PooledGraph(torch.nn.Module):
-    """Class log-probabilities (b, c) of a classification head over the text tokens.
+    """Class log-probabilities (b, c) of a classification head over the text tokens, and probabilities.
 
     Args:
         model: a classifier whose base has no adapter.
         renderer: knows where the text begins.
+        temperature: of the probabilities.
     """
 
-    def __init__(self, model: Classifier, renderer: Renderer) -> None:
+    def __init__(self, model: Classifier, renderer: Renderer, temperature: float) -> None:
         super().__init__()
+        self.temperature = temperature
         self.body, self.head, self.start = causal(model.backbone).base_model, model.head, len(renderer.head)
 
-    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Score rows (b, s): head and text, of the given lengths (b,), and any padding."""
         states = self.body(input_ids=input_ids, use_cache=False, **_causal(input_ids)).last_hidden_state
         place = torch.arange(input_ids.shape[1])
         inside = ((place >= self.start) & (place < lengths[:, None])).float()[:, :, None]
         pooled = (states.float() * inside).sum(1) / inside.sum(1).clamp(min=1)
-        return self.head(pooled).log_softmax(dim=1)
+        return _outputs(self.head(pooled).log_softmax(dim=1), self.temperature)
+
+
+def _outputs(log_probs: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The outputs of a graph: ``log_probs`` and the calibrated ``probs``, both (b, c)."""
+    return log_probs, (log_probs / temperature).softmax(dim=1)
 
 
 def _causal(ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -75,19 +83,21 @@ def _causal(ids: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-def write_onnx(model: Any, renderer: Renderer, folder: Path, precision: str) -> None:
-    """Write ``model.onnx``.
+def write_onnx(model: Any, renderer: Renderer, temperature: float, folder: Path, precision: str) -> None:
+    """Write ``model.onnx``, from ``input_ids`` (b, s) and ``lengths`` (b,) to ``log_probs`` and ``probs`` (b, c).
 
     Args:
         model: a causal language model or a classifier, without an adapter, in float32 on the CPU.
         renderer: of its prompts.
+        temperature: of the probabilities.
         folder: to write into.
         precision: ``fp32``, or ``int8`` for weights in 8 bit and products of 8 bit, scaled as they come.
 
     Raises:
         ModelError: where this architecture cannot be exported.
     """
-    graph = PooledGraph(model, renderer) if isinstance(model, Classifier) else LabelGraph(model, renderer)
+    kind = PooledGraph if isinstance(model, Classifier) else LabelGraph
+    graph = kind(model, renderer, temperature)
     file = folder / FILES["onnx"]
     sample = renderer.encode(["文本", "另一条文本 text"])
     tree = graph.tree.tokens if isinstance(graph, LabelGraph) else ()
@@ -106,7 +116,7 @@ def write_onnx(model: Any, renderer: Renderer, folder: Path, precision: str) -> 
                 file,
                 dynamo=True,
                 input_names=["input_ids", "lengths"],
-                output_names=["log_probs"],
+                output_names=["log_probs", "probs"],
                 dynamic_shapes={"input_ids": {0: rows, 1: tokens}, "lengths": {0: rows}},
                 verbose=False,
             )

@@ -54,24 +54,25 @@ class FolderReader:
     Args:
         folder: of the export.
         batch_tokens: most padded tokens of a batch.
+        temperature: by which its score head is divided already.
     """
 
-    def __init__(self, folder: Path, batch_tokens: int) -> None:
+    def __init__(self, folder: Path, batch_tokens: int, temperature: float) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-        self.batch_tokens = batch_tokens
+        self.batch_tokens, self.temperature = batch_tokens, temperature
 
     @torch.inference_mode()
     def score(self, texts: Sequence[str]) -> FloatArray:
-        """Score texts, in their order: (n, c)."""
+        """Score texts, in their order: (n, c), without the temperature."""
         scores = np.zeros((len(texts), self.model.config.num_labels))
         encoded = self.tokenizer(list(texts), truncation=True)["input_ids"]
         for rows in _own(batches([len(ids) for ids in encoded], self.batch_tokens)):
             filled = self.tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt")
             logits = self.model(**filled).logits
-            scores[rows] = logits.double().log_softmax(dim=1).numpy()
+            scores[rows] = (self.temperature * logits.double()).log_softmax(dim=1).numpy()
         return processes.total(scores)
 
 
@@ -90,7 +91,9 @@ def open_reader(
     """
     try:
         if values["format"] == "classifier":
-            return FolderReader(folder, batch_tokens)
+            # an export of an older version has it in the manifest alone
+            applied = values["temperature"] if values.get("temperature_applied") else 1.0
+            return FolderReader(folder, batch_tokens, float(applied))
         start = {"onnx": _onnx, "openvino": _openvino}[values["format"]]
         # int8 scales a whole batch at once, so what stands beside a text would change its answer
         most = 1 if values["precision"] == "int8" else batch_tokens
@@ -108,7 +111,7 @@ def _onnx(folder: Path, threads: int | None) -> Run:
     options.intra_op_num_threads = threads or torch.get_num_threads()
     file = str(folder / FILES["onnx"])
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return lambda ids, lengths: session.run(None, {"input_ids": ids, "lengths": lengths})[0]
+    return lambda ids, lengths: session.run(["log_probs"], {"input_ids": ids, "lengths": lengths})[0]
 
 
 def _openvino(folder: Path, threads: int | None) -> Run:

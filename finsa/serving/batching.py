@@ -34,12 +34,12 @@ class Answers(Protocol):
         """Names of the labels."""
 
     @property
-    def scores(self) -> Any:
-        """Log-probabilities, (n, c)."""
+    def log_probs(self) -> Any:
+        """Log-probabilities of the labels, uncalibrated, (n, c)."""
 
     @property
     def probabilities(self) -> Any:
-        """What they come to, (n, c)."""
+        """Calibrated, (n, c)."""
 
     @property
     def cut(self) -> Sequence[bool]:
@@ -67,13 +67,13 @@ class Answer:
 
     Args:
         prediction: the most probable label.
-        scores: probability by label.
+        probs: calibrated probability by label.
         truncated: whether the text was too long and lost its end.
         route: share by expert; None without a mixture.
     """
 
     prediction: str
-    scores: dict[str, float]
+    probs: dict[str, float]
     truncated: bool
     route: dict[str, float] | None
 
@@ -257,7 +257,7 @@ class Batcher:
         """Run the model once."""
         self._measures.forward(len(texts))
         said = self.answerer(texts)
-        best = said.scores.argmax(axis=1).tolist()
+        best = said.log_probs.argmax(axis=1).tolist()
         if said.gates is None:
             routes: list[dict[str, float] | None] = [None] * len(texts)
         else:

@@ -127,7 +127,7 @@ def predictions(texts: Sequence[str], answers: Sequence[Answer], ms: float) -> d
 
 
 def _beside(answer: Answer) -> dict[str, Any]:
-    beside: dict[str, Any] = {"scores": answer.scores, "truncated": answer.truncated}
+    beside: dict[str, Any] = {"probs": answer.probs, "truncated": answer.truncated}
     return beside if answer.route is None else {**beside, "route": answer.route}
 
 
@@ -167,7 +167,7 @@ class Judged(_Out):
 
     input: Annotated[str, Field(description="The text.")]
     prediction: Annotated[str, Field(description="The most probable label.")]
-    scores: Annotated[Shares, Field(description="Probability by label.")]
+    probs: Annotated[Shares, Field(description="Probability by label, calibrated by the temperature of the run.")]
     truncated: Annotated[bool, Field(description="Whether the text was too long and lost its end.")]
     route: Annotated[Shares, Field(description="Share by expert; of a mixture of experts alone.")] = {}
 

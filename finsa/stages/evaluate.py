@@ -61,19 +61,21 @@ def _judge(cfg: RunConfig, job: task.Labelled, answerer: Answerer, folder: RunFo
     """Answer a split by the protocol and write the answers down.
 
     Returns:
-        The comparison with the truth, and what there is to say about a mixture's router.
+        The comparison with the truth, and what else ``metrics.json`` gets: the calibration, a mixture's router.
     """
     assert isinstance(cfg.stage, EvaluateStage)
     split: str = cfg.stage.split
     if cfg.stage.protocol == "label":
-        scores = answerer.score(job, split)
+        log_probs = answerer.score(job, split)
         folder.note(scoring=answerer.rule, protocol="label")
         gates, experts = answerer.gates, answerer.experts
-        folder.write_lines("predictions.jsonl", outcome.predictions(job, split, scores, gates, experts))
+        rows = outcome.predictions(job, split, log_probs, answerer.temperature, gates, experts)
+        folder.write_lines("predictions.jsonl", rows)
+        more: dict[str, Any] = {"calibration": outcome.calibration(job, {split: log_probs}, answerer.temperature)}
         if gates is not None:
             domains = job.table.splits[split]["domain"].to_list()
-            return outcome.report(job, split, scores), {"router": router.analysis(gates, domains, experts)}
-        return outcome.report(job, split, scores), {}
+            more["router"] = router.analysis(gates, domains, experts)
+        return outcome.report(job, split, log_probs), more
     from finsa.inference.generation import Generator, parse
 
     assert isinstance(job, task.Task)

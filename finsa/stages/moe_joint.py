@@ -72,7 +72,8 @@ def _run(
         folder.note(trainable_parameters=trainable, total_parameters=total)
         folder.note(device=hardware.describe(base.dtype(cfg.model)))
         fitted = joint.learn(cfg, stage, model, rows, folder.path, results.recorder(folder, tracker))
-        metrics: dict[str, Any] = {"validation": joint.validation(cfg, rows, model)}
+        validation, held = joint.validated(cfg, rows, model)
+        metrics: dict[str, Any] = {"validation": validation}
         with files.staged(folder.path) as place:
             model.save(place, rows.table.labels.names)
             rows.renderer.tokenizer.save_pretrained(place / "tokenizer")
@@ -86,6 +87,7 @@ def _run(
     assert gates is not None
     domains = rows.table.splits["test"]["domain"].to_list()
     metrics |= {"test": outcome.report(rows, "test", scores), "router": router.analysis(gates, domains, model.experts)}
+    results.calibrate(cfg, rows, folder, metrics, {"validation": held, "test": scores})
     if stage.compare:
         metrics["mixture"] = _compare(rows, made_of, {**arms, **mixing.arms(alone, domains)}, folder)
     folder.note(**fitted.facts(), scoring=reader.rule)

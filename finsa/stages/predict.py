@@ -11,6 +11,7 @@ from rich.table import Table
 from finsa import locks, processes
 from finsa.config import PredictStage, RunConfig, locate
 from finsa.data import parts, streams, written
+from finsa.data.texts import normalize
 from finsa.errors import DataError, RunError
 from finsa.evaluation import tables
 from finsa.inference import answering, prediction
@@ -35,11 +36,11 @@ def run(cfg: RunConfig) -> Result:
 
 
 def _one(cfg: RunConfig, record: Record, text: str) -> Result:
-    if not text.strip():
+    if not normalize(text):
         raise DataError("text: is empty")
     answerer = _load(cfg, record)
     started = time.perf_counter()
-    answers = answerer([text.strip()])
+    answers = answerer([text])
     spent = 1000 * (time.perf_counter() - started)
     table = Table(title=answers.chosen[0], title_justify="left", title_style="bold", show_header=False)
     for label, share in zip(answers.labels, answers.probabilities[0], strict=True):

@@ -54,8 +54,8 @@ def _run(cfg: RunConfig, job: task.Task, folder: RunFolder, tracker: tracking.Tr
         base.forget(backbone)  # half a job may have left adapters or changed weights on it
         raise
     metrics["test"] = outcome.report(job, "test", scores)
-    if held is not None:
-        results.calibrate(cfg, job, folder, metrics, {"validation": held, "test": scores})
+    known = {} if held is None else {"validation": held}
+    results.calibrate(cfg, job, folder, metrics, {**known, "test": scores})
     folder.note(scoring=reader.rule)
     results.write(cfg, job, folder, tracker, metrics, scores)
     return Result("train", folder.path, metrics, metrics.get("validation", {}).get("macro_f1"))

@@ -11,7 +11,7 @@ from finsa import files
 from finsa.config import MoeJointStage, RunConfig, Train
 from finsa.data.task import Task
 from finsa.evaluation import outcome, router
-from finsa.inference.scoring import scorer
+from finsa.inference.scoring import FloatArray, scorer
 from finsa.modeling.experts import mean_head
 from finsa.modeling.mixture import MANIFEST, Mixture
 from finsa.training import fit, objective
@@ -126,10 +126,15 @@ def of(cfg: RunConfig, stage: MoeJointStage, model: Mixture, task: Task) -> obje
 @torch.no_grad()
 def validation(cfg: RunConfig, task: Task, model: Mixture) -> dict[str, float]:
     """The numbers that choose a checkpoint, routed as rows will be when scoring; and how often the router is right."""
+    return validated(cfg, task, model)[0]
+
+
+def validated(cfg: RunConfig, task: Task, model: Mixture) -> tuple[dict[str, float], FloatArray]:
+    """The numbers of `validation`, and the log-probabilities (n, c) of the validation rows."""
     reader = scorer(model, task.renderer, cfg.train.score_tokens)
-    scores = reader.score(task.prompts("validation")[: cfg.train.validation_rows])
-    found = outcome.validation(task, scores)
+    log_probs = reader.score(task.prompts("validation")[: cfg.train.validation_rows])
+    found = outcome.validation(task, log_probs)
     assert reader.gates is not None
-    domains = task.table.splits["validation"]["domain"].to_list()[: len(scores)]
+    domains = task.table.splits["validation"]["domain"].to_list()[: len(log_probs)]
     accuracy = router.analysis(reader.gates, domains, model.experts)["accuracy"]
-    return found if accuracy is None else {**found, "routing_accuracy": accuracy}
+    return (found if accuracy is None else {**found, "routing_accuracy": accuracy}), log_probs

@@ -8,22 +8,33 @@ from typing import Any
 from finsa import processes, runs, tracking
 from finsa.config import RunConfig
 from finsa.data import task
-from finsa.evaluation import outcome, tables
+from finsa.evaluation import calibration, outcome, tables
 from finsa.runs import RunFolder
 
 
 def calibrate(
-    cfg: RunConfig, job: task.Labelled, folder: RunFolder, metrics: dict[str, Any], scores: dict[str, Any]
+    cfg: RunConfig, job: task.Labelled, folder: RunFolder, metrics: dict[str, Any], log_probs: dict[str, Any]
 ) -> None:
-    """Fit the temperature that predicted probabilities are given at; scores and answers stay what they are.
+    """Fit the temperature of the run's probabilities, and report the calibration.
 
     Args:
-        metrics: gets what the temperature does to ECE and log loss.
-        scores: of the validation rows, which it is fitted on, and of the test rows, (n, c).
+        metrics: gets ``calibration``.
+        log_probs: (n, c), of the test rows and of the validation rows, on which the temperature is fitted; without
+            validation rows, or with ``train.calibrate=false``, it is 1.
     """
-    if cfg.train.calibrate:
-        metrics["calibration"] = outcome.calibration(job, scores)
-        folder.note(calibration={"temperature": metrics["calibration"]["temperature"]})
+    fitted = cfg.train.calibrate and "validation" in log_probs
+    metrics["calibration"] = outcome.calibration(job, log_probs, None if fitted else 1.0)
+    if not fitted:
+        return
+    temperature = metrics["calibration"]["temperature"]
+    folder.note(calibration={"temperature": temperature})
+    if calibration.at_bound(temperature) and processes.first():
+        rows = metrics["calibration"]["validation"]["n"]
+        print(
+            f"warning: the temperature ended at its bound {temperature:g}: the {rows} validation rows do not determine "
+            "it, so the probabilities are not calibrated. Use more validation rows (train.validation_rows, "
+            "data.split.validation), or set train.calibrate=false"
+        )
 
 
 def recorder(folder: RunFolder, tracker: tracking.Tracker) -> Callable[[int, dict[str, float]], None]:
@@ -43,15 +54,15 @@ def write(
     folder: RunFolder,
     tracker: tracking.Tracker,
     metrics: dict[str, Any],
-    scores: Any,
+    log_probs: Any,
     gates: Any = None,
     experts: Sequence[str] = (),
 ) -> None:
     """Write what a run has found, and show it.
 
     Args:
-        metrics: with the test split's report; ``base`` is shown beside it where it is there.
-        scores: of the test split, (n, c).
+        metrics: with the test split's report and ``calibration``; ``base`` is shown beside it where it is there.
+        log_probs: of the test split, (n, c).
         gates: of a mixture, (n, E).
         experts: of a mixture.
     """
@@ -61,7 +72,8 @@ def write(
     reads_all = cfg.method.learn != "nothing" or cfg.method.baseline is not None
     cut = outcome.write_ledger(job, folder, tuple(job.table.splits) if reads_all else ("test",))
     folder.write_json("metrics.json", metrics)
-    folder.write_lines("predictions.jsonl", outcome.predictions(job, "test", scores, gates, experts))
+    temperature = metrics["calibration"]["temperature"]
+    folder.write_lines("predictions.jsonl", outcome.predictions(job, "test", log_probs, temperature, gates, experts))
     model = [] if cfg.method.baseline is not None else [cfg.model.name]
     figure = outcome.draw(metrics["test"], ", ".join([cfg.method.name, *model, cfg.data.name]), folder.path)
     tracker.summary(outcome.flat(metrics))

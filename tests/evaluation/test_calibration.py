@@ -28,17 +28,40 @@ def test_the_error_falls_and_no_answer_changes() -> None:
     scores, gold = overconfident(5_000, 3.0)
     degrees = calibration.temperature(scores, gold)
     told = calibration.report(scores, gold, degrees)
-    assert told["ece_calibrated"] < 0.03 < 0.15 < told["ece"]
-    assert told["loss_calibrated"] < told["loss"]
-    assert (probabilities(scores).argmax(1) == probabilities(scores / degrees).argmax(1)).all()
+    assert told["ece"] < 0.03 < 0.15 < told["ece_uncalibrated"]
+    assert told["loss"] < told["loss_uncalibrated"]
+    assert (probabilities(scores).argmax(1) == probabilities(scores, degrees).argmax(1)).all()
 
 
 def test_the_error_of_two_bins_by_hand() -> None:
-    shares = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
-    assert calibration.ece(shares, [0, 1, 0, 0]) == pytest.approx((2 * 0.4 + 2 * 0.4) / 4)
+    confidence, correct = np.array([0.9, 0.9, 0.6, 0.6]), np.array([True, False, True, True])
+    assert calibration.ece(confidence, correct) == pytest.approx((2 * 0.4 + 2 * 0.4) / 4)
+    assert calibration.reliability(confidence, correct) == [
+        {"rows": 2, "confidence": 0.6, "accuracy": 1.0},
+        {"rows": 2, "confidence": 0.9, "accuracy": 0.5},
+    ]
+
+
+def test_calibration_of_a_calibrated_and_of_an_overconfident_model() -> None:
+    rng = np.random.default_rng(21)
+    confidence = rng.uniform(0.3, 1, 20_000)
+    assert calibration.ece(confidence, rng.random(20_000) < confidence) < 0.015
+    certain = (np.ones(100), np.arange(100) < 60)
+    assert calibration.reliability(*certain) == [{"rows": 100, "confidence": 1.0, "accuracy": 0.6}]
+    assert calibration.ece(*certain) == pytest.approx(0.4)
 
 
 def test_scores_that_are_all_right_keep_a_temperature_that_can_be_used() -> None:
     scores = np.array([[0.0, -9.0], [-9.0, 0.0]])
     degrees = calibration.temperature(scores, [0, 1])
-    assert np.isfinite(calibration.report(scores, [0, 1], degrees)["loss_calibrated"])
+    assert degrees == calibration.LOWEST
+    assert calibration.at_bound(degrees)
+    assert np.isfinite(calibration.report(scores, [0, 1], degrees)["loss"])
+
+
+def test_scores_that_say_nothing_keep_their_temperature_and_wrong_ones_end_at_the_upper_bound() -> None:
+    assert calibration.temperature(np.zeros((4, 2)), [0, 1, 0, 1]) == 1
+    wrong = calibration.temperature(np.array([[0.0, -9.0], [-9.0, 0.0]]), [1, 0])
+    assert (wrong, calibration.at_bound(wrong)) == (calibration.HIGHEST, True)
+    scores, gold = overconfident(2_000, 3.0)
+    assert not calibration.at_bound(calibration.temperature(scores, gold))

@@ -204,8 +204,8 @@ def test_calibration_error_is_that_of_the_answers(five: list[arms.Arm]) -> None:
     run = five[1].runs[0]
     gaps = [
         abs((run.predicted == GOLD)[inside].mean() - run.confidence[inside].mean()) * inside.sum() / 400
-        for low in np.arange(0, 1, 0.1)
-        if (inside := (run.confidence >= low) & (run.confidence < low + 0.1)).any()
+        for low in np.arange(15) / 15
+        if (inside := (run.confidence >= low) & (run.confidence < low + 1 / 15)).any()
     ]
     record = records_of(comparison.compare(five, OPTIONS))["lora"]
     assert record["calibration_error"] == pytest.approx(sum(gaps))

@@ -169,17 +169,6 @@ def test_confusions_are_those_of_sklearn() -> None:
         np.testing.assert_array_equal(matrix, confusion_matrix(gold, predicted, labels=range(5)))
 
 
-def test_calibration_of_a_calibrated_and_of_a_boastful_model() -> None:
-    rng = np.random.default_rng(21)
-    confidence = rng.uniform(0.3, 1, 20_000)
-    honest = statistics.calibration(confidence, rng.random(20_000) < confidence)
-    assert sum(one["rows"] for one in honest) == 20_000
-    assert statistics.calibration_error(honest) < 0.015
-    boastful = statistics.calibration(np.ones(100), np.arange(100) < 60)
-    assert boastful == [{"rows": 100, "confidence": 1.0, "accuracy": 0.6}]
-    assert statistics.calibration_error(boastful) == pytest.approx(0.4)
-
-
 # ------------------------------------------------------------------------------------------------ coverage
 
 

@@ -28,7 +28,7 @@ class Mixed:
 
 def answerer() -> Answerer:
     labels = SimpleNamespace(names=("up", "down"))
-    record: Any = SimpleNamespace(cfg=None, facts={}, path=None, name="run", labels=labels)
+    record: Any = SimpleNamespace(cfg=None, facts={}, path=None, name="run", labels=labels, temperature=1.0)
     return Answerer(record, Mixed(), "whole label")
 
 

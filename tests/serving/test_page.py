@@ -78,12 +78,12 @@ def test_texts_get_label_probabilities_route_and_time(page: Opened) -> None:
     assert rows[0][5].endswith("ms")
     answer = page.service.client.post("/predict", json={"text": "股价大涨，涨停"}).json()
     shown = dict(zip(rows[0][3].split()[::3], rows[0][3].split()[1::3], strict=True))
-    assert shown == {label: f"{100 * share:.1f}" for label, share in answer["scores"].items()}
+    assert shown == {label: f"{100 * share:.1f}" for label, share in answer["probs"].items()}
     widths = page.driver.execute_script(
         "return [...document.querySelectorAll('#rows tr:first-child td:nth-child(4) .track')]"
         ".map(t => t.firstChild.getBoundingClientRect().width / t.getBoundingClientRect().width)"
     )
-    assert widths == pytest.approx(list(answer["scores"].values()), abs=0.05)
+    assert widths == pytest.approx(list(answer["probs"].values()), abs=0.05)
     assert page.driver.find_element("id", "summary").text.split("\n") == ["利空 2", "中性 0", "利好 1"]
 
 

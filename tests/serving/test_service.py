@@ -45,9 +45,9 @@ def test_a_prediction_has_the_published_shape_and_more(service: Service) -> None
     answer = service.client.post("/predict", json={"text": "股价大涨，涨停"})
     assert answer.status_code == 200
     content = answer.json()
-    assert list(content) == ["input", "prediction", "time_ms", "scores", "truncated"]
+    assert list(content) == ["input", "prediction", "time_ms", "probs", "truncated"]
     assert (content["input"], content["prediction"], content["truncated"]) == ("股价大涨，涨停", "利好", False)
-    assert content["scores"] == _expected("股价大涨，涨停")
+    assert content["probs"] == _expected("股价大涨，涨停")
     assert 0 < content["time_ms"] < 5000
 
 
@@ -143,7 +143,7 @@ def test_concurrent_requests_share_calls_and_get_their_own_answers(config: Compo
             answers = list(pool.map(lambda text: service.client.post("/predict", json={"text": text}).json(), texts))
         calls, rows = service.counted("finsa_batch_texts_count"), service.counted("finsa_batch_texts_sum")
     assert [answer["input"] for answer in answers] == texts
-    assert [answer["scores"] for answer in answers] == [_expected(text) for text in texts]
+    assert [answer["probs"] for answer in answers] == [_expected(text) for text in texts]
     assert rows == 200
     assert calls < 60
 

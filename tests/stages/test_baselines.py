@@ -72,7 +72,7 @@ def test_metrics_equal_those_of_the_predictions(finished: tuple[RunConfig, Resul
     names = list(kept["test"]["per_class"])
     gold, label = ([names.index(row[key]) for row in rows] for key in ("gold", "label"))
     assert metrics.report(gold, label, names) == kept["test"]
-    assert all(sum(row["scores"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
+    assert all(sum(row["probs"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
 
 
 def test_scored_again_it_says_the_same(finished: tuple[RunConfig, Result], config: Compose, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_scored_again_it_says_the_same(finished: tuple[RunConfig, Result], confi
     assert again.metrics["test"] == first.metrics["test"]
     for one, other in zip(lines(first), lines(again), strict=True):
         assert (one["id"], one["label"]) == (other["id"], other["label"])
-        assert one["scores"] == pytest.approx(other["scores"], abs=2e-6)
+        assert one["probs"] == pytest.approx(other["probs"], abs=2e-6)
     assert read(again, "run.json")["label_fingerprint"] == read(first, "run.json")["label_fingerprint"]
     assert read(again, "ledger.json") == read(first, "ledger.json")
 
@@ -114,7 +114,7 @@ def test_the_plan_counts_what_was_learnt(
 
 def test_sampling_is_that_of_the_language_models(config: Compose, tmp_path: Path) -> None:
     result = train.run(config("method=majority", "method.balance=downsample", *SMOKE, f"output_dir={tmp_path}"))
-    assert lines(result)[0]["scores"] == dict.fromkeys(["利空", "中性", "利好"], pytest.approx(1 / 3, abs=1e-6))
+    assert lines(result)[0]["probs"] == dict.fromkeys(["利空", "中性", "利好"], pytest.approx(1 / 3, abs=1e-6))
 
 
 def test_a_mixed_sweep_ends_in_one_table(tmp_path: Path) -> None:

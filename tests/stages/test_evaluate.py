@@ -12,7 +12,7 @@ import pytest
 
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, RunError
-from finsa.evaluation import metrics
+from finsa.evaluation import arms, comparison, records
 from finsa.inference import answering
 from finsa.stages import evaluate
 
@@ -46,18 +46,32 @@ def test_a_run_records_its_temperature_and_gives_probabilities_at_it(trained: Tr
     told = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["calibration"]
     assert facts["calibration"]["temperature"] == told["temperature"] != 1
     assert facts["labels"] == {"利空": "利空", "中性": "中性", "利好": "利好"}
-    assert {"ece", "ece_calibrated"} <= told["validation"].keys() & told["test"].keys()
-    assert told["validation"]["loss_calibrated"] <= told["validation"]["loss"]
+    assert told["validation"]["loss"] <= told["validation"]["loss_uncalibrated"]
     answers = answering.restore(str(folder), 4096)(["公司大涨", "公告"])
-    wanted = metrics.probabilities(answers.scores / told["temperature"])
-    np.testing.assert_allclose(answers.probabilities, wanted)
+    wanted = np.exp(answers.log_probs / told["temperature"])
+    np.testing.assert_allclose(answers.probabilities, wanted / wanted.sum(axis=1, keepdims=True))
+
+
+def test_a_run_an_evaluation_and_a_report_have_one_calibration_error(
+    config: Compose, trained: Trained, tmp_path: Path
+) -> None:
+    run = trained("lora_response")
+    again = evaluate.run(config("stage=evaluate", f"run={run}", "tracking=none", f"output_dir={tmp_path}"))
+    known = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["calibration"]
+    assert known["test"]["ece"] != pytest.approx(known["test"]["ece_uncalibrated"], abs=1e-3)
+    assert again.metrics["calibration"]["test"]["ece"] == pytest.approx(known["test"]["ece"], abs=1e-5)
+    assert again.run_dir is not None
+    for folder in (run, again.run_dir):
+        (found,), _ = records.read([folder])
+        (record,) = comparison.compare(arms.group([found])[0], config("stage=report", f"runs={run}").stage).records
+        assert record["calibration_error"] == pytest.approx(known["test"]["ece"], abs=1e-5)
 
 
 def test_an_adapter_in_the_weights_answers_as_one_beside_them(trained: Trained) -> None:
     texts = ["公司大涨", "公告", "亏损" * 200]
     for method in ("lora_response", "classifier"):
         one, other = (answering.restore(str(trained(method)), 4096, merge=merge)(texts) for merge in (False, True))
-        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+        np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
 
 
 @pytest.mark.parametrize(

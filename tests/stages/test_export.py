@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -44,9 +45,11 @@ def texts(project: Path) -> list[str]:
 @pytest.fixture(scope="module", autouse=True)
 def _one_graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tracing the model takes most of the time, and is the same for three of the formats."""
-    real, kept = torch.onnx.export, tmp_path_factory.mktemp("graph")
+    real, base = torch.onnx.export, tmp_path_factory.mktemp("graph")
 
     def once(graph: Any, inputs: Any, file: Path, **words: Any) -> None:
+        kept = base / type(graph).__name__
+        kept.mkdir(exist_ok=True)
         if not any(kept.iterdir()):
             real(graph, inputs, kept / file.name, **words)
         for part in kept.iterdir():
@@ -119,12 +122,33 @@ def test_the_pipeline_of_transformers_loads_the_classifier_unchanged(
     answers = answering.restore(str(run), 4096)(texts)
     classify = pipeline("text-classification", model=str(tmp_path / "c"), top_k=None)
     for batch_size in (1, 8):
-        found = classify(texts, batch_size=batch_size, truncation=True)
+        found = classify([text.strip() for text in texts], batch_size=batch_size, truncation=True)
         assert [rows[0]["label"] for rows in found] == answers.chosen
-    plain = answering.metrics.probabilities(answers.scores)  # the pipeline knows no temperature
-    for rows, shares in zip(found, plain, strict=True):
+    for rows, probs in zip(found, answers.probabilities, strict=True):
         by_label = {row["label"]: row["score"] for row in rows}
-        assert [by_label[label] for label in answers.labels] == pytest.approx(list(shares), abs=1e-5)
+        assert [by_label[label] for label in answers.labels] == pytest.approx(list(probs), abs=1e-5)
+
+
+def test_a_graph_gives_the_log_probabilities_and_the_probabilities_of_the_run(
+    config: Compose, trained: Trained, tmp_path: Path, texts: list[str]
+) -> None:
+    import onnxruntime
+
+    for method in ("lora_response", "classifier"):
+        run, folder = trained(method), tmp_path / method
+        export.run(config(*SHORT, f"run={run}", f"output={folder}", "format=onnx"))
+        session = onnxruntime.InferenceSession(folder / "model.onnx")
+        assert [given.name for given in session.get_inputs()] == ["input_ids", "lengths"]
+        answerer = answering.restore(str(run), 4096)
+        answers, renderer = answerer(texts[:3]), answerer.renderer
+        assert renderer is not None
+        assert answerer.temperature != 1
+        for number, prompt in enumerate(renderer.encode(texts[:3])):
+            ids = renderer.until_text_end(prompt) if method == "classifier" else prompt
+            given = {"input_ids": [ids], "lengths": [len(ids)]}
+            log_probs, probs = session.run(["log_probs", "probs"], {key: np.array(ids) for key, ids in given.items()})
+            assert log_probs[0] == pytest.approx(answers.log_probs[number], abs=1e-4)
+            assert probs[0] == pytest.approx(answers.probabilities[number], abs=1e-5)
 
 
 def test_an_ordinary_peft_and_an_ordinary_transformers_user_can_load_them(

@@ -35,7 +35,7 @@ def test_evaluate_rebuilds_head_and_quantised_base(config: Compose, tmp_path: Pa
     again = evaluate.run(config("stage=evaluate", run, "tracking=none", f"output_dir={tmp_path}/b"))
     assert again.metrics["test"] == trained.metrics["test"]
     for first, second in zip(predictions(trained), predictions(again), strict=True):
-        assert first["scores"] == pytest.approx(second["scores"], abs=2e-5)
+        assert first["probs"] == pytest.approx(second["probs"], abs=2e-5)
     rules = [json.loads((result.run_dir / "run.json").read_text())["scoring"] for result in (trained, again)]
     assert rules == ["classification head" if "classifier" in method[0] else "whole label"] * 2
 

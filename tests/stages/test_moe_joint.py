@@ -158,7 +158,7 @@ def test_evaluate_gives_the_same(finished: tuple[RunConfig, Result], config: Com
     assert again.metrics["test"] == finished[1].metrics["test"]
     first, second = (lines(path / "predictions.jsonl") for path in (run, folder(again)))
     for one, other in zip(first, second, strict=True):
-        assert one["scores"] == pytest.approx(other["scores"], abs=2e-5)
+        assert one["probs"] == pytest.approx(other["probs"], abs=2e-5)
         assert one["gates"] == pytest.approx(other["gates"], abs=2e-5)
     assert again.metrics["router"]["confusion"] == finished[1].metrics["router"]["confusion"]
 
@@ -395,7 +395,7 @@ def test_a_hard_routed_bundle_is_the_mixture_routed_hard(
     found = answering.restore(str(tmp_path / "bundle"), 4096)(texts)
     assert found.experts == ("news", "forum")
     assert (found.gates == wanted.gates).all()
-    assert np.abs(found.scores - wanted.scores).max() < 1e-4
+    assert np.abs(found.log_probs - wanted.log_probs).max() < 1e-4
     for name in found.experts:
         assert AutoModelForCausalLM.from_pretrained(tmp_path / "bundle" / "experts" / name).config.vocab_size
     (tmp_path / "bundle" / "experts" / "forum" / "config.json").unlink()

@@ -66,13 +66,13 @@ def test_answers_are_those_of_the_run(trained: Path, tmp_path: Path) -> None:
         assert process.wait(30) == 0
     assert [answer["prediction"] for answer in batch[:-1]] == [row["label"] for row in kept]
     for number, (answer, row) in enumerate(zip(batch, said.probabilities, strict=True)):
-        assert list(answer["scores"]) == list(said.labels)
-        assert list(answer["scores"].values()) == pytest.approx(row.tolist(), abs=1e-4)
+        assert list(answer["probs"]) == list(said.labels)
+        assert list(answer["probs"].values()) == pytest.approx(row.tolist(), abs=1e-4)
         assert answer["truncated"] is said.cut[number]
     assert said.cut[-1]
     for single, together in zip(singles, batch[:-1], strict=True):
         assert (single["input"], single["prediction"]) == (together["input"], together["prediction"])
-        assert single["scores"] == pytest.approx(together["scores"], abs=1e-4)
+        assert single["probs"] == pytest.approx(together["probs"], abs=1e-4)
     facts = json.loads((trained / "run.json").read_text(encoding="utf-8"))
     assert model["labels"] == ["利空", "中性", "利好"]
     assert model["run"] == trained.name

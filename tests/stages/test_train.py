@@ -62,8 +62,8 @@ def test_metrics_equal_those_of_the_predictions(finished: tuple[RunConfig, Resul
     again = metrics.report(gold, label, names)
     assert again == kept["test"]
     assert kept == result.metrics
-    assert all(max(row["scores"], key=row["scores"].get) == row["label"] for row in rows)
-    assert all(sum(row["scores"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
+    assert all(max(row["probs"], key=row["probs"].get) == row["label"] for row in rows)
+    assert all(sum(row["probs"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
 
 
 def test_the_ledger_balances_and_tells_truncation(finished: tuple[RunConfig, Result]) -> None:
@@ -99,7 +99,7 @@ def test_evaluate_rebuilds_the_model_and_the_prompt(
     assert again.metrics["test"] == trained.metrics["test"]
     for first, second in zip(predictions(trained), predictions(again), strict=True):
         assert (first["id"], first["label"]) == (second["id"], second["label"])
-        assert first["scores"] == pytest.approx(second["scores"], abs=2e-5)
+        assert first["probs"] == pytest.approx(second["probs"], abs=2e-5)
     assert read(again, "run.json")["template_fingerprint"] == read(trained, "run.json")["template_fingerprint"]
 
 

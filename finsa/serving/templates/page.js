@@ -227,7 +227,7 @@ function row(answer, number) {
   if (answer.truncated) text.append(make("span", { className: "cut", lang: document.documentElement.lang, textContent: state.words.cut }));
   const cells = [
     make("td", { className: "number", textContent: String(number) }), text, make("td", {}, tag(answer.prediction)),
-    make("td", { className: "wide" }, bars(answer.scores, colour)),
+    make("td", { className: "wide" }, bars(answer.probs, colour)),
   ];
   if (state.route) cells.push(make("td", { className: "wide" }, bars(answer.route ?? {}, (_, at) => `c${(at + 3) % 6}`)));
   cells.push(make("td", { className: "number", textContent: time(answer.ms) }));
@@ -242,7 +242,7 @@ function add(answers) {
 }
 function redraw() {
   const { answers } = state;
-  state.labels = Object.keys(answers[0]?.scores ?? {});
+  state.labels = Object.keys(answers[0]?.probs ?? {});
   state.route = Boolean(answers[0]?.route);
   document.querySelector("th.route").hidden = !state.route;
   $("rows").replaceChildren(...answers.slice(0, SHOWN).map((answer, at) => row(answer, at + 1)));
@@ -260,7 +260,7 @@ function save() {
   const cell = value => `"${String(value).replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
   const head = ["text", "label", ...state.labels.map(label => `p_${label}`), "truncated"];
   const lines = state.answers.map(answer =>
-    [answer.input, answer.prediction, ...state.labels.map(label => answer.scores[label]), answer.truncated]);
+    [answer.input, answer.prediction, ...state.labels.map(label => answer.probs[label]), answer.truncated]);
   const content = "\ufeff" + [head, ...lines].map(line => line.map(cell).join(",")).join("\r\n") + "\r\n";
   const url = URL.createObjectURL(new Blob([content], { type: "text/csv" }));
   make("a", { href: url, download: "finsa.csv" }).click();
