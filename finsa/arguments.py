@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import islice, product
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
-from finsa import composition
+from finsa import composition, quoting
 from finsa.composition import (
     add_folder,
     below_mapping,
@@ -25,21 +26,37 @@ from finsa.composition import (
     compose_values,
     experiment,
     groups,
+    kind_of,
+    nearest_key,
+    replaces,
+    several,
+    takes_any_key,
     unknown_key,
 )
-from finsa.errors import ConfigError, Problem, plainly, suggest
+from finsa.errors import ConfigError, Problem, nearest, plainly, suggest
 
 MAX_CHECKED_JOBS = 64
+# Flags that are taken: Hydra's, and finsa's --debug. `safety` says of some others why they are not.
+FLAGS = (
+    *("-m", "--multirun", "--config-dir", "-cd", "--debug", "--help", "-h", "--hydra-help", "--version", "--cfg", "-c"),
+    *("--resolve", "--package", "-p", "--info", "-i", "--shell-completion", "-sc", "--run", "-r"),
+)
+# Sections of Hydra's configuration that exist and that finsa does not use.
+_OF_HYDRA = (
+    *("run", "sweep", "job", "mode", "searchpath", "output_subdir", "verbose", "runtime", "env", "output"),
+    *("help", "hydra_help", "job_logging", "hydra_logging"),
+)
+# What a table is described by in training, and what says the same of the file that stage=predict reads.
+_OF_INPUT = {"data.columns.text": "stage.text_column", "data.files": "input"}
 SWEPT = ("train", "check")  # stages that an experiment's own sweep is meant for
-# A word of a list or mapping that has a character outside ASCII.
-_CHINESE = re.compile(r"[^\s,\[\]{}:()]*[^\x00-\x7f][^\s,\[\]{}:()]*")
 
 
-def check(overrides: Sequence[str]) -> None:
+def check(overrides: Sequence[str], sweep: bool = True) -> None:
     """Check a command's overrides, sweeps included, without running anything.
 
     Args:
         overrides: arguments such as ``method=lora`` or ``train.epochs=3,5``.
+        sweep: whether the command has ``-m``; without, a key has one value.
 
     Raises:
         ConfigError: with every problem found.
@@ -49,6 +66,9 @@ def check(overrides: Sequence[str]) -> None:
     sound = []
     for override in parsed:
         found = list(_check_override(override))
+        if not found and not sweep and override.is_discrete_sweep() and not isinstance(override.value(), Glob):
+            values = [getattr(value, "text", value) for value in override.sweep_iterator()]
+            found = [several(override.key_or_group, ",".join(map(str, values)))]
         problems += found
         if not found:
             sound.append(override)
@@ -57,6 +77,68 @@ def check(overrides: Sequence[str]) -> None:
         problems += _check_job(tuple(job), composition.CONF)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
+
+
+def require_words(words: Sequence[str]) -> None:
+    """Refuse words that are neither ``key=value`` nor a flag, with the words that were probably meant.
+
+    Args:
+        words: the command line without the program.
+
+    Raises:
+        ConfigError: with each of them.
+    """
+    problems, rest = list[Problem](), list(words)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("-") and word.partition("=")[0] not in FLAGS:
+            takes_next = "=" not in word and bool(rest) and "=" not in rest[0] and not rest[0].startswith("--")
+            problems.append(_no_flag(word, rest.pop(0) if takes_next else None))
+        elif word.startswith("-"):
+            if "=" in word and word.partition("=")[0] in ("-m", "--multirun"):
+                problems.append(Problem(word, f"takes no value; write -m {word.partition('=')[2]}", "command line"))
+        elif "=" not in word and "＝" not in word:
+            following = rest[0] if rest else ""
+            taken = word in groups() and (following == "=" or following in choices_of(word))
+            choice = rest.pop(1 if following == "=" else 0) if taken and len(rest) > (following == "=") else None
+            if choice is not None and following == "=":
+                rest.pop(0)
+            problems.append(_no_pair(word, choice))
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+
+
+def _no_flag(word: str, following: str | None) -> Problem:
+    """A flag of other programs; most are meant as a key: ``--epochs 3``."""
+    flag, _, value = word.partition("=")
+    name = flag.strip("-").replace("-", "_")
+    key = name if name in groups() else nearest_key(name)
+    value = value or following or "<value>"
+    near = nearest(name, [known.strip("-") for known in FLAGS if known.startswith("--")])
+    if key and (name == key or near is None):
+        return Problem(flag, f"is no flag of finsa; values are set by key: write {key}={value}", "command line")
+    hint = f"Did you mean '--{near}'?" if near else "python run.py --help shows them all"
+    return Problem(flag, f"is no flag of finsa. {hint}", "command line")
+
+
+def _no_pair(word: str, choice: str | None) -> Problem:
+    """A word without ``=``: a choice without its group, a key without its value, a part of a text with blanks."""
+    key, colon, value = word.partition(":")
+    groups_of = [group for group in ("stage", *groups()) if word in choices_of(group)]
+    if choice is not None:
+        written = f"write {word}={choice}"
+    elif word in ("help", "version"):
+        written = f"write --{word}"
+    elif groups_of:
+        written = f"write {groups_of[0]}={word}"
+    elif colon and (key in groups() or unknown_key(key) is None):
+        written = f"write {key}={value}"
+    elif word in groups() or unknown_key(word) is None:
+        written = f"write {word}=<value>"
+    else:
+        near = nearest(word, choices_of("stage"))
+        written = f"write stage={near}" if near else "a value with blanks needs quotes, as in text='two words'"
+    return Problem(word, f"is not of the form key=value; {written}", "command line")
 
 
 def expand(words: Sequence[str]) -> list[str]:
@@ -107,21 +189,32 @@ def own_folder(words: Sequence[str]) -> list[str]:
 
 
 def quote(word: str) -> str:
-    """Quote Chinese words in a value, which Hydra's grammar takes only in quotes: ``data.labels=[利空,利好]``."""
+    """Quote what Hydra's grammar takes in quotes only: Chinese words, and whole maps whose keys are the user's words.
+
+    ``data.labels=[利空,利好]``, ``data.labels={利好: 正面, 利空: 负面}`` and sweeps over such need no quotes then.
+    """
     key, sign, value = word.partition("=")
     if key == "text" and sign:  # any characters at all
-        return word if re.fullmatch("'.*'", value, re.DOTALL) else f"text='{_escaped(value)}'"
-    if not sign or value.isascii() or "'" in value or '"' in value:
+        return word if re.fullmatch("'.*'", value, re.DOTALL) else f"text={quoting.quoted(value)}"
+    kind = kind_of(key.lstrip("+~"))
+    if not sign or (value.isascii() and not replaces(kind)):
         return word
-    if value[0] not in "[{" and "," not in value:
-        return f"{key}='{value}'"
-    return key + sign + _CHINESE.sub(lambda found: f"'{found[0]}'", value)
+    choice = re.fullmatch(r"choice\((.*)\)", value, re.DOTALL)  # Hydra loses the quotes within; a,b is the same
+    pieces = quoting.split(choice[1] if choice else value, ",")
+    try:
+        return f"{key}={','.join(_quote(piece, kind) for piece in pieces)}"
+    except ValueError as error:
+        raise ConfigError([Problem(key, str(error), "command line")]) from None
 
 
-def _escaped(text: str) -> str:
-    """A text between Hydra's quotes: a backslash counts there before a quote alone, and ${ asks for another value."""
-    quoted = re.sub(r"(\\*)(?='|$)", r"\1\1", text).replace("'", r"\'")
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", quoted)
+def _quote(value: str, kind: Any) -> str:
+    """One value of a sweep, or the only one."""
+    if quoting.is_bracketed(value) and kind not in (str, str | None):
+        if replaces(kind) or (takes_any_key(kind) and not value.isascii()):
+            quoting.read(value)  # refuses what is no list or map
+            return quoting.quoted(value.strip())
+        return quoting.for_hydra(value)
+    return value if value.isascii() or quoting.is_quoted(value) else quoting.quoted(value)
 
 
 def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
@@ -129,23 +222,35 @@ def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
     for text in overrides:
         try:
             parsed.append(parser.parse_override(text))
-        except HydraException as error:
-            problems.append(_unreadable(text, str(error).splitlines()[0]))
+        except HydraException:
+            problems.append(_unreadable(text))
     return parsed, problems
 
 
-def _unreadable(text: str, reason: str) -> Problem:
-    """Why a word cannot be read; a key whose letters only look like the right ones is told as a key."""
-    key, sign, _ = text.partition("=")
+def _unreadable(text: str) -> Problem:
+    """Why a word cannot be read, and how it is written."""
+    key, sign, value = text.partition("=")
+    if not sign and "＝" in text:
+        return Problem(text, f"has a full-width ＝; write {text.replace('＝', '=', 1)}", "command line")
+    if not sign:
+        return _no_pair(text, None)
     if sign and not key.isascii():
-        plain = plainly(key).lstrip("+~")
-        known = None if plain in groups() else unknown_key(plain)
-        if known is None:
-            hint = f"Did you mean '{plain}'?"
-            return Problem(key, f"has letters that only look like those of a key. {hint}", "command line")
-        return Problem(key, f"has letters that no key has. {known.text}", "command line")
-    reason = "quote it: Chinese needs quotes here" if not text.isascii() else reason
-    return Problem(text, f"not of the form key=value ({reason})", "command line")
+        return _unreadable_key(key, value)
+    written = f"{key}={quoting.quoted(value)}"
+    return Problem(key, f"the value cannot be read; put it in quotes: {quoting.for_shell(written)}", "command line")
+
+
+def _unreadable_key(key: str, value: str) -> Problem:
+    """A key with letters that no key has: some only look like the right ones, others are words of the user's map."""
+    name, plain = key.lstrip("+~"), plainly(key).lstrip("+~")
+    section, _, word = name.rpartition(".")
+    if section.isascii() and takes_any_key(kind_of(section)):
+        written = quoting.for_shell(f"{section}={{{word}: {value.strip(chr(39))}}}")
+        return Problem(key, f"words of your own are written as a map: {written}", "command line")
+    known = None if plain in groups() else unknown_key(plain)
+    if known is None:
+        return Problem(key, f"has letters that only look like those of a key. Did you mean '{plain}'?", "command line")
+    return Problem(key, f"has letters that no key has. {known.text}", "command line")
 
 
 def _twice(overrides: Sequence[Override]) -> Iterator[Problem]:
@@ -160,7 +265,8 @@ def _twice(overrides: Sequence[Override]) -> Iterator[Problem]:
 def _check_override(override: Override) -> Iterator[Problem]:
     key, text = override.key_or_group, str(override.input_line)
     if key.split(".")[0].split("/")[0] == "hydra":
-        return  # composed with the rest, where Hydra refuses unknown keys and `composition` what would run code
+        yield from _check_hydra(key, str(override.get_value_element_as_str()))  # its own refusals come with composing
+        return
     if override.is_delete() and below_mapping(key):  # an entry of a mapping; Hydra refuses one that is not there
         yield from filter(None, [unknown_key(key)])
     elif override.is_delete():
@@ -173,6 +279,21 @@ def _check_override(override: Override) -> Iterator[Problem]:
             yield unknown
         elif override.is_add() and not override.is_force_add() and not below_mapping(key):
             yield Problem(key, f"is there already; write {text.lstrip('+')} without the +", "command line")
+
+
+def _check_hydra(key: str, value: str) -> Iterator[Problem]:
+    """Refuse keys of Hydra's own section that finsa does not use: they would be ignored, or lose a sweep's report."""
+    if re.match(r"hydra[/.](launcher|sweeper)\b|hydra\.sweep\.dir$|hydra\.job\.env_|hydra\.callbacks\b", key):
+        return
+    if key == "hydra" or not re.match(rf"hydra[/.]({'|'.join(_OF_HYDRA)})\b", key):
+        return  # Hydra knows no such key and says so
+    use = {
+        "hydra.run.dir": f"runs are made below output_dir: write output_dir={value}",
+        "hydra.sweep.subdir": f"jobs are numbered in the sweep's folder, hydra.sweep.dir={value}",
+        "hydra.searchpath": "files of your own are added with --config-dir <folder>",
+        "hydra.mode": "a sweep is started with -m",
+    }.get(key, "of Hydra's keys those of its launcher and sweeper, and hydra.sweep.dir, are used; leave it out")
+    yield Problem(key, f"has no effect here; {use}", "command line")
 
 
 def _check_choice(override: Override) -> Iterator[Problem]:
@@ -210,6 +331,9 @@ def _against_run(overrides: Sequence[Override]) -> Iterator[Problem]:
                 continue
             if override.key_or_group.split(".")[0] in own:
                 text = "comes from the run folder that run=<folder> names; leave it out"
+                key, value = override.key_or_group, override.get_value_element_as_str()
+                if "predict" in stages and key in _OF_INPUT:
+                    text = f"is the run's own; for the input file write {_OF_INPUT[key]}={value}"
                 yield Problem(override.key_or_group, text, "command line")
 
 

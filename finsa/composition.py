@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from finsa import safety
+from finsa import quoting, safety
 from finsa.choices import (
     CONF,
     Choices,
@@ -104,6 +104,7 @@ def build(values: dict[str, Any], choices: Choices, overrides: Sequence[str]) ->
         ConfigError: with every wrong value, its path, and its origin; for code that ships with weights, which a file
             may not allow.
     """
+    values = _opened(values, RunConfig, "")
     try:
         # JSON is the mode in which pydantic is strict about types and yet takes a list for a tuple.
         cfg = RunConfig.model_validate_json(json.dumps(values, ensure_ascii=False))
@@ -116,6 +117,24 @@ def build(values: dict[str, Any], choices: Choices, overrides: Sequence[str]) ->
         text += "command. A file alone cannot allow it"
         raise ConfigError([Problem(safety.REMOTE_CODE, text, origin_of(safety.REMOTE_CODE, choices, overrides))])
     return cfg
+
+
+def _opened(values: Any, annotation: Any, path: str) -> Any:
+    """Values with lists and maps in place of the texts that stand for them; see `quoting`.
+
+    Raises:
+        ConfigError: for a text that is no list or map.
+    """
+    if isinstance(values, str) and takes_any_key(annotation) and quoting.is_bracketed(values):
+        try:
+            return quoting.read(values)
+        except ValueError as error:
+            raise ConfigError([Problem(path, str(error))]) from None
+    if not isinstance(values, dict):
+        return values
+    names, entry = fields_below(annotation), _entry(annotation)
+    below = {name: entry if names is None else names.get(name) for name in values}
+    return {name: _opened(value, below[name], f"{path}.{name}".lstrip(".")) for name, value in values.items()}
 
 
 def refused(error: Exception) -> ConfigError:
@@ -135,6 +154,9 @@ def refused(error: Exception) -> ConfigError:
             f"no '{launcher[1]}' is installed, only {here}. pip install 'finsa[launchers]' or 'finsa[ray]' brings more"
         )
         return ConfigError([Problem("hydra/launcher", text, "command line")])
+    listed = re.search(r"Ambiguous value for argument '([^=]+)=(.*?)'; 1\. To use it as a list", text)
+    if listed:
+        return ConfigError([several(listed[1], listed[2])])
     asked = re.search(r"Unsupported interpolation type (\S+); full_key: ([^;\s]+)", text)
     if asked:
         return ConfigError(
@@ -157,6 +179,17 @@ def refused(error: Exception) -> ConfigError:
     return ConfigError([Problem("configuration", text + cause)])
 
 
+def several(key: str, values: str) -> Problem:
+    """Values with commas between them, without the flag of a sweep: what each reading of them is written as."""
+    ways = [f"for a sweep, write -m {quoting.for_shell(f'{key}={values}')}"]
+    kind = kind_of(key)
+    if tuple in [typing.get_origin(part) for part in typing.get_args(kind)] and "[" not in values:
+        ways.append(f"for a list, {quoting.for_shell(f'{key}=[{values}]')}")
+    elif str in (kind, *typing.get_args(kind)):
+        ways.append(f"for one text with a comma, {quoting.for_shell(f'{key}={quoting.quoted(values)}')}")
+    return Problem(key, f"{values} is more than one value; {'; '.join(ways)}", "command line")
+
+
 # ------------------------------------------------------------------------------------------------ known keys
 
 
@@ -166,9 +199,30 @@ def unknown_key(key: str) -> Problem | None:
     Returns:
         None where it is known, or lies below a mapping, which takes any key.
     """
-    known: Any = RunConfig
+    unknown = _unknown_part(key)
+    if unknown is None:
+        return None
+    near = nearest_key(key)
+    hint = f"Did you mean '{near}'?" if near else suggest(*unknown)
+    return Problem(key, f"unknown key. {hint}".strip(), "command line")
+
+
+def nearest_key(key: str) -> str | None:
+    """The key that was probably meant: the key itself where it is known; None where none is near."""
+    unknown = _unknown_part(key)
+    if unknown is None:
+        return key
+    part, names = unknown
     parts = key.split(".")
-    for depth, part in enumerate(parts):
+    depth = parts.index(part)
+    near = nearest(part, names)
+    return ".".join([*parts[:depth], near]) if near else _anywhere(part, exactly=depth > 0)
+
+
+def _unknown_part(key: str) -> tuple[str, dict[str, Any]] | None:
+    """The first part of a dotted key that is unknown, and the names that are known at its place."""
+    known: Any = RunConfig
+    for part in key.split("."):
         names = fields_below(known)
         if names is None:
             known = _mapped(known)
@@ -176,32 +230,51 @@ def unknown_key(key: str) -> Problem | None:
                 return None
             continue
         if part not in names:
-            near = nearest(part, names)
-            full = ".".join([*parts[:depth], near]) if near else _anywhere(part, exactly=depth > 0)
-            hint = f"Did you mean '{full}'?" if full else suggest(part, names)
-            return Problem(key, f"unknown key. {hint}".strip(), "command line")
+            return part, names
         known = names[part]
     return None
 
 
 def _mapped(annotation: Any) -> Any:
     """The section that every entry of a mapping is; None where entries are plain values."""
-    for part in [annotation, *typing.get_args(annotation)]:
-        if typing.get_origin(part) is dict:
-            value = typing.get_args(part)[1]
-            return value if isinstance(value, type) and issubclass(value, BaseModel) else None
-    return None
+    value = _entry(annotation)
+    return value if isinstance(value, type) and issubclass(value, BaseModel) else None
+
+
+def _entry(annotation: Any) -> Any:
+    """What every entry of a mapping is; None where there is no mapping."""
+    return next(filter(None, map(_entry_of, [annotation, *typing.get_args(annotation)])), None)
+
+
+def _entry_of(part: Any) -> Any:
+    return typing.get_args(part)[1] if typing.get_origin(part) is dict else None
 
 
 def below_mapping(key: str) -> bool:
     """Whether a key lies below a mapping, where any key may be added."""
+    parts = key.split(".")
+    return any(fields_below(kind_of(".".join(parts[:depth]))) is None for depth in range(1, len(parts)))
+
+
+def kind_of(key: str) -> Any:
+    """The annotation of a key's values; None where there is no such key."""
     known: Any = RunConfig
     for part in key.split("."):
         names = fields_below(known)
-        if names is None:
-            return True
-        known = names.get(part)
-    return False
+        known = Any if known is Any else _entry(known) if names is None else names.get(part)
+    return known
+
+
+def takes_any_key(annotation: Any) -> bool:
+    """Whether values may be maps whose keys are the user's words, rather than those of a section or of a few."""
+    maps = [typing.get_args(part)[0] for part in [annotation, *typing.get_args(annotation)] if _entry_of(part)]
+    return annotation is Any or any(typing.get_origin(key) is not typing.Literal for key in maps)
+
+
+def replaces(annotation: Any) -> bool:
+    """Whether a map replaces the one in ``conf/``, as a list does, rather than adding to it: labels and their names."""
+    entry = _entry(annotation)
+    return takes_any_key(annotation) and (entry is str or typing.get_args(entry)[:1] == (str,))
 
 
 def fields_below(annotation: Any) -> dict[str, Any] | None:

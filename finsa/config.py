@@ -586,6 +586,8 @@ class Train(Section):
     """How the learning runs. Sizes count sequences; accumulation is batch_size / micro_batch_size / processes.
 
     Args:
+        micro_batch_size: most sequences per forward and process; where it does not divide the batch, the largest size
+            that does is used, if it is at least half of it.
         batch_tokens: padded tokens of a micro-batch, in place of micro_batch_size.
         shared_prefix: whether tokens that all rows begin with are forwarded once per micro-batch.
         packing: whether rows are put behind one another instead of padded, kept apart by attention that is computed row
@@ -650,12 +652,24 @@ class Train(Section):
         """The budget in bytes: GiB are 2^30, GB 10^9."""
         return None if self.memory is None else int(_BYTES.validate_python(self.memory))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _micro_batch(cls, values: Any) -> Any:
+        batch, most = (values.get("batch_size"), values.get("micro_batch_size")) if isinstance(values, dict) else (0, 0)
+        if type(batch) is int and type(most) is int and batch > 0 and most > 0:
+            return {**values, "micro_batch_size": divisor(batch, most)}
+        return values
+
     @model_validator(mode="after")
     def _sizes(self) -> Train:
         if self.batch_size % self.micro_batch_size:
+            near = [
+                next((size for size in sizes if size % divisor(size, self.micro_batch_size) == 0), None)
+                for sizes in (range(self.batch_size - 1, 0, -1), range(self.batch_size + 1, 2 * self.batch_size))
+            ]
             raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}; "
-                f"for instance train.micro_batch_size={_divisor(self.batch_size, self.micro_batch_size)}"
+                f"batch_size {self.batch_size} cannot be divided into micro-batches of about micro_batch_size "
+                f"{self.micro_batch_size}; the nearest that can are {near[0]} and {near[1]}"
             )
         if self.warmup >= 1 and self.warmup != int(self.warmup):
             raise ValueError(f"warmup {self.warmup} is neither a share below 1 nor a whole number of steps")
@@ -665,8 +679,15 @@ class Train(Section):
 _BYTES: TypeAdapter[ByteSize] = TypeAdapter(ByteSize)
 
 
-def _divisor(number: int, at_most: int) -> int:
-    return max(d for d in range(1, min(number, at_most) + 1) if number % d == 0)
+def divisor(batch: int, at_most: int) -> int:
+    """The largest micro-batch that divides a batch: at most the size asked for, and at least half of it.
+
+    Returns:
+        The whole batch where it is no larger than that; the size asked for where nothing divides it.
+    """
+    if batch <= at_most:
+        return batch
+    return next((size for size in range(at_most, (at_most - 1) // 2, -1) if batch % size == 0), at_most)
 
 
 # ------------------------------------------------------------------------------------------------ stage

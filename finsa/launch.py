@@ -54,21 +54,23 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
         os.environ["FINSA_DEBUG"] = "1"
     # argparse takes overrides in one run only; with the flags in front they are one, wherever -m was typed
     argv[1:] = sorted(argv[1:], key=lambda word: word not in ("-m", "--multirun"))
-    argv[1:] = [arguments.quote(word) for word in argv[1:]]
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if not processes.first():
         sys.stdout = Path(os.devnull).open("w")  # process 0 speaks for all  # noqa: SIM115
     typed = list(argv)
     try:
+        argv[1:] = [arguments.quote(word) for word in argv[1:]]
         safety.require_plain_command(argv[1:])
         argv[1:] = arguments.own_folder(argv[1:])
         if {"--help", "-h"} & set(argv[1:]):
             print(choices.page())
             return 0
         if not any(word.split("=")[0] in _HYDRA_FLAGS for word in argv[1:]):
+            arguments.require_words(argv[1:])
             argv[1:] = arguments.expand(argv[1:])
-            arguments.check([word for word in argv[1:] if not word.startswith("-")])
+            sweep = bool({"-m", "--multirun"} & set(argv[1:]))
+            arguments.check([word for word in argv[1:] if not word.startswith("-")], sweep)
             GlobalHydra.instance().clear()
         if processes.world() > 1 and {"-m", "--multirun"} & set(argv[1:]):
             text = f"one job is shared by the {processes.world()} processes, and a sweep has many; start one job each"

@@ -66,9 +66,11 @@ def finished(cfg: RunConfig, result: Result) -> None:
 
 
 def failed(cfg: RunConfig, error: str) -> None:
-    """Note a job that failed, and say so at once."""
+    """Note a job that failed, and say so at once; what ended an earlier job of the sweep is not repeated."""
+    hydra = HydraConfig.get()
+    known = error in (job.error for job in _jobs(Path(hydra.sweep.dir).absolute()))
     _note(cfg, status="failed", error=error)
-    print(f"job {HydraConfig.get().job.num} failed: {error}", file=sys.stderr)
+    print(f"job {hydra.job.num} failed{' for the same reason' if known else f': {error}'}", file=sys.stderr)
 
 
 def earlier(cfg: RunConfig, data_fingerprint: str | None) -> Result | None:
@@ -111,9 +113,17 @@ def conclude() -> int:
     if scored:
         _compare(folder, jobs, scored, failures)
         print(f"sweep folder: {folder}")
-    for name, error in failures.items():
-        print(f"failed: {name}\n  {error}", file=sys.stderr)
+    for error in dict.fromkeys(failures.values()):
+        names = [name for name, other in failures.items() if other == error]
+        text = f"failed: {_listed(names)}" if len(names) < len(jobs) else f"failed: all {len(jobs)} jobs"
+        # Where nothing was scored, no report stands between this line and the reasons, which were told as they came.
+        print(f"{text}\n  {error}" if scored else text, file=sys.stderr)
     return 1 if failures else 0
+
+
+def _listed(names: list[str], show: int = 8) -> str:
+    more = f", … ({len(names)} jobs)" if len(names) > show else ""
+    return ", ".join(names[:show]) + more
 
 
 def _jobs(folder: Path) -> list[Job]:

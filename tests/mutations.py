@@ -292,7 +292,7 @@ def deleted(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
 
 
 CONTRADICTIONS = [
-    (("train.batch_size=16", "train.micro_batch_size=5"), "train"),
+    (("train.batch_size=17", "train.micro_batch_size=5"), "train"),
     (("model.think=closed", "model.prompt=plain"), "model"),
     (("method.learn=all",), "method"),
     (("method.adapter=null",), "method"),

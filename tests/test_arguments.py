@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from finsa import arguments, choices, composition
-from finsa.config import RunConfig
+from finsa.config import AugmentStage, ChainStage, RunConfig
 from finsa.errors import ConfigError, Problem
 
 Configure = Callable[..., RunConfig]
@@ -72,7 +72,7 @@ def _write(file: Path, old: str, new: str) -> None:
         "++model.architecture.head_dim=64",
         "run=null model=tiny",
         "run=some/folder stage=evaluate",
-        "hydra.job.name=mine",
+        "hydra.sweep.dir=mine",
     ],
 )
 def test_right_command_passes(command: str) -> None:
@@ -106,7 +106,7 @@ def test_command_line_choice_beats_the_choice_of_an_experiment(config: Configure
 
 
 WRONG_NAMES = [
-    ("train.epochs", "train.epochs", "not of the form key=value"),
+    ("train.epochs", "train.epochs", "is not of the form key=value; write train.epochs=<value>"),
     ("method=lroa", "method", "there is no 'lroa'. Did you mean 'lora'?"),
     ("method=LORA", "method", "there is no 'LORA'. Did you mean 'lora'?"),
     ("model=qwen0.5b", "model", "Did you mean 'qwen05b'?"),
@@ -171,7 +171,7 @@ def test_wrong_values() -> None:
 @pytest.mark.parametrize(
     ("override", "path", "text"),
     [
-        ("train.micro_batch_size=5", "train", "for instance train.micro_batch_size=4"),
+        ("train.batch_size=17", "train", "micro_batch_size 16; the nearest that can are 16 and 18"),
         ("model.think=closed", "model", "set model.think=none or model.prompt=chat"),
         ("method.adapter=null", "method", "learn=adapter needs an adapter section"),
     ],
@@ -257,10 +257,143 @@ def test_a_word_among_other_kinds_of_values_is_suggested(override: str, text: st
     assert problem.text == text
 
 
-def test_a_map_where_a_list_is_written_is_told_with_what_to_do() -> None:
-    problem = _only("data.labels={positive: up, negative: down}")
-    assert (problem.path, problem.origin) == ("data.labels", "command line")
-    assert "write it into a file of conf/" in problem.text
+MAPS = [
+    ("{利好: 正面, 中性: 平, 利空: 负面}", {"利好": "正面", "中性": "平", "利空": "负面"}),
+    ("{利好:正面,利空:负面}", {"利好": "正面", "利空": "负面"}),
+    ("{'利好': '正面', \"利空\": \"负面\"}", {"利好": "正面", "利空": "负面"}),
+    ("{利好：正面，利空：负面}", {"利好": "正面", "利空": "负面"}),
+    ("{利好：正面, 利空: 负面}", {"利好": "正面", "利空": "负面"}),
+    ("{利 好: 很 正面, 利空（看空）: 负面，偏空}", {"利 好": "很 正面", "利空（看空）": "负面，偏空"}),
+    ("{\"it's\": '正：面, 好', 利空: a}", {"it's": "正：面, 好", "利空": "a"}),
+    ("{positive: up, negative: down}", {"positive": "up", "negative": "down"}),
+    ("[利 空，中性、利好]", ("利 空", "中性", "利好")),
+]
+
+
+@pytest.mark.parametrize(("written", "meant"), MAPS, ids=[written for written, _ in MAPS])
+@pytest.mark.parametrize("choice", ["data=sample", "data=openfindata_intent"])
+def test_a_map_of_the_users_words_is_taken_as_it_is_typed(written: str, meant: object, choice: str) -> None:
+    """In place of a list or of another map, in any quoting; Hydra's grammar takes no Chinese key at all."""
+    words = [arguments.quote(word) for word in (choice, f"data.labels={written}")]
+    assert [arguments.quote(word) for word in words] == words
+    arguments.check(words)
+    values, choices = composition.compose_values(words)
+    assert composition.build(values, choices, words).data.labels == meant
+
+
+def test_maps_of_a_sweep_are_its_jobs() -> None:
+    word = arguments.quote("data.labels={利好: 正, 利空: 负},{利好: 多, 利空: 空}")
+    assert [job for (job,) in arguments._jobs(arguments._parse([word])[0])] == [
+        "data.labels='{利好: 正, 利空: 负}'",
+        "data.labels='{利好: 多, 利空: 空}'",
+    ]
+    assert arguments.quote("data.labels=choice([利好,利空],[正,负])") == "data.labels='[利好,利空]','[正,负]'"
+
+
+def test_maps_below_other_keys_take_chinese_too(config: Configure) -> None:
+    stage = config(
+        "stage=augment", "output=x", arguments.quote("stage.synonyms.words={涨: [升, 上升], 跌：[降]}")
+    ).stage
+    assert isinstance(stage, AugmentStage)
+    assert stage.synonyms is not None
+    assert stage.synonyms.words == {"涨": ("升", "上升"), "跌": ("降",)}
+    links = "stage.links={one: {stage: train, data: {labels: {利好: 正, 利空: 负}}}}"
+    stage = config("stage=chain", arguments.quote(links)).stage
+    assert isinstance(stage, ChainStage)
+    assert stage.links == {"one": {"stage": "train", "data": {"labels": {"利好": "正", "利空": "负"}}}}
+    columns = config("data=table", arguments.quote("data.columns={text: 正文 一, label: 标签}")).data.columns
+    assert (columns.text, columns.label, columns.id) == ("正文 一", "标签", "id")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.labels={利好: 正面, 利空}", "data.labels: '利空' is no entry of a map; write {key: value, key: value}"),
+        ("data.labels={利好: 正面, 利好: 负面}", "data.labels: the key 利好 is given twice"),
+        (
+            "+data.label_map.看空=利空",
+            '+data.label_map.看空: words of your own are written as a map: "data.label_map={看空: 利空}"',
+        ),
+        ("data.labels＝[利空,利好]", "data.labels＝[利空,利好]: has a full-width ＝; write data.labels=[利空,利好]"),
+        (
+            "data.prompt={text} is: a",
+            "data.prompt: the value cannot be read; put it in quotes: \"data.prompt='{text} is: a'\"",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_told_with_the_way_to_write_it(override: str, message: str) -> None:
+    assert str(_only(override)) == f"{message}  [command line]"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--epochs 3", "--epochs: is no flag of finsa; values are set by key: write train.epochs=3"),
+        ("--train.epochs=3", "--train.epochs: is no flag of finsa; values are set by key: write train.epochs=3"),
+        ("--batch-size 8", "--batch-size: is no flag of finsa; values are set by key: write train.batch_size=8"),
+        ("--lr=1e-4", "--lr: is no flag of finsa; values are set by key: write train.learning_rate=1e-4"),
+        ("--method lora", "--method: is no flag of finsa; values are set by key: write method=lora"),
+        ("-seed 3", "-seed: is no flag of finsa; values are set by key: write seed=3"),
+        ("--multirunn seed=1,2", "--multirunn: is no flag of finsa. Did you mean '--multirun'?"),
+        ("-x", "-x: is no flag of finsa. python run.py --help shows them all"),
+        ("-m=seed=1,2", "-m=seed=1,2: takes no value; write -m seed=1,2"),
+        ("help", "help: is not of the form key=value; write --help"),
+        ("check", "check: is not of the form key=value; write stage=check"),
+        ("chekc", "chekc: is not of the form key=value; write stage=check"),
+        ("method lora", "method: is not of the form key=value; write method=lora"),
+        ("method = lora", "method: is not of the form key=value; write method=lora"),
+        ("method:lora", "method:lora: is not of the form key=value; write method=lora"),
+        (
+            "stage=predict run=x text=two words",
+            "words: is not of the form key=value; a value with blanks needs quotes, as in text='two words'",
+        ),
+    ],
+)
+def test_words_of_other_programs_are_told_as_finsas(words: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        arguments.require_words(words.split())
+    assert str(caught.value) == f"{message}  [command line]"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method=lora,full", "method: lora,full is more than one value; for a sweep, write -m method=lora,full"),
+        (
+            "data.files=a,b",
+            "data.files: a,b is more than one value; for a sweep, write -m data.files=a,b; "
+            'for a list, "data.files=[a,b]"',
+        ),
+        (
+            "run=a,b",
+            "run: a,b is more than one value; for a sweep, write -m run=a,b; for one text with a comma, \"run='a,b'\"",
+        ),
+    ],
+)
+def test_several_values_without_the_flag_of_a_sweep(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        arguments.check([override], sweep=False)
+    assert str(caught.value) == f"{message}  [command line]"
+
+
+@pytest.mark.parametrize(
+    ("override", "use"),
+    [
+        ("hydra.run.dir=x", "runs are made below output_dir: write output_dir=x"),
+        ("hydra.sweep.subdir=x", "jobs are numbered in the sweep's folder, hydra.sweep.dir=x"),
+        ("hydra.job.name=x", "of Hydra's keys those of its launcher and sweeper, and hydra.sweep.dir, are used"),
+        ("hydra/job_logging=default", "of Hydra's keys those of its launcher and sweeper, and hydra.sweep.dir, are"),
+    ],
+)
+def test_hydras_keys_without_an_effect_are_refused(override: str, use: str) -> None:
+    assert _only(override).text.startswith(f"has no effect here; {use}")
+
+
+def test_a_micro_batch_divides_its_batch(config: Configure) -> None:
+    sizes = [(8, 16), (24, 16), (16, 5), (99999, 16), (1, 16), (64, 16)]
+    found = [config(f"train.batch_size={batch}", f"train.micro_batch_size={most}").train for batch, most in sizes]
+    assert [train.micro_batch_size for train in found] == [8, 12, 4, 9, 1, 16]
+    assert all(train.batch_size % train.micro_batch_size == 0 for train in found)
 
 
 def test_adapter_without_a_target_is_refused() -> None:
@@ -290,10 +423,10 @@ def test_sweep_with_one_bad_value_names_it_once() -> None:
 
 
 def test_sweep_whose_jobs_fail_only_together() -> None:
-    """batch_size=32 fits both, 48 fits only one of the two: the pair is found."""
+    """batch_size=32 fits both, 35 fits only one of the two: the pair is found."""
     assert (
-        "batch_size 48 must be a multiple of micro_batch_size 32"
-        in _only("train.batch_size=32,48", "train.micro_batch_size=16,32").text
+        "batch_size 35 cannot be divided into micro-batches of about micro_batch_size 32"
+        in _only("train.batch_size=32,35", "train.micro_batch_size=7,32").text
     )
 
 
@@ -474,3 +607,10 @@ def test_what_the_run_brings_is_not_given_beside_it(stage: str) -> None:
     words = [*f"stage={stage}".split(), "run=somewhere", "data.max_length=64"]
     with pytest.raises(ConfigError, match=r"data\.max_length: comes from the run folder"):
         arguments.check(words)
+
+
+def test_predict_names_the_key_of_the_input_files_column() -> None:
+    problem = _only("stage=predict", "run=somewhere", "input=a.csv", "output=b.csv", "data.columns.text=正文")
+    assert str(problem) == (
+        "data.columns.text: is the run's own; for the input file write stage.text_column='正文'  [command line]"
+    )

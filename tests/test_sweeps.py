@@ -138,6 +138,30 @@ def test_a_failing_job_is_told_at_the_end_and_the_others_finish(tmp_path: Path) 
     assert "leaves no room for text" in left_out
 
 
+def test_a_sweep_over_maps_with_chinese_keys(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(
+        "text,label\n" + "".join(f"第{row}条,{'利好利空'[row % 2 * 2 :][:2]}\n" for row in range(40))
+    )
+    maps = "data.labels={利好: 正面, 利空: 负面},{利空：跌，利好：涨}"
+    words = ["-m", "stage=check", "method=majority", "data=table", f"data.files={tmp_path / 'rows.csv'}", maps]
+    done = run(*words, "tracking=none", f"output_dir={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    orders = [line.split("│")[2].strip() for line in done.stdout.splitlines() if "│ labels" in line]
+    assert orders == ["利好, 利空", "利空, 利好"]
+
+
+def test_a_reason_that_all_jobs_share_is_told_once(tmp_path: Path) -> None:
+    words = ["-m", "method=majority", "seed=1,2,3", "data=table", f"data.files={tmp_path / 'nowhere.csv'}"]
+    done = run(*words, "tracking=none", f"output_dir={tmp_path / 'out'}")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"job 0 failed: error: data.files: no such file or folder: {tmp_path / 'nowhere.csv'}.",
+        "job 1 failed for the same reason",
+        "job 2 failed for the same reason",
+        "failed: all 3 jobs",
+    ]
+
+
 QUICK = [FEW, "tracking=none"]
 
 

@@ -39,7 +39,7 @@ def run(cfg: RunConfig) -> Result:
             # goes on as if it had not been stopped.
             study.sampler = optuna.samplers.TPESampler(seed=cfg.seed + number, n_startup_trials=knobs.startup)
             print(f"trial {number + 1} of {knobs.trials}: {_trial(optuna, study, knobs, folder, number)}", flush=True)
-        return _conclude(study, folder)
+        return _conclude(study, knobs, folder)
 
 
 def _check(knobs: SearchStage) -> None:
@@ -111,7 +111,7 @@ def _done(study: Any) -> int:
 def _trial(optuna: Any, study: Any, knobs: SearchStage, folder: RunFolder, number: int) -> str:
     """Run one trial and tell the study; returns what to say about it."""
     trial = study.ask()
-    values = {axis.key: _suggest(trial, axis) for axis in knobs.space}
+    values = _values(knobs, {axis.key: _suggest(trial, axis) for axis in knobs.space})
     said = " ".join(f"{key}={_written(value)}" for key, value in values.items())
     started = time.monotonic()
 
@@ -121,7 +121,7 @@ def _trial(optuna: Any, study: Any, knobs: SearchStage, folder: RunFolder, numbe
             if trial.should_prune():
                 raise Pruned(f"after {step} steps {record[SCORE]:.4f} is below the median of the trials before")
 
-    place = folder.path / "trials" / f"{number:03d}"
+    place = folder.path / "trials" / f"{number + 1:03d}"
     if place.is_dir():
         files.remove(place)  # a kill cut the trial short; the pruner has to see it from its beginning
     place.mkdir(parents=True)
@@ -151,6 +151,17 @@ def _suggest(trial: Any, axis: Axis) -> Any:
     return draw(axis.key, axis.low, axis.high, log=axis.log)
 
 
+def _values(knobs: SearchStage, drawn: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a trial, drawn numbers with four digits: what was run is what can be typed again."""
+    return {axis.key: _rounded(axis, drawn[axis.key]) for axis in knobs.space}
+
+
+def _rounded(axis: Axis, value: Any) -> Any:
+    if axis.low is None or axis.high is None or not isinstance(value, float):
+        return value
+    return min(max(float(f"{value:.4g}"), axis.low), axis.high)
+
+
 def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -164,23 +175,25 @@ def _config(values: dict[str, Any]) -> RunConfig:
     return composition.build(composed, choices, overrides)
 
 
-def _conclude(study: Any, folder: RunFolder) -> Result:
+def _conclude(study: Any, knobs: SearchStage, folder: RunFolder) -> Result:
     """Write the trials and say which is best."""
     trials = [
-        {"trial": number, "state": one.state.name.lower(), "macro_f1": one.value, **one.params}
-        for number, one in enumerate(_ended(study))
+        {"trial": number, "state": one.state.name.lower(), "macro_f1": one.value, **_values(knobs, one.params)}
+        for number, one in enumerate(_ended(study), start=1)
     ]
     if not any(one["state"] == "complete" for one in trials):
         raise FinsaError("no trial came to its end; the last lines of trials/*/stdout.txt say why")
     best = study.best_trial
-    number = [one.number for one in _ended(study)].index(best.number)
-    found = {"best": {"trial": number, "macro_f1": best.value, **best.params}, "trials": trials}
+    number = [one.number for one in _ended(study)].index(best.number) + 1
+    values = _values(knobs, best.params)
+    found = {"best": {"trial": number, "macro_f1": best.value, **values}, "trials": trials}
     folder.write_json("search.json", found)
     with files.replacing(folder.path / "trials.csv") as temporary:
         pl.DataFrame(trials, infer_schema_length=None).write_csv(temporary)
     with files.replacing(folder.path / "search.png") as temporary:
         figures.search([one["macro_f1"] for one in trials], temporary)
-    words = " ".join(f"{key}={_written(value)}" for key, value in best.params.items())
-    print(f"best: trial {number}, macro-F1 {best.value:.4f} on the validation split; use it with: {words}")
+    words = " ".join(f"{key}={_written(value)}" for key, value in values.items())
+    print(f"best: trial {number} of {len(trials)}, macro-F1 {best.value:.4f} on the validation split")
+    print(f"use it with: {words}")
     print(f"run folder: {folder.path}")
     return Result("search", folder.path, {"validation": {"macro_f1": best.value}}, best.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from finsa.config import Train
+from finsa.config import Train, divisor
 from finsa.errors import ConfigError, Problem
 
 
@@ -31,5 +31,7 @@ def accumulation(train: Train, world: int = 1) -> int:
     per_process, rest = divmod(train.batch_size, train.micro_batch_size * world)
     if rest:
         text = f"{train.batch_size} is no multiple of micro_batch_size x processes = {train.micro_batch_size} x {world}"
+        if train.batch_size % world == 0:
+            text += f"; set train.micro_batch_size={divisor(train.batch_size // world, train.micro_batch_size)}"
         raise ConfigError([Problem("train.batch_size", text)])
     return per_process

@@ -33,7 +33,10 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
     folder = tmp_path_factory.mktemp("search")
     done = run(
-        "stage.trials=2", "stage.space=[{key: method.adapter.rank, values: [2, 4]}]", *QUICK, f"output_dir={folder}"
+        "stage.trials=2",
+        "stage.space=[{key: method.adapter.rank, values: [2, 4]}, {key: train.learning_rate, low: 1e-3, high: 1e-2}]",
+        *QUICK,
+        f"output_dir={folder}",
     )
     assert done.returncode == 0, done.stderr
     (found,) = (file.parent for file in folder.glob("*/run.json"))
@@ -50,11 +53,16 @@ def test_trials_are_runs_and_the_best_validation_score_is_told(
         path, cfg, _ = runs.read(str(folder / "trials" / f"{trial['trial']:03d}"))
         assert cfg.method.adapter is not None
         assert cfg.method.adapter.rank == trial["method.adapter.rank"]
+        assert cfg.train.learning_rate == trial["train.learning_rate"] == float(f"{trial['train.learning_rate']:.4g}")
         metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
         assert trial["macro_f1"] == metrics["validation"]["macro_f1"]
         scores.append(trial["macro_f1"])
     assert found["best"]["macro_f1"] == max(scores)
-    assert f"best: trial {found['best']['trial']}, macro-F1 {max(scores):.4f} on the validation split" in done.stdout
+    assert [trial["trial"] for trial in found["trials"]] == [1, 2]
+    best = found["trials"][found["best"]["trial"] - 1]
+    told = f"best: trial {best['trial']} of 2, macro-F1 {max(scores):.4f} on the validation split\nuse it with: "
+    words = " ".join(f"{key}={best[key]}" for key in ("method.adapter.rank", "train.learning_rate"))
+    assert f"{told}{words}\n" in done.stdout
     rows = list(csv.DictReader((folder / "trials.csv").open(encoding="utf-8")))
     assert [float(row["macro_f1"]) for row in rows] == scores
     assert (folder / "search.png").stat().st_size > 5_000
@@ -96,10 +104,10 @@ def test_a_poor_trial_is_stopped_and_marked(config: Callable[..., RunConfig], tm
         said = search._trial(optuna, study, cfg.stage, folder, 0)
     assert "stopped: after 1 steps" in said
     assert study.told == [((), {"state": optuna.trial.TrialState.PRUNED})]
-    facts = json.loads((tmp_path / "trials" / "000" / "run.json").read_text(encoding="utf-8"))
+    facts = json.loads((tmp_path / "trials" / "001" / "run.json").read_text(encoding="utf-8"))
     assert facts["status"] == "pruned"
     assert [step for step, _ in study.reports] == [1]
-    assert not (tmp_path / "trials" / "000" / "metrics.json").exists()
+    assert not (tmp_path / "trials" / "001" / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("damage", ["none", "half a line", "a lock of the process that is gone"])
@@ -146,7 +154,7 @@ def test_an_interrupted_search_goes_on_to_the_same_trials(
             "train.learning_rat: unknown key. Did you mean 'train.learning_rate'",
         ),
         ("{key: data.name, values: [a, b]}", "decides what a score means"),
-        ("{key: train.batch_size, values: [17, 16]}", "multiple of micro_batch_size"),
+        ("{key: train.batch_size, values: [17, 16]}", "cannot be divided into micro-batches"),
         ("{key: train.learning_rate, low: 1.0, high: 0.1}", "must be below high"),
         ("{key: train.learning_rate, low: 1.0}", "needs values, or low and high"),
         ("{key: method, values: [lara]}", "lara"),
