@@ -21,7 +21,7 @@ LAYERS = [
     {"composition"},
     {"choices", "safety"},
     {"config"},
-    {"files", "locks", "pages", "signals"},
+    {"files", "locks", "pages", "quoting", "signals"},
     {"errors"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
