@@ -81,7 +81,7 @@ def of(cfg: RunConfig) -> dict[str, Any]:
     """What a result was made with: commit, versions, machine, number of processes, seed."""
     return {
         "stage": cfg.stage.name,
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "started": datetime.now().astimezone().isoformat(timespec="milliseconds"),
         "pid": os.getpid(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),

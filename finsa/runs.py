@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -121,7 +122,7 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
             weights=provenance.weights(path),
             wall_seconds=round(time.monotonic() - started, 2),
             peak_memory_bytes=provenance.peak_memory(),
-            finished=datetime.now().astimezone().isoformat(timespec="seconds"),
+            finished=datetime.now().astimezone().isoformat(timespec="milliseconds"),
         )
 
 
@@ -252,8 +253,18 @@ def _newest(
     output_dir: str, moment: str, fits: Callable[[Path, dict[str, Any]], bool], pass_over: bool = True
 ) -> Path | None:
     """The run that fits whose moment, ``started`` or ``finished``, is the latest."""
-    found = [(str(facts.get(moment)), path) for path, facts in _records(output_dir, pass_over) if fits(path, facts)]
+    found = [
+        (_instant(facts.get(moment)), path) for path, facts in _records(output_dir, pass_over) if fits(path, facts)
+    ]
     return max(found)[1] if found else None
+
+
+def _instant(written: Any) -> float:
+    """Seconds since 1970 of a time in a record, whatever its offset: local times go back by an hour once a year."""
+    try:
+        return datetime.fromisoformat(str(written)).timestamp()
+    except ValueError:
+        return -math.inf
 
 
 def _records(output_dir: str, pass_over: bool) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -51,6 +51,39 @@ def test_a_finished_run_is_found_by_its_configuration_and_rows(config: Config, t
     assert runs.finished(config(f"output_dir={tmp_path}", "train.epochs=3", "tracking=none"), "rows") == folder.path
 
 
+# In this order in time; the first three are out of order as strings: the hour that autumn repeats, and another zone.
+MOMENTS = (
+    "2026-10-25T02:50:00+02:00",
+    "2026-10-25T02:10:00+01:00",
+    "2026-10-25T01:30:00.250+00:00",
+    "2026-10-25T01:30:00.500+00:00",
+    "2026-10-25T10:00:00+08:00",
+)
+
+
+@pytest.mark.parametrize("newest", [2, 3, 4, 5])
+def test_the_newest_run_is_the_latest_in_time(newest: int, config: Config, tmp_path: Path) -> None:
+    cfg = config(f"output_dir={tmp_path}", "train.epochs=3")
+    folders = []
+    for number, moment in enumerate(MOMENTS[:newest]):
+        with runs.start(cfg, "rows") as folder:
+            pass
+        place = folder.path.rename(tmp_path / f"{9 - number}")  # names sort the other way round
+        facts = json.loads((place / "run.json").read_text(encoding="utf-8"))
+        record = facts | {"stage": "train", "started": moment, "finished": moment}
+        (place / "run.json").write_text(json.dumps(record), encoding="utf-8")
+        folders.append(place)
+    (tmp_path / "x").mkdir()  # without a time
+    del record["finished"], record["started"]
+    (tmp_path / "x" / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    assert runs.latest(str(tmp_path)) == folders[-1]
+    assert runs.finished(cfg, "rows") == folders[-1]
+    for place in (*folders, tmp_path / "x"):
+        facts = json.loads((place / "run.json").read_text(encoding="utf-8"))
+        (place / "run.json").write_text(json.dumps(facts | {"status": "failed"}), encoding="utf-8")
+    assert runs.unfinished(cfg, "rows") == folders[-1]
+
+
 def test_resume_takes_the_unfinished_run_of_this_configuration(config: Config, tmp_path: Path) -> None:
     folders = {}
     for epochs in (3, 4):
