@@ -1352,6 +1352,7 @@ USED_BY = {
     "format": ("export",),
     "resume": ("train", "evaluate", "pretrain", "search", "moe_joint", "chain"),
     "fresh": ("train", "evaluate"),
+    "reuse_outdated": ("train", "evaluate", "moe_joint", "chain", "serve"),
 }
 
 
@@ -1363,6 +1364,7 @@ class RunConfig(Section):
         runs: of stage=report: run folders, or a folder with some below it such as a sweep's.
         sweep: what an experiment runs over unless the command says otherwise: choices or values by key.
         fresh: whether a sweep repeats jobs that are finished already.
+        reuse_outdated: whether finished runs are reused that other code or library versions have made.
     """
 
     model: Model
@@ -1384,6 +1386,7 @@ class RunConfig(Section):
     output: str | None
     resume: bool
     fresh: bool
+    reuse_outdated: bool
     port: Port | None
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from finsa import composition, locks, older, processes, provenance, safety
-from finsa.config import RunConfig, locate
+from finsa.config import MoeJointStage, RunConfig, locate
 from finsa.errors import Pruned, RunError, Stopped, suggest
 from finsa.folder import RunFolder as RunFolder
 
@@ -116,6 +116,8 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
             with suppress(OSError):  # a full disk: the error itself is what has to be told
                 folder.note(status=status, error=safety.masked(f"{type(error).__name__}: {error}")[:2000])
             raise
+        if any("unknown" in files.values() for files in folder.facts["base_weights"].values()):
+            folder.note(base_weights=starting_weights(cfg))  # a branch of the hub, which is on this machine now
         folder.note(
             status="complete",
             error=None,
@@ -133,9 +135,17 @@ def _opened(cfg: RunConfig, path: Path, data_fingerprint: str | None) -> RunFold
         raise RunError(f"run folder {path} has just been finished by another process")
     if known.get("data_fingerprint", data_fingerprint) != data_fingerprint:
         raise RunError(f"resume: the rows have changed since {path} was started; run the command without resume=true")
+    base, changes = starting_weights(cfg), provenance.changes(known) if known else []
+    if other := other_weights(known, base):
+        text = f"resume: weights have changed since {path} was started ({other[0]})"
+        raise RunError(f"{text}; run the command without resume=true")
+    if changes:
+        print(f"{path} is resumed, although it was started otherwise: {'; '.join(changes)}", flush=True)
     facts = {
         **known,
         **provenance.of(cfg),
+        "base_weights": base,
+        "resumed_with": changes,
         "config_hash": config_hash(cfg),
         "data_fingerprint": data_fingerprint,
         "status": "running",
@@ -190,11 +200,35 @@ def _new_path(cfg: RunConfig) -> Path:
             return path
 
 
+def starting_weights(cfg: RunConfig) -> dict[str, dict[str, str]]:
+    """Fingerprints of all weights that a run starts from: its base, a run it evaluates, runs named as experts."""
+    if cfg.run in NAMED:
+        return {}
+    if cfg.run is not None:
+        path, known, facts = read(cfg.run)
+        return {**provenance.base_weights(known), "run": facts.get("weights") or provenance.model_files(path)}
+    named = cfg.stage.experts or {} if isinstance(cfg.stage, MoeJointStage) else {}
+    experts = {f"expert {name}": read(place)[2].get("weights") or {} for name, place in named.items() if place}
+    return {**provenance.base_weights(cfg), **experts}
+
+
+def other_weights(facts: dict[str, Any], now: dict[str, dict[str, str]]) -> list[str]:
+    """Which weights a run started from are other ones now; a run of an older version did not note them."""
+    noted: dict[str, dict[str, str]] = facts.get("base_weights") or now
+    return [
+        f"{name} of the {what}: {noted.get(what, {}).get(name)}, now {now.get(what, {}).get(name)}"
+        for what in noted | now
+        for name in sorted(noted.get(what, {}) | now.get(what, {}))
+        if noted.get(what, {}).get(name) != now.get(what, {}).get(name)
+    ]
+
+
 def unfinished(cfg: RunConfig, data_fingerprint: str | None = None) -> Path | None:
     """The newest unfinished run of this very configuration below ``output_dir``; None where there is none.
 
     Args:
-        data_fingerprint: passes over runs of other rows, and those that another process is at; None: takes them.
+        data_fingerprint: skips runs of other rows, those started with other weights, code or libraries, and those that
+            another process is at; None: takes them.
     """
 
     def fits(path: Path, facts: dict[str, Any]) -> bool:
@@ -205,7 +239,34 @@ def unfinished(cfg: RunConfig, data_fingerprint: str | None = None) -> Path | No
         return facts.get("data_fingerprint") == data_fingerprint and not locks.holder(path / locks.LOCK)
 
     wanted = config_hash(cfg)
-    return _newest(cfg.output_dir, "started", fits, pass_over=False)
+    found = _newest(cfg.output_dir, "started", fits, pass_over=False)
+    if data_fingerprint is None:
+        return found[0][0] if found else None
+    return _usable(cfg, found, "resumed")
+
+
+def _usable(cfg: RunConfig, found: list[tuple[Path, dict[str, Any]]], use: str) -> Path | None:
+    """The first of some runs of one configuration and rows that would come out the same now.
+
+    Args:
+        found: folders and facts, the newest first.
+        use: what would be done with it, for the message: ``reused``, ``resumed``.
+    """
+    now = starting_weights(cfg) if found else {}
+    refused = []
+    for path, facts in found:
+        weights, changes = other_weights(facts, now), provenance.changes(facts)
+        told = "; ".join([*weights, *changes])
+        if weights or (changes and not cfg.reuse_outdated):
+            remedy = "" if weights else f"; reuse_outdated=true says that it may be {use} all the same"
+            refused.append(f"{path} is not {use}, because it was made otherwise: {told}{remedy}")
+            continue
+        if changes:
+            print(f"{path} is {use}, as reuse_outdated=true says, although it was made otherwise: {told}", flush=True)
+        return path
+    if refused:
+        print(refused[0], flush=True)
+    return None
 
 
 def to_resume(cfg: RunConfig, data_fingerprint: str | None = None) -> Path:
@@ -227,10 +288,12 @@ def to_resume(cfg: RunConfig, data_fingerprint: str | None = None) -> Path:
 def finished(cfg: RunConfig, data_fingerprint: str | None) -> Path | None:
     """The newest complete run of this very configuration and these rows below ``output_dir``; None where there is none.
 
-    A folder that cannot be read is passed over: what it held is made again.
+    It has to be made with the same weights, code and libraries, but for ``reuse_outdated``; what else is there is said.
+    A folder that cannot be read is skipped: what it held is made again.
     """
     wanted = {"config_hash": config_hash(cfg), "data_fingerprint": data_fingerprint, "status": "complete"}
-    return _newest(cfg.output_dir, "finished", lambda _, facts: wanted.items() <= facts.items())
+    found = _newest(cfg.output_dir, "finished", lambda _, facts: wanted.items() <= facts.items())
+    return _usable(cfg, found, "reused")
 
 
 def latest(output_dir: str) -> Path:
@@ -244,19 +307,17 @@ def latest(output_dir: str) -> Path:
         return facts.get("stage") in ("train", "moe_joint") and facts.get("status") == "complete"
 
     found = _newest(output_dir, "finished", trained)
-    if found is None:
+    if not found:
         raise RunError(f"run=latest: no finished training run below {output_dir}. Train one: python run.py")
-    return found
+    return found[0][0]
 
 
 def _newest(
     output_dir: str, moment: str, fits: Callable[[Path, dict[str, Any]], bool], pass_over: bool = True
-) -> Path | None:
-    """The run that fits whose moment, ``started`` or ``finished``, is the latest."""
-    found = [
-        (_instant(facts.get(moment)), path) for path, facts in _records(output_dir, pass_over) if fits(path, facts)
-    ]
-    return max(found)[1] if found else None
+) -> list[tuple[Path, dict[str, Any]]]:
+    """The runs that fit with their facts, by their moment, ``started`` or ``finished``, the latest first."""
+    found = [(path, facts) for path, facts in _records(output_dir, pass_over) if fits(path, facts)]
+    return sorted(found, key=lambda run: (_instant(run[1].get(moment)), run[0]), reverse=True)
 
 
 def _instant(written: Any) -> float:
@@ -282,6 +343,7 @@ def _records(output_dir: str, pass_over: bool) -> Iterator[tuple[Path, dict[str,
 def config_hash(cfg: RunConfig) -> str:
     """Hash of what decides a run's result: the configuration but for how it is kept, shown and watched."""
     beside = {"resume", "fresh", "output_dir", "tracking", "output", "experiment", "sweep", "published", "port"}
+    beside.add("reuse_outdated")
     values = cfg.model_dump(mode="json", exclude=beside)
     for data in (values["data"], *(values["data"]["parts"] or {}).values()):
         del data["cache"]

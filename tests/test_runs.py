@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from finsa import runs
+from finsa import provenance, runs
 from finsa.config import RunConfig
 from finsa.errors import RunError
 
@@ -112,6 +114,109 @@ def test_resume_refuses_other_rows(config: Config, tmp_path: Path) -> None:
         pass
 
 
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A base model's folder, as far as its fingerprint goes."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md"):
+        (folder / name).write_text(name)
+    return folder
+
+
+def changed(folder: Path, **facts: Any) -> None:
+    """Change facts of a record, as another version of finsa or of a library would have written them."""
+    known = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    (folder / "run.json").write_text(json.dumps(known | facts), encoding="utf-8")
+
+
+VERSIONS = {name: provenance._version(name) for name in provenance.PACKAGES}
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({}, None),
+        ({"machine": "another", "versions": {**VERSIONS, "wandb": "0.1"}}, None),  # which change no result
+        ({"versions": {**VERSIONS, "torch": "2.0"}}, f"torch: 2.0, now {VERSIONS['torch']}"),
+        ({"code": "0" * 16, "git_commit": "a" * 40}, "finsa's code: aaaaaaaaaaaa, now "),
+        ({"code": None, "git_commit": "a" * 40}, "finsa's code: aaaaaaaaaaaa, now "),
+        ({"resumed_with": ["trl: 0.9, now 1.0"]}, "trl: 0.9, now 1.0"),
+    ],
+    ids=["same", "beside", "version", "code", "older", "resumed"],
+)
+def test_a_run_of_other_code_or_versions_is_used_where_the_user_says_so(
+    facts: dict[str, Any], told: str | None, config: Config, base: Path, tmp_path: Path, capsys: Any
+) -> None:
+    words = (f"output_dir={tmp_path}", f"model.path={base}")
+    for status, use, find in (("complete", "reused", runs.finished), ("failed", "resumed", runs.unfinished)):
+        with runs.start(config(*words), "rows") as folder:
+            pass
+        changed(folder.path, status=status, **facts)
+        assert find(config(*words), "rows") == (None if told else folder.path)
+        said = capsys.readouterr().out
+        if told:
+            assert said.startswith(f"{folder.path} is not {use}, because it was made otherwise: {told}")
+            assert said.endswith(f"; reuse_outdated=true says that it may be {use} all the same\n")
+        else:
+            assert said == ""
+        assert find(config(*words, "reuse_outdated=true"), "rows") == folder.path
+        said = capsys.readouterr().out
+        assert said.startswith(f"{folder.path} is {use}, as reuse_outdated=true says") == bool(told)
+        changed(folder.path, status="pruned", config_hash="")
+
+
+def test_a_run_of_other_weights_is_never_used(config: Config, base: Path, tmp_path: Path, capsys: Any) -> None:
+    words = (f"output_dir={tmp_path}", f"model.path={base}", "reuse_outdated=true")
+    with runs.start(config(*words), "rows") as done:
+        pass
+    with pytest.raises(KeyboardInterrupt), runs.start(config(*words), "rows") as begun:
+        raise KeyboardInterrupt
+    (base / "README.md").write_text("another")  # which no model is made of
+    assert runs.finished(config(*words), "rows") == done.path
+    noted = json.loads((done.path / "run.json").read_text(encoding="utf-8"))["base_weights"]
+    assert sorted(noted["model"]) == ["config.json", "model.safetensors", "tokenizer.json"]
+    (base / "model.safetensors").write_text("odel.safetensorsm")
+    assert runs.finished(config(*words), "rows") is None
+    assert runs.unfinished(config(*words), "rows") is None
+    told = rf"model.safetensors of the model: {noted['model']['model.safetensors']}, now [0-9a-f]{{16}}"
+    for line, path, use in zip(
+        capsys.readouterr().out.splitlines(), (done.path, begun.path), ("reused", "resumed"), strict=True
+    ):
+        assert re.fullmatch(f"{path} is not {use}, because it was made otherwise: {told}", line)
+    with (
+        pytest.raises(RunError, match=rf"resume: weights have changed since {begun.path} was started \({told}\)"),
+        runs.start(config(*words, "resume=true"), "rows"),
+    ):
+        pass
+    (base / "model.safetensors").write_text("model.safetensors")
+    assert runs.finished(config(*words), "rows") == done.path
+
+
+def test_a_run_that_is_resumed_by_other_code_says_so(config: Config, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(KeyboardInterrupt), runs.start(config(f"output_dir={tmp_path}")) as begun:
+        raise KeyboardInterrupt
+    changed(begun.path, versions={**VERSIONS, "peft": "0.1"})
+    with runs.start(config(f"output_dir={tmp_path}", "resume=true")) as folder:
+        assert folder.path == begun.path
+    told = f"peft: 0.1, now {VERSIONS['peft']}"
+    assert capsys.readouterr().out == f"{folder.path} is resumed, although it was started otherwise: {told}\n"
+    assert runs.read(str(folder.path))[2]["resumed_with"] == [told]
+
+
+def test_an_evaluation_starts_from_its_run(config: Config, base: Path, tmp_path: Path) -> None:
+    with runs.start(config(f"output_dir={tmp_path}", f"model.path={base}")) as trained:
+        (trained.path / "adapters").mkdir()
+        (trained.path / "adapters" / "weights").write_text("one")
+    cfg = config("stage=evaluate", f"run={trained.path}", f"output_dir={tmp_path}/evaluated")
+    with runs.start(cfg, "rows") as folder:
+        pass
+    assert sorted(folder.facts["base_weights"]) == ["model", "run"]
+    assert runs.finished(cfg, "rows") == folder.path
+    changed(trained.path, weights={"adapters/weights": "another"})
+    assert runs.finished(cfg, "rows") is None
+
+
 def test_two_runs_in_one_second_get_two_folders(config: Config, tmp_path: Path) -> None:
     with runs.start(config(f"output_dir={tmp_path}")) as first, runs.start(config(f"output_dir={tmp_path}")) as second:
         assert first.path != second.path
@@ -120,7 +225,7 @@ def test_two_runs_in_one_second_get_two_folders(config: Config, tmp_path: Path) 
 def test_the_hash_ignores_where_a_run_is_written_and_tracked(config: Config) -> None:
     same = {
         runs.config_hash(config(*words))
-        for words in ([], ["output_dir=x"], ["tracking=none"], ["resume=true"], WATCHED)
+        for words in ([], ["output_dir=x"], ["tracking=none"], ["resume=true"], ["reuse_outdated=true"], WATCHED)
     }
     assert len(same) == 1
     assert runs.config_hash(config("seed=1")) not in same

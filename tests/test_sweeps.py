@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ import wandb_files
 import yaml
 from commands import run
 from few import FEW
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from finsa.config import RunConfig
+from finsa.config import ROOT, RunConfig
 from finsa.data.rows import Renderer
 from finsa.modeling import base
 from finsa.stages import train
@@ -213,6 +216,35 @@ def test_fresh_repeats_what_is_finished(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert "finished before" not in again.stdout
     assert len(run_folders(tmp_path)) == 4
+
+
+def test_jobs_of_other_weights_or_versions_run_again(tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "out"
+    shutil.copytree(ROOT / "data" / "tiny", base)
+    command = ["-m", "method=majority,zero_shot", *QUICK, f"model.path={base}", f"output_dir={out}"]
+    assert run(*command).returncode == 0
+    majority, zero_shot = run_folders(out)
+    before = json.loads((zero_shot / "run.json").read_text(encoding="utf-8"))["base_weights"]["model"]
+    tensors = load_file(base / "model.safetensors")
+    save_file({name: -tensor for name, tensor in tensors.items()}, base / "model.safetensors", {"format": "pt"})
+    _made_with_numpy("1.0", majority)
+    time.sleep(1.1)  # a sweep's folder is named by the second
+    again = run(*command)
+    assert again.returncode == 0, again.stderr
+    other = [folder for folder in run_folders(out) if folder not in (majority, zero_shot)]
+    now = json.loads((other[1] / "run.json").read_text(encoding="utf-8"))["base_weights"]["model"]
+    assert [name for name in before if before[name] != now[name]] == ["model.safetensors"]
+    changed = f"model.safetensors of the model: {before['model.safetensors']}, now {now['model.safetensors']}"
+    numpy = f"numpy: 1.0, now {version('numpy')}; reuse_outdated=true says that it may be reused all the same"
+    assert f"{zero_shot} is not reused, because it was made otherwise: {changed}\n" in again.stdout
+    assert f"{majority} is not reused, because it was made otherwise: {numpy}\n" in again.stdout
+    assert "finished before" not in again.stdout
+
+
+def _made_with_numpy(number: str, folder: Path) -> None:
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    facts["versions"]["numpy"] = number
+    (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])

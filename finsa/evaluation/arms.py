@@ -16,7 +16,8 @@ from finsa.evaluation.records import Run
 
 # Where a run was written and how it was started does not make it another arm.
 APART = {
-    *("seed", "experiment", "sweep", "published", "stage", "tracking", "resume", "fresh", "output_dir", "output"),
+    *("seed", "experiment", "sweep", "published", "stage", "tracking", "output_dir", "output"),
+    *("resume", "fresh", "reuse_outdated"),
     *("run", "runs", "port", "input", "text", "format"),
 }
 BESIDE = ("name", "experts", "missing", "compare")  # of a mixture's stage: where its experts come from, what is shown

@@ -60,11 +60,9 @@ def surroundings(first: Path, second: Path) -> list[str]:
     found = []
     for key in SURROUNDINGS:
         if isinstance(one.get(key), dict):
-            known = one[key] | other.get(key, {})
+            now = other.get(key, {})
             found += [
-                f"{name}: {one[key].get(name)}, now {other.get(key, {}).get(name)}"
-                for name in known
-                if one[key].get(name) != other.get(key, {}).get(name)
+                f"{name}: {was}, now {now[name]}" for name, was in one[key].items() if name in now and was != now[name]
             ]
         elif key in one and one[key] != other.get(key):
             found.append(f"{key}: {one[key]}, now {other.get(key)}")

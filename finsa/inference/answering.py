@@ -247,6 +247,8 @@ def load(
 
 def _load(record: Record, batch_tokens: int, threads: int | None, merge: bool, shared: bool) -> Answerer:
     provenance.require_weights(record.path, record.facts)
+    if record.manifest.get("format", "adapter") == "adapter" and record.cfg.method.learn != "all":
+        provenance.require_base(record.path, record.cfg, record.facts)
     if record.manifest.get("format") in bundles.RUNTIMES:
         renderer = renderer_of(record)
         reader = bundles.open_reader(record.path, record.manifest, renderer, batch_tokens, threads)

@@ -35,6 +35,11 @@ def run(cfg: RunConfig) -> Result:
             f"rerun: the rows are others than {path} was made with (fingerprint {facts.get('data_fingerprint')}, now "
             f"{rows}), so that nothing else could come out the same"
         )
+    if other := runs.other_weights(facts, runs.starting_weights(known)):
+        raise RunError(
+            f"rerun: weights have changed since {path} was made ({other[0]}), so that nothing else could come out the "
+            "same"
+        )
     changed = {"output_dir": cfg.output_dir, "tracking": cfg.tracking, "resume": False, "output": None}
     result = jobs.run(known.model_copy(update=changed))
     assert result.run_dir is not None
