@@ -267,7 +267,34 @@ class Encoder(Network):
         return self
 
 
-Baseline = Annotated[Majority | TfidfLr | TextCnn | BiLstm | Encoder, Field(discriminator="kind")]
+class LinearProbe(Section):
+    """Logistic regression on the embeddings of a frozen encoder.
+
+    Args:
+        hub_id, revision, path: where weights and tokenizer come from; ``path`` (a local folder) goes before the hub.
+        pooling: of the last states: their ``mean`` over the text's tokens, or the ``first`` one ([CLS]).
+        prefix: written before every text, as the encoder was trained with.
+        strengths: inverse strengths of the L2 penalty; macro-F1 on validation rows chooses.
+        class_weight: ``balanced``: a class's rows count by the inverse of its size.
+    """
+
+    kind: Literal["linear_probe"]
+    hub_id: str | None
+    revision: str
+    path: str | None
+    pooling: Literal["mean", "first"]
+    prefix: str
+    strengths: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+    class_weight: Literal["none", "balanced"]
+
+    @model_validator(mode="after")
+    def _sources(self) -> LinearProbe:
+        if not (self.path or self.hub_id):
+            raise ValueError("a linear probe needs an encoder: set path (a local folder) or hub_id")
+        return self
+
+
+Baseline = Annotated[Majority | TfidfLr | TextCnn | BiLstm | Encoder | LinearProbe, Field(discriminator="kind")]
 
 
 class Method(Section):

@@ -110,6 +110,10 @@ def build(cfg: RunConfig, classes: int) -> Learner:
             from finsa.baselines.encoder import Encoder
 
             return Encoder(section, cfg, classes)
+        case config.LinearProbe() as section:
+            from finsa.baselines.linear_probe import LinearProbe
+
+            return LinearProbe(section, cfg, classes)
         case config.TextCnn() | config.BiLstm() as section:
             from finsa.baselines.neural import FromScratch
 

@@ -188,19 +188,20 @@ def architecture(section: config.Encoder, vocabulary: int, classes: int) -> Pret
     return AutoConfig.for_model(**{**block, "vocab_size": vocabulary, "pad_token_id": 0, "num_labels": classes})
 
 
-def source_of(section: config.Encoder) -> tuple[str, str | None]:
+def source_of(section: config.Encoder | config.LinearProbe) -> tuple[str, str | None]:
     """Where to load from: a folder, or a hub id with its revision."""
     if section.path:
         return str(locate(section.path)), None
     return str(section.hub_id), section.revision
 
 
-def unavailable(section: config.Encoder, source: str, error: Exception) -> ModelError:
+def unavailable(section: config.Encoder | config.LinearProbe, source: str, error: Exception) -> ModelError:
     """What to do about an encoder that cannot be had."""
     reason = str(error).splitlines()[0][:160]
     if section.path:
         return ModelError(f"method.baseline.path: no encoder at {source}: {reason}")
+    without = ", or method.baseline.weights=random" if isinstance(section, config.Encoder) else ""
     return ModelError(
         f"method.baseline.hub_id: {source} cannot be had ({reason}). With network: hf download {source} --revision "
-        f"{section.revision}. Without: method.baseline.path=<folder>, or method.baseline.weights=random"
+        f"{section.revision}. Without: method.baseline.path=<folder>{without}"
     )

@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from scipy.special import log_softmax
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 
 from finsa import config
-from finsa.baselines import NEVER, Classes, Fitted, FloatArray, Judge, Record, Texts
+from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts, linear
 from finsa.errors import DataError
 
 NGRAMS, NUMBERS = "ngrams.json", "weights.npz"
-ITERATIONS = 1000
 
 
 class TfidfLr:
@@ -47,32 +44,24 @@ class TfidfLr:
         """Nothing is needed."""
 
     def fit(self, texts: Texts, labels: Classes, held: Texts, judge: Judge, record: Record) -> Fitted:
-        """Learn once per penalty; what is best on the validation rows is kept, of equals the strongest penalty.
+        """Count n-grams, then fit once per penalty; the validation rows choose.
 
         Raises:
             DataError: where the training rows have one class alone, or no n-gram is frequent enough.
         """
-        if len(set(labels)) < 2:
-            raise DataError(
-                "the training rows have one class alone, so there is nothing to tell apart; method=majority does"
-            )
         self._count(texts)
-        rows, console = self.vectorizer.transform(texts), Console(stderr=True)
-        tried: dict[float, float] = {}
-        best: tuple[FloatArray, FloatArray] | None = None
-        for number, strength in enumerate(sorted(self.section.strengths), start=1):
-            self.weights, self.bias = self._linear(rows, labels, strength)
-            values = judge(self.score(held))
-            record(number, {"strength": strength, **{f"eval_{name}": value for name, value in values.items()}})
-            console.print(f"  C {strength:g}  validation: macro_f1 {values['macro_f1']:.4f}", highlight=False)
-            if best is None or values["macro_f1"] > max(tried.values()):
-                best = (self.weights, self.bias)
-            tried[strength] = values["macro_f1"]
-        assert best is not None
-        self.weights, self.bias = best
-        chosen = {"strength": max(tried, key=lambda strength: tried[strength]), "strengths": tried}
-        size = self.weights.size + self.bias.size
-        return Fitted(size, max(tried.values()), len(texts) * len(tried), chosen=chosen)
+        rows, held_rows = self.vectorizer.transform(texts), self.vectorizer.transform(held)
+        (self.weights, self.bias), fitted = linear.fit(
+            rows,
+            labels,
+            self.classes,
+            self.section.strengths,
+            self.section.class_weight,
+            judge,
+            lambda layer: log_softmax(held_rows @ layer[0].T + layer[1], axis=1),
+            record,
+        )
+        return fitted
 
     def _count(self, texts: Texts) -> None:
         try:
@@ -80,18 +69,6 @@ class TfidfLr:
         except ValueError:
             few = f"no n-gram occurs in {self.section.min_rows} of the {len(texts)} training rows"
             raise DataError(f"{few}; set method.baseline.min_rows=1") from None
-
-    def _linear(self, rows: Any, labels: Sequence[int], strength: float) -> tuple[FloatArray, FloatArray]:
-        """Weights (c, f) and bias (c,) of one fit; a class without rows gets the floor."""
-        weight = "balanced" if self.section.class_weight == "balanced" else None
-        model = LogisticRegression(C=strength, class_weight=weight, max_iter=ITERATIONS).fit(rows, labels)
-        weights, bias = np.zeros((self.classes, rows.shape[1])), np.full(self.classes, NEVER)
-        if len(model.classes_) == 2:  # one row of weights, that of the second class against the first
-            bias[model.classes_] = [0.0, float(model.intercept_[0])]
-            weights[model.classes_[1]] = model.coef_[0]
-        else:
-            bias[model.classes_], weights[model.classes_] = model.intercept_, model.coef_
-        return weights, bias
 
     def score(self, texts: Texts) -> FloatArray:
         """Log-probabilities: (n, c)."""
