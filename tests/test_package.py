@@ -49,7 +49,9 @@ def test_wheel_holds_every_file_of_conf_and_the_embedded_default(site: Path) -> 
     assert {f"finsa/home/{name}" for name in wanted} <= held
     templates = [file.relative_to(ROOT).as_posix() for file in (ROOT / "finsa").rglob("templates/*")]
     assert len(templates) >= 5
-    assert set(templates) <= held
+    fonts = [file.relative_to(ROOT).as_posix() for file in (ROOT / "finsa").rglob("fonts/*")]
+    assert len(fonts) == 2
+    assert {*templates, *fonts} <= held
 
 
 def test_installed_command_lists_its_own_choices(site: Path, tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +15,24 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
-from matplotlib import font_manager, pyplot
+from matplotlib import font_manager, ft2font, pyplot
 from matplotlib.ticker import MaxNLocator
 
 # A Chinese font often has one weight only; that it is not quite "normal" is nothing to tell a user at every figure.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
-# Fonts with Chinese characters, in order of preference; the first that is installed is used.
-CHINESE_FONTS = (
+LATIN = "DejaVu Sans"  # matplotlib's own
+CARRIED = Path(__file__).parent / "fonts" / "FinsaSansSC.otf"  # the 3,755 most frequent Chinese characters
+# Fonts for the characters that these two lack, in order of preference; then any other that has them.
+PREFERRED = (
     "Noto Sans CJK SC",
     "Source Han Sans SC",
     "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
     "Microsoft YaHei",
     "PingFang SC",
     "SimHei",
 )
-ENGLISH = {"利空": "bearish", "中性": "neutral", "利好": "bullish"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,10 @@ def confusion_matrix(report: Mapping[str, Any], title: str, file: Path) -> None:
     counts = np.array(report["confusion"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     font, names = font_and_names(list(report["per_class"]))
-    with pyplot.rc_context({"font.family": [font, "DejaVu Sans"], "axes.unicode_minus": False}):
+    title_font, (title,) = font_and_names([title], "run")
+    with pyplot.rc_context(
+        {"font.family": list(dict.fromkeys([font, title_font, LATIN])), "axes.unicode_minus": False}
+    ):
         size = 2.6 + 0.75 * len(names)
         figure, axes = pyplot.subplots(figsize=(size + 0.8, size), layout="constrained")
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -84,15 +92,63 @@ def search(scores: Sequence[float | None], file: Path) -> None:
     pyplot.close(figure)
 
 
-def font_and_names(names: list[str], kind: str = "class") -> tuple[str, list[str]]:
-    """A font that can write the names; without one, known Chinese names become English and others numbers of a kind."""
-    if all(name.isascii() for name in names):
-        return "DejaVu Sans", names
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    for font in CHINESE_FONTS:
-        if font in installed:
-            return font, names
-    written = [
-        name if name.isascii() else ENGLISH.get(name, f"{kind} {number}") for number, name in enumerate(names, 1)
-    ]
-    return "DejaVu Sans", written
+def font_and_names(names: Sequence[str], kind: str = "class") -> tuple[str, list[str]]:
+    """A font that has all characters of the names beside matplotlib's own, and the names as they are to be written.
+
+    Frequent Chinese characters are in the font that finsa carries; for others an installed font is looked for. Names
+    that no font can write become numbers of a kind, of which a warning is given.
+    """
+    characters = frozenset(letter for name in names for letter in name if letter.isprintable() and not letter.isspace())
+    lacking = _lacking(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", characters)
+    if not lacking:
+        return LATIN, list(names)
+    carried, lacking = _carried(), _lacking(CARRIED, lacking)
+    if not lacking:
+        return carried, list(names)
+    if installed := _installed(lacking):
+        return installed, list(names)
+    written = [f"{kind} {number}" if lacking & set(name) else name for number, name in enumerate(names, start=1)]
+    _warn("".join(sorted(lacking)), kind)
+    return carried, written
+
+
+def _lacking(font: Path | str, characters: frozenset[str]) -> frozenset[str]:
+    """Characters that a font does not have."""
+    face = ft2font.FT2Font(str(font))
+    return frozenset(letter for letter in characters if not face.get_char_index(ord(letter)))
+
+
+def _carried() -> str:
+    fonts = font_manager.fontManager
+    if not any(entry.fname == str(CARRIED) for entry in fonts.ttflist):
+        fonts.addfont(CARRIED)
+    return "Finsa Sans SC"
+
+
+@cache
+def _installed(characters: frozenset[str]) -> str | None:
+    """An installed font with all of these characters; matplotlib's list of fonts may be older than some of them."""
+    fonts = font_manager.fontManager
+    known = {entry.fname for entry in fonts.ttflist}
+    for file in font_manager.findSystemFonts():
+        if file not in known:
+            with suppress(OSError, RuntimeError):  # a damaged file, or of a kind that matplotlib does not read
+                fonts.addfont(file)
+    ranked = sorted(fonts.ttflist, key=lambda entry: (entry.name not in PREFERRED, entry.weight != 400))
+    for entry in ranked:
+        if "Resort" in entry.name:  # "Last Resort": boxes for all characters there are
+            continue
+        with suppress(OSError, RuntimeError):  # listed, and removed since
+            if not _lacking(entry.fname, characters):
+                return str(entry.name)
+    return None
+
+
+@cache
+def _warn(characters: str, kind: str) -> None:
+    """Once for the same characters."""
+    print(
+        f"warning: no font has {characters}; figures say '{kind} 1', '{kind} 2' ... instead of the names. Install one "
+        "that has them, such as Debian's fonts-noto-cjk; tables and pages are not affected",
+        file=sys.stderr,
+    )

@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from finsa.evaluation.confounds import TRAITS, percent
-from finsa.evaluation.figures import Figure, font_and_names
+from finsa.evaluation.figures import LATIN, Figure, font_and_names
 
 # Told apart by colour-blind readers as well (Okabe & Ito 2008); more classes than that take a map's shades.
 COLOURS = ("#D55E00", "#B0B0B0", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442")
@@ -28,8 +28,10 @@ GREY = "#444444"
 
 
 @contextmanager
-def _canvas(file: Path, font: str, height: float, columns: int = 1, rows: int = 1, **options: Any) -> Iterator[Any]:
-    settings: Any = {"font.family": [font, "DejaVu Sans"], "axes.unicode_minus": False, "font.size": 10}
+def _canvas(
+    file: Path, fonts: Sequence[str], height: float, columns: int = 1, rows: int = 1, **options: Any
+) -> Iterator[Any]:
+    settings: Any = {"font.family": list(dict.fromkeys([*fonts, LATIN])), "axes.unicode_minus": False, "font.size": 10}
     with pyplot.rc_context(settings):
         figure, axes = pyplot.subplots(
             rows, columns, figsize=(WIDTH, height), layout="constrained", squeeze=False, **options
@@ -60,9 +62,7 @@ def labels_by_group(kind: str, panels: Counts, labels: Sequence[str], file: Path
     groups = list(next(iter(panels.values())))
     font, names = font_and_names([*labels])
     group_font, group_names = font_and_names(groups, kind)
-    with _canvas(
-        file, max(font, group_font, key=_chinese), 1.6 + 0.36 * len(groups), len(panels), sharey=True
-    ) as drawn:
+    with _canvas(file, [font, group_font], 1.6 + 0.36 * len(groups), len(panels), sharey=True) as drawn:
         figure, axes = drawn
         for axis, (panel, by_group) in zip(axes[0], panels.items(), strict=True):
             table = np.array([[by_group[group].get(label, 0) for label in labels] for group in groups])
@@ -74,10 +74,6 @@ def labels_by_group(kind: str, panels: Counts, labels: Sequence[str], file: Path
         figure.legend(patches, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
     told = "; ".join(f"{group}: {_told(group, panels)}" for group in groups)
     return Figure(file, f"Labels by {kind}", f"Shares of the labels by {kind}. {told}.")
-
-
-def _chinese(font: str) -> bool:
-    return font != "DejaVu Sans"
 
 
 def _told(group: str, panels: Counts) -> str:
@@ -115,7 +111,7 @@ def token_lengths(lengths: Mapping[str, Any], max_length: int, file: Path) -> Fi
     shown = {split: values for split, values in lengths.items() if len(values)}
     everything = np.concatenate([*shown.values(), [max_length]])
     edges = np.geomspace(max(1, everything.min()), everything.max() * 1.02, 50)
-    with _canvas(file, "DejaVu Sans", 0.8 + 1.35 * len(shown), rows=max(1, len(shown)), sharex=True) as (_, axes):
+    with _canvas(file, [], 0.8 + 1.35 * len(shown), rows=max(1, len(shown)), sharex=True) as (_, axes):
         for axis, (split, values) in zip(axes[:, 0], shown.items(), strict=False):
             axis.hist(np.clip(values, edges[0], edges[-1]), bins=edges, color=COLOURS[2])
             axis.axvline(max_length, color=COLOURS[0], linewidth=1.5, linestyle="--")
@@ -144,7 +140,7 @@ def truncation(splits: Mapping[str, Any], labels: Sequence[str], file: Path) -> 
     """Draw the share of rows whose text is cut, by split and label."""
     font, names = font_and_names([*labels])
     width = 0.8 / len(labels)
-    with _canvas(file, font, 2.8) as (figure, axes):
+    with _canvas(file, [font], 2.8) as (figure, axes):
         axis, highest = axes[0][0], 0.0
         for number, (label, colour) in enumerate(zip(labels, _colours(len(labels)), strict=True)):
             shares = [of["cut"][label] / max(1, of["labels"][label]) for of in splits.values()]
@@ -165,7 +161,7 @@ def truncation(splits: Mapping[str, Any], labels: Sequence[str], file: Path) -> 
 def ledger(buckets: Mapping[str, int], file: Path) -> Figure:
     """Draw what became of the rows read."""
     font, names = font_and_names(list(buckets), "fate")
-    with _canvas(file, font, 0.9 + 0.36 * len(buckets)) as (_, axes):
+    with _canvas(file, [font], 0.9 + 0.36 * len(buckets)) as (_, axes):
         axis = axes[0][0]
         used = [COLOURS[2] if name.startswith("used") else COLOURS[0] for name in buckets]
         axis.barh(range(len(buckets)), list(buckets.values()), color=used, height=0.7)
@@ -189,7 +185,7 @@ def near_duplicates(pairs: pl.DataFrame, threshold: float, file: Path) -> Figure
         for held, other in between
     ]
     names = [f"{held} – {other}: {len(of):,} pairs" for (held, other), of in zip(between, values, strict=True)]
-    with _canvas(file, "DejaVu Sans", 2.8) as (figure, axes):
+    with _canvas(file, [], 2.8) as (figure, axes):
         axis = axes[0][0]
         bins = np.linspace(threshold, 1, 16) if threshold < 1 else np.array([0.95, 1.0])
         axis.hist(values, bins=bins, stacked=True, color=[COLOURS[2], COLOURS[4], COLOURS[3]], label=names)
@@ -206,7 +202,7 @@ def near_duplicates(pairs: pl.DataFrame, threshold: float, file: Path) -> Figure
 def traits(rows: pl.DataFrame, labels: Sequence[str], file: Path) -> Figure:
     """Draw text length and share of Chinese characters by label, as boxes from the 5th to the 95th percentile."""
     font, names = font_and_names([*labels])
-    with _canvas(file, font, 1.2 + 0.42 * len(labels), columns=len(TRAITS), sharey=True) as (_, axes):
+    with _canvas(file, [font], 1.2 + 0.42 * len(labels), columns=len(TRAITS), sharey=True) as (_, axes):
         for axis, (name, (expression, _)) in zip(axes[0], TRAITS.items(), strict=True):
             values, classes = rows.select(expression.fill_nan(0.0)).to_series().to_numpy(), rows["label"].to_numpy()
             for number, colour in enumerate(_colours(len(labels))):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot
 
-from finsa.evaluation.figures import Figure, font_and_names
+from finsa.evaluation.figures import LATIN, Figure, font_and_names
 from finsa.evaluation.report_figures import COLOURS, DPI, WIDTH
 
 
@@ -32,7 +32,7 @@ def router(routers: Mapping[str, dict[str, Any]], file: Path) -> Figure | None:
     font, written = font_and_names([name for name, _ in bars], "rows")
     expert_font, named = font_and_names(experts, "expert")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with pyplot.rc_context({"font.family": list(dict.fromkeys([font, expert_font, "DejaVu Sans"])), "font.size": 10}):
+    with pyplot.rc_context({"font.family": list(dict.fromkeys([font, expert_font, LATIN])), "font.size": 10}):
         figure, axes = pyplot.subplots(figsize=(WIDTH, 1.3 + 0.4 * len(bars)), layout="constrained")
         places, left = np.arange(len(bars)), np.zeros(len(bars))
         for number, expert in enumerate(experts):

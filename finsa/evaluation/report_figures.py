@@ -19,7 +19,7 @@ from matplotlib.ticker import NullFormatter
 from finsa.evaluation import calibration, statistics
 from finsa.evaluation.arms import Arm
 from finsa.evaluation.comparison import Comparison
-from finsa.evaluation.figures import Figure, font_and_names
+from finsa.evaluation.figures import LATIN, Figure, font_and_names
 
 # Told apart by colour-blind readers as well (Okabe & Ito 2008); more than that take a map's shades.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#B8A500")
@@ -34,7 +34,7 @@ def draw(comparison: Comparison, folder: Path) -> list[Figure]:
     labels = comparison.arms[0].runs[0].labels
     font, written = font_and_names(labels)
     arm_font, names = font_and_names([arm.name for arm in comparison.arms], "arm")
-    fonts = list(dict.fromkeys([font, arm_font, "DejaVu Sans"]))
+    fonts = list(dict.fromkeys([font, arm_font, LATIN]))
     settings = {"font.family": fonts, "axes.unicode_minus": False, "font.size": 10}
     with pyplot.rc_context(settings):  # type: ignore[arg-type]
         figures = [

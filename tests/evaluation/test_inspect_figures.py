@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from matplotlib import font_manager, image
+from matplotlib import image
 
 from finsa.data.near import SCHEMA
 from finsa.evaluation import inspect_figures
@@ -47,11 +47,9 @@ ALT = {
 @pytest.mark.parametrize("name", DRAWN)
 @pytest.mark.parametrize("fonts", ["installed", "none"])
 @pytest.mark.filterwarnings("error:Glyph")
-def test_a_figure_is_drawn_and_described(
-    name: str, fonts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_figure_is_drawn_and_described(name: str, fonts: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if fonts == "none":
-        monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+        request.getfixturevalue("no_fonts")
     figure = DRAWN[name](tmp_path / "figure.png")
     assert figure.file == tmp_path / "figure.png"
     assert ALT[name] in figure.alt
