@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,45 +61,80 @@ class Arm:
 # ------------------------------------------------------------------------------------------------ what can be compared
 
 
-def require_same(runs: Sequence[Run], training_rows: str) -> None:
-    """Refuse runs of different labels or rows, because their scores say nothing about each other.
+def comparable(
+    runs: Sequence[Run], training_rows: str, named: Collection[Path] = ()
+) -> tuple[list[Run], dict[str, str]]:
+    """The runs that can stand in one report: of the same labels and rows, without which scores cannot be compared.
+
+    A folder may hold others, such as the experts of a mixture, which are scored on the rows of their domains. The
+    largest group of runs that agree is taken.
 
     Args:
         training_rows: ``same``: those must be the same as well; ``any``: the test rows alone.
+        named: run folders that the user has named one by one; none of these may be left out.
+
+    Returns:
+        The runs, and why the others are left out, by folder.
 
     Raises:
-        RunError: naming the first run that differs, and in what.
+        RunError: naming two runs that differ and in what, where several groups are the largest or a named run is left
+            out.
     """
-    first = runs[0]
-    for other in runs[1:]:
-        found = list(_differences(first, other, training_rows))
-        if found:
-            raise RunError(
-                f"runs: {first.path} and {other.path} cannot stand in one report: {'; '.join(found)}. "
-                "Report them apart, or score both on the same rows with stage=evaluate"
-            )
+    groups: list[list[Run]] = []
+    for run in runs:
+        fitting = (group for group in groups if not list(_differences(group[0], run, training_rows)))
+        group = next(fitting, None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    groups.sort(key=len, reverse=True)
+    kept, *others = groups
+    out = [run for group in others for run in group]
+    if others and (len(others[0]) == len(kept) or any(run.path in named for run in out)):
+        first, other = kept[0], others[0][0]
+        sets = " or ".join(f"runs=[{','.join(str(run.path) for run in group)}]" for group in groups if len(group) > 1)
+        raise RunError(
+            f"runs: {first.path} and {other.path} cannot stand in one report: "
+            f"{'; '.join(_differences(first, other, training_rows))}. "
+            + (f"Report {sets}" if sets else "Report them separately")
+            + ", or score them on the same rows with stage=evaluate"
+        )
+    reasons = {str(run.path): f"other {'; '.join(_differences(kept[0], run, training_rows))}" for run in out}
+    return [run for run in runs if str(run.path) not in reasons], reasons
 
 
 def _differences(first: Run, other: Run, training_rows: str) -> Iterator[str]:
     if first.labels != other.labels:
-        yield f"labels {', '.join(first.labels)} against {', '.join(other.labels)}"
+        yield f"labels: {', '.join(first.labels)} against {', '.join(other.labels)}"
+    one, its = _data(first, other), _data(other, first)
     if first.rows != other.rows:
         same = len(set(first.rows) & set(other.rows))
         yield (
-            f"test rows of {_data(first)} ({len(first.rows):,}) against those of {_data(other)} ({len(other.rows):,}), "
-            f"{same:,} of them the same"
+            f"test rows: {one} ({len(first.rows):,} rows) against {its} ({len(other.rows):,} rows, {same:,} of them "
+            "the same)"
         )
     elif training_rows == "same" and first.facts["data_fingerprint"] != other.facts["data_fingerprint"]:
         counts = [sum(run.ledger.get("splits", {}).get("train", {}).values()) for run in (first, other)]
         yield (
-            f"training or validation rows of {_data(first)} against those of {_data(other)} ({counts[0]:,} and "
-            f"{counts[1]:,} training rows; the test rows are the same, so stage.training_rows=any compares them)"
+            f"training or validation rows: {one} ({counts[0]:,} training rows) against {its} ({counts[1]:,} training "
+            "rows); the test rows are the same, so stage.training_rows=any compares them"
         )
 
 
-def _data(run: Run) -> str:
-    data = run.config["data"]
-    return f"data={data['name']} with data.files={data.get('files')}"
+def _data(run: Run, other: Run) -> str:
+    """A run's data, by name and place and whatever else differs from another run's."""
+    data, its = (dict(_flat(one.config["data"])) for one in (run, other))
+    if (data["name"], data.get("files")) == (its["name"], its.get("files")):
+        keys = [key for key in {**data, **its} if key != "cache" and data.get(key) != its.get(key)]
+        if not keys:  # the files themselves have changed
+            return f"data={data['name']} with fingerprint {run.facts['data_fingerprint']}"
+        return " ".join([f"data={data['name']}", *(f"data.{key}={_written(data.get(key))}" for key in keys[:4])])
+    return f"data={data['name']} data.files={_written(data.get('files'))}"
+
+
+def _written(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 # ------------------------------------------------------------------------------------------------ grouping

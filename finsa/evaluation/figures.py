@@ -102,13 +102,13 @@ def font_and_names(names: Sequence[str], kind: str = "class") -> tuple[str, list
     lacking = _lacking(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", characters)
     if not lacking:
         return LATIN, list(names)
-    carried, lacking = _carried(), _lacking(CARRIED, lacking)
-    if not lacking:
+    carried, rare = _carried(), _lacking(CARRIED, lacking)
+    if not rare:
         return carried, list(names)
     if installed := _installed(lacking):
         return installed, list(names)
-    written = [f"{kind} {number}" if lacking & set(name) else name for number, name in enumerate(names, start=1)]
-    _warn("".join(sorted(lacking)), kind)
+    written = [f"{kind} {number}" if rare & set(name) else name for number, name in enumerate(names, start=1)]
+    _warn("".join(sorted(rare)), kind)
     return carried, written
 
 

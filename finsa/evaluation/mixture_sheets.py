@@ -59,7 +59,7 @@ def _comparison(name: str, records: list[dict[str, Any]]) -> Sheet:
     mixture = next((place for place, record in enumerate(records) if record["arm"] == MIXTURE), None)
     columns += ["difference", "fixed / broken", "verdict"]
     marked = mixture if wins and all(wins) else None
-    title, optional = f"Mixture {name} compared with its parts", (1, *range(2 + len(domains), 2, -1), len(columns) - 2)
+    title, optional = f"{name} compared with its parts", (1, *range(2 + len(domains), 2, -1), len(columns) - 2)
     return Sheet(title, columns, rows, caption, marked, words=("verdict",), optional=optional)
 
 

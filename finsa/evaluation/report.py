@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -42,7 +42,11 @@ class Report:
 
 
 def build(
-    paths: Sequence[Path], options: ReportStage, published: Published | None, failed: Mapping[str, str]
+    paths: Sequence[Path],
+    options: ReportStage,
+    published: Published | None,
+    failed: Mapping[str, str],
+    named: Collection[Path] = (),
 ) -> Report:
     """Read runs and compare them.
 
@@ -51,6 +55,7 @@ def build(
         options: of the stage.
         published: the table to hold the runs against; None: the one that the runs themselves name.
         failed: jobs without a folder and their errors.
+        named: those of the paths that the user has named one by one, which may not be left out.
 
     Raises:
         RunError: for folders that cannot be read, or runs that cannot be compared.
@@ -61,11 +66,11 @@ def build(
     reasons = dict(failed)
     if paths:
         runs, left_out = records.read(paths)
-        arms.require_same(runs, options.training_rows)
+        runs, others = arms.comparable(runs, options.training_rows, named)
         grouped, notes = arms.group(runs)
         comparison = compare(grouped, options)
         published = published or _own_table(runs)
-        reasons |= left_out
+        reasons |= {**left_out, **others}
         facts, remarks = _facts(runs), [*comparison.remarks, *notes, *mixture_sheets.remarks(comparison)]
         found = _sheets(comparison, published)
     judged = publications.judge(published) if published else None

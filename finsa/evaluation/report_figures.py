@@ -111,7 +111,8 @@ def _f1_bars(comparison: Comparison, names: Sequence[str], file: Path) -> Figure
 
 def _confusions(comparison: Comparison, names: Sequence[str], labels: Sequence[str], file: Path) -> Figure:
     """All matrices in one pair of axes: with a pair for each, 50 arms take ten times as long."""
-    count, columns = len(labels), min(3, len(names)) if len(labels) <= 5 else 1
+    count = len(labels)
+    columns = _columns(len(names)) if count <= 5 else 1
     rows, wide, high = -(-len(names) // columns), count + 0.5, count + 1.5
     inches = (WIDTH - 1) / (columns * wide)  # of a cell
     fits = max(map(_letters, labels)) * LETTER <= inches
@@ -134,6 +135,13 @@ def _confusions(comparison: Comparison, names: Sequence[str], labels: Sequence[s
         axes[0, 0].spines[["left", "bottom"]].set_visible(False)
     alt = "Rows of each true class by predicted class; the table By class has what follows from them."
     return Figure(file, "Confusion matrices: rows, and shares of the true class; several runs together", alt)
+
+
+def _columns(matrices: int) -> int:
+    """Matrices side by side: as many as leave the fewest places empty, three where that is equal."""
+    if matrices <= 4:
+        return (1, 2, 3, 2)[matrices - 1]
+    return 3 if -matrices % 3 <= -matrices % 4 else 4
 
 
 def _letters(text: str) -> int:

@@ -101,12 +101,14 @@ def _draw(job: task.Task, numbers: dict[str, Any], close: near.NearDuplicates, f
         "token_lengths": inspect_figures.token_lengths(
             lengths, numbers["tokens"]["max_length"], folder / "token_lengths.png"
         ),
-        "truncation": inspect_figures.truncation(splits, labels, folder / "truncation.png"),
-        "near_duplicates": inspect_figures.near_duplicates(
-            close.pairs, numbers["near_duplicates"]["threshold"], folder / "near_duplicates.png"
-        ),
         "traits": inspect_figures.traits(rows, labels, folder / "traits.png"),
     }
+    if any(sum(of["cut"].values()) for of in splits.values()):
+        drawn["truncation"] = inspect_figures.truncation(splits, labels, folder / "truncation.png")
+    if close.pairs.height:
+        drawn["near_duplicates"] = inspect_figures.near_duplicates(
+            close.pairs, numbers["near_duplicates"]["threshold"], folder / "near_duplicates.png"
+        )
     for found in numbers["groups"]:
         name = f"labels_by_{found['kind'].replace(' ', '_')}"
         counts = {

@@ -14,7 +14,8 @@ def run(cfg: RunConfig) -> Result:
     """Report the runs that ``runs`` names, beside a published table where one is chosen."""
     assert isinstance(cfg.stage, ReportStage)
     paths = records.folders(cfg.runs) if cfg.runs else []
-    made = report.build(paths, cfg.stage, cfg.published, {})
+    names = [cfg.runs] if isinstance(cfg.runs, str) else cfg.runs or []
+    made = report.build(paths, cfg.stage, cfg.published, {}, [locate(name) for name in names])
     folder = _folder(cfg)
     report.write(made, folder)
     named = cfg.runs if isinstance(cfg.runs, str) or cfg.runs is None else f"[{','.join(cfg.runs)}]"

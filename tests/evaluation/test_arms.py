@@ -82,27 +82,74 @@ def test_runs_of_other_labels_are_refused(config: Configure, tmp_path: Path) -> 
     first = write_run(tmp_path / "a", config("method=lora"), GOLD, GOLD)
     other = write_run(tmp_path / "b", config("method=lora"), GOLD, GOLD, ("negative", "neutral", "positive"))
     with pytest.raises(RunError) as caught:
-        arms.require_same(records.read([first, other])[0], "any")
+        arms.comparable(records.read([first, other])[0], "any")
     assert f"{first} and {other} cannot stand in one report" in str(caught.value)
-    assert "labels 利空, 中性, 利好 against negative, neutral, positive" in str(caught.value)
+    assert "labels: 利空, 中性, 利好 against negative, neutral, positive" in str(caught.value)
 
 
 def test_runs_of_other_test_rows_are_refused(config: Configure, tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", config("method=lora"), GOLD, GOLD)
     other = write_run(tmp_path / "b", config("method=lora", "data=generated"), GOLD[:60], GOLD[:60])
     with pytest.raises(RunError) as caught:
-        arms.require_same(records.read([first, other])[0], "any")
-    assert "test rows of data=sample with data.files=data/sample (90)" in str(caught.value)
-    assert "against those of data=generated with data.files=None (60), 60 of them the same" in str(caught.value)
+        arms.comparable(records.read([first, other])[0], "any")
+    assert (
+        "test rows: data=sample data.files=data/sample (90 rows) against data=generated data.files=null (60 rows, 60 "
+        "of them the same). Report them separately, or score them on the same rows with stage=evaluate"
+    ) in str(caught.value)
+
+
+def test_rows_of_one_data_set_are_told_apart_by_the_key_that_differs(config: Configure, tmp_path: Path) -> None:
+    """As the experts of a mixture are: both sides are data=sample with the same files."""
+    first = write_run(tmp_path / "a", config("method=lora", "data.domain=news"), GOLD, GOLD)
+    other = write_run(tmp_path / "b", config("method=lora", "data.domain=forum"), GOLD[:60], GOLD[:60])
+    with pytest.raises(RunError) as caught:
+        arms.comparable(records.read([first, other])[0], "any")
+    assert (
+        "test rows: data=sample data.domain=news (90 rows) against data=sample data.domain=forum (60 rows, 60 of them "
+        "the same)"
+    ) in str(caught.value)
+
+
+def test_of_a_folder_the_runs_that_can_be_compared_are_taken(config: Configure, tmp_path: Path) -> None:
+    """A mixture's folder: the mixture and the union share their test rows, each expert has those of its domain."""
+    union = write_run(tmp_path / "0", config("method=lora"), GOLD, answers(GOLD, 0.5, 1))
+    news = write_run(tmp_path / "1", config("method=lora", "data.domain=news"), GOLD[:50], GOLD[:50])
+    forum = write_run(tmp_path / "2", config("method=lora", "data.domain=forum"), GOLD[:40], GOLD[:40])
+    mixture = write_run(tmp_path / "3", config("stage=moe_joint"), GOLD, answers(GOLD, 0.6, 2))
+    runs = records.read(records.folders(str(tmp_path)))[0]
+    kept, reasons = arms.comparable(runs, "same")
+    assert [run.path for run in kept] == [union, mixture]
+    assert reasons == {
+        str(news): "other test rows: data=sample data.domain=null (90 rows) against data=sample data.domain=news (50 "
+        "rows, 50 of them the same)",
+        str(forum): "other test rows: data=sample data.domain=null (90 rows) against data=sample data.domain=forum (40 "
+        "rows, 40 of them the same)",
+    }
+    with pytest.raises(RunError, match="cannot stand in one report"):  # each was asked for
+        arms.comparable(runs, "same", named=[union, news, mixture])
+
+
+def test_of_two_groups_of_equal_size_none_is_preferred(config: Configure, tmp_path: Path) -> None:
+    paths = [
+        write_run(tmp_path / f"{name}{method}", config(f"method={method}", f"data.domain={name}"), GOLD[:n], GOLD[:n])
+        for name, n in (("news", 50), ("forum", 40))
+        for method in ("lora", "zero_shot")
+    ]
+    with pytest.raises(RunError) as caught:
+        arms.comparable(records.read(paths)[0], "same")
+    sets = [f"runs=[{paths[at]},{paths[at + 1]}]" for at in (0, 2)]
+    assert f"Report {sets[0]} or {sets[1]}, or score them on the same rows with stage=evaluate" in str(caught.value)
 
 
 def test_runs_of_other_training_rows_are_refused_unless_the_user_wants_them(config: Configure, tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", config("method=lora"), GOLD, GOLD)
     other = write_run(tmp_path / "b", config("method=lora"), GOLD, GOLD, data_fingerprint="beef")
     runs = records.read([first, other])[0]
-    with pytest.raises(RunError, match=r"training or validation rows .* stage\.training_rows=any compares them"):
-        arms.require_same(runs, "same")
-    arms.require_same(runs, "any")
+    with pytest.raises(
+        RunError, match=r"rows: .* f00d \(90 .*\) against .* beef \(90 .* stage\.training_rows=any compares them"
+    ):
+        arms.comparable(runs, "same")
+    arms.comparable(runs, "any")
 
 
 def test_the_same_rows_in_another_place_are_the_same(config: Configure, tmp_path: Path) -> None:
@@ -113,7 +160,7 @@ def test_the_same_rows_in_another_place_are_the_same(config: Configure, tmp_path
         for n in (1, 2)
     ]
     runs = records.read(paths)[0]
-    arms.require_same(runs, "same")
+    arms.comparable(runs, "same")
     assert len(arms.group(runs)[0]) == 1
 
 

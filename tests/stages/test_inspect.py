@@ -14,7 +14,7 @@ from finsa.config import RunConfig
 from finsa.stages import inspect
 
 Configure = Callable[..., RunConfig]
-FIGURES = {"labels_by_split", "ledger", "near_duplicates", "token_lengths", "traits", "truncation"}
+FIGURES = {"labels_by_split", "ledger", "token_lengths", "traits"}
 
 
 def _run(config: Configure, out: Path, *overrides: str) -> tuple[Path, dict[str, Any]]:
@@ -30,7 +30,11 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 def test_the_sample(config: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, numbers = _run(config, tmp_path)
     shown = capsys.readouterr().out
-    assert {file.stem for file in folder.glob("*.png")} == FIGURES | {"labels_by_domain"}
+    drawn = {file.stem for file in folder.glob("*.png")}
+    assert {of["rows"] for of in numbers["splits"].values() if sum(of["cut"].values())} == set()
+    pairs = sum(one["pairs"] for one in numbers["near_duplicates"]["between"])
+    assert drawn == FIGURES | {"labels_by_domain"} | ({"near_duplicates"} if pairs else set())
+    assert "truncation.png" not in (folder / "inspect.html").read_text(encoding="utf-8")
     assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["status"] == "complete"
     assert {split: of["rows"] for split, of in numbers["splits"].items()} == {
         "train": 3608,
@@ -76,6 +80,7 @@ def test_dropped_rows_near_duplicates_and_several_files(config: Configure, tmp_p
     kinds = {found["kind"]: found for found in numbers["groups"]}
     assert {group["name"]: group["rows"] for group in kinds["file"]["groups"]} == {"posts.csv": 60, "news.csv": 61}
     assert "File posts.csv (60 rows, 50 % of all) has no 看空 rows." in numbers["findings"]
+    assert (folder / "near_duplicates.png").is_file()
     pairs = _lines(folder / "near_duplicates.jsonl")
     assert len(pairs) == sum(one["pairs"] for one in numbers["near_duplicates"]["between"]) > 0
     assert {pair["label"] for pair in pairs} <= {"看多", "看空", "观望"}

@@ -17,6 +17,7 @@ from finsa.config import ROOT, ReportStage, RunConfig
 from finsa.errors import ConfigError, RunError
 from finsa.evaluation import records as data
 from finsa.evaluation import report as reports
+from finsa.evaluation import report_figures
 from finsa.stages import report
 
 GOLD = np.random.default_rng(0).integers(0, 3, 300)
@@ -120,6 +121,14 @@ def test_every_figure_is_a_png(written: Path) -> None:
         assert f"figures/{name}.png" in (written / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("matrices", "columns"), [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (6, 3), (7, 4), (8, 4), (9, 3), (50, 3)]
+)
+def test_matrices_leave_few_places_empty(matrices: int, columns: int) -> None:
+    assert report_figures._columns(matrices) == columns
+    assert -matrices % columns <= 1
+
+
 def test_the_terminal_shows_scores_tests_and_costs(
     sweep: Path, config: Configure, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,7 +173,7 @@ def test_runs_name_their_own_published_table(config: Configure, tmp_path: Path) 
 
 def test_what_cannot_be_compared_is_refused(sweep: Path, config: Configure, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", config("method=lora"), GOLD[:100], GOLD[:100])
-    with pytest.raises(RunError, match=r"cannot stand in one report: test rows .*\(300\).*\(100\)"):
+    with pytest.raises(RunError, match=r"cannot stand in one report: test rows: .*\(300 rows\) against .*\(100 rows, "):
         report.run(config("stage=report", f"runs=[{sweep},{other}]"))
     with pytest.raises(RunError, match="there is no run folder at or below"):
         report.run(config("stage=report", "runs=nowhere"))
