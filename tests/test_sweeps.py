@@ -93,7 +93,7 @@ def test_a_sweep_over_other_rows_ends_without_a_report(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "no report: runs: " in done.stderr
-    assert "cannot stand in one report: test rows of data=generated" in done.stderr
+    assert "cannot stand in one report: test rows: data=generated data.generator.rows=300 (" in done.stderr
     (table,) = tmp_path.rglob("comparison.csv")
     assert len(list(csv.DictReader(table.open(encoding="utf-8")))) == 2
     assert list(tmp_path.rglob("report.html")) == []
