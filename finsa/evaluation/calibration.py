@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 from finsa.evaluation.metrics import probabilities
 
@@ -31,6 +30,8 @@ def temperature(log_probs: FloatArray, gold: Sequence[int]) -> float:
     Returns:
         Exactly a bound where the likelihood still rises there, and 1 where no temperature changes it.
     """
+    from scipy.optimize import minimize_scalar  # half a second, which readers of results need not wait for
+
     bounds = np.log([LOWEST, HIGHEST])
     found = minimize_scalar(lambda power: loss(log_probs / np.exp(power), gold), bounds=bounds, method="bounded")
     candidates = [1.0, LOWEST, HIGHEST, float(np.exp(found.x))]  # the search stops short of its bounds

@@ -1,4 +1,7 @@
-"""Classification metrics with their intervals. No torch here."""
+"""Classification metrics with their intervals. No torch here.
+
+scipy and sklearn take a second to import, which what needs probabilities alone does not wait for.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 DRAWS = 2000
 
@@ -33,6 +34,8 @@ def report(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str], 
 
 def _counted(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
     """What `report` gives, but for the intervals; a prediction outside the classes is wrong."""
+    from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+
     classes = range(len(names))
     confusion = confusion_matrix(gold, predicted, labels=list(classes))
     table = precision_recall_fscore_support(gold, predicted, labels=list(classes), zero_division=0)
@@ -72,6 +75,8 @@ def report_parsed(
     Returns:
         What `report` gives, and ``unparsable``: number of such answers by true class.
     """
+    from sklearn.metrics import confusion_matrix
+
     lost = len(names)  # a class of its own that no row belongs to; it is left out of the means
     predicted = [lost if found is None else found for found in parsed]
     result = _counted(gold, predicted, names)
@@ -107,6 +112,8 @@ def intervals(confusion: NDArray[np.int64], seed: int, samples: int = DRAWS) -> 
 
 def wilson(hits: int, n: int) -> list[float]:
     """95 % interval of a share (Wilson 1927)."""
+    from scipy.stats import binomtest
+
     interval = binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
     return [float(interval.low), float(interval.high)]
 

@@ -1,23 +1,26 @@
 """A run folder becomes what answers texts: the one place for evaluation, prediction, export and serving.
 
 `read` looks at a folder without loading weights, `load` loads them, `restore` does both. Prompt, labels, scoring rule
-and calibration are the run's own, so that no stage can read its model differently from another.
+and calibration are those of the run, so that no stage can read its model differently from another.
+
+torch, transformers and peft take seconds to import, so they are imported where a model is loaded: what is wrong with a
+command is reported before, and a classical baseline never waits for them.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from finsa import baselines, provenance, runs
-from finsa.config import MoeJointStage, RunConfig
+from finsa import baselines, processes, provenance, runs
+from finsa.config import Majority, MoeJointStage, RunConfig, TfidfLr
 from finsa.data import task
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
@@ -25,10 +28,11 @@ from finsa.data.rows import Encoded, Renderer
 from finsa.data.texts import normalize
 from finsa.errors import ModelError, RunError
 from finsa.evaluation import metrics
-from finsa.inference import bundles, restoring, routed
-from finsa.inference.label_tree import scored_answers
-from finsa.inference.scoring import scorer
-from finsa.modeling import base, learner, quantization, tokenizers
+from finsa.inference import bundles
+from finsa.modeling import quantization, tokenizers
+
+if TYPE_CHECKING:
+    import torch
 
 FloatArray = NDArray[np.float64]
 NO_LABELS = ("evaluate", "inspect", "pretrain", "report", "serve")  # stages whose folders hold no model of labels
@@ -56,6 +60,11 @@ class Record:
     def temperature(self) -> float:
         """By which the run divides log-probabilities before they become probabilities; 1: it fitted none."""
         return float((self.facts.get("calibration") or {}).get("temperature", 1.0))
+
+    @property
+    def uses_torch(self) -> bool:
+        """Whether torch computes its answers."""
+        return not isinstance(self.cfg.method.baseline, Majority | TfidfLr)
 
     @property
     def name(self) -> str:
@@ -174,6 +183,8 @@ class Answerer:
     def close(self) -> None:
         """Give a shared base back as it was."""
         if self.model is not None:
+            from finsa.modeling import learner
+
             learner.release(self.model)
 
 
@@ -201,6 +212,12 @@ def _labels(path: Path, cfg: RunConfig, facts: dict[str, Any]) -> LabelSpace:
     if not known:
         raise RunError(f"run: {path} names no labels; its metrics.json is missing")
     return LabelSpace(tuple(known), tuple(known.values()))
+
+
+def announce(name: str) -> None:
+    """Report on standard error that a model is being loaded: its libraries alone take seconds to import."""
+    if processes.first():
+        print(f"loading {name}", file=sys.stderr, flush=True)
 
 
 def restore(
@@ -231,8 +248,6 @@ def load(
         RunError: where weights are not those that the run wrote, or the rule of scoring is another than the run's.
         ModelError: where weights or files are missing or do not fit.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
     answerer = _load(record, batch_tokens, threads, merge, shared)
     noted = record.facts.get("scoring") or record.manifest.get("rule")
     if noted not in (None, answerer.rule):  # a run of an older version did not note it
@@ -249,17 +264,26 @@ def _load(record: Record, batch_tokens: int, threads: int | None, merge: bool, s
     provenance.require_weights(record.path, record.facts)
     if record.manifest.get("format", "adapter") == "adapter" and record.cfg.method.learn != "all":
         provenance.require_base(record.path, record.cfg, record.facts)
+    if record.uses_torch and threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    if record.cfg.method.baseline is not None:
+        known = baselines.restore(record.cfg, record.labels.names, record.path)
+        return Answerer(record, known, f"baseline: {record.cfg.method.baseline.kind}", cut=known.cut)
     if record.manifest.get("format") in bundles.RUNTIMES:
+        from finsa.inference.label_tree import scored_answers
+
         renderer = renderer_of(record)
         reader = bundles.open_reader(record.path, record.manifest, renderer, batch_tokens, threads)
         rule = "classification head" if record.manifest["pooled"] else scored_answers(renderer)[1]
         if record.manifest["format"] == "classifier":  # its own tokenizer puts the prompt around a text
             return Answerer(record, reader, rule, cut=lambda texts: renderer.encode(texts).truncated)
         return Answerer(record, reader, rule, renderer)
-    if record.cfg.method.baseline is not None:
-        known = baselines.restore(record.cfg, record.labels.names, record.path)
-        return Answerer(record, known, f"baseline: {record.cfg.method.baseline.kind}", cut=known.cut)
     quantization.require_library(record.cfg.method)
+    from finsa.inference import restoring, routed
+    from finsa.inference.scoring import scorer
+
     renderer = renderer_of(record)
     if record.manifest.get("format") == "merged" and isinstance(record.cfg.stage, MoeJointStage):
         bundle = routed.open_reader(record.cfg, record.path, renderer, batch_tokens)
@@ -272,6 +296,9 @@ def _load(record: Record, batch_tokens: int, threads: int | None, merge: bool, s
 def bare(cfg: RunConfig, job: task.Task, batch_tokens: int) -> Answerer:
     """The base as it is, with the prompt and labels of a configuration."""
     quantization.require_library(cfg.method)
+    from finsa.inference.scoring import scorer
+    from finsa.modeling import base
+
     model: Any = base.load_base(cfg.model, cfg.seed, quantization=cfg.method.quantization)
     reader = scorer(model, job.renderer, batch_tokens)
     record = Record(Path(), cfg, {}, job.table.labels)

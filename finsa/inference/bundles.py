@@ -10,10 +10,14 @@ import json
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from finsa.config import MoeJointStage
 from finsa.data.rows import Renderer
 from finsa.errors import ModelError, RunError
+
+if TYPE_CHECKING:
+    from finsa.inference.answering import Record
 
 MANIFEST, RECEIPT = "manifest.json", "receipt.json"
 RUNTIMES = ("onnx", "openvino", "classifier")  # formats with a reader of their own
@@ -62,6 +66,40 @@ def require_packages(form: str, reason: str) -> None:
     missing = [name for name in PACKAGES.get(form, ()) if find_spec(name) is None]
     if missing:
         raise ModelError(f"{reason} needs {', '.join(missing)}: pip install 'finsa[{EXTRAS[form]}]'")
+
+
+def refusal(record: Record, form: str, precision: str) -> str | None:
+    """Why a run cannot be written in a format, as far as its configuration tells; None: it can."""
+    method = record.cfg.method
+    if record.manifest:
+        return f"{record.path} is an export itself; name the run that it was made of"
+    if method.baseline is not None:
+        return f"method={method.name} is no language model; predict and serve read its run folder as it is"
+    if isinstance(record.cfg.stage, MoeJointStage) and form not in ("adapter", "merged"):
+        return (
+            f"{form} holds one set of weights, and a mixture chooses among several for every text; format=adapter "
+            "writes all experts with their router and a manifest, format=merged a model per expert, routed hard"
+        )
+    if isinstance(record.cfg.stage, MoeJointStage) and form == "merged" and record.cfg.stage.router.read == "layer":
+        return (
+            "its router reads an early layer of the base, and merged experts have changed theirs; choose format=adapter"
+        )
+    if form == "adapter" and method.adapter is None and method.head == "lm":
+        return f"method={method.name} trains no adapter; choose format=merged"
+    if form == "adapter" and method.learn == "all":
+        return f"method={method.name} trains all weights; choose format=merged"
+    if form == "classifier" and method.head == "classifier":
+        return (
+            "its head reads the mean over the text, a sequence-classification model the last token; choose format=onnx"
+        )
+    if precision != "fp32" and form == "openvino":
+        return (
+            f"OpenVINO keeps the weights of stage.precision={precision} in 32 bit: no smaller than fp32, slower; "
+            "choose format=onnx, or leave stage.precision out"
+        )
+    if precision != "fp32" and form != "onnx":
+        return f"stage.precision={precision} is of use to onnx only; leave it out"
+    return None
 
 
 def open_reader(

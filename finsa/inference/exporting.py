@@ -24,40 +24,6 @@ from finsa.modeling.classifier import Classifier
 PROMPT_TOKENIZER = "prompt_tokenizer"  # beside one that puts the prompt around by itself
 
 
-def refusal(record: Record, form: str, precision: str) -> str | None:
-    """Why a run cannot be written in a format, as far as its configuration tells; None: it can."""
-    method = record.cfg.method
-    if record.manifest:
-        return f"{record.path} is an export itself; name the run that it was made of"
-    if method.baseline is not None:
-        return f"method={method.name} is no language model; predict and serve read its run folder as it is"
-    if isinstance(record.cfg.stage, MoeJointStage) and form not in ("adapter", "merged"):
-        return (
-            f"{form} holds one set of weights, and a mixture chooses among several for every text; format=adapter "
-            "writes all experts with their router and a manifest, format=merged a model per expert, routed hard"
-        )
-    if isinstance(record.cfg.stage, MoeJointStage) and form == "merged" and record.cfg.stage.router.read == "layer":
-        return (
-            "its router reads an early layer of the base, and merged experts have changed theirs; choose format=adapter"
-        )
-    if form == "adapter" and method.adapter is None and method.head == "lm":
-        return f"method={method.name} trains no adapter; choose format=merged"
-    if form == "adapter" and method.learn == "all":
-        return f"method={method.name} trains all weights; choose format=merged"
-    if form == "classifier" and method.head == "classifier":
-        return (
-            "its head reads the mean over the text, a sequence-classification model the last token; choose format=onnx"
-        )
-    if precision != "fp32" and form == "openvino":
-        return (
-            f"OpenVINO keeps the weights of stage.precision={precision} in 32 bit: no smaller than fp32, slower; "
-            "choose format=onnx, or leave stage.precision out"
-        )
-    if precision != "fp32" and form != "onnx":
-        return f"stage.precision={precision} is of use to onnx only; leave it out"
-    return None
-
-
 def refusal_of_labels(renderer: Renderer, form: str) -> str | None:
     """Why labels cannot be written in a format; None: they can."""
     answers, _ = scored_answers(renderer)

@@ -13,7 +13,6 @@ from finsa.config import ExportStage
 from finsa.data.task import Labelled
 from finsa.evaluation import metrics
 from finsa.inference.answering import Answerer, Answers
-from finsa.modeling import base
 
 SPLIT = "validation"
 # Largest differences of a probability with stage.difference=auto. Measured on the embedded default's 596 rows: 2e-6 for
@@ -107,6 +106,8 @@ def answers_of(answerer: Answerer, job: Labelled, stage: ExportStage) -> Asked:
 
 
 def _type(answerer: Answerer) -> str:
+    from finsa.modeling import base  # torch, which the checks of a command do not wait for
+
     precision = answerer.record.manifest.get("precision")  # of a graph alone
     own = str(base.dtype(answerer.cfg.model)).removeprefix("torch.")
     return {None: own, "fp32": "float32"}.get(precision, str(precision))

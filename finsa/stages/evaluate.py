@@ -12,7 +12,7 @@ from finsa.errors import ConfigError, Problem
 from finsa.evaluation import metrics, outcome, router, tables
 from finsa.inference import answering, rows_named
 from finsa.inference.answering import Answerer, Record
-from finsa.modeling import hardware, mixture, quantization, tokenizers
+from finsa.modeling import quantization, tokenizers
 from finsa.runs import Result, RunFolder
 
 
@@ -26,6 +26,9 @@ def run(cfg: RunConfig) -> Result:
     data = table.load(trained.data)
     data.require(split)
     _check_protocol(cfg.stage, trained, record, data)
+    answering.announce(record.name if record else trained.model.name)
+    from finsa.modeling import hardware, mixture  # torch takes seconds to import: after the checks
+
     if record is not None and isinstance(trained.stage, MoeJointStage):
         router.require_known(trained.stage, mixture.names(record.path), data.splits[split]["domain"].to_list())
     job = _job(trained, data, record)

@@ -13,10 +13,10 @@ from finsa.config import ExportStage, RunConfig
 from finsa.data import table, task
 from finsa.errors import ConfigError, ModelError, Problem, RunError
 from finsa.evaluation import tables
-from finsa.inference import answering, bundles, exporting, receipts
+from finsa.inference import answering, bundles, receipts
 from finsa.inference.answering import Record
 from finsa.inference.receipts import Receipt
-from finsa.modeling import base, hardware, quantization
+from finsa.modeling import quantization
 from finsa.runs import Result
 
 
@@ -33,13 +33,17 @@ def run(cfg: RunConfig) -> Result:
     record = answering.read(str(cfg.run))
     bundles.require_packages(form, f"format={form}")
     quantization.require_library(record.cfg.method)
-    _refuse(exporting.refusal(record, form, precision))
+    _refuse(bundles.refusal(record, form, precision))
     place = _place(cfg, record, form, precision)
     data = table.load(record.cfg.data)
     data.require(receipts.SPLIT)
     job = task.Labelled(data)
     if job.table.labels.names != record.labels.names:
         raise RunError(f"run: {record.path} has other labels than its data now: {', '.join(job.table.labels.names)}")
+    answering.announce(record.name)
+    from finsa.inference import exporting  # torch takes seconds to import: after the checks
+    from finsa.modeling import hardware
+
     _refuse(exporting.refusal_of_labels(answering.renderer_of(record), form))
     hardware.prepare(cfg.train)
     with locks.making(place):
@@ -52,6 +56,8 @@ def _export(cfg: RunConfig, record: Record, job: task.Labelled, place: Path) -> 
     Raises:
         ModelError: where the export falls short of the tolerance.
     """
+    from finsa.inference import exporting
+
     assert isinstance(cfg.stage, ExportStage)
     form, precision = str(cfg.format), cfg.stage.precision
     partial = place.with_name(f".{place.name}.partial")
@@ -93,6 +99,8 @@ def _place(cfg: RunConfig, record: Record, form: str, precision: str) -> Path:
 
 def _receipt(cfg: RunConfig, record: Record, job: task.Labelled, folder: Path) -> Receipt:
     """Answer the validation rows with the run and with the export, one after the other."""
+    from finsa.modeling import base
+
     assert isinstance(cfg.stage, ExportStage)
     sides, sizes = [], []
     for source in (record, answering.read(str(folder))):

@@ -17,7 +17,7 @@ from finsa.evaluation import tables
 from finsa.inference import answering, prediction
 from finsa.inference.answering import Answerer, Record
 from finsa.inference.prediction import Added, Share
-from finsa.modeling import hardware, quantization
+from finsa.modeling import quantization
 from finsa.runs import Result
 
 
@@ -89,8 +89,12 @@ def _file(cfg: RunConfig, record: Record) -> Result:
 
 
 def _load(cfg: RunConfig, record: Record) -> Answerer:
-    hardware.prepare(cfg.train)
-    hardware.take_own_device()
+    answering.announce(record.name)
+    if record.uses_torch:
+        from finsa.modeling import hardware  # torch takes seconds to import: after the checks
+
+        hardware.prepare(cfg.train)
+        hardware.take_own_device()
     return answering.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)
 
 

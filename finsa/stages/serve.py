@@ -8,7 +8,7 @@ import sys
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -17,10 +17,9 @@ from finsa import composition, runs
 from finsa.config import ROOT, RunConfig, ServeStage, TrainStage
 from finsa.data import table
 from finsa.errors import RunError
+from finsa.inference import answering
+from finsa.inference.answering import Answerer
 from finsa.runs import Result, RunFolder
-
-if TYPE_CHECKING:
-    from finsa.inference.answering import Answerer
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 WARM_UP = "公司上半年净利润同比增长三成，超出市场预期。"
@@ -38,12 +37,13 @@ def run(cfg: RunConfig) -> Result:
 
     with closing(server.bind(stage.host, stage.port if cfg.port is None else cfg.port)) as socket:
         source, address = _source(cfg), server.address(socket)
-        from finsa.inference import answering  # seconds of imports that the errors above need not wait for
-        from finsa.modeling import hardware
+        record = answering.read(str(source))
+        answering.announce(record.name)
+        from finsa.modeling import hardware  # torch takes seconds to import: after the checks
 
         with runs.start(cfg) as folder:
             hardware.prepare(cfg.train)
-            answerer = answering.restore(str(source), stage.batch_tokens, stage.threads, merge=True)
+            answerer = answering.load(record, stage.batch_tokens, stage.threads, merge=True)
             for copies in (1, stage.batch):
                 answerer([WARM_UP] * copies)
             served = _served(answerer, stage, folder)

@@ -38,7 +38,16 @@ NO_TORCH = (
     "training.schedule",
     "evaluation",
     "serving",
+    "inference.answering",
+    "inference.bundles",
+    "inference.prediction",
+    "inference.receipts",
+    "inference.rows_named",
+    "stages.evaluate",
+    "stages.export",
+    "stages.predict",
     "stages.report",
+    "stages.serve",
 )
 
 

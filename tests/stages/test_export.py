@@ -19,6 +19,7 @@ from finsa.data.prompts import Prompt
 from finsa.data.rows import Renderer
 from finsa.errors import ConfigError, FinsaError, ModelError, RunError
 from finsa.inference import answering, bundles, exporting, receipts
+from finsa.modeling import base
 from finsa.stages import evaluate, export, predict
 
 Compose = Callable[..., RunConfig]
@@ -249,7 +250,7 @@ def test_what_cannot_be_written_is_told_before_weights_are_loaded(
     config: Compose, trained: Trained, monkeypatch: pytest.MonkeyPatch, method: str, words: str, message: str
 ) -> None:
     run = trained(method)
-    monkeypatch.setattr(answering.base, "load_base", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(base, "load_base", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(FinsaError, match=message):
         export.run(config(*SHORT, f"run={run}", *words.split()))
     assert not (run / "exports").exists()

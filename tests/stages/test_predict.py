@@ -309,3 +309,32 @@ def test_a_silent_process_ends_the_wait(tmp_path: Path) -> None:
 
     with pytest.raises(RunError, match="has written nothing for 0 seconds"):
         prediction.wait(tmp_path, prediction.Share(0, 2), 0.3)
+
+
+def test_a_command_is_checked_and_a_baseline_answers_before_torch_is_imported(
+    run: Path, trained: Trained, tmp_path: Path
+) -> None:
+    """In one new process, where every command would leave its imports behind."""
+    (tmp_path / "in.csv").write_text("id,body\n1,涨\n", encoding="utf-8")
+    commands_and_words = [
+        (
+            ["stage=predict", f"run={run}", f"input={tmp_path / 'in.csv'}", f"output={tmp_path / 'out.csv'}"],
+            "no column",
+        ),
+        (["stage=predict", f"run={run}", "text='  '"], "text: is empty"),
+        (["stage=export", f"run={trained('classifier')}", "format=classifier"], "its head reads the mean"),
+        (["stage=evaluate", f"run={run}", "stage.protocol=generate", "stage.parse=letter"], "letter reads options"),
+        (["stage=predict", f"run={trained('tfidf_lr')}", "text=公司大涨"], "loading tfidf_lr, sample"),
+    ]
+    code = (
+        "import json, sys\nfrom finsa import cli\ncodes = []\n"
+        "for words in json.loads(sys.argv[1]):\n    sys.argv[1:] = words\n    codes.append(cli.run())\n"
+        "print(json.dumps([codes, [name for name in ('torch', 'transformers') if name in sys.modules]]))"
+    )
+    given = json.dumps([words for words, _ in commands_and_words])
+    done = subprocess.run([sys.executable, "-c", code, given], capture_output=True, text=True, env=environment())
+    assert json.loads(done.stdout.splitlines()[-1]) == [[2, 2, 2, 2, 0], []], done.stderr
+    for _, told in commands_and_words:
+        assert told in done.stderr
+    assert "公司" not in done.stderr
+    assert not (tmp_path / "out.csv").exists()
