@@ -78,3 +78,11 @@ def trained(config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathF
         return runs_of_methods.run_folder(config, base, method, *words)
 
     return of
+
+
+@pytest.fixture(scope="session")
+def instructed(config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folder of a short finished run on instruction rows and chats, and the folder of their files."""
+    import trained as runs_of_methods
+
+    return runs_of_methods.of_instructions(config, tmp_path_factory.mktemp("instructed"))

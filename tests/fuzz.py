@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from finsa import composition, launch
 from finsa.config import RunConfig
 from finsa.data import streams, table
+from finsa.data.reading import Reading
 from finsa.errors import FinsaError
 
 ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet", "arrow", "xlsx", "txt")
@@ -58,8 +59,8 @@ def read_stream(content: bytes) -> None:
         ending = ("csv", "tsv", "jsonl", "txt", "parquet")[content[0] % 5 if content else 0]
         file = Path(folder) / f"rows.{ending}"
         file.write_bytes(content[1:])
-        for item in streams.open_stream(str(file), streams.format_of(str(file), None), "text").items:
-            streams.text_of(item, "text")
+        for item in streams.open_stream(str(file), streams.format_of(str(file), None), Reading("text")).items:
+            Reading("text").text_of(item.values)
 
 
 def give_words(content: bytes) -> None:

@@ -27,6 +27,7 @@ SERVED: dict[str, Any] = {
     "experts": [],
     "base": {"name": "tiny", "hub_id": None, "revision": "main"},
     "max_length": 160,
+    "rows": [],
     "rule": "whole label",
     "fingerprints": {"config": "0", "data": "1", "template": "2", "label": "3"},
     "git_commit": None,

@@ -14,6 +14,7 @@ from typing import Any
 
 from finsa.config import Data
 from finsa.data.readers import as_text
+from finsa.data.texts import normalize
 
 CHATS = ("messages", "conversations")
 INSTRUCTION = ("instruction", "output")
@@ -91,7 +92,7 @@ def _instruction(row: Mapping[str, Any], data: Data) -> Read:
     if any(isinstance(row.get(name), list | dict) for name in ("instruction", "input", "output")):
         raise _RowError(NOT_TEXT)
     instruction, given = (as_text(row.get(name)) or "" for name in ("instruction", "input"))
-    given = given.strip()
+    given = normalize(given)
     turns = [*_system(row), *_history(row.get("history"))]
     last = f"{instruction}\n{given}" if given else instruction
     return _rendered([*turns, ("user", last)], given or instruction, as_text(row.get("output")), data, [])
@@ -176,9 +177,9 @@ def _rendered(turns: list[Turn], tail: str, answer: str | None, data: Data, unus
     if len(turns) == 1:
         text = turns[0][1]
     else:
-        kept = [turn for turn in turns[:-1] if turn[1].strip()] + turns[-1:]
-        text = "\n".join(f"{role}: {content.strip()}" for role, content in kept)
-    text, tail = text.strip(), tail.strip()
+        kept = [turn for turn in turns[:-1] if normalize(turn[1])] + turns[-1:]
+        text = "\n".join(f"{role}: {normalize(content)}" for role, content in kept)
+    text, tail = normalize(text), normalize(tail)
     if not tail:
         return Read("", 0, answer, None, tuple(unused))
     return Read(text, len(text) - len(tail), answer, None, tuple(unused))

@@ -169,13 +169,26 @@ def load_json(file: Path) -> tuple[Any, list[str]]:
 
 
 def _json(file: Path) -> Raw:
+    rows, notes = json_rows(file)
+    return _objects(((record, number, None) for number, record in enumerate(rows, 1)), notes)
+
+
+def json_rows(file: Path) -> tuple[list[Any], list[str]]:
+    """Parse a JSON file that holds a list of rows.
+
+    Returns:
+        The rows, and notes about the encoding.
+
+    Raises:
+        DataError: where it holds something else.
+    """
     content, notes = load_json(file)
     if isinstance(content, dict):  # {"data": [...]} as some exports have it
         lists = [value for value in content.values() if isinstance(value, list)]
         content = lists[0] if len(lists) == 1 and not isinstance(content, Doubled) else None
     if not isinstance(content, list):
         raise DataError(f"data.files: {file} holds no list of rows; one is needed, [{{...}}, {{...}}]")
-    return _objects(((record, number, None) for number, record in enumerate(content, 1)), notes)
+    return content, notes
 
 
 def _objects(found: Iterable[Found], notes: list[str]) -> Raw:
@@ -243,11 +256,12 @@ def _as_strings(column: pl.Series) -> pl.Series:
         return pl.Series(column.name, [None] * len(column), dtype=pl.String)
 
 
-def _arrow(file: Path) -> Raw:
+def ipc(file: Path) -> pl.DataFrame:
+    """Read an Arrow file."""
     try:
-        return columnar(pl.read_ipc(file))
+        return pl.read_ipc(file)
     except pl.exceptions.ComputeError:
-        return columnar(pl.read_ipc_stream(file))  # the form of datasets' save_to_disk
+        return pl.read_ipc_stream(file)  # the form of datasets' save_to_disk
 
 
 def _excel(file: Path) -> Raw:
@@ -277,7 +291,7 @@ READERS: dict[str, Callable[[Path], Raw]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".parquet": lambda file: columnar(pl.read_parquet(file)),
-    ".arrow": _arrow,
-    ".feather": _arrow,
+    ".arrow": lambda file: columnar(ipc(file)),
+    ".feather": lambda file: columnar(ipc(file)),
     ".xlsx": _excel,
 }

@@ -1,7 +1,7 @@
 """Rows of a file one after the other, however many there are: what stage=predict reads.
 
 A row that cannot be read is an item with a reason. Formats: csv, tsv, jsonl, txt (a text per line), parquet, and ``-``
-for standard input.
+for standard input, of which a part is in memory at a time; json, xlsx, arrow and feather, which are read whole.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
+import polars as pl
+
 from finsa.config import locate
 from finsa.data.delimited import records
 from finsa.data.encodings import open_text
-from finsa.data.readers import Doubled, header_of, json_lines
-from finsa.data.texts import normalize
+from finsa.data.readers import LINE, Doubled, first_line, header_of, ipc, json_lines, json_rows, read
+from finsa.data.reading import Reading
 from finsa.errors import DataError, suggest
 
-FORMATS = ("csv", "tsv", "jsonl", "txt", "parquet")
+WHOLE = ("json", "xlsx", "arrow", "feather")  # formats that have to be in memory whole, and cannot be piped
+FORMATS = ("csv", "tsv", "jsonl", "txt", "parquet", *WHOLE)
 LONGEST = 1 << 24  # characters of a CSV record: a quote that never ends must not take the whole file into memory
 PEEKED = 100  # objects whose keys tell the columns of a stream of JSON lines
 BATCH = 1024  # rows of a Parquet file read at a time
@@ -81,28 +84,30 @@ def format_of(source: str, given: str | None) -> str | None:
             given = file.suffix.lower().removeprefix(".")
             if given not in FORMATS:
                 raise DataError(f"input: {file.name} is of no known format. Choose from: {', '.join(FORMATS)}.")
-    elif given == "parquet":
-        raise DataError("input: a Parquet file cannot be read from a pipe; name the file")
+    elif given == "parquet" or given in WHOLE:
+        raise DataError(f"input: {given} cannot be read from a pipe; name the file")
     return given
 
 
-def open_stream(source: str, form: str | None, column: str) -> Stream:
+def open_stream(source: str, form: str | None, reading: Reading) -> Stream:
     """Open a file or standard input.
 
     Args:
         source: the file, or ``-``.
         form: from `format_of`.
-        column: the one with the texts.
+        reading: finds the text of a row.
 
     Raises:
-        DataError: where there is no such column, or nothing to read.
+        DataError: where no column has a text, or there is nothing to read.
     """
     if form == "parquet":
-        return _parquet(locate(source), column)
+        return _parquet(locate(source), reading)
+    if form in WHOLE:
+        return _whole(locate(source), form, reading)
     if source == "-":
         text, notes = io.TextIOWrapper(sys.stdin.buffer, "utf-8-sig", errors="replace", newline=""), list[str]()
         first = text.readline()
-        form, stream = form or _guess(first, column), Stream(iter(()), None)
+        form, stream = form or _guess(first, reading), Stream(iter(()), None)
         opened: Any = chain([first] if first else [], text)
     else:
         opened, notes = open_text(locate(source))
@@ -111,9 +116,9 @@ def open_stream(source: str, form: str | None, column: str) -> Stream:
     stream.notes = notes
     name = "standard input" if source == "-" else source
     if form == "jsonl":
-        stream.items, stream.first_keys = _objects(opened, column, name)
+        stream.items, stream.first_keys = _objects(opened, reading, name)
     else:
-        stream.items, stream.columns = _lines(opened, str(form), column, name)
+        stream.items, stream.columns = _lines(opened, str(form), reading, name)
     return stream
 
 
@@ -131,23 +136,24 @@ def keys_of(source: str) -> list[str]:
         return list(dict.fromkeys(key for item in objects if item.fault is None for key in item.values))
 
 
-def _guess(first: str, column: str) -> str:
+def _guess(first: str, reading: Reading) -> str:
     """The format of a pipe from its first line: JSON, a header that names the column, or texts."""
     if first.lstrip().startswith("{"):
         return "jsonl"
     names = {form: [name.strip(' "\r\n') for name in first.split(mark)] for form, mark in DELIMITERS.items()}
-    return next((form for form in ("tsv", "csv") if column in names[form]), "txt")
+    return next((form for form in ("tsv", "csv") if reading.fits(names[form])), "txt")
 
 
-def _lines(stream: TextIO, form: str, column: str, name: str) -> tuple[Iterator[Item], list[str]]:
+def _lines(stream: TextIO, form: str, reading: Reading, name: str) -> tuple[Iterator[Item], list[str]]:
     if form == "txt":
-        return (Item({column: line.rstrip("\r\n")}, number) for number, line in enumerate(stream, 1)), [column]
+        lines = enumerate(stream, 1)
+        return (Item({reading.column: line.rstrip("\r\n")}, number) for number, line in lines), [reading.column]
     rows = records(stream, DELIMITERS[form], LONGEST)
     first, line, fault = next(rows, ([], 1, "it is empty"))
     if fault is not None:
         raise DataError(f"input: {name} has no header in line {line} ({fault})")
     header = header_of(first, name)
-    _check(column, header, name)
+    _check(reading, header, name)
     return (_fitted(header, *row) for row in rows), header
 
 
@@ -160,14 +166,14 @@ def _fitted(header: list[str], values: list[Any], line: int, fault: str | None) 
     return Item(dict(zip([*header, *spare], values, strict=False)), line, fault)
 
 
-def _objects(stream: TextIO, column: str, name: str) -> tuple[Iterator[Item], list[str]]:
+def _objects(stream: TextIO, reading: Reading, name: str) -> tuple[Iterator[Item], list[str]]:
     found = (_object(*row) for row in json_lines(stream))
     peeked = list(islice(found, PEEKED))
     if not peeked:
         raise DataError(f"input: {name} is empty")
     keys = dict.fromkeys(key for item in peeked for key in item.values)
     if keys:
-        _check(column, list(keys), name)
+        _check(reading, list(keys), name)
     return chain(peeked, found), list(keys)
 
 
@@ -179,7 +185,7 @@ def _object(value: Any, line: int, fault: str | None) -> Item:
     return Item({}, line, fault or "unreadable: not a JSON object")
 
 
-def _parquet(file: Path, column: str) -> Stream:
+def _parquet(file: Path, reading: Reading) -> Stream:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -187,7 +193,7 @@ def _parquet(file: Path, column: str) -> Stream:
         table = ParquetFile(file)
     except (ArrowException, OSError) as error:
         raise DataError(f"input: {file} cannot be read: {str(error).splitlines()[0]}") from None
-    _check(column, table.schema_arrow.names, file.name)
+    _check(reading, table.schema_arrow.names, file.name)
     done = [0]
 
     def rows() -> Iterator[Item]:
@@ -199,30 +205,46 @@ def _parquet(file: Path, column: str) -> Stream:
     return Stream(rows(), table.schema_arrow.names, lambda: done[0], table.metadata.num_rows, schema=table.schema_arrow)
 
 
-def _check(column: str, columns: list[str], name: str) -> None:
-    if column not in columns:
-        hint = suggest(column, columns)
-        raise DataError(f"input: {name} has no column '{column}'. {hint} Name it with stage.text_column=<column>")
-
-
-def text_of(item: Item, column: str) -> tuple[str, str | None]:
-    """The text of a row as training would have read it, and why it cannot be used; a JSON number is no text here."""
-    value = item.values.get(column)
-    if item.fault is not None or value is None or not isinstance(value, str):
-        kind = "no text" if value is None else f"the text is no text but {type(value).__name__}"
-        return "", item.fault or kind
-    text = normalize(value)
-    if "\x00" in text:
-        return "", "unreadable: NUL byte in the text"
-    if "\ufffd" in text or not _whole(text):
-        return "", "unreadable: damaged characters"
-    return text, None if text else "empty text"
-
-
-def _whole(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which JSON can write and no encoding can."""
+def _whole(file: Path, form: str, reading: Reading) -> Stream:
+    """A file that is read as training reads it, at once."""
+    schema, notes = None, list[str]()
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        if form == "json":
+            content, notes = json_rows(file)
+            items = [_object(value, number, None) for number, value in enumerate(content, 1)]
+            columns = list(dict.fromkeys(key for item in items if item.fault is None for key in item.values))
+        elif form == "xlsx":
+            raw = read(file)
+            columns, notes = raw.columns(), raw.notes
+            rows = raw.frame.select(*columns, LINE).iter_rows()
+            items = [Item(dict(zip(columns, row[:-1], strict=True)), row[-1]) for row in rows]
+        else:
+            table = ipc(file)
+            schema, columns = table.to_arrow(compat_level=pl.CompatLevel.oldest()).schema, table.columns
+            items = [Item(row, number) for number, row in enumerate(table.iter_rows(named=True), 1)]
+    except DataError as error:
+        raise DataError(str(error).replace("data.files:", "input:", 1)) from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"input: {file} cannot be read: {first_line(error)}") from None
+    if not items:
+        raise DataError(f"input: {file.name} holds no row")
+    if columns:
+        _check(reading, columns, file.name)
+    done = [0]
+
+    def counted() -> Iterator[Item]:
+        for item in items:
+            done[0] += 1
+            yield item
+
+    return Stream(counted(), columns, lambda: done[0], len(items), notes, schema)
+
+
+def _check(reading: Reading, columns: list[str], name: str) -> None:
+    if not reading.fits(columns):
+        hint = suggest(reading.column, columns)
+        fields = "".join(f"the fields {fields}, nor " for fields in reading.fields)
+        has = f"neither {fields}a" if fields else "no"
+        raise DataError(
+            f"input: {name} has {has} column '{reading.column}'. {hint} Name it with stage.text_column=<column>"
+        )

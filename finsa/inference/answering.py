@@ -24,7 +24,7 @@ from finsa.config import Majority, MoeJointStage, RunConfig, TfidfLr
 from finsa.data import task
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
-from finsa.data.rows import Encoded, Renderer
+from finsa.data.rows import LEAST, Encoded, Renderer
 from finsa.data.texts import normalize
 from finsa.errors import ModelError, RunError
 from finsa.evaluation import metrics
@@ -150,6 +150,33 @@ class Answerer:
             return self._answers(encoded, [bool(cut) for cut in encoded.cut])
         counts = [self._cut([text]) for text in texts] if self._cut is not None else [None] * len(texts)
         return self._answers(texts, [bool(count) for count in counts])
+
+    def fitting(self, texts: Sequence[tuple[str, int, str | None]]) -> list[tuple[str, str | None]]:
+        """Refuse texts whose fixed part leaves no room for the rest, as training does.
+
+        Args:
+            texts: of each text itself, the length of its fixed part, and why it cannot be answered; see `Reading`.
+
+        Returns:
+            Each text, and why it cannot be answered.
+        """
+        read, fixed = [text for text, _, _ in texts], [count for _, count, _ in texts]
+        if self.renderer is None:
+            reasons = dict.fromkeys(self._crowded(read, fixed), "the instruction or the earlier turns fill the text")
+        else:
+            room = self.renderer.room
+            reasons = {
+                number: f"what comes first takes {tokens:,} tokens, and the text may have {room:,}"
+                for number, tokens in self.renderer.crowded(read, fixed).items()
+            }
+        return [
+            (text, f"no room for the input: {reasons[number]}" if number in reasons else fault)
+            for number, (text, _, fault) in enumerate(texts)
+        ]
+
+    def _crowded(self, texts: Sequence[str], fixed: Sequence[int]) -> list[int]:
+        probes = {number: texts[number][: count + LEAST] for number, count in enumerate(fixed) if count}
+        return [number for number, probe in probes.items() if self._cut is not None and self._cut([probe])]
 
     def _answers(self, inputs: Encoded | list[str], cut: list[bool]) -> Answers:
         log_probs = self.reader.score(inputs) if cut else np.zeros((0, len(self.labels)))

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from finsa.data import parts
-from finsa.data.streams import Item, Stream, text_of
+from finsa.data.reading import Reading
+from finsa.data.streams import Item, Stream
 from finsa.data.written import Format
 from finsa.errors import RunError
 from finsa.inference.answering import Answerer, Answers
@@ -71,7 +72,7 @@ class Added:
 def predict(
     answerer: Answerer,
     stream: Stream,
-    column: str,
+    reading: Reading,
     part: parts.Part,
     form: Format,
     added: Added,
@@ -83,7 +84,7 @@ def predict(
     Args:
         answerer: answers texts.
         stream: the input.
-        column: the one with the texts.
+        reading: finds the text of a row.
         part: takes finished chunks; those that it has are passed over.
         form: of the output.
         added: columns of the answers.
@@ -110,7 +111,7 @@ def predict(
                     "start anew"
                 )
             if known is None and number % share.processes == share.rank:
-                contents, counts = _answered(answerer, items, column, form, added)
+                contents, counts = _answered(answerer, items, reading, form, added)
                 part.add(number, read, digest.hexdigest(), contents, counts)
                 answered += len(items)
             step(answered)
@@ -120,10 +121,10 @@ def predict(
 
 
 def _answered(
-    answerer: Answerer, items: list[Item], column: str, form: Format, added: Added
+    answerer: Answerer, items: list[Item], reading: Reading, form: Format, added: Added
 ) -> tuple[tuple[bytes, bytes], dict[str, int]]:
     """A chunk as it is written: rows and rejected ones; and what to tell about it."""
-    read = [_text(item, column, added) for item in items]
+    read = answerer.fitting([_text(item, reading, added) for item in items])
     good = [item for item, (_, fault) in zip(items, read, strict=True) if fault is None]
     answers = answerer([text for text, fault in read if fault is None])
     rows = [{**item.values, **found} for item, found in zip(good, records(answers, added), strict=True)]
@@ -137,12 +138,12 @@ def _answered(
     return (form.chunk(rows) if rows else b"", lines.encode("utf-8", "backslashreplace")), counts
 
 
-def _text(item: Item, column: str, added: Added) -> tuple[str, str | None]:
-    """A row's text, and why it cannot be answered: a column that only later rows have may bear an added one's name."""
+def _text(item: Item, reading: Reading, added: Added) -> tuple[str, int, str | None]:
+    """A row's text, the length of its fixed part, and why it cannot be answered."""
     for name in (added.label, *added.probabilities, added.route):
-        if name in item.values:
-            return "", f"its own column '{name}', which the first rows do not have, would be overwritten"
-    return text_of(item, column)
+        if name in item.values:  # a column that only later rows have may bear an added one's name
+            return "", 0, f"its own column '{name}', which the first rows do not have, would be overwritten"
+    return ("", 0, item.fault) if item.fault is not None else reading.text_of(item.values)
 
 
 def records(answers: Answers, added: Added) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,14 @@ ABOUT = (
 )
 
 
-def build(batcher: Batcher, measures: Measures, served: dict[str, Any], stage: ServeStage, token: str | None) -> Gate:
+def build(
+    batcher: Batcher,
+    measures: Measures,
+    served: dict[str, Any],
+    stage: ServeStage,
+    token: str | None,
+    read: messages.Read | None = None,
+) -> Gate:
     """Make the application, behind its gate.
 
     Args:
@@ -36,6 +43,7 @@ def build(batcher: Batcher, measures: Measures, served: dict[str, Any], stage: S
         served: what ``/model`` says.
         stage: the bounds.
         token: that clients must send; None: none.
+        read: makes a text of a row in the form that the run was trained on; None: texts alone are taken.
     """
 
     @asynccontextmanager
@@ -55,7 +63,7 @@ def build(batcher: Batcher, measures: Measures, served: dict[str, Any], stage: S
         redirect_slashes=False,  # it would repeat whatever host the client named
     )
     _answer_errors(app)
-    _predict(app, batcher, measures, stage, token is not None)
+    _predict(app, batcher, measures, stage, token is not None, read)
     _watch(app, batcher, measures, served, token is not None)
     _pages(app, stage, served, token is not None)
     _describe(app, token is not None)
@@ -64,7 +72,9 @@ def build(batcher: Batcher, measures: Measures, served: dict[str, Any], stage: S
     return Gate(app, token, seconds, paths, measures)  # around FastAPI's own answers to errors as well
 
 
-def _predict(app: FastAPI, batcher: Batcher, measures: Measures, stage: ServeStage, guarded: bool) -> None:
+def _predict(
+    app: FastAPI, batcher: Batcher, measures: Measures, stage: ServeStage, guarded: bool, read: messages.Read | None
+) -> None:
     statuses = [400, 408, 413, 415, 422, 500, 503, 504] + [401] * guarded
 
     async def body(request: Request) -> bytes:
@@ -87,11 +97,11 @@ def _predict(app: FastAPI, batcher: Batcher, measures: Measures, stage: ServeSta
         summary="Label one text",
         response_model=messages.PredictionOut,
         responses=_errors(*statuses),
-        openapi_extra=_takes(messages.TextIn),
+        openapi_extra=_takes(messages.TextIn, rows=read is not None),
     )
     async def predict(request: Request) -> Response:
         started = time.perf_counter()
-        text = messages.one_text(await body(request))
+        text = await asyncio.to_thread(messages.one_text, await body(request), read)
         (answer,) = await answers(request, [text])
         return _json(messages.prediction(text, answer, _ms(started)))
 
@@ -100,11 +110,11 @@ def _predict(app: FastAPI, batcher: Batcher, measures: Measures, stage: ServeSta
         summary="Label several texts",
         response_model=messages.PredictionsOut,
         responses=_errors(*statuses),
-        openapi_extra=_takes(messages.TextsIn, maxItems=stage.texts),
+        openapi_extra=_takes(messages.TextsIn, rows=read is not None, maxItems=stage.texts),
     )
     async def predict_batch(request: Request) -> Response:
         started = time.perf_counter()
-        texts = messages.many_texts(await body(request), stage.texts)
+        texts = await asyncio.to_thread(messages.many_texts, await body(request), stage.texts, read)
         found = await answers(request, texts)
         return _json(messages.predictions(texts, found, _ms(started)))
 
@@ -209,11 +219,25 @@ _REASONS = {
 }
 
 
-def _takes(model: type[BaseModel], **last: Any) -> dict[str, Any]:
-    """Document a body that the route reads itself; `last` goes to its one property."""
+def _takes(model: type[BaseModel], rows: bool, **last: Any) -> dict[str, Any]:
+    """Document a body that the route reads itself.
+
+    Args:
+        model: of a body with texts; `last` goes to its one property.
+        rows: whether rows are taken as well, as ``/model`` names them.
+    """
     schema = model.model_json_schema()
     (key,) = schema["properties"]
     schema["properties"][key] |= last
+    if rows:
+        row: dict[str, Any] = {"type": "object", "description": "A row as the run was trained on, see /model."}
+        if key == "texts":
+            row = {
+                "type": "object",
+                "required": ["rows"],
+                "properties": {"rows": {"type": "array", "items": row} | last},
+            }
+        schema = {"anyOf": [schema, row]}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 

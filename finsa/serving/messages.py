@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -68,21 +68,46 @@ async def read(headers: Any, chunks: AsyncIterator[bytes], most: int, seconds: f
     return bytes(body)
 
 
-def one_text(body: bytes) -> str:
-    """The text of ``{"text": "..."}``."""
-    return _text(_object(body, "text").get("text"), "text")
+Read = Callable[[dict[str, Any]], tuple[str, str | None]]  # the text of a row, and why it cannot be answered
 
 
-def many_texts(body: bytes, most: int) -> list[str]:
-    """The texts of ``{"texts": ["...", "..."]}``, at most so many."""
-    texts = _object(body, "texts").get("texts")
+def one_text(body: bytes, read: Read | None = None) -> str:
+    """The text of ``{"text": "..."}``, or of a row in the form that the run was trained on.
+
+    Args:
+        body: of the request.
+        read: reads a row; None: texts alone are taken.
+    """
+    content = _object(body, "text")
+    if read is not None and "text" not in content and content:
+        return _row(content, read, "")
+    return _text(content.get("text"), "text")
+
+
+def many_texts(body: bytes, most: int, read: Read | None = None) -> list[str]:
+    """The texts of ``{"texts": ["...", "..."]}`` or ``{"rows": [{...}, {...}]}``, at most so many."""
+    content = _object(body, "texts")
+    key = "rows" if read is not None and "texts" not in content and "rows" in content else "texts"
+    texts = content.get(key)
     if texts is None or texts == []:
         raise RefusedError(400, f"{MISSING}s")
     if not isinstance(texts, list):
-        raise RefusedError(422, "texts: must be a list of strings")
+        raise RefusedError(422, f"{key}: must be a list of {'objects' if key == 'rows' else 'strings'}")
     if len(texts) > most:
-        raise RefusedError(413, f"texts: {len(texts)} are too many, {most} may come at a time")
+        raise RefusedError(413, f"{key}: {len(texts)} are too many, {most} may come at a time")
+    if key == "rows" and read is not None:
+        return [_row(row, read, f"rows[{number}]") for number, row in enumerate(texts)]
     return [_text(text, f"texts[{number}]") for number, text in enumerate(texts)]
+
+
+def _row(row: object, read: Read, where: str) -> str:
+    """The text of a row, rendered as in training."""
+    if not isinstance(row, dict):
+        raise RefusedError(422, f"{where}: must be an object")
+    text, fault = read(row)
+    if fault is not None:
+        raise RefusedError(422, f"{where}: {fault}".removeprefix(": "))
+    return _text(text, where or "text")
 
 
 def _object(body: bytes, key: str) -> dict[str, Any]:
@@ -200,6 +225,7 @@ class ModelOut(_Out):
     experts: Annotated[list[str], Field(description="Of a mixture.")]
     base: Annotated[dict[str, str | None], Field(description="The base model; none for a classical method.")]
     max_length: Annotated[int, Field(description="Tokens of prompt, text and answer.")]
+    rows: Annotated[list[str], Field(description="Fields of rows that are read as in training, besides texts.")]
     rule: Annotated[str, Field(description="How labels are scored.")]
     fingerprints: Annotated[dict[str, str | None], Field(description="Of configuration, rows, template and labels.")]
     git_commit: str | None

@@ -11,6 +11,7 @@ from rich.table import Table
 from finsa import locks, processes
 from finsa.config import PredictStage, RunConfig, locate
 from finsa.data import parts, streams, written
+from finsa.data.reading import Reading
 from finsa.data.texts import normalize
 from finsa.errors import DataError, RunError
 from finsa.evaluation import tables
@@ -56,16 +57,16 @@ def _file(cfg: RunConfig, record: Record) -> Result:
     assert isinstance(cfg.stage, PredictStage)
     source, output = str(cfg.input), Path(str(cfg.output)).absolute()
     share = Share(processes.rank(), processes.world())
-    column = cfg.stage.text_column or record.cfg.data.columns.text
+    reading = Reading.of(record.cfg.data, cfg.stage.text_column)
     form, target = streams.format_of(source, cfg.stage.input_format), written.require_format(output)
     if source == "-" and share.processes > 1:
         raise DataError("input: a pipe cannot be shared by several processes; name a file")
     folder, rejected = _places(output)
-    stream = streams.open_stream(source, form, column)
+    stream = streams.open_stream(source, form, reading)
     columns = stream.columns
     if columns is None and (source != "-" or target != "jsonl"):
         columns = streams.keys_of(source)
-    parts.begin(folder, _state(cfg, record, source, column, share))
+    parts.begin(folder, _state(cfg, record, source, reading, share))
     if share.rank == 0:
         parts.forget(folder)
     with locks.held(folder / f"lock-{share.rank}", f"output {output}"):
@@ -78,7 +79,7 @@ def _file(cfg: RunConfig, record: Record) -> Result:
         added = Added.beside(columns or stream.first_keys, answerer.labels, bool(answerer.experts))
         shape = written.open_format(target, columns, stream.schema, added.kinds())
         started = time.monotonic()
-        now = prediction.predict(answerer, stream, column, part, shape, added, share, cfg.stage.chunk)
+        now = prediction.predict(answerer, stream, reading, part, shape, added, share, cfg.stage.chunk)
         seconds = time.monotonic() - started
         if share.rank != 0:
             return Result("predict", None, {"rows": now})
@@ -115,7 +116,7 @@ def _places(output: Path) -> tuple[Path, Path]:
     return folder, rejected
 
 
-def _state(cfg: RunConfig, record: Record, source: str, column: str, share: Share) -> dict[str, Any]:
+def _state(cfg: RunConfig, record: Record, source: str, reading: Reading, share: Share) -> dict[str, Any]:
     """What has to be the same for a stopped command to go on."""
     assert isinstance(cfg.stage, PredictStage)
     file = None if source == "-" else locate(source)
@@ -124,7 +125,7 @@ def _state(cfg: RunConfig, record: Record, source: str, column: str, share: Shar
         "run finished": [record.facts.get("finished"), record.facts.get("config_hash"), record.name],
         "input": str(file or "-"),
         "input size": file.stat().st_size if file else None,
-        "text column": column,
+        "text column": "; ".join([*reading.fields, reading.column]),
         "stage.chunk": cfg.stage.chunk,
         "train.score_tokens": cfg.train.score_tokens,
         "number of processes": share.processes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from finsa import composition, runs
 from finsa.config import ROOT, RunConfig, ServeStage, TrainStage
 from finsa.data import table
+from finsa.data.reading import Reading
 from finsa.errors import RunError
 from finsa.inference import answering
 from finsa.inference.answering import Answerer
@@ -50,11 +52,24 @@ def run(cfg: RunConfig) -> Result:
             folder.note(run=str(source), address=address, scoring=answerer.rule)
             measures = Measures(folder.path / "requests.jsonl", stage.log_bytes)
             batcher = Batcher(answerer, stage.batch, stage.wait_ms, stage.queue, measures)
-            app = application.build(batcher, measures, served, stage, token)
+            read = _reader(answerer) if served["rows"] else None
+            app = application.build(batcher, measures, served, stage, token, read)
             greeting = f"serving {answerer.name} at {address}  (page: /  docs: /docs  stop: Ctrl-C)"
             server.Server(app, stage, measures, lambda: print(greeting, flush=True)).run([socket])
     print(f"stopped; run folder: {folder.path}")
     return Result("serve", folder.path)
+
+
+def _reader(answerer: Answerer) -> Callable[[dict[str, Any]], tuple[str, str | None]]:
+    """What makes a text of a row, as the run's training did."""
+    reading = Reading.of(answerer.cfg.data)
+
+    def read(row: dict[str, Any]) -> tuple[str, str | None]:
+        if not reading.fits(row):
+            return "", f"has none of the fields text; {'; '.join(reading.fields)}"
+        return answerer.fitting([reading.text_of(row)])[0]
+
+    return read
 
 
 def _require_packages() -> None:
@@ -118,6 +133,7 @@ def _served(answerer: Answerer, stage: ServeStage, folder: RunFolder) -> dict[st
         "experts": list(answerer.experts),
         "base": base,
         "max_length": cfg.data.max_length,
+        "rows": Reading.of(cfg.data).fields,
         "rule": answerer.rule,
         "fingerprints": {name.removesuffix("_fingerprint").removesuffix("_hash"): facts.get(name) for name in prints},
         "git_commit": facts.get("git_commit"),

@@ -13,15 +13,17 @@ import polars as pl
 import pytest
 
 from finsa.data import streams
+from finsa.data.reading import Reading
 from finsa.errors import DataError
 
 
 def read(source: str, column: str = "text", form: str | None = None) -> tuple[list[dict[str, Any]], list[Any]]:
     """All rows with their texts, and the rejected ones as line and reason."""
-    stream = streams.open_stream(source, streams.format_of(source, form), column)
+    reading = Reading(column)
+    stream = streams.open_stream(source, streams.format_of(source, form), reading)
     good, bad = [], []
     for item in stream.items:
-        text, fault = streams.text_of(item, column)
+        text, _, fault = ("", 0, item.fault) if item.fault else reading.text_of(item.values)
         if fault is None:
             good.append({**item.values, column: text})
         else:

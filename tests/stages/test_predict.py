@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,9 +19,11 @@ from typing import Any
 import commands
 import polars as pl
 import pytest
+from openpyxl import Workbook
 
 from finsa.config import RunConfig
 from finsa.data import parts
+from finsa.data import table as data_table
 from finsa.errors import ConfigError, DataError, FinsaError, RunError
 from finsa.inference import answering
 from finsa.stages import predict
@@ -249,6 +252,107 @@ def test_what_cannot_be_done_is_told_before_weights_are_loaded(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(DataError, match="cannot be shared by several processes"):
         predict.run(config(*base, "input=-", new))
+
+
+# ------------------------------------------------------------------------------------------------ forms of rows
+
+
+SIGN = re.compile(r"[甲乙]第\d+条：.{3}\d+")  # of a row, in whatever form
+
+
+def _texts_of_training(folder: Path) -> dict[str, str]:
+    """What the run read of each row."""
+    cfg = answering.read(str(folder)).cfg
+    texts = [text for part in data_table.load(cfg.data).splits.values() for text in part["text"]]
+    return {sign[0]: text for text in texts if (sign := SIGN.search(text))}
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "csv", "xlsx", "parquet", "feather"])
+def test_rows_are_read_as_training_read_them(
+    config: Compose, instructed: tuple[Path, Path], tmp_path: Path, form: str
+) -> None:
+    """Instruction rows and chats, with and without system and history: the same text, so the same probabilities."""
+    run, files = instructed
+    texts, known = _texts_of_training(run), list[str]()
+    for name in ("instructions", "chats"):
+        rows = json.loads((files / f"{name}.json").read_text(encoding="utf-8"))[:9]
+        asked = [{key: value for key, value in row.items() if key != "output"} for row in rows]
+        source, output = tmp_path / f"{name}.{form}", tmp_path / f"{name}.out.jsonl"
+        _save(asked, source)
+        predict.run(config(*command(run, str(source), output)))
+        answers = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+        found = [texts[SIGN.findall(json.dumps(row, ensure_ascii=False))[0]] for row in rows]
+        known += found
+        expected = answering.restore(str(run), 16384)(found)
+        assert [row["label"] for row in answers] == expected.chosen
+        for row, shares in zip(answers, expected.probabilities, strict=True):
+            assert [row[f"p_{label}"] for label in expected.labels] == pytest.approx(shares, abs=1e-5)
+    starts = {text[:6] for text in known}
+    assert {"判断情绪\n甲", "user: ", "system", "乙第0条：涨"} <= starts, "every form was among them"
+
+
+def _save(rows: list[dict[str, Any]], file: Path) -> None:
+    """Write rows; formats of tables have lists as JSON text."""
+    flat = [{key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()} for row in rows]
+    match file.suffix:
+        case ".json":
+            file.write_text(json.dumps({"data": rows}), encoding="utf-8")
+        case ".jsonl":
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        case ".csv":
+            pl.DataFrame(flat).write_csv(file)
+        case ".parquet":
+            pl.DataFrame(rows if "input" in rows[0] else flat).write_parquet(file)
+        case ".feather":
+            pl.DataFrame(flat).write_ipc(file)
+        case ".xlsx":
+            book = Workbook()
+            for cells in ([*flat[0]], *([*row.values()] for row in flat)):
+                book.active.append(cells)
+            book.save(file)
+
+
+def test_rows_that_training_would_refuse_are_rejected(
+    config: Compose, instructed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Plain texts are answered as well; an instruction that fills the prompt never stands for its input."""
+    rows: list[dict[str, Any]] = [
+        {"text": "大涨"},
+        {"instruction": "判断" * 400, "input": "大涨"},
+        {"conversations": [{"from": "human", "value": [{"type": "image_url"}]}]},
+        {"messages": [{"role": "user", "content": "大涨"}]},
+        {"title": "x"},
+    ]
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    _save(rows, source)
+    predict.run(config(*command(instructed[0], str(source), output)))
+    assert [json.loads(line).keys() & {"text", "messages"} for line in output.open(encoding="utf-8")] == [
+        {"text"},
+        {"messages"},
+    ]
+    bad = [json.loads(line) for line in output.with_name("out.jsonl.rejected.jsonl").open(encoding="utf-8")]
+    room = answering.restore(str(instructed[0]), 16384).renderer.room  # type: ignore[union-attr]
+    assert [(row["line"], row["reason"]) for row in bad] == [
+        (2, f"no room for the input: what comes first takes 401 tokens, and the text may have {room}"),
+        (3, "unreadable: a turn has a part of type 'image_url', which is no text"),
+        (5, "no text"),
+    ]
+
+
+def test_a_file_without_any_text_is_told(config: Compose, instructed: tuple[Path, Path], tmp_path: Path) -> None:
+    source = tmp_path / "in.json"
+    for rows, message in (
+        (
+            [{"title": "x"}],
+            "in.json has neither the fields instruction, input, nor the fields messages or conversations",
+        ),
+        ([], "in.json holds no row"),
+        ({"a": 1}, "holds no list of rows"),
+    ):
+        source.write_text(json.dumps(rows), encoding="utf-8")
+        with pytest.raises(DataError, match=f"^input: .*{message}"):
+            predict.run(config(*command(instructed[0], str(source), tmp_path / "out.csv")))
+    assert [file.name for file in tmp_path.iterdir()] == ["in.json"]
 
 
 @pytest.mark.parametrize(
