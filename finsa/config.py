@@ -748,8 +748,8 @@ class PredictStage(Section):
     """Answer the rows of a file, or one text, with a finished run or an export.
 
     Args:
-        text_column: the input's column with plain texts; null: rows are read as the run's data were, instruction rows and
-            chats in the rendering of the training.
+        text_column: the input's column with plain texts; null: rows are read as the run's data were, instruction rows
+            and chats in the rendering of the training.
         input_format: null: by the file's ending; a pipe is looked at.
         chunk: rows that are answered, written and noted down at a time.
     """

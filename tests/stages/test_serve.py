@@ -85,6 +85,46 @@ def test_answers_are_those_of_the_run(trained: Path, tmp_path: Path) -> None:
     assert len((folder / "requests.jsonl").read_text(encoding="utf-8").splitlines()) == 101
 
 
+def test_rows_are_read_as_training_read_them(instructed: tuple[Path, Path], tmp_path: Path) -> None:
+    """Instruction rows and chats beside plain texts; what is answered is the text that training would have made."""
+    run, files = instructed
+    row = {"instruction": "判断情绪", "input": " 涨了 ", "history": [["在吗", "在"]]}
+    chat = json.loads((files / "chats.json").read_text(encoding="utf-8"))[1]
+    text = "user: 在吗\nassistant: 在\nuser: 判断情绪\n涨了"
+    said = "system: 空\nuser: 乙第1条：跌跌跌1"
+    with serving(tmp_path, f"run={run}") as (_, client):
+        one = client.post("/predict", json=row).json()
+        several = client.post("/predict/batch", json={"rows": [row, chat]}).json()["predictions"]
+        plain = client.post("/predict/batch", json={"texts": [text, said]}).json()["predictions"]
+        refused = [
+            client.post("/predict", json=content)
+            for content in (
+                {"instruction": "判断" * 400, "input": "涨"},
+                {"messages": [{"role": "user"}]},
+                {"x": 1},
+                {},
+            )
+        ]
+        rows = [client.post("/predict/batch", json={"rows": content}) for content in ([row, 3], [row, {"x": 1}], 3, [])]
+        model = client.get("/model").json()
+        bodies = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert [answer["input"] for answer in (one, *several)] == [text, text, said]
+    assert several == plain
+    assert one["probs"] == pytest.approx(several[0]["probs"], abs=1e-4)
+    assert [(answer.status_code, answer.json()["error"]) for answer in (*refused, *rows)] == [
+        (422, "no room for the input: what comes first takes 401 tokens, and the text may have 253"),
+        (422, "unreadable: a turn has no text"),
+        (422, "has none of the fields text; instruction, input; messages or conversations"),
+        (400, "Missing input text"),
+        (422, "rows[1]: must be an object"),
+        (422, "rows[1]: has none of the fields text; instruction, input; messages or conversations"),
+        (422, "rows: must be a list of objects"),
+        (400, "Missing input texts"),
+    ]
+    assert model["rows"] == ["instruction, input", "messages or conversations"]
+    assert len(bodies["application/json"]["schema"]["anyOf"]) == 2
+
+
 def test_a_stop_signal_lets_accepted_requests_finish(trained: Path, tmp_path: Path) -> None:
     texts = ["大跌之后是大涨，" * 30] * 100
     answers: list[Any] = []
