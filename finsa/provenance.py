@@ -108,14 +108,15 @@ def base_weights(cfg: RunConfig) -> dict[str, dict[str, str]]:
         return {}
     else:
         sources = {"model": cfg.model}
-    found = {
-        what: _source(source.path, source.hub_id, source.revision)
-        for what, source in sources.items()
-        if source.weights == "pretrained"
-    }
+    found = {what: files_of(source) for what, source in sources.items() if source.weights == "pretrained"}
     if "model" in found and cfg.model.tokenizer is not None:
         found["tokenizer"] = _source(cfg.model.tokenizer, None, "main")
     return found
+
+
+def files_of(source: Model | Encoder) -> dict[str, str]:
+    """Fingerprints of the files of a model with pretrained weights."""
+    return _source(source.path, source.hub_id, source.revision)
 
 
 def _source(path: str | None, hub_id: str | None, revision: str) -> dict[str, str]:

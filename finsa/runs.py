@@ -215,12 +215,14 @@ def starting_weights(cfg: RunConfig) -> dict[str, dict[str, str]]:
 def other_weights(facts: dict[str, Any], now: dict[str, dict[str, str]]) -> list[str]:
     """Which weights a run started from are other ones now; a run of an older version did not note them."""
     noted: dict[str, dict[str, str]] = facts.get("base_weights") or now
-    return [
-        f"{name} of the {what}: {noted.get(what, {}).get(name)}, now {now.get(what, {}).get(name)}"
-        for what in noted | now
-        for name in sorted(noted.get(what, {}) | now.get(what, {}))
-        if noted.get(what, {}).get(name) != now.get(what, {}).get(name)
-    ]
+    found = []
+    for what in noted | now:
+        before, after = noted.get(what, {}), now.get(what, {})
+        for name in sorted(before | after):
+            came = before.get(name) == "unknown" and facts.get("status") != "complete"  # the run itself downloaded it
+            if before.get(name) != after.get(name) and not came:
+                found.append(f"{name} of the {what}: {before.get(name)}, now {after.get(name)}")
+    return found
 
 
 def unfinished(cfg: RunConfig, data_fingerprint: str | None = None) -> Path | None:

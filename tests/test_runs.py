@@ -193,6 +193,20 @@ def test_a_run_of_other_weights_is_never_used(config: Config, base: Path, tmp_pa
     assert runs.finished(config(*words), "rows") == done.path
 
 
+def test_weights_that_a_run_has_downloaded_itself_are_no_others(config: Config, tmp_path: Path) -> None:
+    """When it began, this machine did not know the branch's commit yet."""
+    words = (f"output_dir={tmp_path}", "model=qwen05b")
+    with pytest.raises(KeyboardInterrupt), runs.start(config(*words), "rows") as begun:
+        raise KeyboardInterrupt
+    changed(begun.path, base_weights={"model": {"commit": "unknown"}})
+    with runs.start(config(*words, "resume=true"), "rows") as folder:
+        assert folder.path == begun.path
+    commit = config(*words).model.revision
+    assert runs.read(str(folder.path))[2]["base_weights"] == {"model": {"commit": commit}}
+    changed(folder.path, base_weights={"model": {"commit": "unknown"}})
+    assert runs.finished(config(*words), "rows") is None
+
+
 def test_a_run_that_is_resumed_by_other_code_says_so(config: Config, tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(KeyboardInterrupt), runs.start(config(f"output_dir={tmp_path}")) as begun:
         raise KeyboardInterrupt

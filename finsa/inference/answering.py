@@ -289,7 +289,8 @@ def load(
 
 def _load(record: Record, batch_tokens: int, threads: int | None, merge: bool, shared: bool) -> Answerer:
     provenance.require_weights(record.path, record.facts)
-    if record.manifest.get("format", "adapter") == "adapter" and record.cfg.method.learn != "all":
+    method, form = record.cfg.method, record.manifest.get("format", "adapter")
+    if form == "adapter" and method.learn != "all" and method.baseline is None:
         provenance.require_base(record.path, record.cfg, record.facts)
     if record.uses_torch and threads is not None:
         import torch

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from finsa import provenance
 from finsa.config import Model
 from finsa.errors import ConfigError, Problem, suggest
 from finsa.modeling import quantization as quantized
@@ -58,7 +59,8 @@ def load_base(model: Model, seed: int, keep: bool = True, quantization: str = "n
     Raises:
         ModelError: where weights cannot be had.
     """
-    key = f"{model.model_dump_json()}{quantization}{seed if model.weights == 'random' else ''}"
+    drawn_or_read = seed if model.weights == "random" else provenance.files_of(model)
+    key = f"{model.model_dump_json()}{quantization}{drawn_or_read}"
     if key not in _bases:
         _bases.clear()  # one base at a time: two of 9B would not fit anywhere
         base = _random(model, seed, quantization) if model.weights == "random" else _pretrained(model, quantization)

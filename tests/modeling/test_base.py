@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from finsa import composition
-from finsa.config import Model, RunConfig
+from finsa.config import ROOT, Model, RunConfig
 from finsa.errors import ConfigError, ModelError
 from finsa.modeling import adapters, base, tokenizers
 
@@ -91,6 +93,19 @@ def test_jobs_share_a_base_and_get_a_fresh_one_after_forget() -> None:
     assert not any(parameter.requires_grad for parameter in first.parameters())
     base.forget(first)
     assert base.load_base(section, 5) is not first
+
+
+def test_a_folder_that_is_overwritten_is_loaded_again(tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(ROOT / "data" / "tiny", folder)
+    section = composed("model=tiny", f"model.path={folder}").model
+    first = base.load_base(section, 0)
+    assert base.load_base(section, 0) is first
+    tensors = {name: -tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    second = base.load_base(section, 0)
+    name = next(iter(tensors))
+    assert torch.equal(second.get_parameter(name), -first.get_parameter(name))
 
 
 def test_missing_weights_name_the_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
