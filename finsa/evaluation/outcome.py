@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsa import files
+from finsa.config import RunConfig
 from finsa.data.task import Labelled
 from finsa.evaluation import calibration as calibrating
 from finsa.evaluation import metrics
@@ -124,6 +125,13 @@ def draw(result: dict[str, Any], title: str, folder: Path) -> Path:
     with files.replacing(file) as temporary:
         figures.confusion_matrix(result, title, temporary)
     return file
+
+
+def page(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) -> list[Path]:
+    """Write a run's page and the figures beside the confusion matrix: see `run_page.write`."""
+    from finsa.evaluation import run_page  # matplotlib and jinja2 take a second, for which no run waits at its start
+
+    return run_page.write(cfg, folder, name, split)
 
 
 def flat(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import colormaps, pyplot
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from finsa.evaluation import calibration, statistics
-from finsa.evaluation.arms import Arm
 from finsa.evaluation.comparison import Comparison
 from finsa.evaluation.figures import LATIN, Figure, font_and_names
 
@@ -42,6 +41,7 @@ def draw(comparison: Comparison, folder: Path) -> list[Figure]:
             _confusions(comparison, names, written, folder / "confusion_matrices.png"),
             _classes(comparison, names, written, folder / "precision_recall.png"),
             _curves(comparison, names, folder / "training_curves.png"),
+            _penalties(comparison, names, folder / "penalties.png"),
             _calibration(comparison, names, folder / "calibration.png"),
             _labels(comparison, names, written, folder / "label_distribution.png"),
         ]
@@ -184,33 +184,90 @@ def _classes(comparison: Comparison, names: Sequence[str], labels: Sequence[str]
     return Figure(file, "Precision and recall by class", "The numbers are those of the table By class.")
 
 
+Log = Sequence[Mapping[str, Any]]
+
+
+def _steps(log: Log) -> bool:
+    """Whether a log is of optimiser steps; one of a penalty grid is not."""
+    return any(("loss" in record or "eval_loss" in record) and "strength" not in record for record in log)
+
+
 def _curves(comparison: Comparison, names: Sequence[str], file: Path) -> Figure | None:
-    trained = {place for place, arm in enumerate(comparison.arms) if any(run.log for run in arm.runs)}
+    trained = {place for place, arm in enumerate(comparison.arms) if any(_steps(run.log) for run in arm.runs)}
     shown = [(place, colour) for place, colour in _lines(comparison) if place in trained]
-    if not shown:
+    lines = [(names[place], colour, [run.log for run in comparison.arms[place].runs]) for place, colour in shown]
+    return _training(lines, f"Training{_of(len(shown), len(trained))}", file)
+
+
+def run_curves(log: Log, folder: Path) -> Figure | None:
+    """Draw the training curves of one run; None where it has learnt by no steps."""
+    return _training([("", COLOURS[0], [log])] if _steps(log) else [], "Training", folder / "training_curves.png")
+
+
+def _training(lines: Sequence[tuple[str, Any, Sequence[Log]]], title: str, file: Path) -> Figure | None:
+    """Draw losses and validation scores by step: lines by name, colour and the logs of their runs."""
+    if not lines:
         return None
+    scored = any("eval_macro_f1" in record for *_, logs in lines for log in logs for record in log)
+    measure, what = ("eval_macro_f1", "macro-F1") if scored else ("eval_loss", "loss")
     with _canvas(file, 5.6, 2, 1, sharex=True) as (figure, axes):
-        for place, colour in shown:
-            axes[0, 0].plot([], [], color=colour, label=names[place])  # a line that logs no loss has its name too
-            _curve(axes[0, 0], comparison.arms[place], "loss", colour)
-            _curve(axes[1, 0], comparison.arms[place], "eval_macro_f1", colour, marker="o", markersize=3)
+        for name, colour, logs in lines:
+            axes[0, 0].plot([], [], color=colour, label=name)  # a line that logs no loss has its name too
+            _curve(axes[0, 0], logs, "loss", colour)
+            _curve(axes[1, 0], logs, measure, colour, marker="o", markersize=3)
         axes[0, 0].set_yscale("log")
         axes[0, 0].yaxis.set_major_formatter("{x:g}")
         axes[0, 0].yaxis.set_minor_formatter(NullFormatter())
         axes[0, 0].set_ylabel("training loss")
-        axes[1, 0].set_ylabel("macro-F1 on validation")
+        axes[1, 0].set_ylabel(f"{what} on validation")
         axes[1, 0].set_xlabel("optimiser step")
-        figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
-    alt = "Training loss and validation macro-F1 by optimiser step, one line per run; losses on other tokens differ."
-    return Figure(file, f"Training{_of(len(shown), len(trained))}", alt)
+        axes[1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        if any(name for name, *_ in lines):
+            figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    alt = f"Training loss and validation {what} by optimiser step, one line per run; losses on other tokens differ."
+    return Figure(file, title, alt)
 
 
-def _curve(axes: Any, arm: Arm, name: str, colour: Any, **options: Any) -> None:
-    for run in arm.runs:
-        points = [(record["step"], record[name]) for record in run.log if name in record]
+def _curve(axes: Any, logs: Sequence[Log], name: str, colour: Any, **options: Any) -> None:
+    for log in logs:
+        points = [(record["step"], record[name]) for record in log if name in record]
         if points:
             steps, values = zip(*points, strict=True)
             axes.plot(steps, values, color=colour, linewidth=1.1, **options)
+
+
+def _penalties(comparison: Comparison, names: Sequence[str], file: Path) -> Figure | None:
+    lines = [
+        (names[place], colour, [run.log for run in comparison.arms[place].runs]) for place, colour in _lines(comparison)
+    ]
+    return _grid([line for line in lines if any("strength" in record for log in line[2] for record in log)], file)
+
+
+def run_penalties(log: Log, folder: Path) -> Figure | None:
+    """Draw the penalty grid of one run; None where it has searched none."""
+    searched = any("strength" in record for record in log)
+    return _grid([("", COLOURS[0], [log])] if searched else [], folder / "penalties.png")
+
+
+def _grid(lines: Sequence[tuple[str, Any, Sequence[Log]]], file: Path) -> Figure | None:
+    """Draw the validation score of each penalty that a linear classifier was fitted with."""
+    if not lines:
+        return None
+    told = []
+    with _canvas(file, 3.2) as (figure, axes):
+        for name, colour, logs in lines:
+            for number, log in enumerate(logs):
+                points = sorted((one["strength"], one["eval_macro_f1"]) for one in log if "strength" in one)
+                strengths, values = zip(*points, strict=True)
+                label = name if number == 0 else None
+                axes[0, 0].plot(strengths, values, "o-", color=colour, linewidth=1.1, markersize=4, label=label)
+                told.append(", ".join(f"{strength:g}: {value:.3f}" for strength, value in points))
+        axes[0, 0].set_xscale("log")
+        axes[0, 0].xaxis.set_major_formatter("{x:g}")
+        axes[0, 0].set(xlabel="C, the inverse strength of the penalty", ylabel="macro-F1 on validation")
+        if any(name for name, *_ in lines):
+            figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    return Figure(file, "Penalty grid: one fit for each C", f"Validation macro-F1 by C: {'; '.join(told)}.")
 
 
 def _calibration(comparison: Comparison, names: Sequence[str], file: Path) -> Figure:

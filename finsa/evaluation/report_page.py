@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Template
 
@@ -12,6 +13,7 @@ from finsa import pages
 from finsa.evaluation import mixture_figures, report_figures
 from finsa.evaluation.figures import Figure
 from finsa.evaluation.report import Report
+from finsa.evaluation.sheets import Sheet
 
 TEMPLATES = Path(__file__).parent / "templates"
 MANY_ROWS = 40  # longer tables are folded up
@@ -22,7 +24,7 @@ SECTIONS = (
     ("Mixture", ("mixture",), ("router",)),
     ("Published", ("beside", "published"), ()),
     ("Classes", ("classes",), ("confusion_matrices", "precision_recall", "label_distribution")),
-    ("Training and cost", ("costs",), ("training_curves",)),
+    ("Training and cost", ("costs",), ("training_curves", "penalties")),
     ("Runs", ("runs", "left_out"), ()),
 )
 
@@ -48,8 +50,19 @@ def render(report: Report, figures: Sequence[Figure]) -> str:
         )
         for name, tables, pictures in SECTIONS
     ]
+    return fill(report, sections, "figures/")
+
+
+def fill(head: Any, sections: Sequence[tuple[str, Sequence[Sheet], Sequence[Figure]]], place: str) -> str:
+    """Write a page: a title, facts and remarks, then sections of tables and figures, empty ones left out.
+
+    Args:
+        head: has ``title``, ``facts`` and ``remarks``.
+        sections: their names, tables and figures.
+        place: of the figures' files, seen from the page.
+    """
     present = [section for section in sections if section[1] or section[2]]
-    return _template().render(report=report, sections=present, many=MANY_ROWS)
+    return _template().render(report=head, sections=present, many=MANY_ROWS, place=place)
 
 
 @cache

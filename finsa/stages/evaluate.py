@@ -50,6 +50,7 @@ def run(cfg: RunConfig) -> Result:
         folder.write_json("metrics.json", found)
         if processes.first():
             tracker.figure("confusion matrix", outcome.draw(found[split], f"{name}, {split}", folder.path))
+            outcome.page(trained.model_copy(update={"stage": cfg.stage}), folder, name, split)
         tracker.summary(outcome.flat(found))
     method = trained.method
     if record is None:  # the base model, whatever method the command's defaults name

@@ -15,6 +15,7 @@ from finsa.config import PretrainStage, RunConfig
 from finsa.data import documents
 from finsa.data.rows import Row
 from finsa.errors import ConfigError, DataError, Problem
+from finsa.evaluation import outcome
 from finsa.modeling import adapters, base, hardware, learner, tokenizers
 from finsa.runs import Result, RunFolder
 from finsa.training import fit
@@ -68,6 +69,7 @@ def run(cfg: RunConfig) -> Result:
             metrics = _adapted(cfg, model, watched, folder)
         folder.note(**fitted.facts(), **metrics)
         folder.write_json("metrics.json", metrics)
+        outcome.page(cfg, folder, f"pre-training of {cfg.model.name}", None)
         tracker.summary(metrics)
     files.remove(folder.path / "checkpoints")  # once the run is complete: until then a kill may need them
     if cfg.output is not None:
