@@ -253,17 +253,19 @@ def _grid(lines: Sequence[tuple[str, Any, Sequence[Log]]], file: Path) -> Figure
     """Draw the validation score of each penalty that a linear classifier was fitted with."""
     if not lines:
         return None
-    told = []
+    told, tried = [], set[float]()
     with _canvas(file, 3.2) as (figure, axes):
         for name, colour, logs in lines:
             for number, log in enumerate(logs):
                 points = sorted((one["strength"], one["eval_macro_f1"]) for one in log if "strength" in one)
                 strengths, values = zip(*points, strict=True)
+                tried |= set(strengths)
                 label = name if number == 0 else None
                 axes[0, 0].plot(strengths, values, "o-", color=colour, linewidth=1.1, markersize=4, label=label)
                 told.append(", ".join(f"{strength:g}: {value:.3f}" for strength, value in points))
         axes[0, 0].set_xscale("log")
-        axes[0, 0].xaxis.set_major_formatter("{x:g}")
+        axes[0, 0].set_xticks(sorted(tried), [f"{strength:g}" for strength in sorted(tried)], minor=False)
+        axes[0, 0].xaxis.set_minor_formatter(NullFormatter())
         axes[0, 0].set(xlabel="C, the inverse strength of the penalty", ylabel="macro-F1 on validation")
         if any(name for name, *_ in lines):
             figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)

@@ -52,7 +52,7 @@ def write(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) -> li
     if folder.log_file.is_file():
         log = [json.loads(line) for line in folder.log_file.read_text(encoding="utf-8").splitlines()]
     sheets: dict[str, list[Sheet]] = {"Scores": [], "Classes": [], "Rows": [_rows(ledger)] if ledger else []}
-    sheets["Mixture"] = mixture_sheets.of(cfg.method.name, metrics)
+    sheets["Mixture"] = mixture_sheets.of(name, metrics)
     remarks = []
     if split is not None:
         sheets["Scores"], sheets["Classes"] = [_scores(metrics, name, split)], [_classes(metrics[split])]
@@ -69,7 +69,7 @@ def write(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) -> li
         drawn = {
             "Training": [report_figures.run_curves(log, place), report_figures.run_penalties(log, place)],
             "Mixture": [
-                mixture_figures.router({cfg.method.name: metrics["router"]}, place / "router.png")
+                mixture_figures.router({name: metrics["router"]}, place / "router.png")
                 if metrics.get("router")
                 else None
             ],

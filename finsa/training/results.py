@@ -78,7 +78,8 @@ def write(
     figure = outcome.draw(metrics["test"], ", ".join([cfg.method.name, *model, cfg.data.name]), folder.path)
     tracker.summary(outcome.flat(metrics))
     tracker.figure("confusion matrix", figure)
-    for drawn in outcome.page(cfg, folder, cfg.method.name, "test"):
+    name = f"{cfg.method.name} mixture" if gates is not None else cfg.method.name
+    for drawn in outcome.page(cfg, folder, name, "test"):
         tracker.figure(drawn.stem.replace("_", " "), drawn)
     rows = {f"{cfg.model.name} as it is": metrics["base"]} if "base" in metrics else {}
     tables.show_ledger(job.table.ledger, cut)

@@ -76,6 +76,8 @@ def test_the_metrics_are_those_of_the_predictions(finished: tuple[RunConfig, Res
     assert kept["router"]["accuracy"] == pytest.approx(np.mean(right))
     assert result.objective == kept["validation"]["macro_f1"]
     assert "routing_accuracy" in kept["validation"]
+    assert "Router of lora_response mixture" in (folder(result) / "run.html").read_text(encoding="utf-8")
+    assert (folder(result) / "router.png").is_file()
 
 
 def test_the_comparison_is_that_of_the_kept_answers(finished: tuple[RunConfig, Result]) -> None:
