@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
 from finsa import composition, quoting
+from finsa.choices import of_hub
 from finsa.composition import (
     add_folder,
     below_mapping,
@@ -33,7 +34,9 @@ from finsa.composition import (
     takes_any_key,
     unknown_key,
 )
+from finsa.config import RunConfig, locate
 from finsa.errors import ConfigError, Problem, nearest, plainly, suggest
+from finsa.hub import REPOSITORY
 
 MAX_CHECKED_JOBS = 64
 # Flags that are taken: Hydra's, and finsa's --debug. `safety` says of some others why they are not.
@@ -51,12 +54,15 @@ _OF_INPUT = {"data.columns.text": "stage.text_column", "data.files": "input"}
 SWEPT = ("train", "check")  # stages that an experiment's own sweep is meant for
 
 
-def check(overrides: Sequence[str], sweep: bool = True) -> None:
+def check(overrides: Sequence[str], sweep: bool = True) -> list[RunConfig]:
     """Check a command's overrides, sweeps included, without running anything.
 
     Args:
         overrides: arguments such as ``method=lora`` or ``train.epochs=3,5``.
         sweep: whether the command has ``-m``; without, a key has one value.
+
+    Returns:
+        The configuration of each job.
 
     Raises:
         ConfigError: with every problem found.
@@ -73,10 +79,16 @@ def check(overrides: Sequence[str], sweep: bool = True) -> None:
         if not found:
             sound.append(override)
     problems += _against_run(sound)
+    configurations = list[RunConfig]()
     for job in _jobs(sound):
-        problems += _check_job(tuple(job), composition.CONF)
+        checked = _check_job(tuple(job), composition.CONF)
+        if isinstance(checked, RunConfig):
+            configurations.append(checked)
+        else:
+            problems += checked
     if problems:
         raise ConfigError(dict.fromkeys(problems))
+    return configurations
 
 
 def require_words(words: Sequence[str]) -> None:
@@ -308,7 +320,23 @@ def _check_choice(override: Override) -> Iterator[Problem]:
         if value == "null" and group == "experiment":
             yield Problem(group, "leave it out instead of setting it to null", "command line")
         elif value not in choices_of(group):
-            yield Problem(group, f"there is no '{value}'. {suggest(value, choices_of(group))}", "command line")
+            hint = _of_path(group, value) or suggest(value, choices_of(group))
+            yield Problem(group, f"there is no '{value}'. {hint}", "command line")
+
+
+def _of_path(group: str, value: str) -> str | None:
+    """What to write for a folder or a name of the hub where the name of a choice belongs; None for anything else."""
+    there = locate(value).exists() and not locate(value).is_relative_to(composition.CONF)
+    if group == "model" and there:
+        return f"For a model in a folder: model=local model.path={value}"
+    if group == "model" and "/" in value:
+        folder = f"For a folder: model=local model.path={value}"
+        return f"For a model of the hub: {of_hub(value)}. {folder}" if REPOSITORY.fullmatch(value) else folder
+    if group == "method" and there:
+        return f"To train an adapter further: method.adapter.init={value}"
+    if group == "data" and there:
+        return f"For files of your own: data=table data.files={value}"
+    return None
 
 
 def _values(override: Override) -> list[str]:
@@ -353,10 +381,9 @@ def _jobs(overrides: Sequence[Override]) -> list[list[str]]:
 
 
 @cache
-def _check_job(job: tuple[str, ...], conf: Path) -> list[Problem]:
+def _check_job(job: tuple[str, ...], conf: Path) -> RunConfig | list[Problem]:
     try:
         values, choices = compose_values(job)
-        build(values, choices, job)
+        return build(values, choices, job)
     except ConfigError as error:
         return error.problems
-    return []

@@ -59,9 +59,22 @@ def file_of(group: str, name: str) -> Path:
     return next((file for file in places if file.is_file()), places[0])
 
 
+def stated(group: str, name: str) -> dict[str, Any]:
+    """What the file of a choice itself states, defaults not followed."""
+    return _read(file_of(group, name))
+
+
 def experiment(name: str) -> dict[str, Any]:
     """What an experiment's file itself states, defaults not followed."""
-    return _read(file_of("experiment", name))
+    return stated("experiment", name)
+
+
+def of_hub(repository: str) -> str:
+    """The words of a command that choose a model of the hub."""
+    for choice in choices_of("model"):
+        if str(stated("model", choice).get("hub_id")).lower() == repository.lower():
+            return f"model={choice}"
+    return f"model=local model.hub_id={repository}"
 
 
 def origin_of(path: str, choices: Choices, overrides: Sequence[str]) -> str:

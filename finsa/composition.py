@@ -366,7 +366,9 @@ def _describe(fault: Any, path: str) -> str:
     if kind == "missing":
         return "is missing"
     if kind == "literal_error":
-        return f"there is no {given!r}. {suggest(str(given), _expected(fault))}"
+        section, _, key = path.rpartition(".")
+        place = f" A folder goes into {section}.path" if key == "weights" and "/" in str(given) else ""
+        return f"there is no {given!r}. {suggest(str(given), _expected(fault))}{place}"
     if kind == "value_error":
         return str(fault["ctx"]["error"])
     return f"{fault['msg'][0].lower()}{fault['msg'][1:]}, not {_shown(given)}"

@@ -66,9 +66,13 @@ class Model(Section):
 
     Args:
         hub_id: of the weights on the model hub; null: there are none, only a folder or random weights.
+        path: a local folder with ``config.json``, weights and tokenizer; it is used instead of the hub.
         tokenizer: a local folder or hub id; null: the model's own.
         attention: transformers' implementation.
         prompt: ``plain``: the data set's prompt as it is; ``chat``: inside the tokenizer's chat template.
+        lora_targets: null: found in the model; ``all`` is then every linear layer but the LM head.
+        architecture: values of ``config.json``, for random weights, and for plans while that file is not on this
+            machine; where it is, the two must agree. null: the file alone. A null value removes an inherited key.
     """
 
     name: Name
@@ -83,8 +87,8 @@ class Model(Section):
     think: Literal["none", "closed"]
     trust_remote_code: bool
     adapter_learning_rate: PositiveFloat
-    lora_targets: LoraTargets
-    architecture: dict[str, Any]
+    lora_targets: LoraTargets | None
+    architecture: dict[str, Any] | None
 
     @model_validator(mode="after")
     def _sources(self) -> Model:
@@ -92,8 +96,10 @@ class Model(Section):
             raise ValueError("weights=pretrained needs path (a local folder) or hub_id; or set model.weights=random")
         if self.think == "closed" and self.prompt != "chat":
             raise ValueError("think=closed belongs to prompt=chat; set model.think=none or model.prompt=chat")
-        if "model_type" not in self.architecture:
+        if self.architecture is not None and "model_type" not in self.architecture:
             raise ValueError("architecture needs a model_type, such as qwen2")
+        if self.weights == "random" and self.architecture is None and self.path is None:
+            raise ValueError("weights=random needs architecture, or a path whose config.json is taken")
         return self
 
 
@@ -110,6 +116,8 @@ class Adapter(Section):
         alpha: numerator of the scale.
         dropout: of the matrices' input, while training.
         lr_ratio: learning rate of B over that of A (LoRA+, Hayou et al. 2024); 1: the same.
+        init: a PEFT folder, or a run with one, whose matrices training starts from; its variant, rank, alpha and
+            targets must be those given here. null: fresh matrices, which change nothing at first.
     """
 
     variant: Literal["lora", "dora", "rslora", "pissa"]
@@ -118,6 +126,16 @@ class Adapter(Section):
     dropout: Share
     targets: Literal["query_value", "attention", "all"] | Annotated[tuple[str, ...], Field(min_length=1)]
     lr_ratio: PositiveFloat
+    init: str | None
+
+    @model_validator(mode="after")
+    def _start(self) -> Adapter:
+        if self.init is not None and self.variant == "pissa":
+            raise ValueError(
+                "variant=pissa takes its start out of the base, so it cannot start from init; a finished PiSSA run is "
+                "plain LoRA of twice the rank and alpha: set method.adapter.variant=lora"
+            )
+        return self
 
 
 class Loss(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import signal
@@ -17,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from finsa import arguments, choices, composition, processes, runs, safety, signals, sweeps
 from finsa.config import USED_BY, RunConfig
 from finsa.errors import ConfigError, FinsaError, Problem
+from finsa.modeling import folders
 from finsa.runs import Result, sweep_name
 
 if TYPE_CHECKING:  # what reads data is imported where it is used: a wrong option need not wait for it
@@ -56,6 +58,7 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
     argv[1:] = sorted(argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a faster kernel that few need
     if not processes.first():
         sys.stdout = Path(os.devnull).open("w")  # process 0 speaks for all  # noqa: SIM115
     typed = list(argv)
@@ -70,7 +73,7 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
             arguments.require_words(argv[1:])
             argv[1:] = arguments.expand(argv[1:])
             sweep = bool({"-m", "--multirun"} & set(argv[1:]))
-            arguments.check([word for word in argv[1:] if not word.startswith("-")], sweep)
+            folders.require(arguments.check([word for word in argv[1:] if not word.startswith("-")], sweep))
             GlobalHydra.instance().clear()
         if processes.world() > 1 and {"-m", "--multirun"} & set(argv[1:]):
             text = f"one job is shared by the {processes.world()} processes, and a sweep has many; start one job each"
@@ -220,6 +223,8 @@ def _preflight(cfg: RunConfig, data: Table) -> None:
     from finsa.data import task
     from finsa.modeling import tokenizers  # a second of imports that most errors need not wait for
 
+    if cfg.stage.name != "check":  # which makes do with an estimate
+        tokenizers.require_source(cfg.model)
     tokenizer = tokenizers.peek(cfg.model)
     if tokenizer is not None:
         task.build(cfg, data, tokenizer)

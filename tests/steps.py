@@ -21,7 +21,7 @@ from finsa.modeling.mixture import Mixture
 from finsa.training import fit
 from finsa.training.objective import Objective, answered, choice, classified, joint, tokens
 
-LORA = Adapter(variant="lora", rank=4, alpha=8, dropout=0.0, targets=("q_proj", "v_proj"), lr_ratio=1.0)
+LORA = Adapter(variant="lora", rank=4, alpha=8, dropout=0.0, targets=("q_proj", "v_proj"), lr_ratio=1.0, init=None)
 TREE = LabelTree.of([(7, 3), (7, 4), (9,)])
 COUNTS = (5, 2, 1)
 KINDS = ("tokens", "weighted tokens", "label", "classifier")

@@ -79,7 +79,7 @@ def test_right_command_passes(command: str) -> None:
     arguments.check([word for word in command.split() if not word.startswith("-")])
 
 
-@pytest.mark.parametrize("sweep", ["method=glob(*)", "method=glob(lora*)", "model=glob(*,exclude=glm*)"])
+@pytest.mark.parametrize("sweep", ["method=glob(*)", "method=glob(lora*)", "model=glob(*,exclude=[glm*,local])"])
 def test_glob_sweep_passes(sweep: str) -> None:
     arguments.check([sweep])
 
@@ -112,6 +112,13 @@ WRONG_NAMES = [
     ("model=qwen0.5b", "model", "Did you mean 'qwen05b'?"),
     ("data=xyz", "data", "Choose from: aidf_news, alpaca, finllm,"),
     ("experiment=tinybase", "experiment", "Did you mean 'tiny_base'?"),
+    ("model=data/tiny", "model", "there is no 'data/tiny'. For a model in a folder: model=local model.path=data/tiny"),
+    ("model=/no/where", "model", "there is no '/no/where'. For a folder: model=local model.path=/no/where"),
+    ("model=Qwen/Qwen2.5-0.5B", "model", "For a model of the hub: model=qwen05b. For a folder: model=local"),
+    ("model=some/model", "model", "For a model of the hub: model=local model.hub_id=some/model. For a folder:"),
+    ("model.weights=data/tiny", "model.weights", "Choose from: pretrained, random. A folder goes into model.path"),
+    ("method=data/tiny", "method", "To train an adapter further: method.adapter.init=data/tiny"),
+    ("data=data/sample", "data", "there is no 'data/sample'. For files of your own: data=table data.files=data/sample"),
     ("method=null", "method", "there is no 'null'"),
     ("method=[lora,lora_response]", "method", "there is no '[lora,lora_response]'"),
     ("method=choice(lora,full_)", "method", "there is no 'full_'. Did you mean 'full'?"),

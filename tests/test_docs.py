@@ -42,7 +42,7 @@ def _hooks() -> Any:
 def my_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The files that the page shows, written where it says."""
     shown = {name: text for name, text in TITLED.findall(EXTEND) if name.startswith("my_conf/")}
-    assert len(shown) == 4
+    assert len(shown) == 5
     for name, text in shown.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -62,7 +62,7 @@ def _commands(text: str) -> list[list[str]]:
 
 def test_every_command_with_the_shown_files_passes_the_check(my_conf: Path) -> None:
     commands = _commands(EXTEND)
-    assert len(commands) == 8
+    assert len(commands) == 9
     for words in commands:
         rest = arguments.own_folder(["--config-dir", *words[1:]] if words[0] != "my_conf" else ["--config-dir", *words])
         expanded = arguments.expand(rest)

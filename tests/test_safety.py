@@ -207,7 +207,8 @@ def test_a_checkpoint_with_a_bomb_does_not_go_off(name: str, tmp_path: Path, tok
 
 def test_remote_code_is_off_unless_said(config: Compose) -> None:
     for name in composition.choices_of("model"):
-        assert config(f"model={name}").model.trust_remote_code is False
+        words = ["model.path=somewhere"] if name == "local" else []
+        assert config(f"model={name}", *words).model.trust_remote_code is False
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from finsa import config
+from finsa import config, hub
 from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts, loop
 from finsa.config import RunConfig, locate
 from finsa.errors import ConfigError, ModelError, Problem, suggest
@@ -64,10 +64,12 @@ class Encoder:
             self.network = Logits(AutoModelForSequenceClassification.from_config(shape))
             return
         source, revision = source_of(self.section)
+        refusal = hub.refusal(source)
         try:
-            self._load(source, revision)
+            with hub.cache_alone(refusal):
+                self._load(source, revision)
         except (OSError, ValueError) as error:
-            raise unavailable(self.section, source, error) from None
+            raise unavailable(self.section, source, refusal or error) from None
         self.network.fresh_head()  # type: ignore[operator]
 
     def _load(self, source: str, revision: str | None) -> None:
@@ -195,9 +197,9 @@ def source_of(section: config.Encoder | config.LinearProbe) -> tuple[str, str | 
     return str(section.hub_id), section.revision
 
 
-def unavailable(section: config.Encoder | config.LinearProbe, source: str, error: Exception) -> ModelError:
+def unavailable(section: config.Encoder | config.LinearProbe, source: str, error: Exception | str) -> ModelError:
     """What to do about an encoder that cannot be had."""
-    reason = str(error).splitlines()[0][:160]
+    reason = str(error).splitlines()[0][:160].rstrip(".")
     if section.path:
         return ModelError(f"method.baseline.path: no encoder at {source}: {reason}")
     without = ", or method.baseline.weights=random" if isinstance(section, config.Encoder) else ""

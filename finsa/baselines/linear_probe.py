@@ -10,7 +10,7 @@ import torch
 from scipy.special import log_softmax
 from transformers import AutoModel, AutoTokenizer
 
-from finsa import config
+from finsa import config, hub
 from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts, encoder, linear
 from finsa.config import RunConfig
 from finsa.errors import ModelError
@@ -45,11 +45,13 @@ class LinearProbe:
         if self.model is not None:
             return
         source, revision = encoder.source_of(self.section)
+        refusal = hub.refusal(source)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-            self.model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32)
+            with hub.cache_alone(refusal):
+                self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+                self.model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32)
         except (OSError, ValueError) as error:
-            raise encoder.unavailable(self.section, source, error) from None
+            raise encoder.unavailable(self.section, source, refusal or error) from None
         self.model.to(base.device()).eval()
 
     def fit(self, texts: Texts, labels: Classes, held: Texts, judge: Judge, record: Record) -> Fitted:

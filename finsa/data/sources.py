@@ -19,6 +19,7 @@ from finsa.data.readers import FATE, LINE, columnar, first_line
 from finsa.data.readers import read as read_raw
 from finsa.data.shapes import FIXED, shape
 from finsa.errors import DataError
+from finsa.hub import cache_alone, refusal
 
 SHAPE = ("id", "text", "label", "domain", "parent", "group", "split", "file", "part", LINE, FATE, FIXED)
 
@@ -131,13 +132,15 @@ def collect_hub(data: Data) -> Rows:
     import datasets
 
     parts, notes, used, hub = [], list[str](), set[str](), data.hub
+    refused = refusal(data.hub.id)
     splits = {split: theirs for split, theirs in hub.splits.items() if theirs is not None}
     for split, theirs in splits.items():
         try:
-            loaded = datasets.load_dataset(hub.id, hub.config, split=theirs, revision=hub.revision)
+            with cache_alone(refused):
+                loaded = datasets.load_dataset(hub.id, hub.config, split=theirs, revision=hub.revision)
             raw = columnar(_named(pl.DataFrame(pl.from_arrow(loaded.data.table)), loaded.features))
         except Exception as error:  # of any of the libraries behind it
-            reason = first_line(error).rstrip(".")
+            reason = (first_line(error) if refused is None or isinstance(error, ValueError) else refused).rstrip(".")
             raise DataError(
                 f"data.hub: {hub.id} (split {theirs}) cannot be loaded: {reason}. For a split that it lacks set "
                 f"data.hub.splits.{split}=null. Without network, download it elsewhere and set data.hub.id=<folder> or "

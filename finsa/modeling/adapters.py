@@ -10,39 +10,84 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from finsa.config import Adapter, Model
 from finsa.errors import ConfigError, ModelError, Problem, suggest
+from finsa.modeling import adapter_folders
+from finsa.modeling.adapter_folders import KEY
+
+# Names of query and value projections, apart or in one matrix, in transformers and in code shipped with weights.
+QUERY_VALUE = (("q_proj", "v_proj"), ("query", "value"), ("q", "v"))
+FUSED = ("query_key_value", "qkv_proj", "W_pack", "Wqkv", "c_attn")
 
 
-def targets(model: Model, adapter: Adapter) -> list[str]:
-    """Resolve an adapter's targets to module names of this model.
+def targets(base: PreTrainedModel, model: Model, adapter: Adapter) -> list[str]:
+    """Resolve an adapter's targets to names of linear layers of this model.
 
-    A model with remote code may have other module names than the native stand-in that random weights are built from.
+    Raises:
+        ConfigError: where a target is no linear layer of this model, or a named set cannot be found in it.
     """
-    if isinstance(adapter.targets, tuple):
-        return list(adapter.targets)
-    named: dict[str, Any] = model.lora_targets.model_dump()
-    if model.weights == "random" and model.architecture.get("lora_targets"):
-        named = model.architecture["lora_targets"]
-    return list(named[adapter.targets])
+    linears = _linears(base)
+    names = adapter_folders.names(model, adapter)
+    if names is None:
+        assert isinstance(adapter.targets, str)
+        names = _found(linears, adapter.targets)
+    unknown = [name for name in names if name not in linears]
+    if unknown:
+        hint = suggest(unknown[0], linears)
+        raise ConfigError([Problem("method.adapter.targets", f"this model has no linear layer '{unknown[0]}'. {hint}")])
+    return names
+
+
+def _linears(base: PreTrainedModel) -> dict[str, str]:
+    """The linear layers but for the LM head: a path of each by its last name."""
+    head = base.get_output_embeddings()
+    paths = [
+        name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
+    ]
+    return {path.rpartition(".")[2]: path for path in paths}
+
+
+def _found(linears: dict[str, str], wanted: str) -> list[str]:
+    """The layers of a named set in a model whose section does not list them.
+
+    Raises:
+        ConfigError: where their names do not say which layers they are.
+    """
+    if wanted == "all":
+        return list(linears)
+    attention = [name for name, path in linears.items() if "attn" in path or "attention" in path]
+    if wanted == "query_value":
+        pairs = [list(pair) for pair in QUERY_VALUE if set(pair) <= set(linears)]
+        found = (pairs or [[name for name in FUSED if name in linears]])[0]
+    else:
+        found = attention
+    if not found:
+        text = f"{wanted} cannot be found by name in this model; list layers, such as [{','.join(list(linears)[:2])}]"
+        raise ConfigError([Problem("method.adapter.targets", text)])
+    return found
 
 
 def attach(base: PreTrainedModel, model: Model, adapter: Adapter, seed: int) -> PeftModel:
-    """Put a fresh adapter on a base; only the adapter learns, in float32 whatever the base's type.
+    """Put an adapter on a base: a fresh one, or the one in ``adapter.init``.
+
+    Only the adapter learns, in float32 whatever the base's type.
 
     Raises:
-        ConfigError: where a target is no linear layer of this model.
+        ConfigError: where a target is no linear layer of this model, or ``adapter.init`` is another adapter.
+        ModelError: where its matrices do not fit this base.
     """
-    names = targets(model, adapter)
-    _check_targets(base, names)
+    names = targets(base, model, adapter)
     torch.manual_seed(seed)
+    if adapter.init is not None:
+        return _started(base, adapter, adapter.init, names)
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
@@ -62,22 +107,33 @@ def attach(base: PreTrainedModel, model: Model, adapter: Adapter, seed: int) -> 
     return peft_model
 
 
+def _started(base: PreTrainedModel, adapter: Adapter, init: str, names: list[str]) -> PeftModel:
+    """Put a saved adapter on a base, to be trained further; on shapes without memory no matrices are read."""
+    saved = adapter_folders.read(init)
+    config = LoraConfig.from_pretrained(str(saved.folder))  # its own: it may leave out layers
+    config.inference_mode, config.lora_dropout, config.init_lora_weights = False, adapter.dropout, True
+    try:
+        peft_model: PeftModel = get_peft_model(base, config)
+        found = sorted({name.rpartition(".")[2] for name in peft_model.targeted_module_names})
+        if set(found) != set(names):
+            text = f"the adapter in {saved.folder} has targets {', '.join(found)}, not {', '.join(names)}. Add "
+            raise ConfigError([Problem(KEY, f"{text}'method.adapter.targets=[{','.join(found)}]'")])
+        if base.device.type == "meta":
+            return peft_model
+        loaded = set_peft_model_state_dict(peft_model, load_peft_weights(str(saved.folder), device="cpu"))
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ModelError(f"{KEY}: {saved.folder} does not fit this base: {' '.join(lines[:2])[:240]}") from None
+    odd = [*loaded.unexpected_keys, *(key for key in loaded.missing_keys if "lora_" in key)]
+    if odd:
+        where = "the adapter has and this base has not" if loaded.unexpected_keys else "the adapter lacks"
+        raise ModelError(f"{KEY}: {saved.folder} does not fit this base: {odd[0]} is what {where}")
+    return peft_model
+
+
 def _decomposes(base: PreTrainedModel, adapter: Adapter) -> bool:
     """Whether weights are decomposed; shapes without memory have none, and their counts are the same."""
     return adapter.variant == "pissa" and base.device.type != "meta"
-
-
-def _check_targets(base: PreTrainedModel, names: list[str]) -> None:
-    linears = {name.rsplit(".", 1)[-1] for name, module in base.named_modules() if _is_linear(module)}
-    linears.discard("lm_head")
-    unknown = [name for name in names if name not in linears]
-    if unknown:
-        hint = suggest(unknown[0], linears)
-        raise ConfigError([Problem("method.adapter.targets", f"this model has no linear layer '{unknown[0]}'. {hint}")])
-
-
-def _is_linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear)
 
 
 def save(model: PeftModel, folder: Path) -> None:

@@ -5,36 +5,131 @@ from __future__ import annotations
 import copy
 import tempfile
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from finsa import provenance
+from finsa import hub, provenance
 from finsa.config import Model
 from finsa.errors import ConfigError, Problem, suggest
+from finsa.modeling import folders
 from finsa.modeling import quantization as quantized
 from finsa.modeling.tokenizers import source_of, unavailable
+from finsa.modeling.weight_files import read_json
+
+# Tokens that a file may state differently without the model being another one.
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def architecture(model: Model) -> PretrainedConfig:
-    """Build the architecture's configuration from its YAML block.
+    """The architecture's configuration: from ``config.json`` where it is on this machine, or else from the YAML block.
 
     Raises:
-        ConfigError: for keys the architecture does not know; transformers itself would keep them silently.
+        ConfigError: for keys the architecture does not know, which transformers itself would keep silently; for a block
+            that differs from ``config.json``; and where there is neither.
     """
-    block = {key: value for key, value in copy.deepcopy(model.architecture).items() if key != "lora_targets"}
+    file = _config_file(model)
+    found = None if file is None else _read(file)
+    if model.architecture is None:
+        if found is None:
+            raise ConfigError([Problem("model.architecture", _no_architecture(model, file))])
+        return found
+    stated = _of_block(model.architecture)
+    if found is None or model.weights == "random":
+        return stated  # of code shipped with the weights the block is a stand-in
+    assert file is not None
+    _require_same(model, stated, found, file)
+    return found
+
+
+def _config_file(model: Model) -> Path | None:
+    """The model's ``config.json``; of a hub model without an architecture block it is downloaded."""
+    if model.path is not None:
+        file = Path(source_of(model)[0]) / folders.CONFIG
+        return file if file.is_file() else None
+    if model.hub_id is None:
+        return None
+    file_in_cache = hub.cached(model.hub_id, folders.CONFIG, model.revision)
+    if file_in_cache is not None or model.architecture is not None:
+        return file_in_cache
+    refusal = hub.unreachable()
+    try:
+        if refusal is None:
+            return hub.fetch(model.hub_id, folders.CONFIG, model.revision)
+    except OSError as error:
+        refusal = str(error)
+    raise unavailable(model, model.hub_id, model.revision, folders.CONFIG, refusal or "")
+
+
+def _read(file: Path) -> PretrainedConfig | None:
+    """A configuration of transformers; None where it is of code that is shipped with the weights.
+
+    Raises:
+        ConfigError: for values that transformers does not take.
+    """
+    values = read_json(file) or {}
+    if values.get("model_type") not in CONFIG_MAPPING:
+        return None
+    try:
+        return AutoConfig.from_pretrained(str(file.parent))
+    except Exception as error:  # of whatever a wrong value leads to
+        reason = str(error).splitlines()[0][:160]
+        raise ConfigError([Problem("model.path", f"{file} cannot be read by transformers: {reason}")]) from None
+
+
+def _no_architecture(model: Model, file: Path | None) -> str:
+    if file is None:
+        return f"is null, and there is no {folders.CONFIG} to read it from; give model.path a folder that has one"
+    kind = (read_json(file) or {}).get("model_type")
+    return (
+        f"transformers has no architecture '{kind}' ({file}), so the code shipped with the weights is needed. Plans "
+        "need a stand-in of the same size: write an architecture block, as conf/model/baichuan2_7b.yaml has one"
+    )
+
+
+def _of_block(given: dict[str, Any]) -> PretrainedConfig:
+    block = {key: value for key, value in copy.deepcopy(given).items() if key != "lora_targets"}
     try:
         known = set(AutoConfig.for_model(block["model_type"]).to_dict())
     except ValueError:
         raise ConfigError(
             [Problem("model.architecture.model_type", f"transformers knows no '{block['model_type']}'")]
         ) from None
-    unknown = set(block) - known
+    unknown = sorted(key for key in set(block) - known if block[key] is not None)
     if unknown:
-        problems = (Problem(f"model.architecture.{key}", f"unknown key. {suggest(key, known)}") for key in unknown)
+        removal = "A key that was inherited from a model of another family is removed by"
+        problems = (
+            Problem(f"model.architecture.{key}", f"unknown key. {suggest(key, known)} {removal} {key}: null")
+            for key in unknown
+        )
         raise ConfigError(problems)
-    return AutoConfig.for_model(**block)
+    return AutoConfig.for_model(**{key: value for key, value in block.items() if key in known})
+
+
+def _require_same(model: Model, stated: PretrainedConfig, found: PretrainedConfig, file: Path) -> None:
+    """Check an architecture block against the model's ``config.json``, by what transformers makes of either.
+
+    Raises:
+        ConfigError: naming the keys that differ.
+    """
+    block = {key: value for key, value in (model.architecture or {}).items() if value is not None}
+    keys = ["model_type"] if stated.model_type != found.model_type else [key for key in block if key not in TOKENS]
+    different = []
+    for key in keys:
+        own, theirs = getattr(stated, key, None), getattr(found, key, None)
+        if isinstance(own, dict) and isinstance(theirs, dict):
+            theirs = {name: theirs.get(name) for name in own}
+        if key != "lora_targets" and own != theirs:
+            different.append(f"{key}: {own} (there {theirs})")
+    if different:
+        shown = "; ".join(different[:6]) + (f"; and {len(different) - 6} more" if len(different) > 6 else "")
+        text = (
+            f"model={model.name} describes another model than {file}: {shown}. To go by {folders.CONFIG}: model=local "
+            "model.path=<folder>, or architecture: null in the model's file; or correct the values"
+        )
+        raise ConfigError([Problem("model.architecture", text)])
 
 
 def on_meta(model: Model) -> PreTrainedModel:
@@ -89,21 +184,25 @@ def _random(model: Model, seed: int, quantization: str) -> PreTrainedModel:
 
 
 def _pretrained(model: Model, quantization: str) -> PreTrainedModel:
+    folders.require_weights(model)
     source, revision = source_of(model)
+    refusal = hub.refusal(source)
     given: dict[str, Any] = {}
     if quantization != "none":
         given = {"quantization_config": quantized.settings(quantization, dtype(model)), "device_map": {"": device()}}
     try:
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype(model),
-            attn_implementation=model.attention,
-            trust_remote_code=model.trust_remote_code,
-            **given,
-        )
+        folders.require_no_adapter(source, revision, refusal is not None)
+        with hub.cache_alone(refusal):
+            loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                source,
+                revision=revision,
+                dtype=dtype(model),
+                attn_implementation=model.attention,
+                trust_remote_code=model.trust_remote_code,
+                **given,
+            )
     except (OSError, ValueError) as error:
-        raise unavailable(model, source, "weights", error) from None
+        raise unavailable(model, source, revision, "weights", refusal or error) from None
     return loaded
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from finsa.errors import ModelError
@@ -104,6 +104,14 @@ def save_head(head: torch.nn.Linear, folder: Path, labels: Sequence[str]) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu() for name, tensor in head.state_dict().items()}
     save_file(tensors, folder / FILE, metadata={"labels": "\n".join(labels)})
+
+
+def labels_of(folder: Path) -> tuple[str, ...] | None:
+    """The classes of the head in a folder, in their order; None where there is no head."""
+    if not (folder / FILE).is_file():
+        return None
+    with safe_open(folder / FILE, "pt") as file:
+        return tuple((file.metadata() or {}).get("labels", "").split("\n"))
 
 
 def load_head(head: torch.nn.Linear, folder: Path) -> None:

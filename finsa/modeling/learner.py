@@ -10,8 +10,8 @@ from peft import PeftModel
 
 from finsa.config import Method, MoeJointStage, RunConfig
 from finsa.data.rows import Renderer
-from finsa.modeling import adapters, base, experts, mixture, stacking
-from finsa.modeling.classifier import Classifier, causal
+from finsa.modeling import adapter_folders, adapters, base, experts, mixture, stacking
+from finsa.modeling.classifier import Classifier, causal, labels_of
 from finsa.modeling.mixture import Mixture
 
 
@@ -19,7 +19,7 @@ def build(cfg: RunConfig, backbone: Any, renderer: Renderer) -> torch.nn.Module:
     """Put on a base what the method trains, with the parameters that learn marked.
 
     Args:
-        cfg: its method says what; its seed makes the start.
+        cfg: its method says what; its seed makes the start, unless the method starts from a saved adapter.
         backbone: a frozen causal language model.
         renderer: knows the labels, for a head.
     """
@@ -33,7 +33,17 @@ def build(cfg: RunConfig, backbone: Any, renderer: Renderer) -> torch.nn.Module:
     model = _headed(method, backbone, renderer, cfg.seed)
     if method.classifier_init == "label_words":
         model.start_from_words(renderer.answers)
+    elif (head := _saved_head(method, renderer)) is not None and backbone.device.type != "meta":
+        model.restore(head)
     return model
+
+
+def _saved_head(method: Method, renderer: Renderer) -> Path | None:
+    """The folder of the adapter to start from, where it has a classification head of these very classes."""
+    if method.adapter is None or method.adapter.init is None:
+        return None
+    folder = adapter_folders.read(method.adapter.init).folder
+    return folder if labels_of(folder) == renderer.labels.names else None
 
 
 def on_meta(cfg: RunConfig, renderer: Renderer) -> torch.nn.Module:

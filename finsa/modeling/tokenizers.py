@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from finsa import hub
 from finsa.config import ROOT, Model, locate
 from finsa.errors import ModelError
+from finsa.modeling import folders
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -96,15 +98,22 @@ def load_tokenizer(model: Model, local_only: bool = False) -> Any:
         has learnt nothing, and any ids below its vocabulary size do.
 
     Raises:
+        ConfigError: for a path that holds none.
         ModelError: where it cannot be had.
     """
+    folders.require_tokenizer(model)
     source, revision = source_of(model, model.tokenizer)
+    local = local_only or model.weights == "random"
+    refusal = None if local else hub.refusal(source)
     try:
-        return _tokenizer(source, revision, model.trust_remote_code, local_only or model.weights == "random")
+        if model.tokenizer is None:
+            folders.require_no_adapter(source, revision, local or refusal is not None)
+        with hub.cache_alone(refusal):
+            return _tokenizer(source, revision, model.trust_remote_code, local or refusal is not None)
     except (OSError, ValueError) as error:
         if model.weights == "random" and model.tokenizer is None and EMBEDDED_TOKENIZER.is_dir():
             return _tokenizer(str(EMBEDDED_TOKENIZER), None, False, True)
-        raise unavailable(model, source, "tokenizer", error) from None
+        raise unavailable(model, source, revision, "tokenizer", refusal or error) from None
 
 
 def peek(model: Model) -> Any:
@@ -122,6 +131,21 @@ def peek(model: Model) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def require_source(model: Model) -> None:
+    """Report a tokenizer that cannot be had before torch is imported: it is not here, and the hub does not answer.
+
+    Raises:
+        ModelError: then.
+    """
+    source, revision = source_of(model, model.tokenizer)
+    if model.weights == "random" or Path(source).is_absolute():
+        return
+    if not any(hub.cached(source, name, revision) for name in ("tokenizer.json", "tokenizer_config.json")):
+        refusal = hub.unreachable()
+        if refusal is not None:
+            raise unavailable(model, source, revision, "tokenizer", refusal)
 
 
 class Bare:
@@ -207,20 +231,23 @@ def _tokenizer(source: str, revision: str | None, trust: bool, local_only: bool)
 
 def source_of(model: Model, override: str | None = None) -> tuple[str, str | None]:
     """Where to load from: a folder, or a hub id with its revision."""
-    written = override or model.path
-    if written:
-        folder = locate(written)
-        return (str(folder), None) if folder.exists() or model.hub_id is None else (written, None)
+    if override is not None:
+        folder = locate(override)
+        return (str(folder) if folder.exists() else override), None
+    if model.path is not None:
+        return str(locate(model.path)), None
     return str(model.hub_id), model.revision
 
 
-def unavailable(model: Model, source: str, what: str, error: Exception) -> ModelError:
-    reason = str(error).splitlines()[0][:160] if Path(source).is_dir() or "/" not in source[:1] else "no such folder"
+def unavailable(model: Model, source: str, revision: str | None, what: str, error: Exception | str) -> ModelError:
+    """What to do about weights or a tokenizer that cannot be had."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:160].rstrip(".")
     if Path(source).is_absolute():
-        remedy = "Check model.path; the embedded one is rebuilt by: python run.py experiment=tiny_base output=data/tiny"
+        remedy = "Check the files of this folder, or copy them again"
     else:
-        remedy = (
-            f"With network: hf download {source} --revision {model.revision}. Without: model.path=<folder>, or "
-            "model.weights=random for a model that has learnt nothing"
-        )
+        given = f" --revision {revision}" if revision else ""
+        key = "model.path" if what == "weights" or model.tokenizer is None else "model.tokenizer"
+        remedy = f"With network: hf download {source}{given}. Without: {key}=<folder>"
+        if key == "model.path":
+            remedy += ", or model.weights=random for a model that has learnt nothing"
     return ModelError(f"model={model.name}: no {what} at {source} ({reason}). {remedy}")

@@ -18,6 +18,7 @@ FILES = sorted(file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml"
 GROUPED = [name for name in FILES if "/" in name]
 # What a choice cannot do without.
 NEEDS = {
+    "model/local.yaml": ["model.path=somewhere"],
     "stage/augment.yaml": ["output=somewhere"],
     "stage/export.yaml": ["run=somewhere", "format=onnx"],
     "stage/generate.yaml": ["data=generated", "output=somewhere"],
@@ -214,8 +215,11 @@ def test_aidf_prompt_is_the_published_one(config: Configure) -> None:
 
 @pytest.mark.parametrize("name", [name for name in GROUPED if name.startswith("model/")])
 def test_model_targets_and_architecture(config: Configure, name: str) -> None:
-    model = config(f"model={Path(name).stem}").model
+    model = config(f"model={Path(name).stem}", *NEEDS.get(name, [])).model
     targets = model.lora_targets
+    if targets is None:  # found in the model
+        assert (model.name, model.architecture) == ("local", None)
+        return
     assert set(targets.query_value) <= set(targets.attention) < set(targets.all)
     assert model.hub_id is None or re.fullmatch(r"[0-9a-f]{40}", model.revision), "a revision is a commit"
     assert not model.trust_remote_code, "code shipped with weights runs only where the user says so"

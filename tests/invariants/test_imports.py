@@ -21,7 +21,7 @@ LAYERS = [
     {"composition"},
     {"choices", "safety"},
     {"config"},
-    {"files", "locks", "pages", "quoting", "signals"},
+    {"files", "hub", "locks", "pages", "quoting", "signals"},
     {"errors"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -36,6 +36,8 @@ NO_TORCH = (
     "sweeps",
     "data",
     "training.schedule",
+    "hub",
+    "modeling.folders",
     "evaluation",
     "serving",
     "inference.answering",

@@ -12,7 +12,7 @@ from finsa.config import Adapter
 from finsa.errors import ConfigError, ModelError
 from finsa.modeling import adapters
 
-LORA = Adapter(variant="lora", rank=4, alpha=8, dropout=0.0, targets="query_value", lr_ratio=1.0)
+LORA = Adapter(variant="lora", rank=4, alpha=8, dropout=0.0, targets="query_value", lr_ratio=1.0, init=None)
 IDS = torch.arange(2, 40)[None]
 
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from models import small
 from safetensors.torch import load_file, save_file
 
 from finsa import composition
@@ -40,7 +43,7 @@ def composed(*overrides: str) -> RunConfig:
 
 
 def test_every_model_file_has_a_known_total() -> None:
-    assert set(composition.choices_of("model")) == set(TOTALS)
+    assert set(composition.choices_of("model")) - {"local"} == set(TOTALS)
 
 
 @pytest.mark.parametrize(("name", "total"), TOTALS.items())
@@ -111,10 +114,14 @@ def test_a_folder_that_is_overwritten_is_loaded_again(tmp_path: Path) -> None:
 def test_missing_weights_name_the_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     section = composed("model=tiny", f"model.path={tmp_path}/nowhere").model
-    with pytest.raises(ModelError, match=r"model=tiny: no weights at .*nowhere.*experiment=tiny_base"):
-        base.load_base(section, 0)
-    with pytest.raises(ModelError, match=r"no tokenizer at .*nowhere"):
-        tokenizers.load_tokenizer(section)
+    for load in (lambda: base.load_base(section, 0), lambda: tokenizers.load_tokenizer(section)):
+        with pytest.raises(ConfigError, match=r"model\.path: there is no file or folder .*/nowhere\. It has to hold"):
+            load()
+    embedded = section.model_copy(update={"path": "data/tiny"})
+    monkeypatch.setattr("finsa.config.ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="Rebuild the embedded base: python run.py experiment=tiny_base"):
+        base.load_base(embedded, 0)
 
 
 def test_auto_is_bfloat16_only_where_the_hardware_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,3 +136,120 @@ def test_auto_is_bfloat16_only_where_the_hardware_computes_in_it(monkeypatch: py
 def test_random_weights_without_their_tokenizer_take_the_embedded_one(tokenizer: Any) -> None:
     section = composed("model=qwen05b", "model.weights=random").model
     assert tokenizers.load_tokenizer(section).get_vocab() == tokenizer.get_vocab()
+
+
+# ------------------------------------------------------------------------------------------------ config.json
+
+
+def folder_of(path: Path, model_type: str = "llama", **changed: Any) -> Path:
+    """A folder with the ``config.json`` of a small model; no weights."""
+    small(model_type).config.save_pretrained(path)
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    return path
+
+
+@pytest.fixture
+def own_files(tmp_path: Path) -> Iterator[Path]:
+    """A folder as ``--config-dir`` adds it."""
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    composition.add_folder(tmp_path / "conf")
+    yield tmp_path / "conf"
+    composition.added.clear()
+    composition.choices_of.cache_clear()
+
+
+def test_a_file_with_name_and_path_alone_plans_what_config_json_says(own_files: Path, tmp_path: Path) -> None:
+    place = folder_of(tmp_path / "weights")
+    (own_files / "model" / "mine.yaml").write_text(f"name: mine\npath: {place}\n")
+    cfg = composed("model=mine", "method=lora_all")
+    assert (cfg.train.learning_rate, cfg.model.prompt, cfg.model.revision) == (1e-4, "plain", "main")
+    assert cfg.method.adapter is not None
+    planned = base.on_meta(cfg.model)
+    assert base.count_parameters(planned)[1] == base.count_parameters(small("llama"))[1]
+    attached = adapters.attach(planned, cfg.model, cfg.method.adapter, seed=0)
+    adapted = {name.rpartition(".")[2] for name in attached.targeted_module_names}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "found"),
+    [
+        ("qwen2", (["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"], 7)),
+        ("glm4", (["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"], 6)),
+        ("gpt_neox", (["query_key_value"], ["query_key_value", "dense"], 4)),
+    ],
+)
+def test_named_targets_are_found_in_a_model_whose_file_does_not_list_them(
+    model_type: str, found: tuple[list[str], list[str], int]
+) -> None:
+    values = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1}
+    values |= {"num_attention_heads": 4, "pad_token_id": 0, "eos_token_id": 1}
+    section = composed("model=local", "model.path=x").model.model_copy(
+        update={"architecture": {"model_type": model_type, **values}, "path": None, "hub_id": None, "weights": "random"}
+    )
+    method = composed().method.adapter
+    assert method is not None
+    sets = [
+        adapters.targets(base.on_meta(section), section, method.model_copy(update={"targets": name}))
+        for name in ("query_value", "attention", "all")
+    ]
+    assert (sets[0], sets[1], len(sets[2])) == found
+
+
+def test_a_file_that_describes_another_model_than_config_json_is_refused(tmp_path: Path) -> None:
+    place = folder_of(tmp_path, "qwen2")
+    with pytest.raises(ConfigError) as raised:
+        base.architecture(composed("model=tiny", f"model.path={place}").model)
+    assert str(raised.value) == (
+        f"model.architecture: model=tiny describes another model than {place}/config.json: vocab_size: 6144 (there 50)"
+        "; hidden_size: 256 (there 64); intermediate_size: 448 (there 96); num_hidden_layers: 4 (there 2); "
+        "max_position_embeddings: 1024 (there 32768); tie_word_embeddings: True (there False). To go by config.json: "
+        "model=local model.path=<folder>, or architecture: null in the model's file; or correct the values"
+    )
+    given = ("model=tiny", f"model.path={place}", "model.architecture=null")
+    assert base.architecture(composed(*given).model).hidden_size == 64
+    other = folder_of(tmp_path / "other", "llama")
+    with pytest.raises(ConfigError, match=r"config\.json: model_type: qwen2 \(there llama\)\. To go by"):
+        base.architecture(composed("model=tiny", f"model.path={other}").model)
+
+
+def test_a_file_may_state_what_config_json_states_in_an_older_way(tmp_path: Path) -> None:
+    """Llama's rope_theta was a key of its own before transformers 5; token ids are not part of an architecture."""
+    place = folder_of(tmp_path, "llama", rope_theta=500000.0, rope_parameters=None, eos_token_id=7)
+    block = {"model_type": "llama", "hidden_size": 64, "eos_token_id": 9}
+    block |= {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}, "use_sliding_window": None}
+    section = composed("model=local", f"model.path={place}").model
+    assert base.architecture(section.model_copy(update={"architecture": block})).rope_parameters["rope_theta"] == 5e5
+    block["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
+    with pytest.raises(ConfigError, match=r"rope_parameters: .*10000\.0\} \(there .*500000\.0\}\)"):
+        base.architecture(section.model_copy(update={"architecture": block}))
+
+
+def test_null_removes_a_key_that_another_family_had() -> None:
+    words = ("model.architecture.model_type=glm4", "model.architecture.use_sliding_window")
+    with pytest.raises(
+        ConfigError, match=r"use_sliding_window: unknown key\. .* is removed by use_sliding_window: null"
+    ):
+        base.architecture(composed("model=qwen05b", words[0]).model)
+    assert base.architecture(composed("model=qwen05b", words[0], f"{words[1]}=null").model).model_type == "glm4"
+
+
+def test_code_shipped_with_weights_is_planned_by_the_stand_in(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "baichuan", "hidden_size": 4096}')
+    section = composed("model=baichuan2_7b", f"model.path={tmp_path}").model
+    assert base.architecture(section).model_type == "llama"
+    with pytest.raises(ConfigError, match=r"model\.architecture: transformers has no architecture 'baichuan'"):
+        base.architecture(section.model_copy(update={"architecture": None}))
+
+
+def test_a_config_in_the_cache_of_the_hub_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = composed("model=qwen05b").model
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert base.architecture(section).hidden_size == 896  # nothing is there yet
+    with pytest.raises(ModelError, match=r"no config\.json at Qwen/Qwen2\.5-0\.5B \(HF_HUB_OFFLINE=1 forbids network"):
+        base.architecture(section.model_copy(update={"architecture": None}))
+    folder_of(tmp_path / "models--Qwen--Qwen2.5-0.5B" / "snapshots" / section.revision, "qwen2")
+    assert base.architecture(section.model_copy(update={"architecture": None})).hidden_size == 64
+    with pytest.raises(ConfigError, match=r"hidden_size: 896 \(there 64\)"):
+        base.architecture(section)

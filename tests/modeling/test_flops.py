@@ -39,7 +39,7 @@ def learner(kind: str, architecture: str = "qwen2", checkpointing: bool = False)
         return model.requires_grad_(True).train()
     values, choices = composition.compose_values(["model.weights=random"])
     section = composition.build(values, choices, []).model
-    chosen = Adapter(variant="lora", rank=4, alpha=8, dropout=0.0, targets=TARGETS[kind], lr_ratio=1.0)
+    chosen = Adapter(variant="lora", rank=4, alpha=8, dropout=0.0, targets=TARGETS[kind], lr_ratio=1.0, init=None)
     return adapters.attach(model.requires_grad_(False), section, chosen, seed=0).train()
 
 

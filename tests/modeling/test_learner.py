@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from models import small
+from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from finsa.config import RunConfig
 from finsa.data import table, task
+from finsa.errors import ConfigError, ModelError
 from finsa.inference.scoring import scorer
-from finsa.modeling import base, learner
+from finsa.modeling import adapter_folders, adapters, base, learner
 from finsa.training import fit, objective
 
 Configure = Callable[..., RunConfig]
@@ -172,3 +175,84 @@ def test_lora_plus_moves_b_faster(config: Configure, job: task.Task, tmp_path: P
     rate = cfg.train.learning_rate
     assert fast == pytest.approx([16 * rate] * len(fast), rel=0.02)
     assert max(slow) <= rate * 1.01
+
+
+# ------------------------------------------------------------------------------------------------ from a saved adapter
+
+STARTS = (
+    ("lora_response",),
+    ("dora",),
+    ("rslora",),
+    ("classifier",),
+    ("lora_response", "method.adapter.rank=16", "method.adapter.alpha=16", "method.adapter.dropout=0"),  # of pissa
+)
+
+
+@pytest.mark.parametrize("method", STARTS, ids=("lora", "dora", "rslora", "classifier", "pissa"))
+def test_training_starts_from_a_saved_adapter(
+    config: Configure, job: task.Task, tmp_path: Path, method: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    """At step 0 weights equal those saved, and label scores those of the saved adapter; then they move."""
+    first = (
+        config("method=pissa", *SHORT) if request.node.callspec.id == "pissa" else config(f"method={method[0]}", *SHORT)
+    )
+    texts, backbone = job.prompts("test")[:24], load(first)
+    learner.release(trained(first, job, backbone, tmp_path / "first"))
+    folder = learner.adapter_folder(first, tmp_path / "first")
+    restored = learner.restore(first, backbone, folder, job.renderer)
+    expected = scorer(restored, job.renderer, 4096).score(texts)
+    learner.release(restored)
+
+    cfg = config(f"method={method[0]}", *SHORT, *method[1:], f"method.adapter.init={folder}", "seed=7")
+    assert cfg.method.adapter is not None
+    assert list(adapter_folders.problems(cfg.model, cfg.method.adapter)) == []
+    model = learner.build(cfg, backbone, job.renderer)
+    peft_model = getattr(model, "backbone", model)
+    saved, state = load_file(folder / "adapter_model.safetensors"), get_peft_model_state_dict(peft_model)
+    assert saved.keys() == state.keys()
+    assert all(torch.equal(saved[name], state[name]) for name in saved)
+    learnt = {name for name, p in peft_model.named_parameters() if p.requires_grad}
+    assert learnt == {name for name, _ in peft_model.named_parameters() if "lora_" in name}
+    np.testing.assert_array_equal(scorer(model, job.renderer, 4096).score(texts), expected)
+    assert base.count_parameters(learner.on_meta(cfg, job.renderer)) == base.count_parameters(model)
+    learner.release(model)
+
+    learner.release(trained(cfg, job, backbone, tmp_path / "second"))
+    moved = load_file(learner.adapter_folder(cfg, tmp_path / "second") / "adapter_model.safetensors")
+    assert saved.keys() == moved.keys()
+    assert not torch.equal(
+        torch.cat([moved[name].flatten() for name in saved]), torch.cat([*map(torch.flatten, saved.values())])
+    )
+
+
+def test_a_stopped_fit_from_a_saved_adapter_goes_on_to_the_same_weights(
+    config: Configure, job: task.Task, tmp_path: Path
+) -> None:
+    first = config("method=lora_response", *SHORT)
+    learner.release(trained(first, job, load(first), tmp_path / "first"))
+    cfg = config(
+        "method=lora_response", *SHORT, f"method.adapter.init={learner.adapter_folder(first, tmp_path / 'first')}"
+    )
+
+    def weights(folder: str, **changed: Any) -> dict[str, torch.Tensor]:
+        learner.release(trained(cfg, job, load(cfg), tmp_path / folder, schedule="constant", **changed))
+        return load_file(learner.adapter_folder(cfg, tmp_path / folder) / "adapter_model.safetensors")
+
+    whole = weights("whole", f1=(0.1, 0.9))
+    cut = weights("cut", f1=(0.1,), max_steps=2)
+    resumed = weights("cut", f1=(0.9,))
+    assert not all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_an_adapter_of_another_base_is_refused(config: Configure, job: task.Task, tmp_path: Path) -> None:
+    cfg = config("method=lora_response", *SHORT)
+    learner.release(learner.build(cfg, load(cfg), job.renderer))
+    folder = tmp_path / "other"
+    attached = adapters.attach(small(), cfg.model, cfg.method.adapter, seed=1)  # type: ignore[arg-type]
+    adapters.save(attached, folder)
+    wanted = config("method=lora_response", f"method.adapter.init={folder}")
+    with pytest.raises(ModelError, match=rf"method\.adapter\.init: {folder} does not fit this base: .*size mismatch"):
+        learner.build(wanted, base.load_base(cfg.model, cfg.seed, keep=False), job.renderer)
+    with pytest.raises(ConfigError, match=r"variant=pissa takes its start out of the base"):
+        config("method=pissa", f"method.adapter.init={folder}")

@@ -16,7 +16,7 @@ from finsa.modeling import adapters
 from finsa.training import fit
 from finsa.training.watch import BEATS, HEARTBEAT
 
-LORA = Adapter(variant="lora", rank=4, alpha=8, dropout=0.1, targets=("q_proj", "v_proj"), lr_ratio=1.0)
+LORA = Adapter(variant="lora", rank=4, alpha=8, dropout=0.1, targets=("q_proj", "v_proj"), lr_ratio=1.0, init=None)
 
 
 class FakeTokenizer:
