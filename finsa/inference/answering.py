@@ -29,7 +29,7 @@ from finsa.data.texts import normalize
 from finsa.errors import ModelError, RunError
 from finsa.evaluation import metrics
 from finsa.inference import bundles
-from finsa.modeling import quantization, tokenizers
+from finsa.modeling import folders, quantization, tokenizers
 
 if TYPE_CHECKING:
     import torch
@@ -219,13 +219,29 @@ def read(folder: str) -> Record:
     """Read a run's or an export's folder; no weights are loaded.
 
     Raises:
-        RunError: for a folder that holds no finished training run.
+        RunError: for a folder that holds no finished training run, or whose base is gone.
     """
     path, cfg, facts = runs.read(folder)
     if facts.get("stage") in NO_LABELS:
         raise RunError(f"run: {path} is of stage={facts['stage']}; name the folder of a run that trained on labels")
     manifest = bundles.manifest(path)
+    _require_base(path, cfg, manifest)
     return Record(path, cfg, facts, _labels(path, cfg, facts), manifest)
+
+
+def _require_base(path: Path, cfg: RunConfig, manifest: dict[str, Any]) -> None:
+    """Check that the base is where it was when the run was made, as far as folders are concerned.
+
+    Raises:
+        RunError: where it is not.
+    """
+    if cfg.method.baseline is not None:
+        return
+    whole = (path / "model" / folders.CONFIG).is_file() or manifest.get("format", "adapter") != "adapter"
+    found = [] if whole else list(folders.weights_problems(cfg.model))
+    found += [] if manifest or found else list(folders.tokenizer_problems(cfg.model))
+    if found:
+        raise RunError(f"run: {path} needs the model that it was trained on. {found[0]}")
 
 
 def _labels(path: Path, cfg: RunConfig, facts: dict[str, Any]) -> LabelSpace:

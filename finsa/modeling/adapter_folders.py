@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finsa import choices, files
+from finsa import choices
 from finsa.config import Adapter, Model, locate
 from finsa.errors import ConfigError, Problem
 from finsa.modeling.weight_files import fault, listed, read_json, safetensors_header
@@ -43,11 +43,6 @@ class Saved:
     alpha: float
     targets: tuple[str, ...]
     base: str | None
-
-    def facts(self) -> dict[str, Any]:
-        """What the record of a run says about it."""
-        weights = next(self.folder / name for name in WEIGHTS if (self.folder / name).is_file())
-        return {"folder": str(self.folder), "sha256": files.digest(weights), "base": self.base}
 
 
 def read(written: str) -> Saved:

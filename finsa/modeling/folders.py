@@ -99,10 +99,10 @@ def require(jobs: Iterable[RunConfig]) -> None:
 
 def model_problems(model: Model) -> Iterator[Problem]:
     """Check ``model.path`` and ``model.tokenizer``."""
-    found = list(_weights_problems(model))
+    found = list(weights_problems(model))
     yield from found
     if model.tokenizer is not None or not found:  # one problem per key
-        yield from _tokenizer_problems(model)
+        yield from tokenizer_problems(model)
 
 
 def require_weights(model: Model) -> None:
@@ -111,7 +111,7 @@ def require_weights(model: Model) -> None:
     Raises:
         ConfigError: where it holds none, or not all of them.
     """
-    found = list(_weights_problems(model))
+    found = list(weights_problems(model))
     if found:
         raise ConfigError(found)
 
@@ -122,12 +122,13 @@ def require_tokenizer(model: Model) -> None:
     Raises:
         ConfigError: where it holds none.
     """
-    found = list(_tokenizer_problems(model))
+    found = list(tokenizer_problems(model))
     if found:
         raise ConfigError(found)
 
 
-def _weights_problems(model: Model) -> Iterator[Problem]:
+def weights_problems(model: Model) -> Iterator[Problem]:
+    """Check that ``model.path`` holds weights of a language model, all of them."""
     if model.weights == "pretrained" and model.path is not None:
         path = locate(model.path)
         text = _not_a_model(model, path) or _fault(path)
@@ -135,7 +136,8 @@ def _weights_problems(model: Model) -> Iterator[Problem]:
             yield Problem("model.path", text)
 
 
-def _tokenizer_problems(model: Model) -> Iterator[Problem]:
+def tokenizer_problems(model: Model) -> Iterator[Problem]:
+    """Check that there is a tokenizer in ``model.tokenizer``, or else in ``model.path``."""
     if model.tokenizer is not None:
         text = _not_a_tokenizer(model.tokenizer)
         if text is not None:

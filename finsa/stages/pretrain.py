@@ -16,7 +16,7 @@ from finsa.data import documents
 from finsa.data.rows import Row
 from finsa.errors import ConfigError, DataError, Problem
 from finsa.evaluation import outcome
-from finsa.modeling import adapter_folders, adapters, base, hardware, learner, tokenizers
+from finsa.modeling import adapters, base, hardware, learner, tokenizers
 from finsa.runs import Result, RunFolder
 from finsa.training import fit
 from finsa.training.collate import Collator
@@ -40,8 +40,6 @@ def run(cfg: RunConfig) -> Result:
     hardware.prepare(cfg.train)
     with runs.start(cfg) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
         model = _model(cfg)
-        if cfg.method.adapter is not None and cfg.method.adapter.init is not None:
-            folder.note(adapter_init=adapter_folders.read(cfg.method.adapter.init).facts())
         folder.write_json("ledger.json", found.ledger.as_dict({}))
         print(f"{len(found.learn):,} documents, {len(rows):,} blocks of {corpus.block} tokens", flush=True)
         print(f"read {found.ledger.read.total():,}: {found.ledger.told({})}")

@@ -11,7 +11,7 @@ from finsa.config import RunConfig, TrainStage
 from finsa.data import table, task
 from finsa.evaluation import outcome
 from finsa.inference.scoring import LabelScorer, scorer
-from finsa.modeling import adapter_folders, base, hardware, learner, quantization, tokenizers
+from finsa.modeling import base, hardware, learner, quantization, tokenizers
 from finsa.runs import Result, RunFolder
 from finsa.training import fit, objective, plan, results, schedule
 
@@ -79,8 +79,6 @@ def _learn(
     folder.note(trainable_parameters=trainable, total_parameters=total, device=hardware.describe(base.dtype(cfg.model)))
     if cfg.method.learn == "nothing":
         return model, None
-    if cfg.method.adapter is not None and cfg.method.adapter.init is not None:
-        folder.note(adapter_init=adapter_folders.read(cfg.method.adapter.init).facts())
 
     reader = scorer(model, job.renderer, cfg.train.score_tokens)
     held = job.prompts("validation")[: cfg.train.validation_rows]

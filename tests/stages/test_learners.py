@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from few import FEW
+from safetensors.torch import load_file, save_file
 
-from finsa import launch
-from finsa.config import RunConfig
+from finsa import launch, provenance, runs
+from finsa.config import ROOT, RunConfig
 from finsa.errors import ConfigError
 from finsa.runs import Result
 from finsa.stages import evaluate, train
@@ -56,3 +60,41 @@ def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused_before_weights(
         run(cfg)
         raise launch._raised.pop()
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_records_the_adapter_that_it_started_from_and_is_not_reused_for_another(
+    config: Compose, tmp_path: Path, trained: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = Path(shutil.copytree(trained("lora_response"), tmp_path / "start"))
+    file = start / "adapters" / "default" / "adapter_model.safetensors"
+    cfg = config("method=lora_response", f"method.adapter.init={start}", *SHORT, f"output_dir={tmp_path}/runs")
+    result = train.run(cfg)
+    assert result.run_dir is not None
+    facts = json.loads((result.run_dir / "run.json").read_text())
+    assert facts["base_weights"]["adapter"][file.name] == provenance.fingerprint(file)
+    assert runs.finished(cfg, facts["data_fingerprint"]) == result.run_dir
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+    assert runs.finished(cfg, facts["data_fingerprint"]) is None
+    assert f"{file.name} of the adapter: {facts['base_weights']['adapter'][file.name]}, now " in capsys.readouterr().out
+    shutil.rmtree(start)  # what was trained does not need it
+    evaluated = evaluate.run(
+        config("stage=evaluate", f"run={result.run_dir}", "tracking=none", f"output_dir={tmp_path}/e")
+    )
+    assert evaluated.metrics["test"]["macro_f1"] == result.metrics["test"]["macro_f1"]
+
+
+def test_a_run_whose_base_is_gone_is_refused_before_torch(
+    config: Compose, tmp_path: Path, trained: Callable[..., Path]
+) -> None:
+    run = Path(shutil.copytree(trained("lora_response"), tmp_path / "run"))
+    file = run / "config.yaml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("path: data/tiny", f"path: {tmp_path}/gone"), encoding="utf-8")
+    assert "gone" in file.read_text(encoding="utf-8")
+    code = f"import sys; from finsa.inference import answering\ntry: answering.read({str(run)!r})\n"
+    code += "except Exception as error: print(type(error).__name__, error, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        f"RunError run: {run} needs the model that it was trained on. model.path: there is no file or folder "
+        f"{tmp_path}/gone. It has to hold config.json, weights and a tokenizer False\n"
+    )
