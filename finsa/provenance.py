@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from finsa import files, processes
 from finsa.config import ROOT, Encoder, Model, RunConfig, locate
 from finsa.errors import RunError
+from finsa.modeling import adapter_folders
 
 WEIGHTS = ("adapters", "mixture", "model", "baseline")
 # Libraries that compute results; with other versions of them a run may come out otherwise.
@@ -117,6 +118,14 @@ def base_weights(cfg: RunConfig) -> dict[str, dict[str, str]]:
 def files_of(source: Model | Encoder) -> dict[str, str]:
     """Fingerprints of the files of a model with pretrained weights."""
     return _source(source.path, source.hub_id, source.revision)
+
+
+def adapter_weights(cfg: RunConfig) -> dict[str, dict[str, str]]:
+    """The same of the saved adapter that training starts from; once it is trained, a run no longer needs it."""
+    adapter = cfg.method.adapter
+    if adapter is None or adapter.init is None:
+        return {}
+    return {"adapter": model_files(adapter_folders.read(adapter.init).folder)}
 
 
 def _source(path: str | None, hub_id: str | None, revision: str) -> dict[str, str]:

@@ -26,7 +26,6 @@ from finsa import composition, locks, older, processes, provenance, safety
 from finsa.config import MoeJointStage, RunConfig, locate
 from finsa.errors import Pruned, RunError, Stopped, suggest
 from finsa.folder import RunFolder as RunFolder
-from finsa.modeling import adapter_folders
 
 JOB = "job.json"  # what a sweep notes about each of its jobs
 NAMED = ("latest", "default")  # runs that stage=serve finds itself
@@ -210,10 +209,7 @@ def starting_weights(cfg: RunConfig) -> dict[str, dict[str, str]]:
         return {**provenance.base_weights(known), "run": facts.get("weights") or provenance.model_files(path)}
     named = cfg.stage.experts or {} if isinstance(cfg.stage, MoeJointStage) else {}
     experts = {f"expert {name}": read(place)[2].get("weights") or {} for name, place in named.items() if place}
-    adapter, start = cfg.method.adapter, dict[str, dict[str, str]]()
-    if adapter is not None and adapter.init is not None:
-        start["adapter"] = provenance.model_files(adapter_folders.read(adapter.init).folder)
-    return {**provenance.base_weights(cfg), **start, **experts}
+    return {**provenance.base_weights(cfg), **provenance.adapter_weights(cfg), **experts}
 
 
 def other_weights(facts: dict[str, Any], now: dict[str, dict[str, str]]) -> list[str]:
