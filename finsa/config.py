@@ -7,6 +7,7 @@ reported at once.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import string
@@ -442,6 +443,43 @@ class Split(Section):
     seed: NonNegativeInt
 
 
+class Csv(Section):
+    """How the user's files are written; null: detected where that is certain.
+
+    Args:
+        delimiter: between the fields of CSV and TSV files: a character, or comma, semicolon, tab, pipe.
+        encoding: of CSV, TSV, JSON and text files, by Python's names, such as gb18030, big5, cp1252.
+        header: of CSV, TSV and xlsx files: true: the first row; false: none, and the columns are called column 1,
+            column 2 and so on; a number: that line; a list: none, and these are the names.
+        quotes: whether double quotes enclose fields (true) or are text (false).
+    """
+
+    delimiter: Annotated[str, Field(min_length=1)] | None
+    encoding: str | None
+    header: bool | PositiveInt | Annotated[tuple[str, ...], Field(min_length=1)] | None
+    quotes: bool | None
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, delimiter: str | None) -> str | None:
+        delimiter = "\t" if delimiter == "\\t" else delimiter
+        words = ("comma", "semicolon", "tab", "pipe")
+        if delimiter is not None and delimiter not in words and (len(delimiter) != 1 or delimiter in '"\r\n'):
+            raise ValueError(f"needs one character, or {', '.join(words)}")
+        return delimiter
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, encoding: str | None) -> str | None:
+        try:
+            known = encoding is None or codecs.lookup(encoding)._is_text_encoding
+        except LookupError:
+            known = False
+        if not known:
+            raise ValueError(f"there is no encoding '{encoding}'; such as utf-8, utf-16, gb18030, big5, cp1252")
+        return encoding
+
+
 class Hub(Section):
     """A set of the datasets hub, or a local folder that the datasets library reads.
 
@@ -551,6 +589,7 @@ class Data(Section):
     name: Name
     source: Literal["table", "alpaca", "messages", "articles", "hub", "mixture"]
     files: Files | dict[Literal["train", "validation", "test"], Files] | None
+    csv: Csv
     hub: Hub | None
     articles: Articles | None
     parts: dict[Name, Data] | None

@@ -33,7 +33,7 @@ def collect(data: Data) -> Rows:
     if not data.labels:
         raise DataError("data.labels: source=articles needs the classes in the order in which ties of the vote go")
     spec, (news_file, labels_file) = data.articles, article_files(data)
-    (articles, notes), (records, said) = _load(news_file, spec), _load(labels_file, spec)
+    (articles, notes), (records, said) = (_load(file, spec, data.csv.encoding) for file in (news_file, labels_file))
     _check_fields(articles, spec, news_file)
     votes, mended = _valid(_sentiments(records, spec, labels_file), data)
     rows = [_row(article, line, votes, spec, tuple(data.labels)) for line, article in enumerate(articles, 1)]
@@ -44,9 +44,9 @@ def collect(data: Data) -> Rows:
     return Rows(frame, set(), [*notes, *said, *mended, *lost])
 
 
-def _load(file: Path, spec: Articles) -> tuple[list[Any], list[str]]:
+def _load(file: Path, spec: Articles, codec: str | None) -> tuple[list[Any], list[str]]:
     """Records of a file: a list, a list below some key, or {id: record}, whose id becomes a field like the others."""
-    content, notes = load_json(file)
+    content, notes = load_json(file, codec)
     if isinstance(content, Doubled):
         raise DataError(f"data.files: {file} holds a key that stands twice, so that one of its records would be lost")
     if isinstance(content, dict):

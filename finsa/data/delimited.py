@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 csv.field_size_limit(2**31 - 1)
 Record = tuple[list[Any], int, str | None]  # values, line, what is wrong with it
@@ -19,7 +19,7 @@ class _Lines:
         most: characters of a record; None: as many as it takes.
     """
 
-    def __init__(self, stream: TextIO, most: int | None = None) -> None:
+    def __init__(self, stream: Iterator[str], most: int | None = None) -> None:
         self._stream, self._again, self._most = stream, deque[str](), most
         self._taken: list[str] = []
         self._characters = 0
@@ -48,16 +48,19 @@ class _Lines:
         self._characters = 0
 
 
-def records(stream: TextIO, delimiter: str, most: int | None = None) -> Iterator[Record]:
+def records(stream: Iterator[str], delimiter: str, most: int | None = None, quoted: bool = True) -> Iterator[Record]:
     """Records of a CSV file with the line each begins at; an unreadable one has no values but a reason.
 
     Args:
-        stream: of text.
+        stream: lines of text.
         delimiter: between the fields.
         most: characters of a record of several lines, where memory has to be bounded.
+        quoted: whether double quotes enclose fields; otherwise they are text.
     """
     lines = _Lines(stream, most)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    reader = csv.reader(
+        lines, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    )
     while True:
         try:
             values = next(reader)

@@ -70,7 +70,7 @@ def _read(data: Data, corpus: Corpus, heldout: float) -> Documents:
     found = discovery.find(data.model_copy(update={"files": corpus.files}))
     parts, notes = [], found.notes
     for file, split in found.splits.items():
-        raw = readers.read(file)
+        raw = readers.read(file, data.csv, lambda columns: corpus.column in columns)
         notes += raw.notes
         place = pl.lit(str(file)).alias("file"), pl.lit(split, dtype=pl.String).alias("split")
         parts.append(raw.frame.select(_text(raw.frame, file, corpus.column), FATE).with_columns(*place))

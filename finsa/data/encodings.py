@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import re
 from pathlib import Path
 from typing import TextIO
+
+from finsa.errors import DataError
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8",
@@ -15,16 +18,26 @@ _MARKS = {
     b"\x84\x31\x95\x33": "gb18030",
 }
 _BLOCK = 1 << 20
-_SAMPLE = 20_000  # characters beyond ASCII that decide whether a file is Chinese
+_SAMPLE = 20_000  # characters beyond ASCII that decide
+# What Western European text has besides letters; within a word only an apostrophe.
+_WESTERN = frozenset("€‚„…‘’“”•–—™¡£©«®°±·»¿§½¼¾²³\xa0×ºª\xad")
+_LOST = "rows with damaged characters are left out"
 
 
-def open_text(file: Path) -> tuple[TextIO, list[str]]:
+def open_text(file: Path, codec: str | None = None) -> tuple[TextIO, list[str]]:
     """Open a file as text, behind its byte order mark; line ends stay as they are.
 
+    Args:
+        file: any text file.
+        codec: how it is encoded; None: detected.
+
     Returns:
-        The stream, in which bytes that cannot be decoded are U+FFFD; and a note where it is not plain UTF-8.
+        The stream, in which bytes that cannot be decoded are U+FFFD; and a note where UTF-8 was not what was detected.
+
+    Raises:
+        DataError: where the encoding cannot be detected.
     """
-    codec, note = encoding(file)
+    codec, note = (codec, None) if codec is not None else encoding(file)
     stream = file.open(encoding=codec, errors="replace", newline="")
     if stream.read(1) != "\ufeff":
         stream.seek(0)
@@ -32,25 +45,90 @@ def open_text(file: Path) -> tuple[TextIO, list[str]]:
 
 
 def encoding(file: Path) -> tuple[str, str | None]:
-    """Detect the encoding: the byte order mark, else strict UTF-8, else GB18030 (holds GBK) where that gives Chinese.
+    """Detect the encoding: by the byte order mark, or UTF-16, UTF-8, GB18030 (a superset of GBK), Big5 or cp1252.
 
     Returns:
         The codec, and a note where it is not plain UTF-8.
+
+    Raises:
+        DataError: where it is none of these for certain.
     """
     with file.open("rb") as stream:
-        start = stream.read(4)
+        start = stream.read(1 << 16)
     for mark, codec in _MARKS.items():
         if start.startswith(mark):
             return codec, f"{file.name}: begins with a byte order mark, read as {codec.upper()}"
+    wide = _utf16(start)
+    if wide:
+        return wide, f"{file.name}: has zero bytes at every other place, read as {wide.upper()}"
     bad = _first_bad_byte(file, "utf-8")
     if bad is None:
         return "utf-8", None
-    lost = "rows with damaged characters are left out"
-    if not _is_chinese(file):
-        return "utf-8", f"{file.name}: is neither UTF-8 nor GB18030 (byte {bad:,}); {lost}"
-    worse = _first_bad_byte(file, "gb18030")
-    also = "" if worse is None else f", and damaged (byte {worse:,}); {lost}"
-    return "gb18030", f"{file.name}: is not UTF-8 (byte {bad:,}), read as GB18030{also}"
+    as_utf8 = _beyond_ascii(file, "utf-8")
+    if as_utf8.count("\ufffd") <= 0.5 * len(as_utf8) or file.stat().st_size - bad < 4:
+        return "utf-8", f"{file.name}: is damaged UTF-8 (byte {bad:,}); {_LOST}"
+    found = _national(file)
+    if found is None:
+        raise DataError(
+            f"data.files: {file} is not UTF-8 (byte {bad:,}), and whether GB18030, Big5 or cp1252 is not certain. Set "
+            "data.csv.encoding to what it is, such as gb18030, big5, cp1252, cp1251 or shift_jis"
+        )
+    worse = _first_bad_byte(file, found)
+    also = "" if worse is None else f", and damaged (byte {worse:,}); {_LOST}"
+    return found, f"{file.name}: is not UTF-8 (byte {bad:,}), read as {_NAMES[found]}{also}"
+
+
+_NAMES = {"gb18030": "GB18030", "big5hkscs": "Big5", "cp1252": "cp1252 (Western European)"}
+
+
+def _utf16(start: bytes) -> str | None:
+    """UTF-16 without a mark: zero bytes, from characters below 256, all at odd places or all at even ones."""
+    zeros = [start[0::2].count(0), start[1::2].count(0)]
+    if min(zeros) > 0 or max(zeros) < 4:
+        return None
+    codec = "utf-16-le" if zeros[1] else "utf-16-be"
+    text = start[: len(start) // 2 * 2].decode(codec, "replace")
+    return codec if "\n" in text and text.count("\ufffd") <= 1 else None
+
+
+def _national(file: Path) -> str | None:
+    """What a file that is not UTF-8 is encoded in; None where that is not certain.
+
+    Bytes of Chinese text in the wrong encoding give rare characters, and so does Western text, whose bytes beyond ASCII
+    stand alone between letters.
+    """
+    shares = {codec: _common(file, codec, leads) for codec, leads in _COMMON.items()}
+    best, other = sorted(shares, key=lambda codec: -shares[codec])
+    if shares[best] > 0.65 and shares[best] > shares[other] + 0.2:
+        return best
+    return "cp1252" if _is_western(file) else None
+
+
+# Lead bytes of punctuation and of the common characters (level 1) of each encoding.
+_COMMON = {
+    "gb18030": frozenset((0xA1, 0xA3, *range(0xB0, 0xD8))),
+    "big5hkscs": frozenset((0xA1, 0xA2, *range(0xA4, 0xC7))),
+}
+
+
+def _common(file: Path, codec: str, leads: frozenset[int]) -> float:
+    """Share of a file's characters beyond ASCII that are common in an encoding; its first 20,000 decide."""
+    text = _beyond_ascii(file, codec)
+    coded = [sign.encode(codec, "ignore") for sign in text]
+    return sum(len(sign) == 2 and sign[0] in leads for sign in coded) / max(1, len(text))
+
+
+def _is_western(file: Path) -> bool:
+    with file.open("rb") as stream:
+        content = stream.read(_BLOCK)
+    text = content.decode("cp1252", "replace")
+    runs = re.findall(r"[^\x00-\x7f]+", text)
+    signs = "".join(runs)
+    if not all(sign.isalpha() or sign in _WESTERN for sign in signs):
+        return False
+    within = re.findall(r"(?<=[a-z])[^\x00-\x7f](?=[a-z])", text)
+    odd = [sign for sign in within if not (sign.isalpha() or sign in "’·\xad")]
+    return not odd and sum(len(run) < 3 for run in runs) >= 0.9 * len(runs) and len(signs) < 0.2 * len(text)
 
 
 def _first_bad_byte(file: Path, codec: str) -> int | None:
@@ -66,18 +144,6 @@ def _first_bad_byte(file: Path, codec: str) -> int | None:
             at += len(block)
     begun = len(decoder.getstate()[0])
     return at - begun if begun else None
-
-
-def _is_chinese(file: Path) -> bool:
-    """Whether a file that is not UTF-8 is Chinese in GB18030, which decodes almost anything, but to rare characters.
-
-    Damaged UTF-8 is told by its many whole characters, Western text by the few common ones that GB18030 gives.
-    """
-    as_utf8 = _beyond_ascii(file, "utf-8")
-    if as_utf8.count("\ufffd") <= 0.5 * len(as_utf8):
-        return False
-    as_gb18030 = _beyond_ascii(file, "gb18030")
-    return len(as_gb18030.encode("gb2312", "ignore")) / 2 > 0.6 * len(as_gb18030)
 
 
 def _beyond_ascii(file: Path, codec: str) -> str:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 import polars as pl
 
-from finsa.data.delimited import Record, records
+from finsa.config import Csv
+from finsa.data.delimited import Record
+from finsa.data.dialects import HEADER_ROWS, Fits, header_of, header_row, open_sheet
 from finsa.data.encodings import open_text
 from finsa.errors import DataError
 
@@ -47,8 +50,16 @@ class Raw:
         return [name for name in self.frame.columns if name not in (LINE, FATE)]
 
 
-def read(file: Path) -> Raw:
+PLAIN = Csv(delimiter=None, encoding=None, header=None, quotes=None)
+
+
+def read(file: Path, csv: Csv = PLAIN, fits: Fits | None = None) -> Raw:
     """Read a file by its ending.
+
+    Args:
+        file: the file.
+        csv: how it is written, where that is configured.
+        fits: tells by names of columns whether they are the header that is looked for; None: any are.
 
     Raises:
         DataError: for an unknown format, an empty file, or one that cannot be read at all.
@@ -58,7 +69,7 @@ def read(file: Path) -> Raw:
     try:
         if file.stat().st_size == 0:
             raise DataError(f"data.files: {file} is empty")
-        raw = READERS[file.suffix.lower()](file)
+        raw = READERS[file.suffix.lower()](file, csv, fits or bool)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
         raise DataError(f"data.files: {file} cannot be read: {first_line(error)}") from None
     if not raw.columns():
@@ -75,24 +86,12 @@ def first_line(error: BaseException) -> str:
 # ------------------------------------------------------------------------------------------------ CSV and TSV
 
 
-def _csv(file: Path, delimiter: str = ",") -> Raw:
-    stream, notes = open_text(file)
+def _csv(file: Path, csv: Csv, fits: Fits, delimiter: str = ",") -> Raw:
+    stream, notes = open_text(file, csv.encoding)
     with stream:
-        rows = records(stream, delimiter)
-        first, line, fate = next(rows, ([], 1, "no line"))
-        if fate is not None:
-            raise DataError(f"data.files: {file} has no header in line {line} ({fate})")
-        header = header_of(first, file)
-        return Raw(_frame(header, (_fitted(record, len(header)) for record in rows)), notes)
-
-
-def header_of(names: list[Any], file: Path | str) -> list[str]:
-    """Column names without white space around; a column without a name is called by its place."""
-    header = [str(name or "").strip() or f"column {number}" for number, name in enumerate(names, 1)]
-    doubled = sorted({name for name in header if header.count(name) > 1})
-    if doubled:
-        raise DataError(f"data.files: {file} has the column '{doubled[0]}' more than once; rename one of them")
-    return header
+        sheet = open_sheet(stream, delimiter, csv, fits, file.name)
+        header = sheet.header
+        return Raw(_frame(header, (_fitted(record, len(header)) for record in sheet.rows)), notes + sheet.notes)
 
 
 def _fitted(record: Record, width: int) -> Record:
@@ -131,8 +130,8 @@ def _is_doubled(value: Any) -> bool:
     return isinstance(value, Doubled) or (isinstance(value, list) and any(map(_is_doubled, value)))
 
 
-def _jsonl(file: Path) -> Raw:
-    stream, notes = open_text(file)
+def _jsonl(file: Path, csv: Csv, _: Fits) -> Raw:
+    stream, notes = open_text(file, csv.encoding)
     with stream:
         return _objects(json_lines(stream), notes)
 
@@ -147,8 +146,12 @@ def json_lines(stream: TextIO) -> Iterator[Found]:
                 yield None, number, "unreadable: broken JSON"
 
 
-def load_json(file: Path) -> tuple[Any, list[str]]:
+def load_json(file: Path, codec: str | None = None) -> tuple[Any, list[str]]:
     """Parse a JSON file.
+
+    Args:
+        file: the file.
+        codec: how it is encoded; None: detected.
 
     Returns:
         The content, in which objects with a doubled key are `Doubled`; and notes about the encoding.
@@ -156,7 +159,7 @@ def load_json(file: Path) -> tuple[Any, list[str]]:
     Raises:
         DataError: where it is not one JSON value.
     """
-    stream, notes = open_text(file)
+    stream, notes = open_text(file, codec)
     with stream:
         try:
             return json.load(stream, object_pairs_hook=_object), notes
@@ -168,13 +171,17 @@ def load_json(file: Path) -> tuple[Any, list[str]]:
             raise DataError(f"data.files: {file} cannot be read: {first_line(error)}{hint}") from None
 
 
-def _json(file: Path) -> Raw:
-    rows, notes = json_rows(file)
+def _json(file: Path, csv: Csv, _: Fits) -> Raw:
+    rows, notes = json_rows(file, csv.encoding)
     return _objects(((record, number, None) for number, record in enumerate(rows, 1)), notes)
 
 
-def json_rows(file: Path) -> tuple[list[Any], list[str]]:
+def json_rows(file: Path, codec: str | None = None) -> tuple[list[Any], list[str]]:
     """Parse a JSON file that holds a list of rows.
+
+    Args:
+        file: the file.
+        codec: how it is encoded; None: detected.
 
     Returns:
         The rows, and notes about the encoding.
@@ -182,7 +189,7 @@ def json_rows(file: Path) -> tuple[list[Any], list[str]]:
     Raises:
         DataError: where it holds something else.
     """
-    content, notes = load_json(file)
+    content, notes = load_json(file, codec)
     if isinstance(content, dict):  # {"data": [...]} as some exports have it
         lists = [value for value in content.values() if isinstance(value, list)]
         content = lists[0] if len(lists) == 1 and not isinstance(content, Doubled) else None
@@ -264,7 +271,7 @@ def ipc(file: Path) -> pl.DataFrame:
         return pl.read_ipc_stream(file)  # the form of datasets' save_to_disk
 
 
-def _excel(file: Path) -> Raw:
+def _excel(file: Path, csv: Csv, fits: Fits) -> Raw:
     try:
         from openpyxl import load_workbook  # type: ignore[import-untyped]
     except ImportError:
@@ -275,23 +282,33 @@ def _excel(file: Path) -> Raw:
     except Exception as error:  # a damaged workbook fails in any of openpyxl's ways
         raise DataError(f"data.files: {file} cannot be read: {first_line(error)}") from None
     others = f"{file.name}: has {len(sheets)} sheets; only the first, '{sheets[0].title}', is read"
-    filled = ((list(row), line) for line, row in enumerate(rows, 1) if any(cell is not None for cell in row))
-    header = header_of(next(filled, ([], 1))[0], file)
+    notes = [others] if len(sheets) > 1 else []
+    at = csv.header if type(csv.header) is int else 1
+    if csv.header is None:
+        at = header_row(rows[:HEADER_ROWS], fits)
+        notes += [f"{file.name}: the header is row {at}"] * (at > 1)
+    filled = [(list(row), line) for line, row in enumerate(rows, 1) if line >= at and any(c is not None for c in row)]
+    if isinstance(csv.header, tuple):
+        header = header_of([*csv.header, *[None] * (sheets[0].max_column - len(csv.header))], file)
+    elif csv.header is False:
+        header = header_of([None] * sheets[0].max_column, file)
+    else:
+        header, filled = header_of(filled[0][0] if filled else [], file), filled[1:]
     cells: Iterator[Record] = ((list(map(_cell, row)), line, None) for row, line in filled)
-    return Raw(_frame(header, cells), [others] if len(sheets) > 1 else [])
+    return Raw(_frame(header, cells), notes)
 
 
 def _cell(value: Any) -> str | None:
     return as_text(value if isinstance(value, bool | int | float | None) else str(value))
 
 
-READERS: dict[str, Callable[[Path], Raw]] = {
+READERS: dict[str, Callable[[Path, Csv, Fits], Raw]] = {
     ".csv": _csv,
-    ".tsv": lambda file: _csv(file, "\t"),
+    ".tsv": partial(_csv, delimiter="\t"),
     ".jsonl": _jsonl,
     ".json": _json,
-    ".parquet": lambda file: columnar(pl.read_parquet(file)),
-    ".arrow": lambda file: columnar(ipc(file)),
-    ".feather": lambda file: columnar(ipc(file)),
+    ".parquet": lambda file, _, __: columnar(pl.read_parquet(file)),
+    ".arrow": lambda file, _, __: columnar(ipc(file)),
+    ".feather": lambda file, _, __: columnar(ipc(file)),
     ".xlsx": _excel,
 }

@@ -51,6 +51,15 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
     return shaped.select("id", "text", "label", "domain", "parent", "group", LINE, FATE, FIXED)
 
 
+def has_text(data: Data, columns: list[str]) -> bool:
+    """Whether columns of these names hold what a data set reads its texts from."""
+    if data.source == "alpaca":
+        return set(conversations.INSTRUCTION) <= set(columns)
+    if data.source == "messages":
+        return conversations.chat_column(data, columns) is not None
+    return data.columns.text in columns
+
+
 def _spelt(labels: pl.Series, names: tuple[str, ...], raw: Raw, place: str) -> pl.Series:
     mended, notes = cleaning.spelt(labels, tuple(dict.fromkeys(names)))
     raw.notes += [f"{Path(place).name}: {note}" for note in notes]
@@ -151,8 +160,22 @@ def _missing(raw: Raw, place: str, wanted: str, name: str) -> DataError:
     hint = f"Did you mean data.columns.{name}={near}?" if near else f"Set data.columns.{name}=<column>."
     if name in ("text", "label"):
         hint = _other_form(raw).removeprefix(". ") or hint
+    hint = _no_header(raw, place) or hint
     has = ", ".join(raw.columns())
     return DataError(f"data.columns.{name}: {place} has no column '{wanted}'; it has {has}. {hint}")
+
+
+def _no_header(raw: Raw, place: str) -> str | None:
+    """What to set where the first row of a file looks like the others: it is long, or repeated below."""
+    names, frame = raw.columns(), raw.frame
+    alike = [name for name in names if len(name) > 40 or (frame[name] == name).sum() > 0]
+    if Path(place).suffix.lower() not in (".csv", ".tsv", ".xlsx") or len(names) < 2 or not alike or not frame.height:
+        return None
+    label = min(names, key=lambda name: frame[name].n_unique())
+    text = max(names, key=lambda name: float(frame[name].str.len_chars().mean() or 0))  # type: ignore[arg-type]
+    called = {text: "text", label: "label"}
+    guess = ",".join(called.get(name, f"column_{number}") for number, name in enumerate(names, 1))
+    return f'Where its first row is no header, name the columns: "data.csv.header=[{guess}]"'
 
 
 def _optional(raw: Raw, place: str, columns: Columns, name: str) -> pl.Expr:

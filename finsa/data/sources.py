@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from finsa.data import cleaning
 from finsa.data.discovery import find_files, origin
 from finsa.data.readers import FATE, LINE, columnar, first_line
 from finsa.data.readers import read as read_raw
-from finsa.data.shapes import FIXED, shape
+from finsa.data.shapes import FIXED, has_text, shape
 from finsa.errors import DataError
 from finsa.hub import cache_alone, refusal
 
@@ -111,7 +112,7 @@ def collect(data: Data, files: dict[Path, str | None]) -> Rows:
     """
     parts, notes, used = [], list[str](), set[str]()
     for file, split in files.items():
-        raw = read_raw(file)
+        raw = read_raw(file, data.csv, partial(has_text, data))
         parts.append(_placed(shape(raw, data, str(file), file.stem), split, str(file)))
         notes += raw.notes
         used |= raw.mapped

@@ -18,8 +18,9 @@ import polars as pl
 
 from finsa.config import locate
 from finsa.data.delimited import records
+from finsa.data.dialects import header_of
 from finsa.data.encodings import open_text
-from finsa.data.readers import LINE, Doubled, first_line, header_of, ipc, json_lines, json_rows, read
+from finsa.data.readers import LINE, Doubled, first_line, ipc, json_lines, json_rows, read
 from finsa.data.reading import Reading
 from finsa.errors import DataError, suggest
 

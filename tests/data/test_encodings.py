@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finsa.data.encodings import encoding, open_text
+from finsa.errors import DataError
 
 NEWS = "text,label\n净利润同比增长12.5%，股价大涨。,利好\n公司被立案调查，股价跌停。,利空\n"
 LIGHT = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -68,14 +69,56 @@ def test_damaged_utf8_is_not_taken_for_another_encoding(tmp_path: Path) -> None:
     text, notes = _read(_file(tmp_path, content))
     assert text == NEWS.replace("大", "\ufffd")
     bad = content.index("大".encode()[:2])
-    assert notes == [f"news.csv: is neither UTF-8 nor GB18030 (byte {bad}); rows with damaged characters are left out"]
+    assert notes == [f"news.csv: is damaged UTF-8 (byte {bad}); rows with damaged characters are left out"]
 
 
 def test_western_text_is_not_taken_for_chinese(tmp_path: Path) -> None:
     """A curly apostrophe of Windows and the letter behind it are a valid, rare character of GB18030."""
     text, notes = _read(_file(tmp_path, "Company didn’t pay".encode("cp1252")))
-    assert text == "Company didn\ufffdt pay"
-    assert "neither UTF-8 nor GB18030" in notes[0]
+    assert text == "Company didn’t pay"
+    assert notes == ["news.csv: is not UTF-8 (byte 12), read as cp1252 (Western European)"]
+
+
+TRADITIONAL = (
+    "text,label\n公司公告稱，實際控制人被立案調查，股價跌停,利空\n上半年淨利潤同比增長三成，超出市場預期,利好\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "codec", "named"),
+    [
+        (TRADITIONAL, "big5", "Big5"),
+        (TRADITIONAL, "gbk", "GB18030"),
+        ("Café chain, Orléans: “übertrifft” – €5\n", "cp1252", "cp1252 (Western European)"),
+        ("El año pasado ¿qué pasó? La acción subió\n", "latin-1", "cp1252 (Western European)"),
+    ],
+)
+def test_encodings_that_are_certain(tmp_path: Path, text: str, codec: str, named: str) -> None:
+    content = text.encode(codec)
+    first = next(at for at, byte in enumerate(content) if byte > 127)
+    assert _read(_file(tmp_path, content)) == (text, [f"news.csv: is not UTF-8 (byte {first}), read as {named}"])
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark(tmp_path: Path, codec: str) -> None:
+    assert _read(_file(tmp_path, NEWS.encode(codec)))[0] == NEWS
+
+
+@pytest.mark.parametrize(
+    ("text", "codec"),
+    [
+        ("Прибыль компании выросла, цена упала\n", "cp1251"),
+        ("Spółka złożyła wniosek o upadłość, zysk wzrósł\n", "cp1250"),
+        ("株価は大幅に上昇した。決算は予想を上回った\n", "shift_jis"),
+    ],
+)
+def test_encoding_that_is_not_certain_is_asked_for_and_then_read(tmp_path: Path, text: str, codec: str) -> None:
+    file = _file(tmp_path, text.encode(codec))
+    with pytest.raises(DataError, match=r"news\.csv is not UTF-8 .* Set data\.csv\.encoding to what it is, such as"):
+        open_text(file)
+    stream, notes = open_text(file, codec)
+    with stream:
+        assert (stream.read(), notes) == (text, [])
 
 
 def test_damaged_gb18030_is_read_and_said(tmp_path: Path) -> None:
