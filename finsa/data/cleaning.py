@@ -14,7 +14,8 @@ from finsa.data.texts import WHITE_SPACE
 from finsa.errors import DataError, nearest, suggest
 
 OPEN = pl.col(FATE).is_null()
-MOST_LABELS = 50
+MANY_LABELS = 50  # from which found labels need rows enough to be one
+ROWS_PER_LABEL = 4
 NEWLINE = "\n"
 
 
@@ -100,16 +101,18 @@ def label_space(frame: pl.DataFrame, data: Data, least: int = 2) -> LabelSpace:
             f"data.labels: at least two labels are needed, found {list(labels.names)} in data={data.name}. "
             f"Name another column by data.columns.label, or list data.labels; dropped rows: {lost or 'none'}"
         )
-    return _checked(labels, data)
-
-
-def _checked(labels: LabelSpace, data: Data) -> LabelSpace:
-    if len(labels) > MOST_LABELS:
-        raise DataError(
-            f"data.columns.label: column '{data.columns.label}' has {len(labels)} distinct values, such as "
-            f"{list(labels.names[:3])}; that is no label column. Name another, or list data.labels"
-        )
+    if data.labels is None:
+        _require_label_column(labels.names, rows.height, data)
     return labels
+
+
+def _require_label_column(found: Sequence[str], rows: int, data: Data) -> None:
+    """Refuse many labels that were found and not listed, unless most of them occur several times, as 77 intents do."""
+    if len(found) > MANY_LABELS and rows < ROWS_PER_LABEL * len(found):
+        raise DataError(
+            f"data.columns.label: column '{data.columns.label}' has {len(found)} distinct values in {rows:,} rows, "
+            f"such as {list(found[:3])}; that is no label column. Name another, or list data.labels"
+        )
 
 
 def widened(frame: pl.DataFrame, labels: LabelSpace, data: Data) -> LabelSpace:
@@ -118,7 +121,8 @@ def widened(frame: pl.DataFrame, labels: LabelSpace, data: Data) -> LabelSpace:
         return labels
     found = frame.filter(OPEN)["label"].unique().sort().to_list()
     strangers = tuple(label for label in found if label not in labels.names)
-    return _checked(LabelSpace(labels.names + strangers, labels.words + strangers), data)
+    _require_label_column(strangers, frame.filter(OPEN & pl.col("label").is_in(strangers)).height, data)
+    return LabelSpace(labels.names + strangers, labels.words + strangers)
 
 
 def spelt(labels: pl.Series, names: Sequence[str]) -> tuple[pl.Series, list[str]]:

@@ -127,15 +127,18 @@ class Renderer:
         longest = max(map(len, self.answers)) + 1
         self.room = max_length - len(self.head) - len(self.tail) - longest
         if self.room < 1:
-            raise ConfigError([Problem("data.max_length", self._no_room(max_length, longest))])
+            raise ConfigError([Problem("data.max_length", self._no_room(prompt, max_length, longest))])
         if len(set(self.answers)) < len(self.answers) or not all(self.answers):
             raise ConfigError([Problem("data.labels", f"{labels.words} are not distinct in this tokenizer")])
 
-    def _no_room(self, max_length: int, longest: int) -> str:
+    def _no_room(self, prompt: Prompt, max_length: int, longest: int) -> str:
         needed = len(self.head) + len(self.tail) + longest
+        listed = " / ".join(self.labels.words)
+        tokens = len(_encode(self.tokenizer, listed)) if listed in prompt.head + prompt.tail else 0
+        spare = f", or a data.prompt without {{labels}}, which take {tokens} of them" if 2 * tokens > needed else ""
         return (
             f"{max_length} leaves no room for text: the prompt takes {len(self.head)} + {len(self.tail)} tokens, the "
-            f"longest answer with its end token {longest}. Set data.max_length={needed + 64} or more"
+            f"longest answer with its end token {longest}. Set data.max_length={needed + 64} or more{spare}"
         )
 
     @property

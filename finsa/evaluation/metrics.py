@@ -81,28 +81,30 @@ def report_parsed(
     predicted = [lost if found is None else found for found in parsed]
     result = _counted(gold, predicted, names)
     confusion = confusion_matrix(gold, predicted, labels=list(range(lost + 1)))
-    n = int(confusion.sum())
-    drawn = (
-        np.random.default_rng(seed).multinomial(n, confusion.ravel() / n, size=DRAWS).reshape(-1, lost + 1, lost + 1)
-    )
-    f1, support = f1_scores(drawn)[:, :lost], drawn.sum(axis=-1)[:, :lost]
-    result["intervals"] = {
-        "accuracy": wilson(int(np.trace(confusion)), n),
-        "macro_f1": percentiles(f1.mean(axis=-1)),
-        "weighted_f1": percentiles((f1 * support).sum(axis=-1) / n),
-    }
+    result["intervals"] = intervals(confusion, seed, classes=lost)
     missed = confusion[:lost, lost]
     return {**result, "unparsable": {name: int(count) for name, count in zip(names, missed, strict=True)}}
 
 
-def intervals(confusion: NDArray[np.int64], seed: int, samples: int = DRAWS) -> dict[str, list[float]]:
+def intervals(
+    confusion: NDArray[np.int64], seed: int, samples: int = DRAWS, classes: int | None = None
+) -> dict[str, list[float]]:
     """95 % intervals from a confusion matrix (c, c).
 
-    Drawing n rows with replacement is drawing the matrix' cells from a multinomial, which needs no rows and no loop.
+    Drawing n rows with replacement is drawing the matrix' cells from a multinomial, which needs no rows and no loop;
+    only cells with rows are drawn, so that hundreds of classes take little memory.
+
+    Args:
+        confusion: rows true, columns predicted.
+        seed, samples: of the bootstrap.
+        classes: how many of the first classes the F1 scores are averaged over; None: all.
     """
-    n = int(confusion.sum())
-    drawn = np.random.default_rng(seed).multinomial(n, confusion.ravel() / n, size=samples)
-    scores = averages(drawn.reshape(samples, *confusion.shape))
+    n, kept = int(confusion.sum()), slice(classes)
+    gold, predicted = np.nonzero(confusion)
+    drawn = np.random.default_rng(seed).multinomial(n, confusion[gold, predicted] / n, size=samples)
+    hits, support, chosen = counts_by_class(drawn, gold, predicted, len(confusion))
+    known = (confusion.sum(axis=0) + confusion.sum(axis=1) > 0)[kept]
+    scores = resampled_averages(hits[:, kept], support[:, kept], chosen[:, kept], known)
     return {
         "accuracy": wilson(int(np.trace(confusion)), n),
         "macro_f1": percentiles(scores["macro_f1"]),
@@ -125,6 +127,45 @@ def averages(confusion: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     return {
         "accuracy": np.diagonal(confusion, axis1=-2, axis2=-1).sum(axis=-1) / n,
         "macro_f1": f1.mean(axis=-1),
+        "weighted_f1": (f1 * support).sum(axis=-1) / n,
+    }
+
+
+def counts_by_class(
+    drawn: NDArray[Any], gold: NDArray[np.int64], predicted: NDArray[np.int64], classes: int
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Count rows by class in samples of the cells of a confusion matrix.
+
+    Args:
+        drawn: rows per sample and cell, (s, k).
+        gold, predicted: true and predicted class of each cell, (k,).
+        classes: their number, c.
+
+    Returns:
+        Correct rows, true rows and predicted rows per sample and class, each (s, c).
+    """
+    of_gold = np.eye(classes)[gold]
+    right = (gold == predicted)[:, None]
+    return drawn @ (of_gold * right), drawn @ of_gold, drawn @ np.eye(classes)[predicted]
+
+
+def resampled_averages(
+    hits: NDArray[Any], support: NDArray[Any], predicted: NDArray[Any], known: NDArray[np.bool_]
+) -> dict[str, NDArray[np.float64]]:
+    """Accuracy, macro-F1 and weighted F1 of samples, each (...,).
+
+    A class that has rows or predictions, but none in a sample, is left out of that sample's macro mean: as 0 it would
+    pull the mean of many small classes far below the score of the rows themselves.
+
+    Args:
+        hits, support, predicted: as `counts_by_class` gives them, (..., c).
+        known: classes that have rows or predictions at all, (c,); the others count as 0 everywhere.
+    """
+    total, n = support + predicted, support.sum(axis=-1)
+    f1 = np.divide(2.0 * hits, total, out=np.zeros(hits.shape), where=total > 0)
+    return {
+        "accuracy": hits.sum(axis=-1) / n,
+        "macro_f1": f1.sum(axis=-1) / ((total > 0) | ~known).sum(axis=-1),
         "weighted_f1": (f1 * support).sum(axis=-1) / n,
     }
 

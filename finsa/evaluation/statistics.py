@@ -63,15 +63,18 @@ def resampled(
     for column in predictions:  # renumbered at each step, so that the codes stay small
         cell = np.unique(cell * classes + column, return_inverse=True)[1]
     first, counts = np.unique(cell, return_index=True, return_counts=True)[1:]
-    places = gold[first] * classes + predictions[:, first]  # (m, k): where in a confusion matrix a cell belongs
-    belongs = [np.eye(classes**2)[place] for place in places]
-    rng, size = np.random.default_rng(seed), max(1, CHUNK // len(counts))
+    answers = predictions[:, first]  # (m, k)
+    known = [np.isin(np.arange(classes), [gold, column]) for column in predictions]
+    rng, size = np.random.default_rng(seed), max(1, CHUNK // max(len(counts), classes * len(predictions)))
     parts = []
     for start in range(0, samples, size):
         number = min(size, samples - start)
         drawn = rng.multinomial(len(gold), counts / len(gold), size=number).astype(np.float64)
-        confusions = np.stack([drawn @ one for one in belongs]).reshape(len(places), number, classes, classes)
-        parts.append(metrics.averages(confusions))
+        scores = [
+            metrics.resampled_averages(*metrics.counts_by_class(drawn, gold[first], column, classes), mask)
+            for column, mask in zip(answers, known, strict=True)
+        ]
+        parts.append({name: np.stack([score[name] for score in scores]) for name in scores[0]})
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
 

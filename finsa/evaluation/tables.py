@@ -20,6 +20,7 @@ from finsa.data.ledger import Ledger
 
 WIDTH, UNBOUNDED = 120, 10_000  # columns of the screen
 NAMED = 8  # hidden columns that a caption names
+MANY, WORST = 20, 10  # classes that are too many for a column each; of those the hardest ones and confusions shown
 COLUMNS = ("accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall")
 
 
@@ -126,24 +127,45 @@ def show_report(report: Mapping[str, Any], title: str, method: Method) -> None:
         title: of the table.
         method: what answered; it decides what is advised where all answers are the same.
     """
-    names = list(report["per_class"])
+    names, per_class = list(report["per_class"]), report["per_class"]
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     for name in ("class", "precision", "recall", "F1", "rows"):
         table.add_column(name, justify="left" if name == "class" else "right")
-    for name in names:
+    many = len(names) > MANY
+    for name in [] if many else names:
         table.add_column(f"→ {name}", justify="right")
+    shown = sorted(names, key=lambda name: per_class[name]["f1"])[:WORST] if many else names
     for name, counts in zip(names, report["confusion"], strict=True):
-        scores = report["per_class"][name]
+        scores = per_class[name]
         cells = [f"{scores[key]:.4f}" for key in ("precision", "recall", "f1")]
-        table.add_row(name, *cells, str(scores["support"]), *map(str, counts))
+        if name in shown:
+            table.add_row(name, *cells, str(scores["support"]), *([] if many else map(str, counts)))
     table.caption = "→: rows of the class by predicted label"
-    show(table, optional=range(4 + len(names), 4, -1))
+    if many:
+        table.caption = f"{len(shown)} of {len(names)} classes, those with the lowest F1; metrics.json has all of them"
+    show(table, optional=() if many else range(4 + len(names), 4, -1))
+    if many:
+        _show_confusions(report["confusion"], names)
     predicted = [
         name for name, total in zip(names, map(sum, zip(*report["confusion"], strict=True)), strict=True) if total
     ]
     if len(predicted) == 1 and report["n"] > 1 and not isinstance(method.baseline, Majority):
         said = f"note: every row was predicted {predicted[0]}. {_advice(method)}".rstrip()
         console().print(said, highlight=False, markup=False)
+
+
+def _show_confusions(counts: Sequence[Sequence[int]], names: Sequence[str]) -> None:
+    """Print the most frequent confusions of two classes, where a matrix would be too wide."""
+    wrong = [(rows, a, b) for a, line in enumerate(counts) for b, rows in enumerate(line) if rows and a != b]
+    if not wrong:
+        return
+    table = Table(title="most frequent errors", title_justify="left", title_style="bold", caption_justify="left")
+    for name in ("class", "predicted", "rows", "share of the class"):
+        table.add_column(name, justify="left" if name in ("class", "predicted") else "right")
+    for rows, a, b in sorted(wrong, key=lambda one: -one[0])[:WORST]:
+        table.add_row(names[a], names[b], str(rows), f"{rows / sum(counts[a]):.0%}")
+    table.caption = f"{min(WORST, len(wrong))} of {len(wrong)} pairs of classes"
+    show(table)
 
 
 def _advice(method: Method) -> str:
@@ -166,13 +188,16 @@ def show_ledger(ledger: Ledger, truncated: Mapping[str, int]) -> None:
     """Print what became of the rows read."""
     table = Table(title="rows", title_justify="left", title_style="bold", caption_justify="left")
     labels = list(next(iter(ledger.splits.values())))
-    for name in ("split", *labels, "together", "text cut"):
+    many = len(labels) > MANY
+    columns = ("classes", "rows of the smallest", "of the largest") if many else labels
+    for name in ("split", *columns, "together", "text cut"):
         table.add_column(name, justify="left" if name == "split" else "right")
     for split, counts in ledger.splits.items():
-        cut = truncated.get(split)
-        table.add_row(split, *map(str, counts.values()), str(sum(counts.values())), "-" if cut is None else str(cut))
+        cut, found = truncated.get(split), list(counts.values())
+        shown = (sum(map(bool, found)), min(found), max(found)) if many else found
+        table.add_row(split, *map(str, shown), str(sum(found)), "-" if cut is None else str(cut))
     table.caption = f"read {ledger.read.total():,}: {ledger.told(truncated)}"
-    show(table, optional=range(len(labels), 0, -1))
+    show(table, optional=() if many else range(len(labels), 0, -1))
     show_losses(ledger)
 
 

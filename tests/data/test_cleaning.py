@@ -196,10 +196,12 @@ def test_too_few_labels_are_told_unless_it_is_a_part(data: Data) -> None:
 
 def test_too_many_labels_are_told_also_where_all_are_kept(data: Data) -> None:
     frame = _frame(*((f"t{n}", f"label {n:02d}") for n in range(60)))
-    with pytest.raises(DataError, match="column 'label' has 60 distinct values, .* that is no label column"):
+    with pytest.raises(DataError, match="column 'label' has 60 distinct values in 60 rows, .* that is no label column"):
         cleaning.label_space(frame, data)
+    listed = data.model_copy(update={"labels": tuple(f"label {n:02d}" for n in range(60))})
+    assert len(cleaning.label_space(frame, listed)) == 60
     listed = data.model_copy(update={"labels": ("label 00", "label 01"), "on_unknown_label": "keep"})
-    with pytest.raises(DataError, match="column 'label' has 60 distinct values"):
+    with pytest.raises(DataError, match="column 'label' has 58 distinct values in 58 rows"):
         cleaning.widened(frame, cleaning.label_space(frame, listed), listed)
 
 

@@ -244,14 +244,18 @@ def test_texts_and_labels_are_stripped(config: Configure, tmp_path: Path) -> Non
     assert (_texts(table, "test"), table.labels.names) == (["x", "y"], ("a", "b"))
 
 
-@pytest.mark.parametrize("count", [50, 51])
-def test_more_than_fifty_labels_are_refused(config: Configure, tmp_path: Path, count: int) -> None:
-    data = _data(config, tmp_path, {"all": [(f"t{n}", f"label {n % count:02d}") for n in range(count * 3)]})
-    if count == 50:
-        assert len(load(data).labels) == 50
+@pytest.mark.parametrize(("count", "each"), [(50, 3), (51, 3), (77, 6), (150, 4)])
+def test_more_than_fifty_labels_need_rows_enough(config: Configure, tmp_path: Path, count: int, each: int) -> None:
+    """77 are Banking77, 150 CLINC150."""
+    rows: Rows = [(f"t{n}", f"label {n % count:03d}") for n in range(count * each)]
+    data = _data(config, tmp_path, {"all": rows})
+    listed = load(data.model_copy(update={"labels": tuple(f"label {n:03d}" for n in range(count))}))
+    assert len(listed.labels) == count
+    if count != 51:
+        assert load(data).labels == listed.labels
     else:
         with pytest.raises(
-            DataError, match="column 'label' has 51 distinct values, such as .* that is no label column"
+            DataError, match="column 'label' has 51 distinct values in 153 rows, such as .* that is no label column"
         ):
             load(data)
 
