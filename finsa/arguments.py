@@ -357,6 +357,8 @@ def _against_run(overrides: Sequence[Override]) -> Iterator[Problem]:
         for override in overrides:
             if override.key_or_group == "model.trust_remote_code":  # consent, which no run folder can give
                 continue
+            if override.key_or_group.startswith("data.csv.") and "predict" in stages:  # how the input is written
+                continue
             if override.key_or_group.split(".")[0] in own:
                 text = "comes from the run folder that run=<folder> names; leave it out"
                 key, value = override.key_or_group, override.get_value_element_as_str()

@@ -81,6 +81,11 @@ def encoding(file: Path) -> tuple[str, str | None]:
 _NAMES = {"gb18030": "GB18030", "big5hkscs": "Big5", "cp1252": "cp1252 (Western European)"}
 
 
+def is_utf8(file: Path) -> bool:
+    """Whether all of a file is UTF-8."""
+    return _first_bad_byte(file, "utf-8") is None
+
+
 def _utf16(start: bytes) -> str | None:
     """UTF-16 without a mark: zero bytes, from characters below 256, all at odd places or all at even ones."""
     zeros = [start[0::2].count(0), start[1::2].count(0)]

@@ -16,11 +16,10 @@ from typing import Any, TextIO
 
 import polars as pl
 
-from finsa.config import locate
-from finsa.data.delimited import records
-from finsa.data.dialects import header_of
+from finsa.config import Csv, locate
+from finsa.data import dialects
 from finsa.data.encodings import open_text
-from finsa.data.readers import LINE, Doubled, first_line, ipc, json_lines, json_rows, read
+from finsa.data.readers import LINE, PLAIN, Doubled, first_line, ipc, json_lines, json_rows, read
 from finsa.data.reading import Reading
 from finsa.errors import DataError, suggest
 
@@ -29,7 +28,8 @@ FORMATS = ("csv", "tsv", "jsonl", "txt", "parquet", *WHOLE)
 LONGEST = 1 << 24  # characters of a CSV record: a quote that never ends must not take the whole file into memory
 PEEKED = 100  # objects whose keys tell the columns of a stream of JSON lines
 BATCH = 1024  # rows of a Parquet file read at a time
-DELIMITERS = {"csv": ",", "tsv": "\t"}
+USUAL = {"csv": ",", "tsv": "\t"}  # delimiters
+PIPE = "standard input"
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,14 @@ def format_of(source: str, given: str | None) -> str | None:
     return given
 
 
-def open_stream(source: str, form: str | None, reading: Reading) -> Stream:
+def open_stream(source: str, form: str | None, reading: Reading, csv: Csv = PLAIN) -> Stream:
     """Open a file or standard input.
 
     Args:
         source: the file, or ``-``.
         form: from `format_of`.
         reading: finds the text of a row.
+        csv: how it is written, where that is configured.
 
     Raises:
         DataError: where no column has a text, or there is nothing to read.
@@ -104,58 +105,74 @@ def open_stream(source: str, form: str | None, reading: Reading) -> Stream:
     if form == "parquet":
         return _parquet(locate(source), reading)
     if form in WHOLE:
-        return _whole(locate(source), form, reading)
+        return _whole(locate(source), form, reading, csv)
     if source == "-":
-        text, notes = io.TextIOWrapper(sys.stdin.buffer, "utf-8-sig", errors="replace", newline=""), list[str]()
+        text, notes = _piped(csv.encoding), list[str]()
         first = text.readline()
-        form, stream = form or _guess(first, reading), Stream(iter(()), None)
+        form, stream = form or _guess(first, reading, csv), Stream(iter(()), None)
         opened: Any = chain([first] if first else [], text)
     else:
-        opened, notes = open_text(locate(source))
+        opened, notes = open_text(locate(source), csv.encoding)
         size = locate(source).stat().st_size
         stream = Stream(iter(()), None, lambda: int(opened.buffer.tell()), size)
     stream.notes = notes
-    name = "standard input" if source == "-" else source
+    name = PIPE if source == "-" else source
     if form == "jsonl":
         stream.items, stream.first_keys = _objects(opened, reading, name)
     else:
-        stream.items, stream.columns = _lines(opened, str(form), reading, name)
+        _lines(stream, opened, str(form), reading, csv, name)
     return stream
 
 
-def keys_of(source: str) -> list[str]:
+def _piped(codec: str | None) -> TextIO:
+    return io.TextIOWrapper(sys.stdin.buffer, codec or "utf-8-sig", errors="replace", newline="")
+
+
+def keys_of(source: str, codec: str | None = None) -> list[str]:
     """All keys of a file of JSON lines, which a table needs before its first row.
+
+    Args:
+        source: the file.
+        codec: how it is encoded; None: detected.
 
     Raises:
         DataError: for standard input, which can be read once only.
     """
     if source == "-":
         raise DataError("output: JSON lines from a pipe may have any keys; name an output that ends in .jsonl")
-    stream, _ = open_text(locate(source))
+    stream, _ = open_text(locate(source), codec)
     with stream:
         objects = (_object(*row) for row in json_lines(stream))
         return list(dict.fromkeys(key for item in objects if item.fault is None for key in item.values))
 
 
-def _guess(first: str, reading: Reading) -> str:
+def _guess(first: str, reading: Reading, csv: Csv) -> str:
     """The format of a pipe from its first line: JSON, a header that names the column, or texts."""
     if first.lstrip().startswith("{"):
         return "jsonl"
-    names = {form: [name.strip(' "\r\n') for name in first.split(mark)] for form, mark in DELIMITERS.items()}
-    return next((form for form in ("tsv", "csv") if reading.fits(names[form])), "txt")
+    if csv.delimiter is not None or csv.header is not None:
+        return "csv"
+    marks = {"tsv": "\t", "csv": ",", **{f"csv {mark}": mark for mark in dialects.DELIMITERS.values()}}
+    names = {form: [name.strip(' "\r\n') for name in first.split(mark)] for form, mark in marks.items()}
+    return next((form.split()[0] for form in names if reading.fits(names[form])), "txt")
 
 
-def _lines(stream: TextIO, form: str, reading: Reading, name: str) -> tuple[Iterator[Item], list[str]]:
+def _lines(stream: Stream, lines: Iterator[str], form: str, reading: Reading, csv: Csv, name: str) -> None:
+    """Read lines of text, or of a table, into a stream."""
     if form == "txt":
-        lines = enumerate(stream, 1)
-        return (Item({reading.column: line.rstrip("\r\n")}, number) for number, line in lines), [reading.column]
-    rows = records(stream, DELIMITERS[form], LONGEST)
-    first, line, fault = next(rows, ([], 1, "it is empty"))
-    if fault is not None:
-        raise DataError(f"input: {name} has no header in line {line} ({fault})")
-    header = header_of(first, name)
-    _check(reading, header, name)
-    return (_fitted(header, *row) for row in rows), header
+        rows = enumerate(lines, 1)
+        stream.items = (Item({reading.column: line.rstrip("\r\n")}, number) for number, line in rows)
+        stream.columns = [reading.column]
+        return
+    sample = PEEKED if name == PIPE else dialects.SAMPLE_LINES
+    try:
+        sheet = dialects.open_sheet(lines, USUAL[form], csv, reading.fits, Path(name).name, LONGEST, sample)
+    except DataError as error:
+        raise DataError(str(error).replace("data.files:", "input:", 1)) from None
+    _check(reading, sheet.header, name)
+    stream.items = (_fitted(sheet.header, *row) for row in sheet.rows)
+    stream.columns = sheet.header
+    stream.notes += sheet.notes
 
 
 def _fitted(header: list[str], values: list[Any], line: int, fault: str | None) -> Item:
@@ -206,16 +223,16 @@ def _parquet(file: Path, reading: Reading) -> Stream:
     return Stream(rows(), table.schema_arrow.names, lambda: done[0], table.metadata.num_rows, schema=table.schema_arrow)
 
 
-def _whole(file: Path, form: str, reading: Reading) -> Stream:
+def _whole(file: Path, form: str, reading: Reading, csv: Csv) -> Stream:
     """A file that is read as training reads it, at once."""
     schema, notes = None, list[str]()
     try:
         if form == "json":
-            content, notes = json_rows(file)
+            content, notes = json_rows(file, csv.encoding)
             items = [_object(value, number, None) for number, value in enumerate(content, 1)]
             columns = list(dict.fromkeys(key for item in items if item.fault is None for key in item.values))
         elif form == "xlsx":
-            raw = read(file)
+            raw = read(file, csv, reading.fits)
             columns, notes = raw.columns(), raw.notes
             rows = raw.frame.select(*columns, LINE).iter_rows()
             items = [Item(dict(zip(columns, row[:-1], strict=True)), row[-1]) for row in rows]

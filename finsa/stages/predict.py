@@ -9,8 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from finsa import locks, processes
-from finsa.config import PredictStage, RunConfig, locate
-from finsa.data import parts, streams, written
+from finsa.config import Csv, PredictStage, RunConfig, locate
+from finsa.data import encodings, parts, streams, written
 from finsa.data.reading import Reading
 from finsa.data.texts import normalize
 from finsa.errors import DataError, RunError
@@ -62,11 +62,12 @@ def _file(cfg: RunConfig, record: Record) -> Result:
     if source == "-" and share.processes > 1:
         raise DataError("input: a pipe cannot be shared by several processes; name a file")
     folder, rejected = _places(output)
-    stream = streams.open_stream(source, form, reading)
+    csv = _written(cfg, record, source)
+    stream = streams.open_stream(source, form, reading, csv)
     columns = stream.columns
     if columns is None and (source != "-" or target != "jsonl"):
-        columns = streams.keys_of(source)
-    parts.begin(folder, _state(cfg, record, source, reading, share))
+        columns = streams.keys_of(source, csv.encoding)
+    parts.begin(folder, {**_state(cfg, record, source, reading, share), "data.csv": csv.model_dump(mode="json")})
     if share.rank == 0:
         parts.forget(folder)
     with locks.held(folder / f"lock-{share.rank}", f"output {output}"):
@@ -87,6 +88,14 @@ def _file(cfg: RunConfig, record: Record) -> Result:
         counts = parts.join(folder, share.processes, shape, output, rejected)
     _tell(counts, now, seconds, output, rejected, share)
     return Result("predict", None, {"rows": now, "rows_per_second": now / max(seconds, 1e-9), **counts})
+
+
+def _written(cfg: RunConfig, record: Record, source: str) -> Csv:
+    """How the input is written: as the command says, else as the run's data; valid UTF-8 is read as such."""
+    given, trained = cfg.data.csv.model_dump(exclude_none=True), record.cfg.data.csv
+    if source != "-" and trained.encoding is not None and encodings.is_utf8(locate(source)):
+        trained = trained.model_copy(update={"encoding": None})
+    return trained.model_copy(update=given)
 
 
 def _load(cfg: RunConfig, record: Record) -> Answerer:

@@ -21,12 +21,13 @@ import polars as pl
 import pytest
 from openpyxl import Workbook
 
+from finsa import arguments
 from finsa.config import RunConfig
 from finsa.data import parts
 from finsa.data import table as data_table
 from finsa.errors import ConfigError, DataError, FinsaError, RunError
 from finsa.inference import answering
-from finsa.stages import predict
+from finsa.stages import predict, train
 
 Compose = Callable[..., RunConfig]
 Trained = Callable[..., Path]
@@ -175,6 +176,44 @@ def test_a_baseline_answers_files_too(config: Compose, trained: Trained, table: 
     assert all(
         sum(row[f"p_{label}"] for label in ("利空", "中性", "利好")) == pytest.approx(1, abs=1e-5) for row in rows
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "codec", "words"),
+    [
+        ("text,id\n{},0\n{},1\n", "gb18030", []),
+        ("sep=;\ntext;id\n{};0\n{};1\n", "utf-8", []),
+        ("text|id\n{}|0\n{}|1\n", "utf-16", []),
+        ("0\t{}\n1\t{}\n", "utf-8", ["data.csv.delimiter=tab", "data.csv.header=[id,text]"]),
+        ("text,id\n{},0\n{},1\n", "utf-7", ["data.csv.encoding=utf-7"]),
+    ],
+)
+def test_inputs_are_read_however_they_are_written(
+    config: Compose, trained: Trained, tmp_path: Path, content: str, codec: str, words: list[str]
+) -> None:
+    """With the detection and the keys of training."""
+    texts, run, source = ["公司净利润增长", "股价大跌"], trained("majority"), tmp_path / "rows.csv"
+    source.write_bytes(content.format(*texts).encode(codec))
+    overrides = [*command(run, str(source), tmp_path / "out.jsonl"), *words]
+    arguments.check(overrides)
+    predict.run(config(*overrides))
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["id"], row["text"]) for row in rows] == list(zip("01", texts, strict=True))
+
+
+def test_input_is_read_as_the_run_read_its_rows(config: Compose, tmp_path: Path) -> None:
+    """What its data say of files without a header, in Cyrillic; a file in UTF-8 is still read as such."""
+    rows = [(f"Цена {number} выросла", "ab"[number % 2]) for number in range(40)]
+    content = "".join(f"{label};{text}\n" for text, label in rows)
+    (tmp_path / "rows.csv").write_bytes(content.encode("cp1251"))
+    data = [f"data.files={tmp_path / 'rows.csv'}", "data.csv.encoding=cp1251", "data.csv.header=[label,text]"]
+    done = train.run(config("data=table", "method=majority", *data, f"output_dir={tmp_path / 'runs'}"))
+    for name, codec in {"old": "cp1251", "new": "utf-8"}.items():
+        source, output = tmp_path / f"{name}.csv", tmp_path / f"{name}.jsonl"
+        source.write_bytes(content.encode(codec))
+        predict.run(config(*command(done.run_dir or tmp_path, str(source), output)))
+        found = [json.loads(line)["text"] for line in output.read_text(encoding="utf-8").splitlines()]
+        assert found == [text for text, _ in rows]
 
 
 def test_a_text_is_answered_at_once(config: Compose, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
