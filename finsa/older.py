@@ -1,7 +1,8 @@
 """The configuration of a run folder, also where an older version of finsa wrote it.
 
-A key that has come since is filled in with what ``conf/`` says now for the same choices, and told once per folder. A
-key that is gone, or a value that is no longer allowed, is refused: what it did can no longer be done.
+A key that has come since is filled in with what ``conf/`` says now for the same choices, or with what older versions
+did where that is something else (``BEFORE``), and reported once per folder. A key that is gone, or a value that is no
+longer allowed, is refused: what it did can no longer be done.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from finsa import composition
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, RunError
 
+BEFORE = {"turns": "last"}  # by key: chats were read by their last user turn
 _told: set[Path] = set()
 
 
@@ -49,7 +51,7 @@ def read(file: Path) -> RunConfig:
         ) from None
     if file not in _told:
         _told.add(file)
-        print(f"{file}: written by {version}, which did not have these keys; as conf/ has them now: {', '.join(keys)}")
+        print(f"{file}: written by {version}, which did not have these keys; taken are: {', '.join(keys)}")
     return cfg
 
 
@@ -75,8 +77,8 @@ def _filled(values: dict[str, Any], now: dict[str, Any], path: str = "") -> tupl
     for key, value in now.items():
         where = f"{path}{key}"
         if key not in values:
-            filled[key] = value
-            keys.append(f"{where}={json.dumps(value, ensure_ascii=False)}")
+            filled[key] = BEFORE.get(key, value)
+            keys.append(f"{where}={json.dumps(filled[key], ensure_ascii=False)}")
         elif isinstance(value, dict) and isinstance(values[key], dict):
             filled[key], below = _filled(values[key], value, f"{where}.")
             keys += below

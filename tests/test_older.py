@@ -54,6 +54,13 @@ def test_missing_keys_are_those_of_the_same_choices_and_told_once(
     assert "max_steps" not in told
 
 
+def test_a_run_from_before_whole_conversations_reads_as_it_did(folder: Path) -> None:
+    def act(values: Any) -> None:
+        del values["data"]["turns"]
+
+    assert runs.read(change(folder, act))[1].data.turns == "last"
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [

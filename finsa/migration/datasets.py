@@ -91,6 +91,9 @@ def _columns(account: Account, shape: str, name: str) -> None:
             raise DataError(
                 f"{name}: columns.{key} is read from the field '{key}' alone; rename '{columns[key]}' in the file"
             )
+    for key in ("chosen", "rejected", "kto_tag"):
+        if key in columns:
+            raise DataError(f"{name}: columns.{key}: preferences between answers are not labels")
     read = {"alpaca": ("prompt", "query", "response", "system", "history"), "sharegpt": ("messages", "system")}[shape]
     other = [key for key in columns if key not in read]
     if shape == "alpaca":

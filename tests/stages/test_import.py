@@ -285,6 +285,11 @@ def test_each_entry_is_translated_by_itself_and_the_others_are_listed(
         "told": {"file_name": "t.json", "columns": {"prompt": "instruction", "response": "output", "system": "role"}},
         "hub": {"hf_hub_url": "someone/set", "formatting": "sharegpt"},
         "cloud": {"cloud_file_name": "s3://bucket"},
+        "kto": {
+            "file_name": "k.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages", "kto_tag": "label"},
+        },
         "talk": {
             "file_name": "talk.json",
             "columns": {"prompt": "instruction", "response": "output", "history": "history"},
@@ -292,7 +297,7 @@ def test_each_entry_is_translated_by_itself_and_the_others_are_listed(
     }
     _write(tmp_path, dataset_info=info)
     counts = _run(config, tmp_path / "dataset_info.json", tmp_path / "out")
-    assert counts["entries not translated"] == 6
+    assert counts["entries not translated"] == 7
     assert sorted(file.name for file in (tmp_path / "out").rglob("*.*")) == ["posts.yaml", "talk.yaml"]
     said = capsys.readouterr().out
     for line in (
@@ -302,6 +307,7 @@ def test_each_entry_is_translated_by_itself_and_the_others_are_listed(
         "told: columns.system is read from the field 'system' alone; rename 'role' in the file",
         "hub: chats of the hub are not read (someone/set): save them as a file",
         "cloud: cloud_file_name is not read; save the rows as a file",
+        "kto: columns.kto_tag: preferences between answers are not labels",
     ):
         assert f"not translated: {line}" in said
     turns = {}
