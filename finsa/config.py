@@ -1389,7 +1389,7 @@ class Published(Section):
     n: PositiveInt
     support: dict[str, PositiveInt]
     decimals: PositiveInt
-    rows: dict[str, PublishedRow]
+    rows: Annotated[dict[str, PublishedRow], Field(min_length=1)]
     facts: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -1403,6 +1403,14 @@ class Published(Section):
             true = tuple(sum(line) + lost for line, lost in zip(row.confusion or (), unparsable, strict=False))
             if row.confusion is not None and true != support:
                 raise ValueError(f"the confusion matrix of {name} has {true} true rows, support says {support}")
+            for key in ("confusion", "unparsable", "f1", "recall"):
+                values = getattr(row, key)
+                if values is not None and len(values) != len(support):
+                    raise ValueError(f"{key} of {name} has {len(values)} entries for {len(support)} labels")
+            if any(len(line) != len(support) for line in row.confusion or ()):
+                raise ValueError(f"the confusion matrix of {name} needs {len(support)} columns")
+            if row.correct is not None and row.correct > self.n:
+                raise ValueError(f"{name} has {row.correct} rows right of {self.n}")
             if row.pairs is not None and row.pairs.row not in self.rows:
                 raise ValueError(f"{name} is paired with '{row.pairs.row}', which is no row of the table")
         return self

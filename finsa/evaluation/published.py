@@ -183,10 +183,15 @@ def _verdict(more: int, lowest: float, highest: float) -> str:
 def _about_best(published: Published) -> str:
     """The sentence about the row with most rows right: which others it cannot be told from."""
     counted = {name: hits for name, row in published.rows.items() if (hits := right(row, published.n)) is not None}
+    if len(counted) < 2:
+        known = f"only {next(iter(counted))} has" if counted else "no row has"
+        return f"Rows cannot be tested against each other: {known} an accuracy, a confusion matrix or a count."
     top = max(counted, key=lambda name: counted[name])
     tests = _against(published, {name: top for name in counted if name != top})
     verdicts = {name: test["verdict"] for name, test in tests.items()}
-    told = f"{top} has the most rows right ({counted[top]:,} of {published.n:,})"
+    left = ", ".join(name for name in published.rows if name not in counted)
+    unknown = f"; no accuracy or counts are published for {left}" if left else ""
+    told = f"{top} has the most rows right ({counted[top]:,} of {published.n:,}{unknown})"
     close = [name for name, verdict in verdicts.items() if verdict == "inconclusive"]
     if close:
         return (

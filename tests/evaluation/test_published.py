@@ -132,6 +132,51 @@ def test_a_table_is_consistent(table: Callable[[str], Published], name: str) -> 
         assert set(row.methods) <= set(composition.choices_of("method"))
 
 
+@pytest.mark.parametrize(
+    ("rows", "remark"),
+    [
+        (
+            {"a": {"scores": {"macro_f1": 0.5}}, "b": {}},
+            "Rows cannot be tested against each other: no row has an accuracy, a confusion matrix or a count.",
+        ),
+        (
+            {"a": {"scores": {"macro_f1": 0.5}}, "b": {"correct": 700}},
+            "Rows cannot be tested against each other: only b has an accuracy, a confusion matrix or a count.",
+        ),
+        (
+            {"a": {"scores": {"macro_f1": 0.5}}, "b": {"correct": 700}, "c": {"scores": {"accuracy": 0.5}}},
+            "b has the most rows right (700 of 908; no accuracy or counts are published for a), more than any other row "
+            "beyond the noise, whatever the pairs.",
+        ),
+    ],
+)
+def test_a_table_without_accuracies_or_counts_is_judged_by_what_it_has(
+    table: Callable[[str], Published], rows: dict[str, Any], remark: str
+) -> None:
+    judged = published.judge(Published.model_validate({**table("aidf_ablation").model_dump(), "rows": rows}))
+    assert judged.remarks[0] == remark
+    assert [record["row"] for record in judged.records] == list(rows)
+    assert judged.records[0]["right"] is None
+    assert judged.records[0]["verdict"] is None
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"f1": (0.5, 0.5)}, "f1 of a has 2 entries for 3 labels"),
+        ({"confusion": ((411, 0, 0), (0, 231, 0), (0, 266))}, "the confusion matrix of a needs 3 columns"),
+        ({"correct": 909}, "a has 909 rows right of 908"),
+    ],
+)
+def test_a_row_fits_its_table(table: Callable[[str], Published], row: dict[str, Any], message: str) -> None:
+    values = table("aidf_ablation").model_dump()
+    order = tuple(values["support"].values())
+    if "confusion" in row:
+        row = {"confusion": tuple((count,) + (0,) * (2 - (place == 2)) for place, count in enumerate(order))}
+    with pytest.raises(ValidationError, match=message):
+        Published.model_validate({**values, "rows": {"a": row}})
+
+
 def test_tables_add_up(table: Callable[[str], Published]) -> None:
     values: dict[str, Any] = table("aidf_ablation").model_dump()
     with pytest.raises(ValidationError, match="support adds up to 908 rows, n says 900"):
