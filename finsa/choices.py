@@ -77,6 +77,17 @@ def of_hub(repository: str) -> str:
     return f"model=local model.hub_id={repository}"
 
 
+def options_of_another_stage(choices: Choices, overrides: Sequence[str]) -> list[str]:
+    """Stage options that an experiment's file states for its own stage, where the command has chosen another one.
+
+    Those that the command itself sets are not among them: it means them for the stage it chose.
+    """
+    stated = experiment(choices.get("experiment") or "").get("stage") or {}
+    own = _read(file_of("stage", choices.get("stage") or ""))
+    said = [text.lstrip("+").split("=", 1)[0] for text in overrides]
+    return [key for key in stated if key not in own and not any(f"{one}.".startswith(f"stage.{key}.") for one in said)]
+
+
 def origin_of(path: str, choices: Choices, overrides: Sequence[str]) -> str:
     """Name the place where a value was written."""
     for text in overrides:

@@ -29,6 +29,7 @@ from finsa.choices import (
     file_of,
     folder_added,
     groups,
+    options_of_another_stage,
     origin_of,
 )
 from finsa.config import RunConfig
@@ -105,6 +106,8 @@ def build(values: dict[str, Any], choices: Choices, overrides: Sequence[str]) ->
             may not allow.
     """
     values = _opened(values, RunConfig, "")
+    if others := options_of_another_stage(choices, overrides):
+        values["stage"] = {key: value for key, value in values["stage"].items() if key not in others}
     try:
         # JSON is the mode in which pydantic is strict about types and yet takes a list for a tuple.
         cfg = RunConfig.model_validate_json(json.dumps(values, ensure_ascii=False))

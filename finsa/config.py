@@ -846,9 +846,15 @@ class RerunStage(Section):
 
 
 class CheckStage(Section):
-    """Validate everything and print the plan; no weights are loaded."""
+    """Validate everything and print the plan; no weights are loaded.
+
+    Args:
+        links: of a chain that is planned link by link, as ``stage=chain`` has them; an experiment brings its own. null:
+            the run of the command itself.
+    """
 
     name: Literal["check"]
+    links: dict[Name, dict[str, Any]] | None
 
 
 class InspectStage(Section):

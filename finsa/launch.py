@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from hydra.core.global_hydra import GlobalHydra
 
 from finsa import arguments, choices, composition, processes, runs, safety, signals, sweeps
-from finsa.config import USED_BY, RunConfig
+from finsa.config import USED_BY, CheckStage, RunConfig
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.modeling import folders
 from finsa.runs import Result, sweep_name
@@ -195,13 +195,20 @@ def _run(cfg: RunConfig) -> Result:
     if cfg.run is not None:
         if cfg.run not in runs.NAMED:  # the stage finds these, or makes them
             runs.read(cfg.run)
-    elif cfg.stage.name in ("train", "check", "evaluate", "search", "moe_joint"):
+    elif _has_rows(cfg):
         from finsa.data import table
 
         _preflight(cfg, table.load(cfg.data))
     with processes.joined(cfg):
         result: Result = import_module(path).run(cfg)
     return result
+
+
+def _has_rows(cfg: RunConfig) -> bool:
+    """Whether a stage begins with the rows of a data set; a plan of a chain or of pre-training reads its own."""
+    if isinstance(cfg.stage, CheckStage) and (cfg.stage.links or cfg.data.corpus is not None):
+        return False
+    return cfg.stage.name in ("train", "check", "evaluate", "search", "moe_joint")
 
 
 def _preflight(cfg: RunConfig, data: Table) -> None:

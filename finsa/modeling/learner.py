@@ -15,13 +15,13 @@ from finsa.modeling.classifier import Classifier, causal, labels_of
 from finsa.modeling.mixture import Mixture
 
 
-def build(cfg: RunConfig, backbone: Any, renderer: Renderer) -> torch.nn.Module:
+def build(cfg: RunConfig, backbone: Any, renderer: Renderer | None) -> torch.nn.Module:
     """Put on a base what the method trains, with the parameters that learn marked.
 
     Args:
         cfg: its method says what; its seed makes the start, unless the method starts from a saved adapter.
         backbone: a frozen causal language model.
-        renderer: knows the labels, for a head.
+        renderer: knows the labels, for a classification head; without one None is enough.
     """
     method = cfg.method
     if method.learn == "all":
@@ -30,6 +30,7 @@ def build(cfg: RunConfig, backbone: Any, renderer: Renderer) -> torch.nn.Module:
         backbone = adapters.attach(backbone, cfg.model, method.adapter, cfg.seed)
     if method.head == "lm":
         return backbone  # type: ignore[no-any-return]
+    assert renderer is not None
     model = _headed(method, backbone, renderer, cfg.seed)
     if method.classifier_init == "label_words":
         model.start_from_words(renderer.answers)
@@ -46,7 +47,7 @@ def _saved_head(method: Method, renderer: Renderer) -> Path | None:
     return folder if labels_of(folder) == renderer.labels.names else None
 
 
-def on_meta(cfg: RunConfig, renderer: Renderer) -> torch.nn.Module:
+def on_meta(cfg: RunConfig, renderer: Renderer | None) -> torch.nn.Module:
     """Build on shapes what `build` makes of a base: no memory, module names of the architecture's own."""
     model = cfg.model.model_copy(update={"weights": "random"})
     method = cfg.method.model_copy(update={"classifier_init": "random"})

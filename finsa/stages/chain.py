@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from finsa import composition, jobs, runs
+from finsa import jobs, runs
 from finsa.config import ChainStage, RunConfig
 from finsa.data import table
-from finsa.errors import ConfigError, Problem, suggest
+from finsa.errors import ConfigError, Problem
+from finsa.jobs import NO_FOLDER, configure
 from finsa.runs import Result
-
-RUNS = ("train", "evaluate", "pretrain", "moe_joint", "search")  # stages whose finished run is found again
-NO_FOLDER = ("report", "check", "inspect")  # stages that leave none, and are quick
 
 
 def run(cfg: RunConfig) -> Result:
@@ -36,75 +33,6 @@ def run(cfg: RunConfig) -> Result:
     for name, folder in done.items():
         print(f"{name}: {folder}")
     return Result("chain", last.run_dir, last.metrics, last.objective)
-
-
-def configure(cfg: RunConfig, name: str, done: dict[str, str]) -> RunConfig:
-    """The configuration of a link: the chain's own with what the link changes.
-
-    Args:
-        done: run folders of earlier links, by name.
-
-    Raises:
-        ConfigError: for what the link says wrong.
-    """
-    assert isinstance(cfg.stage, ChainStage)
-    assert cfg.stage.links is not None
-    where = f"stage.links.{name}"
-    changes = _resolved(cfg.stage.links[name], done, where)
-    chosen, rest = _choices(changes, where)
-    if "stage" not in chosen:
-        raise ConfigError([Problem(where, "names no stage, as in {stage: train}")])
-    if chosen["stage"] not in (*RUNS, *NO_FOLDER):
-        text = f"a repeated chain could not find it again. Choose from: {', '.join((*RUNS, *NO_FOLDER))}"
-        raise ConfigError([Problem(f"{where}.stage", f"{chosen['stage']} is no link of a chain: {text}")])
-    # What values of one section are made of in another.
-    made_of = [f"model.adapter_learning_rate={cfg.model.adapter_learning_rate}", f"output_dir='{cfg.output_dir}'"]
-    composed, _ = composition.compose_values([*(f"{group}={choice}" for group, choice in chosen.items()), *made_of])
-    values = cfg.model_dump(mode="json") | {group: composed[group] for group in chosen}
-    for section, change in rest.items():
-        values[section] = _merged(values.get(section), change)
-    try:
-        return composition.build(values, {}, [])
-    except ConfigError as error:
-        raise ConfigError([Problem(f"{where}.{one.path}", one.text) for one in error.problems]) from None
-
-
-def _choices(changes: dict[str, Any], where: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """Part what a link says into choices of groups and changed values."""
-    chosen, rest = dict[str, str](), dict[str, Any]()
-    for section, change in changes.items():
-        named = {"name": change} if section in composition.groups() and isinstance(change, str) else change
-        if section in composition.groups() and isinstance(named, dict):
-            named = dict(named)
-            if "name" in named:
-                chosen[section] = named.pop("name")
-        rest[section] = named
-    for group, choice in chosen.items():
-        known = composition.choices_of(group)
-        if choice not in known:
-            text = f"there is no '{choice}'. {suggest(choice, known)}"
-            raise ConfigError([Problem(f"{where}.{group}", text)])
-    return chosen, rest
-
-
-def _resolved(value: Any, done: dict[str, str], where: str) -> Any:
-    """Put run folders where ``@name`` stands."""
-    if isinstance(value, dict):
-        return {key: _resolved(one, done, where) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_resolved(one, done, where) for one in value]
-    if isinstance(value, str) and value.startswith("@"):
-        if value[1:] not in done:
-            text = f"{value} is no earlier link with a run folder. {suggest(value[1:], done)}".strip()
-            raise ConfigError([Problem(where, text)])
-        return done[value[1:]]
-    return value
-
-
-def _merged(values: Any, change: Any) -> Any:
-    if isinstance(values, dict) and isinstance(change, dict):
-        return values | {key: _merged(values.get(key), one) for key, one in change.items()}
-    return change
 
 
 def _link(cfg: RunConfig, title: str) -> Result:

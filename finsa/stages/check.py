@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from huggingface_hub import try_to_load_from_cache
 
-from finsa import baselines, processes
-from finsa.config import RunConfig
-from finsa.data import table, task
+from finsa import baselines, composition, jobs, processes, runs
+from finsa.config import CheckStage, MoeJointStage, PretrainStage, RunConfig
+from finsa.data import documents, table, task
+from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.evaluation import tables
-from finsa.modeling import base, hardware, learner, quantization, tokenizers
+from finsa.modeling import base, hardware, learner, memory, quantization, tokenizers
 from finsa.runs import Result
-from finsa.training import plan, schedule
+from finsa.training import members, plan, schedule
 
 MEASURED_ROWS = 20_000
+MEASURED_DOCUMENTS = 2_000
 
 
 def run(cfg: RunConfig) -> Result:
-    """Print rows, token lengths, steps, parameters and memory of the run that the same command would start."""
+    """Print rows, token lengths, steps, parameters and memory of the run, or of each link of a chain."""
+    assert isinstance(cfg.stage, CheckStage)
+    return _chain(cfg, cfg.stage.links) if cfg.stage.links else _plan(cfg)
+
+
+def _plan(cfg: RunConfig, further: dict[str, object] | None = None) -> Result:
+    """Plan one run.
+
+    Args:
+        further: lines for the table, known to whoever asks.
+    """
     if cfg.method.baseline is not None:
         return _plan_baseline(cfg)
+    if cfg.data.corpus is not None and cfg.stage.name in ("check", "pretrain"):
+        return _plan_pretraining(cfg, further or {})
+    return _plan_training(cfg, further or {})
+
+
+def _plan_training(cfg: RunConfig, further: dict[str, object]) -> Result:
     quantization.require_library(cfg.method)
     data = table.load(cfg.data)
     data.require(*(("test",) if cfg.method.learn == "nothing" else ("train", "validation", "test")))
@@ -37,15 +57,23 @@ def run(cfg: RunConfig) -> Result:
         "labels": ", ".join(f"{name} → {word}" for name, word in words),
         "tokens per row": f"{_percentiles(lengths)} (tokenizer: {whose})",
         "texts cut": f"{sum(cut > 0 for cut in sample.cut):,} of the rows measured, at {cfg.data.max_length} tokens",
-        "parameters": f"{trainable:,} trainable of {total:,} total",
     }
     planned = plan.make(cfg, job, sample.lengths, processes.world())
+    if isinstance(cfg.stage, MoeJointStage):
+        experts = members.names(cfg.stage, data)
+        planned = _of_experts(planned, len(experts), trainable)
+        told["experts"] = ", ".join(experts)
+        trainable, total = trainable * len(experts), total + trainable * (len(experts) - 1)
+    told["parameters"] = f"{trainable:,} trainable of {total:,} total"
     if cfg.method.learn != "nothing":
         steps = schedule.steps_of(planned.of(cfg.train), used, processes.world())
         told["training"] = f"{used:,} rows, {steps:,} steps of {cfg.train.batch_size} sequences"
-    told |= plan.show(planned, cfg)
-    tables.show_plan(f"{cfg.stage.name}: {cfg.model.name}, {cfg.method.name}, {cfg.data.name}", told)
-    tables.show_ledger(data.ledger, job.truncated())
+        if isinstance(cfg.stage, MoeJointStage) and cfg.stage.warmup_steps:
+            told["training"] = f"{told['training']}, after {cfg.stage.warmup_steps:,} of router and head"
+    told |= plan.show(planned, cfg) | _weights(cfg) | further
+    tables.show_plan(_title(cfg), told)
+    if cfg.stage.name == "check":  # of a chain's links, the plans alone
+        tables.show_ledger(data.ledger, job.truncated())
     metrics: dict[str, Any] = {
         "trainable_parameters": trainable,
         "total_parameters": total,
@@ -53,6 +81,17 @@ def run(cfg: RunConfig) -> Result:
     }
     metrics["memory_plan"] = planned.facts()
     return Result("check", None, metrics)
+
+
+def _of_experts(planned: plan.Plan, experts: int, trainable: int) -> plan.Plan:
+    """A plan of one adapter's training as that of several on one base; the router is small beside them."""
+    more = 4 * trainable * (experts - 1)  # float32, as adapters are
+    training = planned.training and replace(
+        planned.training,
+        weights=planned.training.weights + more,
+        optimiser=planned.training.optimiser * experts,
+    )
+    return replace(planned, training=training, scoring=replace(planned.scoring, weights=planned.scoring.weights + more))
 
 
 def _plan_baseline(cfg: RunConfig) -> Result:
@@ -63,8 +102,147 @@ def _plan_baseline(cfg: RunConfig) -> Result:
     learns = baselines.build(cfg, len(data.labels)).plan([texts[row] for row in job.training_order(cfg)])
     told = {"rows": _rows(data), "labels": ", ".join(data.labels.names), "language model": "none", **learns}
     tables.show_plan(f"{cfg.stage.name}: {cfg.method.name}, {cfg.data.name}", told)
-    tables.show_ledger(data.ledger, {})
+    if cfg.stage.name == "check":
+        tables.show_ledger(data.ledger, {})
     return Result("check", None, {})
+
+
+# ------------------------------------------------------------------------------------------------ pre-training
+
+
+def _plan_pretraining(cfg: RunConfig, further: dict[str, object]) -> Result:
+    """Plan causal pre-training: documents, blocks, steps, memory."""
+    corpus = cfg.data.corpus
+    assert corpus is not None
+    quantization.require_library(cfg.method)
+    found = documents.load(cfg.data, _heldout(cfg))
+    tokenizer, whose, _ = tokenizers.own_or_embedded(cfg.model, local_only=True)
+    measured = found.learn[:MEASURED_DOCUMENTS]
+    tokens = sum(len(ids) + 1 for ids in tokenizer(measured, add_special_tokens=False)["input_ids"])
+    blocks = int(tokens * len(found.learn) / len(measured)) // corpus.block
+    if corpus.vocabulary is not None:
+        whose = f"an estimate, because one of {corpus.vocabulary:,} entries is trained on the documents"
+    hardware.prepare(cfg.train)
+    model = learner.on_meta(cfg, None)
+    trainable, total = base.count_parameters(model)
+    micro = cfg.train.micro_batch_size
+    again = cfg.train.gradient_checkpointing is True
+    need = memory.training(
+        memory.shapes(cfg, model), micro, corpus.block, corpus.block, again, micro < cfg.train.batch_size
+    )
+    told: dict[str, object] = {
+        "documents": f"{len(found.learn):,} to learn from, {len(found.held):,} held out",
+        "blocks": f"about {blocks:,} of {corpus.block} tokens (tokenizer: {whose})",
+        "parameters": f"{trainable:,} trainable of {total:,} total",
+    }
+    if blocks:
+        steps = schedule.steps_of(cfg.train, blocks, processes.world())
+        told["training"] = f"about {steps:,} steps of {cfg.train.batch_size} blocks"
+    planned = plan.Plan(micro, cfg.train.batch_size // micro, again, cfg.train.score_tokens, need, need, None)
+    told |= plan.show(planned, cfg) | _weights(cfg) | further
+    tables.show_plan(_title(cfg), told)
+    metrics = {"trainable_parameters": trainable, "total_parameters": total, "memory_bytes": need.total()}
+    return Result("check", None, metrics)
+
+
+def _heldout(cfg: RunConfig) -> float:
+    """The share of documents that is held out: the configured one, or that of ``conf/stage/pretrain.yaml``."""
+    stage = cfg.stage
+    if not isinstance(stage, PretrainStage):
+        values, _ = composition.compose_values(["stage=pretrain", "data=tiny_corpus"])
+        return float(values["stage"]["heldout"])
+    return stage.heldout
+
+
+# ------------------------------------------------------------------------------------------------ a chain
+
+
+def _chain(cfg: RunConfig, links: dict[str, dict[str, Any]]) -> Result:
+    """Plan a chain link by link; what is missing is reported once, behind the plans of all links.
+
+    Raises:
+        ConfigError: with everything that is missing.
+    """
+    configs = {name: jobs.configure(cfg, name, {earlier: f"@{earlier}" for earlier in links}) for name in links}
+    problems: dict[str, Problem] = {}
+    metrics: dict[str, Any] = {}
+    for number, (name, link) in enumerate(configs.items(), start=1):
+        print(f"link {number} of {len(links)}, {name}: stage={link.stage.name}", flush=True)
+        if link.stage.name in jobs.NO_FOLDER or link.run is not None:
+            continue  # reads what earlier links leave
+        try:
+            metrics[name] = _plan(link, _beside(link, configs)).metrics
+        except FinsaError as error:
+            for one in error.problems if isinstance(error, ConfigError) else [_problem(error)]:
+                problems.setdefault(f"{one.path}{one.text}", one)
+            metrics[name] = _without_rows(link)
+    if problems:
+        raise ConfigError(problems.values())
+    return Result("check", None, metrics)
+
+
+def _beside(link: RunConfig, configs: dict[str, RunConfig]) -> dict[str, object]:
+    """What a link finds done already, and what it would have to train first."""
+    if link.stage.name == "pretrain":
+        done = runs.finished(link, None)
+        return {"finished before": f"{done}; it is skipped"} if done else {}
+    data = table.load(link.data)
+    done = runs.finished(link, data.fingerprint)
+    told: dict[str, object] = {"finished before": f"{done}; it is skipped"} if done else {}
+    if isinstance(link.stage, MoeJointStage):
+        named = link.stage.experts or dict.fromkeys(members.names(link.stage, data))
+        wanted = {f"expert {name}": members.expert_config(link, name) for name, place in named.items() if place is None}
+        if link.stage.compare:
+            wanted["one adapter on all domains, to compare with"] = members.expert_config(link, None)
+        hashes = {runs.config_hash(other) for other in configs.values()}
+        lacking = [
+            what
+            for what, one in wanted.items()
+            if runs.config_hash(one) not in hashes and runs.finished(one, table.load(one.data).fingerprint) is None
+        ]
+        told["trained first"] = "; ".join(lacking) or "nothing"
+    return told
+
+
+def _without_rows(link: RunConfig) -> dict[str, Any]:
+    """Plan a link whose rows cannot be read, as if each filled ``data.max_length``: an upper bound of the memory."""
+    if link.method.baseline is not None or link.stage.name == "pretrain":
+        return {}
+    values, choices = composition.compose_values(["data=sample", f"data.max_length={link.data.max_length}"])
+    sample = composition.build(values, choices, []).data
+    tokenizer, _, style = tokenizers.own_or_embedded(link.model, local_only=True)
+    job = task.build(link.model_copy(update={"model": style, "data": sample}), table.load(sample), tokenizer)
+    trainable, total = base.count_parameters(learner.on_meta(link, job.renderer))
+    planned = plan.make(link, job, np.full(1, link.data.max_length), processes.world())
+    told: dict[str, object] = {
+        "rows": "missing, see below",
+        "parameters": f"{trainable:,} trainable of {total:,} total",
+        "training": f"steps of {link.train.batch_size} sequences; their number follows from the rows",
+    }
+    told |= plan.show(planned, link) | _weights(link)
+    tables.show_plan(f"{_title(link)}, rows of {link.data.max_length} tokens at most", told)
+    return {"trainable_parameters": trainable, "total_parameters": total, "memory_bytes": planned.peak()}
+
+
+# ------------------------------------------------------------------------------------------------ lines
+
+
+def _problem(error: FinsaError) -> Problem:
+    """An error as an entry of a list: what it says begins with the key or file that is meant."""
+    place, _, text = str(error).partition(": ")
+    return Problem(place, text) if text else Problem("stage.links", place)
+
+
+def _weights(cfg: RunConfig) -> dict[str, object]:
+    """A line where the weights are neither a folder nor in the hub's cache."""
+    if cfg.model.weights != "pretrained" or cfg.model.path is not None or cfg.model.hub_id is None:
+        return {}
+    found = try_to_load_from_cache(cfg.model.hub_id, "config.json", revision=cfg.model.revision)
+    return {} if isinstance(found, str) else {"weights": f"not on this machine: {cfg.model.hub_id} is downloaded first"}
+
+
+def _title(cfg: RunConfig) -> str:
+    return f"{cfg.stage.name}: {cfg.model.name}, {cfg.method.name}, {cfg.data.name}"
 
 
 def _rows(data: table.Table) -> str:

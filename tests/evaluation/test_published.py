@@ -145,8 +145,8 @@ def test_a_table_is_consistent(table: Callable[[str], Published], name: str) -> 
         ),
         (
             {"a": {"scores": {"macro_f1": 0.5}}, "b": {"correct": 700}, "c": {"scores": {"accuracy": 0.5}}},
-            "b has the most rows right (700 of 908; no accuracy or counts are published for a), more than any other row "
-            "beyond the noise, whatever the pairs.",
+            "b has the most rows right (700 of 908; no accuracy or counts are published for a), more than any other "
+            "row beyond the noise, whatever the pairs.",
         ),
     ],
 )

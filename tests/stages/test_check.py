@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from few import FEW
 
 from finsa.config import RunConfig
+from finsa.errors import ConfigError
 from finsa.stages import check
 
 Compose = Callable[..., RunConfig]
@@ -73,3 +75,55 @@ def test_a_quantised_base_needs_less_memory(config: Compose) -> None:
     assert width / weights == pytest.approx(round(width / weights), rel=1e-3)  # norms stay as they are
     assert round(width / weights) in (2, 4)
     assert need[1] - need[2] == pytest.approx(weights * (1 - 0.516), rel=1e-3)
+
+
+EMBEDDED = ("model=tiny", "data=sample", "method=lora_response", "method.quantization=none", "train=default", FEW)
+
+
+def test_a_chain_is_planned_link_by_link(config: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("experiment=finsa_moe", *EMBEDDED, "stage=check", "stage.links.joint.stage.warmup_steps=60")
+    metrics = check.run(config(*words, f"output_dir={tmp_path}")).metrics
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    links = ["news: stage=train", "forum: stage=train", "joint: stage=moe_joint", "report: stage=report"]
+    places = [shown.index(f"link {number} of 4, {link}") for number, link in enumerate(links, start=1)]
+    assert places == sorted(places)
+    assert list(metrics) == ["news", "forum", "joint"]
+    one, other, both = (metrics[name]["trainable_parameters"] for name in metrics)
+    assert one + other == both == 2 * (28_672 + 3 * 257)
+    assert "steps of 16 sequences, after 60 of router and head" in shown
+    assert "experts news, forum" in shown
+    assert "trained first one adapter on all domains, to compare with" in shown
+    assert shown.count("about 0.") == 3
+    assert list(tmp_path.iterdir()) in ([], [tmp_path / "cache"])
+
+
+def test_a_chain_whose_data_are_missing_is_planned_with_one_message_for_all_links(
+    config: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("experiment=finsa_moe", *EMBEDDED[:1], *EMBEDDED[2:4])
+    cfg = config(*words, "stage=check", f"data.parts.news.files={tmp_path / 'news'}")
+    with pytest.raises(ConfigError) as caught:
+        check.run(cfg)
+    (problem,) = caught.value.problems
+    assert problem.path == "data.parts.news.files"
+    assert problem.text.startswith(f"no such file or folder: {tmp_path / 'news'}")
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert shown.count("29,443 trainable of 3,769,347 total") == 3
+    assert shown.count("rows missing, see below") == 3
+    assert shown.count("memory about ") == 3
+    assert "link 4 of 4, report: stage=report" in shown
+
+
+def test_pre_training_is_planned_by_its_documents(config: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ("data.corpus.documents=600", "data.corpus.block=64")
+    check.run(config("experiment=tiny_base", "stage=check", *short))
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "documents 594 to learn from, 6 held out" in shown
+    assert "of 64 tokens (tokenizer: an estimate, because one of 6,144 entries is trained on the documents)" in shown
+    assert "3,739,904 trainable of 3,739,904 total" in shown
+
+
+def test_another_stage_does_without_the_options_of_an_experiments_own(config: Compose) -> None:
+    assert config("experiment=finsa_moe", "stage=inspect").stage == config("stage=inspect").stage
+    with pytest.raises(ConfigError, match=r"stage\.links.*\[command line\]"):
+        config("experiment=finsa_moe", "stage=inspect", "stage.links.news.seed=3")
