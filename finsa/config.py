@@ -11,6 +11,7 @@ import codecs
 import json
 import re
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -613,6 +614,11 @@ class Data(Section):
     generator: Generator | None
     corpus: Corpus | None
     origin: str | None
+
+    @property
+    def title(self) -> str:
+        """What the set is called in run names and reports."""
+        return data_title(self.model_dump(mode="json"))
 
     @model_validator(mode="after")
     def _source_has_its_section(self) -> Data:
@@ -1580,3 +1586,44 @@ def locate(path: str | Path) -> Path:
     if written.is_absolute() or written.exists():
         return written.absolute()
     return (ROOT / written) if (ROOT / written).exists() else written.absolute()
+
+
+# ------------------------------------------------------------------------------------------------ names in reports
+
+
+def data_title(data: Mapping[str, Any]) -> str:
+    """What a data set is called in run names and reports: a general choice (``table``) by its file, folder or hub id.
+
+    Args:
+        data: the section as plain values, as ``config.yaml`` of a run has it.
+    """
+    if data["name"] != data["source"]:
+        return str(data["name"])
+    if data.get("parts"):
+        return "_".join(data_title(part) for part in data["parts"].values())[:60]
+    files = (data.get("hub") or {}).get("id") if data["source"] == "hub" else data.get("files")
+    while isinstance(files, dict | list | tuple):
+        files = next(iter(files.values() if isinstance(files, dict) else files), None)
+    if not files:
+        return str(data["name"])
+    path = Path(str(files))
+    stem = path.name.partition(".")[0] if path.suffix else path.name
+    if any(sign in path.name for sign in "*?[") or stem in ("train", "valid", "validation", "test", "data"):
+        stem = path.absolute().parent.name
+    return re.sub(r"[^\w.-]+", "_", stem).strip("_.")[:60] or str(data["name"])
+
+
+def demonstration(config: Mapping[str, Any]) -> str | None:
+    """A sentence for runs of the embedded model or on the project's generated rows; None for others.
+
+    Args:
+        config: a run's, as plain values.
+    """
+    model, data = config["model"], config["data"]
+    embedded = model.get("path") == "data/tiny" and config["method"].get("baseline") is None
+    generated = data.get("files") == "data/sample" or data.get("generator") is not None
+    if embedded and generated:
+        return "A demonstration: a tiny embedded model on generated rows. The scores say nothing about real texts."
+    if generated:
+        return "A demonstration: the rows are generated. The scores say nothing about real texts."
+    return "A demonstration: the embedded model is too small for real use." if embedded else None

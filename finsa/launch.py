@@ -213,7 +213,7 @@ def _has_rows(cfg: RunConfig) -> bool:
 
 def _preflight(cfg: RunConfig, data: Table) -> None:
     """Tell about rows and prompts that cannot be trained on in a second rather than after torch is there."""
-    from finsa.data import sampling
+    from finsa.data import prompts, sampling
     from finsa.modeling import quantization
     from finsa.training import schedule
 
@@ -221,6 +221,9 @@ def _preflight(cfg: RunConfig, data: Table) -> None:
     if cfg.method.baseline is not None:
         data.require("train", "validation", "test")
         return
+    note = prompts.mismatch(cfg.data.prompt, [*data.labels.names, *data.labels.words])
+    if note and processes.first():
+        print(f"note: {note}", flush=True)
     if cfg.stage.name != "evaluate" and cfg.method.learn != "nothing":
         data.require("train", "validation", "test")
         gold = data.splits["train"]["label"].to_list()

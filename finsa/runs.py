@@ -186,9 +186,8 @@ def _new_path(cfg: RunConfig) -> Path:
     if sweep_name() is not None and not _apart:
         return Path(HydraConfig.get().runtime.output_dir).absolute()
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    base = (
-        Path(cfg.output_dir).absolute() / f"{stamp}_{cfg.stage.name}_{cfg.method.name}_{cfg.model.name}_{cfg.data.name}"
-    )
+    name = "_".join([stamp, cfg.stage.name, cfg.method.name, cfg.model.name, cfg.data.title])
+    base = Path(cfg.output_dir).absolute() / name
     path, number = base, 1
     while True:
         try:

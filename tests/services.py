@@ -26,6 +26,7 @@ SERVED: dict[str, Any] = {
     "labels": list(LABELS),
     "experts": [],
     "base": {"name": "tiny", "hub_id": None, "revision": "main"},
+    "demonstration": None,
     "max_length": 160,
     "rows": [],
     "rule": "whole label",

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from finsa import config as types_page
-from finsa.config import RunConfig, Section, locate
+from finsa.config import RunConfig, Section, demonstration, locate
 
 SECTIONS = [kind for _, kind in inspect.getmembers(types_page, inspect.isclass) if issubclass(kind, Section)]
 Configure = Callable[..., RunConfig]
@@ -212,3 +212,38 @@ def test_locate_names_the_working_directory_where_nothing_is(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     assert locate("no/such") == tmp_path / "no" / "such"
     assert locate(tmp_path / "absolute") == tmp_path / "absolute"
+
+
+@pytest.mark.parametrize(
+    ("words", "title"),
+    [
+        (("data=sample",), "sample"),
+        (("data=table", "data.files=posts/my_posts.csv"), "my_posts"),
+        (("data=table", "data.files='数据/帖子 2024.xlsx'"), "帖子_2024"),
+        (("data=table", "data.files=fpb/train.csv"), "fpb"),
+        (("data=table", "data.files=posts/*.csv"), "posts"),
+        (("data=table", "data.files=[a/one.csv,a/two.csv]"), "one"),
+        (("data=alpaca", "data.files=questions"), "questions"),
+        (("data=hub", "data.hub.id=owner/bank-77"), "bank-77"),
+        (("data=table",), "table"),
+        (("data=table", "data.files=a.csv", "data.name=mine"), "mine"),
+    ],
+)
+def test_a_data_set_is_called_by_its_file(config: Configure, words: tuple[str, ...], title: str) -> None:
+    assert config(*words).data.title == title
+
+
+def test_runs_of_the_embedded_default_are_called_a_demonstration(config: Configure) -> None:
+    def said(*words: str) -> str | None:
+        return demonstration(config(*words).model_dump())
+
+    assert (
+        said() == "A demonstration: a tiny embedded model on generated rows. The scores say nothing about real texts."
+    )
+    assert (
+        said("method=tfidf_lr") == "A demonstration: the rows are generated. The scores say nothing about real texts."
+    )
+    own = ("data=table", "data.files=x.csv")
+    assert said(*own) == "A demonstration: the embedded model is too small for real use."
+    assert said(*own, "model=qwen05b") is None
+    assert said(*own, "method=tfidf_lr") is None

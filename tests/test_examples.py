@@ -1,62 +1,62 @@
-"""The notebook, run from top to bottom on the folder that a finished run leaves."""
+"""The notebook, run from top to bottom on the folders that real runs leave."""
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import folders
 import matplotlib as mpl
-import numpy as np
+import notebooks
+import polars as pl
 import pytest
 
-from finsa.config import ROOT, RunConfig
 
-NOTEBOOK = ROOT / "examples" / "results.ipynb"
-
-
-def _cells() -> list[str]:
-    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-
-
-def _run(cells: list[str]) -> tuple[dict[str, Any], list[Any]]:
-    """Run cells as a notebook does: in one name space, the value of each cell's last expression kept."""
-    names: dict[str, Any] = {}
-    values = []
-    for cell in cells:
-        tree = ast.parse(cell)
-        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, str(NOTEBOOK), "exec"), names)
-        values.append(eval(compile(ast.Expression(last.value), str(NOTEBOOK), "eval"), names) if last else None)
-    return names, values
-
-
-def test_notebook_tells_what_the_run_folder_holds(
-    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", ["lora_response", "majority"])
+def test_notebook_shows_what_a_real_run_holds(
+    trained: Callable[..., Path], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mpl, "get_backend", lambda: "agg")
     mpl.use("agg")
-    gold = np.random.default_rng(0).integers(0, 3, 60)
-    predicted = folders.answers(gold, 0.8, 1)
-    finished = "2026-01-01T00:00:00+00:00"
-    run = folders.write_run(tmp_path / "outputs" / "one", config("method=lora"), gold, predicted, finished=finished)
-    monkeypatch.chdir(tmp_path)
-    cells = _cells()
-    assert len(cells) == 7
-    names, values = _run(cells)
-    test = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"]
-    assert names["run"] == run
-    assert names["table"].filter(names["table"]["scored"] == "test")["macro_f1"][0] == test["macro_f1"]
-    assert names["wrong"].height == int((gold != predicted).sum())
-    assert values[3].select(pl_sum(values[3])).sum_horizontal().sum() == 60
-    assert len(names["losses"]) == 40
-    assert len(names["checks"]) == 4
+    run = trained(method)
+    monkeypatch.setenv("FINSA_RUN", str(run))
+    sources = ["".join(cell["source"]) for cell in notebooks.cells()]
+    assert len(sources) == 7
+    names, values, printed = notebooks.run(sources)
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert printed[0] == f"{run.name} | complete | {facts['wall_seconds']} seconds | seed 42\n"
+    scored = {row["scored"]: row for row in names["table"].to_dicts()}
+    assert set(scored) == {split for split in metrics if "macro_f1" in metrics[split]}
+    low, high = metrics["test"]["intervals"]["macro_f1"]
+    assert scored["test"] == {
+        "scored": "test",
+        "n": 120,
+        "macro_f1": metrics["test"]["macro_f1"],
+        "low": low,
+        "high": high,
+    }
+    assert "validation" not in scored or scored["validation"]["low"] is None
+    confusion = values[3].select(pl.exclude("gold"))
+    assert confusion.sum_horizontal().sum() == 120
+    wrong = 120 - round(metrics["test"]["accuracy"] * 120)
+    assert printed[2] == f"120 rows, {wrong} wrong, accuracy {1 - wrong / 120:.4f}\n"
+    assert values[4].columns == ["text", "gold", "label", "confidence"]
+    log = run / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    assert len(names["losses"]) == sum('"loss"' in line for line in lines)
+    assert bool(names["losses"]) == (method != "majority")
+    assert [row["split"] for row in values[6].to_dicts()] == ["train", "validation", "test"]
 
 
-def pl_sum(frame: Any) -> list[str]:
-    """Columns of counts."""
-    return [name for name in frame.columns if name != "gold"]
+def test_notebook_keeps_the_outputs_of_its_cells() -> None:
+    kept = [cell["outputs"] for cell in notebooks.cells()]
+    assert [cell["execution_count"] for cell in notebooks.cells()] == list(range(1, 8))
+    assert [[output["output_type"] for output in one] for one in kept] == [
+        ["stream"],
+        *[["execute_result"]],
+        ["stream"],
+        *[["execute_result"]] * 4,
+    ]
+    assert "image/png" in kept[5][0]["data"]
+    assert "macro_f1" in "".join(kept[1][0]["data"]["text/html"])
+    assert "/home/" not in json.dumps(kept)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from finsa import files
-from finsa.config import Published, ReportStage
+from finsa.config import Published, ReportStage, data_title, demonstration
 from finsa.errors import RunError
 from finsa.evaluation import arms, mixture_sheets, records, sheets, tables
 from finsa.evaluation import published as publications
@@ -72,6 +72,7 @@ def build(
         published = published or _own_table(runs)
         reasons |= {**left_out, **others}
         facts, remarks = _facts(runs), [*comparison.remarks, *notes, *mixture_sheets.remarks(comparison)]
+        remarks += list(dict.fromkeys(filter(None, (demonstration(run.config) for run in runs))))[:1]
         found = _sheets(comparison, published)
     judged = publications.judge(published) if published else None
     if published is not None and judged is not None:
@@ -122,7 +123,7 @@ def _facts(runs: Sequence[Run]) -> dict[str, str]:
     first = runs[0]
     counts = zip(first.labels, np.bincount(first.gold, minlength=len(first.labels)), strict=True)
     facts: dict[str, Any] = {
-        "data": first.config["data"]["name"],
+        "data": data_title(first.config["data"]),
         "test rows": f"{len(first.rows):,}: {', '.join(f'{label} {count:,}' for label, count in counts)}",
         "data fingerprint": first.facts.get("data_fingerprint"),
         "model": ", ".join(dict.fromkeys(str(run.config["model"]["name"]) for run in runs)),

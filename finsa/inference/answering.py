@@ -70,7 +70,7 @@ class Record:
     def name(self) -> str:
         """Method, model and data of the run, and the export's format."""
         own = [] if self.cfg.method.baseline is not None else [self.cfg.model.name]
-        return ", ".join([self.cfg.method.name, *own, self.cfg.data.name, *bundles.title(self.manifest)])
+        return ", ".join([self.cfg.method.name, *own, self.cfg.data.title, *bundles.title(self.manifest)])
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,9 @@ class ModelOut(_Out):
     labels: list[str]
     experts: Annotated[list[str], Field(description="Of a mixture.")]
     base: Annotated[dict[str, str | None], Field(description="The base model; none for a classical method.")]
+    demonstration: Annotated[
+        str | None, Field(description="For the embedded model and generated rows: do not rely on the answers.")
+    ]
     max_length: Annotated[int, Field(description="Tokens of prompt, text and answer.")]
     rows: Annotated[list[str], Field(description="Fields of rows that are read as in training, besides texts.")]
     rule: Annotated[str, Field(description="How labels are scored.")]

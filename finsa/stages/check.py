@@ -101,7 +101,7 @@ def _plan_baseline(cfg: RunConfig) -> Result:
     texts = job.texts("train")
     learns = baselines.build(cfg, len(data.labels)).plan([texts[row] for row in job.training_order(cfg)])
     told = {"rows": _rows(data), "labels": ", ".join(data.labels.names), "language model": "none", **learns}
-    tables.show_plan(f"{cfg.stage.name}: {cfg.method.name}, {cfg.data.name}", told)
+    tables.show_plan(f"{cfg.stage.name}: {cfg.method.name}, {cfg.data.title}", told)
     if cfg.stage.name == "check":
         tables.show_ledger(data.ledger, {})
     return Result("check", None, {})
@@ -242,7 +242,7 @@ def _weights(cfg: RunConfig) -> dict[str, object]:
 
 
 def _title(cfg: RunConfig) -> str:
-    return f"{cfg.stage.name}: {cfg.model.name}, {cfg.method.name}, {cfg.data.name}"
+    return f"{cfg.stage.name}: {cfg.model.name}, {cfg.method.name}, {cfg.data.title}"
 
 
 def _rows(data: table.Table) -> str:

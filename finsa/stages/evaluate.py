@@ -56,7 +56,7 @@ def run(cfg: RunConfig) -> Result:
     if record is None:  # the base model, whatever method the command's defaults name
         method = method.model_copy(update={"learn": "nothing", "head": "lm", "baseline": None})
     tables.show_report(found[split], f"{name} on the {split} split, by class", method)
-    tables.show_comparison({name: found[split]}, f"{trained.data.name}, {split} split")
+    tables.show_comparison({name: found[split]}, f"{trained.data.title}, {split} split")
     print(f"run folder: {folder.path}")
     return Result("evaluate", folder.path, found, found[split]["macro_f1"] if split == "validation" else None)
 

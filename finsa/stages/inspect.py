@@ -39,7 +39,7 @@ def run(cfg: RunConfig) -> Result:
         folder.write_json("inspect.json", numbers)
         folder.write_lines("near_duplicates.jsonl", _pairs(close.pairs, data.labels.names))
         page = inspect_page.Page(
-            title=f"finsa: inspection of {cfg.data.name}",
+            title=f"finsa: inspection of {cfg.data.title}",
             facts=_facts(cfg, data, whose),
             numbers=numbers,
             ledger=data.ledger.as_dict(job.truncated()),

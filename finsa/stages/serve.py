@@ -15,7 +15,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 
 from finsa import composition, runs
-from finsa.config import ROOT, RunConfig, ServeStage, TrainStage
+from finsa.config import ROOT, RunConfig, ServeStage, TrainStage, demonstration
 from finsa.data import table
 from finsa.data.reading import Reading
 from finsa.errors import RunError
@@ -132,6 +132,7 @@ def _served(answerer: Answerer, stage: ServeStage, folder: RunFolder) -> dict[st
         "labels": list(answerer.labels),
         "experts": list(answerer.experts),
         "base": base,
+        "demonstration": demonstration(cfg.model_dump(include={"model", "data", "method"})),
         "max_length": cfg.data.max_length,
         "rows": Reading.of(cfg.data).fields,
         "rule": answerer.rule,

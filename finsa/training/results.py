@@ -75,7 +75,7 @@ def write(
     temperature = metrics["calibration"]["temperature"]
     folder.write_lines("predictions.jsonl", outcome.predictions(job, "test", log_probs, temperature, gates, experts))
     model = [] if cfg.method.baseline is not None else [cfg.model.name]
-    figure = outcome.draw(metrics["test"], ", ".join([cfg.method.name, *model, cfg.data.name]), folder.path)
+    figure = outcome.draw(metrics["test"], ", ".join([cfg.method.name, *model, cfg.data.title]), folder.path)
     tracker.summary(outcome.flat(metrics))
     tracker.figure("confusion matrix", figure)
     name = f"{cfg.method.name} mixture" if gates is not None else cfg.method.name
@@ -84,5 +84,5 @@ def write(
     rows = {f"{cfg.model.name} as it is": metrics["base"]} if "base" in metrics else {}
     tables.show_ledger(job.table.ledger, cut)
     tables.show_report(metrics["test"], f"{cfg.method.name} on the test split, by class", cfg.method)
-    tables.show_comparison({**rows, cfg.method.name: metrics["test"]}, f"{cfg.data.name}, test split")
+    tables.show_comparison({**rows, cfg.method.name: metrics["test"]}, f"{cfg.data.title}, test split")
     print(f"run folder: {folder.path}")

@@ -10,7 +10,7 @@ import pytest
 
 from finsa.config import RunConfig
 from finsa.data.labels import LabelSpace
-from finsa.data.prompts import Prompt
+from finsa.data.prompts import Prompt, mismatch
 from finsa.errors import ConfigError
 
 Configure = Callable[..., RunConfig]
@@ -106,3 +106,23 @@ def test_no_chat_template(tokenizer: Any) -> None:
 def test_embedded_tokenizer_has_a_chat_template(tokenizer: Any) -> None:
     prompt = Prompt.of("A{text}B", LABELS, "chat", "none", tokenizer)
     assert prompt == Prompt("<|im_start|>user\nA", "B<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize(
+    ("labels", "fits"),
+    [
+        (["查询余额", "转账", "开户"], False),
+        (["transfer", "balance"], False),
+        (["利空", "中性", "利好"], True),
+        (["positive", "other"], True),
+        (["-1", "0", "1"], True),
+        (["A", "B"], True),
+    ],
+)
+def test_a_prompt_for_sentiments_does_not_go_with_intents_in_silence(
+    config: Configure, labels: list[str], fits: bool
+) -> None:
+    said = mismatch(config("data=table", "data.files=x.csv").data.prompt, labels)
+    assert (said is None) == fits
+    assert fits or str(said).startswith("data.prompt asks for the sentiment, which the labels do not name; for other")
+    assert mismatch("判断类别（{labels}）：{text}", labels) is None

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import browsers
 import pytest
-from services import Reader, Service, serving, stage_of
+from services import SERVED, Reader, Service, serving, stage_of
+
+from finsa.serving.page import start
 
 Compose = Callable[..., Any]
 BAIT = '<img src="http://example.invalid/x.png" onerror="document.title=1">'
@@ -268,3 +270,11 @@ def test_a_token_is_typed_in_where_one_is_asked_for(browser: Any, config: Compos
         browser.find_element("id", "token").send_keys(TOKEN)
         _predict(page, "大涨")
         assert _rows(page)[0][2] == "利好"
+
+
+def test_the_embedded_model_is_called_a_demonstration_in_both_languages(config: Compose) -> None:
+    told = "A demonstration: a tiny embedded model or generated training texts stand behind the answers."
+    html = start(stage_of(config), {**SERVED, "demonstration": "A demonstration: ..."}, guarded=False).html
+    assert f'<strong data-say="demonstration">{told} Do not rely on them.</strong>' in html
+    assert 'demonstration: "仅供演示：答案来自内置的小模型或自动生成的训练文本，请勿据此做判断。"' in html
+    assert 'data-say="demonstration"' not in start(stage_of(config), SERVED, guarded=False).html

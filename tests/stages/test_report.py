@@ -195,3 +195,9 @@ def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
     assert f"report: {tmp_path}/report.html" in done.stdout
+
+
+def test_a_report_of_the_embedded_default_is_called_a_demonstration(written: Path) -> None:
+    said = "A demonstration: a tiny embedded model on generated rows. The scores say nothing about real texts."
+    assert f"- {said}" in (written / "report.md").read_text(encoding="utf-8").splitlines()
+    assert (written / "report.html").read_text(encoding="utf-8").count(said) == 1

@@ -4,6 +4,8 @@ const WORDS = {
   en: {
     skip: "Skip to the texts", title: "What does the text say?",
     lead: "Labels with probabilities for financial texts. They come from the model below and stay on this server.",
+    demonstration: "A demonstration: a tiny embedded model or generated training texts stand behind the answers. "
+      + "Do not rely on them.",
     model: "Model", labels: "Labels", length: "Longest prompt", tokens: "tokens", texts: "Texts, one per line",
     hint: "Ctrl + Enter predicts. A text that is too long loses its end, and the answer says so.", examples: "Try:",
     file: "Choose a CSV file", drop: "Or drop it here. UTF-8 or GB18030.", column: "Column with the texts",
@@ -21,6 +23,7 @@ const WORDS = {
   },
   zh: {
     skip: "跳到文本", title: "这段文本说了什么？", lead: "为金融文本给出标签和概率。结果来自下面的模型，文本不会离开这台服务器。",
+    demonstration: "仅供演示：答案来自内置的小模型或自动生成的训练文本，请勿据此做判断。",
     model: "模型", labels: "标签", length: "提示最长", tokens: "个词元", texts: "文本，每行一条",
     hint: "按 Ctrl + Enter 预测。过长的文本会被截断，结果中会注明。", examples: "试一试：",
     file: "选择 CSV 文件", drop: "或拖到这里。支持 UTF-8 和 GB18030。", column: "文本所在的列",
