@@ -88,7 +88,7 @@ def test_frozen(config: Configure) -> None:
         ({"train__learning_rate": float("inf")}, "finite number"),
         ({"train__schedule": "cosin"}, "'cosine', 'linear' or 'constant'"),
         ({"train__lr": 1.0}, "Extra inputs are not permitted"),
-        ({"data__labels": [1, 2]}, "valid string"),
+        ({"data__labels": [[1], 2]}, "valid string"),
         ({"data__max_length": 7}, "greater than or equal to 8"),
         ({"data__split__test": 0.5}, "less than 0.5"),
         ({"data__split__validation": 0}, "greater than 0"),
