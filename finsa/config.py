@@ -976,9 +976,10 @@ class ReportStage(Section):
     """Compare finished runs: table, tests, figures and a page.
 
     Args:
-        baseline: the arm that the others are tested against, by its name in the table; null: the one that learns
-            nothing, otherwise the first.
-        training_rows: ``same``: runs whose training rows differ are refused; ``any``: the test rows alone must agree.
+        baseline: an arm that all others are tested against, by its name in the table, as they are against the best;
+            null: one that learns nothing, if there is one.
+        training_rows: ``same``: runs whose training rows differ are not compared; ``any``: the test rows alone must
+            agree.
         samples: bootstrap samples.
         seed: of the bootstrap.
     """
