@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +23,8 @@ from matplotlib.ticker import MaxNLocator
 # A Chinese font often has one weight only; that it is not quite "normal" is nothing to tell a user at every figure.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
+MANY = 20  # classes that are too many to have a colour, a row or readable cells each
+FREQUENT = 9  # of those the ones that are shown beside the others
 LATIN = "DejaVu Sans"  # matplotlib's own
 CARRIED = Path(__file__).parent / "fonts" / "FinsaSansSC.otf"  # the 3,755 most frequent Chinese characters
 # Fonts for the characters that these two lack, in order of preference; then any other that has them.
@@ -50,8 +54,31 @@ class Figure:
     alt: str
 
 
+def frequent(counts: Iterable[Mapping[str, int]], labels: Sequence[str]) -> list[str]:
+    """The labels that a figure with a colour or row for each can show: all, or the most frequent of many, in order."""
+    if len(labels) <= MANY:
+        return list(labels)
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    kept = {label for label, _ in total.most_common(FREQUENT)}
+    return [label for label in labels if label in kept]
+
+
+def folded(counts: Mapping[str, int], labels: Sequence[str], shown: Sequence[str]) -> dict[str, int]:
+    """Counts of the labels that are shown, and the sum of the others where there are any."""
+    rest = sum(counts.get(label, 0) for label in labels if label not in shown)
+    others = {f"{len(labels) - len(shown)} other classes": rest} if len(shown) < len(labels) else {}
+    return {label: counts.get(label, 0) for label in shown} | others
+
+
+def letters(text: str) -> int:
+    """Width of a text in Latin letters; a Chinese character is two wide."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
 def confusion_matrix(report: Mapping[str, Any], title: str, file: Path) -> None:
-    """Draw a confusion matrix: counts, coloured by the share of the true class."""
+    """Draw a confusion matrix: counts, coloured by the share of the true class; of many classes the colours alone."""
     counts = np.array(report["confusion"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     font, names = font_and_names(list(report["per_class"]))
@@ -59,14 +86,19 @@ def confusion_matrix(report: Mapping[str, Any], title: str, file: Path) -> None:
     with pyplot.rc_context(
         {"font.family": list(dict.fromkeys([font, title_font, LATIN])), "axes.unicode_minus": False}
     ):
-        size = 2.6 + 0.75 * len(names)
+        many = len(names) > MANY
+        cell = 0.13 if many else 0.75  # inches
+        size = 2.6 + cell * len(names)
         figure, axes = pyplot.subplots(figsize=(size + 0.8, size), layout="constrained")
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for (row, column), count in np.ndenumerate(counts):
+        for (row, column), count in [] if many else np.ndenumerate(counts):
             colour = "white" if shares[row, column] > 0.6 else "black"
             axes.text(column, row, f"{count}\n{shares[row, column]:.0%}", ha="center", va="center", color=colour)
-        axes.set_xticks(range(len(names)), names)
-        axes.set_yticks(range(len(names)), names)
+        font_size = 6 if many else 10
+        axes.set_xticks(range(len(names)), names, fontsize=font_size)
+        axes.set_yticks(range(len(names)), names, fontsize=font_size)
+        if many or max(map(letters, names)) * 0.085 > cell:  # inches of a letter
+            axes.tick_params("x", rotation=90)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         axes.set_title(f"{title}\naccuracy {report['accuracy']:.3f}, macro-F1 {report['macro_f1']:.3f}", fontsize=11)

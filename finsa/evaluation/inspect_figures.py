@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from finsa.evaluation.confounds import TRAITS, percent
-from finsa.evaluation.figures import LATIN, Figure, font_and_names
+from finsa.evaluation.figures import LATIN, Figure, folded, font_and_names, frequent
 
 # Told apart by colour-blind readers as well (Okabe & Ito 2008); more classes than that take a map's shades.
 COLOURS = ("#D55E00", "#B0B0B0", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442")
@@ -60,6 +60,12 @@ def labels_by_group(kind: str, panels: Counts, labels: Sequence[str], file: Path
         file: the PNG.
     """
     groups = list(next(iter(panels.values())))
+    shown = frequent((counts for by_group in panels.values() for counts in by_group.values()), labels)
+    panels = {
+        panel: {group: folded(counts, labels, shown) for group, counts in by_group.items()}
+        for panel, by_group in panels.items()
+    }
+    labels = list(folded({}, labels, shown))
     font, names = font_and_names([*labels])
     group_font, group_names = font_and_names(groups, kind)
     with _canvas(file, [font, group_font], 1.6 + 0.36 * len(groups), len(panels), sharey=True) as drawn:
@@ -138,6 +144,12 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def truncation(splits: Mapping[str, Any], labels: Sequence[str], file: Path) -> Figure:
     """Draw the share of rows whose text is cut, by split and label."""
+    shown = frequent([of["labels"] for of in splits.values()], labels)
+    splits = {
+        split: {**of, "cut": folded(of["cut"], labels, shown), "labels": folded(of["labels"], labels, shown)}
+        for split, of in splits.items()
+    }
+    labels = list(folded({}, labels, shown))
     font, names = font_and_names([*labels])
     width = 0.8 / len(labels)
     with _canvas(file, [font], 2.8) as (figure, axes):
@@ -201,12 +213,16 @@ def near_duplicates(pairs: pl.DataFrame, threshold: float, file: Path) -> Figure
 
 def traits(rows: pl.DataFrame, labels: Sequence[str], file: Path) -> Figure:
     """Draw text length and share of Chinese characters by label, as boxes from the 5th to the 95th percentile."""
+    counts = dict(zip(labels, np.bincount(rows["label"].to_numpy(), minlength=len(labels)).tolist(), strict=True))
+    shown = frequent([counts], labels)
+    numbers = [place for place, label in enumerate(labels) if label in shown]
+    labels = shown
     font, names = font_and_names([*labels])
     with _canvas(file, [font], 1.2 + 0.42 * len(labels), columns=len(TRAITS), sharey=True) as (_, axes):
         for axis, (name, (expression, _)) in zip(axes[0], TRAITS.items(), strict=True):
             values, classes = rows.select(expression.fill_nan(0.0)).to_series().to_numpy(), rows["label"].to_numpy()
             for number, colour in enumerate(_colours(len(labels))):
-                own = values[classes == number]
+                own = values[classes == numbers[number]]
                 if len(own):
                     low, first, middle, third, high = np.percentile(own, [5, 25, 50, 75, 95])
                     axis.plot([low, high], [number, number], color=GREY, linewidth=1)

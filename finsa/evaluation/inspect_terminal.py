@@ -11,7 +11,7 @@ from rich.text import Text
 
 from finsa.evaluation.confounds import percent
 from finsa.evaluation.examples import Example, Segment, visible
-from finsa.evaluation.tables import console, show
+from finsa.evaluation.tables import MANY, console, show
 
 STYLES = {"prompt": "dim", "text": "cyan", "cut": "red strike", "answer": "bold green", "end": "magenta"}
 LOSS = "underline"
@@ -74,17 +74,21 @@ def show_groups(groups: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> N
     """Print the labels of each group."""
     for found in groups:
         table = _titled(f"labels by {found['kind']}", (found["kind"],))
-        for name in (*labels, "together"):
+        many = len(labels) > MANY
+        for name in (*(("classes", "most frequent class", "rows of it") if many else labels), "together"):
             table.add_column(Text(name), justify="right")
         for group in found["groups"]:
             counts = [f"{count:,}" for count in group["labels"].values()]
-            table.add_row(Text(group["name"]), *counts, f"{group['rows']:,}")
+            if many:
+                most = max(group["labels"], key=group["labels"].__getitem__)
+                counts = [str(sum(map(bool, group["labels"].values()))), most, f"{group['labels'][most]:,}"]
+            table.add_row(Text(group["name"]), *map(Text, counts), f"{group['rows']:,}")
         guess = found["guess"]
         table.caption = (
             f"Cramér's V {found['association']:.3f}; guessed from the {found['kind']} alone "
             f"{percent(guess['accuracy'], 1)}, from nothing {percent(guess['majority'], 1)}"
         )
-        show(table, optional=range(len(labels), 0, -1))
+        show(table, optional=() if many else range(len(labels), 0, -1))
 
 
 def show_findings(findings: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +17,13 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from finsa.evaluation import calibration, statistics
 from finsa.evaluation.comparison import Comparison
-from finsa.evaluation.figures import LATIN, Figure, font_and_names
+from finsa.evaluation.figures import LATIN, MANY, Figure, folded, font_and_names, frequent, letters
 
 # Told apart by colour-blind readers as well (Okabe & Ito 2008); more than that take a map's shades.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#B8A500")
 WIDTH, DPI = 6.8, 150  # inches: narrow, so that the writing is still large enough on a telephone
 LETTER = 0.058  # inches that a letter of 7 points takes
+HARDEST = 12  # of many classes those that are shown
 LINES = 8  # arms that a figure of lines can show apart
 
 
@@ -113,10 +113,14 @@ def _confusions(comparison: Comparison, names: Sequence[str], labels: Sequence[s
     """All matrices in one pair of axes: with a pair for each, 50 arms take ten times as long."""
     count = len(labels)
     columns = _columns(len(names)) if count <= 5 else 1
-    rows, wide, high = -(-len(names) // columns), count + 0.5, count + 1.5
+    rows, wide = -(-len(names) // columns), count + 0.5
     inches = (WIDTH - 1) / (columns * wide)  # of a cell
-    fits = max(map(_letters, labels)) * LETTER <= inches
-    written = list(labels) if fits else [str(place) for place in range(1, count + 1)]
+    gap = max(1.5, 0.4 / inches)  # cells between matrices, for a title and the classes
+    high = count + gap
+    fits = max(map(letters, labels)) * LETTER <= inches
+    step = 1 if count <= MANY else 5
+    numbers = [str(place) if place == 1 or place % step == 0 else "" for place in range(1, count + 1)]
+    written = list(labels) if fits else numbers
     with _canvas(file, 0.6 + inches * rows * high) as (_, axes):
         for place, arm in enumerate(comparison.arms):
             down, right = divmod(place, columns)
@@ -129,7 +133,9 @@ def _confusions(comparison: Comparison, names: Sequence[str], labels: Sequence[s
         places = [down * high + at for down in range(rows) for at in range(count)]
         axes[0, 0].set_yticks(places, written * rows, fontsize=7)
         axes[0, 0].set_xticks([])
-        axes[0, 0].set(xlim=(-0.6, columns * wide - 0.9), ylim=(rows * high - 1.3, -1), aspect="equal", ylabel="true")
+        axes[0, 0].set(
+            xlim=(-0.6, columns * wide - 0.9), ylim=(rows * high - gap + 0.2, 0.5 - gap), aspect="equal", ylabel="true"
+        )
         axes[0, 0].set_xlabel("predicted" if fits else "predicted; classes numbered in the order of the table By class")
         axes[0, 0].tick_params(length=0)
         axes[0, 0].spines[["left", "bottom"]].set_visible(False)
@@ -144,17 +150,12 @@ def _columns(matrices: int) -> int:
     return 3 if -matrices % 3 <= -matrices % 4 else 4
 
 
-def _letters(text: str) -> int:
-    """Width of a text in Latin letters; a Chinese character is two wide."""
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
-
-
 def _matrix(axes: Any, counts: Any, x: float, y: float, size: float) -> None:
-    """Draw one matrix with its first cell's middle at (x, y)."""
+    """Draw one matrix with its first cell's middle at (x, y); of many classes the colours alone."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     end = len(counts) - 0.5
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, extent=(x - 0.5, x + end, y + end, y - 0.5))
-    for (row, column), count in np.ndenumerate(counts):
+    for (row, column), count in [] if len(counts) > MANY else np.ndenumerate(counts):
         colour = "white" if shares[row, column] > 0.6 else "black"
         text = f"{count}\n{shares[row, column]:.0%}"
         place = (x + column, y + row)
@@ -163,9 +164,14 @@ def _matrix(axes: Any, counts: Any, x: float, y: float, size: float) -> None:
 
 def _classes(comparison: Comparison, names: Sequence[str], labels: Sequence[str], file: Path) -> Figure:
     places = np.arange(len(names))
+    real, title = comparison.arms[0].runs[0].labels, "Precision and recall by class"
+    if len(labels) > MANY:
+        f1 = [np.mean([record[f"f1_{label}"] for record in comparison.records]) for label in real]
+        hardest = sorted(np.argsort(f1, kind="stable")[:HARDEST].tolist())
+        title = f"{title}: {HARDEST} of {len(labels)} classes, those with the lowest F1"
+        real, labels = [real[place] for place in hardest], [labels[place] for place in hardest]
     columns = min(3, len(labels))
     rows = -(-len(labels) // columns)
-    real = comparison.arms[0].runs[0].labels
     with _canvas(file, rows * (1.2 + 0.3 * len(names)), rows, columns, sharey=True) as (figure, axes):
         for one in axes.flat[len(labels) :]:
             one.axis("off")
@@ -181,7 +187,7 @@ def _classes(comparison: Comparison, names: Sequence[str], labels: Sequence[str]
         axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
         handles, texts = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside upper center", ncols=2, frameon=False)
-    return Figure(file, "Precision and recall by class", "The numbers are those of the table By class.")
+    return Figure(file, title, "The numbers are those of the table By class.")
 
 
 Log = Sequence[Mapping[str, Any]]
@@ -301,6 +307,10 @@ def _labels(comparison: Comparison, names: Sequence[str], labels: Sequence[str],
     rows["true, test"] = np.bincount(run.gold, minlength=len(labels)).tolist()
     for name, arm in zip(names, comparison.arms, strict=True):
         rows[name] = np.bincount(arm.predicted.ravel(), minlength=len(labels)).tolist()
+    by_label = {name: dict(zip(labels, counts, strict=True)) for name, counts in rows.items()}
+    shown = frequent(by_label.values(), labels)
+    by_label = {name: folded(counts, labels, shown) for name, counts in by_label.items()}
+    rows, labels = {name: list(counts.values()) for name, counts in by_label.items()}, list(by_label["true, test"])
     shares = np.array([np.array(counts) / sum(counts) for counts in rows.values()])
     starts = np.cumsum(shares, axis=1) - shares
     with _canvas(file, 1.2 + 0.32 * len(rows)) as (figure, axes):
@@ -315,4 +325,4 @@ def _labels(comparison: Comparison, names: Sequence[str], labels: Sequence[str],
         axes[0, 0].set(xlim=(0, 1), xlabel="share of the rows; arms: predicted on the test rows")
         figure.legend(loc="outside upper center", ncols=min(5, len(labels)), frameon=False)
     alt = "; ".join(f"{name}: {', '.join(map(str, counts))}" for name, counts in rows.items())
-    return Figure(file, "Labels: true by split, predicted by arm", f"Rows by class {', '.join(run.labels)}. {alt}")
+    return Figure(file, "Labels: true by split, predicted by arm", f"Rows by class {', '.join(labels)}. {alt}")

@@ -285,3 +285,14 @@ def test_answers_are_the_words_tokens(real: Any) -> None:
     renderer = Renderer(real, PROMPT, LABELS, 64)
     assert renderer.answers == [tuple(_ids(real, word)) for word in WORDS]
     assert renderer.end == real.eos_token_id
+
+
+def test_labels_that_fill_the_prompt_are_told(real: Any) -> None:
+    words = tuple(f"intent number {number}" for number in range(77))
+    labels = LabelSpace(words, words)
+    prompt = Prompt.of("Question: {text} Intent ({labels}):", labels, "plain", "none", real)
+    listed = len(_ids(real, " / ".join(words)))
+    with pytest.raises(
+        ConfigError, match=rf"or more, or a data\.prompt without {{labels}}, which take {listed} of them"
+    ):
+        Renderer(real, prompt, labels, 256)

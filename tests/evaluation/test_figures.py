@@ -22,6 +22,30 @@ def test_the_figure_is_coloured_by_the_share_of_the_true_class(tmp_path: Path) -
     assert np.abs(first - second).mean() > 0.01
 
 
+def test_matrices_of_many_and_of_long_labels_can_be_looked_at(tmp_path: Path) -> None:
+    many = [f"intent_{number:03d}" for number in range(150)]
+    gold = list(range(150))
+    figures.confusion_matrix(metrics.report(gold, gold, many), "tfidf_lr", tmp_path / "many.png")
+    assert max(image.imread(tmp_path / "many.png").shape) < 5000
+    long = [f"a label of many words, number {number}" for number in range(4)]
+    for names in (long, list("abcd")):
+        figures.confusion_matrix(
+            metrics.report(gold[:4], gold[:4], names), "tfidf_lr", tmp_path / f"{names is long}.png"
+        )
+    tall, short = (image.imread(tmp_path / f"{kind}.png").shape[:2] for kind in (True, False))
+    assert tall[0] >= short[0]
+
+
+def test_of_many_labels_the_most_frequent_are_shown_beside_the_others() -> None:
+    labels = [f"{number:02d}" for number in range(30)]
+    counts = {label: int(label) for label in labels}
+    shown = figures.frequent([counts], labels)
+    assert shown == labels[-9:]
+    assert figures.folded(counts, labels, shown) == {label: int(label) for label in shown} | {"21 other classes": 210}
+    few = {"a": 1, "b": 2}
+    assert figures.folded(few, ["a", "b"], figures.frequent([few], ["a", "b"])) == few
+
+
 @pytest.mark.usefixtures("no_fonts")
 @pytest.mark.filterwarnings("error:Glyph")
 def test_without_an_installed_chinese_font_names_are_written_all_the_same(

@@ -24,6 +24,10 @@ PAIRS = pl.DataFrame([("test", "a", "x", 0, "train", "b", "y", 0, 0.8)], SCHEMA,
 ROWS = pl.DataFrame({"text": ["净利润增长", "ab", "跌 了"], "label": [2, 1, 0]})
 LENGTHS = {"train": np.array([20, 30, 300]), "test": np.array([], dtype=int)}
 
+MANY = [f"intent {number}" for number in range(77)]
+COUNTS = dict.fromkeys(MANY, 1)
+MANY_ROWS = pl.DataFrame({"text": MANY, "label": range(77)})
+
 DRAWN: dict[str, Callable[[Path], Figure]] = {
     "labels": lambda file: inspect_figures.labels_by_group("domain", GROUPS, LABELS, file),
     "lengths": lambda file: inspect_figures.token_lengths(LENGTHS, 256, file),
@@ -32,6 +36,11 @@ DRAWN: dict[str, Callable[[Path], Figure]] = {
     "near": lambda file: inspect_figures.near_duplicates(PAIRS, 0.7, file),
     "no near": lambda file: inspect_figures.near_duplicates(PAIRS.clear(), 1.0, file),
     "traits": lambda file: inspect_figures.traits(ROWS, LABELS, file),
+    "many labels": lambda file: inspect_figures.labels_by_group("split", {"all": {"train": COUNTS}}, MANY, file),
+    "many cut": lambda file: inspect_figures.truncation(
+        {"train": {"rows": 77, "labels": COUNTS, "cut": COUNTS}}, MANY, file
+    ),
+    "many traits": lambda file: inspect_figures.traits(MANY_ROWS, MANY, file),
 }
 ALT = {
     "labels": "新闻: 利空 25 %, 中性 0 %, 利好 75 %; 论坛: 利空 50 %, 中性 50 %, 利好 0 %",
@@ -41,6 +50,9 @@ ALT = {
     "near": "test – train: 1 pairs",
     "no near": "test – train: 0 pairs",
     "traits": "5th to 95th percentile",
+    "many labels": "intent 8 1 %, 68 other classes 88 %",
+    "many cut": "train: 77 of 77 rows",
+    "many traits": "5th to 95th percentile",
 }
 
 

@@ -84,3 +84,21 @@ def test_a_class_never_predicted_counts_in_the_macro_mean() -> None:
     report = metrics.report([0, 1, 2], [0, 0, 0], NAMES)
     assert report["macro_f1"] == pytest.approx(0.5 / 3)
     assert report["per_class"]["neutral"]["precision"] == 0
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_interval_of_many_small_classes_holds_the_score(each: int) -> None:
+    """A class without a row in a sample is left out there; counted as 0, the interval would lie far below the score."""
+    gold = [number for number in range(77) for _ in range(each)]
+    names = [str(number) for number in range(77)]
+    perfect = metrics.report(gold, gold, names)
+    assert perfect["intervals"]["macro_f1"] == [1.0, 1.0]
+    mostly = metrics.report(gold, [0 if number == 76 else number for number in gold], names)
+    low, high = mostly["intervals"]["macro_f1"]
+    assert low <= mostly["macro_f1"] <= high
+
+
+def test_class_that_never_occurs_still_counts_as_0_in_every_sample() -> None:
+    report = metrics.report([0, 1] * 50, [0, 1] * 50, NAMES)
+    assert report["macro_f1"] == pytest.approx(2 / 3)
+    assert report["intervals"]["macro_f1"] == pytest.approx([2 / 3, 2 / 3])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from itertools import product
 
@@ -207,3 +208,18 @@ def test_the_interval_of_a_difference_covers_95_percent() -> None:
         found = paired(gold, first, second, 500, seed=trial)
         hits += found.low <= scores[0] - scores[1] <= found.high
     assert 0.935 <= hits / trials <= 0.965, hits
+
+
+def test_hundreds_of_classes_take_little_memory() -> None:
+    """150 intents (CLINC150): a matrix of all pairs of classes by itself would take 4 GB."""
+    gold, first = drawn(4500, 0.8, 1, 150)
+    second = drawn(4500, 0.7, 2, 150)[1]
+    tracemalloc.start()
+    try:
+        difference, samples = statistics.paired_draws(gold, first[None], second[None], 150, 200, 0)
+        metrics.report(gold.tolist(), first.tolist(), [str(number) for number in range(150)])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 200e6
+    assert samples.mean() == pytest.approx(difference, abs=0.02)

@@ -54,6 +54,35 @@ def test_a_report_shows_its_confusion_matrix(config: Configure, capsys: pytest.C
     assert f"{report(280)['per_class']['利好']['f1']:.4f}" in shown  # type: ignore[index]
 
 
+def test_many_classes_are_shown_by_the_hardest_and_the_most_frequent_errors(
+    config: Configure, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """77 intents: a column each for the predicted class would never fit."""
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [f"intent_{number:02d}" for number in range(77)]
+    gold = [number for number in range(77) for _ in range(4)]
+    predicted = [5 if number == 40 else number for number in gold]
+    tables.show_report(metrics.report(gold, predicted, names), "by class", config("method=tfidf_lr").method)
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(cell_len, shown)) <= 80
+    assert len(shown) < 30
+    assert any("intent_40 │    0.0000 │ 0.0000 │ 0.0000 │    4" in line for line in shown)
+    assert any("10 of 77 classes, those with the lowest F1" in line for line in shown)
+    assert any("intent_40│intent_05│4│100%" in "".join(line.split()) for line in shown)
+
+
+def test_many_classes_are_counted_and_not_listed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    counts = {f"intent_{number:02d}": number for number in range(77)}
+    tables.show_ledger(Ledger(splits={"train": counts}), {"train": 3})
+    shown = capsys.readouterr().out
+    assert "│ train │      76 │                    0 │             76 │ " in shown
+    assert "2926" in shown
+    assert "intent_00" not in shown
+
+
 # ------------------------------------------------------------------------------------------------ widths
 
 SHEET = Sheet(
