@@ -172,7 +172,7 @@ def _prepared(
     """The rows as a table, filled up for several processes, and how steps are cut; see `_cutter`."""
     common = prefix.Common()
     if processes.world() > 1:
-        rows = shared.filled(list(rows), train.micro_batch_size * schedule.accumulation(train, processes.world()))
+        rows = shared.filled(rows, train.micro_batch_size * schedule.accumulation(train, processes.world()))
     dataset = _dataset(rows, common)
     plan = prefix.plan(common, model, train)
     cut, batching = _cutter(pad, plan, train, objective)

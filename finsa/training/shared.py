@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
+from dataclasses import dataclass
 from importlib import util
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from accelerate.utils import DistributedType
@@ -13,7 +14,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from finsa import processes
 from finsa.config import Train
-from finsa.data.rows import Row
+from finsa.data.rows import CHUNK, Row
 from finsa.errors import ConfigError, Problem
 from finsa.modeling.classifier import Classifier, causal
 
@@ -48,19 +49,47 @@ def allow_on_cpu(trainer: Any) -> None:
     trainer.is_fsdp_enabled = True
 
 
-def filled(rows: list[Row], each: int) -> list[Row]:
-    """Rows for the trainer: with some of weight 0 behind them, so that the last step of an epoch has as many of them
-    for every process; accelerate would repeat real ones.
+@dataclass(frozen=True)
+class Filled(Sequence[Row]):
+    """Rows followed by blank ones, which have weight 0; made when they are asked for, so that millions of them fit.
 
     Args:
-        rows: all of them.
+        rows: the real ones.
+        blank: the blank one.
+        lacking: number of blank ones.
+    """
+
+    rows: Sequence[Row]
+    blank: Row
+    lacking: int
+
+    def __len__(self) -> int:
+        return len(self.rows) + self.lacking
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Row]: ...
+    def __getitem__(self, at: int | slice) -> Row | list[Row]:
+        """One row, or a list of them."""
+        if isinstance(at, slice):
+            return [self[number] for number in range(*at.indices(len(self)))]
+        at = range(len(self))[at]
+        return Row(**{"weight": 1.0, **self.rows[at]}) if at < len(self.rows) else self.blank
+
+
+def filled(rows: Sequence[Row], each: int) -> Sequence[Row]:
+    """Add blank rows, so that every process has as many in an epoch's last step; accelerate would repeat real ones.
+
+    Args:
+        rows: all of them; they are not copied.
         each: rows per optimiser step and process.
     """
     lacking = -len(rows) % (each * processes.world())
     if not lacking:
         return rows
-    blank = Row(**{**min(rows, key=lambda row: len(row["input_ids"])), "weight": 0.0})
-    return [Row(**{"weight": 1.0, **row}) for row in rows] + [blank] * lacking
+    short = min(rows[:CHUNK], key=lambda row: len(row["input_ids"]))  # costs little to compute
+    return Filled(rows, Row(**{**short, "weight": 0.0}), lacking)
 
 
 class Order(Sampler[int]):
