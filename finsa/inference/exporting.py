@@ -14,7 +14,7 @@ from finsa import provenance, runs
 from finsa.config import MoeJointStage
 from finsa.data.rows import Renderer
 from finsa.errors import ModelError
-from finsa.inference import answering, bundles, restoring, routed
+from finsa.inference import answering, bundles, cards, restoring, routed
 from finsa.inference.answering import Record
 from finsa.inference.label_tree import scored_answers
 from finsa.modeling import base, learner
@@ -65,6 +65,7 @@ def write(record: Record, form: str, precision: str, folder: Path) -> None:
                 graphs.write_openvino(folder)
     renderer.tokenizer.save_pretrained(folder / tokenizer)
     _describe(record, renderer, form, precision, folder, tokenizer)
+    cards.write(folder, form, record.cfg, record.path, record.facts, renderer)
 
 
 def whole_model(record: Record, renderer: Renderer) -> Any:

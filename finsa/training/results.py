@@ -74,6 +74,8 @@ def write(
     folder.write_json("metrics.json", metrics)
     temperature = metrics["calibration"]["temperature"]
     folder.write_lines("predictions.jsonl", outcome.predictions(job, "test", log_probs, temperature, gates, experts))
+    if isinstance(job, task.Task):
+        _write_cards(cfg, job, folder)
     model = [] if cfg.method.baseline is not None else [cfg.model.name]
     figure = outcome.draw(metrics["test"], ", ".join([cfg.method.name, *model, cfg.data.title]), folder.path)
     tracker.summary(outcome.flat(metrics))
@@ -86,3 +88,13 @@ def write(
     tables.show_report(metrics["test"], f"{cfg.method.name} on the test split, by class", cfg.method)
     tables.show_comparison({**rows, cfg.method.name: metrics["test"]}, f"{cfg.data.title}, test split")
     print(f"run folder: {folder.path}")
+
+
+def _write_cards(cfg: RunConfig, job: task.Task, folder: RunFolder) -> None:
+    """Write a model card beside the weights of the run, in the place of PEFT's empty one."""
+    from finsa.inference import cards  # it needs torch, and baselines write no card
+
+    for place in sorted((folder.path / "adapters").glob("*/")):
+        cards.write(place, "adapter", cfg, folder.path, folder.facts, job.renderer)
+    if (folder.path / "model").is_dir():
+        cards.write(folder.path / "model", "merged", cfg, folder.path, folder.facts, job.renderer)

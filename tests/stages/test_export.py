@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import yaml
 
 from finsa.config import ExportStage, RunConfig
 from finsa.data.labels import LabelSpace
@@ -150,6 +152,50 @@ def test_a_graph_gives_the_log_probabilities_and_the_probabilities_of_the_run(
             log_probs, probs = session.run(["log_probs", "probs"], {key: np.array(ids) for key, ids in given.items()})
             assert log_probs[0] == pytest.approx(answers.log_probs[number], abs=1e-4)
             assert probs[0] == pytest.approx(answers.probabilities[number], abs=1e-5)
+
+
+def code_of(card: str, project: Path) -> Any:
+    """Run the Python of a card and return what it defines."""
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    space: dict[str, Any] = {}
+    exec(code.replace("<folder of tiny>", str(project / "data" / "tiny")), space)
+    return space
+
+
+def test_the_code_of_a_card_gives_the_probabilities_of_the_run(
+    exported: tuple[str, Path, Path], texts: list[str], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, folder, run = exported
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    facts, metrics = (json.loads((run / file).read_text()) for file in ("run.json", "metrics.json"))
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert (header["license"], header["pipeline_tag"]) == ("apache-2.0", "text-classification")
+    low, high = metrics["test"]["intervals"]["macro_f1"]
+    assert f"| macro-F1 | {metrics['test']['macro_f1']:.4f} | {low:.4f} to {high:.4f} |" in card
+    assert f"The temperature is {facts['calibration']['temperature']:.6g}, fitted" in card
+    assert "文本：{text}\n情感分类：" in card
+    assert "Labels: 利空, 中性, 利好." in card
+    assert ("`log_probs` (output) | (rows, 3)" in card) is name.startswith(("onnx", "openvino"))
+    if name == "openvino":
+        return
+    monkeypatch.chdir(folder)
+    made, wanted = code_of(card, project), answering.restore(str(run), 4096)([texts[0], texts[-2], texts[-1]])
+    for text, probs in zip((f" {texts[0]}\n", texts[-2], texts[-1]), wanted.probabilities, strict=True):
+        if name == "classifier":
+            found = {row["label"]: row["score"] for row in made["classify"]([text.strip()], truncation=True)[0]}
+        else:
+            found = made["probabilities"](text)
+        assert [found[label] for label in wanted.labels] == pytest.approx(list(probs), abs=max(2e-5, FORMATS[name][1]))
+
+
+def test_an_adapter_in_a_run_folder_has_a_card_whose_code_runs(
+    trained: Trained, texts: list[str], project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained("lora_response")
+    monkeypatch.chdir(run / "adapters" / "default")
+    found = code_of(Path("README.md").read_text(encoding="utf-8"), project)["probabilities"](texts[0])
+    (wanted,) = answering.restore(str(run), 4096)(texts[:1]).probabilities
+    assert list(found.values()) == pytest.approx(wanted, abs=2e-5)
 
 
 def test_an_ordinary_peft_and_an_ordinary_transformers_user_can_load_them(
