@@ -68,10 +68,17 @@ def compare(arms: Sequence[Arm], options: ReportStage) -> Comparison:
 
 
 def _baseline(arms: Sequence[Arm], name: str | None) -> Arm:
-    """The arm that is named, or the one that learns nothing, or the best."""
+    """The arm that is named, or one that learns nothing (zero-shot, then the majority), or the best."""
     if name is None:
-        untrained = (arm for arm in arms if arm.runs[0].config["method"]["learn"] == "nothing")
-        return next(untrained, arms[0])
+        methods = [arm.runs[0].config["method"] for arm in arms]
+        kinds = [(method.get("baseline") or {}).get("kind") for method in methods]
+        untrained = [
+            arm
+            for wanted in (None, "majority")
+            for arm, method, kind in zip(arms, methods, kinds, strict=True)
+            if method["learn"] == "nothing" and kind == wanted
+        ]
+        return untrained[0] if untrained else arms[0]
     named = {arm.name: arm for arm in arms}
     if name not in named:
         raise ConfigError([Problem("stage.baseline", f"there is no arm '{name}'. {suggest(name, named)}")])

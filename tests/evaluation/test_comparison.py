@@ -118,6 +118,15 @@ def test_a_clear_win_is_marked_and_arms_are_sorted_by_score(five: list[arms.Arm]
     )
 
 
+def test_the_baseline_is_what_learns_nothing_not_a_classical_baseline(config: Configure, tmp_path: Path) -> None:
+    for number, (method, right) in enumerate([("majority", 0.5), ("tfidf_lr", 0.9), ("zero_shot", 0.3)]):
+        write_run(tmp_path / str(number), config(f"method={method}"), GOLD, answers(GOLD, right, number))
+    found = arms_of(tmp_path)
+    assert comparison.compare(found, OPTIONS).baseline == "zero_shot"
+    assert comparison.compare(found[:2], OPTIONS).baseline == "majority"
+    assert comparison.compare(found[1:2], OPTIONS).baseline == "tfidf_lr"
+
+
 def test_the_best_arm_is_tested_against_every_other(five: list[arms.Arm]) -> None:
     """The headline's tests are the table's: those of the best arm, corrected for their number."""
     found = comparison.compare(five, OPTIONS.model_copy(update={"baseline": "lora"}))
