@@ -1,6 +1,6 @@
 """The memory plan against the measured peak of real training steps, each in a fresh process.
 
-    python benchmarks/memory_plan.py            the true Qwen2.5-0.5B shape, random weights (minutes)
+    python benchmarks/memory_plan.py            three real shapes, random weights (an hour on two cores)
     python benchmarks/memory_plan.py --quick    the embedded default's shape at large micro-batches; nothing is written
 
 Every arm makes two optimiser steps of `fit.fit`, on rows of random tokens that are all of one length. Measured on a
@@ -36,8 +36,33 @@ from finsa.data.rows import IGNORE, Row
 from finsa.evaluation import tables
 from finsa.modeling import base, hardware, learner, memory
 from finsa.training import fit
+from finsa.training.loss import labelled_loss
 
 ANSWER = 3
+# Architectures by name; qwen05b and tiny are those of conf/model. None of the values needs a download.
+SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2_135m": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
+    "gemma3_270m": {
+        "model_type": "gemma3_text",
+        "vocab_size": 262144,
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "tie_word_embeddings": True,
+    },
+}
 ARMS: dict[str, tuple[str, ...]] = {
     "lora": ("method=lora_response",),
     "lora, loss on all tokens": ("method=lora",),
@@ -48,19 +73,28 @@ ARMS: dict[str, tuple[str, ...]] = {
 }
 
 
-def composed(model: str, arm: str, rows: int) -> RunConfig:
+def composed(model: str, arm: str, rows: int, dtype: str) -> RunConfig:
     """The configuration of an arm: two steps of one micro-batch."""
-    overrides = [f"model={model}", "model.weights=random", *ARMS[arm], f"train.batch_size={rows}"]
-    overrides += [f"train.micro_batch_size={rows}", "train.epochs=1", "train.max_steps=2", "train.patience=null"]
+    overrides = [f"model={'qwen05b' if model in SHAPES else model}", "model.weights=random", f"model.dtype={dtype}"]
+    overrides += [*ARMS[arm], f"train.batch_size={rows}", f"train.micro_batch_size={rows}", "train.epochs=1"]
+    overrides += ["train.max_steps=2", "train.patience=null"]
     values, choices = composition.compose_values(overrides)
-    return composition.build(values, choices, overrides)
+    cfg = composition.build(values, choices, overrides)
+    if model not in SHAPES:
+        return cfg
+    section = cfg.model.model_copy(update={"name": model, "architecture": SHAPES[model]})
+    return cfg.model_copy(update={"model": section})
 
 
 def estimated(cfg: RunConfig, rows: int, length: int) -> memory.Need:
     """What the plan says."""
-    shapes = memory.shapes(cfg, learner.on_meta(cfg, None))  # type: ignore[arg-type]  # read for a head alone
-    projected = length if cfg.method.loss_on == "all" else ANSWER
-    return memory.training(shapes, rows, length, projected, cfg.train.gradient_checkpointing is True, False)
+    model: Any = learner.on_meta(cfg, None)  # type: ignore[arg-type]  # read for a head alone
+    if cfg.train.gradient_checkpointing is True:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    ids = torch.empty(rows, length, dtype=torch.long, device="meta")
+    read = ids[:, : length - 1 if cfg.method.loss_on == "all" else ANSWER]
+    return memory.training(cfg, model, lambda: labelled_loss(model, ids, ids, read=read), accumulated=False)
 
 
 class Peak(TrainerCallback):  # type: ignore[misc]
@@ -89,9 +123,9 @@ def resident(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def measure(model: str, arm: str, rows: int, length: int) -> dict[str, Any]:
+def measure(model: str, arm: str, rows: int, length: int, dtype: str) -> dict[str, Any]:
     """Make two real steps in this process; returns measured and estimated bytes."""
-    cfg, before = composed(model, arm, rows), resident("VmRSS")
+    cfg, before = composed(model, arm, rows, dtype), resident("VmRSS")
     hardware.prepare(cfg.train)
     need = estimated(cfg, rows, length)
     loaded = base.load_base(cfg.model, 0, keep=False, quantization=cfg.method.quantization)
@@ -128,36 +162,38 @@ def main() -> None:
     """Measure all arms, print the table, write ``results/memory_plan.json``."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--quick", action="store_true")
+    options.add_argument("--models", nargs="+", choices=[*SHAPES, "qwen05b", "tiny"], default=[*SHAPES, "qwen05b"])
     options.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     options.add_argument("--rows", type=int, default=None, help="of a micro-batch")
     options.add_argument("--tokens", type=int, default=128, help="of every row")
+    options.add_argument("--dtype", default="auto", help="of the weights")
     options.add_argument("--one", help=argparse.SUPPRESS)
     given = options.parse_args()
-    model, rows = ("tiny", given.rows or 64) if given.quick else ("qwen05b", given.rows or 4)
+    models, rows = (["tiny"], given.rows or 64) if given.quick else (given.models, given.rows or 4)
     if given.one:
-        print(json.dumps(measure(model, given.one, rows, given.tokens)))
+        print(json.dumps(measure(models[0], given.one, rows, given.tokens, given.dtype)))
         return
-    found = {}
-    for arm in given.arms:
-        words = ["--one", arm, "--rows", str(rows), "--tokens", str(given.tokens), *(["--quick"] * given.quick)]
-        done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(done.stderr)
-        found[arm] = json.loads(done.stdout.strip().splitlines()[-1])
-        print(f"{arm}: {found[arm]['ratio']:.3f} of the measured {found[arm]['measured'] / 2**30:.2f} GiB", flush=True)
-    cfg = composed(model, given.arms[0], rows)
-    report = {
-        "model": model,
-        "device": hardware.describe(base.dtype(cfg.model)),
-        "arms": found,
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for model in models:
+        for arm in given.arms:
+            words = ["--models", model, "--one", arm, "--rows", str(rows), "--tokens", str(given.tokens)]
+            words += ["--dtype", given.dtype, *(["--quick"] * given.quick)]
+            done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(done.stderr)
+            values = json.loads(done.stdout.strip().splitlines()[-1])
+            found.setdefault(model, {})[arm] = values
+            told = f"{values['ratio']:.3f} of the measured {values['measured'] / 2**30:.2f} GiB"
+            print(f"{model}, {arm}: {told}", flush=True)
+    device = hardware.describe(base.dtype(composed(models[0], given.arms[0], rows, given.dtype).model))
     words = {
-        name: f"{arm['measured'] / 2**30:.2f} GiB measured, {arm['estimated'] / 2**30:.2f} estimated"
-        for name, arm in found.items()
+        f"{model}, {arm}": f"{values['measured'] / 2**30:.2f} GiB measured, {values['estimated'] / 2**30:.2f} estimated"
+        for model, arms in found.items()
+        for arm, values in arms.items()
     }
-    tables.show_plan(f"{model} shape, micro-batch {rows} x {given.tokens} tokens, {report['device']}", words)
+    tables.show_plan(f"micro-batch {rows} x {given.tokens} tokens, {device}", words)
     if not given.quick:
-        kept.write("memory_plan", report)
+        kept.write("memory_plan", {"device": device, "models": found})
 
 
 if __name__ == "__main__":

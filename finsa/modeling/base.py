@@ -133,9 +133,12 @@ def _require_same(model: Model, stated: PretrainedConfig, found: PretrainedConfi
 
 
 def on_meta(model: Model) -> PreTrainedModel:
-    """Build a model without memory, for counting its parameters."""
+    """Build a model without memory, of the type and attention that it would be loaded with."""
+    attention = "eager" if model.attention == "eager" else "sdpa"  # shapes have no other kernel
     with torch.device("meta"):
-        built: PreTrainedModel = AutoModelForCausalLM.from_config(architecture(model), attn_implementation="sdpa")
+        built: PreTrainedModel = AutoModelForCausalLM.from_config(
+            architecture(model), attn_implementation=attention, dtype=dtype(model)
+        )
     return built
 
 

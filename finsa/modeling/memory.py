@@ -1,30 +1,32 @@
-"""What training and scoring need of memory, from shapes alone: no weight is loaded.
+"""What training and scoring need of memory: a step is run on shapes, no weight is loaded and nothing is computed.
 
-Most is in use when backward starts: weights, optimiser, and what every layer has kept for its gradients. What a layer
-keeps follows from what learns: an input only for a matrix that learns or has an adapter, and of the MLP (gate, its
-activation, up) always. Where layers are checkpointed, each keeps its input, and one at a time the rest.
+On torch's meta device a model makes the tensors that a real step makes, without their contents. Counting which of them
+exist at the same time gives the peak of what torch allocates, whatever the architecture, the adapter and the loss.
 
-On a CPU the interpreter and its libraries count too; on a GPU the estimate is of what torch allocates there, to which
-the CUDA context adds about half a GiB.
-
-Letters: b rows of a micro-batch, s tokens of its longest row, d hidden width, i width of the MLP, v vocabulary.
+On a CPU the interpreter and its libraries count too, and what the allocator cannot reuse; on a GPU the estimate is of
+what torch allocates there, to which the CUDA context adds about half a GiB.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from finsa.config import RunConfig
 from finsa.modeling import base, quantization
-from finsa.modeling.flops import LAST
 
 # Resident with interpreter, torch, transformers, trl and peft, before a weight is there (benchmarks/memory_plan.py).
-LIBRARIES = int(0.6 * 2**30)
-# Resident on a CPU per byte that a layer makes and drops: freed blocks are not all reused at once (measured there too).
-HELD = 5.5
+LIBRARIES = int(0.65 * 2**30)
+# Resident on a CPU per byte that a step has allocated at its peak: freed blocks are not all reused (measured too).
+RESIDENT = 1.2
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Need:
     Args:
         libraries: interpreter and libraries; 0 on a GPU.
         weights: of the model, what learns included.
-        optimiser: two moments and, as far as they are there at the peak, gradients.
-        activations: what is kept for the backward pass.
-        passing: what is there for a moment: logits, or a layer's own results.
+        optimiser: two moments, and the gradients of earlier micro-batches.
+        activations: what forward keeps for the backward pass.
+        passing: what is there for a moment: logits, gradients, a layer's own results.
     """
 
     libraries: int
@@ -50,137 +52,134 @@ class Need:
         return sum(vars(self).values())
 
 
-@dataclass(frozen=True)
-class Shapes:
-    """What an estimate knows of a model.
-
-    Args:
-        weights: bytes of all weights.
-        learnt: bytes of those that learn.
-        kept: bytes a layer keeps per token for its backward pass.
-        passing: bytes a layer makes and drops per token.
-        stream: bytes of the hidden state per token.
-        layers: their number.
-        logit: bytes per logit, in all its copies, training.
-        vocabulary: v, or 0 where a classification head is read.
-        largest: bytes of the largest matrix as it is computed with; 0 where nothing is quantised.
-    """
-
-    weights: int
-    learnt: int
-    kept: int
-    passing: int
-    stream: int
-    layers: int
-    logit: int
-    vocabulary: int
-    largest: int
-
-
-def shapes(cfg: RunConfig, model: Any) -> Shapes:
-    """Read off a model on the meta device what an estimate needs.
-
-    Args:
-        cfg: its method and the type of its weights.
-        model: as `learner.on_meta` builds it.
-    """
-    shape, width = base.architecture(cfg.model), base.dtype(cfg.model).itemsize
-    quantised = cfg.method.quantization != "none"
-    weights, largest = 0, 0
-    whole = _outside(model)
-    for parameter in model.parameters():
-        if parameter.requires_grad and cfg.method.learn != "all":
-            weights += 4 * parameter.numel()  # adapters and heads are float32 whatever the base is
-        elif quantised and parameter.ndim == 2 and id(parameter) not in whole:
-            weights += int(parameter.numel() * quantization.BYTES[cfg.method.quantization])
-            largest = max(largest, parameter.numel() * width)
-        else:
-            weights += width * parameter.numel()
-    element = width if cfg.method.learn == "all" else 4
-    learnt = element * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return Shapes(
-        weights=weights,
-        learnt=learnt,
-        kept=_kept(cfg, model, shape, width),
-        passing=width * (3 * _wide(shape) + 2 * shape.hidden_size),
-        stream=width * shape.hidden_size,
-        layers=shape.num_hidden_layers,
-        logit=12 if width == 4 else 12 + 2 * width,  # logits, log-softmax, gradient; in half precision two more
-        vocabulary=0 if cfg.method.head == "classifier" else shape.vocab_size,
-        largest=largest,
-    )
-
-
-def training(of: Shapes, b: int, s: int, projected: int, checkpointing: bool, accumulated: bool) -> Need:
+def training(cfg: RunConfig, model: Any, loss: Callable[[], torch.Tensor], accumulated: bool) -> Need:
     """Estimate a training step's peak.
 
     Args:
-        of: the model.
-        b: rows of a micro-batch.
-        s: tokens of its longest row.
-        projected: positions of a row that the LM head is applied to.
-        checkpointing: whether layers run forward twice.
+        cfg: its method and the type of its weights.
+        model: on the meta device, as `learner.on_meta` builds it.
+        loss: runs a micro-batch forward.
         accumulated: whether gradients of earlier micro-batches are there already.
     """
-    tokens = b * s
-    kept = tokens * of.stream * (of.layers + 1) + tokens * of.kept if checkpointing else tokens * of.kept * of.layers
-    held = 1 if torch.cuda.is_available() else HELD
-    passing = max(b * projected * of.vocabulary * of.logit, int(tokens * of.passing * held) + of.largest)
-    gradients = of.learnt if accumulated else max(0, of.learnt - kept - passing)  # else they come as the rest goes
-    return Need(_libraries(), of.weights, 2 * of.learnt + gradients, kept, passing)
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learnt:
+        parameter.grad = torch.empty_like(parameter) if accumulated else None
+    model.train()
+    with _Allocated(model) as seen, _fused():
+        found = loss()
+        kept = seen.now
+        found.backward()  # type: ignore[no-untyped-call]
+    for parameter in learnt:
+        parameter.grad = None
+    moments = sum(parameter.nbytes for parameter in learnt)
+    weights, largest = _weights(cfg, model)
+    return _need(weights, (3 if accumulated else 2) * moments, kept, seen.peak + largest)
 
 
-def scoring(of: Shapes, tokens: int, s: int, reads: int, optimiser: bool) -> Need:
+def scoring(cfg: RunConfig, model: Any, score: Callable[[], object], optimiser: bool) -> Need:
     """Estimate the peak of scoring labels.
 
     Args:
-        of: the model.
-        tokens: of a batch, padding included.
-        s: tokens of a usual row: they say how many rows a batch has.
-        reads: positions of a row that the LM head is applied to.
+        cfg: as above.
+        model: as above.
+        score: scores a batch.
         optimiser: whether a training run's moments are there.
     """
-    rows = max(1, tokens // max(1, s))
-    passing = max(rows * reads * of.vocabulary * 8, tokens * of.passing + of.largest)
-    return Need(_libraries(), of.weights, 2 * of.learnt if optimiser else 0, 0, passing)
+    model.eval()
+    with torch.no_grad(), _Allocated(model) as seen, _fused():
+        score()
+    moments = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    weights, largest = _weights(cfg, model)
+    return _need(weights, 2 * moments if optimiser else 0, 0, seen.peak + largest)
 
 
-def _kept(cfg: RunConfig, model: Any, shape: Any, width: int) -> int:
-    """Bytes that a layer keeps per token; see the module's text."""
-    d, i = shape.hidden_size, _wide(shape)
-    size = getattr(shape, "head_dim", None) or d // shape.num_attention_heads
-    queries = size * shape.num_attention_heads
-    keys = size * (getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads)
-    norms = 2 * d * (4 if width < 4 else width)  # computed in float32
-    kept = norms + width * (2 * queries + 2 * keys + 3 * i)
-    if cfg.method.learn == "all":
-        return kept + width * (4 * d + queries + i)  # inputs of all matrices, and of the norms' weights
-    inputs: dict[str, int] = {}
-    adapter, adapted = cfg.method.adapter, 0
-    for name, module in model.named_modules():
-        if hasattr(module, "lora_A") and ".0." in name:
-            own = name.rsplit(".", 1)[-1]
-            wide = module.in_features
-            inputs[own if own in LAST else name.rsplit(".", 2)[-2]] = wide
-            if adapter is not None and adapter.dropout > 0:
-                adapted += wide * (4 + 1)  # what is left of it, and the mask
-            adapted += 4 * adapter.rank if adapter is not None else 0
-            if width < 4:
-                adapted += 4 * wide  # adapters read it in float32
-    plain = 0 if adapter is not None and (adapter.dropout > 0 or width < 4) else sum(inputs.values()) * width
-    return kept + plain + adapted
+def _need(weights: int, optimiser: int, kept: int, peak: int) -> Need:
+    libraries, resident = (0, 1.0) if torch.cuda.is_available() else (LIBRARIES, RESIDENT)
+    return Need(libraries, weights, optimiser, kept, int(resident * peak) - kept)
 
 
-def _wide(shape: Any) -> int:
-    return int(getattr(shape, "intermediate_size", None) or 4 * shape.hidden_size)
-
-
-def _outside(model: Any) -> set[int]:
-    """Weights that no quantisation touches: embeddings and LM head."""
+def _weights(cfg: RunConfig, model: Any) -> tuple[int, int]:
+    """Bytes of all weights, and of the largest matrix as it is computed with; 0 where nothing is quantised."""
+    kind = cfg.method.quantization
+    if kind == "none":
+        return base.bytes_of(model), 0
     inner = getattr(model, "backbone", model)
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    return {id(part.weight) for part in (inner.get_input_embeddings(), inner.get_output_embeddings())}
+    whole = {id(part.weight) for part in (inner.get_input_embeddings(), inner.get_output_embeddings())}
+    stored = {id(p): p for p in model.parameters() if p.ndim == 2 and not p.requires_grad and id(p) not in whole}
+    packed = int(sum(p.numel() for p in stored.values()) * quantization.BYTES[kind])
+    others = sum(p.nbytes for p in model.parameters() if id(p) not in stored)
+    return packed + others, max((p.nbytes for p in stored.values()), default=0)
 
 
-def _libraries() -> int:
-    return 0 if torch.cuda.is_available() else LIBRARIES
+class _Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the tensors that are made while it is active, as many as exist at the same time.
+
+    Args:
+        model: whose weights and gradients are not counted.
+
+    Attributes:
+        now: bytes of those that exist.
+        peak: the most that have existed at once.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        held = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
+        self.known = {tensor.untyped_storage()._cdata for tensor in held}
+        self.seen: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True  # a question about contents, such as whether a mask hides nothing: nothing special is there
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known or key in self.seen:
+            return
+
+        def freed(_: object) -> None:
+            del self.seen[key]
+            self.now -= size
+
+        self.seen[key] = weakref.ref(storage, freed)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+@contextmanager
+def _fused() -> Iterator[None]:
+    """Attention by the fused kernel where a real step would take it; shapes alone always take the one of many parts.
+
+    In the function's own place: what a checkpointed layer runs again in backward, torch's function modes do not see.
+    """
+    plain = functional.scaled_dot_product_attention
+    if torch.backends.cuda.flash_sdp_enabled():  # type: ignore[no-untyped-call]
+        functional.scaled_dot_product_attention = _fused_attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = plain
+
+
+def _fused_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """What the kernel makes, on a CPU and a GPU alike: an output, and a number per query and head."""
+    made = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+    )
+    return made[0]  # type: ignore[no-any-return]

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from finsa.config import RunConfig, Train
 from finsa.data.task import Task
 from finsa.errors import ConfigError, Problem
 from finsa.inference.label_tree import LabelTree, scored_answers
-from finsa.modeling import base, hardware, learner, memory
+from finsa.inference.scoring import label_log_probs
+from finsa.modeling import adapters, base, hardware, learner, memory
+from finsa.modeling.classifier import causal
 from finsa.modeling.memory import Need
+from finsa.training import objective
+
+IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -53,14 +62,71 @@ class Plan:
         return sizes | {f"{name}_bytes": vars(need) | {"total": need.total()} for name, need in needs.items() if need}
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Lengths that decide: the longest row of training and of scoring, a usual row, positions the LM head reads."""
+class _Steps:
+    """What batches of a run need, each found once: `Need` by its shape."""
 
-    longest: int
-    usual: int
-    projected: int
-    reads: int
+    def __init__(self, cfg: RunConfig, job: Task, lengths: IntArray, world: int) -> None:
+        self.cfg, self.lengths = cfg, lengths
+        self.model = learner.on_meta(cfg, job.renderer)
+        self.tree = LabelTree.of(scored_answers(job.renderer)[0])
+        self.learns = cfg.method.learn != "nothing"
+        self.objective = objective.of(cfg.method, job.renderer, job.class_counts(cfg)) if self.learns else None
+        self.rows = max(1, cfg.train.batch_size // world)
+        self.answer = max(map(len, job.renderer.answers)) + 1
+        self.longest = int(lengths.max()) + (len(self.tree.tokens) if cfg.method.loss_on == "label" else self.answer)
+        self._known: dict[tuple[int, int], Need] = {}
+
+    def train(self, b: int, checkpointing: bool) -> Need | None:
+        """A step's, of micro-batches of b rows of the longest; None where nothing learns."""
+        if self.objective is None:
+            return None
+        if (found := self._known.get((b, checkpointing))) is not None:
+            return found
+        net: Any = causal(getattr(self.model, "backbone", self.model))
+        if checkpointing:
+            net.gradient_checkpointing_enable({"use_reentrant": False})
+            net.enable_input_require_grads()
+        projected = self.longest - 1 if self.cfg.method.loss_on == "all" else self.answer
+        batch, total = _batch(b, self.longest, projected), self.objective.total
+        found = memory.training(self.cfg, self.model, lambda: total(self.model, batch), accumulated=b < self.rows)
+        adapters.stop_checkpointing(net)
+        self._known[b, checkpointing] = found
+        return found
+
+    def score(self, tokens: int) -> Need:
+        """Of scoring batches of so many padded tokens: the one of the longest rows, or the one of most rows."""
+        most = max(_scored(self.lengths + len(self.tree.tokens), tokens))
+        longest = int(self.lengths.max()) + len(self.tree.tokens)
+        shapes = {most, (max(1, tokens // longest), longest)}
+        return max((self._scored(b, s) for b, s in shapes), key=Need.total)
+
+    def _scored(self, b: int, s: int) -> Need:
+        batch = _batch(b, s, 1)
+
+        def run() -> torch.Tensor:
+            if self.cfg.method.head == "classifier":
+                return objective.classified(self.model, batch)
+            return label_log_probs(self.model, batch["input_ids"], batch["lengths"], self.tree)
+
+        return memory.scoring(self.cfg, self.model, run, self.learns)
+
+
+def _scored(lengths: IntArray, tokens: int) -> Iterator[tuple[int, int]]:
+    """Rows and padded length of the batches that scoring makes of rows of such lengths; see `scoring.batches`."""
+    ordered = np.sort(lengths)[::-1]
+    start = 0
+    while start < len(ordered):
+        b = max(1, tokens // int(ordered[start]))
+        yield min(b, len(ordered) - start), int(ordered[start])
+        start += b
+
+
+def _batch(b: int, s: int, projected: int) -> dict[str, torch.Tensor]:
+    """A batch of the collator's, without contents."""
+    kind: dict[str, Any] = {"dtype": torch.long, "device": "meta"}
+    ids, rows = torch.empty(b, s, **kind), torch.empty(b, **kind)
+    read, spans = torch.empty(b, projected, **kind), torch.empty(b, 2, **kind)
+    return {"input_ids": ids, "labels": ids, "lengths": rows, "read": read, "targets": rows, "text_span": spans}
 
 
 def make(cfg: RunConfig, job: Task, lengths: Any, world: int) -> Plan:
@@ -76,35 +142,31 @@ def make(cfg: RunConfig, job: Task, lengths: Any, world: int) -> Plan:
     Raises:
         ConfigError: for a budget that nothing fits into.
     """
-    train, rows = cfg.train, _rows(cfg, job, np.asarray(lengths))
-    shapes = memory.shapes(cfg, learner.on_meta(cfg, job.renderer))
-    per_process = max(1, train.batch_size // world)
-    budget = train.memory_bytes()
-
-    def step(micro: int, checkpointing: bool) -> Need | None:
-        if cfg.method.learn == "nothing":
-            return None
-        accumulated = micro < per_process
-        return memory.training(shapes, micro, rows.longest, rows.projected, checkpointing, accumulated)
-
-    def score(tokens: int) -> Need:
-        return memory.scoring(shapes, max(tokens, rows.longest), rows.usual, rows.reads, step(1, False) is not None)
-
-    checkpointed = [train.gradient_checkpointing] if train.gradient_checkpointing != "auto" else [False, True]
-    sizes = [train.micro_batch_size]
-    if budget is not None and cfg.method.learn != "nothing":
-        sizes = [size for size in range(per_process, 0, -1) if per_process % size == 0]
-    ways = [(size, bool(again)) for again in checkpointed for size in sizes]
+    train, steps = cfg.train, _Steps(cfg, job, np.asarray(lengths), world)
+    budget, tokens = train.memory_bytes(), train.score_tokens
     limit = hardware.memory() if budget is None else budget
-    tokens = train.score_tokens
-    while budget is not None and score(tokens).total() > budget and tokens > rows.longest:
+    scored = steps.score(tokens)
+    while budget is not None and scored.total() > budget and tokens > steps.longest:
         tokens //= 2
-    fitting = [way for way in ways if max(_total(step(*way)), score(tokens).total()) <= limit]
-    if not fitting and budget is not None:
-        least = max(min(_total(step(*way)) for way in ways), score(tokens).total())
+        scored = steps.score(tokens)
+    sizes = [train.micro_batch_size]
+    if budget is not None and steps.learns:
+        sizes = [size for size in range(1, steps.rows + 1) if steps.rows % size == 0]
+    checkpointed = [train.gradient_checkpointing] if train.gradient_checkpointing != "auto" else [False, True]
+    for again in map(bool, checkpointed):
+        # a whole step at once needs no gradients of earlier micro-batches, so it may fit where a smaller one does not
+        fitting = [sizes[-1]] if _total(steps.train(sizes[-1], again)) <= limit else sizes[:-1]
+        fitting = fitting[: bisect_right(fitting, limit, key=lambda size: _total(steps.train(size, again)))]
+        if fitting and scored.total() <= limit:
+            return _plan(fitting[-1], again, tokens, scored, steps, budget)
+    if budget is not None:
+        least = max(min(_total(steps.train(1, bool(again))) for again in checkpointed), scored.total())
         raise ConfigError([Problem("train.memory", _refusal(cfg, budget, least))])
-    size, again = fitting[0] if fitting else ways[0]
-    return Plan(size, per_process // size, again, tokens, step(size, again), score(tokens), budget)
+    return _plan(sizes[0], bool(checkpointed[0]), tokens, scored, steps, budget)
+
+
+def _plan(size: int, again: bool, tokens: int, scored: Need, steps: _Steps, budget: int | None) -> Plan:
+    return Plan(size, steps.rows // size, again, tokens, steps.train(size, again), scored, budget)
 
 
 def _total(need: Need | None) -> int:
@@ -118,15 +180,6 @@ def _refusal(cfg: RunConfig, budget: int, least: int) -> str:
         f"{cfg.train.memory} ({budget / 2**30:.2f} GiB) does not suffice: one row at a time needs about "
         f"{least / 2**30:.2f} GiB. Give more, or set a smaller data.max_length{further}{cheaper} or a smaller model"
     )
-
-
-def _rows(cfg: RunConfig, job: Task, lengths: Any) -> _Rows:
-    answer = max(map(len, job.renderer.answers)) + 1
-    tree = len(LabelTree.of(scored_answers(job.renderer)[0]).tokens)
-    chosen = cfg.method.loss_on == "label"
-    longest = int(lengths.max()) + (tree if chosen else answer)
-    projected = {"label": 1 + tree, "all": longest}.get(cfg.method.loss_on, answer)
-    return _Rows(longest, int(np.median(lengths)), projected, 1 + tree)
 
 
 def show(plan: Plan, cfg: RunConfig) -> dict[str, str]:

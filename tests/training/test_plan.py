@@ -21,7 +21,7 @@ Compose = Callable[..., RunConfig]
 
 
 def planned(config: Compose, *words: str, world: int = 1) -> plan.Plan:
-    cfg = config("model=qwen05b", "model.weights=random", *words)
+    cfg = config("model=qwen05b", "model.weights=random", "model.architecture.num_hidden_layers=6", *words)
     tokenizer, _, _ = tokenizers.own_or_embedded(cfg.model, local_only=True)
     job = task.build(cfg, table.load(cfg.data), tokenizer)
     return plan.make(cfg, job, job.prompts("train").lengths, world)
