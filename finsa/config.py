@@ -692,6 +692,7 @@ class Train(Section):
             (FSDP2, Zhao et al. 2023); ``deepspeed``: ZeRO (Rajbhandari et al. 2020) by DeepSpeed.
         process_timeout: seconds that a process waits for another one before the job ends.
         deepspeed: DeepSpeed's own configuration; ``auto`` is filled in from this section.
+        progress_seconds: how often a line reports progress where stderr is no terminal, which has bars; null: never.
         heartbeat_seconds: how often ``heartbeat.json`` tells time, step and memory.
         stall_seconds: a step that takes longer is told, with where each thread stands.
         stall_ends: whether such a step also ends the training.
@@ -725,6 +726,7 @@ class Train(Section):
     log_every: PositiveInt
     score_tokens: PositiveInt
     calibrate: bool
+    progress_seconds: PositiveFloat | None
     heartbeat_seconds: PositiveFloat | None
     stall_seconds: PositiveFloat | None
     stall_ends: bool

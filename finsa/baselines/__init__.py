@@ -18,6 +18,7 @@ from finsa.config import RunConfig
 from finsa.data.rows import LEAST
 from finsa.data.task import Labelled
 from finsa.errors import DataError, ModelError
+from finsa.progress import Moved, ignored
 
 FloatArray = NDArray[np.float64]
 Texts = Sequence[str]
@@ -75,8 +76,8 @@ class Learner(Protocol):
             record: takes numbers as they come up.
         """
 
-    def score(self, texts: Texts) -> FloatArray:
-        """Log-probability of each class: (n, c), natural logarithms."""
+    def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
+        """Log-probability of each class: (n, c), natural logarithms; `moved` may be told how many more are scored."""
 
     def cut(self, texts: Texts) -> int | None:
         """How many of the texts are longer than what is read; None: all are read whole."""

@@ -20,6 +20,7 @@ from finsa import config, hub
 from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts, loop
 from finsa.config import RunConfig, locate
 from finsa.errors import ConfigError, ModelError, Problem, suggest
+from finsa.progress import Moved, ignored
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -51,7 +52,7 @@ class Encoder:
         """Load or build, then train all parameters."""
         if self.tokenizer is None:
             self.start(texts)
-        run = (self.section, self.cfg.seed, self.cfg.train.max_steps, self.cfg.train.score_tokens)
+        run = (self.section, self.cfg.seed, self.cfg.train)
         rows, held_rows = self._encode(texts), self._encode(held)
         return loop.fit(self.network, rows, labels, held_rows, judge, record, *run)
 
@@ -94,9 +95,9 @@ class Encoder:
         places = getattr(self.network.model.config, "max_position_embeddings", None)  # type: ignore[union-attr]
         return min(self.cfg.data.max_length, self.tokenizer.model_max_length, places or self.cfg.data.max_length)
 
-    def score(self, texts: Texts) -> FloatArray:
+    def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities: (n, c)."""
-        return loop.score(self.network, self._encode(texts), self.cfg.train.score_tokens)
+        return loop.score(self.network, self._encode(texts), self.cfg.train.score_tokens, moved)
 
     def cut(self, texts: Texts) -> int:
         """How many texts have more tokens than are read."""

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.nn.functional import cross_entropy
 
 from finsa.baselines import Fitted, FloatArray, Judge, Record
-from finsa.config import Network
+from finsa.config import Network, Train
 from finsa.errors import FinsaError
 from finsa.inference.scoring import batches, padded
 from finsa.modeling import base
+from finsa.progress import Display, Moved, ignored
 
 Rows = Sequence[Sequence[int]]
 SORTED = 50  # batches among which rows are sorted by length: little padding, and yet a random order
@@ -33,8 +33,7 @@ def fit(
     record: Record,
     section: Network,
     seed: int,
-    max_steps: int | None,
-    score_tokens: int,
+    train: Train,
 ) -> Fitted:
     """Train a network and leave it at the epoch with the best macro-F1 on the validation rows.
 
@@ -45,31 +44,33 @@ def fit(
         record: takes them.
         section: the schedule.
         seed: of order and dropout.
-        max_steps: ends the training earlier; None: the epochs do.
-        score_tokens: padded units per batch of validation rows.
+        train: its ``max_steps`` ends the training before the epochs do, ``score_tokens`` are the padded units per batch
+            of validation rows, and ``progress_seconds`` says how often progress is reported.
 
     Raises:
         FinsaError: for a loss or gradient that is infinite or no number, before it changes a weight.
     """
     network.to(base.device()).train()
-    total = steps_of(section, len(rows), max_steps)
+    total = steps_of(section, len(rows), train.max_steps)
     optimizer = torch.optim.AdamW(network.parameters(), section.learning_rate, weight_decay=section.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total, section.warmup))
     torch.manual_seed(seed)
     order = random.Random(seed)
     step, seen, best, waited, kept = 0, 0, -1.0, 0, dict[str, torch.Tensor]()
-    with _bar(total) as bar:
+    display = Display(train.progress_seconds)
+    with display.work("training", total, at_once=True) as shown:
         while step < total and waited < section.patience:
             losses = []
             for batch in _epoch(rows, section.batch_size, order)[: total - step]:
                 losses.append(_step(network, rows, labels, batch, optimizer, step + 1))
                 schedule.step()
                 step, seen = step + 1, seen + len(batch)
-                bar.update(bar.task_ids[0], completed=step)
-            values = judge(score(network, held, score_tokens))
+                shown.move(step)
+            with display.work("scoring validation", len(held)) as scored:
+                values = judge(score(network, held, train.score_tokens, scored.moved))
             loss = float(torch.stack(losses).mean())
             record(step, {"loss": loss, **{f"eval_{name}": value for name, value in values.items()}})
-            _show(bar.console, step, total, values)
+            _show(display.console, step, total, values)
             waited += 1
             if values["macro_f1"] > best:
                 best, waited = values["macro_f1"], 0
@@ -149,7 +150,7 @@ def _on_device(numbers: Sequence[int]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def score(network: torch.nn.Module, rows: Rows, score_tokens: int) -> FloatArray:
+def score(network: torch.nn.Module, rows: Rows, score_tokens: int, moved: Moved = ignored) -> FloatArray:
     """Log-probabilities of rows, in their order: (n, c)."""
     training = network.training
     network.to(base.device()).eval()
@@ -157,18 +158,9 @@ def score(network: torch.nn.Module, rows: Rows, score_tokens: int) -> FloatArray
     for batch in batches([len(row) for row in rows], score_tokens):
         logits = _logits(network, [rows[row] for row in batch])
         found |= dict(zip(batch, logits.double().log_softmax(dim=1).cpu().numpy(), strict=True))
+        moved(len(batch))
     network.train(training)
     return np.stack([found[row] for row in range(len(rows))])
-
-
-def _bar(total: int) -> Progress:
-    console = Console(stderr=True)
-    columns = (TextColumn("training"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(
-        *columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    )
-    bar.add_task("", total=total)
-    return bar
 
 
 def _show(console: Console, step: int, total: int, values: dict[str, float]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from finsa.baselines import NEVER, Classes, Fitted, FloatArray, Judge, Record, Texts
+from finsa.progress import Moved, ignored
 
 FILE = "shares.json"
 
@@ -27,7 +28,7 @@ class Majority:
         self.counts = np.bincount(labels, minlength=self.classes)
         return Fitted(self.classes, judge(self.score(held))["macro_f1"], len(texts))
 
-    def score(self, texts: Texts) -> FloatArray:
+    def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Logarithms of the shares, for each text: (n, c)."""
         shares = np.where(self.counts > 0, self.counts / self.counts.sum(), np.exp(NEVER))
         return np.tile(np.log(shares), (len(texts), 1))

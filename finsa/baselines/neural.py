@@ -22,6 +22,7 @@ from finsa import config
 from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts, loop
 from finsa.config import RunConfig
 from finsa.modeling import tokenizers
+from finsa.progress import Moved, ignored
 
 UNITS, WEIGHTS = "units.json", "model.safetensors"
 UNKNOWN, KNOWN = 1, 2  # ids: 0 pads, 1 is any rare unit, known ones follow
@@ -51,7 +52,7 @@ class FromScratch:
         units = [self._units(text) for text in texts]
         self._number(units)
         rows = [self._ids(text) for text in units]
-        run = (self.section, self.cfg.seed, self.cfg.train.max_steps, self.cfg.train.score_tokens)
+        run = (self.section, self.cfg.seed, self.cfg.train)
         return loop.fit(self.network, rows, labels, self._encode(held), judge, record, *run)
 
     def _number(self, units: Sequence[Sequence[str]]) -> None:
@@ -80,9 +81,9 @@ class FromScratch:
     def _encode(self, texts: Texts) -> list[list[int]]:
         return [self._ids(self._units(text)) for text in texts]
 
-    def score(self, texts: Texts) -> FloatArray:
+    def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities: (n, c)."""
-        return loop.score(self.network, self._encode(texts), self.cfg.train.score_tokens)
+        return loop.score(self.network, self._encode(texts), self.cfg.train.score_tokens, moved)
 
     def cut(self, texts: Texts) -> int:
         """How many texts have more units than are read."""

@@ -14,6 +14,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from finsa import config
 from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts, linear
 from finsa.errors import DataError
+from finsa.progress import Moved, ignored
 
 NGRAMS, NUMBERS = "ngrams.json", "weights.npz"
 
@@ -70,7 +71,7 @@ class TfidfLr:
             few = f"no n-gram occurs in {self.section.min_rows} of the {len(texts)} training rows"
             raise DataError(f"{few}; set method.baseline.min_rows=1") from None
 
-    def score(self, texts: Texts) -> FloatArray:
+    def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities: (n, c)."""
         scores: FloatArray = log_softmax(self.vectorizer.transform(texts) @ self.weights.T + self.bias, axis=1)
         return scores

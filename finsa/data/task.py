@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 from finsa.config import Data, Method, RunConfig
 from finsa.data import cache, sampling
 from finsa.data.prompts import Prompt
@@ -65,11 +68,13 @@ class Task(Labelled):
         renderer: the one renderer of this run.
         prompt: what the renderer puts around a text.
         cache: folder where tokens are kept; None: nowhere.
+        base_scores: of the test rows, (n, c), by the base model that has scored them.
     """
 
     renderer: Renderer
     prompt: Prompt
     cache: str | None = None
+    base_scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     _encoded: dict[str, Encoded] = field(default_factory=dict)
 
     def prompts(self, split: str) -> Encoded:

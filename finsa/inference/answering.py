@@ -30,6 +30,7 @@ from finsa.errors import ModelError, RunError
 from finsa.evaluation import metrics
 from finsa.inference import bundles
 from finsa.modeling import folders, quantization, tokenizers
+from finsa.progress import Moved, ignored
 
 if TYPE_CHECKING:
     import torch
@@ -109,8 +110,8 @@ class Answers:
 class Reader(Protocol):
     """Scores what has been made of texts, prompts or the texts themselves: (n, c) log-probabilities."""
 
-    def score(self, inputs: Any) -> FloatArray:
-        """Score inputs, in their order."""
+    def score(self, inputs: Any, moved: Moved = ignored) -> FloatArray:
+        """Score inputs, in their order; `moved` is told how many more are scored."""
 
 
 class Answerer:
@@ -189,8 +190,13 @@ class Answerer:
         """A mixture's gates for what was scored last, (n, E)."""
         return getattr(self.reader, "gates", None)
 
-    def score(self, job: task.Labelled, split: str) -> FloatArray:
+    def score(self, job: task.Labelled, split: str, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities (n, c) of a split; a task's kept prompts are used.
+
+        Args:
+            job: has the split.
+            split: its name.
+            moved: is told how many more rows are scored.
 
         Raises:
             ModelError: where the rows have other classes.
@@ -201,11 +207,11 @@ class Answerer:
                 f"{', '.join(job.table.labels.names)}"
             )
         if isinstance(job, task.Task) and self.renderer is not None:
-            return self.reader.score(job.prompts(split))
+            return self.reader.score(job.prompts(split), moved)
         if self.cfg.method.baseline is not None and self._cut is not None:
             counts = {name: self._cut(job.texts(name)) for name in job.table.splits}
             job.cut.update({name: count for name, count in counts.items() if count is not None})
-        return self.reader.score(job.texts(split))
+        return self.reader.score(job.texts(split), moved)
 
     def close(self) -> None:
         """Give a shared base back as it was."""

@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 from finsa import processes
 from finsa.data.rows import Encoded, Renderer
 from finsa.inference.scoring import batches
+from finsa.progress import Moved, ignored
 
 Rule = Literal["aidf", "finllm", "letter", "letter_strict", "letter_last"]
 FINLLM = {"positive": 0, "negative": 1, "neutral": 2}  # the order in which the published code looks for them
@@ -69,8 +70,13 @@ class Generator:
         )
 
     @torch.inference_mode()
-    def __call__(self, prompts: Encoded) -> list[str]:
-        """Answers, in the prompts' order; the processes of a job divide the batches."""
+    def __call__(self, prompts: Encoded, moved: Moved = ignored) -> list[str]:
+        """Answers, in the prompts' order; the processes of a job divide the batches.
+
+        Args:
+            prompts: n of them.
+            moved: is told after each batch how many prompts it had.
+        """
         tokens = np.zeros((len(prompts), self.most), dtype=np.int64)  # of the answers, and 1; 0: there is none
         self.model.eval()
         device = next(self.model.parameters()).device
@@ -83,6 +89,7 @@ class Generator:
             )
             answers = made[:, ids.shape[1] :].cpu().numpy()
             tokens[rows, : answers.shape[1]] = answers + 1
+            moved(len(rows) * processes.world())
         found = [(row[row > 0] - 1).tolist() for row in processes.total(tokens)]
         return list(self.renderer.tokenizer.batch_decode(found, skip_special_tokens=True))
 

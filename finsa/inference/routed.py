@@ -25,6 +25,7 @@ from finsa.inference.scoring import batches, padded, scorer
 from finsa.modeling import adapters, base, mixture
 from finsa.modeling.classifier import Classifier, load_head, text_mean
 from finsa.modeling.routing import Router, load_router
+from finsa.progress import Moved, ignored
 
 FloatArray = NDArray[np.float64]
 EXPERTS = "experts"
@@ -98,14 +99,14 @@ class RoutedReader:
         self.embed = getattr(models[0], "backbone", models[0]).get_input_embeddings()  # no expert changes them
         self.gates: FloatArray | None = None
 
-    def score(self, prompts: Encoded) -> FloatArray:
+    def score(self, prompts: Encoded, moved: Moved = ignored) -> FloatArray:
         """Score prompts, in their order: (n, c)."""
         chosen = self._chosen(prompts)
         scores = np.empty((len(prompts), len(self.renderer.answers)))
         for number, reader in enumerate(self.readers):
             rows = np.flatnonzero(chosen == number).tolist()
             if rows:
-                scores[rows] = reader.score([prompts[row] for row in rows])
+                scores[rows] = reader.score([prompts[row] for row in rows], moved)
         self.gates = np.eye(len(self.experts))[chosen]
         return scores
 

@@ -18,6 +18,7 @@ from finsa.data.rows import Encoded, Renderer
 from finsa.errors import ModelError
 from finsa.inference.label_tree import LabelTree, scored_answers
 from finsa.inference.scoring import batches, padded
+from finsa.progress import Moved, ignored
 
 FloatArray = NDArray[np.float64]
 Run = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]  # ids (b, s), lengths (b,) -> scores (b, c)
@@ -38,13 +39,14 @@ class GraphReader:
         self.run, self.renderer, self.batch_tokens, self.pooled = run, renderer, batch_tokens, pooled
         self.tree = LabelTree.of([] if pooled else scored_answers(renderer)[0])
 
-    def score(self, prompts: Encoded) -> FloatArray:
+    def score(self, prompts: Encoded, moved: Moved = ignored) -> FloatArray:
         """Score prompts, in their order: (n, c)."""
         scores = np.zeros((len(prompts), len(self.renderer.answers)))
         for rows in _own(batches((prompts.lengths + len(self.tree.tokens)).tolist(), self.batch_tokens)):
             own = [self.renderer.until_text_end(prompts[row]) if self.pooled else prompts[row] for row in rows]
             ids = padded([[*prompt, *self.tree.tokens] for prompt in own])
             scores[rows] = self.run(ids.numpy(), np.array([len(prompt) for prompt in own], dtype=np.int64))
+            moved(len(rows) * processes.world())
         return processes.total(scores)
 
 
@@ -65,7 +67,7 @@ class FolderReader:
         self.batch_tokens, self.temperature = batch_tokens, temperature
 
     @torch.inference_mode()
-    def score(self, texts: Sequence[str]) -> FloatArray:
+    def score(self, texts: Sequence[str], moved: Moved = ignored) -> FloatArray:
         """Score texts, in their order: (n, c), without the temperature."""
         scores = np.zeros((len(texts), self.model.config.num_labels))
         encoded = self.tokenizer(list(texts), truncation=True)["input_ids"]
@@ -73,6 +75,7 @@ class FolderReader:
             filled = self.tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt")
             logits = self.model(**filled).logits
             scores[rows] = (self.temperature * logits.double()).log_softmax(dim=1).numpy()
+            moved(len(rows) * processes.world())
         return processes.total(scores)
 
 

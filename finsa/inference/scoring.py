@@ -29,6 +29,7 @@ from finsa.inference.label_tree import LabelTree, behind, scored_answers, tree_i
 from finsa.modeling import hardware, masks, narrowing
 from finsa.modeling.classifier import Classifier, causal
 from finsa.modeling.mixture import Mixture
+from finsa.progress import Moved, ignored
 
 FloatArray = NDArray[np.float64]
 PREFIX_SHARE, PREFIX_TOKENS = 0.3, 16  # of all tokens, and at least: below, reuse gains nothing (measured)
@@ -100,8 +101,13 @@ class LabelScorer:
         return self.score(self.renderer.encode(texts))
 
     @torch.inference_mode()
-    def score(self, prompts: Sequence[Sequence[int]]) -> FloatArray:
-        """Score prompts, in their order: (n, c) natural logarithms; the processes of a job divide the batches."""
+    def score(self, prompts: Sequence[Sequence[int]], moved: Moved = ignored) -> FloatArray:
+        """Score prompts, in their order: (n, c) natural logarithms; the processes of a job divide the batches.
+
+        Args:
+            prompts: n of them.
+            moved: is told after each batch how many prompts it had.
+        """
         scores = np.zeros((len(prompts), len(self.renderer.answers)))
         lengths = _lengths(prompts, len(self.tree.tokens))
         training = self.model.training
@@ -117,6 +123,7 @@ class LabelScorer:
                 waiting = self._smaller([batch for batch, _ in waiting], lengths)
                 continue
             del waiting[0]
+            moved(len(rows) * processes.world())  # each has scored one of about as many
             if not counts:
                 continue
             scores[rows] = found.double().cpu().numpy()

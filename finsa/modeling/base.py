@@ -145,6 +145,12 @@ def on_meta(model: Model) -> PreTrainedModel:
 _bases: dict[str, PreTrainedModel] = {}
 
 
+def key(model: Model, seed: int, quantization: str) -> str:
+    """What two base models have in common exactly where they are the same; see `load_base`."""
+    drawn_or_read = seed if model.weights == "random" else provenance.files_of(model)
+    return f"{model.model_dump_json()}{quantization}{drawn_or_read}"
+
+
 def load_base(model: Model, seed: int, keep: bool = True, quantization: str = "none") -> PreTrainedModel:
     """Load a base model, frozen and in evaluation mode; a sweep's jobs share it.
 
@@ -157,15 +163,14 @@ def load_base(model: Model, seed: int, keep: bool = True, quantization: str = "n
     Raises:
         ModelError: where weights cannot be had.
     """
-    drawn_or_read = seed if model.weights == "random" else provenance.files_of(model)
-    key = f"{model.model_dump_json()}{quantization}{drawn_or_read}"
-    if key not in _bases:
+    name = key(model, seed, quantization)
+    if name not in _bases:
         _bases.clear()  # one base at a time: two of 9B would not fit anywhere
         base = _random(model, seed, quantization) if model.weights == "random" else _pretrained(model, quantization)
         base.requires_grad_(False).eval()
         quantized.make_trainable(base)
-        _bases[key] = base if quantization != "none" else base.to(device())
-    return _bases[key] if keep else _bases.pop(key)
+        _bases[name] = base if quantization != "none" else base.to(device())
+    return _bases[name] if keep else _bases.pop(name)
 
 
 def forget(base: PreTrainedModel) -> None:

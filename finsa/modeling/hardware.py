@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
 import platform
+import sys
 import time
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -90,6 +93,14 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    trim()
+
+
+def trim() -> None:
+    """Give the freed blocks that glibc keeps back to the machine: what comes next has blocks of other sizes."""
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):  # another C library has no such call
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 # Factors and product of a timed matrix product, at most; this memory is outside of the plan and of the recovery.

@@ -13,7 +13,7 @@ from finsa.config import CheckStage, MoeJointStage, PretrainStage, RunConfig
 from finsa.data import documents, table, task
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.evaluation import tables
-from finsa.modeling import base, hardware, learner, memory, quantization, tokenizers
+from finsa.modeling import base, hardware, learner, quantization, tokenizers
 from finsa.runs import Result
 from finsa.training import members, plan, schedule
 
@@ -58,7 +58,8 @@ def _plan_training(cfg: RunConfig, further: dict[str, object]) -> Result:
         "tokens per row": f"{_percentiles(lengths)} (tokenizer: {whose})",
         "texts cut": f"{sum(cut > 0 for cut in sample.cut):,} of the rows measured, at {cfg.data.max_length} tokens",
     }
-    planned = plan.make(cfg, job, sample.lengths, processes.world())
+    world, steps = processes.world(), 0
+    planned = plan.make(cfg, job, sample.lengths, world)
     if isinstance(cfg.stage, MoeJointStage):
         experts = members.names(cfg.stage, data)
         planned = _of_experts(planned, len(experts), trainable)
@@ -66,11 +67,13 @@ def _plan_training(cfg: RunConfig, further: dict[str, object]) -> Result:
         trainable, total = trainable * len(experts), total + trainable * (len(experts) - 1)
     told["parameters"] = f"{trainable:,} trainable of {total:,} total"
     if cfg.method.learn != "nothing":
-        steps = schedule.steps_of(planned.of(cfg.train), used, processes.world())
+        steps = schedule.steps_of(planned.of(cfg.train), used, world)
         told["training"] = f"{used:,} rows, {steps:,} steps of {cfg.train.batch_size} sequences"
         if isinstance(cfg.stage, MoeJointStage) and cfg.stage.warmup_steps:
             told["training"] = f"{told['training']}, after {cfg.stage.warmup_steps:,} of router and head"
-    told |= plan.show(planned, cfg) | _weights(cfg) | further
+    least, most = plan.seconds(cfg, job, sample.lengths, steps, planned.gradient_checkpointing, world)
+    judged = plan.verdict(planned, cfg, job, sample.lengths, world)
+    told |= plan.show(planned, cfg, judged) | {"time": plan.show_seconds(cfg, least, most)} | _weights(cfg) | further
     tables.show_plan(_title(cfg), told)
     if cfg.stage.name == "check":  # of a chain's links, the plans alone
         tables.show_ledger(data.ledger, job.truncated())
@@ -79,7 +82,7 @@ def _plan_training(cfg: RunConfig, further: dict[str, object]) -> Result:
         "total_parameters": total,
         "memory_bytes": planned.peak(),
     }
-    metrics["memory_plan"] = planned.facts()
+    metrics |= {"memory_plan": planned.facts(), "fits": planned.fits(), "seconds": [round(least, 1), round(most, 1)]}
     return Result("check", None, metrics)
 
 
@@ -125,11 +128,7 @@ def _plan_pretraining(cfg: RunConfig, further: dict[str, object]) -> Result:
     hardware.prepare(cfg.train)
     model = learner.on_meta(cfg, None)
     trainable, total = base.count_parameters(model)
-    micro = cfg.train.micro_batch_size
-    again = cfg.train.gradient_checkpointing is True
-    need = memory.training(
-        memory.shapes(cfg, model), micro, corpus.block, corpus.block, again, micro < cfg.train.batch_size
-    )
+    planned = plan.of_blocks(cfg, model, corpus.block)
     told: dict[str, object] = {
         "documents": f"{len(found.learn):,} to learn from, {len(found.held):,} held out",
         "blocks": f"about {blocks:,} of {corpus.block} tokens (tokenizer: {whose})",
@@ -138,10 +137,9 @@ def _plan_pretraining(cfg: RunConfig, further: dict[str, object]) -> Result:
     if blocks:
         steps = schedule.steps_of(cfg.train, blocks, processes.world())
         told["training"] = f"about {steps:,} steps of {cfg.train.batch_size} blocks"
-    planned = plan.Plan(micro, cfg.train.batch_size // micro, again, cfg.train.score_tokens, need, need, None)
     told |= plan.show(planned, cfg) | _weights(cfg) | further
     tables.show_plan(_title(cfg), told)
-    metrics = {"trainable_parameters": trainable, "total_parameters": total, "memory_bytes": need.total()}
+    metrics = {"trainable_parameters": trainable, "total_parameters": total, "memory_bytes": planned.peak()}
     return Result("check", None, metrics)
 
 

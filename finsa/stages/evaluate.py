@@ -13,6 +13,7 @@ from finsa.evaluation import metrics, outcome, router, tables
 from finsa.inference import answering, rows_named
 from finsa.inference.answering import Answerer, Record
 from finsa.modeling import quantization, tokenizers
+from finsa.progress import Display
 from finsa.runs import Result, RunFolder
 
 
@@ -69,8 +70,10 @@ def _judge(cfg: RunConfig, job: task.Labelled, answerer: Answerer, folder: RunFo
     """
     assert isinstance(cfg.stage, EvaluateStage)
     split: str = cfg.stage.split
+    display = Display(cfg.train.progress_seconds)
     if cfg.stage.protocol == "label":
-        log_probs = answerer.score(job, split)
+        with display.work(f"scoring {split}", job.table.splits[split].height) as work:
+            log_probs = answerer.score(job, split, work.moved)
         folder.note(scoring=answerer.rule, protocol="label")
         gates, experts = answerer.gates, answerer.experts
         rows = outcome.predictions(job, split, log_probs, answerer.temperature, gates, experts)
@@ -85,7 +88,9 @@ def _judge(cfg: RunConfig, job: task.Labelled, answerer: Answerer, folder: RunFo
     assert isinstance(job, task.Task)
     words, rule = job.table.labels.words, cfg.stage.parse
     generate = Generator(answerer.model, job.renderer, cfg.train.score_tokens, cfg.stage.answer_tokens)
-    texts = generate(job.prompts(split))
+    prompts = job.prompts(split)
+    with display.work(f"answering {split}", len(prompts)) as work:
+        texts = generate(prompts, work.moved)
     parsed = [parse(text, words, rule) for text in texts]
     folder.note(scoring=f"generated, parsed by {rule}", protocol="generate")
     folder.write_lines("answers.jsonl", outcome.answers(job, split, texts, parsed))

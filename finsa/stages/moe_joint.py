@@ -13,12 +13,13 @@ from finsa.config import MoeJointStage, RunConfig
 from finsa.data import table, task
 from finsa.evaluation import mixing, mixture_sheets, outcome, records, router, sheets
 from finsa.evaluation.mixing import MIXTURE, UNION
-from finsa.inference.scoring import scorer
+from finsa.inference.scoring import FloatArray, LabelScorer, scorer
 from finsa.modeling import base, hardware, learner, quantization, tokenizers
 from finsa.modeling.mixture import Mixture
 from finsa.runs import Result, RunFolder
 from finsa.training import joint, members, results, schedule
 from finsa.training.members import Members
+from finsa.training.watch import Watch
 
 Classes = NDArray[np.int64]
 
@@ -36,9 +37,13 @@ def run(cfg: RunConfig) -> Result:
     hardware.prepare(cfg.train)
     own = _own(cfg, stage, data)
     made_of = members.gather(cfg, stage, rows, lambda text: print(text, flush=True))
-    with runs.start(own, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
+    with (
+        runs.start(own, data.fingerprint) as folder,
+        tracking.track(cfg, folder.path, runs.sweep_name()) as tracker,
+        Watch(cfg.train, folder.path).watching() as watch,
+    ):
         folder.note(**members.facts(made_of))
-        return _run(cfg, stage, rows, made_of, folder, tracker)
+        return _run(cfg, stage, rows, made_of, folder, tracker, watch)
 
 
 def _own(cfg: RunConfig, stage: MoeJointStage, data: table.Table) -> RunConfig:
@@ -61,26 +66,27 @@ def _run(
     made_of: Members,
     folder: RunFolder,
     tracker: tracking.Tracker,
+    watch: Watch,
 ) -> Result:
-    backbone = base.load_base(cfg.model, cfg.seed, quantization=cfg.method.quantization)
+    with watch.display.work("loading the model", None):
+        backbone = base.load_base(cfg.model, cfg.seed, quantization=cfg.method.quantization)
     try:
         model = learner.mix(cfg, stage, backbone, made_of.adapters, rows.renderer)
         joint.start(model, stage, cfg.method.head)
-        alone = _alone(cfg, rows, model) if stage.compare else {}
+        alone = _alone(cfg, rows, model, watch) if stage.compare else {}
         model.learn(experts=True)
         trainable, total = base.count_parameters(model)
         folder.note(trainable_parameters=trainable, total_parameters=total)
         folder.note(device=hardware.describe(base.dtype(cfg.model)))
-        fitted = joint.learn(cfg, stage, model, rows, folder.path, results.recorder(folder, tracker))
-        validation, held = joint.validated(cfg, rows, model)
+        fitted, (validation, held) = joint.learn(cfg, stage, model, rows, watch, results.recorder(folder, tracker))
         metrics: dict[str, Any] = {"validation": validation}
         with files.staged(folder.path) as place:
             model.save(place, rows.table.labels.names)
             rows.renderer.tokenizer.save_pretrained(place / "tokenizer")
         reader = scorer(model, rows.renderer, cfg.train.score_tokens)
-        scores = reader.score(rows.prompts("test"))
+        scores = _scored(reader, rows, "test", watch)
         gates = reader.gates
-        arms = {MIXTURE: scores.argmax(axis=1), **_otherwise(cfg, rows, model)} if stage.compare else {}
+        arms = {MIXTURE: scores.argmax(axis=1), **_otherwise(cfg, rows, model, watch)} if stage.compare else {}
     except BaseException:
         base.forget(backbone)  # half a job may have left experts on it
         raise
@@ -97,25 +103,32 @@ def _run(
     return Result("moe_joint", folder.path, metrics, metrics["validation"]["macro_f1"])
 
 
-def _answers(cfg: RunConfig, rows: task.Task, model: Mixture) -> Classes:
-    return scorer(model, rows.renderer, cfg.train.score_tokens).score(rows.prompts("test")).argmax(axis=1)
+def _scored(reader: LabelScorer, rows: task.Task, title: str, watch: Watch) -> FloatArray:
+    prompts = rows.prompts("test")
+    with watch.display.work(f"scoring {title}", len(prompts)) as work:
+        return reader.score(prompts, work.moved)
 
 
-def _alone(cfg: RunConfig, rows: task.Task, model: Mixture) -> dict[str, Classes]:
+def _answers(cfg: RunConfig, rows: task.Task, model: Mixture, title: str, watch: Watch) -> Classes:
+    reader = scorer(model, rows.renderer, cfg.train.score_tokens)
+    return _scored(reader, rows, f"test with {title}", watch).argmax(axis=1)
+
+
+def _alone(cfg: RunConfig, rows: task.Task, model: Mixture, watch: Watch) -> dict[str, Classes]:
     """What each expert, as its own run has left it, answers to all test rows."""
     found = {}
     for number, name in enumerate(model.experts):
         with model.alone(number):
-            found[name] = _answers(cfg, rows, model)
+            found[name] = _answers(cfg, rows, model, f"expert {name}", watch)
     return found
 
 
-def _otherwise(cfg: RunConfig, rows: task.Task, model: Mixture) -> dict[str, Classes]:
+def _otherwise(cfg: RunConfig, rows: task.Task, model: Mixture, watch: Watch) -> dict[str, Classes]:
     """What the trained mixture answers when it is routed otherwise than configured."""
     found = {}
     for routing in sorted({"soft", "hard"} - {model.stage.routing}):
         with model.routed(routing):
-            found[f"{MIXTURE}, {routing} routing"] = _answers(cfg, rows, model)
+            found[f"{MIXTURE}, {routing} routing"] = _answers(cfg, rows, model, f"{routing} routing", watch)
     return found
 
 

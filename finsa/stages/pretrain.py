@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from finsa.data.rows import Row
 from finsa.errors import ConfigError, DataError, Problem
 from finsa.evaluation import outcome
 from finsa.modeling import adapters, base, hardware, learner, tokenizers
+from finsa.progress import Moved, ignored
 from finsa.runs import Result, RunFolder
 from finsa.training import fit
 from finsa.training.collate import Collator
 from finsa.training.loss import labelled_loss
+from finsa.training.watch import Watch
 
 
 def run(cfg: RunConfig) -> Result:
@@ -38,11 +40,19 @@ def run(cfg: RunConfig) -> Result:
             "need one or more. Give more documents, or a smaller data.corpus.block"
         )
     hardware.prepare(cfg.train)
-    with runs.start(cfg) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
+    with (
+        runs.start(cfg) as folder,
+        tracking.track(cfg, folder.path, runs.sweep_name()) as tracker,
+        Watch(cfg.train, folder.path).watching() as watch,
+    ):
         model = _model(cfg)
         folder.write_json("ledger.json", found.ledger.as_dict({}))
         print(f"{len(found.learn):,} documents, {len(rows):,} blocks of {corpus.block} tokens", flush=True)
         print(f"read {found.ledger.read.total():,}: {found.ledger.told({})}")
+
+        def loss(trained: torch.nn.Module) -> float:
+            with watch.display.work("held-out documents", len(watched)) as work:
+                return heldout_loss(trained, watched, moved=work.moved)
 
         def record(step: int, values: dict[str, float]) -> None:
             folder.log(step, values)
@@ -52,21 +62,23 @@ def run(cfg: RunConfig) -> Result:
             model=model,
             tokenizer=tokenizer,
             rows=rows,
-            validate=lambda trained: {"loss": heldout_loss(trained, watched)},
+            validate=lambda trained: {"loss": loss(trained)},
             train=cfg.train,
             seed=cfg.seed,
             folder=folder.path / "checkpoints",
             record=record,
             lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
             log=folder.log_file,
+            watch=watch,
         )
         if cfg.method.adapter is None:
             with files.staged(folder.path) as place:
                 model.to(torch.bfloat16).save_pretrained(place / "model")
                 tokenizer.save_pretrained(place / "model")
-            metrics = _metrics(model, watched, folder)
+            metrics = _metrics(model, loss, len(watched), folder)
         else:
-            metrics = _adapted(cfg, model, watched, folder)
+            assert fitted.best is not None
+            metrics = _adapted(cfg, model, fitted.best, len(watched), folder)
         folder.note(**fitted.facts(), **metrics)
         folder.write_json("metrics.json", metrics)
         outcome.page(cfg, folder, f"pre-training of {cfg.model.name}", None)
@@ -106,23 +118,23 @@ def _model(cfg: RunConfig) -> Any:
     return adapters.attach(frozen, cfg.model, cfg.method.adapter, cfg.seed)
 
 
-def _adapted(cfg: RunConfig, model: Any, watched: Sequence[Row], folder: RunFolder) -> dict[str, Any]:
-    """Save an adapter where a training run has it, and give the base back."""
+def _adapted(cfg: RunConfig, model: Any, loss: float, blocks: int, folder: RunFolder) -> dict[str, Any]:
+    """Save an adapter where a training run has it, and give the base back; `loss` is that of its validation."""
     with files.staged(folder.path) as place:
         adapters.save(model, learner.adapter_folder(cfg, place))
     trainable, total = base.count_parameters(model)
     folder.note(trainable_parameters=trainable, total_parameters=total)
-    metrics = {"heldout_loss": heldout_loss(model, watched), "heldout_blocks": len(watched), "parameters": trainable}
+    metrics = {"heldout_loss": loss, "heldout_blocks": blocks, "parameters": trainable}
     adapters.detach(model)
     return metrics
 
 
-def _metrics(model: Any, watched: Sequence[Row], folder: RunFolder) -> dict[str, Any]:
+def _metrics(model: Any, loss: Callable[[torch.nn.Module], float], blocks: int, folder: RunFolder) -> dict[str, Any]:
     """The loss of what was saved: bfloat16 weights, computed in float32."""
     weights = folder.path / "model" / "model.safetensors"
     return {
-        "heldout_loss": heldout_loss(model.float(), watched),
-        "heldout_blocks": len(watched),
+        "heldout_loss": loss(model.float()),
+        "heldout_blocks": blocks,
         "parameters": base.count_parameters(model)[1],
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "weights_bytes": weights.stat().st_size,
@@ -130,8 +142,8 @@ def _metrics(model: Any, watched: Sequence[Row], folder: RunFolder) -> dict[str,
 
 
 @torch.no_grad()
-def heldout_loss(model: torch.nn.Module, rows: Sequence[Row], batch: int = 16) -> float:
-    """Mean negative log-likelihood per token of held-out blocks, in nats."""
+def heldout_loss(model: torch.nn.Module, rows: Sequence[Row], batch: int = 16, moved: Moved = ignored) -> float:
+    """Mean negative log-likelihood per token of held-out blocks, in nats; `moved` is told how many more are read."""
     model.eval()
     collate, device = Collator(0), next(model.parameters()).device
     loss, tokens = 0.0, 0
@@ -139,6 +151,7 @@ def heldout_loss(model: torch.nn.Module, rows: Sequence[Row], batch: int = 16) -
         inputs = collate([dict(row) for row in rows[start : start + batch]])
         loss += float(labelled_loss(model, inputs["input_ids"].to(device), inputs["labels"].to(device)))
         tokens += int((inputs["labels"] != -100).sum())
+        moved(len(rows[start : start + batch]))
     model.train()
     return loss / tokens
 

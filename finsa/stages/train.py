@@ -11,6 +11,7 @@ from finsa.config import RunConfig
 from finsa.data import table, task
 from finsa.evaluation import outcome
 from finsa.modeling import hardware
+from finsa.progress import Display
 from finsa.runs import Result
 from finsa.training import results
 
@@ -51,8 +52,11 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
         with files.staged(folder.path) as place:
             baselines.save(model, data.labels.names, place)
         rows.cut.update(baselines.cut(model, rows))
-        scores = model.score(rows.texts("test"))
-        known = model.score(held)
+        display, texts = Display(cfg.train.progress_seconds), rows.texts("test")
+        with display.work("scoring test", len(texts)) as work:
+            scores = model.score(texts, work.moved)
+        with display.work("scoring validation", len(held)) as work:
+            known = model.score(held, work.moved)
         metrics = {"validation": outcome.validation(rows, known), "test": outcome.report(rows, "test", scores)}
         results.calibrate(cfg, rows, folder, metrics, {"validation": known, "test": scores})
         results.write(cfg, rows, folder, tracker, metrics, scores)

@@ -35,6 +35,8 @@ class Fitted:
     Args:
         steps: optimiser steps made.
         best: the best validation score, by the measure that selects.
+        best_validation: number of the validation that the weights are of, among those of this sitting; None: of an
+            earlier one, or there was none.
         seconds: wall time of the training, validation included.
         tokens: real tokens seen by all processes, padding not counted.
         rows: rows seen by all processes.
@@ -44,6 +46,7 @@ class Fitted:
 
     steps: int
     best: float | None
+    best_validation: int | None
     seconds: float
     tokens: int
     rows: int
@@ -77,7 +80,7 @@ def fit(
     objective: Objective | None = None,
     lr_ratio: float = 1.0,
     log: Path | None = None,
-    run: Path | None = None,
+    watch: Watch | None = None,
     identify: Callable[[int], str] = str,
 ) -> Fitted:
     """Train a model and leave it at its best checkpoint.
@@ -91,18 +94,18 @@ def fit(
         callbacks: further ones; objective: what is made small, None: the cross-entropy of labelled tokens.
         lr_ratio: learning rate of LoRA's B over that of A.
         record: takes log records; log: the file that it appends to; what stands in it behind the checkpoint is cut off.
-        run: the run's folder, which takes the heartbeat; None: the one above `folder`.
+        watch: of the run: heartbeat and progress; None: of this fit, its heartbeat in the folder above `folder`.
         identify: gives the id of a row by its number, for a message.
 
     Raises:
         FinsaError: for a loss that is no number, or a checkpoint that cannot be written; `Stopped` after a signal.
     """
-    resumed, watch = _resumed(folder, log), Watch(train, run or folder.parent)
+    resumed, watch = _resumed(folder, log), watch or Watch(train, folder.parent)
     objective = objective or objectives.tokens()
     dataset, cut, batching = _prepared(rows, model, tokenizer.pad_token_id, train, objective)
-    shown = progress.ProgressCallback(lambda: trainer.meter, record)
+    shown = progress.ProgressCallback(lambda: trainer.meter, record, watch.display)
     shown.console.print(f"  {_told(batching)}", highlight=False)
-    with signals.deferred() as stopped, watch.watching(), shown.closing():
+    with signals.deferred() as stopped, watch.watching(), watch.stepping(), shown.closing():
         trainer = FinsaTrainer(
             model=model,
             args=_arguments(train, _most(train, len(rows)), seed, folder, **shared.arguments(train, model)),
@@ -138,11 +141,12 @@ def _fitted(
         if trainer.first_step is not None:
             done = trainer.meter.done
             shown.console.print(f"  {compiling.told(trainer.first_step, done.steps, done.seconds)}", highlight=False)
-    state = trainer.state
+    state, validated = trainer.state, trainer.validated
     seen = round(min(state.epoch or 0, train.epochs) * rows)
     return Fitted(
         steps=state.global_step,
         best=state.best_metric,
+        best_validation=validated.index(step) if (step := state.best_global_step) in validated else None,
         seconds=trainer.seconds,
         tokens=_tokens(trainer),
         rows=seen,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ import torch
 from finsa import files, processes, runs, tracking
 from finsa.config import RunConfig, TrainStage
 from finsa.data import table, task
+from finsa.data.rows import Encoded
 from finsa.evaluation import outcome
-from finsa.inference.scoring import LabelScorer, scorer
+from finsa.inference.scoring import FloatArray, LabelScorer, scorer
 from finsa.modeling import base, hardware, learner, quantization, tokenizers
 from finsa.runs import Result, RunFolder
 from finsa.training import fit, objective, plan, results, schedule
+from finsa.training.watch import Watch
 
 
 def run(cfg: RunConfig) -> Result:
@@ -26,30 +29,39 @@ def run(cfg: RunConfig) -> Result:
     if cfg.method.learn != "nothing":
         schedule.steps_of(cfg.train, sum(job.class_counts(cfg)), processes.world())
     hardware.prepare(cfg.train)
-    planned = plan.make(
-        cfg, job, job.prompts("test" if cfg.method.learn == "nothing" else "train").lengths, processes.world()
-    )
-    with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
+    lengths = job.prompts("test" if cfg.method.learn == "nothing" else "train").lengths
+    planned = plan.make(cfg, job, lengths, processes.world())
+    if judged := plan.verdict(planned, cfg, job, lengths, processes.world()):
+        print(f"warning: about {planned.peak() / 2**30:.2f} GiB of memory are needed: {judged}", file=sys.stderr)
+    with (
+        runs.start(cfg, data.fingerprint) as folder,
+        tracking.track(cfg, folder.path, runs.sweep_name()) as tracker,
+        Watch(cfg.train, folder.path).watching() as watch,
+    ):
         folder.note(memory_plan=planned.facts())
-        return _run(cfg.model_copy(update={"train": planned.of(cfg.train)}), job, folder, tracker)
+        return _run(cfg.model_copy(update={"train": planned.of(cfg.train)}), job, folder, tracker, watch)
 
 
-def _run(cfg: RunConfig, job: task.Task, folder: RunFolder, tracker: tracking.Tracker) -> Result:
+def _run(cfg: RunConfig, job: task.Task, folder: RunFolder, tracker: tracking.Tracker, watch: Watch) -> Result:
     keep, quantized = cfg.method.learn != "all", cfg.method.quantization
-    backbone = base.load_base(cfg.model, cfg.seed, keep, quantized)
+    with watch.display.work("loading the model", None):
+        backbone = base.load_base(cfg.model, cfg.seed, keep, quantized)
     metrics: dict[str, Any] = {}
     try:
         assert isinstance(cfg.stage, TrainStage)
         compared = cfg.method.learn != "nothing" and cfg.stage.compare_base
         lasting = cfg.method.learn == "all" or cfg.train.strategy in ("fsdp", "deepspeed")
         if compared and lasting:  # the base will not be what it was
-            metrics["base"] = _report(cfg, job, backbone)
-        model, held = _learn(cfg, job, backbone, folder, tracker, metrics)
+            metrics["base"] = outcome.report(job, "test", _base_scores(cfg, job, backbone, watch))
+        model, held = _learn(cfg, job, backbone, folder, tracker, metrics, watch)
         reader = scorer(model, job.renderer, cfg.train.score_tokens)
-        scores = reader.score(job.prompts("test"))
+        if cfg.method.learn == "nothing":
+            scores = _base_scores(cfg, job, backbone, watch)
+        else:
+            scores = _scored(reader, job.prompts("test"), "test", watch)
         learner.release(model)
         if compared and not lasting:  # training starts sooner
-            metrics["base"] = _report(cfg, job, backbone)
+            metrics["base"] = outcome.report(job, "test", _base_scores(cfg, job, backbone, watch))
     except BaseException:
         base.forget(backbone)  # half a job may have left adapters or changed weights on it
         raise
@@ -68,6 +80,7 @@ def _learn(
     folder: RunFolder,
     tracker: tracking.Tracker,
     metrics: dict[str, Any],
+    watch: Watch,
 ) -> tuple[torch.nn.Module, Any]:
     """Train what the method trains and save it; the validation score of the chosen checkpoint goes into `metrics`.
 
@@ -83,11 +96,17 @@ def _learn(
     reader = scorer(model, job.renderer, cfg.train.score_tokens)
     held = job.prompts("validation")[: cfg.train.validation_rows]
     rows, ids = job.training_rows(cfg), job.table.splits["train"]["id"]
+    validated: list[FloatArray] = []  # scores of each validation
+
+    def validate(_: torch.nn.Module) -> dict[str, float]:
+        validated.append(_scored(reader, held, "validation", watch))
+        return outcome.validation(job, validated[-1])
+
     fitted = fit.fit(
         model=model,
         tokenizer=job.renderer.tokenizer,
         rows=rows,
-        validate=lambda _: outcome.validation(job, reader.score(held)),
+        validate=validate,
         train=cfg.train,
         seed=cfg.seed,
         folder=folder.path / "checkpoints",
@@ -95,9 +114,11 @@ def _learn(
         objective=objective.of(cfg.method, job.renderer, job.class_counts(cfg)),
         lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
         log=folder.log_file,
+        watch=watch,
         identify=lambda row: str(ids[rows.order[row]]),
     )
-    scores = reader.score(held)
+    known = fitted.best_validation  # the weights are those of that validation
+    scores = validated[known] if known is not None else _scored(reader, held, "validation", watch)
     metrics["validation"] = outcome.validation(job, scores)
     folder.note(**fitted.facts())
     with processes.whole(model):
@@ -108,6 +129,18 @@ def _learn(
     return model, scores
 
 
-def _report(cfg: RunConfig, job: task.Task, model: torch.nn.Module) -> dict[str, Any]:
-    scores = LabelScorer(model, job.renderer, cfg.train.score_tokens).score(job.prompts("test"))
-    return outcome.report(job, "test", scores)
+def _scored(reader: LabelScorer, prompts: Encoded, split: str, watch: Watch) -> FloatArray:
+    hardware.trim()
+    with watch.display.work(f"scoring {split}", len(prompts)) as work:
+        return reader.score(prompts, work.moved)
+
+
+def _base_scores(cfg: RunConfig, job: task.Task, backbone: Any, watch: Watch) -> FloatArray:
+    """Scores of the test rows by the base model, (n, c); the arms of a sweep share the rows, and so these."""
+    train = cfg.train
+    how = (train.score_tokens, train.matmul_precision, train.threads)
+    key = f"{base.key(cfg.model, cfg.seed, cfg.method.quantization)} {how}"
+    if key not in job.base_scores:
+        reader = LabelScorer(backbone, job.renderer, train.score_tokens)
+        job.base_scores[key] = _scored(reader, job.prompts("test"), "test with the base model", watch)
+    return job.base_scores[key]

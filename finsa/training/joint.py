@@ -16,9 +16,11 @@ from finsa.modeling.experts import mean_head
 from finsa.modeling.mixture import MANIFEST, Mixture
 from finsa.training import fit, objective
 from finsa.training.fit import Fitted
+from finsa.training.watch import Watch
 
 INIT, WARMUP, JOINT = "moe_init", "router_warmup", "moe_joint"  # checkpoints, each a mixture
 Record = Callable[[int, dict[str, float]], None]
+Validated = tuple[dict[str, float], FloatArray]
 
 
 def start(model: Mixture, stage: MoeJointStage, head: str) -> None:
@@ -27,16 +29,19 @@ def start(model: Mixture, stage: MoeJointStage, head: str) -> None:
         model.head.load_state_dict(mean_head(model.adapters))
 
 
-def learn(cfg: RunConfig, stage: MoeJointStage, model: Mixture, task: Task, folder: Path, record: Record) -> Fitted:
+def learn(
+    cfg: RunConfig, stage: MoeJointStage, model: Mixture, task: Task, watch: Watch, record: Record
+) -> tuple[Fitted, Validated]:
     """Warm up and train; a warm-up that an interrupted run has finished is not repeated.
 
     Args:
-        folder: the run's, whose ``checkpoints/`` takes ``moe_init``, ``router_warmup`` and ``moe_joint``.
+        watch: of the run, in whose folder ``checkpoints/`` takes ``moe_init``, ``router_warmup`` and ``moe_joint``.
         record: takes log records; the joint stage's steps count on from those of the warm-up.
 
     Returns:
-        What came of the joint stage.
+        What came of the joint stage, and the validation of its weights.
     """
+    folder = watch.folder
     labels, places, log = task.table.labels.names, folder / "checkpoints", folder / "log.jsonl"
     if not (places / INIT / "mixture" / MANIFEST).is_file():
         _save(model, places / INIT, labels)
@@ -44,18 +49,19 @@ def learn(cfg: RunConfig, stage: MoeJointStage, model: Mixture, task: Task, fold
         model.load(places / WARMUP)
     elif stage.warmup_steps:
         model.learn(experts=False)
-        _fit(cfg, stage, model, task, warmup(cfg.train, stage), places / WARMUP, stage.balance_warmup, record, log)
+        warm = warmup(cfg.train, stage)
+        _fit(cfg, stage, model, task, warm, places / WARMUP, stage.balance_warmup, record, log, watch)
         _save(model, places / WARMUP, labels)
 
     def shifted(step: int, values: dict[str, float]) -> None:
         record(step + stage.warmup_steps, values)
 
     model.learn(experts=True)
-    fitted = _fit(
-        cfg, stage, model, task, schedule(cfg.train, stage), places / JOINT, stage.balance_joint, shifted, log
-    )
+    last = schedule(cfg.train, stage)
+    fitted, seen = _fit(cfg, stage, model, task, last, places / JOINT, stage.balance_joint, shifted, log, watch)
     _save(model, places / JOINT, labels)
-    return fitted
+    known = fitted.best_validation
+    return fitted, seen[known] if known is not None else validated(cfg, task, model, watch)
 
 
 def _save(model: Mixture, place: Path, labels: Sequence[str]) -> None:
@@ -98,13 +104,20 @@ def _fit(
     balance: str,
     record: Record,
     log: Path,
-) -> Fitted:
+    watch: Watch,
+) -> tuple[Fitted, list[Validated]]:
     rows, ids = task.training_rows(cfg, model.experts, balance), task.table.splits["train"]["id"]
-    return fit.fit(
+    seen: list[Validated] = []
+
+    def validate(_: torch.nn.Module) -> dict[str, float]:
+        seen.append(validated(cfg, task, model, watch))
+        return seen[-1][0]
+
+    fitted = fit.fit(
         model=model,
         tokenizer=task.renderer.tokenizer,
         rows=rows,
-        validate=lambda _: validation(cfg, task, model),
+        validate=validate,
         train=train,
         seed=cfg.seed,
         folder=place / "steps",
@@ -112,9 +125,10 @@ def _fit(
         objective=of(cfg, stage, model, task),
         lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
         log=log,
-        run=log.parent,
+        watch=watch,
         identify=lambda row: str(ids[rows.order[row]]),
     )
+    return fitted, seen
 
 
 def of(cfg: RunConfig, stage: MoeJointStage, model: Mixture, task: Task) -> objective.Objective:
@@ -124,15 +138,16 @@ def of(cfg: RunConfig, stage: MoeJointStage, model: Mixture, task: Task) -> obje
 
 
 @torch.no_grad()
-def validation(cfg: RunConfig, task: Task, model: Mixture) -> dict[str, float]:
-    """The numbers that choose a checkpoint, routed as rows will be when scoring; and how often the router is right."""
-    return validated(cfg, task, model)[0]
+def validated(cfg: RunConfig, task: Task, model: Mixture, watch: Watch) -> Validated:
+    """Score the validation rows, routed as rows will be when scoring.
 
-
-def validated(cfg: RunConfig, task: Task, model: Mixture) -> tuple[dict[str, float], FloatArray]:
-    """The numbers of `validation`, and the log-probabilities (n, c) of the validation rows."""
+    Returns:
+        The numbers that choose a checkpoint, with how often the router is right; and log-probabilities, (n, c).
+    """
     reader = scorer(model, task.renderer, cfg.train.score_tokens)
-    log_probs = reader.score(task.prompts("validation")[: cfg.train.validation_rows])
+    held = task.prompts("validation")[: cfg.train.validation_rows]
+    with watch.display.work("scoring validation", len(held)) as work:
+        log_probs = reader.score(held, work.moved)
     found = outcome.validation(task, log_probs)
     assert reader.gates is not None
     domains = task.table.splits["validation"]["domain"].to_list()[: len(log_probs)]

@@ -16,7 +16,7 @@ from finsa.data.task import Task
 from finsa.errors import ConfigError, Problem
 from finsa.inference.label_tree import LabelTree, scored_answers
 from finsa.inference.scoring import label_log_probs
-from finsa.modeling import adapters, base, hardware, learner, memory
+from finsa.modeling import adapters, base, flops, hardware, learner, memory
 from finsa.modeling.classifier import causal
 from finsa.modeling.memory import Need
 from finsa.training import objective
@@ -36,6 +36,7 @@ class Plan:
         training: what a step needs; None where nothing learns.
         scoring: what scoring needs.
         budget: bytes that were to suffice; None: what the machine has.
+        limit: these bytes.
     """
 
     micro_batch_size: int
@@ -45,6 +46,11 @@ class Plan:
     training: Need | None
     scoring: Need
     budget: int | None
+    limit: int
+
+    def fits(self) -> bool:
+        """Whether the estimate is within the limit."""
+        return self.peak() <= self.limit
 
     def peak(self) -> int:
         """Bytes of the more demanding of the two."""
@@ -57,7 +63,7 @@ class Plan:
 
     def facts(self) -> dict[str, Any]:
         """What the run's record keeps."""
-        sizes = {name: value for name, value in vars(self).items() if name not in ("training", "scoring")}
+        sizes = {name: value for name, value in vars(self).items() if name not in ("training", "scoring", "limit")}
         needs = {"training": self.training, "scoring": self.scoring}
         return sizes | {f"{name}_bytes": vars(need) | {"total": need.total()} for name, need in needs.items() if need}
 
@@ -158,15 +164,15 @@ def make(cfg: RunConfig, job: Task, lengths: Any, world: int) -> Plan:
         fitting = [sizes[-1]] if _total(steps.train(sizes[-1], again)) <= limit else sizes[:-1]
         fitting = fitting[: bisect_right(fitting, limit, key=lambda size: _total(steps.train(size, again)))]
         if fitting and scored.total() <= limit:
-            return _plan(fitting[-1], again, tokens, scored, steps, budget)
+            return _plan(fitting[-1], again, tokens, scored, steps, budget, limit)
     if budget is not None:
         least = max(min(_total(steps.train(1, bool(again))) for again in checkpointed), scored.total())
         raise ConfigError([Problem("train.memory", _refusal(cfg, budget, least))])
-    return _plan(sizes[0], bool(checkpointed[0]), tokens, scored, steps, budget)
+    return _plan(sizes[0], bool(checkpointed[0]), tokens, scored, steps, budget, limit)
 
 
-def _plan(size: int, again: bool, tokens: int, scored: Need, steps: _Steps, budget: int | None) -> Plan:
-    return Plan(size, steps.rows // size, again, tokens, steps.train(size, again), scored, budget)
+def _plan(size: int, again: bool, tokens: int, scored: Need, steps: _Steps, budget: int | None, limit: int) -> Plan:
+    return Plan(size, steps.rows // size, again, tokens, steps.train(size, again), scored, budget, limit)
 
 
 def _total(need: Need | None) -> int:
@@ -182,8 +188,99 @@ def _refusal(cfg: RunConfig, budget: int, least: int) -> str:
     )
 
 
-def show(plan: Plan, cfg: RunConfig) -> dict[str, str]:
-    """The plan in words, for the terminal."""
+def verdict(plan: Plan, cfg: RunConfig, job: Task, lengths: Any, world: int) -> str:
+    """Say that a plan does not fit, and which settings would; empty where it fits.
+
+    Args:
+        plan: of this configuration, made with the same arguments.
+    """
+    if plan.fits():
+        return ""
+    found = [(words, make(changed, job, lengths, world)) for words, changed in _smaller(cfg)]
+    does = [f"{words}: {smaller.peak() / 2**30:.2f} GiB" for words, smaller in found if smaller.fits()]
+    text = f"does not fit into the {plan.limit / 2**30:.2f} GiB here"
+    if does:
+        return f"{text}; these settings would: {'; '.join(does)}"
+    words, least = min(found, key=lambda each: each[1].peak(), default=("as configured", plan))
+    least_of_all = f"{words}: {least.peak() / 2**30:.2f} GiB"
+    return f"{text}, and no setting would make it fit (the least is {least_of_all}); choose a smaller model"
+
+
+def _smaller(cfg: RunConfig) -> Iterator[tuple[str, RunConfig]]:
+    """Configurations that need less memory, as what to add to the command; those that change least come first."""
+    one = {"micro_batch_size": 1, "gradient_checkpointing": True, "score_tokens": min(2048, cfg.train.score_tokens)}
+    if cfg.method.learn == "nothing":
+        del one["micro_batch_size"], one["gradient_checkpointing"]
+    fewer = cfg.model_copy(update={"train": cfg.train.model_copy(update=one)})
+    words = " ".join(f"train.{key}={str(value).lower()}" for key, value in one.items())
+    weights = [("", cfg.model, cfg.method)]
+    if base.dtype(cfg.model).itemsize == 4:
+        weights.append(("model.dtype=bfloat16", cfg.model.model_copy(update={"dtype": "bfloat16"}), cfg.method))
+    if cfg.method.quantization == "none" and cfg.method.learn != "all":
+        weights.append(("method.quantization=nf4", cfg.model, cfg.method.model_copy(update={"quantization": "nf4"})))
+    for batches, way in (("", cfg), (words, fewer)):
+        for name, model, method in weights:
+            if batches or name:
+                yield " ".join(filter(None, (name, batches))), way.model_copy(update={"model": model, "method": method})
+
+
+# What training and scoring reach of the rate of matrix products (benchmarks/results/training_step.json), roughly.
+SHARES = (0.6, 0.3)
+
+
+def seconds(
+    cfg: RunConfig, job: Task, lengths: Any, steps: int, checkpointing: bool, world: int
+) -> tuple[float, float]:
+    """Estimate how long a run takes, from the rate of matrix products that is measured here: at least and at most.
+
+    Args:
+        cfg: as for `make`.
+        job: as for `make`.
+        lengths: tokens of prompts, (n,), for all rows.
+        steps: of the optimiser; 0 where nothing learns.
+        checkpointing: whether layers run forward twice.
+        world: number of processes.
+    """
+    model, lengths = learner.on_meta(cfg, job.renderer), np.asarray(lengths, np.float64)
+    answer = max(map(len, job.renderer.answers)) + 1
+    tokens, pairs = lengths.mean() + answer, ((lengths + answer) ** 2).mean()
+    rows, work = steps * cfg.train.batch_size, 0.0
+    if steps:
+        read = tokens if cfg.method.loss_on == "all" else answer
+        work += rows * flops.of(model, checkpointing).total(tokens, pairs, read, 1)
+    splits = {split: job.table.splits[split].height for split in ("validation", "test")}
+    held = min(splits["validation"], cfg.train.validation_rows or splits["validation"])
+    validations = steps // cfg.train.validate_every if cfg.train.validate_every else cfg.train.epochs
+    scored = validations * held + 2 * splits["test"] if steps else splits["test"]  # the base model is scored too
+    work += scored * flops.of(model.requires_grad_(False)).total(tokens, pairs, answer, 1)
+    rate = hardware.matmul_rate(base.dtype(cfg.model)) * world
+    return work / rate / SHARES[0], work / rate / SHARES[1]
+
+
+def show_seconds(cfg: RunConfig, least: float, most: float) -> str:
+    """A duration in words."""
+    rate = hardware.matmul_rate(base.dtype(cfg.model)) / 1e9
+    low, high = (_rounded(value) for value in (least, most))
+    return (
+        f"{low if low == high else f'{low} to {high}'}, scoring included, at {SHARES[1]:.0%} to {SHARES[0]:.0%} of the "
+        f"{rate:,.0f} GFLOP/s that matrix products reach here"
+    )
+
+
+def _rounded(duration: float) -> str:
+    if duration < 90:
+        return f"{max(1, round(duration))} s"
+    return f"{duration / 60:.0f} min" if duration < 5400 else f"{duration / 3600:,.1f} h"
+
+
+def show(plan: Plan, cfg: RunConfig, judged: str = "") -> dict[str, str]:
+    """The plan in words, for the terminal.
+
+    Args:
+        plan: of this configuration.
+        cfg: its names.
+        judged: what `verdict` says.
+    """
     stored = "" if cfg.method.quantization == "none" else f", base in {cfg.method.quantization}"
     here = f"of {hardware.memory() / 2**30:.0f} GiB here"
     if plan.budget is not None:
@@ -194,6 +291,8 @@ def show(plan: Plan, cfg: RunConfig) -> dict[str, str]:
         "memory": f"about {plan.peak() / 2**30:.2f} GiB ({base.dtype(cfg.model)}{stored}), {here}; GiB: {told}; "
         f"scoring {plan.scoring.total() / 2**30:.2f}"
     }
+    if judged:
+        words["verdict"] = judged
     if plan.training is not None:
         again = ", gradient checkpointing" if plan.gradient_checkpointing else ""
         words["micro-batch"] = f"{plan.micro_batch_size} rows, accumulation {plan.accumulation}{again}"

@@ -50,6 +50,7 @@ class FinsaTrainer(DurableTrainer):
         self.saving = saving
         self.validate, self.objective, self.lr_ratio, self.rows = validate, objective, lr_ratio, rows
         self.recovery, self.step = recovery, Step([])
+        self.validated: list[int] = []  # steps, of this sitting
         self.first_step: float | None = None  # seconds of forward and backward: what compilation costs
         self.tokens = 0  # real tokens trained on, counted where the rows are, so that no step waits for the device
         exact = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
@@ -138,6 +139,7 @@ class FinsaTrainer(DurableTrainer):
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Validate with the project's own scorer instead of a loss over padded batches."""
+        self.validated.append(self.state.global_step)
         with self.meter.paused():
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.validate(self.model).items()}
         self.log(dict(metrics))

@@ -1,4 +1,4 @@
-"""A heartbeat for whoever looks after a long training, and a watchdog for one that stands still."""
+"""A heartbeat and progress for whoever looks after a long run, and a watchdog for a training that stands still."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 
 from finsa import files, processes, provenance
 from finsa.config import Train
+from finsa.progress import Display
 
 T = TypeVar("T")
 HEARTBEAT, BEATS, STACKS = "heartbeat.json", "heartbeat.jsonl", "stalled.txt"
@@ -32,28 +33,44 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     Args:
         train: its ``heartbeat_seconds``, ``stall_seconds`` and ``stall_ends``.
         folder: takes the files.
+
+    Attributes:
+        display: shows what the run is doing.
     """
 
     def __init__(self, train: Train, folder: Path) -> None:
-        self.train, self.folder = train, folder
-        self.step, self.moved, self.paused, self.told = 0, time.monotonic(), False, False
+        self.train, self.folder, self.display = train, folder, Display(train.progress_seconds)
+        self.step, self.moved, self.paused, self.told = 0, time.monotonic(), True, False
+        self.beating = False
         self.over = threading.Event()
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch for as long as this lasts."""
+    def watching(self) -> Iterator[Watch]:
+        """Beat for as long as this lasts, the whole run; a fit within it asks again, which changes nothing."""
         waits = [seconds for seconds in (self.train.heartbeat_seconds, self.train.stall_seconds) if seconds]
-        if not waits or not processes.first():
-            yield
+        if self.beating or not waits or not processes.first():
+            yield self
             return
         thread = threading.Thread(target=self._look, args=(min(waits),), name="finsa heartbeat", daemon=True)
         self._moved(0)
+        self.beating = True
         thread.start()
         try:
-            yield
+            yield self
         finally:
             self.over.set()
             thread.join()
+            self.beating = False
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Report a step that stands still while this lasts; loading and scoring take the time they take."""
+        self._moved(self.step)
+        self.paused = False
+        try:
+            yield
+        finally:
+            self.paused = True
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -98,7 +115,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             "pid": os.getpid(),
             "step": self.step,
             "seconds_since_step": round(still, 1),
-            "validating": self.paused,
+            "stepping": not self.paused,
             "memory_bytes": provenance.memory(),
         }
         line = json.dumps(values) + "\n"

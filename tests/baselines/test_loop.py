@@ -36,10 +36,12 @@ class Odd(torch.nn.Module):
 
 
 def fitted(config: Callable[..., RunConfig], network: Odd, rows: list[list[int]]) -> None:
-    section = config("method=textcnn", "method.baseline.batch_size=4", "method.baseline.epochs=2").method.baseline
+    words = ("method=textcnn", "method.baseline.batch_size=4", "method.baseline.epochs=2", "train.score_tokens=512")
+    cfg = config(*words)
+    section = cfg.method.baseline
     assert isinstance(section, TextCnn)
     values = {"loss": 0.0, "macro_f1": 0.5}
-    loop.fit(network, rows, LABELS, ROWS, lambda scores: values, ignore, section, 0, None, 512)
+    loop.fit(network, rows, LABELS, ROWS, lambda scores: values, ignore, section, 0, cfg.train)
 
 
 @pytest.mark.parametrize("loss", [True, False])

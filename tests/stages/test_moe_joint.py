@@ -203,7 +203,7 @@ def test_a_run_that_breaks_is_resumed_after_its_warm_up(
     named = f"stage.experts={{news: {experts['news']}, forum: {experts['forum']}}}"
     short = (*SHORT, *JOINT, named, "stage.compare=false", "train.validate_every=2", f"data.files={files}")
     whole = moe_joint.run(config(*short, f"output_dir={tmp_path}/whole"))
-    real, calls = joint.validation, []
+    real, calls = joint.validated, []
 
     def breaks(*arguments: Any) -> Any:
         calls.append(1)
@@ -211,10 +211,10 @@ def test_a_run_that_breaks_is_resumed_after_its_warm_up(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(joint, "validation", breaks)
+    monkeypatch.setattr(joint, "validated", breaks)
     with pytest.raises(KeyboardInterrupt):
         moe_joint.run(config(*short, f"output_dir={tmp_path}/cut"))
-    monkeypatch.setattr(joint, "validation", real)
+    monkeypatch.setattr(joint, "validated", real)
     resumed = moe_joint.run(config(*short, f"output_dir={tmp_path}/cut", "resume=true"))
     assert resumed.metrics == whole.metrics
     assert stages(tmp_path / "cut") == ["moe_joint"]

@@ -14,7 +14,10 @@ from few import FEW
 from matplotlib import image
 
 from finsa.config import RunConfig
+from finsa.data import table, task
 from finsa.evaluation import metrics
+from finsa.inference.scoring import LabelScorer
+from finsa.modeling import tokenizers
 from finsa.runs import Result
 from finsa.stages import evaluate, train
 
@@ -164,3 +167,40 @@ def test_a_run_that_breaks_is_marked_failed_and_resumed(
     assert resumed.run_dir == broken
     assert resumed.metrics == whole.metrics
     assert read(resumed, "run.json")["status"] == "complete"
+
+
+def test_validation_and_the_unchanged_base_are_scored_once(
+    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs of a sweep share the base's scores; what a run writes is what it would have scored again."""
+    scored, plain = [], LabelScorer.score
+
+    def score(self: LabelScorer, prompts: Any, *moved: Any) -> Any:
+        scored.append(len(prompts))
+        return plain(self, prompts, *moved)
+
+    monkeypatch.setattr(LabelScorer, "score", score)
+    words = (FEW, "train=smoke", "train.max_steps=2", "tracking=none", "data.max_length=63")
+    rows = table.load(config(*words).data).splits
+    validation, test = rows["validation"].height, rows["test"].height
+
+    def run(name: str, *more: str) -> tuple[list[int], Result]:
+        scored.clear()
+        done = train.run(config(f"method={name}", *words, f"output_dir={tmp_path / name}", *more))
+        return list(scored), done
+
+    first, lora = run("lora_response")
+    assert first == [validation, test, test]
+    second, other = run("lora")
+    assert second == [validation, test]
+    third, zero = run("zero_shot")
+    assert third == []
+    assert lora.metrics["base"] == other.metrics["base"] == zero.metrics["test"]
+    cfg = config(*words)
+    task.build(cfg, table.load(cfg.data), tokenizers.load_tokenizer(cfg.model)).base_scores.clear()
+    again, alone = run("lora", f"output_dir={tmp_path}/alone")
+    assert again == [validation, test, test]
+    assert alone.metrics == other.metrics
+    judged = evaluate.run(config("stage=evaluate", f"run={lora.run_dir}", "stage.split=validation", "tracking=none"))
+    for name in ("accuracy", "macro_f1"):
+        assert judged.metrics["validation"][name] == lora.metrics["validation"][name]

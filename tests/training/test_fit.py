@@ -14,7 +14,7 @@ from finsa.config import Adapter, Train
 from finsa.data.rows import IGNORE, Row
 from finsa.modeling import adapters
 from finsa.training import fit
-from finsa.training.watch import BEATS, HEARTBEAT
+from finsa.training.watch import BEATS, HEARTBEAT, Watch
 
 LORA = Adapter(variant="lora", rank=4, alpha=8, dropout=0.1, targets=("q_proj", "v_proj"), lr_ratio=1.0, init=None)
 
@@ -42,12 +42,18 @@ def rows(n: int = 24) -> list[Row]:
 
 
 def train(
-    folder: Path, tokenizer: Any, *overrides: str, validate: Any = None, seed: int = 3, run: Path | None = None
+    folder: Path,
+    tokenizer: Any,
+    *overrides: str,
+    validate: Any = None,
+    seed: int = 3,
+    run: Path | None = None,
+    found: list[fit.Fitted] | None = None,
 ) -> tuple[Any, list[Any]]:
     """Fit an adapter and return its weights, and the log."""
     model = adapters.attach(small(), _section(), LORA, seed=0)
     log: list[Any] = []
-    fit.fit(
+    fitted = fit.fit(
         model=model,
         tokenizer=tokenizer,
         rows=rows(),
@@ -56,8 +62,10 @@ def train(
         seed=seed,
         folder=folder,
         record=lambda step, values: log.append({"step": step, **values}),
-        run=run,
+        watch=Watch(settings(*overrides), run) if run else None,
     )
+    if found is not None:
+        found.append(fitted)
     return {name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name}, log
 
 
@@ -127,10 +135,16 @@ def test_the_best_validation_decides_which_weights_stay(tmp_path: Path, tokenize
         kept.append({name: p.detach().clone() for name, p in model.named_parameters() if "lora_" in name})
         return {"loss": 0.0, "macro_f1": 1.0 - 0.1 * len(kept)}
 
-    final, _ = train(tmp_path, tokenizer, "train.micro_batch_size=8", "train.epochs=3", validate=best_first)
+    words = ("train.micro_batch_size=8", "train.epochs=3")
+    found: list[fit.Fitted] = []
+    final, _ = train(tmp_path, tokenizer, *words, validate=best_first, found=found)
     assert len(kept) == 3
+    assert found[0].best_validation == 0
     assert all(torch.equal(final[name], kept[0][name]) for name in final)
     assert not all(torch.equal(final[name], kept[2][name]) for name in final)
+    train(tmp_path, tokenizer, *words, validate=best_first, found=found)  # finished: nothing is validated again
+    assert len(kept) == 3
+    assert found[1].best_validation is None
 
 
 def test_early_stopping_waits_for_patience_validations(tmp_path: Path, tokenizer: Any) -> None:

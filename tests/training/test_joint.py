@@ -15,6 +15,7 @@ from finsa.config import MoeJointStage, RunConfig
 from finsa.data import table, task
 from finsa.modeling.routing import balance_loss
 from finsa.training import fit, joint, objective
+from finsa.training.watch import Watch
 
 Configure = Callable[..., RunConfig]
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.5], [-1.0, 1.0]])
@@ -88,5 +89,6 @@ def test_the_run_folder_takes_the_heartbeat_of_both_steps(
     monkeypatch.setattr(fit, "fit", lambda **passed: given.update(passed))
     mixture: Any = SimpleNamespace(experts=("news", "forum"))
     place = tmp_path / "checkpoints" / joint.WARMUP
-    joint._fit(cfg, cfg.stage, mixture, job, cfg.train, place, "none", print, tmp_path / "log.jsonl")
-    assert (given["run"], given["folder"]) == (tmp_path, place / "steps")
+    log, watch = tmp_path / "log.jsonl", Watch(cfg.train, tmp_path)
+    joint._fit(cfg, cfg.stage, mixture, job, cfg.train, place, "none", print, log, watch)
+    assert (given["watch"].folder, given["folder"]) == (tmp_path, place / "steps")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
+from finsa.progress import Display
 from finsa.training.progress import ProgressCallback
 
 NUMBERS = {"samples_per_second": 1234.5, "tokens_per_second": 123456.7, "mfu": 0.37, "peak_memory_gib": 12.3}
@@ -31,7 +32,7 @@ def test_the_bar_keeps_the_total_and_the_time_left(
     """What does not fit is dropped: MFU first, then memory, tokens and samples per second."""
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal
-    callback = ProgressCallback(lambda: METER, lambda step, values: None)
+    callback = ProgressCallback(lambda: METER, lambda step, values: None, Display(every=None))
     state = SimpleNamespace(global_step=123, max_steps=12345)
     with callback.closing():
         callback.on_train_begin(None, state, None)

@@ -32,7 +32,7 @@ def test_heartbeat_and_stall(
     config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     watch = Watch(section(config), tmp_path)
-    with watch.watching():
+    with watch.watching(), watch.stepping():
         watch.on_step_end(None, State, None)
         with watch.pause():
             stand_still(0.6)
@@ -40,11 +40,11 @@ def test_heartbeat_and_stall(
         stand_still(1.0)
         beat = json.loads((tmp_path / HEARTBEAT).read_text())
         beats = [json.loads(line) for line in (tmp_path / BEATS).read_text().splitlines()]
-    assert (beat["step"], beat["validating"]) == (7, False)
+    assert (beat["step"], beat["stepping"]) == (7, True)
     assert len(beats) > 2
     assert beats[-1].keys() == beat.keys()
     assert {each["step"] for each in beats} <= {0, 7}
-    assert {each["validating"] for each in beats} == {True, False}
+    assert {each["stepping"] for each in beats} == {True, False}
     assert beat["memory_bytes"] > 1e7
     assert beat["seconds_since_step"] > 0.1
     assert "in stand_still" in (tmp_path / STACKS).read_text()
@@ -56,7 +56,7 @@ def test_heartbeat_and_stall(
 def test_a_stall_ends_the_training_where_that_is_wished(config: Callable[..., RunConfig], tmp_path: Path) -> None:
     watch = Watch(section(config, "train.stall_ends=true"), tmp_path)
     began = time.monotonic()
-    with pytest.raises(Stopped) as told, signals.deferred(), watch.watching():
+    with pytest.raises(Stopped) as told, signals.deferred(), watch.watching(), watch.stepping():
         stand_still(20)
     assert time.monotonic() - began < 10
     assert told.value.number == signal.SIGTERM
