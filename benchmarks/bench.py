@@ -197,13 +197,13 @@ def _data_pipeline(values: Any) -> list[Row]:
 def _memory_plan(values: Any) -> list[Row]:
     return [
         Row(
-            f"memory_plan ({values['model']})",
-            arm,
+            f"memory_plan ({one['model']}, {one['dtype']})",
+            f"{one['arm']}, {one['rows']} x {one['tokens']} tokens",
             f"{one['measured'] / 2**30:.2f} GiB, estimated {one['estimated'] / 2**30:.2f}",
             None,
             "shape, rows, tokens",
         )
-        for arm, one in values["arms"].items()
+        for one in values["runs"]
     ]
 
 

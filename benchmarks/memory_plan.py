@@ -1,6 +1,7 @@
 """The memory plan against the measured peak of real training steps, each in a fresh process.
 
     python benchmarks/memory_plan.py            three real shapes, random weights (an hour on two cores)
+    python benchmarks/memory_plan.py --models smollm2_135m --arms lora --dtype bfloat16
     python benchmarks/memory_plan.py --quick    the embedded default's shape at large micro-batches; nothing is written
 
 Every arm makes two optimiser steps of `fit.fit`, on rows of random tokens that are all of one length. Measured on a
@@ -147,6 +148,10 @@ def measure(model: str, arm: str, rows: int, length: int, dtype: str) -> dict[st
             callbacks=[peak],
         )
     return {
+        "model": model,
+        "arm": arm,
+        "dtype": str(base.dtype(cfg.model)).removeprefix("torch."),
+        "fused_attention": torch.backends.cuda.flash_sdp_enabled(),
         "rows": rows,
         "tokens": length,
         "measured": peak.bytes,
@@ -173,7 +178,7 @@ def main() -> None:
     if given.one:
         print(json.dumps(measure(models[0], given.one, rows, given.tokens, given.dtype)))
         return
-    found: dict[str, dict[str, Any]] = {}
+    found = []
     for model in models:
         for arm in given.arms:
             words = ["--models", model, "--one", arm, "--rows", str(rows), "--tokens", str(given.tokens)]
@@ -181,19 +186,22 @@ def main() -> None:
             done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stderr)
-            values = json.loads(done.stdout.strip().splitlines()[-1])
-            found.setdefault(model, {})[arm] = values
-            told = f"{values['ratio']:.3f} of the measured {values['measured'] / 2**30:.2f} GiB"
-            print(f"{model}, {arm}: {told}", flush=True)
-    device = hardware.describe(base.dtype(composed(models[0], given.arms[0], rows, given.dtype).model))
-    words = {
-        f"{model}, {arm}": f"{values['measured'] / 2**30:.2f} GiB measured, {values['estimated'] / 2**30:.2f} estimated"
-        for model, arms in found.items()
-        for arm, values in arms.items()
-    }
-    tables.show_plan(f"micro-batch {rows} x {given.tokens} tokens, {device}", words)
+            found.append(json.loads(done.stdout.strip().splitlines()[-1]))
+            print(f"{model}, {arm}: {found[-1]['ratio']:.3f}", flush=True)
+    tables.show_plan("memory", {title(one): told(one) for one in found})
     if not given.quick:
-        kept.write("memory_plan", {"device": device, "models": found})
+        kept.write("memory_plan", {"runs": found})
+
+
+def title(one: dict[str, Any]) -> str:
+    """Name a measurement."""
+    return f"{one['model']}, {one['arm']}, {one['rows']} x {one['tokens']} tokens, {one['dtype']}"
+
+
+def told(one: dict[str, Any]) -> str:
+    """A measurement in words."""
+    measured, estimated = (one[name] / 2**30 for name in ("measured", "estimated"))
+    return f"{measured:.2f} GiB, estimated {estimated:.2f} ({one['ratio']:.2f})"
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from finsa.modeling import base, quantization
 
 # Resident with interpreter, torch, transformers, trl and peft, before a weight is there (benchmarks/memory_plan.py).
 LIBRARIES = int(0.65 * 2**30)
-# Resident on a CPU per byte that a step holds at its peak (measured there too): glibc does not give a freed block,
-# which is aligned, to the next tensor of its size, and what is freed between kept tensors stays unused.
-RESIDENT = 1.5
+# A CPU's peak is what is resident. glibc gives blocks from LARGE on back at once. Smaller ones it keeps, and hands them
+# mostly to tensors of the same size; per byte of these, so much is resident (measured by that script too).
+LARGE, RESIDENT = 32 * 2**20, 1.5
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def training(cfg: RunConfig, model: Any, loss: Callable[[], torch.Tensor], accum
         parameter.grad = None
     moments = sum(parameter.nbytes for parameter in learnt)
     weights, largest = _weights(cfg, model)
-    return _need(weights, (3 if accumulated else 2) * moments, kept, seen.peak + largest)
+    return _need(weights, (3 if accumulated else 2) * moments, kept, seen.resident() + largest)
 
 
 def scoring(cfg: RunConfig, model: Any, score: Callable[[], object], optimiser: bool) -> Need:
@@ -91,12 +91,11 @@ def scoring(cfg: RunConfig, model: Any, score: Callable[[], object], optimiser: 
         score()
     moments = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     weights, largest = _weights(cfg, model)
-    return _need(weights, 2 * moments if optimiser else 0, 0, seen.peak + largest)
+    return _need(weights, 2 * moments if optimiser else 0, 0, seen.resident() + largest)
 
 
 def _need(weights: int, optimiser: int, kept: int, peak: int) -> Need:
-    libraries, resident = (0, 1.0) if torch.cuda.is_available() else (LIBRARIES, RESIDENT)
-    return Need(libraries, weights, optimiser, kept, int(resident * peak) - kept)
+    return Need(0 if torch.cuda.is_available() else LIBRARIES, weights, optimiser, kept, peak - kept)
 
 
 def _weights(cfg: RunConfig, model: Any) -> tuple[int, int]:
@@ -122,14 +121,23 @@ class _Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         now: bytes of those that exist.
         peak: the most that have existed at once.
+        sizes: of blocks smaller than `LARGE`, by size, the bytes that exist and the most that have.
+        large: the same of the others.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
+        self.sizes, self.large = dict[int, list[int]](), [0, 0]
         held = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
         self.known = {tensor.untyped_storage()._cdata for tensor in held}
         self.seen: dict[int, Any] = {}
+
+    def resident(self) -> int:
+        """Bytes that the peak takes of the machine."""
+        if torch.cuda.is_available():
+            return self.peak
+        return int(RESIDENT * sum(most for _, most in self.sizes.values())) + self.large[1]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -144,14 +152,18 @@ class _Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key, size = storage._cdata, storage.nbytes()
         if key in self.known or key in self.seen:
             return
+        counts = self.sizes.setdefault(size, [0, 0]) if size < LARGE else self.large
 
         def freed(_: object) -> None:
             del self.seen[key]
             self.now -= size
+            counts[0] -= size
 
         self.seen[key] = weakref.ref(storage, freed)
         self.now += size
         self.peak = max(self.peak, self.now)
+        counts[0] += size
+        counts[1] = max(counts)
 
 
 @contextmanager

@@ -7,24 +7,34 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import models
 import pytest
+import torch
+from steps import LORA
 
 from finsa import composition
 from finsa.config import ROOT, RunConfig
 from finsa.data import table, task
 from finsa.errors import ConfigError
-from finsa.modeling import tokenizers
+from finsa.modeling import adapters, hardware, memory, tokenizers
 from finsa.training import plan
+from finsa.training.loss import labelled_loss
 
 Compose = Callable[..., RunConfig]
 
 
 def planned(config: Compose, *words: str, world: int = 1) -> plan.Plan:
+    return plan.make(*parts(config, *words), world)
+
+
+def parts(config: Compose, *words: str) -> tuple[RunConfig, task.Task, Any]:
+    """What is planned: the Qwen2.5-0.5B shape with six layers, and the lengths of the sample's prompts."""
     cfg = config("model=qwen05b", "model.weights=random", "model.architecture.num_hidden_layers=6", *words)
     tokenizer, _, _ = tokenizers.own_or_embedded(cfg.model, local_only=True)
     job = task.build(cfg, table.load(cfg.data), tokenizer)
-    return plan.make(cfg, job, job.prompts("train").lengths, world)
+    return cfg, job, job.prompts("train").lengths
 
 
 def test_without_a_budget_the_configured_sizes_stay(config: Compose) -> None:
@@ -87,6 +97,100 @@ def test_a_run_keeps_its_plan_and_trains_by_it(config: Compose, tmp_path: Path) 
     assert facts["memory_plan"]["micro_batch_size"] == facts["batching"]["micro_batch_size"] == 16
     assert facts["memory_plan"]["budget"] == 8 * 2**30
     assert not facts["batching"]["micro_batch_halved"]
+
+
+def test_a_plan_that_does_not_fit_says_so_and_what_would(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("method=lora_response", "model.dtype=float32", "train.gradient_checkpointing=false")
+    given, (cfg, job, lengths) = planned(config, *words), parts(config, *words)
+    assert plan.verdict(given, cfg, job, lengths, 1) == ""
+    monkeypatch.setattr(hardware, "memory", lambda: given.peak() - 1)
+    tight = planned(config, *words)
+    assert tight.peak() == given.peak()
+    assert not tight.fits()
+    told = plan.verdict(tight, cfg, job, lengths, 1)
+    here, settings = told.split("; these settings would: ")
+    assert here == f"does not fit into the {tight.limit / 2**30:.2f} GiB here"
+    found = dict(setting.rsplit(": ", 1) for setting in settings.split("; "))
+    assert list(found)[:2] == ["model.dtype=bfloat16", "method.quantization=nf4"]
+    for setting, size in found.items():
+        smaller = planned(config, *words, *setting.split(" "))
+        assert (size, smaller.fits()) == (f"{smaller.peak() / 2**30:.2f} GiB", True)
+    monkeypatch.setattr(hardware, "memory", lambda: 2**20)
+    none = plan.verdict(planned(config, *words), cfg, job, lengths, 1)
+    assert none.startswith("does not fit into the 0.00 GiB here, and no setting would make it fit (the least is ")
+    assert none.endswith(" GiB); choose a smaller model")
+
+
+def test_the_time_follows_the_work_and_the_rate_measured_here(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg, job, lengths = parts(config, "method=lora_response")
+    monkeypatch.setattr(hardware, "matmul_rate", lambda dtype: 1e12)
+    least, most = plan.seconds(cfg, job, lengths, 100, False, 1)
+    assert most == pytest.approx(2 * least)
+    assert plan.seconds(cfg, job, lengths, 100, False, 2)[0] == pytest.approx(least / 2)
+    assert plan.seconds(cfg, job, lengths, 100, True, 1)[0] > least
+    scoring = plan.seconds(cfg, job, lengths, 0, False, 1)[0]
+    assert 0 < scoring < least
+    with_more = plan.seconds(cfg, job, lengths, 200, False, 1)[0] - least
+    weights = 6 * 14_912_384 + 2 * 5_000_000  # of six layers, about; forward and backward take 4 operations for each
+    assert with_more == pytest.approx(100 * 16 * (lengths.mean() + 2) * 4 * weights / 1e12 / 0.6, rel=0.2)
+    assert plan.show_seconds(cfg, 600.0, 7200.0) == (
+        "10 min to 2.0 h, scoring included, at 30% to 60% of the 1,000 GFLOP/s that matrix products reach here"
+    )
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "glm4", "gemma3_text"])
+def test_what_is_kept_on_shapes_is_what_autograd_keeps(
+    config: Compose, architecture: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a real model with an adapter: all tensors that its forward pass saves, each storage once."""
+    monkeypatch.setitem(models.EXTRA, "gemma3_text", {"head_dim": 32, "pad_token_id": 0})
+    cfg, ids = config("method=lora", "model.dtype=float32", "model.weights=random"), torch.randint(2, 50, (3, 17))
+    before = torch.backends.cuda.flash_sdp_enabled()
+    torch.backends.cuda.enable_flash_sdp(fused)
+    try:
+        model = adapters.attach(models.small(architecture), cfg.model, LORA, seed=0).train()
+        own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers(), ids]}
+        saved: dict[int, torch.Tensor] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.untyped_storage()._cdata not in own:
+                saved[tensor.untyped_storage()._cdata] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            labelled_loss(model, ids, ids, read=ids[:, 1:] % 16)
+        real = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+        with torch.device("meta"):
+            plain = models.small(architecture)
+        shapes = adapters.attach(plain, cfg.model, LORA, seed=0)
+        blank = torch.empty_like(ids, device="meta")
+        need = memory.training(cfg, shapes, lambda: labelled_loss(shapes, blank, blank, read=blank[:, 1:]), False)
+    finally:
+        torch.backends.cuda.enable_flash_sdp(before)
+    assert need.activations == pytest.approx(real, rel=0.03)
+
+
+RECORDED = json.loads((ROOT / "benchmarks" / "results" / "memory_plan.json").read_text(encoding="utf-8"))["runs"]
+
+
+def test_the_estimate_holds_on_real_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peaks were measured with real steps at the full size (benchmarks/memory_plan.py); the estimate is today's."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import memory_plan
+
+    assert {one["model"] for one in RECORDED} >= {"smollm2_135m", "gemma3_270m", "qwen05b"}
+    before, far = torch.backends.cuda.flash_sdp_enabled(), {}
+    try:
+        for one in RECORDED:
+            torch.backends.cuda.enable_flash_sdp(one["fused_attention"])
+            cfg = memory_plan.composed(one["model"], one["arm"], one["rows"], one["dtype"])
+            estimated = memory_plan.estimated(cfg, one["rows"], one["tokens"]).total()
+            if not 0.9 < estimated / one["measured"] < 1.12:
+                far[memory_plan.title(one)] = estimated / one["measured"]
+    finally:
+        torch.backends.cuda.enable_flash_sdp(before)
+    assert far == {}
 
 
 @pytest.mark.parametrize("arm", ["lora", "full"])
