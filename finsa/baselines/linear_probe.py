@@ -16,6 +16,7 @@ from finsa.config import RunConfig
 from finsa.errors import ModelError
 from finsa.inference.scoring import batches, padded
 from finsa.modeling import base
+from finsa.progress import Moved, ignored
 
 NUMBERS = "weights.npz"
 PROBE = "利润同比增长 profit rose by 12 %"  # its embedding tells whether a run's encoder is the one it was trained with
@@ -74,14 +75,14 @@ class LinearProbe:
         )
         return fitted
 
-    def score(self, texts: Texts) -> FloatArray:
+    def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities: (n, c)."""
         self.start(texts)
-        scores: FloatArray = log_softmax(self.embed(texts) @ self.weights.T + self.bias, axis=1)
+        scores: FloatArray = log_softmax(self.embed(texts, moved) @ self.weights.T + self.bias, axis=1)
         return scores
 
     @torch.inference_mode()
-    def embed(self, texts: Texts) -> FloatArray:
+    def embed(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Embeddings of texts, of unit length: (n, d)."""
         rows = self._tokens(texts, truncation=True, max_length=self._room())
         found: dict[int, FloatArray] = {}
@@ -96,6 +97,7 @@ class LinearProbe:
                 pooled = (states * mask[..., None]).sum(1) / lengths[:, None]
             unit = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
             found |= dict(zip(batch, unit, strict=True))
+            moved(len(batch))
         return np.stack([found[row] for row in range(len(rows))])
 
     def _tokens(self, texts: Texts, **settings: Any) -> list[list[int]]:
