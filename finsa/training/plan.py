@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,14 +89,10 @@ class _Steps:
             return None
         if (found := self._known.get((b, checkpointing))) is not None:
             return found
-        net: Any = causal(getattr(self.model, "backbone", self.model))
-        if checkpointing:
-            net.gradient_checkpointing_enable({"use_reentrant": False})
-            net.enable_input_require_grads()
         projected = self.longest - 1 if self.cfg.method.loss_on == "all" else self.answer
         batch, total = _batch(b, self.longest, projected), self.objective.total
-        found = memory.training(self.cfg, self.model, lambda: total(self.model, batch), accumulated=b < self.rows)
-        adapters.stop_checkpointing(net)
+        with _checkpointed(self.model, checkpointing):
+            found = memory.training(self.cfg, self.model, lambda: total(self.model, batch), accumulated=b < self.rows)
         self._known[b, checkpointing] = found
         return found
 
@@ -115,6 +112,19 @@ class _Steps:
             return label_log_probs(self.model, batch["input_ids"], batch["lengths"], self.tree)
 
         return memory.scoring(self.cfg, self.model, run, self.learns)
+
+
+@contextmanager
+def _checkpointed(model: Any, wished: bool) -> Iterator[None]:
+    """Let a model's layers run forward twice within, where that is wished."""
+    net: Any = causal(getattr(model, "backbone", model))
+    if wished:
+        net.gradient_checkpointing_enable({"use_reentrant": False})
+        net.enable_input_require_grads()
+    try:
+        yield
+    finally:
+        adapters.stop_checkpointing(net)
 
 
 def _scored(lengths: IntArray, tokens: int) -> Iterator[tuple[int, int]]:
@@ -173,6 +183,24 @@ def make(cfg: RunConfig, job: Task, lengths: Any, world: int) -> Plan:
 
 def _plan(size: int, again: bool, tokens: int, scored: Need, steps: _Steps, budget: int | None, limit: int) -> Plan:
     return Plan(size, steps.rows // size, again, tokens, steps.train(size, again), scored, budget, limit)
+
+
+def of_blocks(cfg: RunConfig, model: Any, length: int) -> Plan:
+    """Plan pre-training with the configured micro-batch.
+
+    Args:
+        cfg: its schedule.
+        model: on the meta device, as `learner.on_meta` builds it.
+        length: tokens of a block.
+    """
+    train, again = cfg.train, cfg.train.gradient_checkpointing is True
+    model = model.float() if cfg.method.adapter is None else model  # as stage=pretrain learns it
+    batch, total = _batch(train.micro_batch_size, length, length - 1), objective.tokens().total
+    accumulated = train.micro_batch_size < train.batch_size
+    with _checkpointed(model, again):
+        need = memory.training(cfg, model, lambda: total(model, batch), accumulated)
+    micro, limit = train.micro_batch_size, hardware.memory()
+    return Plan(micro, train.batch_size // micro, again, train.score_tokens, need, need, None, limit)
 
 
 def _total(need: Need | None) -> int:
