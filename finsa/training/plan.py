@@ -169,11 +169,11 @@ def make(cfg: RunConfig, job: Task, lengths: Any, world: int) -> Plan:
     if budget is not None and steps.learns:
         sizes = [size for size in range(1, steps.rows + 1) if steps.rows % size == 0]
     checkpointed = [train.gradient_checkpointing] if train.gradient_checkpointing != "auto" else [False, True]
-    for again in map(bool, checkpointed):
+    for again in map(bool, checkpointed if scored.total() <= limit else ()):
         # a whole step at once needs no gradients of earlier micro-batches, so it may fit where a smaller one does not
         fitting = [sizes[-1]] if _total(steps.train(sizes[-1], again)) <= limit else sizes[:-1]
         fitting = fitting[: bisect_right(fitting, limit, key=lambda size: _total(steps.train(size, again)))]
-        if fitting and scored.total() <= limit:
+        if fitting:
             return _plan(fitting[-1], again, tokens, scored, steps, budget, limit)
     if budget is not None:
         least = max(min(_total(steps.train(1, bool(again))) for again in checkpointed), scored.total())
@@ -216,6 +216,9 @@ def _refusal(cfg: RunConfig, budget: int, least: int) -> str:
     )
 
 
+MOST_SETTINGS = 2  # that a verdict names: each takes a plan
+
+
 def verdict(plan: Plan, cfg: RunConfig, job: Task, lengths: Any, world: int) -> str:
     """Say that a plan does not fit, and which settings would; empty where it fits.
 
@@ -224,8 +227,14 @@ def verdict(plan: Plan, cfg: RunConfig, job: Task, lengths: Any, world: int) -> 
     """
     if plan.fits():
         return ""
-    found = [(words, make(changed, job, lengths, world)) for words, changed in _smaller(cfg)]
-    does = [f"{words}: {smaller.peak() / 2**30:.2f} GiB" for words, smaller in found if smaller.fits()]
+    found, does = [], list[str]()
+    for words, changed in _smaller(cfg):
+        smaller = make(changed, job, lengths, world)
+        found.append((words, smaller))
+        if smaller.fits():
+            does.append(f"{words}: {smaller.peak() / 2**30:.2f} GiB")
+        if len(does) == MOST_SETTINGS:
+            break
     text = f"does not fit into the {plan.limit / 2**30:.2f} GiB here"
     if does:
         return f"{text}; these settings would: {'; '.join(does)}"
