@@ -16,6 +16,7 @@ LAYERS = [
     {"stages"},
     {"jobs"},
     {"training", "inference", "evaluation", "serving", "baselines", "runs", "folder", "older", "tracking", "migration"},
+    {"progress"},
     {"modeling", "data", "provenance", "processes"},
     {"arguments", "headers"},
     {"composition"},
