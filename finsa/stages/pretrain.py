@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from finsa.evaluation import outcome
 from finsa.modeling import adapters, base, hardware, learner, tokenizers
 from finsa.progress import Moved, ignored
 from finsa.runs import Result, RunFolder
-from finsa.training import fit
+from finsa.training import fit, results
 from finsa.training.collate import Collator
 from finsa.training.loss import labelled_loss
 from finsa.training.watch import Watch
@@ -50,14 +51,7 @@ def run(cfg: RunConfig) -> Result:
         print(f"{len(found.learn):,} documents, {len(rows):,} blocks of {corpus.block} tokens", flush=True)
         print(f"read {found.ledger.read.total():,}: {found.ledger.told({})}")
 
-        def loss(trained: torch.nn.Module) -> float:
-            with watch.display.work("held-out documents", len(watched)) as work:
-                return heldout_loss(trained, watched, moved=work.moved)
-
-        def record(step: int, values: dict[str, float]) -> None:
-            folder.log(step, values)
-            tracker.log(step, values)
-
+        loss = partial(_shown_loss, watch, watched)
         fitted = fit.fit(
             model=model,
             tokenizer=tokenizer,
@@ -66,7 +60,7 @@ def run(cfg: RunConfig) -> Result:
             train=cfg.train,
             seed=cfg.seed,
             folder=folder.path / "checkpoints",
-            record=record,
+            record=results.recorder(folder, tracker),
             lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
             log=folder.log_file,
             watch=watch,
@@ -139,6 +133,11 @@ def _metrics(model: Any, loss: Callable[[torch.nn.Module], float], blocks: int, 
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "weights_bytes": weights.stat().st_size,
     }
+
+
+def _shown_loss(watch: Watch, rows: Sequence[Row], model: torch.nn.Module) -> float:
+    with watch.display.work("held-out documents", len(rows)) as work:
+        return heldout_loss(model, rows, moved=work.moved)
 
 
 @torch.no_grad()
