@@ -14,7 +14,7 @@ from typing import Literal
 from finsa import choices, hub
 from finsa.config import Encoder, LinearProbe, Model, RunConfig, locate
 from finsa.errors import ConfigError, Problem, nearest
-from finsa.modeling import adapter_folders
+from finsa.modeling import adapter_folders, gguf
 from finsa.modeling.weight_files import fault, listed, read_json
 
 Kind = Literal["model", "adapter", "run", "export", "folder", "file", "nothing"]
@@ -36,7 +36,7 @@ class Place:
     Args:
         path: absolute.
         kind: ``model``: a folder with a ``config.json``; ``adapter``: a PEFT folder; ``run``, ``export``: folders of
-            finsa; ``folder``: any other one; ``file``; ``nothing``.
+            finsa; ``folder``: any other one; ``file``, such as a GGUF file; ``nothing``.
     """
 
     path: Path
@@ -131,7 +131,7 @@ def weights_problems(model: Model) -> Iterator[Problem]:
     """Check that ``model.path`` holds weights of a language model, all of them."""
     if model.weights == "pretrained" and model.path is not None:
         path = locate(model.path)
-        text = _not_a_model(model, path) or _fault(path)
+        text = _not_a_model(model, path) or (_fault(path) if path.is_dir() else None)
         if text is not None:
             yield Problem("model.path", text)
 
@@ -144,7 +144,7 @@ def tokenizer_problems(model: Model) -> Iterator[Problem]:
             yield Problem("model.tokenizer", text)
     elif model.weights == "pretrained" and model.path is not None:
         path = locate(model.path)
-        text = _not_a_model(model, path) or _no_tokenizer(path)
+        text = _not_a_model(model, path) or (_no_tokenizer(path) if path.is_dir() else None)
         if text is not None:
             yield Problem("model.path", text)
 
@@ -180,7 +180,7 @@ def _not_a_model(model: Model, path: Path) -> str | None:
     if place.kind == "nothing":
         return _missing(model, path)
     if place.kind == "file":
-        return _file(path)
+        return None if gguf.begins(path) else _file(path)
     if place.kind == "export":
         form = (read_json(path / "manifest.json") or {}).get("format")
         return f"{path} is an export with format={form}, which cannot be trained; export the run with format=merged"
@@ -205,7 +205,7 @@ def _missing(model: Model, path: Path) -> str:
 
 def _file(path: Path) -> str:
     if path.suffix == ".gguf":
-        return f"{path} is a GGUF file, which finsa cannot read; name a folder with {CONFIG} and safetensors"
+        return f"{path} is not a GGUF file: it does not begin with GGUF"
     if (path.parent / CONFIG).is_file():
         return f"{path} is a file; name its folder: model.path={path.parent}"
     return f"{path} is a file; name a folder that holds {CONFIG}, weights and a tokenizer"

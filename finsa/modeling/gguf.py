@@ -44,6 +44,12 @@ class Header:
     split_rule: str | None
 
 
+def begins(file: Path) -> bool:
+    """Whether a file begins as GGUF files do."""
+    with file.open("rb") as stream:
+        return stream.read(4) == b"GGUF"
+
+
 def folder_of(file: Path, base: Path) -> Path:
     """Return the folder that a GGUF file was converted into, converting it on first use.
 
@@ -128,13 +134,10 @@ def read_header(file: Path) -> Header:
 
     if not file.is_file():
         raise ModelError(f"no such file: {file}")
+    if not begins(file):
+        raise ModelError(f"{file} is not a GGUF file: it does not begin with GGUF")
     try:
-        with file.open("rb") as stream:
-            if stream.read(4) != b"GGUF":
-                raise ModelError(f"{file} is not a GGUF file: it does not begin with GGUF")
         reader = GGUFReader(file)
-    except ModelError:
-        raise
     except Exception as error:  # a damaged file fails in any of numpy's ways
         raise ModelError(
             f"{file} is truncated or damaged ({str(error).splitlines()[0][:120]}); copy or download it again"

@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from finsa import hub
 from finsa.config import ROOT, Model, locate
 from finsa.errors import ModelError
-from finsa.modeling import folders
+from finsa.modeling import folders, gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -230,12 +230,21 @@ def _tokenizer(source: str, revision: str | None, trust: bool, local_only: bool)
 
 
 def source_of(model: Model, override: str | None = None) -> tuple[str, str | None]:
-    """Where to load from: a folder, or a hub id with its revision."""
+    """Where to load from: a folder, or a hub id with its revision.
+
+    A GGUF file is converted into a folder below ``models/`` when it is first asked for.
+
+    Raises:
+        ModelError: for a GGUF file that cannot be converted.
+    """
     if override is not None:
         folder = locate(override)
         return (str(folder) if folder.exists() else override), None
     if model.path is not None:
-        return str(locate(model.path)), None
+        place = locate(model.path)
+        if place.is_file() and place.suffix == gguf.SUFFIX:
+            place = gguf.folder_of(place, Path("models").absolute())
+        return str(place), None
     return str(model.hub_id), model.revision
 
 
