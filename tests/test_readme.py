@@ -159,7 +159,7 @@ def test_a_wrong_command_would_be_found() -> None:
         arguments.check(_overrides("python run.py -m stage=evaluate run=<folder or file> --cfg job method=lara"))
     with pytest.raises(ConfigError, match="Did you mean 'lora'"):
         arguments.check(_overrides("torchrun --nproc-per-node 2 run.py method=lara  # on two processors"))
-    with pytest.raises(ConfigError, match="利好,: not of the form key=value"):
+    with pytest.raises(ConfigError, match="利好,: is not of the form key=value"):
         arguments.check(_overrides("python run.py data.labels={positive: 利好, negative: 利空}"))
 
 
