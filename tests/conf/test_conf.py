@@ -216,7 +216,15 @@ def test_aidf_prompt_is_the_published_one(config: Configure) -> None:
 # Written without access to the hub, so that their newest commit could not be looked up; run.json has the one that was used.
 UNPINNED = (
     *("smollm2_135m", "smollm2_360m", "gemma3_270m", "gemma3_1b", "glm4_9b", "llama31_8b", "llama32_1b"),
-    *("qwen3_0_6b", "qwen3_1_7b", "qwen3_4b", "qwen3_4b_instruct_2507", "qwen3_8b", "qwen25_1_5b", "r1_distill_qwen_7b"),
+    *(
+        "qwen3_0_6b",
+        "qwen3_1_7b",
+        "qwen3_4b",
+        "qwen3_4b_instruct_2507",
+        "qwen3_8b",
+        "qwen25_1_5b",
+        "r1_distill_qwen_7b",
+    ),
 )
 
 
