@@ -213,7 +213,7 @@ def test_aidf_prompt_is_the_published_one(config: Configure) -> None:
     )
 
 
-# Written without access to the hub, so that their newest commit could not be looked up; run.json has the one that was used.
+# Written without the hub, so that their newest commit could not be looked up; run.json has the one that was used.
 UNPINNED = (
     *("smollm2_135m", "smollm2_360m", "gemma3_270m", "gemma3_1b", "glm4_9b", "llama31_8b", "llama32_1b"),
     *(
