@@ -579,7 +579,7 @@ class Data(Section):
 
     Args:
         files: a folder, a file, a pattern or a list of them, where names of files and folders say the splits; or a map
-            from train, validation and test to such paths.
+            from train, validation and test to such paths. With source=hub they are read in place of the hub's.
         ratios: of a mixture's parts in the training split; null: all rows of all parts.
         turns: of a chat, or an instruction row with a history: ``all`` reads the whole conversation in its roles,
             ``last`` the last user turn alone.
@@ -614,6 +614,11 @@ class Data(Section):
     generator: Generator | None
     corpus: Corpus | None
     origin: str | None
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the rows come from the datasets library; files that are given go before the hub."""
+        return self.source == "hub" and self.files is None
 
     @property
     def title(self) -> str:

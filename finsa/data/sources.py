@@ -54,7 +54,7 @@ def of_part(text: str, name: str) -> str:
 
 def only_files(data: Data) -> bool:
     """Whether all rows come from files; others are drawn, or fetched by a library that keeps its own files."""
-    return data.generator is None and data.source != "hub" and all(map(only_files, (data.parts or {}).values()))
+    return data.generator is None and not data.from_hub and all(map(only_files, (data.parts or {}).values()))
 
 
 def article_files(data: Data) -> tuple[Path, Path]:

@@ -94,7 +94,7 @@ def collect(data: Data) -> Rows:
         return Rows(generate(data), set(splits.SPLITS))
     if data.source == "mixture":
         return _mixture(data)
-    if data.source == "hub":
+    if data.from_hub:
         return sources.collect_hub(data)
     if data.source == "articles":
         from finsa.data import articles

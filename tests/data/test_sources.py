@@ -178,3 +178,26 @@ def test_hub_without_splits_is_told(config: Configure, hub_folder: Path) -> None
     assert data.hub is not None
     with pytest.raises(DataError, match=r"data\.hub\.splits: names no split of "):
         sources.collect_hub(data.model_copy(update={"hub": data.hub.model_copy(update={"splits": {}})}))
+
+
+def test_a_public_set_of_the_hub_is_read_from_files_that_are_given(config: Configure, tmp_path: Path) -> None:
+    """data=tfns: the hub's validation split is the test split, its numbers are classes; files have words."""
+    import datasets
+
+    words = {"0": "negative", "1": "positive", "2": "neutral"}
+    for split, theirs in (("train", "train"), ("validation", "test")):
+        rows = [{"text": f"{split} {number}", "label": number % 3} for number in range(30)]
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "hub" / f"{split}-00000-of-00001.parquet"))
+        (tmp_path / "files").mkdir(exist_ok=True)
+        lines = [f"{row['text']},{words[str(row['label'])]}" for row in rows]
+        (tmp_path / "files" / f"{theirs}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    hub = load(config("data=tfns", f"data.hub.id={tmp_path / 'hub'}", "data.cache=null").data)
+    files = load(config("data=tfns", f"data.files={tmp_path / 'files'}", "data.cache=null").data)
+    assert {split: len(part) for split, part in files.splits.items()} == {"train": 27, "validation": 3, "test": 30}
+    for split, part in files.splits.items():
+        assert set(part["text"]) == set(hub.splits[split]["text"])
+        assert dict(part.select("text", "label").iter_rows()) == dict(
+            hub.splits[split].select("text", "label").iter_rows()
+        )
+    assert files.labels.names == hub.labels.names == ("negative", "neutral", "positive")
