@@ -18,6 +18,7 @@ from finsa.data.sources import Rows
 from finsa.errors import DataError
 
 EXAMPLES = 3
+SHIFTED, LEAST_SHIFTED = 0.25, 100  # total variation of label shares, and held-out rows, from which a note is made
 DROPPED = ("file", "line", "id", "text", "label", "fate")
 
 
@@ -161,7 +162,31 @@ def _finished(frame: pl.DataFrame, labels: LabelSpace, ledger: Ledger) -> Table:
     for name, part in parts.items():
         counts = dict(part.group_by("label").len().iter_rows())
         ledger.splits[name] = {label: counts.get(number, 0) for label, number in numbers.items()}
+    ledger.notes += _shifted(ledger.splits)
     return Table(parts, labels, ledger, cache.fingerprint(used.select("split", "id", "text", "label")), dropped)
+
+
+def _shifted(counts: dict[str, dict[str, int]]) -> list[str]:
+    """Notes on held-out splits whose labels are distributed unlike the training rows', as where a file has two swapped.
+
+    The distance of two distributions is their total variation; that of small splits is mostly chance.
+    """
+    notes, training = [], counts.get("train", {})
+    for split in ("validation", "test"):
+        held = counts.get(split, {})
+        rows, trained = sum(held.values()), sum(training.values())
+        if not rows or not trained:
+            continue
+        change = {label: count / rows - training[label] / trained for label, count in held.items()}
+        if rows >= LEAST_SHIFTED and sum(map(abs, change.values())) / 2 > SHIFTED:
+            label = max(change, key=lambda name: abs(change[name]))
+            shares = (
+                f"{training[label] / trained:.0%} of the training rows, {held[label] / rows:.0%} of the {split} rows"
+            )
+            notes.append(
+                f"labels are distributed differently: '{label}' is {shares}; check that both use the same labels"
+            )
+    return notes
 
 
 def _shown(file: str, line: int, text: str | None, label: str | None) -> str:

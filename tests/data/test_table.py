@@ -515,3 +515,22 @@ def test_variants_stay_with_their_parent(config: Configure, tmp_path: Path) -> N
     place = {name: split for split, part in table.splits.items() for name in part["id"]}
     assert all(place[f"o{n}"] == place[f"v{n}"] for n in range(40))
     assert {split: part.height for split, part in table.splits.items()} == {"train": 64, "validation": 8, "test": 8}
+
+
+def test_labels_that_are_distributed_differently_are_noted(config: Configure, tmp_path: Path) -> None:
+    """A published test file has two labels swapped; a model that is right then scores below chance."""
+
+    def write(split: str, counts: dict[str, int]) -> None:
+        rows = [f"{split} {label} {number},{label}" for label, count in counts.items() for number in range(count)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+
+    write("train", {"negative": 130, "neutral": 560, "positive": 170})
+    write("valid", {"negative": 20, "neutral": 60, "positive": 25})
+    write("test", {"negative": 35, "neutral": 48, "positive": 157})
+    words = ("data=table", f"data.files={tmp_path}", "data.cache=null", "data.columns.domain=null")
+    notes = load(config(*words).data).ledger.notes
+    found = [note for note in notes if "distributed" in note]
+    assert found == [
+        "labels are distributed differently: 'positive' is 20% of the training rows, 65% of the test rows; check that "
+        "both use the same labels"
+    ]
