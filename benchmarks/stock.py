@@ -68,10 +68,10 @@ def adapted(cfg: RunConfig, dtype: torch.dtype) -> Any:
     """The model with a fresh adapter; the same weights at every call."""
     section = cfg.model.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
     assert cfg.method.adapter is not None
-    names = adapters.targets(cfg.model, cfg.method.adapter)
+    backbone = base.load_base(section, 0, keep=False)
+    names = adapters.targets(backbone, cfg.model, cfg.method.adapter)
     torch.manual_seed(0)
-    config = LoraConfig(r=8, lora_alpha=16, target_modules=names, task_type="CAUSAL_LM")
-    return get_peft_model(base.load_base(section, 0, keep=False), config)
+    return get_peft_model(backbone, LoraConfig(r=8, lora_alpha=16, target_modules=names, task_type="CAUSAL_LM"))
 
 
 def trl_trainer(cfg: RunConfig, tokenizer: Any, rows: list[Row], settings: dict[str, Any], folder: str) -> SFTTrainer:

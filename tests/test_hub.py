@@ -108,7 +108,7 @@ def cfg(*words):
     return composition.build(values, choices, words)
 time.sleep = lambda seconds: print("slept", seconds)
 one, two = cfg("model=qwen05b"), cfg("method=encoder")
-for load in (lambda: base.load_base(one.model, 0), lambda: Encoder(two.method.baseline, two, 3)._start(["a"])):
+for load in (lambda: base.load_base(one.model, 0), lambda: Encoder(two.method.baseline, two, 3).start(["a"])):
     try:
         load()
     except ModelError as error:

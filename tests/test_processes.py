@@ -36,7 +36,14 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(table: Path, output: Path, *further: str) -> list[str]:
     """A short training run: eleven steps, the last one of each epoch half as large."""
-    given = ["data=table", f"data.files={table}", "train=smoke", "tracking=none", f"output_dir={output}"]
+    given = [
+        "data=table",
+        f"data.files={table}",
+        "train=smoke",
+        "tracking=none",
+        f"output_dir={output}",
+        "model.dtype=float32",
+    ]
     given += ["train.batch_size=8", "train.epochs=2", "train.max_steps=11", "train.validate_every=4"]
     return [*given, "method.adapter.dropout=0.0", "stage.compare_base=false", "train.score_tokens=600", *further]
 

@@ -219,7 +219,10 @@ def hostile(trained: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
     settings = json.loads((place / "model" / "config.json").read_text(encoding="utf-8"))
     settings["auto_map"] = {"AutoModelForCausalLM": "modeling_evil.Evil"}
     (place / "model" / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-    code = f"from transformers import Qwen2ForCausalLM as Evil\nopen({str(place / 'ran')!r}, 'w').close()\n"
+    code = (  # a class of its own: transformers marks the one that it loads, for the rest of the process
+        f"from transformers import Qwen2ForCausalLM\n\nclass Evil(Qwen2ForCausalLM):\n    pass\n\n"
+        f"open({str(place / 'ran')!r}, 'w').close()\n"
+    )
     (place / "model" / "modeling_evil.py").write_text(code, encoding="utf-8")
     run = Path(shutil.copytree(trained("lora_response"), place / "runs" / "run"))
     values = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))

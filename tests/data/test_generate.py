@@ -60,7 +60,7 @@ def test_stage_writes_these_files(config: Configure, project: Path, tmp_path: Pa
 
 def test_generated_rows_look_like_rows_of_a_file(config: Configure) -> None:
     rows = generate(_small(config))
-    assert set(sources.SHAPE) - {"part"} == set(rows.columns)
+    assert set(sources.SHAPE) - {"part", sources.FIXED} == set(rows.columns)
     assert rows["_line"].to_list() == list(range(1, 401))
     assert rows.height == rows["id"].n_unique() == rows["text"].n_unique() == 400
     assert set(rows["file"]) == {"generator seed 7"}

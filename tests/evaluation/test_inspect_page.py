@@ -64,7 +64,7 @@ def _cells(opened: Opened, body: str) -> dict[str, str]:
 
 
 def test_title_and_sections(opened: Opened) -> None:
-    assert opened.driver.title == "finsa: inspection of table"
+    assert opened.driver.title == "finsa: inspection of data0"  # of its files, which lie in a folder of that name
     headings = [heading.text for heading in opened.driver.find_elements("css selector", "h2")]
     assert headings == [
         "Findings",

@@ -29,7 +29,10 @@ def test_only_a_win_outside_the_noise_is_marked() -> None:
     assert tables.clear_winner({"a": report(280)}) is None
 
 
-def test_the_comparison_shows_every_report_with_intervals(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_comparison_shows_every_report_with_intervals(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     tables.show_comparison({"zero_shot": report(150), "lora": report(280)}, "a title")
     shown = capsys.readouterr().out
     low, high = report(280)["intervals"]["macro_f1"]  # type: ignore[index]

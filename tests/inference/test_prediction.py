@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from finsa.data.reading import Reading
 from finsa.data.streams import Item
 from finsa.data.written import JsonLines
 from finsa.inference.answering import Answerer
@@ -35,7 +36,7 @@ def answerer() -> Answerer:
 def answered(asked: Answerer, *rows: dict[str, Any]) -> tuple[list[Any], list[Any]]:
     added = Added.beside(["text"], asked.labels, routed=True)
     items = [Item(row, number) for number, row in enumerate(rows, 1)]
-    (good, bad), _ = _answered(asked, items, "text", JsonLines(), added)
+    (good, bad), _ = _answered(asked, items, Reading("text"), JsonLines(), added)
     return [json.loads(line) for line in good.splitlines()], [json.loads(line) for line in bad.splitlines()]
 
 

@@ -39,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(config: Compose, files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Result]:
     place = tmp_path_factory.mktemp("runs")
-    cfg = config(*SHORT, *JOINT, f"data.files={files}", f"output_dir={place}")
+    cfg = config(*SHORT, *JOINT, f"data.files={files}", f"output_dir={place}", "model.dtype=float32")
     return cfg, moe_joint.run(cfg)
 
 
