@@ -376,7 +376,7 @@ def read(folder: str) -> tuple[Path, RunConfig, dict[str, Any]]:
     path = locate(folder)
     record = path / (EXPORTED if (path / EXPORTED).is_file() else "run.json")
     if not record.is_file() or not (path / "config.yaml").is_file():
-        siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = [file.parent.name for file in path.parent.glob("*/config.yaml")]
         raise RunError(f"run: {path} is no run folder. {suggest(path.name, siblings, show=5)}".rstrip())
     facts = _read_json(record)
     if facts.get("status") != "complete":

@@ -252,6 +252,12 @@ def test_a_folder_that_is_no_run_is_named_with_its_neighbour(config: Config, tmp
         runs.read(str(folder.path)[:-1])
 
 
+def test_only_folders_of_runs_are_suggested(tmp_path: Path) -> None:
+    (tmp_path / "opt").mkdir()
+    with pytest.raises(RunError, match="nope is no run folder.$"):
+        runs.read(str(tmp_path / "nope"))
+
+
 def test_a_damaged_record_is_named(config: Config, tmp_path: Path) -> None:
     with runs.start(config(f"output_dir={tmp_path}")) as folder:
         pass

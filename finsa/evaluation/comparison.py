@@ -289,8 +289,14 @@ def _shared(arms: Sequence[Arm]) -> Iterator[str]:
     runs = [run for arm in arms for run in arm.runs]
     for key, what in (("git_commit", "commits of finsa"), ("device", "devices"), ("versions", "library versions")):
         values = {str(run.facts[key]) for run in runs if run.facts.get(key)}
+        if key == "device":  # ends in the dtype, which only a language model uses
+            values = {device.rpartition(", ")[0] for device in values}
         if len(values) > 1:
             yield f"The runs were made with {len(values)} different {what}."
+    models = [run for run in runs if run.config["method"].get("baseline") is None and run.facts.get("device")]
+    dtypes = sorted({str(run.facts["device"]).rpartition(", ")[2] for run in models})
+    if len(dtypes) > 1:
+        yield f"The language models were run in different dtypes: {', '.join(dtypes)}."
     if len({run.facts.get("pid") for run in runs}) < len(runs):
         yield "Runs of one sweep share a process: a run's peak memory is that of the sweep until its end."
     if len({tuple(arm.seeds) for arm in arms if arm.runs[0].config["method"]["learn"] != "nothing"}) > 1:

@@ -64,7 +64,7 @@ def write(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) -> li
             f"{split} rows. stage=report compares runs and tests their differences."
         )
     remarks += (metrics.get("router") or {}).get("warnings", [])
-    page = Page(f"{name}, {cfg.data.name}: run", _facts(cfg, folder.facts), remarks)
+    page = Page(f"{name}, {cfg.data.title}: run", _facts(cfg, folder.facts), remarks)
     with files.staged(folder.path) as place:
         drawn = {
             "Training": [report_figures.run_curves(log, place), report_figures.run_penalties(log, place)],
@@ -96,7 +96,7 @@ def _facts(cfg: RunConfig, facts: Mapping[str, Any]) -> dict[str, str]:
         "stage": cfg.stage.name,
         "method": cfg.method.name,
         "model": None if cfg.method.baseline is not None else cfg.model.name,
-        "data": cfg.data.name,
+        "data": cfg.data.title,
         "data fingerprint": facts.get("data_fingerprint"),
         "run evaluated": facts.get("run"),
         "seed": cfg.seed,

@@ -150,7 +150,7 @@ def show_report(report: Mapping[str, Any], title: str, method: Method) -> None:
         name for name, total in zip(names, map(sum, zip(*report["confusion"], strict=True)), strict=True) if total
     ]
     if len(predicted) == 1 and report["n"] > 1 and not isinstance(method.baseline, Majority):
-        said = f"note: every row was predicted {predicted[0]}. {_advice(method)}".rstrip()
+        said = f"note: every row was predicted {predicted[0]}. {_advice(method, names)}".rstrip()
         console().print(said, highlight=False, markup=False)
 
 
@@ -168,7 +168,7 @@ def _show_confusions(counts: Sequence[Sequence[int]], names: Sequence[str]) -> N
     show(table)
 
 
-def _advice(method: Method) -> str:
+def _advice(method: Method, names: Sequence[str]) -> str:
     """What may help a method that gives all rows one label: only settings that it reads."""
     if isinstance(method.baseline, Network):
         return "More epochs (method.baseline.epochs) or another method.baseline.learning_rate may help."
@@ -181,6 +181,8 @@ def _advice(method: Method) -> str:
     )
     if method.head == "classifier":
         return more
+    if set(names) <= {"利好", "中性", "利空"}:  # they are what would be advised
+        return "" if method.learn == "nothing" else more
     return words if method.learn == "nothing" else f"{more} {words}"
 
 

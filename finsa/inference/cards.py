@@ -117,7 +117,7 @@ def write(folder: Path, form: str, cfg: RunConfig, run: Path, facts: dict[str, A
     temperature = (facts.get("calibration") or {}).get("temperature", 1.0)
     parts = [
         f"---\n{yaml.safe_dump(known, sort_keys=False, allow_unicode=True)}---",
-        f"# {cfg.method.name}, {cfg.model.name}, {cfg.data.name}",
+        f"# {cfg.method.name}, {cfg.model.name}, {cfg.data.title}",
         _about(form, cfg, facts),
         f"## Scores\n\n{_scores(metrics)}",
         f"## Data\n\n{_data(cfg, ledger, facts)}",
@@ -181,7 +181,7 @@ def _scores(metrics: dict[str, Any]) -> str:
 
 
 def _data(cfg: RunConfig, ledger: dict[str, Any], facts: dict[str, Any]) -> str:
-    lines = [f"Data set `{cfg.data.name}`, fingerprint `{facts.get('data_fingerprint')}`."]
+    lines = [f"Data set `{cfg.data.title}`, fingerprint `{facts.get('data_fingerprint')}`."]
     if cfg.data.origin:
         lines.append(f"Origin: {cfg.data.origin}.")
     lines += ["", "| split | rows | by label |", "|---|---|---|"]

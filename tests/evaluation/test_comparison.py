@@ -219,3 +219,28 @@ def test_calibration_error_is_that_of_the_answers(five: list[arms.Arm]) -> None:
     record = records_of(comparison.compare(five, OPTIONS))["lora"]
     assert record["calibration_error"] == pytest.approx(sum(gaps))
     assert metrics.wilson(0, 10)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "devices", "notes"),
+    [
+        ("tfidf_lr", ("cpu, 2 threads, float32", "cpu, 2 threads, bfloat16"), []),
+        (
+            "lora",
+            ("cpu, 2 threads, float32", "cpu, 2 threads, bfloat16"),
+            ["The language models were run in different dtypes: bfloat16, float32."],
+        ),
+        (
+            "tfidf_lr",
+            ("cpu, 2 threads, float32", "cpu, 4 threads, float32"),
+            ["The runs were made with 2 different devices."],
+        ),
+    ],
+)
+def test_a_dtype_is_no_device_and_counts_for_language_models_only(
+    method: str, devices: tuple[str, str], notes: list[str], config: Configure, tmp_path: Path
+) -> None:
+    for name, device in zip((method, "zero_shot"), devices, strict=True):
+        write_run(tmp_path / name, config(f"method={name}"), GOLD, answers(GOLD, 0.7, 1), device=device)
+    said = comparison.compare(arms_of(tmp_path), OPTIONS).remarks
+    assert [note for note in said if "different d" in note] == notes

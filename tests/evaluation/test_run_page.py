@@ -105,3 +105,12 @@ def test_a_mixture_has_its_routers_figure(config: Configure, tmp_path: Path) -> 
     again = Path(shutil.copytree(folder, tmp_path / "again"))
     assert outcome.page(cfg, RunFolder(again, facts), "lora mixture", "test") == [again / one.name for one in drawn]
     assert not [entry for entry in again.iterdir() if entry.is_dir()]
+
+
+def test_a_page_names_the_users_own_data_by_their_file(config: Configure, tmp_path: Path) -> None:
+    cfg = config("method=tfidf_lr", "data=table", f"data.files={tmp_path / 'my_posts.csv'}")
+    folder = write_run(tmp_path / "run", cfg, GOLD, answers(GOLD, 0.6, 1))
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    outcome.page(cfg, RunFolder(folder, facts), "tfidf_lr", "test")
+    assert "tfidf_lr, my_posts: run" in page(folder)
+    assert ">table<" not in page(folder)

@@ -203,10 +203,20 @@ def test_all_tables_of_a_run_keep_to_the_width(
 def test_one_label_for_all_rows_is_noted_with_what_the_method_can_do_about_it(
     method: str, advice: str | None, config: Configure, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    same = metrics.report([0, 1, 2], [2, 2, 2], NAMES)
+    same = metrics.report([0, 1, 2], [2, 2, 2], ("negative", "neutral", "positive"))
     tables.show_report(same, "by class", config(f"method={method}").method)
     shown = " ".join(capsys.readouterr().out.split())
     if advice is None:
         assert "note:" not in shown
     else:
-        assert shown.endswith(f"note: every row was predicted 利好. {advice}".rstrip())
+        assert shown.endswith(f"note: every row was predicted positive. {advice}".rstrip())
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "lora"])
+def test_label_words_that_a_run_already_has_are_not_advised(
+    method: str, config: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables.show_report(metrics.report([0, 1, 2], [2, 2, 2], NAMES), "by class", config(f"method={method}").method)
+    shown = capsys.readouterr().out
+    assert "note: every row was predicted 利好." in shown
+    assert "Label words" not in shown
