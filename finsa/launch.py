@@ -84,7 +84,7 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
                 raise _raised.pop()
             return sweeps.conclude()
     except KeyboardInterrupt as stop:
-        print(f"{stop or 'interrupted'}. Go on with: {resuming(typed)}", file=sys.stderr)
+        print(f"{stop or 'interrupted'}. Continue with: {resuming(typed)}", file=sys.stderr)
         return 128 + getattr(stop, "number", signal.SIGINT)
     except FinsaError as error:
         return _tell(error)

@@ -170,7 +170,7 @@ def test_a_signal_ends_with_the_command_that_goes_on(capsys: pytest.CaptureFixtu
 
     before = signal.getsignal(signal.SIGTERM)
     assert launch.guard(main, ["run.py", "train=smoke"]) == 143
-    assert "stopped by SIGTERM. Go on with: python run.py train=smoke resume=true" in capsys.readouterr().err
+    assert "stopped by SIGTERM. Continue with: python run.py train=smoke resume=true" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
 
 

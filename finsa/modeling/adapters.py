@@ -123,7 +123,7 @@ def _started(base: PreTrainedModel, adapter: Adapter, init: str, names: list[str
         loaded = set_peft_model_state_dict(peft_model, load_peft_weights(str(saved.folder), device="cpu"))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ModelError(f"{KEY}: {saved.folder} does not fit this base: {' '.join(lines[:2])[:240]}") from None
+        raise ModelError(f"{KEY}: {saved.folder} does not fit this base: {' '.join(lines[:2])}") from None
     odd = [*loaded.unexpected_keys, *(key for key in loaded.missing_keys if "lora_" in key)]
     if odd:
         where = "the adapter has and this base has not" if loaded.unexpected_keys else "the adapter lacks"
