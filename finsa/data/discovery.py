@@ -71,7 +71,10 @@ def find(data: Data) -> Found:
     if any(len(words) == 1 for words in named.values()):
         for entry in entries:
             others = [file for file in entry.files if entry.is_folder and not named[file]]
-            skipped += [file.relative_to(entry.root).as_posix() for file in others]
+            read = {
+                file.suffix for file in entry.files if file not in others
+            }  # a recipe.json beside tables is no table
+            skipped += [file.relative_to(entry.root).as_posix() for file in others if file.suffix in read]
             named = {file: words for file, words in named.items() if file not in others}
         _require_split(named)
     splits = _splits(named)

@@ -102,8 +102,8 @@ def _identity(arm: Arm) -> Record:
 def _scores(arm: Arm, options: ReportStage) -> Record:
     """Means over the runs, intervals, and for several runs the spread.
 
-    One run's interval of accuracy is Wilson's. All others are percentiles of the bootstrap over rows, and over runs
-    where there are several.
+    The intervals of one run are those of its record: one number has one interval everywhere. Those of several are
+    percentiles of the bootstrap over rows and runs.
     """
     run, classes = arm.runs[0], len(arm.runs[0].labels)
     confusions = statistics.confusions(run.gold, arm.predicted, classes)
@@ -112,8 +112,8 @@ def _scores(arm: Arm, options: ReportStage) -> Record:
     record: Record = {}
     for name in SCORES:
         low, high = metrics.percentiles(statistics.over_seeds(drawn[name], options.seed + 1))
-        if name == "accuracy" and len(arm.runs) == 1:
-            low, high = metrics.wilson(int(np.trace(confusions[0])), len(run.gold))
+        if len(arm.runs) == 1:
+            low, high = run.report["intervals"][name]
         spread = float(values[name].std(ddof=1)) if len(arm.runs) > 1 else None
         record |= {name: float(values[name].mean()), f"{name}_low": low, f"{name}_high": high, f"{name}_sd": spread}
     for name in ("macro_precision", "macro_recall"):

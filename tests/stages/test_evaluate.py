@@ -52,7 +52,7 @@ def test_a_run_records_its_temperature_and_gives_probabilities_at_it(trained: Tr
     np.testing.assert_allclose(answers.probabilities, wanted / wanted.sum(axis=1, keepdims=True))
 
 
-def test_a_run_an_evaluation_and_a_report_have_one_calibration_error(
+def test_a_run_an_evaluation_and_a_report_have_one_calibration_error_and_one_interval(
     config: Compose, trained: Trained, tmp_path: Path
 ) -> None:
     run = trained("lora_response")
@@ -65,6 +65,9 @@ def test_a_run_an_evaluation_and_a_report_have_one_calibration_error(
         (found,), _ = records.read([folder])
         (record,) = comparison.compare(arms.group([found])[0], config("stage=report", f"runs={run}").stage).records
         assert record["calibration_error"] == pytest.approx(known["test"]["ece"], abs=1e-5)
+        own = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"]["intervals"]
+        for name in ("accuracy", "macro_f1", "weighted_f1"):
+            assert [record[f"{name}_low"], record[f"{name}_high"]] == own[name]
 
 
 def test_an_adapter_in_the_weights_answers_as_one_beside_them(trained: Trained) -> None:
