@@ -21,6 +21,7 @@ _KEYWORDS = {
     "test": r"(?<![a-z])test(?:ing)?(?:set)?(?![a-z])|测试",
     "eval": r"(?<![a-z])eval(?:uation)?(?:set)?(?![a-z])",
 }
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
 _PLAIN = ("train", "valid", "validation", "val", "dev", "test")  # whole names that need no note
 _HUB_FOLDER = "data"  # where repositories of the hub keep their tables
 _ASSIGN = '"data.files={train: <file>, validation: <file>, test: <file>}"'
@@ -77,6 +78,7 @@ def find(data: Data) -> Found:
             skipped += [file.relative_to(entry.root).as_posix() for file in others if file.suffix in read]
             named = {file: words for file, words in named.items() if file not in others}
         _require_split(named)
+    _require_all_shards([file for entry in entries if entry.is_folder for file in entry.files])
     splits = _splits(named)
     return Found(splits, [*_notes(splits, named), *_skip_note(skipped)])
 
@@ -164,6 +166,33 @@ def _splits(named: Mapping[Path, list[str]]) -> dict[Path, str | None]:
     given = set(words.values())
     evaluation = "validation" if "test" in given and "validation" not in given else "test"
     return {file: evaluation if word == "eval" else word for file, word in words.items()}
+
+
+def _require_all_shards(files: Iterable[Path]) -> None:
+    """Refuse a folder that lacks shards, such as train-00001-of-00002 beside train-00000-of-00002.
+
+    Raises:
+        DataError: naming the first that is missing.
+    """
+    there = set(files)
+    for file in sorted(there):
+        shard = _SHARD.search(file.name)
+        if shard is None:
+            continue
+        before, width, total, behind = (
+            file.name[: shard.start(1)],
+            len(shard[1]),
+            int(shard[2]),
+            file.name[shard.end(1) :],
+        )
+        shards = [file.with_name(f"{before}{number:0{width}}{behind}") for number in range(total + 1)]
+        wanted = shards[1:] if shards[total] in there else shards[:total]  # counted from 1, or from 0 as usual
+        missing = next((other.name for other in wanted if other not in there), None)
+        if missing is not None:
+            raise DataError(
+                f"data.files: {missing} is missing beside {file.name}; download it too, or rename the files if they "
+                "are not parts of one"
+            )
 
 
 def _require_split(named: Mapping[Path, list[str]]) -> None:

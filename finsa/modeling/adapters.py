@@ -108,7 +108,7 @@ def attach(base: PreTrainedModel, model: Model, adapter: Adapter, seed: int) -> 
 
 
 def _started(base: PreTrainedModel, adapter: Adapter, init: str, names: list[str]) -> PeftModel:
-    """Put a saved adapter on a base, to be trained further; on shapes without memory no matrices are read."""
+    """Put a saved adapter on a base, to be trained further; on shapes without memory its shapes are compared."""
     saved = adapter_folders.read(init)
     config = LoraConfig.from_pretrained(str(saved.folder))  # its own: it may leave out layers
     config.inference_mode, config.lora_dropout, config.init_lora_weights = False, adapter.dropout, True
@@ -118,9 +118,9 @@ def _started(base: PreTrainedModel, adapter: Adapter, init: str, names: list[str
         if set(found) != set(names):
             text = f"the adapter in {saved.folder} has targets {', '.join(found)}, not {', '.join(names)}. Add "
             raise ConfigError([Problem(KEY, f"{text}'method.adapter.targets=[{','.join(found)}]'")])
-        if base.device.type == "meta":
-            return peft_model
-        loaded = set_peft_model_state_dict(peft_model, load_peft_weights(str(saved.folder), device="cpu"))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter.*")
+            loaded = set_peft_model_state_dict(peft_model, load_peft_weights(str(saved.folder), device="cpu"))
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(f"{KEY}: {saved.folder} does not fit this base: {' '.join(lines[:2])}") from None

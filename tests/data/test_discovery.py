@@ -267,3 +267,15 @@ def test_name_of_two_splits_beside_others_is_an_error(config: Configure, tmp_pat
     _file(tmp_path, "test.csv")
     with pytest.raises(DataError, match=r"train_dev\.csv names two splits, train and validation; rename it, or assign"):
         find(_data(config, tmp_path))
+
+
+def test_a_missing_shard_is_an_error(config: Configure, tmp_path: Path) -> None:
+    """Half of a data set would be gone without a word."""
+    _file(tmp_path, "train-00000-of-00002.csv")
+    _file(tmp_path, "test-00000-of-00001.csv")
+    with pytest.raises(DataError, match="train-00001-of-00002.csv is missing beside train-00000-of-00002.csv"):
+        find_files(_data(config, tmp_path))
+    assert len(find_files(_data(config, tmp_path / "train-00000-of-00002.csv"))) == 1  # one shard by its name
+    (tmp_path / "train-00000-of-00002.csv").rename(tmp_path / "train-00002-of-00002.csv")
+    _file(tmp_path, "train-00001-of-00002.csv")  # counted from 1
+    assert len(find_files(_data(config, tmp_path))) == 3
