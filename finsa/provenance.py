@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from finsa import files, processes
-from finsa.config import ROOT, Encoder, Model, RunConfig, locate
+from finsa.config import ROOT, Encoder, LinearProbe, Model, RunConfig, locate
 from finsa.errors import RunError
 from finsa.modeling import adapter_folders
 
@@ -103,19 +103,23 @@ def base_weights(cfg: RunConfig) -> dict[str, dict[str, str]]:
 
     Weights that are drawn at random have none: seed and architecture are in the configuration.
     """
-    if isinstance(cfg.method.baseline, Encoder):
-        sources: dict[str, Model | Encoder] = {"encoder": cfg.method.baseline}
+    if isinstance(cfg.method.baseline, Encoder | LinearProbe):
+        sources: dict[str, Model | Encoder | LinearProbe] = {"encoder": cfg.method.baseline}
     elif cfg.method.baseline is not None:
         return {}
     else:
         sources = {"model": cfg.model}
-    found = {what: files_of(source) for what, source in sources.items() if source.weights == "pretrained"}
+    found = {
+        what: files_of(source)
+        for what, source in sources.items()
+        if isinstance(source, LinearProbe) or source.weights == "pretrained"  # a probe has no random weights
+    }
     if "model" in found and cfg.model.tokenizer is not None:
         found["tokenizer"] = _source(cfg.model.tokenizer, None, "main")
     return found
 
 
-def files_of(source: Model | Encoder) -> dict[str, str]:
+def files_of(source: Model | Encoder | LinearProbe) -> dict[str, str]:
     """Fingerprints of the files of a model with pretrained weights."""
     return _source(source.path, source.hub_id, source.revision)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
 from finsa.baselines import NEVER, Classes, Fitted, FloatArray, Judge, Record
@@ -22,8 +23,8 @@ def fit(
     classes: int,
     strengths: Sequence[float],
     class_weight: str,
+    held: Any,
     judge: Judge,
-    score: Callable[[Layer], FloatArray],
     record: Record,
 ) -> tuple[Layer, Fitted]:
     """Fit once per penalty and keep what is best on the validation rows; of equals the strongest penalty.
@@ -34,8 +35,8 @@ def fit(
         classes: how many there are.
         strengths: inverse strengths of the L2 penalty.
         class_weight: ``none`` or ``balanced``.
-        judge: computes the metrics of scores of the validation rows.
-        score: log-probabilities (m, c) of the validation rows under a layer.
+        held: features of the validation rows, (m, f).
+        judge: computes the metrics of their scores.
         record: takes the metrics of each fit.
 
     Raises:
@@ -47,7 +48,7 @@ def fit(
     best: Layer | None = None
     for number, strength in enumerate(sorted(strengths), start=1):
         layer = _fit_one(rows, labels, classes, strength, class_weight)
-        values = judge(score(layer))
+        values = judge(score(held, layer))
         record(number, {"strength": strength, **{f"eval_{name}": value for name, value in values.items()}})
         line = f"  C {strength:g}  validation: macro_f1 {values['macro_f1']:.4f}"
         Console(stderr=True).print(line, highlight=False)
@@ -58,6 +59,12 @@ def fit(
     chosen = {"strength": max(tried, key=lambda strength: tried[strength]), "strengths": tried}
     size = best[0].size + best[1].size
     return best, Fitted(size, max(tried.values()), len(labels) * len(tried), chosen=chosen)
+
+
+def score(rows: Any, layer: Layer) -> FloatArray:
+    """Log-probabilities (n, c) of features (n, f)."""
+    scores: FloatArray = log_softmax(rows @ layer[0].T + layer[1], axis=1)
+    return scores
 
 
 def _fit_one(rows: Any, labels: Classes, classes: int, strength: float, class_weight: str) -> Layer:

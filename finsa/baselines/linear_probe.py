@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import log_softmax
 from transformers import AutoModel, AutoTokenizer
 
 from finsa import config, hub
@@ -62,15 +61,14 @@ class LinearProbe:
             DataError: where the training rows have one class alone.
         """
         self.start(texts)
-        rows, held_rows = self.embed(texts), self.embed(held)
         (self.weights, self.bias), fitted = linear.fit(
-            rows,
+            self.embed(texts),
             labels,
             self.classes,
             self.section.strengths,
             self.section.class_weight,
+            self.embed(held),
             judge,
-            lambda layer: log_softmax(held_rows @ layer[0].T + layer[1], axis=1),
             record,
         )
         return fitted
@@ -78,8 +76,7 @@ class LinearProbe:
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities: (n, c)."""
         self.start(texts)
-        scores: FloatArray = log_softmax(self.embed(texts, moved) @ self.weights.T + self.bias, axis=1)
-        return scores
+        return linear.score(self.embed(texts, moved), (self.weights, self.bias))
 
     @torch.inference_mode()
     def embed(self, texts: Texts, moved: Moved = ignored) -> FloatArray:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from finsa import config
@@ -51,15 +50,14 @@ class TfidfLr:
             DataError: where the training rows have one class alone, or no n-gram is frequent enough.
         """
         self._count(texts)
-        rows, held_rows = self.vectorizer.transform(texts), self.vectorizer.transform(held)
         (self.weights, self.bias), fitted = linear.fit(
-            rows,
+            self.vectorizer.transform(texts),
             labels,
             self.classes,
             self.section.strengths,
             self.section.class_weight,
+            self.vectorizer.transform(held),
             judge,
-            lambda layer: log_softmax(held_rows @ layer[0].T + layer[1], axis=1),
             record,
         )
         return fitted
@@ -73,8 +71,7 @@ class TfidfLr:
 
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities: (n, c)."""
-        scores: FloatArray = log_softmax(self.vectorizer.transform(texts) @ self.weights.T + self.bias, axis=1)
-        return scores
+        return linear.score(self.vectorizer.transform(texts), (self.weights, self.bias))
 
     def cut(self, texts: Texts) -> None:
         """Texts are read whole."""

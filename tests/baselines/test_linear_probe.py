@@ -12,7 +12,7 @@ from labelled_texts import ignore, judge, texts
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from finsa import baselines
+from finsa import baselines, provenance
 from finsa.baselines.encoder import character_tokenizer
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, ModelError
@@ -75,6 +75,17 @@ def test_a_run_comes_back_and_knows_its_encoder(config: Compose, tmp_path: Path)
     write_encoder(folder, seed=1)
     with pytest.raises(ModelError, match="is not the one that this run was trained with"):
         baselines.restore(cfg, ["a", "b", "c"], tmp_path)
+
+
+def test_its_encoder_counts_as_where_a_run_starts_from(config: Compose, tmp_path: Path) -> None:
+    """Else a sweep would reuse finished jobs after the encoder was overwritten."""
+    folder = write_encoder(tmp_path / "encoder")
+    cfg = config("method=linear_probe", f"method.baseline.path={folder}")
+    before = provenance.base_weights(cfg)["encoder"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(before)
+    write_encoder(folder, seed=1)
+    after = provenance.base_weights(cfg)["encoder"]
+    assert {name for name in before if before[name] != after[name]} == {"model.safetensors"}
 
 
 def test_an_encoder_that_is_not_there_is_one_message(config: Compose, tmp_path: Path) -> None:
