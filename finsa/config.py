@@ -436,12 +436,14 @@ class Split(Section):
     Args:
         validation, test: shares of all rows.
         seed: of the division alone, so that runs of several seeds are tested on the same rows.
+        rows: of each split at most; a larger one is sampled in proportion to its classes, by ``seed``. null: all.
     """
 
     rule: Literal["by_class", "random", "stratified"]
     validation: Annotated[float, Field(gt=0, lt=0.5)]
     test: Annotated[float, Field(gt=0, lt=0.5)]
     seed: NonNegativeInt
+    rows: dict[Literal["train", "validation", "test"], PositiveInt | None]
 
 
 class Csv(Section):

@@ -275,6 +275,31 @@ def of_domain(frame: pl.DataFrame, data: Data, meant: pl.Expr | None = None) -> 
     return mark(frame, other if meant is None else other & meant, f"filtered: not of domain {data.domain}")
 
 
+def limited(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
+    """Keep at most ``data.split.rows`` rows of a split: a random sample in proportion to the classes.
+
+    A class gets the whole part of its share; the rows that remain go to the largest fractions.
+    """
+    frame = frame.with_row_index("_row")
+    for split, most in data.split.rows.items():
+        rows = frame.filter(OPEN & (pl.col("split") == split))
+        if most is None or rows.height <= most:
+            continue
+        shares = [
+            (label, count * most / rows.height) for label, count in rows["label"].value_counts().sort("label").rows()
+        ]
+        sizes = {label: int(share) for label, share in shares}
+        for label, _ in sorted(shares, key=lambda item: int(item[1]) - item[1])[: most - sum(sizes.values())]:
+            sizes[label] += 1
+        kept = [
+            rows.filter(pl.col("label") == label)["_row"].sample(size, seed=data.split.seed)
+            for label, size in sizes.items()
+        ]
+        surplus = (pl.col("split") == split) & ~pl.col("_row").is_in(pl.concat(kept).implode())
+        frame = mark(frame, surplus, f"filtered: data.split.rows.{split}={most}")
+    return frame.drop("_row")
+
+
 def doubled_ids(frame: pl.DataFrame) -> list[str]:
     """A note on rows of one file with one id, where there are any."""
     doubled = frame.filter(OPEN & pl.struct("id", "file").is_duplicated())

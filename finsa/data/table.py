@@ -139,7 +139,7 @@ def _prepared(data: Data, rows: Rows, least_labels: int = 2) -> tuple[pl.DataFra
     labels = cleaning.widened(frame, labels, data)
     frame, doubled = cleaning.copies(frame, data)
     frame, leaks = cleaning.without_leaks(_divide(frame, data, rows.declared), data)
-    frame = cleaning.of_domain(cleaning.in_proportion(frame, data), data)
+    frame = cleaning.limited(cleaning.of_domain(cleaning.in_proportion(frame, data), data), data)
     return frame, labels, [*rows.notes, *ids, *mended, *doubled, *leaks]
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -68,11 +69,42 @@ def label_log_probs(
         inputs |= tree_inputs(tree, lengths, ids.shape[1], dtype)
     if past is not None:
         inputs |= {**behind(inputs, past.get_seq_length()), "past_key_values": past}
-    with narrowing.reading(model, read, ids.shape[1]):
+    tokens = sorted({token for steps in tree.steps for _, token in steps})
+    with narrowing.reading(model, read, ids.shape[1]), float32_logits(model, tokens):
         logits = model(input_ids=ids, logits_to_keep=read, use_cache=past is not None, **inputs).logits
     log_probs = torch.log_softmax(logits.float(), dim=-1)  # (b, k, v)
     columns = [sum(log_probs[:, at, token] for at, token in steps) for steps in tree.steps]
     return torch.stack([torch.as_tensor(column) for column in columns], dim=1)
+
+
+@contextmanager
+def float32_logits(model: torch.nn.Module, tokens: Sequence[int]) -> Iterator[None]:
+    """Within, a half-precision LM head computes the logits of some tokens in float32.
+
+    bfloat16 rounds a logit between 16 and 32 to a multiple of 0.125, so labels tie and the first one wins: in 195 of
+    2,387 test rows of TFNS with SmolLM2-135M. The sum over the vocabulary is the same for all labels, and not refined.
+
+    Args:
+        model: a causal language model or a mixture, wrapped or not. Nothing is changed where its head is quantised,
+            adapted or sharded.
+        tokens: those that labels are made of, no token twice.
+    """
+    head = masks.body(model).get_output_embeddings()
+    if type(head) is not torch.nn.Linear or head.weight.dtype == torch.float32 or processes.divided(model):
+        yield
+        return
+
+    def refine(module: torch.nn.Module, given: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        at = torch.tensor(tokens, device=logits.device)
+        bias = None if head.bias is None else head.bias[at].float()
+        exact = torch.nn.functional.linear(given[0].float(), head.weight[at].float(), bias)
+        return logits.float().index_copy(-1, at, exact)
+
+    hook = head.register_forward_hook(refine)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class LabelScorer:

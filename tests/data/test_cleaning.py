@@ -396,3 +396,22 @@ def test_part_without_training_rows_is_told(data: Data) -> None:
     ratios = data.model_copy(update={"ratios": {"x": 1.0, "y": 1.0}})
     with pytest.raises(DataError, match=r"data\.ratios: part y has no training row"):
         cleaning.in_proportion(_parts({"x": 3, "y": 0}), ratios)
+
+
+@settings(deadline=None)
+@given(counts=st.lists(st.integers(1, 40), min_size=2, max_size=4), most=st.integers(1, 60))
+def test_a_limited_split_keeps_the_proportions_of_its_classes(config: Configure, counts: list[int], most: int) -> None:
+    limit = config("data=table").data
+    limit = limit.model_copy(update={"split": limit.split.model_copy(update={"rows": {"train": most, "test": None}})})
+    rows = [(f"{label} {n}", f"label {label}", "train") for label, count in enumerate(counts) for n in range(count)]
+    frame = _frame(*rows, ("held", "label 0", "test"), columns=("text", "label", "split"))
+    limited = cleaning.limited(frame, limit)
+    used = limited.filter(cleaning.OPEN & (pl.col("split") == "train"))
+    kept = dict(used.group_by("label").len().iter_rows())
+    assert used.height == min(most, sum(counts))
+    for label, count in enumerate(counts):
+        assert abs(kept.get(f"label {label}", 0) - count * min(1, most / sum(counts))) < 1
+    assert limited.filter(pl.col("split") == "test")[FATE].null_count() == 1
+    fates = limited[FATE].drop_nulls().unique().to_list()
+    assert fates == ([] if most >= sum(counts) else [f"filtered: data.split.rows.train={most}"])
+    assert cleaning.limited(frame, limit).equals(limited)

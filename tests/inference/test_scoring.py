@@ -164,3 +164,17 @@ def test_memory_that_does_not_suffice_makes_batches_smaller_and_changes_no_score
     with pytest.raises(RuntimeError, match="no memory question"):
         scorer._batch = lambda rows: (_ for _ in ()).throw(RuntimeError("no memory question"))  # type: ignore
         scorer.score(prompts())
+
+
+@torch.no_grad()
+def test_labels_of_a_bfloat16_model_are_told_apart_by_float32_logits() -> None:
+    """With logits near 20, bfloat16 rounds to 0.125: the labels' differences are those of a float32 head instead."""
+    model = small("llama", "sdpa").bfloat16()
+    model.lm_head.weight *= 20 / model(input_ids=torch.tensor([prompts()[0]])).logits.abs().mean()
+    rows = prompts(rows=40)
+    found = LabelScorer(model, FakeRenderer(ANSWERS["one token each"]), batch_tokens=1).score(rows)  # type: ignore[arg-type]
+    last = [model.base_model(input_ids=torch.tensor([row])).last_hidden_state[0, -1].float() for row in rows]
+    exact = (torch.stack(last) @ model.lm_head.weight[[7, 8, 9]].float().T).double().numpy()
+    np.testing.assert_allclose(np.diff(found), np.diff(exact), atol=1e-4)
+    rounded = model(input_ids=torch.tensor([rows[0]])).logits[0, -1, [7, 8, 9]].double().numpy()
+    assert np.abs(np.diff(rounded) - np.diff(exact[0])).max() > 1e-2  # what the model itself returns
