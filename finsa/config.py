@@ -1477,6 +1477,8 @@ class RunConfig(Section):
     Args:
         seed: of everything that is drawn in a run but the division of the rows.
         runs: of stage=report: run folders, or a folder with some below it such as a sweep's.
+        models: a folder of model folders whose ``origin.json`` names the hub's repository that each was made from, as
+            stage=weights makes them; there a model or encoder without a path is looked for before the hub is asked.
         sweep: what an experiment runs over unless the command says otherwise: choices or values by key.
         fresh: whether a sweep repeats jobs that are finished already.
         reuse_outdated: whether finished runs are reused that other code or library versions have made.
@@ -1492,6 +1494,7 @@ class RunConfig(Section):
     sweep: dict[str, Annotated[tuple[str | int | float, ...], Field(min_length=1)]] | None
     seed: NonNegativeInt
     output_dir: str
+    models: str | None
     run: str | None
     runs: str | tuple[str, ...] | None
     published: Published | None

