@@ -344,7 +344,7 @@ def _records(output_dir: str, pass_over: bool) -> Iterator[tuple[Path, dict[str,
 def config_hash(cfg: RunConfig) -> str:
     """Hash of what decides a run's result: the configuration but for how it is kept, shown and watched."""
     beside = {"resume", "fresh", "output_dir", "tracking", "output", "experiment", "sweep", "published", "port"}
-    beside.add("reuse_outdated")
+    beside |= {"reuse_outdated", "models"}
     values = cfg.model_dump(mode="json", exclude=beside)
     for data in (values["data"], *(values["data"]["parts"] or {}).values()):
         del data["cache"]

@@ -17,7 +17,7 @@ from finsa.evaluation.records import Run
 
 # Where a run was written and how it was started does not make it another arm.
 APART = {
-    *("seed", "experiment", "sweep", "published", "stage", "tracking", "output_dir", "output"),
+    *("seed", "experiment", "sweep", "published", "stage", "tracking", "output_dir", "output", "models"),
     *("resume", "fresh", "reuse_outdated"),
     *("run", "runs", "port", "input", "text", "format"),
 }
