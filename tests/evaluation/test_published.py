@@ -125,8 +125,10 @@ def test_a_table_is_consistent(table: Callable[[str], Published], name: str) -> 
     assert found.data in composition.choices_of("data")
     for row in found.rows.values():
         hits = published.right(row, found.n)
-        assert hits is not None
+        if hits is None:
+            assert set(row.scores) == {"weighted_f1"}  # all that FinGPT and FinDPO print
         if "accuracy" in row.scores:
+            assert hits is not None
             assert round(hits / found.n, found.decimals) == pytest.approx(row.scores["accuracy"], abs=1e-4)
         assert row.model is None or row.model in composition.choices_of("model")
         assert set(row.methods) <= set(composition.choices_of("method"))
