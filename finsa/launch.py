@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from hydra.core.global_hydra import GlobalHydra
 
 from finsa import arguments, choices, composition, processes, runs, safety, signals, sweeps
-from finsa.config import USED_BY, CheckStage, RunConfig
+from finsa.config import USED_BY, CheckStage, Lexicon, RunConfig
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.modeling import folders
 from finsa.runs import Result, sweep_name
@@ -213,6 +213,7 @@ def _has_rows(cfg: RunConfig) -> bool:
 
 def _preflight(cfg: RunConfig, data: Table) -> None:
     """Tell about rows and prompts that cannot be trained on in a second rather than after torch is there."""
+    from finsa.baselines import lexicon
     from finsa.data import prompts, sampling
     from finsa.modeling import quantization
     from finsa.training import schedule
@@ -220,6 +221,8 @@ def _preflight(cfg: RunConfig, data: Table) -> None:
     quantization.require_library(cfg.method)
     if cfg.method.baseline is not None:
         data.require("train", "validation", "test")
+        if isinstance(cfg.method.baseline, Lexicon):
+            lexicon.require_classes(cfg.method.baseline, data.labels.names)
         return
     note = prompts.mismatch(cfg.data.prompt, [*data.labels.names, *data.labels.words])
     if note and processes.first():

@@ -16,3 +16,9 @@ def test_a_version_that_is_not_the_pinned_one_is_told() -> None:
 def test_the_pins_of_the_project_are_read() -> None:
     pins = audit.pins(audit.CONSTRAINTS.read_text(encoding="utf-8"))
     assert {"torch", "transformers", "trl", "peft", "hydra-core"} <= set(pins)
+
+
+def test_a_package_without_its_dependencies_is_no_conflict_where_that_is_meant() -> None:
+    said = "cntext 2.2.1 requires gensim, which is not installed.\npeft 0.1 requires torch>9, but you have torch 2.\n"
+    assert audit.conflicting(said) == ["peft 0.1 requires torch>9, but you have torch 2."]
+    assert audit.conflicting("No broken requirements found.\n") == []

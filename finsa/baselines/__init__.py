@@ -92,17 +92,27 @@ class Learner(Protocol):
         """Read what `save` wrote."""
 
 
-def build(cfg: RunConfig, classes: int) -> Learner:
+def build(cfg: RunConfig, labels: Sequence[str]) -> Learner:
     """The learner that a method names, before it has learnt.
 
+    Args:
+        cfg: the run's configuration.
+        labels: names of the classes, in their order.
+
     Raises:
+        ConfigError: for a lexicon whose classes are not among them, or that is not installed.
         ModelError: where weights or a tokenizer that it starts from cannot be had.
     """
+    classes = len(labels)
     match cfg.method.baseline:
         case config.Majority():
             from finsa.baselines.majority import Majority
 
             return Majority(classes)
+        case config.Lexicon() as section:
+            from finsa.baselines.lexicon import Lexicon
+
+            return Lexicon(section, labels)
         case config.TfidfLr() as section:
             from finsa.baselines.tfidf import TfidfLr
 
@@ -185,7 +195,7 @@ def restore(cfg: RunConfig, labels: Sequence[str], run: Path) -> Learner:
         known = json.loads((folder / LABELS).read_text(encoding="utf-8"))
         if known != list(labels):
             raise ModelError(f"run: {run} tells {', '.join(known)} apart; these rows have {', '.join(labels)}")
-        learner = build(cfg, len(known))
+        learner = build(cfg, known)
         learner.restore(folder)
     except (OSError, EOFError, KeyError, ValueError, BadZipFile, SafetensorError) as error:
         raise ModelError(f"run: {folder} is incomplete or damaged: {str(error).splitlines()[0]}") from None

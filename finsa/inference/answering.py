@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsa import baselines, processes, provenance, runs
-from finsa.config import Majority, MoeJointStage, RunConfig, TfidfLr
+from finsa.config import Lexicon, Majority, MoeJointStage, RunConfig, TfidfLr
 from finsa.data import task
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
@@ -65,7 +65,7 @@ class Record:
     @property
     def uses_torch(self) -> bool:
         """Whether torch computes its answers."""
-        return not isinstance(self.cfg.method.baseline, Majority | TfidfLr)
+        return not isinstance(self.cfg.method.baseline, Majority | Lexicon | TfidfLr)
 
     @property
     def name(self) -> str:

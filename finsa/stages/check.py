@@ -102,7 +102,7 @@ def _plan_baseline(cfg: RunConfig) -> Result:
     data.require("train", "validation", "test")
     job = task.Labelled(data)
     texts = job.texts("train")
-    learns = baselines.build(cfg, len(data.labels)).plan([texts[row] for row in job.training_order(cfg)])
+    learns = baselines.build(cfg, data.labels.names).plan([texts[row] for row in job.training_order(cfg)])
     told = {"rows": _rows(data), "labels": ", ".join(data.labels.names), "language model": "none", **learns}
     tables.show_plan(f"{cfg.stage.name}: {cfg.method.name}, {cfg.data.title}", told)
     if cfg.stage.name == "check":

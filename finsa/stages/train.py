@@ -31,7 +31,7 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
     data.require("train", "validation", "test")
     rows = task.Labelled(data)
     hardware.prepare(cfg.train)
-    model = baselines.build(cfg, len(data.labels))
+    model = baselines.build(cfg, data.labels.names)
     texts, gold, order = rows.texts("train"), rows.gold("train"), rows.training_order(cfg)
     held = rows.texts("validation")[: cfg.train.validation_rows]
     chosen = [texts[row] for row in order]

@@ -22,7 +22,7 @@ RANDOM = ("method=encoder", "method.baseline.weights=random", "method.baseline.l
 
 
 def trained(cfg: RunConfig, classes: int = 3) -> tuple[Encoder, baselines.Fitted]:
-    learner = baselines.build(cfg, classes)
+    learner = baselines.build(cfg, NAMES[:classes])
     assert isinstance(learner, Encoder)
     labels, held = ([label % classes for label in some] for some in (LABELS, HELD_LABELS))
     return learner, learner.fit(ROWS, labels, HELD, judge(held), ignore)

@@ -44,7 +44,7 @@ def test_scores_are_those_of_scikit_learn(config: Compose, tmp_path: Path, pooli
     folder = write_encoder(tmp_path / "encoder")
     words = ("method=linear_probe", f"method.baseline.path={folder}", f"method.baseline.pooling={pooling}")
     cfg = config(*words, "method.baseline.strengths=[10]")
-    learner = baselines.build(cfg, 3)
+    learner = baselines.build(cfg, ["a", "b", "c"])
     fitted = learner.fit(ROWS, LABELS, HELD, judge(HELD_LABELS), ignore)
     assert fitted.parameters == 3 * 64 + 3
     assert fitted.chosen["strength"] == 10
@@ -66,7 +66,7 @@ def test_scores_are_those_of_scikit_learn(config: Compose, tmp_path: Path, pooli
 def test_a_run_comes_back_and_knows_its_encoder(config: Compose, tmp_path: Path) -> None:
     folder = write_encoder(tmp_path / "encoder")
     cfg = config("method=linear_probe", f"method.baseline.path={folder}")
-    learner = baselines.build(cfg, 3)
+    learner = baselines.build(cfg, ["a", "b", "c"])
     learner.fit(ROWS, LABELS, HELD, judge(HELD_LABELS), ignore)
     baselines.save(learner, ["a", "b", "c"], tmp_path)
     assert {file.name for file in (tmp_path / "baseline").iterdir()} == {"labels.json", "weights.npz"}
@@ -91,6 +91,6 @@ def test_its_encoder_counts_as_where_a_run_starts_from(config: Compose, tmp_path
 def test_an_encoder_that_is_not_there_is_one_message(config: Compose, tmp_path: Path) -> None:
     cfg = config("method=linear_probe", f"method.baseline.path={tmp_path / 'nowhere'}")
     with pytest.raises(ModelError, match=r"method\.baseline\.path: no encoder at"):
-        baselines.build(cfg, 3).fit(ROWS, LABELS, HELD, judge(HELD_LABELS), ignore)
+        baselines.build(cfg, ["a", "b", "c"]).fit(ROWS, LABELS, HELD, judge(HELD_LABELS), ignore)
     with pytest.raises(ConfigError, match="a linear probe needs an encoder"):
         config("method=linear_probe", "method.baseline.hub_id=null")

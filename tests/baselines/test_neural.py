@@ -30,7 +30,7 @@ def configured(config: Compose, kind: str, *words: str) -> RunConfig:
 
 
 def trained(cfg: RunConfig, record: baselines.Record = ignore) -> tuple[FromScratch, baselines.Fitted]:
-    learner = baselines.build(cfg, 3)
+    learner = baselines.build(cfg, NAMES)
     assert isinstance(learner, FromScratch)
     return learner, learner.fit(ROWS, LABELS, HELD, judge(HELD_LABELS), record)
 

@@ -41,9 +41,9 @@ def test_saved_scores_equal_those_of_scikit_learn(config: Compose, tmp_path: Pat
     rows, labels = rows[:45], labels[:45]
     held = [label % classes for label in HELD_LABELS]
     cfg = config("method=tfidf_lr", "method.baseline.strengths=[3]", f"method.baseline.class_weight={weight}")
-    learner = baselines.build(cfg, classes)
-    learner.fit(rows, labels, HELD, judge(held), ignore)
     names = ["a", "b", "c"][:classes]
+    learner = baselines.build(cfg, names)
+    learner.fit(rows, labels, HELD, judge(held), ignore)
     baselines.save(learner, names, tmp_path)
     again = baselines.restore(cfg, names, tmp_path)
     np.testing.assert_array_equal(again.score(HELD), learner.score(HELD))

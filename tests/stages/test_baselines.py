@@ -23,6 +23,7 @@ Compose = Callable[..., RunConfig]
 SMOKE = (FEW, "train=smoke", "tracking=none")
 METHODS = {
     "majority": (),
+    "lexicon_zh": (),
     "tfidf_lr": ("method.baseline.strengths=[1,3]",),
     "textcnn": (),
     "bilstm": (),
@@ -58,7 +59,8 @@ def test_the_run_folder_is_that_of_every_method(finished: tuple[RunConfig, Resul
     assert not [file for file in result.run_dir.rglob("*") if file.suffix in (".pkl", ".pt", ".bin", ".joblib")]
     facts = read(result, "run.json")
     assert facts["status"] == "complete"
-    assert facts["scoring"] == f"baseline: {cfg.method.name}"
+    assert cfg.method.baseline is not None
+    assert facts["scoring"] == f"baseline: {cfg.method.baseline.kind}"
     assert facts["trainable_parameters"] == facts["total_parameters"] > 0
     assert facts["training_seconds"] >= 0
     assert facts["rows_per_second"] > 0
