@@ -3,9 +3,9 @@
     python run.py experiment=aidf_real
     python benchmarks/real.py <sweep folder> aidf_real_tfns
 
-It copies ``report.md``, ``report.csv`` and the bar chart to ``benchmarks/results/real/<name>/``, and writes ``runs.json``:
-of each run what it was started with, its scores, its seconds, and the hashes of the weights it started from. Texts of the
-data set, which may not be ours to pass on, are not copied.
+It copies ``report.md``, ``report.csv`` and the bar chart to ``benchmarks/results/real/<name>/``, and writes
+``runs.json``: of each run what it was started with, its scores, its seconds, and the hashes of the weights it started
+from. Texts of the data set, which may not be ours to pass on, are not copied.
 """
 
 from __future__ import annotations
