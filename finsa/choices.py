@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -10,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from finsa.config import ROOT
+from finsa.config import ROOT, locate
+from finsa.errors import ConfigError, Problem
 
 CONF = ROOT / "conf"
 added: list[Path] = []  # folders that are read like conf/
@@ -134,3 +136,28 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+
+
+def with_local_models(values: dict[str, Any]) -> dict[str, Any]:
+    """Values in which the model and the encoder of a baseline have the path of their folder below ``models``.
+
+    Raises:
+        ConfigError: where ``models`` is not a folder.
+    """
+    if not isinstance(values.get("models"), str):
+        return values
+    base = locate(values["models"])
+    if not base.is_dir():
+        raise ConfigError([Problem("models", f"no such folder: {base}; python run.py stage=weights makes it")])
+    origins = {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in base.glob("*/origin.json")}
+    folders = {origin.get("original"): str(folder) for folder, origin in sorted(origins.items(), reverse=True)}
+
+    def located(section: dict[str, Any] | None) -> dict[str, Any] | None:
+        if not section or section.get("path") is not None or section.get("hub_id") not in folders:
+            return section
+        return section | {"path": folders[section["hub_id"]]}
+
+    method = values["method"]
+    if method.get("baseline"):
+        method = method | {"baseline": located(method["baseline"])}
+    return values | {"model": located(values["model"]), "method": method}

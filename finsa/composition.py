@@ -31,8 +31,9 @@ from finsa.choices import (
     groups,
     options_of_another_stage,
     origin_of,
+    with_local_models,
 )
-from finsa.config import RunConfig, locate
+from finsa.config import RunConfig
 from finsa.errors import ConfigError, Problem, nearest, suggest
 
 # for users of this module
@@ -105,7 +106,7 @@ def build(values: dict[str, Any], choices: Choices, overrides: Sequence[str]) ->
         ConfigError: with every wrong value, its path, and its origin; for code that ships with weights, which a file
             may not allow.
     """
-    values = _with_local_models(_opened(values, RunConfig, ""))
+    values = with_local_models(_opened(values, RunConfig, ""))
     if others := options_of_another_stage(choices, overrides):
         values["stage"] = {key: value for key, value in values["stage"].items() if key not in others}
     try:
@@ -120,31 +121,6 @@ def build(values: dict[str, Any], choices: Choices, overrides: Sequence[str]) ->
         text += "command. A file alone cannot allow it"
         raise ConfigError([Problem(safety.REMOTE_CODE, text, origin_of(safety.REMOTE_CODE, choices, overrides))])
     return cfg
-
-
-def _with_local_models(values: dict[str, Any]) -> dict[str, Any]:
-    """Values in which the model and the encoder of a baseline have the path of their folder below ``models``.
-
-    Raises:
-        ConfigError: where ``models`` is not a folder.
-    """
-    if not isinstance(values.get("models"), str):
-        return values
-    base = locate(values["models"])
-    if not base.is_dir():
-        raise ConfigError([Problem("models", f"no such folder: {base}; python run.py stage=weights makes it")])
-    origins = {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in base.glob("*/origin.json")}
-    folders = {origin.get("original"): str(folder) for folder, origin in sorted(origins.items(), reverse=True)}
-
-    def located(section: dict[str, Any] | None) -> dict[str, Any] | None:
-        if not section or section.get("path") is not None or section.get("hub_id") not in folders:
-            return section
-        return section | {"path": folders[section["hub_id"]]}
-
-    method = values["method"]
-    if method.get("baseline"):
-        method = method | {"baseline": located(method["baseline"])}
-    return values | {"model": located(values["model"]), "method": method}
 
 
 def _opened(values: Any, annotation: Any, path: str) -> Any:
