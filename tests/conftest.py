@@ -34,6 +34,32 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct, as `make weights` converts it."""
+    return _converted("smollm2_135m")
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """The folder of Gemma 3 270M."""
+    return _converted("gemma3_270m")
+
+
+@pytest.fixture(scope="session")
+def e5_small() -> Path:
+    """The folder of multilingual-e5-small."""
+    return _converted("e5_small")
+
+
+def _converted(name: str) -> Path:
+    """The folder that `make weights` made of real weights; the test is skipped where it did not."""
+    folder = ROOT / "models" / name
+    if not (folder / "config.json").is_file():
+        pytest.skip(f"no real weights in models/{name}; make weights NAMES={name} fetches them")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """The embedded base's tokenizer; it is part of the repository, so its absence is a failure and no skip."""
     return _tokenizer(ROOT / "data" / "tiny")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import ggufs
+import numpy as np
 import pytest
 import torch
+from few import FEW
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from finsa.config import RunConfig
 from finsa.errors import ModelError
+from finsa.inference import answering
 from finsa.modeling import gguf
+from finsa.stages import train
 
 
 def test_a_converted_model_computes_what_was_written(tmp_path: Path) -> None:
@@ -65,6 +71,23 @@ def test_a_file_is_converted_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == ""
     ggufs.write(file, ggufs.model(), "Q8_0")  # other weights under the same name are another model
     assert gguf.folder_of(file, tmp_path / "models") != first
+
+
+def test_a_run_starts_from_a_gguf_file_and_is_restored_from_it(
+    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ggufs.write(tmp_path / "small.gguf", ggufs.model())
+    words = ("model=local", "model.path=small.gguf", FEW, "data.max_length=511", "train=smoke", "train.max_steps=1")
+    done = train.run(config(*words, "train.validation_rows=8", "stage.compare_base=false", "tracking=none"))
+    assert done.run_dir is not None
+    (folder,) = (tmp_path / "models").iterdir()
+    assert folder.name.startswith("small-")
+    lines = (done.run_dir / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[:4]
+    records = [json.loads(line) for line in lines]
+    found = answering.restore(str(done.run_dir), 4096)([record["text"] for record in records])
+    wanted = np.array([list(record["log_probs"].values()) for record in records])
+    assert found.log_probs == pytest.approx(wanted, abs=1e-4)
 
 
 def _truncated(file: Path) -> None:
