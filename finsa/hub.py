@@ -10,8 +10,11 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from finsa import processes
 
 # Owner and name, or the name alone of some old repositories; never a path such as ./weights or /weights.
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -57,10 +60,29 @@ def cache_alone(refused: str | None) -> Iterator[None]:
     try:
         for place in places:
             place.HF_HUB_OFFLINE = place.HF_HUB_OFFLINE or refused is not None
-        yield
+        with _downloads_shown():
+            yield
     finally:
         for place, value in zip(places, before, strict=True):
             place.HF_HUB_OFFLINE = value
+
+
+@contextmanager
+def _downloads_shown() -> Iterator[None]:
+    """Show the progress bars of downloads on a terminal, and no bars elsewhere.
+
+    `launch.QUIET` switches the bars of huggingface_hub off by its environment variable, because transformers follows it
+    and would show one for every loaded checkpoint.
+    """
+    bars: Any = import_module("huggingface_hub.utils.tqdm")
+    before, shown = bars.HF_HUB_DISABLE_PROGRESS_BARS, sys.stderr.isatty() and processes.first()
+    if "datasets" in sys.modules:
+        (sys.modules["datasets"].enable_progress_bars if shown else sys.modules["datasets"].disable_progress_bars)()
+    try:
+        bars.HF_HUB_DISABLE_PROGRESS_BARS = None if shown else before
+        yield
+    finally:
+        bars.HF_HUB_DISABLE_PROGRESS_BARS = before
 
 
 def cached(repository: str, name: str, revision: str | None = None) -> Path | None:

@@ -36,7 +36,7 @@ QUIET = {
     "WANDB_DISABLE_GIT": "true",
     "TOKENIZERS_PARALLELISM": "true",
     "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of loading; hub.cache_alone shows those of downloads
 }
 
 

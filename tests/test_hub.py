@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,3 +155,27 @@ def test_an_adapter_on_the_hub_is_refused_before_anything_else_is_fetched(tmp_pa
         "it further: model=qwen05b method.adapter.init=some/adapter"
     )
     assert {line.rpartition("/")[2] for line in asked} == {"", "adapter_config.json"}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_download_shows_its_progress_on_a_terminal_alone(tmp_path: Path, terminal: bool) -> None:
+    code = (
+        "import os\nos.environ['HF_HUB_DISABLE_PROGRESS_BARS'] = '1'  # as finsa.launch does\n"
+        "from finsa import hub\n"
+        "with hub.cache_alone(None):\n    hub.fetch('some/model', 'config.json')"
+    )
+    with hub_with({"config.json": b" " * 4096}) as (endpoint, _):
+        env = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
+        env |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}
+        main, side = os.openpty() if terminal else os.pipe()
+        if terminal:
+            termios.tcsetwinsize(side, (24, 80))
+        words = [sys.executable, "-c", code]
+        subprocess.run(words, env=env, stderr=side, timeout=120, check=True)
+        os.write(side, b"end")
+        shown = ""
+        while "end" not in shown:
+            shown += os.read(main, 65536).decode()
+        os.close(side)
+        os.close(main)
+    assert ("config.json" in shown) == terminal

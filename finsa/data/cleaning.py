@@ -175,6 +175,8 @@ def mapped(labels: pl.Series, data: Data) -> tuple[pl.Series, set[str], list[str
 def unused_keys(data: Data, used: set[str], labels: pl.Series) -> list[str]:
     """A note on keys of ``data.label_map`` that no label of a data set is.
 
+    None where no label needs the map: a copy of the set that has the classes already.
+
     Args:
         data: the map.
         used: its keys that occur.
@@ -187,7 +189,7 @@ def unused_keys(data: Data, used: set[str], labels: pl.Series) -> list[str]:
     unused = [key for key in translation if key not in used]
     found = labels.drop_nulls().value_counts(sort=True).to_series(0).to_list()
     strange = [label for label in found if label not in translation.values()]
-    if not unused or not found:
+    if not unused or not found or not (used or strange):
         return []
     near = nearest(unused[0], strange)
     hint = f" Did you mean '{near}'?" if near else ""

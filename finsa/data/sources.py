@@ -148,6 +148,7 @@ def collect_hub(data: Data) -> Rows:
                 "data=table data.files=<folder>"
             ) from None
         place = f"{hub.id}:{theirs}"
+        notes += [f"data.hub: {hub.id} at commit {commit}" for commit in _commits(loaded.cache_files) if not notes]
         parts.append(_placed(shape(raw, data, place, theirs), split, place))
         notes += raw.notes
         used |= raw.mapped
@@ -156,6 +157,12 @@ def collect_hub(data: Data) -> Rows:
     frame = pl.concat(parts)
     notes += cleaning.unused_keys(data, used, frame["label"])
     return Rows(frame, set(splits), notes)
+
+
+def _commits(kept: list[dict[str, str]]) -> set[str]:
+    """Commits of a hub's set, which the datasets library names the folders of its cache after."""
+    names = {Path(file["filename"]).parent.name for file in kept}
+    return {name for name in names if re.fullmatch("[0-9a-f]{40}", name)}
 
 
 def _named(table: pl.DataFrame, features: dict[str, Any]) -> pl.DataFrame:

@@ -54,7 +54,8 @@ def test_what_is_there_is_not_touched(tmp_path: Path, name: str) -> None:
         (["data=sample"], "data=sample data.files=/out"),
         (["data=generated"], "data=generated data.files=/out data.generator=null"),
         (["data=openfindata_intent"], "data=openfindata_intent data.files=/out data.source=table data.extract=null "
-         "data.label_map=null"),
+         "data.label_map=null data.columns.id=id data.columns.text=text data.columns.label=label "
+         "data.columns.parent=parent"),
         (["data=table", "data.files=x", "data.columns.text=post", "data.columns.id=null", "data.columns.group=user"],
          "data=table data.files=/out data.columns.id=id data.columns.text=text data.columns.group=null"),
     ],

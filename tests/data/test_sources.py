@@ -201,3 +201,52 @@ def test_a_public_set_of_the_hub_is_read_from_files_that_are_given(config: Confi
             hub.splits[split].select("text", "label").iter_rows()
         )
     assert files.labels.names == hub.labels.names == ("negative", "neutral", "positive")
+
+
+PUBLIC = {  # columns as the hub's set has them, a label of it, and what becomes of it
+    "nwgi": ({"train": 30, "test": 6}, "news", "label", "mildly positive", "neutral"),
+    "finfe": ({"train": 30, "test": 6}, "sentence", "label", 2, "positive"),
+    "openfindata_intent": ({"train": 30, "validation": 6, "test": 6}, "instruction", "output", "B", "个股问询"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_set_is_read_with_the_columns_of_the_hub(config: Configure, tmp_path: Path, name: str) -> None:
+    """A folder in the form of the hub's set; its test rows are the test split, and none of them is trained on."""
+    import datasets
+
+    heights, text, label, written, meant = PUBLIC[name]
+    for split, rows in heights.items():
+        made = [{text: f"问句: {split} {number}\n\n选项", label: written, "input": ""} for number in range(rows)]
+        datasets.Dataset.from_list(made).to_parquet(str(tmp_path / f"{split}-00000-of-00001.parquet"))
+    words = (f"data={name}", "data.files=null", f"data.hub.id={tmp_path}", "data.hub.revision=main", "data.cache=null")
+    table = load(config(*words).data)
+    assert {table.labels.names[label] for label in table.splits["test"]["label"]} == {meant}
+    assert table.splits["test"].height == heights["test"]
+    assert table.splits["train"].height + table.splits["validation"].height == sum(heights.values()) - heights["test"]
+    assert not set(table.splits["test"]["text"]) & set(table.splits["train"]["text"])
+    if name == "openfindata_intent":
+        assert table.splits["test"]["text"][0] == "test 0"  # cut out of the wording
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "folder", "heights"),
+    [("nwgi", "published_nwgi_en", (0, 0, 4047)), ("finfe", "finfe_forum", (9198, 1150, 1150))],
+)
+def test_copies_of_public_sets_give_the_same_classes(
+    config: Configure, shared_data: Path, name: str, folder: str, heights: tuple[int, ...]
+) -> None:
+    words = (f"data={name}", f"data.files={shared_data / folder}", "data.columns.text=text", "data.cache=null")
+    table = load(config(*words).data)
+    assert tuple(table.splits[split].height for split in ("train", "validation", "test")) == heights
+    assert table.ledger.notes == []
+    if name == "nwgi":  # the fold of FinGPT: 646 + 534 mild ones are neutral
+        assert table.ledger.splits["test"] == {"negative": 733 + 75, "neutral": 491 + 646 + 534, "positive": 1522 + 46}
+
+
+def test_the_commit_of_a_hub_set_is_noted() -> None:
+    folder = "/root/.cache/huggingface/datasets/owner___name/default/0.0.0"
+    kept = [{"filename": f"{folder}/{'0a' * 20}/name-train.arrow"}]
+    assert sources._commits(kept) == {"0a" * 20}
+    assert sources._commits([{"filename": f"{folder}/0123456789abcdef/name-train.arrow"}]) == set()
