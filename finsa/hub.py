@@ -6,6 +6,7 @@ once here, and where it does not answer the libraries are left with their caches
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,6 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-from finsa import processes
 
 # Owner and name, or the name alone of some old repositories; never a path such as ./weights or /weights.
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -75,7 +74,7 @@ def _downloads_shown() -> Iterator[None]:
     and would show one for every loaded checkpoint.
     """
     bars: Any = import_module("huggingface_hub.utils.tqdm")
-    before, shown = bars.HF_HUB_DISABLE_PROGRESS_BARS, sys.stderr.isatty() and processes.first()
+    before, shown = bars.HF_HUB_DISABLE_PROGRESS_BARS, sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
     if "datasets" in sys.modules:
         (sys.modules["datasets"].enable_progress_bars if shown else sys.modules["datasets"].disable_progress_bars)()
     try:
