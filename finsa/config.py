@@ -80,6 +80,7 @@ class Model(Section):
         tokenizer: a local folder or hub id; null: the model's own.
         attention: transformers' implementation.
         prompt: ``plain``: the data set's prompt as it is; ``chat``: inside the tokenizer's chat template.
+        think: ``closed``: thinking is switched off, as the chat template does it or with an empty think block.
         lora_targets: null: found in the model; ``all`` is then every linear layer but the LM head.
         architecture: values of ``config.json``, for random weights, and for plans while that file is not on this
             machine; where it is, the two must agree. null: the file alone. A null value removes an inherited key.

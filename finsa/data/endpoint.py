@@ -26,6 +26,7 @@ from rich.progress import track
 
 from finsa.config import Endpoint
 from finsa.data.journal import Journal
+from finsa.data.prompts import without_thoughts
 from finsa.errors import RunError
 
 MALFORMED, CUT, REFUSED = "malformed answer", "answer cut at the model's limit", "refused by the endpoint"
@@ -260,13 +261,6 @@ def read(response: httpx.Response) -> Answer:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return Answer("", MALFORMED)
     return Answer("", CUT) if choice.get("finish_reason") == "length" else Answer(without_thoughts(text))
-
-
-def without_thoughts(text: str) -> str:
-    """Strip ``<think>`` blocks; also one whose opening was part of the prompt, and one that never ends."""
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL | re.IGNORECASE)
-    text = re.split("</think>", text, flags=re.IGNORECASE)[-1]
-    return re.split("<think>", text, flags=re.IGNORECASE)[0].strip()
 
 
 def retry_after(header: str | None) -> float | None:

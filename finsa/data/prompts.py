@@ -5,13 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
+
+from jinja2 import TemplateError
 
 from finsa.data.labels import LabelSpace
 from finsa.errors import ConfigError, Problem
 
-# A stand-in for the text while a chat template is rendered; no template or tokenizer gives it a meaning.
-_TEXT = "\u2063finsa-text\u2063"
+# Stand-ins while a chat template is rendered; no template or tokenizer gives them a meaning.
+_TEXT, _ANSWER = "\u2063finsa-text\u2063", "\u2063finsa-answer\u2063"
+OPEN, CLOSE = "<think>", "</think>"
+# Templates that ask for today's date (Llama 3.2) are given this one, so that a run has the same prompt on every day. It
+# is the date that Llama 3.1's template has where none is given.
+DATE = datetime(2024, 7, 26)
+_DATED = "".join(f"|replace('%{code}', '{DATE:%{code}}')" for code in "dmyYbBaAjHIMSp")
+_FIXED_DATE = f"{{%- macro strftime_now(form) -%}}{{{{ form{_DATED} }}}}{{%- endmacro -%}}"
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,8 @@ class Prompt:
             template: with ``{text}`` once and optionally ``{labels}``.
             labels: whose words fill ``{labels}``, joined by `` / ``.
             style: ``plain``, or ``chat`` to wrap it into the tokenizer's chat template.
-            think: ``closed`` puts a closed think block before the answer.
+            think: ``closed`` switches thinking off: as the chat template does it, or with an empty think block before
+                the answer.
             tokenizer: asked for its chat template.
 
         Raises:
@@ -52,13 +62,43 @@ def _chat(user: str, think: str, tokenizer: Any) -> str:
         raise ConfigError(
             [Problem("model.prompt", "this tokenizer has no chat template; set model.prompt=plain model.think=none")]
         )
-    message = [{"role": "user", "content": user}]
-    rendered: str = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    if think == "none":
+
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = _FIXED_DATE + template
+
+    def render(*turns: str, **switches: bool) -> str:
+        roles = ("user", "assistant")
+        messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
+        asked = len(turns) == 1
+        settings = {"chat_template": template, "tokenize": False, "add_generation_prompt": asked}
+        rendered: str = tokenizer.apply_chat_template(messages, **settings, **switches)
         return rendered
-    # Templates of reasoning models open the block themselves (R1, GLM-Z1) or leave it to the model (Qwen3).
-    opened = rendered.rstrip().endswith("<think>")
-    return rendered.rstrip("\n") + "\n\n</think>\n\n" if opened else rendered + "<think>\n\n</think>\n\n"
+
+    switches = {} if think == "none" else {"enable_thinking": False}
+    try:
+        rendered, plain = render(user, **switches), render(user)
+    except (TemplateError, TypeError, ValueError) as error:
+        text = f"this tokenizer's chat template cannot render a user's message ({str(error)[:120]})"
+        raise ConfigError([Problem("model.prompt", f"{text}; set model.prompt=plain model.think=none")]) from None
+    if think == "closed" and rendered == plain and not rendered.rstrip().endswith(CLOSE):
+        # The template has no switch. It opens the block itself (R1, GLM-Z1) or leaves it to the model.
+        opened = rendered.rstrip().endswith(OPEN)
+        rendered = rendered.rstrip("\n") + f"\n\n{CLOSE}\n\n" if opened else rendered + f"{OPEN}\n\n{CLOSE}\n\n"
+    try:
+        turn = render(user, _ANSWER, **switches).split(_ANSWER)[0]
+    except (TemplateError, TypeError, ValueError):
+        return rendered
+    # Some templates (ChatGLM3, early ones of GLM-4-0414) leave the line end before an answer to the model.
+    gap = turn.removeprefix(rendered).rstrip(" ") if turn.startswith(rendered) else ""
+    return rendered + gap if gap.isspace() else rendered
+
+
+def without_thoughts(text: str) -> str:
+    """Strip ``<think>`` blocks; also one whose opening was part of the prompt, and one that never ends."""
+    text = re.sub(f"{OPEN}.*?{CLOSE}", "", text, flags=re.DOTALL | re.IGNORECASE)
+    text = re.split(CLOSE, text, flags=re.IGNORECASE)[-1]
+    return re.split(OPEN, text, flags=re.IGNORECASE)[0].strip()
 
 
 # Parts of what sentiments are called; a label that has none of them is no sentiment.

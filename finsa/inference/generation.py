@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from finsa import processes
+from finsa.data.prompts import OPEN, without_thoughts
 from finsa.data.rows import Encoded, Renderer
 from finsa.inference.scoring import batches
 from finsa.progress import Moved, ignored
@@ -26,7 +27,7 @@ def parse(answer: str, words: Sequence[str], rule: Rule) -> int | None:
     """Read a label out of an answer.
 
     Args:
-        answer: what was generated, without the prompt.
+        answer: what was generated, without the prompt; a think block in it is not read.
         words: the labels' words, (c,).
         rule: ``aidf``: what stands before the first line end or 。, in lower case, is a word. ``finllm``: the first
             of positive, negative and neutral, else of the labels in their order, that is part of the answer in lower
@@ -37,7 +38,7 @@ def parse(answer: str, words: Sequence[str], rule: Rule) -> int | None:
     Returns:
         The label's number; None for an answer that names none.
     """
-    lowered = [word.lower() for word in words]
+    answer, lowered = without_thoughts(answer), [word.lower() for word in words]
     if rule == "aidf":
         start = re.split(r"[\n。]", answer.strip())[0].strip().lower()
         return lowered.index(start) if start in lowered else None
@@ -73,6 +74,8 @@ class Generator:
     def __call__(self, prompts: Encoded, moved: Moved = ignored) -> list[str]:
         """Answers, in the prompts' order; the processes of a job divide the batches.
 
+        Where the prompt opens a think block, the answer begins with that mark, so that it can be read alone.
+
         Args:
             prompts: n of them.
             moved: is told after each batch how many prompts it had.
@@ -91,7 +94,9 @@ class Generator:
             tokens[rows, : answers.shape[1]] = answers + 1
             moved(len(rows) * processes.world())
         found = [(row[row > 0] - 1).tolist() for row in processes.total(tokens)]
-        return list(self.renderer.tokenizer.batch_decode(found, skip_special_tokens=True))
+        tokenizer = self.renderer.tokenizer
+        opened = OPEN if tokenizer.decode(self.renderer.tail).rstrip().endswith(OPEN) else ""
+        return [opened + answer for answer in tokenizer.batch_decode(found, skip_special_tokens=True)]
 
 
 def _ends(model: Any, end: int) -> list[int]:

@@ -17,7 +17,7 @@ import pytest
 from endpoints import ChatServer, Reply, Request, failed, said
 
 from finsa.config import Endpoint
-from finsa.data.endpoint import CUT, KEPT, MALFORMED, REFUSED, Answer, Chat, Question, retry_after, without_thoughts
+from finsa.data.endpoint import CUT, KEPT, MALFORMED, REFUSED, Answer, Chat, Question, retry_after
 from finsa.data.journal import Journal
 from finsa.errors import RunError
 
@@ -276,21 +276,6 @@ def test_nothing_but_refusals_ends_the_command(tmp_path: Path) -> None:
         _chat(server.url, tmp_path, workers=1).ask(_questions(50))
     assert "refuses every question (HTTP 422: temperature: unknown)" in str(caught.value)
     assert len(server.requests) <= 6
-
-
-@pytest.mark.parametrize(
-    ("text", "rest"),
-    [
-        ("<think>\n先想\n</think>\n\n涨", "涨"),
-        ("<think></think>涨<THINK>x</THINK>停", "涨停"),
-        ("先想</think>\n涨", "涨"),
-        ("涨\n<think>再想", "涨"),
-        ("<think>想不完", ""),
-        (" 涨 < think ", "涨 < think"),
-    ],
-)
-def test_thoughts_are_stripped(text: str, rest: str) -> None:
-    assert without_thoughts(text) == rest
 
 
 # ------------------------------------------------------------------------------------------------ the journal

@@ -54,6 +54,33 @@ def test_a_letter_is_read_in_three_ways(answer: str, loose: str | None, strict: 
     assert [None if number is None else OPTIONS[number] for number in found] == [loose, strict, last]
 
 
+@pytest.mark.parametrize(
+    ("answer", "label"),
+    [
+        ("<think>\nIt is not positive.\n</think>\n\nnegative", "negative"),
+        ("Not positive.\n</think>\n\nnegative", "negative"),  # the prompt opened the block
+        ("<think>\npositive or negative", None),  # a thought that did not end names nothing
+    ],
+)
+def test_a_thought_names_no_label(answer: str, label: str | None) -> None:
+    for rule in ("aidf", "finllm"):
+        found = parse(answer, POLES, rule)  # type: ignore[arg-type]
+        assert (None if found is None else POLES[found]) == label
+    letter = answer.replace("positive", "A").replace("negative", "B")
+    assert parse(letter, OPTIONS, "letter_last") == (None if label is None else 1)
+
+
+def test_a_thought_that_the_prompt_opens_is_part_of_the_answer(tokenizer: Any) -> None:
+    labels = LabelSpace(("利空", "利好"), ("利空", "利好"))
+    model, texts = small(vocabulary=len(tokenizer)), ["公司大涨", "亏损"]
+    found = []
+    for tail in ("\n<think>\n", "\n<think>\n</think>\n"):
+        renderer = Renderer(tokenizer, Prompt("文本：", tail), labels, 60)
+        found.append(Generator(model, renderer, 10_000, 6)(renderer.encode(texts)))
+    assert [[answer.startswith("<think>") for answer in answers] for answers in found] == [[True] * 2, [False] * 2]
+    assert [parse(answer, labels.words, "finllm") for answer in found[0]] == [None, None]
+
+
 def test_what_names_no_label_is_wrong_and_counted_and_no_class() -> None:
     gold, parsed = [0, 0, 1, 1, 2, 2], [0, None, 1, None, 2, None]
     report = metrics.report_parsed(gold, parsed, POLES)
