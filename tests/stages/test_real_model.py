@@ -213,7 +213,7 @@ def test_a_run_that_was_killed_ends_with_the_adapter_of_one_that_was_not(
     words: tuple[str, ...], finished: Path, config: Compose, tmp_path: Path
 ) -> None:
     process = commands.Command(*words, f"output_dir={tmp_path}")
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     while process.poll() is None and not list(tmp_path.glob("*/checkpoints/checkpoint-3/*")):
         assert time.monotonic() < until, process.err
         time.sleep(0.05)
