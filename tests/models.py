@@ -16,10 +16,11 @@ EXTRA: dict[str, dict[str, Any]] = {
     "glm4": {"head_dim": 16, "pad_token_id": 0, "eos_token_id": 1},
     "glm": {"head_dim": 16, "pad_token_id": 0, "eos_token_id": 1},
 }
+GEMMA3 = {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}  # needs a sliding_window
 
 
-def small(model_type: str = "qwen2", attention: str = "sdpa", vocabulary: int = 50) -> Any:
-    """Two layers with random weights, the same ones at every call."""
+def small(model_type: str = "qwen2", attention: str = "sdpa", vocabulary: int = 50, **further: Any) -> Any:
+    """Two layers with random weights, the same ones at every call; `further` configures the architecture."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         model_type,
@@ -29,7 +30,8 @@ def small(model_type: str = "qwen2", attention: str = "sdpa", vocabulary: int = 
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        **EXTRA[model_type],
+        **EXTRA.get(model_type, GEMMA3),
+        **further,
     )
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from finsa import processes
 from finsa.data.rows import Encoded, Renderer
 from finsa.errors import ModelError
-from finsa.inference.label_tree import LabelTree, behind, scored_answers, tree_inputs
+from finsa.inference.label_tree import Answer, LabelTree, behind, scored_answers, tree_inputs
 from finsa.modeling import hardware, masks, narrowing
 from finsa.modeling.classifier import Classifier, causal
 from finsa.modeling.mixture import Mixture
@@ -60,15 +60,18 @@ def label_log_probs(
     Raises:
         ModelError: for labels that branch, where a mask does not keep them apart.
     """
-    m = len(tree.tokens)
+    m, before = len(tree.tokens), 0 if past is None else past.get_seq_length()
     read = lengths[:, None] - 1 + torch.arange(m + 1, device=ids.device)
     if not tree.chain:
-        if not masks.keeps_everything(model):
-            raise ModelError("labels of several tokens: this model's layers look past the mask that keeps labels apart")
+        if not masks.keeps_everything(model, before + ids.shape[1]):
+            raise ModelError(
+                "labels of several tokens: this model's layers look past the mask that keeps labels apart, or see less "
+                f"than {before + ids.shape[1]} tokens; choose a smaller data.max_length, or labels of one token each"
+            )
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         inputs |= tree_inputs(tree, lengths, ids.shape[1], dtype)
     if past is not None:
-        inputs |= {**behind(inputs, past.get_seq_length()), "past_key_values": past}
+        inputs |= {**behind(inputs, before), "past_key_values": past}
     tokens = sorted({token for steps in tree.steps for _, token in steps})
     with narrowing.reading(model, read, ids.shape[1]), float32_logits(model, tokens):
         logits = model(input_ids=ids, logits_to_keep=read, use_cache=past is not None, **inputs).logits
@@ -124,9 +127,7 @@ class LabelScorer:
         self.gates: FloatArray | None = None
         answers, self.rule = scored_answers(renderer)
         self.tree = LabelTree.of(answers)
-        apart = not self.tree.chain and not masks.keeps_everything(model)
-        self._trees = [LabelTree.of([answer]) for answer in answers] if apart else [self.tree]
-        self._prefix: Any = None
+        self._answers, self._trees, self._prefix = answers, [self.tree], None
 
     def __call__(self, texts: Sequence[str]) -> FloatArray:
         """Score texts, in their order."""
@@ -146,6 +147,7 @@ class LabelScorer:
         mixture = self.model if isinstance(self.model, Mixture) else None
         gates = None if mixture is None else np.zeros((len(prompts), len(mixture.experts)))
         self.model.eval()
+        self._trees = trees_for(self.model, self._answers, max(lengths, default=0))
         self._prefix = self._shared(prompts, lengths)
         waiting = processes.share(list(batches(lengths, self.batch_tokens)))
         while waiting:
@@ -186,7 +188,7 @@ class LabelScorer:
 
     def _shared(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> Any:
         """Keys and values (1, ...) of the prompts' common head; None where they would not pay or cannot be had."""
-        if not isinstance(prompts, Encoded) or len(prompts) < 2 or not self._reuses():
+        if not isinstance(prompts, Encoded) or len(prompts) < 2 or not self._reuses(max(lengths)):
             return None
         head = prompts.head if prompts.tail else prompts.head[:-1]  # what is read must not be in it
         if len(head) < PREFIX_TOKENS or len(head) * len(prompts) < PREFIX_SHARE * sum(lengths):
@@ -194,11 +196,11 @@ class LabelScorer:
         ids = torch.tensor([head], device=next(self.model.parameters()).device)
         return causal(self.model).base_model(input_ids=ids, use_cache=True).past_key_values
 
-    def _reuses(self) -> bool:
+    def _reuses(self, longest: int) -> bool:
         """Whether a head means the same before every text: not to a mixture, whose experts the text chooses."""
         if getattr(self.model, "experts", ()) or processes.divided(self.model):
             return False
-        return masks.keeps_everything(self.model)
+        return masks.keeps_everything(self.model, longest)
 
     def _batch(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Score one batch: (b, c)."""
@@ -220,6 +222,20 @@ class LabelScorer:
         return torch.tensor([self.renderer.text_span(prompt) for prompt in prompts])
 
 
+def trees_for(model: Any, answers: Sequence[Answer], longest: int) -> list[LabelTree]:
+    """One tree of all labels, or one per label where a mask cannot keep them apart.
+
+    Args:
+        model: a causal language model or a mixture.
+        answers: tokens of each label, at least one.
+        longest: tokens of the longest prompt and the tree's nodes.
+    """
+    tree = LabelTree.of(answers)
+    if tree.chain or masks.keeps_everything(model, longest):
+        return [tree]
+    return [LabelTree.of([answer]) for answer in answers]
+
+
 class ClassifierScorer(LabelScorer):
     """Scores texts with a classification head: (n, c) log-probabilities, the same interface.
 
@@ -232,7 +248,7 @@ class ClassifierScorer(LabelScorer):
         self.rule = "classification head"
         self.tree = LabelTree.of([])
 
-    def _reuses(self) -> bool:
+    def _reuses(self, longest: int) -> bool:
         return False
 
     def _batch(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from finsa import processes
 from finsa.modeling.classifier import causal
@@ -31,14 +32,23 @@ def plain_layers(model: Any) -> Any:
     return None if getattr(last, "gradient_checkpointing", False) or last._compiled_call_impl is not None else layers
 
 
-def keeps_everything(model: Any) -> bool:
+def keeps_everything(model: Any, longest: int = sys.maxsize) -> bool:
     """Whether every layer keeps all keys and values and nothing else.
 
-    There a mask keeps rows and labels apart and a head may be forwarded once. Linear attention and convolutions carry a
-    state past every mask, and sliding windows have masks of their own.
+    There a mask keeps rows and labels apart and a prefix may be forwarded once. Linear attention and convolutions carry
+    a state past every mask. Within its window, a layer with sliding-window attention is an ordinary one.
+
+    Args:
+        model: a causal language model or a mixture, wrapped or not.
+        longest: tokens of the longest sequence, prefix included.
     """
-    kinds = {type(layer) for layer in DynamicCache(config=body(model).config).layers}
-    return not is_remote(model) and kinds <= {DynamicLayer}
+
+    def keeps(layer: Any) -> bool:
+        if type(layer) is DynamicSlidingWindowLayer:
+            return longest <= layer.sliding_window
+        return type(layer) is DynamicLayer
+
+    return not is_remote(model) and all(map(keeps, DynamicCache(config=body(model).config).layers))
 
 
 def maskless(model: Any) -> bool:

@@ -178,7 +178,7 @@ def _prepared(
     if processes.world() > 1:
         rows = shared.filled(rows, train.micro_batch_size * schedule.accumulation(train, processes.world()))
     dataset = _dataset(rows, common)
-    plan = prefix.plan(common, model, train)
+    plan = prefix.plan(common, model, train, len(objective.suffix))
     cut, batching = _cutter(pad, plan, train, objective)
     packs = packing.plan(np.asarray(dataset.data["length"]), model, train, cut, objective.packs)
     if packs.used:

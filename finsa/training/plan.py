@@ -16,7 +16,7 @@ from finsa.config import RunConfig, Train
 from finsa.data.task import Task
 from finsa.errors import ConfigError, Problem
 from finsa.inference.label_tree import LabelTree, scored_answers
-from finsa.inference.scoring import label_log_probs
+from finsa.inference.scoring import label_log_probs, trees_for
 from finsa.modeling import adapters, base, flops, hardware, learner, memory
 from finsa.modeling.classifier import causal
 from finsa.modeling.memory import Need
@@ -75,7 +75,8 @@ class _Steps:
     def __init__(self, cfg: RunConfig, job: Task, lengths: IntArray, world: int) -> None:
         self.cfg, self.lengths = cfg, lengths
         self.model = learner.on_meta(cfg, job.renderer)
-        self.tree = LabelTree.of(scored_answers(job.renderer)[0])
+        self.answers = scored_answers(job.renderer)[0]
+        self.tree = LabelTree.of(self.answers)
         self.learns = cfg.method.learn != "nothing"
         self.objective = objective.of(cfg.method, job.renderer, job.class_counts(cfg)) if self.learns else None
         self.rows = max(1, cfg.train.batch_size // world)
@@ -109,7 +110,8 @@ class _Steps:
         def run() -> torch.Tensor:
             if self.cfg.method.head == "classifier":
                 return objective.classified(self.model, batch)
-            return label_log_probs(self.model, batch["input_ids"], batch["lengths"], self.tree)
+            tree = max(trees_for(self.model, self.answers, s), key=lambda tree: len(tree.tokens))
+            return label_log_probs(self.model, batch["input_ids"], batch["lengths"], tree)
 
         return memory.scoring(self.cfg, self.model, run, self.learns)
 

@@ -51,7 +51,7 @@ class Common:
     """
 
     def __init__(self) -> None:
-        self.rows, self.total = 0, 0  # seen, and their tokens
+        self.rows, self.total, self.longest = 0, 0, 0  # seen, their tokens, and those of the longest
         self._bounds: dict[str, tuple[list[int], list[int]]] = {}
         self._text: int | None = None
 
@@ -62,6 +62,7 @@ class Common:
             seen += self._bounds.get(field, ())
             self._bounds[field] = min(seen), max(seen)
         self.rows, self.total = self.rows + len(rows), self.total + sum(len(row["input_ids"]) for row in rows)
+        self.longest = max(self.longest, *(len(row["input_ids"]) for row in rows))
         starts = [row["text_span"][0] for row in rows if "text_span" in row]
         if starts:
             self._text = min(starts) if self._text is None else min(self._text, *starts)
@@ -79,19 +80,20 @@ def _agree(first: Sequence[int], last: Sequence[int]) -> int:
     return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(first), len(last)))
 
 
-def plan(common: Common, model: torch.nn.Module, train: Train) -> Prefix:
+def plan(common: Common, model: torch.nn.Module, train: Train, suffix: int = 0) -> Prefix:
     """Decide about the prefix of training rows.
 
     Args:
         common: has seen all of them.
         model: the one that learns.
         train: its ``shared_prefix`` says auto, true or false.
+        suffix: tokens that a batch has behind each row.
     """
     mean, tokens = common.total / common.rows, common.tokens
     rows = train.micro_batch_size if train.batch_tokens is None else train.batch_tokens / mean
     saved = tokens / mean * max(0.0, 1 - 1 / min(rows, train.batch_size))
     wanted = f"train.shared_prefix={str(train.shared_prefix).lower()}"
-    refused = wanted if train.shared_prefix is False else obstacle(model, train)
+    refused = wanted if train.shared_prefix is False else obstacle(model, train, common.longest + suffix)
     if refused is None and train.shared_prefix == "auto" and (tokens < PREFIX_TOKENS or saved < PREFIX_SAVED):
         refused = f"{wanted}: pays from {PREFIX_TOKENS} tokens and {PREFIX_SAVED:.0%} saved"
     if refused is None and tokens == 0:
@@ -99,8 +101,8 @@ def plan(common: Common, model: torch.nn.Module, train: Train) -> Prefix:
     return Prefix(tokens, round(saved, 4), 0 if refused else tokens, refused or wanted)
 
 
-def obstacle(model: torch.nn.Module, train: Train) -> str | None:
-    """Why a prefix cannot be shared here, or would not mean the same; None: it can."""
+def obstacle(model: torch.nn.Module, train: Train, longest: int) -> str | None:
+    """Why a prefix cannot be shared by rows of at most `longest` tokens, or would not mean the same; None: it can."""
     if isinstance(model, Mixture):
         return "a mixture's experts are chosen by the text, for the prefix too"
     if train.packing is True and not packing.row_by_row(model, train):
@@ -111,7 +113,7 @@ def obstacle(model: torch.nn.Module, train: Train) -> str | None:
         return "FSDP and DeepSpeed gather weights per forward pass of the whole model"
     if masks.is_remote(model):
         return "the model's code is remote"
-    return None if masks.keeps_everything(model) else "layers keep something other than all keys and values"
+    return None if masks.keeps_everything(model, longest) else "layers keep something other than all keys and values"
 
 
 def forward(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[Any, torch.Tensor | float]:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from models import EXTRA, small
 
 from finsa.data.rows import Encoded
+from finsa.errors import ModelError
 from finsa.inference.label_tree import LabelTree, scored_answers
-from finsa.inference.scoring import LabelScorer, batches
+from finsa.inference.scoring import LabelScorer, batches, label_log_probs
 
 ANSWERS = {
     "one token each": [(7,), (8,), (9,)],
@@ -136,6 +137,24 @@ def test_a_shared_head_computed_once_changes_no_score(
     plain = LabelScorer(model, renderer, 300).score([list(row) for row in rows])  # type: ignore[arg-type]
     np.testing.assert_allclose(with_head, plain, atol=1e-5)
     assert reused < 0.6 * counted.tokens
+
+
+@pytest.mark.parametrize(("window", "within"), [(64, True), (16, False)])
+def test_sliding_windows_are_ordinary_attention_for_rows_that_fit(window: int, within: bool) -> None:
+    """Gemma 3: one pass for all labels and a shared prefix where rows fit into the window; the same scores in any case."""
+    model, rows = small("gemma3_text", sliding_window=window), encoded(30, 4)
+    answers = ANSWERS["shared beginnings"]
+    scorer = LabelScorer(model, FakeRenderer(answers), 300)  # type: ignore[arg-type]
+    counted = CountingModel(model)
+    found = scorer.score(rows)
+    once = counted.tokens < 1.2 * sum(map(len, rows))  # one pass per label would be four times as many
+    assert (len(scorer._trees) == 1) is once is within
+    np.testing.assert_allclose(
+        found, plainly(model, [list(row) for row in rows], scored_answers(scorer.renderer)[0]), atol=2e-5
+    )
+    if not within:
+        with pytest.raises(ModelError, match="choose a smaller data.max_length, or labels of one token each"):
+            label_log_probs(model, torch.ones(1, 40, dtype=torch.long), torch.tensor([30]), scorer.tree)
 
 
 @pytest.mark.parametrize(("head", "reused"), [(8, False), (30, True)])
