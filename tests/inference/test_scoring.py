@@ -141,7 +141,7 @@ def test_a_shared_head_computed_once_changes_no_score(
 
 @pytest.mark.parametrize(("window", "within"), [(64, True), (16, False)])
 def test_sliding_windows_are_ordinary_attention_for_rows_that_fit(window: int, within: bool) -> None:
-    """Gemma 3: one pass for all labels and a shared prefix where rows fit into the window; the same scores in any case."""
+    """Gemma 3: one pass for all labels and a shared prefix where rows fit; the same scores in any case."""
     model, rows = small("gemma3_text", sliding_window=window), encoded(30, 4)
     answers = ANSWERS["shared beginnings"]
     scorer = LabelScorer(model, FakeRenderer(answers), 300)  # type: ignore[arg-type]
