@@ -82,9 +82,10 @@ def test_a_shared_prefix_changes_neither_loss_nor_gradients(kind: str, rows_each
     assert_same(learnt(model, objective, batches), separate(model, objective, made))
 
 
-@pytest.mark.parametrize("model_type", EXTRA)
+@pytest.mark.parametrize("model_type", [*EXTRA, "gemma3_text"])
 def test_every_weight_learns_through_the_prefix_as_without_it(model_type: str) -> None:
-    made, model = rows("all tokens"), small(model_type).requires_grad_(True).train()
+    window = {"sliding_window": 32} if model_type == "gemma3_text" else {}
+    made, model = rows("all tokens"), small(model_type, **window).requires_grad_(True).train()
     batch = Collator(0, (), 6)([dict(row) for row in made])
     assert_same(learnt(model, tokens(), [batch]), separate(model, tokens(), made))
 
@@ -153,7 +154,14 @@ def test_auto_asks_for_tokens_and_for_their_share() -> None:
 
 
 def test_a_mixture_has_no_prefix_that_means_the_same_before_every_text() -> None:
-    assert "mixture" in str(prefix.obstacle(steps.mixture(), settings()))
+    assert "mixture" in str(prefix.obstacle(steps.mixture(), settings(), 100))
+
+
+@pytest.mark.parametrize(("window", "suffix", "used"), [(150, 0, 99), (149, 0, 0), (150, 1, 0), (151, 1, 99)])
+def test_rows_share_a_prefix_where_they_fit_into_the_sliding_window(window: int, suffix: int, used: int) -> None:
+    made = [Row(input_ids=[3] * 100 + [4 + number] * 50, labels=[IGNORE] * 150) for number in range(8)]
+    model = small("gemma3_text", sliding_window=window)
+    assert prefix.plan(common(made), model, settings(), suffix).used == used
 
 
 class NoAnswers(TorchDispatchMode):
