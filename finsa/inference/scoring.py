@@ -98,7 +98,7 @@ def float32_logits(model: torch.nn.Module, tokens: Sequence[int]) -> Iterator[No
         return
 
     def refine(module: torch.nn.Module, given: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
-        at = torch.tensor(tokens, device=logits.device)
+        at = hardware.onto(torch.tensor(tokens), logits.device)
         bias = None if head.bias is None else head.bias[at].float()
         exact = torch.nn.functional.linear(given[0].float(), head.weight[at].float(), bias)
         return logits.float().index_copy(-1, at, exact)
@@ -146,6 +146,9 @@ class LabelScorer:
         training = self.model.training
         mixture = self.model if isinstance(self.model, Mixture) else None
         gates = None if mixture is None else np.zeros((len(prompts), len(mixture.experts)))
+        made: list[
+            tuple[list[int], torch.Tensor, torch.Tensor | None]
+        ] = []  # read at the end, without a wait per batch
         self.model.eval()
         self._trees = trees_for(self.model, self._answers, max(lengths, default=0))
         self._prefix = self._shared(prompts, lengths)
@@ -160,9 +163,11 @@ class LabelScorer:
             moved(len(rows) * processes.world())  # each has scored one of about as many
             if not counts:
                 continue
-            scores[rows] = found.double().cpu().numpy()
-            if mixture is not None and gates is not None:
-                gates[rows] = mixture.shares().double().cpu().numpy()
+            made.append((rows, found.double(), None if mixture is None else mixture.shares().double()))
+        for rows, found, shares in made:
+            scores[rows] = found.cpu().numpy()
+            if gates is not None and shares is not None:
+                gates[rows] = shares.cpu().numpy()
         self._prefix = None
         self.model.train(training)
         self.gates = None if gates is None else processes.total(gates)
@@ -206,14 +211,14 @@ class LabelScorer:
         """Score one batch: (b, c)."""
         device = next(self.model.parameters()).device
         before = 0 if self._prefix is None else self._prefix.get_seq_length()
-        lengths = torch.tensor([len(prompt) - before for prompt in prompts], device=device)
-        inputs = {"text_span": self._spans(prompts).to(device)} if isinstance(self.model, Mixture) else {}
+        lengths = hardware.onto(torch.tensor([len(prompt) - before for prompt in prompts]), device)
+        inputs = {"text_span": hardware.onto(self._spans(prompts), device)} if isinstance(self.model, Mixture) else {}
         found = []
         for tree in self._trees:
             past = copy.deepcopy(self._prefix)
             if past is not None:
                 past.batch_repeat_interleave(len(prompts))
-            ids = padded([[*prompt[before:], *tree.tokens] for prompt in prompts]).to(device)
+            ids = hardware.onto(padded([[*prompt[before:], *tree.tokens] for prompt in prompts]), device)
             found.append(label_log_probs(self.model, ids, lengths, tree, past, **inputs))
         return torch.cat(found, dim=1)
 
@@ -254,7 +259,8 @@ class ClassifierScorer(LabelScorer):
     def _batch(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         device = next(self.model.parameters()).device
         texts = [self.renderer.until_text_end(prompt) for prompt in prompts]
-        logits: torch.Tensor = self.model(padded(texts).to(device), self._spans(prompts).to(device))
+        spans = hardware.onto(self._spans(prompts), device)
+        logits: torch.Tensor = self.model(hardware.onto(padded(texts), device), spans)
         return logits.log_softmax(dim=1)
 
 

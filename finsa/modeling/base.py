@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -186,9 +185,30 @@ def _random(model: Model, seed: int, quantization: str) -> PreTrainedModel:
     )
     if quantization == "none":
         return built
-    with tempfile.TemporaryDirectory() as folder:  # weights are quantised while they are read
-        built.save_pretrained(folder)
-        return _pretrained(model.model_copy(update={"path": folder, "weights": "pretrained"}), quantization)
+    return quantize(built, quantization)
+
+
+def quantize(built: PreTrainedModel, quantization: str) -> PreTrainedModel:
+    """Quantise a base that is in memory, without a copy on disk.
+
+    Args:
+        built: in the type that products are to be computed in; on any device.
+        quantization: ``nf4`` or ``int8``.
+
+    Returns:
+        A new model on this process's device; layers that are not quantised may share the memory of `built`.
+    """
+    config, dtype = copy.deepcopy(built.config), built.dtype
+    quantised: PreTrainedModel = type(built).from_pretrained(
+        None,
+        config=config,
+        state_dict=built.state_dict(),
+        dtype=dtype,
+        attn_implementation=built.config._attn_implementation,
+        quantization_config=quantized.settings(quantization, dtype),
+        device_map={"": device()},
+    )
+    return quantised
 
 
 def _pretrained(model: Model, quantization: str) -> PreTrainedModel:

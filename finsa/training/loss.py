@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from finsa.config import Loss
 from finsa.data.rows import IGNORE
-from finsa.modeling import narrowing
+from finsa.modeling import hardware, narrowing
 from finsa.training.collate import read_positions
 
 
@@ -79,7 +79,7 @@ def choice_loss(
         (b,), not weighted.
     """
     if log_shares is not None and loss.logit_adjustment > 0:
-        scores = scores + loss.logit_adjustment * log_shares.to(scores)
+        scores = scores + loss.logit_adjustment * hardware.onto(log_shares, scores.device).to(scores.dtype)
     log_p = torch.log_softmax(scores.float(), dim=1)
     right = log_p.gather(1, targets[:, None]).squeeze(1)
     entropy = -(1 - loss.smoothing) * right - loss.smoothing * log_p.mean(dim=1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from finsa.modeling import hardware
 from finsa.modeling.classifier import Classifier
 from finsa.modeling.mixture import Mixture
 from finsa.training import shared
@@ -84,7 +85,7 @@ class FinsaTrainer(DurableTrainer):
         self.note([row["row"] for row in real])
         self.step, batches = step, self.cut(step)
         self.meter.count(real, batches)
-        weight = torch.stack([self.objective.weight(batch) for batch in batches]).sum(0).to(device)
+        weight = hardware.onto(torch.stack([self.objective.weight(batch) for batch in batches]).sum(0), device)
         return [batches], self.accelerator.gather(weight).view(-1, *weight.shape).sum(0)
 
     def training_step(
@@ -101,8 +102,9 @@ class FinsaTrainer(DurableTrainer):
             losses = []
             for left, batch in zip(reversed(range(len(batches))), batches, strict=True):
                 self.accelerator.gradient_state._set_sync_gradients(left == 0)
+                moved = {name: hardware.onto(tensor, self.args.device) for name, tensor in batch.items()}
                 with self.accelerator.no_sync(model) if left else nullcontext():
-                    losses.append(plain(model, batch, num_items_in_batch))
+                    losses.append(plain(model, moved, num_items_in_batch))
             return torch.stack(losses).sum()
 
         loss = self.recovery.run(model, self.step, inputs, make)
