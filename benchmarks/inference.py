@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import argparse
+import copy
 import math
 import random
 import statistics
@@ -45,7 +46,6 @@ from finsa.inference.scoring import LabelScorer
 from finsa.modeling import base
 
 HEAD, TAIL, ANSWER_TOKENS = 9, 36, 5
-BATCH_TOKENS = 2048
 Arm = Callable[[], Any]  # gives scores (n, c), or None where an arm generates
 
 
@@ -56,13 +56,14 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=12)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--batch-tokens", type=int, default=2048, help="most padded tokens of a batch")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     words = [f"model={'tiny' if given.quick else 'qwen05b'}", "model.weights=random"]
     cfg = composition.build(*composition.compose_values(words), words)
     model = base.load_base(cfg.model.model_copy(update={"dtype": "float32"}), 0, keep=False)
     renderer = stand_in(model.config.vocab_size, ends=model.config.eos_token_id)
-    arms = make_arms(model, renderer, given)
+    arms = make_arms(model, renderer, given, exported=not torch.cuda.is_available())
     scores = {name: arm() for name, arm in arms.items()}  # also the warm-up
     seconds = take_turns(arms, given.turns)
     report = summary(cfg.model.name, given, seconds, scores)
@@ -90,12 +91,19 @@ def prompts(n: int, seed: int, head: int, tail: int, vocabulary: int = 4000) -> 
     return Encoded(around[:head], around[head : head + tail], tokens, np.cumsum(lengths), np.zeros(n, np.int64))
 
 
-def make_arms(model: Any, renderer: Any, given: argparse.Namespace) -> dict[str, Arm]:
-    """The arms, each a function over all texts."""
+def make_arms(model: Any, renderer: Any, given: Any, exported: bool) -> dict[str, Arm]:
+    """The arms, each a function over all texts.
+
+    Args:
+        model: in float32.
+        renderer: a stand-in.
+        given: its ``texts``, ``threads`` and ``batch_tokens``.
+        exported: whether graphs are among them; their kernels are the CPU's.
+    """
     rows = prompts(given.texts, 0, HEAD, TAIL)
     shared = prompts(given.texts, 0, HEAD + TAIL - 1, 1)
-    scorer = LabelScorer(model, renderer, BATCH_TOKENS)
-    together = Generator(model, renderer, BATCH_TOKENS, ANSWER_TOKENS)
+    scorer = LabelScorer(model, renderer, given.batch_tokens)
+    together = Generator(model, renderer, given.batch_tokens, ANSWER_TOKENS)
     arms: dict[str, Arm] = {
         "generate, one text at a time, fp32 (published)": lambda: [together(rows[n : n + 1]) for n in range(len(rows))],
         "generate, batched, fp32": lambda: together(rows),
@@ -105,13 +113,20 @@ def make_arms(model: Any, renderer: Any, given: argparse.Namespace) -> dict[str,
         "score, instruction first, shared once, fp32": lambda: scorer.score(shared),
     }
     if base._computes_bf16():
-        half = LabelScorer(model.to(torch.bfloat16, copy=True), renderer, BATCH_TOKENS)
-        arms["score, token-budget batches, bf16"] = lambda: half.score(rows)
-    for precision in ("fp32", "int8"):
+        half = copy.deepcopy(model).to(torch.bfloat16)
+        answers = Generator(half, renderer, given.batch_tokens, ANSWER_TOKENS)
+        scores = LabelScorer(half, renderer, given.batch_tokens)
+        arms |= {
+            "generate, one text at a time, bf16": lambda: [answers(rows[n : n + 1]) for n in range(len(rows))],
+            "generate, batched, bf16": lambda: answers(rows),
+            "score, token-budget batches, bf16": lambda: scores.score(rows),
+            "score, instruction first, shared once, bf16": lambda: scores.score(shared),
+        }
+    for precision in ("fp32", "int8") if exported else ():
         with tempfile.TemporaryDirectory() as folder:
-            graphs.write_onnx(model, renderer, Path(folder), precision)
+            graphs.write_onnx(model, renderer, 1.0, Path(folder), precision)
             values = {"format": "onnx", "pooled": False, "precision": precision}
-            reader = runtimes.open_reader(Path(folder), values, renderer, BATCH_TOKENS, given.threads)
+            reader = runtimes.open_reader(Path(folder), values, renderer, given.batch_tokens, given.threads)
         arms[f"onnx {precision}{', one text at a time' if precision == 'int8' else ''}"] = lambda r=reader: r.score(
             rows
         )
@@ -124,12 +139,12 @@ def take_turns(arms: dict[str, Arm], turns: int) -> dict[str, list[float]]:
     for _ in range(turns):
         for name, arm in arms.items():
             started = time.perf_counter()
-            arm()
+            arm()  # ends with numbers on the host, so nothing is left to wait for
             seconds[name].append(time.perf_counter() - started)
     return seconds
 
 
-def summary(model: str, given: argparse.Namespace, seconds: dict[str, list[float]], scores: dict[str, Any]) -> Any:
+def summary(model: str, given: Any, seconds: dict[str, list[float]], scores: dict[str, Any]) -> Any:
     """Ratios of medians against the published way, and agreement with unbatched fp32 scoring of the same prompts."""
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     first = next(iter(medians.values()))
@@ -146,7 +161,7 @@ def summary(model: str, given: argparse.Namespace, seconds: dict[str, list[float
         "threads": given.threads,
         "bf16": "computed" if base._computes_bf16() else "emulated by this machine, so left out",
         "texts": given.texts,
-        "turns": given.turns,
+        "turns": len(next(iter(seconds.values()))),
         "seconds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},
         "arms": told,
     }

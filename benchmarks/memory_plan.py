@@ -89,7 +89,7 @@ def composed(model: str, arm: str, rows: int, dtype: str) -> RunConfig:
 
 def estimated(cfg: RunConfig, rows: int, length: int) -> memory.Need:
     """What the plan says."""
-    model: Any = learner.on_meta(cfg, None)  # type: ignore[arg-type]  # read for a head alone
+    model: Any = learner.on_meta(cfg, None)
     if cfg.train.gradient_checkpointing is True:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -124,19 +124,38 @@ def resident(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def measure(model: str, arm: str, rows: int, length: int, dtype: str) -> dict[str, Any]:
-    """Make two real steps in this process; returns measured and estimated bytes."""
+def measure(
+    model: str, arm: str, rows: int, length: int, dtype: str, loaded: Any = None, checkpointing: bool | None = None
+) -> dict[str, Any]:
+    """Make two real steps in this process.
+
+    Args:
+        model: its name.
+        arm: one of `ARMS`.
+        rows: of a micro-batch.
+        length: tokens of every row.
+        dtype: of the weights.
+        loaded: the base; None: it is loaded here. It is given back as it was.
+        checkpointing: of the layers; None: as the arm says.
+
+    Returns:
+        Measured and estimated bytes, and what they are of.
+    """
     cfg, before = composed(model, arm, rows, dtype), resident("VmRSS")
+    if checkpointing is not None:
+        train = cfg.train.model_copy(update={"gradient_checkpointing": checkpointing})
+        cfg = cfg.model_copy(update={"train": train})
     hardware.prepare(cfg.train)
     need = estimated(cfg, rows, length)
-    loaded = base.load_base(cfg.model, 0, keep=False, quantization=cfg.method.quantization)
-    learnt = learner.build(cfg, loaded, None)  # type: ignore[arg-type]
+    if loaded is None:
+        loaded = base.load_base(cfg.model, 0, keep=False, quantization=cfg.method.quantization)
+    learnt = learner.build(cfg, loaded, None)
     ids = torch.randint(3, 5000, (2 * rows, length), generator=torch.Generator().manual_seed(0)).tolist()
     learnt_from = 0 if cfg.method.loss_on == "all" else length - ANSWER
     examples = [Row(input_ids=row, labels=[IGNORE] * learnt_from + row[learnt_from:]) for row in ids]
     peak = Peak()
     with tempfile.TemporaryDirectory() as folder:
-        fit.fit(
+        fitted = fit.fit(
             model=learnt,
             tokenizer=AutoTokenizer.from_pretrained(ROOT / "data" / "tiny"),
             rows=examples,
@@ -147,6 +166,7 @@ def measure(model: str, arm: str, rows: int, length: int, dtype: str) -> dict[st
             record=lambda step, values: None,
             callbacks=[peak],
         )
+    learner.release(learnt)
     return {
         "model": model,
         "arm": arm,
@@ -160,6 +180,9 @@ def measure(model: str, arm: str, rows: int, length: int, dtype: str) -> dict[st
         "parts": vars(need),
         "imports": before,
         "before_steps": peak.before,
+        "gradient_checkpointing": cfg.train.gradient_checkpointing is True,
+        "seconds_per_step": round(fitted.throughput["seconds"] / fitted.steps, 4),
+        "mfu": fitted.throughput["mfu"],
     }
 
 

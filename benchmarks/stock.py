@@ -6,38 +6,71 @@ import tempfile
 import time
 from typing import Any
 
+import drawn
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from trl import SFTConfig, SFTTrainer
 
 from finsa.config import RunConfig
 from finsa.data.rows import IGNORE, Row
-from finsa.modeling import adapters, base
+from finsa.modeling import adapters, hardware
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
-    """Times optimiser steps only: no start-up, no saving."""
+    """Times optimiser steps only: no start-up, no saving.
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    A GPU works through a queue that the host fills, so no single step can be timed without a wait that slows it down:
+    there, the clock runs from the first step that counts to the end of the last one, fetching of rows included.
 
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        warmup: steps that do not count.
+    """
+
+    def __init__(self, warmup: int = 0) -> None:
+        self.seconds, self.steps, self.warmup = 0.0, 0, warmup
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
-        self.started = time.perf_counter()
+        if not torch.cuda.is_available() or state.global_step == self.warmup:
+            hardware.wait()
+            self.started = time.perf_counter()
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop it."""
-        self.seconds += time.perf_counter() - self.started
+        if state.global_step <= self.warmup:
+            return
+        self.steps += 1
+        if not torch.cuda.is_available():
+            self.seconds += time.perf_counter() - self.started
+        elif state.global_step == state.max_steps:
+            hardware.wait()
+            self.seconds = time.perf_counter() - self.started
 
 
-def transformers(cfg: RunConfig, tokenizer: Any, rows: list[Row]) -> float:
-    """One pass of the stock Trainer of transformers: logits at all positions, labels at the completion, float32."""
-    clock = Clock()
+def transformers(
+    cfg: RunConfig, tokenizer: Any, rows: list[Row], dtype: torch.dtype = torch.float32, clock: Clock | None = None
+) -> float:
+    """One pass of the stock Trainer of transformers: logits at all positions, labels at the completion.
+
+    Args:
+        cfg: as for `adapted`.
+        tokenizer: pads.
+        rows: finished rows.
+        dtype: of the weights; products are computed in it.
+        clock: times the steps.
+    """
+    clock = clock or Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            adapted(cfg, torch.float32),
+            adapted(cfg, dtype),
             TrainingArguments(**common(cfg, folder), bf16=False),
             data_collator=DataCollatorForSeq2Seq(tokenizer),
             train_dataset=Dataset.from_list([dict(row) for row in rows]),
@@ -66,15 +99,21 @@ def common(cfg: RunConfig, folder: str) -> dict[str, Any]:
 
 def adapted(cfg: RunConfig, dtype: torch.dtype) -> Any:
     """The model with a fresh adapter; the same weights at every call."""
-    section = cfg.model.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
     assert cfg.method.adapter is not None
-    backbone = base.load_base(section, 0, keep=False)
+    backbone = drawn.on_device(cfg.model, dtype)
     names = adapters.targets(backbone, cfg.model, cfg.method.adapter)
     torch.manual_seed(0)
     return get_peft_model(backbone, LoraConfig(r=8, lora_alpha=16, target_modules=names, task_type="CAUSAL_LM"))
 
 
-def trl_trainer(cfg: RunConfig, tokenizer: Any, rows: list[Row], settings: dict[str, Any], folder: str) -> SFTTrainer:
+def trl_trainer(
+    cfg: RunConfig,
+    tokenizer: Any,
+    rows: list[Row],
+    settings: dict[str, Any],
+    folder: str,
+    dtype: torch.dtype = torch.float32,
+) -> SFTTrainer:
     """The trl trainer of an arm, on finished token ids."""
     dataset = Dataset.from_dict(
         {
@@ -84,16 +123,23 @@ def trl_trainer(cfg: RunConfig, tokenizer: Any, rows: list[Row], settings: dict[
         }
     )
     config = SFTConfig(**{**common(cfg, folder), "completion_only_loss": True, **settings})
-    trainer = SFTTrainer(adapted(cfg, torch.float32), args=config, train_dataset=dataset, processing_class=tokenizer)
+    trainer = SFTTrainer(adapted(cfg, dtype), args=config, train_dataset=dataset, processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def trl(cfg: RunConfig, tokenizer: Any, rows: list[Row], settings: dict[str, Any]) -> float:
-    """One pass of stock trl."""
-    clock = Clock()
+def trl(
+    cfg: RunConfig,
+    tokenizer: Any,
+    rows: list[Row],
+    settings: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    clock: Clock | None = None,
+) -> float:
+    """One pass of stock trl; see `transformers` for the arguments."""
+    clock = clock or Clock()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trl_trainer(cfg, tokenizer, rows, settings, folder)
+        trainer = trl_trainer(cfg, tokenizer, rows, settings, folder, dtype)
         trainer.add_callback(clock)
         trainer.train()
     return clock.seconds

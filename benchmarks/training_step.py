@@ -40,7 +40,7 @@ import kept
 import stock
 import torch
 
-from finsa import composition, provenance
+from finsa import composition
 from finsa.config import RunConfig
 from finsa.data.rows import IGNORE, Row
 from finsa.evaluation import tables
@@ -161,9 +161,9 @@ def arms(cfg: RunConfig, tokenizer: Any, rows: list[Row], behind: list[Row]) -> 
     }
 
 
-def ours(cfg: RunConfig, tokenizer: Any, rows: list[Row]) -> float:
-    """One pass of finsa's trainer, on the type that `model.dtype=auto` resolves to here."""
-    clock = stock.Clock()
+def ours(cfg: RunConfig, tokenizer: Any, rows: list[Row], clock: stock.Clock | None = None) -> float:
+    """One pass of finsa's trainer, on the type that `model.dtype` resolves to here."""
+    clock = clock or stock.Clock()
     with tempfile.TemporaryDirectory() as folder:
         fit.fit(
             model=stock.adapted(cfg, base.dtype(cfg.model)),
@@ -218,8 +218,8 @@ def peak_of(arm: str, argv: Sequence[str] | None) -> int:
 
 
 def peak() -> int:
-    """This process's largest resident size, in bytes."""
-    return provenance.peak_memory()
+    """The most memory of this process, in bytes: resident, or on a GPU what torch has allocated there."""
+    return hardware.peak_memory()
 
 
 def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
