@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench weights trust soak mutations fuzz serve docs clean
+.PHONY: help run test lint bench gpu weights trust soak mutations fuzz serve docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -42,6 +42,10 @@ fuzz: $(BIN)/.dev  ## hostile bytes for readers, prompts and commands; by covera
 bench: $(BIN)/.dev  ## all benchmarks, as ratios in one run, with a table and a chart
 	@echo "==> benchmarks/bench.py (about an hour; benchmarks/bench.py --help says how to run some, or more)"
 	$(BIN)/python benchmarks/bench.py
+
+gpu: $(BIN)/.ready  ## check and measure everything on a GPU, ten minutes, no network: benchmarks/results/gpu.json, gpu.md
+	@echo "==> benchmarks/gpu.py (without a GPU: the small form, a minute)"
+	$(BIN)/python benchmarks/gpu.py
 
 trust: $(BIN)/.dev  ## kill commands 200 times at random moments and compare what comes out (half an hour)
 	@echo "==> tests/trust/kills.py, survived / tried as a table"
