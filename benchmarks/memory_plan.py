@@ -154,19 +154,21 @@ def measure(
     learnt_from = 0 if cfg.method.loss_on == "all" else length - ANSWER
     examples = [Row(input_ids=row, labels=[IGNORE] * learnt_from + row[learnt_from:]) for row in ids]
     peak = Peak()
-    with tempfile.TemporaryDirectory() as folder:
-        fitted = fit.fit(
-            model=learnt,
-            tokenizer=AutoTokenizer.from_pretrained(ROOT / "data" / "tiny"),
-            rows=examples,
-            validate=lambda _: {"loss": 0.0, "macro_f1": 0.0},
-            train=cfg.train,
-            seed=0,
-            folder=Path(folder),
-            record=lambda step, values: None,
-            callbacks=[peak],
-        )
-    learner.release(learnt)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            fitted = fit.fit(
+                model=learnt,
+                tokenizer=AutoTokenizer.from_pretrained(ROOT / "data" / "tiny"),
+                rows=examples,
+                validate=lambda _: {"loss": 0.0, "macro_f1": 0.0},
+                train=cfg.train,
+                seed=0,
+                folder=Path(folder),
+                record=lambda step, values: None,
+                callbacks=[peak],
+            )
+    finally:
+        learner.release(learnt)
     return {
         "model": model,
         "arm": arm,
@@ -183,6 +185,7 @@ def measure(
         "gradient_checkpointing": cfg.train.gradient_checkpointing is True,
         "seconds_per_step": round(fitted.throughput["seconds"] / fitted.steps, 4),
         "mfu": fitted.throughput["mfu"],
+        "micro_batch_halved": fitted.batching["micro_batch_halved"],
     }
 
 

@@ -140,8 +140,11 @@ def _cells(at: Setting, model: str, arm: str, loaded: Any, cells: Cells = CELLS)
             f"{one['measured'] / 1e9:.1f} GB, planned {one['estimated'] / 1e9:.1f} GB ({one['ratio']:.2f}); "
             f"{one['seconds_per_step']:.3f} s per step"
         )
-        ok = FITS[0] <= one["ratio"] <= FITS[1]
-        yield row(name, text, ok, f"{FITS[0]} to {FITS[1]}", **one)
+        limit, ok = f"{FITS[0]} to {FITS[1]}", FITS[0] <= one["ratio"] <= FITS[1]
+        if one["micro_batch_halved"]:
+            text = f"does not fit, so the micro-batch was halved; planned {one['estimated'] / 1e9:.1f} GB"
+            limit, ok = "planned: no less than 0.9 of the card", one["estimated"] >= 0.9 * hardware.memory()
+        yield row(name, text, ok, limit, **one)
 
 
 def memory(at: Setting) -> Iterator[Part]:

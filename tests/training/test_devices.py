@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from finsa.config import RunConfig
+from finsa.inference.label_tree import LabelTree
 from finsa.inference.scoring import label_log_probs
 from finsa.modeling import hardware
 from finsa.training.collate import Collator, Packer
@@ -62,7 +63,8 @@ def test_everything_a_pack_makes_is_on_the_models_device(line: int | None) -> No
 
 
 def test_the_guard_sees_a_tensor_that_was_made_elsewhere() -> None:
-    model, tree = steps.learner("label").to(META).eval(), steps.TREE
+    model, tree = steps.learner("label").to(META).eval(), LabelTree.of([(7, 3), (8, 4), (9,)])
+    assert not tree.chain  # so that a mask and positions are made
     ids = torch.zeros(2, 9 + len(tree.tokens), dtype=torch.long, device=META)
     with Queued(), torch.no_grad():
         assert label_log_probs(model, ids, torch.full((2,), 9, device=META), tree).device == META
