@@ -75,6 +75,7 @@ def test_every_benchmark_is_run_by_the_one_command() -> None:
         "gpu",
         "kept",
         "predict",
+        "real",
         "stock",
     }
     assert set(bench.READERS) == set(bench.WORDS) - {"report", "serving"}

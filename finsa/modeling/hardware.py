@@ -122,6 +122,8 @@ def matmul_rate(dtype: torch.dtype, seconds: float = 0.25) -> float:
         seconds: that the measurement may take; it ends after the product that exceeds them.
     """
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        _timed_product(512, dtype, device)  # the first product loads the kernels, which takes longer than `seconds`
     best, size, least, started = 0.0, 512, math.inf, time.perf_counter()
     while (now := time.perf_counter()) - started < seconds:
         try:
