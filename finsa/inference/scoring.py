@@ -101,7 +101,7 @@ def float32_logits(model: torch.nn.Module, tokens: Sequence[int]) -> Iterator[No
         at = hardware.onto(torch.tensor(tokens), logits.device)
         bias = None if head.bias is None else head.bias[at].float()
         exact = torch.nn.functional.linear(given[0].float(), head.weight[at].float(), bias)
-        return logits.float().index_copy(-1, at, exact)
+        return logits.float().index_copy_(-1, at, exact)
 
     hook = head.register_forward_hook(refine)
     try:
