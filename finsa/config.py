@@ -383,6 +383,11 @@ class Method(Section):
     rows_per_class: PositiveInt | None
     baseline: Baseline | None
 
+    @property
+    def uses_torch(self) -> bool:
+        """Whether torch computes its answers."""
+        return not isinstance(self.baseline, Majority | Lexicon | TfidfLr)
+
     @model_validator(mode="after")
     def _baseline_fits(self) -> Method:
         if self.baseline is not None and (self.learn != "nothing" or self.quantization != "none"):

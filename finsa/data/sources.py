@@ -117,6 +117,11 @@ def collect(data: Data, files: dict[Path, str | None]) -> Rows:
         notes += raw.notes
         used |= raw.mapped
     frame = pl.concat(parts)
+    if not frame.height:
+        names = ", ".join(str(file) for file in files)
+        raise DataError(f"data.files: there are no rows in {names}, only a header; give a file with rows")
+    empty = [file.name for file, part in zip(files, parts, strict=True) if not part.height]
+    notes += [f"{name}: has a header and no rows" for name in empty]
     notes += cleaning.unused_keys(data, used, frame["label"])
     return Rows(frame, {split for split in files.values() if split is not None}, notes)
 

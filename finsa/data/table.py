@@ -41,6 +41,10 @@ class Table:
     fingerprint: str
     dropped: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=dict.fromkeys(DROPPED, pl.String())))
 
+    def sizes(self) -> str:
+        """Rows per split, in words."""
+        return ", ".join(f"{name} {part.height:,}" for name, part in self.splits.items())
+
     def require(self, *names: str) -> None:
         """Check that splits have rows.
 

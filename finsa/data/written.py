@@ -118,6 +118,11 @@ def require_format(file: Path) -> str:
         DataError: for an ending that stands for none.
     """
     name = file.suffix.lower().removeprefix(".")
+    if file.name == "-":
+        raise DataError(
+            "output: - is no file, and answers are not written to a pipe: the output appears whole once all rows are "
+            f"answered. Name a file, such as answers.jsonl; formats: {', '.join(FORMATS)}"
+        )
     if name not in FORMATS:
         raise DataError(f"output: {file.name} is of no known format. Choose from: {', '.join(FORMATS)}.")
     return name

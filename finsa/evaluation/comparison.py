@@ -293,6 +293,15 @@ def _shared(arms: Sequence[Arm]) -> Iterator[str]:
             values = {device.rpartition(", ")[0] for device in values}
         if len(values) > 1:
             yield f"The runs were made with {len(values)} different {what}."
+    bound = [
+        f"{arm.name} (seed {run.config['seed']})"
+        for arm in arms
+        for run in arm.runs
+        if calibration.at_bound((run.facts.get("calibration") or {}).get("temperature", 1.0))
+    ]
+    if bound:
+        shown = ", ".join(bound[:5]) + (f" and {len(bound) - 5} more" if len(bound) > 5 else "")
+        yield f"The temperature ended at its bound, so the probabilities are not calibrated: {shown}."
     models = [run for run in runs if run.config["method"].get("baseline") is None and run.facts.get("device")]
     dtypes = sorted({str(run.facts["device"]).rpartition(", ")[2] for run in models})
     if len(dtypes) > 1:

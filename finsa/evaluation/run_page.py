@@ -146,6 +146,8 @@ def _calibration(values: Mapping[str, Any]) -> Sheet:
     keys = [key for key in next(iter(splits.values()), {}) if key != "n"]
     rows = [[split, *(_number(one[key]) for key in keys)] for split, one in splits.items()]
     caption = f"Temperature {values['temperature']:.4f}, fitted on the validation rows; ECE of {calibration.BINS} bins."
+    if calibration.at_bound(values["temperature"]):
+        caption += " The temperature is at its bound: these rows do not determine it, and nothing is calibrated."
     return Sheet("Calibration", ["split", *(key.replace("_", " ") for key in keys)], rows, caption)
 
 

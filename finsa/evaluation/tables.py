@@ -19,6 +19,7 @@ from finsa.config import Majority, Method, Network
 from finsa.data.ledger import Ledger
 
 WIDTH, UNBOUNDED = 120, 10_000  # columns of the screen
+CHOSEN = ("filtered: data.split.rows", "filtered: not of domain", "filtered: mixture ratio")  # no examples are needed
 NAMED = 8  # hidden columns that a caption names
 MANY, WORST = 20, 10  # classes that are too many for a column each; of those the hardest ones and confusions shown
 COLUMNS = ("accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall")
@@ -176,12 +177,12 @@ def _advice(method: Method, names: Sequence[str]) -> str:
         return ""
     more = "More steps (train.epochs, train.max_steps) or another train.learning_rate may help."
     words = (
-        "Label words that the model knows may help: data.labels sets the word for each class, such as "
-        "{positive: 利好, neutral: 中性, negative: 利空}."
+        "Label words that the model knows in the prompt's language may help: data.labels sets the word for each class, "
+        f"as in {{{', '.join(f'{name}: <word>' for name in names[:3])}{', ...' if len(names) > 3 else ''}}}."
     )
     if method.head == "classifier":
         return more
-    if set(names) <= {"利好", "中性", "利空"}:  # they are what would be advised
+    if set(names) <= {"利好", "中性", "利空"}:  # words that were chosen
         return "" if method.learn == "nothing" else more
     return words if method.learn == "nothing" else f"{more} {words}"
 
@@ -205,12 +206,13 @@ def show_ledger(ledger: Ledger, truncated: Mapping[str, int]) -> None:
 
 def show_losses(ledger: Ledger) -> None:
     """Print what happened to rows that are not used, with examples, and what was mended or is odd."""
-    if ledger.examples:
+    lost = {fate: examples for fate, examples in ledger.examples.items() if not fate.startswith(CHOSEN)}
+    if lost:
         table = Table(title="rows left out", title_justify="left", title_style="bold", caption_justify="left")
         table.add_column("why")
         table.add_column("rows", justify="right")
         table.add_column("for example (file:line: text [label])")
-        for fate, examples in ledger.examples.items():
+        for fate, examples in lost.items():
             table.add_row(fate, f"{ledger.buckets[fate]:,}", escape("\n".join(examples)))
         table.caption = "all of them, with reasons: dropped.jsonl in the run folder"
         show(table)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsa import baselines, processes, provenance, runs
-from finsa.config import Lexicon, Majority, MoeJointStage, RunConfig, TfidfLr
+from finsa.config import MoeJointStage, RunConfig
 from finsa.data import task
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
@@ -65,7 +65,7 @@ class Record:
     @property
     def uses_torch(self) -> bool:
         """Whether torch computes its answers."""
-        return not isinstance(self.cfg.method.baseline, Majority | Lexicon | TfidfLr)
+        return self.cfg.method.uses_torch
 
     @property
     def name(self) -> str:
@@ -143,14 +143,14 @@ class Answerer:
         self.temperature = record.temperature
         self.experts: tuple[str, ...] = tuple(getattr(model or reader, "experts", ()))
 
-    def __call__(self, texts: Sequence[str]) -> Answers:
-        """Answer texts, in their order."""
+    def __call__(self, texts: Sequence[str], moved: Moved = ignored) -> Answers:
+        """Answer texts, in their order; `moved` is told how many more are answered."""
         texts = [normalize(text) for text in texts]
         if self.renderer is not None:
             encoded = self.renderer.encode(texts)
-            return self._answers(encoded, [bool(cut) for cut in encoded.cut])
+            return self._answers(encoded, [bool(cut) for cut in encoded.cut], moved)
         counts = [self._cut([text]) for text in texts] if self._cut is not None else [None] * len(texts)
-        return self._answers(texts, [bool(count) for count in counts])
+        return self._answers(texts, [bool(count) for count in counts], moved)
 
     def fitting(self, texts: Sequence[tuple[str, int, str | None]]) -> list[tuple[str, str | None]]:
         """Refuse texts whose fixed part leaves no room for the rest, as training does.
@@ -179,8 +179,8 @@ class Answerer:
         probes = {number: texts[number][: count + LEAST] for number, count in enumerate(fixed) if count}
         return [number for number, probe in probes.items() if self._cut is not None and self._cut([probe])]
 
-    def _answers(self, inputs: Encoded | list[str], cut: list[bool]) -> Answers:
-        log_probs = self.reader.score(inputs) if cut else np.zeros((0, len(self.labels)))
+    def _answers(self, inputs: Encoded | list[str], cut: list[bool], moved: Moved) -> Answers:
+        log_probs = self.reader.score(inputs, moved) if cut else np.zeros((0, len(self.labels)))
         gates = self.gates if cut else None  # they are of what was scored last
         probs = metrics.probabilities(log_probs, self.temperature)
         return Answers(self.labels, log_probs, probs, cut, gates, self.experts)

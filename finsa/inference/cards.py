@@ -15,6 +15,8 @@ from finsa.modeling import base
 
 FILE = "README.md"
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "classifier": "transformers", "onnx": "onnx"}
+# by whether the prompt is Chinese
+EXAMPLES = {True: "公司上半年净利润同比增长三成", False: "Net profit rose by a third in the first half"}
 KINDS = {
     "adapter": "a PEFT adapter",
     "merged": "a whole model of transformers",
@@ -51,14 +53,19 @@ def probabilities(text):
     return dict(zip(answers, (torch.stack(log_probs) / {temperature}).softmax(0).tolist()))
 
 
-print(probabilities("公司上半年净利润同比增长三成"))
+print(probabilities({example}))
 """
+
+_MERGE = """\
+Merged into the base it is a whole model, whose folder needs the tokenizer as well:
+`model.merge_and_unload().save_pretrained("merged"); tokenizer.save_pretrained("merged")`, or `format=merged` of
+`stage=export`."""
 
 _PIPELINE = """\
 from transformers import pipeline
 
 classify = pipeline("text-classification", model=".", top_k=None)
-print(classify("公司上半年净利润同比增长三成".strip(), truncation=True))
+print(classify({example}.strip(), truncation=True))
 """
 
 _ONNX = """\
@@ -78,7 +85,7 @@ def probabilities(text):
     return dict(zip(labels, session.run(["probs"], inputs)[0][0].tolist()))
 
 
-print(probabilities("公司上半年净利润同比增长三成"))
+print(probabilities({example}))
 """
 
 _GRAPH = """\
@@ -219,7 +226,8 @@ def _use(folder: Path, form: str, cfg: RunConfig, run: Path, renderer: Renderer,
     inside = folder.is_relative_to(run) and "adapters" in folder.relative_to(run).parts
     inside = inside or folder == run / "model"
     place = "<the run's folder>" if inside else "<this folder>"
-    parts = [f"```bash\npython run.py stage=predict run={place} text=公司上半年净利润同比增长三成\n```"]
+    example = json.dumps(EXAMPLES[any("一" <= letter <= "鿿" for letter in cfg.data.prompt)], ensure_ascii=False)
+    parts = [f"```bash\npython run.py stage=predict run={place} text={example}\n```"]
     pooled, graph = cfg.method.head == "classifier", form in ("onnx", "openvino")
     answers, _ = ([], "") if pooled else scored_answers(renderer)
     tree = list(LabelTree.of(answers).tokens)
@@ -233,11 +241,14 @@ def _use(folder: Path, form: str, cfg: RunConfig, run: Path, renderer: Renderer,
     )
     names = list(renderer.labels.names)
     if form == "classifier":
-        parts.append(f"```python\n{_PIPELINE}```")
+        parts.append(f"```python\n{_PIPELINE.format(example=example)}```")
     elif form == "onnx":
-        parts.append(f"```python\n{_ONNX.format(labels=names, tree=tree, encode=encode)}```")
+        parts.append(f"```python\n{_ONNX.format(labels=names, tree=tree, encode=encode, example=example)}```")
     elif not graph and not pooled and not isinstance(cfg.stage, MoeJointStage):
-        parts.append(f"```python\n{_language_model(form, cfg, inside, names, answers, encode, temperature)}```")
+        parts.append(
+            f"```python\n{_language_model(form, cfg, inside, names, answers, encode, temperature, example)}```"
+        )
+        parts += [_MERGE] * (form == "adapter")
     if graph:
         ids = "prompt and text" if pooled else "each prompt" + (f", then {tree}" if tree else "")
         without = f", without the {len(tree)} behind it" if tree else ""
@@ -247,7 +258,14 @@ def _use(folder: Path, form: str, cfg: RunConfig, run: Path, renderer: Renderer,
 
 
 def _language_model(
-    form: str, cfg: RunConfig, inside: bool, names: list[str], answers: Any, encode: str, temperature: float
+    form: str,
+    cfg: RunConfig,
+    inside: bool,
+    names: list[str],
+    answers: Any,
+    encode: str,
+    temperature: float,
+    example: str,
 ) -> str:
     source = json.dumps(cfg.model.hub_id or f"<folder of {cfg.model.name}>", ensure_ascii=False)
     pinned = f", revision={json.dumps(cfg.model.revision)}" if cfg.model.hub_id else ""
@@ -264,6 +282,7 @@ def _language_model(
         answers=dict(zip(names, map(list, answers), strict=True)),
         encode=encode,
         temperature=temperature,
+        example=example,
     )
 
 

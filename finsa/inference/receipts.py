@@ -13,6 +13,7 @@ from finsa.config import ExportStage
 from finsa.data.task import Labelled
 from finsa.evaluation import metrics
 from finsa.inference.answering import Answerer, Answers
+from finsa.progress import Display
 
 SPLIT = "validation"
 # Largest differences of a probability with stage.difference=auto. Measured on the embedded default's 596 rows: 2e-6 for
@@ -92,16 +93,27 @@ class Receipt:
         return asdict(self)
 
 
-def answers_of(answerer: Answerer, job: Labelled, stage: ExportStage) -> Asked:
-    """Answer the rows that are compared, and time single texts."""
+def answers_of(answerer: Answerer, job: Labelled, stage: ExportStage, display: Display, side: str) -> Asked:
+    """Answer the rows that are compared, and time single texts.
+
+    Args:
+        answerer: of the run or of the export.
+        job: has the rows.
+        stage: how many of them.
+        display: shows how far it is.
+        side: names the answerer there.
+    """
     texts = job.texts(SPLIT)[: stage.rows]
-    answers = answerer(texts)
+    with display.work(f"{side}: {SPLIT} rows", len(texts)) as work:
+        answers = answerer(texts, work.moved)
     spent = []
     answerer(texts[:1])  # the first call of a runtime makes its plans
-    for text in texts[: stage.timed]:
-        started = time.perf_counter()
-        answerer([text])
-        spent.append(1000 * (time.perf_counter() - started))
+    with display.work(f"{side}: single texts", len(texts[: stage.timed])) as work:
+        for text in texts[: stage.timed]:
+            started = time.perf_counter()
+            answerer([text])
+            spent.append(1000 * (time.perf_counter() - started))
+            work.moved(1)
     return Asked(answers, float(np.median(spent)), _type(answerer))
 
 

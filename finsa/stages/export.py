@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from rich.table import Table
@@ -17,6 +18,7 @@ from finsa.inference import answering, bundles, receipts
 from finsa.inference.answering import Record
 from finsa.inference.receipts import Receipt
 from finsa.modeling import quantization
+from finsa.progress import Display
 from finsa.runs import Result
 
 
@@ -66,7 +68,7 @@ def _export(cfg: RunConfig, record: Record, job: task.Labelled, place: Path) -> 
         exporting.write(record, form, precision, partial)
         receipt = _receipt(cfg, record, job, partial)
         (partial / bundles.RECEIPT).write_text(json.dumps(receipt.as_dict(), indent=1) + "\n", encoding="utf-8")
-        _show(receipt, f"{record.name} as {' '.join([form, precision])}")
+        _show(receipt, f"{record.name} as {form}" + (f" {precision}" if form in ("onnx", "openvino") else ""))
         faults = receipt.faults(cfg.stage)
         if faults and not cfg.stage.force:
             raise ModelError(f"format={form}: {'; '.join(faults)}; nothing is kept. Keep it with stage.force=true")
@@ -102,10 +104,12 @@ def _receipt(cfg: RunConfig, record: Record, job: task.Labelled, folder: Path) -
     from finsa.modeling import base
 
     assert isinstance(cfg.stage, ExportStage)
-    sides, sizes = [], []
-    for source in (record, answering.read(str(folder))):
+    sides, sizes, display = [], [], Display(cfg.train.progress_seconds)
+    rows = len(job.texts(receipts.SPLIT)[: cfg.stage.rows])
+    print(f"comparing the export with the run on {rows:,} {receipts.SPLIT} rows", file=sys.stderr, flush=True)
+    for side, source in (("run", record), ("export", answering.read(str(folder)))):
         answerer = answering.load(source, cfg.train.score_tokens, cfg.train.threads)
-        sides.append(receipts.answers_of(answerer, job, cfg.stage))
+        sides.append(receipts.answers_of(answerer, job, cfg.stage, display, side))
         sizes.append(
             receipts.size_of(folder)
             if source is not record or answerer.model is None

@@ -143,6 +143,8 @@ def _state(cfg: RunConfig, record: Record, source: str, reading: Reading, share:
 
 def _tell(counts: dict[str, int], now: int, seconds: float, output: Path, rejected: Path, share: Share) -> None:
     shared = f" by process 0 of {share.processes}" if share.processes > 1 else ""
+    if not counts.get("answered") and not counts.get("rejected"):
+        print("note: the input has no rows")
     print(f"answered {now:,} rows{shared} in {seconds:.1f} s: {now / max(seconds, 1e-9):,.0f} rows/s")
     if counts.get("cut"):
         print(f"texts cut: {counts['cut']:,}")

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 
-import torch
-
 from finsa import baselines, files, runs, tracking
 from finsa.config import RunConfig
 from finsa.data import table, task
 from finsa.evaluation import outcome
-from finsa.modeling import hardware
 from finsa.progress import Display
 from finsa.runs import Result
 from finsa.training import results
@@ -30,7 +27,7 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
     data = table.load(cfg.data)
     data.require("train", "validation", "test")
     rows = task.Labelled(data)
-    hardware.prepare(cfg.train)
+    device = _prepared(cfg) if cfg.method.uses_torch else None
     model = baselines.build(cfg, data.labels.names)
     texts, gold, order = rows.texts("train"), rows.gold("train"), rows.training_order(cfg)
     held = rows.texts("validation")[: cfg.train.validation_rows]
@@ -38,7 +35,7 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
     model.start(chosen)
     baselines.require_room(model, rows, cfg.data)
     with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
-        folder.note(device=hardware.describe(torch.float32), scoring=f"baseline: {kind}")
+        folder.note(device=device, scoring=f"baseline: {kind}")
         folder.log_file.unlink(missing_ok=True)  # a baseline that was killed learns from its beginning
         started = time.monotonic()
         fitted = model.fit(
@@ -61,3 +58,13 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
         results.calibrate(cfg, rows, folder, metrics, {"validation": known, "test": scores})
         results.write(cfg, rows, folder, tracker, metrics, scores)
     return Result("train", folder.path, metrics, metrics["validation"]["macro_f1"])
+
+
+def _prepared(cfg: RunConfig) -> str:
+    """Set torch up and name the device; a baseline that does without torch does not wait for its import."""
+    import torch
+
+    from finsa.modeling import hardware
+
+    hardware.prepare(cfg.train)
+    return hardware.describe(torch.float32)

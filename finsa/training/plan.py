@@ -16,11 +16,11 @@ from finsa.config import RunConfig, Train
 from finsa.data.task import Task
 from finsa.errors import ConfigError, Problem
 from finsa.inference.label_tree import LabelTree, scored_answers
-from finsa.inference.scoring import label_log_probs, trees_for
+from finsa.inference.scoring import PREFIX_SHARE, label_log_probs, trees_for
 from finsa.modeling import adapters, base, flops, hardware, learner, memory
 from finsa.modeling.classifier import causal
 from finsa.modeling.memory import Need
-from finsa.training import objective
+from finsa.training import objective, prefix
 
 IntArray = NDArray[np.int64]
 
@@ -284,16 +284,29 @@ def seconds(
     answer = max(map(len, job.renderer.answers)) + 1
     tokens, pairs = lengths.mean() + answer, ((lengths + answer) ** 2).mean()
     rows, work = steps * cfg.train.batch_size, 0.0
+    trained, once = _shared_head(cfg, job, model, tokens)
     if steps:
         read = tokens if cfg.method.loss_on == "all" else answer
-        work += rows * flops.of(model, checkpointing).total(tokens, pairs, read, 1)
+        work += rows * flops.of(model, checkpointing).total(tokens - trained, pairs, read, 1)
     splits = {split: job.table.splits[split].height for split in ("validation", "test")}
     held = min(splits["validation"], cfg.train.validation_rows or splits["validation"])
     validations = steps // cfg.train.validate_every if cfg.train.validate_every else cfg.train.epochs
     scored = validations * held + 2 * splits["test"] if steps else splits["test"]  # the base model is scored too
-    work += scored * flops.of(model.requires_grad_(False)).total(tokens, pairs, answer, 1)
+    work += scored * flops.of(model.requires_grad_(False)).total(tokens - once, pairs, answer, 1)
     rate = hardware.matmul_rate(base.dtype(cfg.model)) * world
     return work / rate / SHARES[0], work / rate / SHARES[1]
+
+
+def _shared_head(cfg: RunConfig, job: Task, model: Any, tokens: float) -> tuple[float, float]:
+    """Tokens per row that are not forwarded again, in training and in scoring, because all prompts begin alike."""
+    head = len(job.renderer.head) - 1
+    if head < prefix.PREFIX_TOKENS or prefix.obstacle(model, cfg.train) is not None:
+        return 0.0, 0.0
+    saved = head * (1 - 1 / min(cfg.train.micro_batch_size, cfg.train.batch_size))
+    pays = cfg.train.shared_prefix is True or (
+        cfg.train.shared_prefix == "auto" and saved / tokens >= prefix.PREFIX_SAVED
+    )
+    return saved * pays, head * (head >= PREFIX_SHARE * tokens)
 
 
 def show_seconds(cfg: RunConfig, least: float, most: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -260,10 +261,24 @@ def test_more_than_fifty_labels_need_rows_enough(config: Configure, tmp_path: Pa
             load(data)
 
 
-@pytest.mark.parametrize("rows", [[], [("x", "a"), ("y", "a")], [("x", None), ("y", "")]])
+@pytest.mark.parametrize("rows", [[("x", "a"), ("y", "a")], [("x", None), ("y", "")]])
 def test_fewer_than_two_labels_are_refused(config: Configure, tmp_path: Path, rows: Rows) -> None:
     with pytest.raises(DataError, match="at least two labels are needed, found .* in data=table"):
         load(_data(config, tmp_path, {"train": rows}))
+
+
+def test_a_header_alone_is_one_clear_message(config: Configure, tmp_path: Path) -> None:
+    data = _data(config, tmp_path, {"train": []})
+    with pytest.raises(
+        DataError, match=r"data\.files: there are no rows in .*train.*, only a header; give a file with"
+    ):
+        load(data)
+
+
+def test_one_file_of_several_with_a_header_alone_is_noted(config: Configure, tmp_path: Path) -> None:
+    table = load(_data(config, tmp_path, {"train": [("x", "a"), ("y", "b")], "valid": [], "test": [("z", "a")]}))
+    (note,) = [note for note in table.ledger.notes if "no rows" in note]
+    assert re.fullmatch(r"valid.*: has a header and no rows", note)
 
 
 def test_files_without_a_usable_row_say_why(config: Configure, tmp_path: Path) -> None:

@@ -221,6 +221,14 @@ def test_calibration_error_is_that_of_the_answers(five: list[arms.Arm]) -> None:
     assert metrics.wilson(0, 10)[0] == 0
 
 
+def test_a_temperature_at_its_bound_is_remarked(config: Configure, tmp_path: Path) -> None:
+    for name, value in (("lora", 20.0), ("zero_shot", 1.3)):
+        facts = {"calibration": {"temperature": value}}
+        write_run(tmp_path / name, config(f"method={name}"), GOLD, answers(GOLD, 0.7, 1), **facts)
+    said = comparison.compare(arms_of(tmp_path), OPTIONS).remarks
+    assert "The temperature ended at its bound, so the probabilities are not calibrated: lora (seed 42)." in said
+
+
 @pytest.mark.parametrize(
     ("method", "devices", "notes"),
     [

@@ -189,14 +189,14 @@ def test_all_tables_of_a_run_keep_to_the_width(
         ("classifier", "More steps (train.epochs, train.max_steps) or another train.learning_rate may help."),
         (
             "zero_shot",
-            "Label words that the model knows may help: data.labels sets the word for each class, such as {positive: "
-            "利好, neutral: 中性, negative: 利空}.",
+            "Label words that the model knows in the prompt's language may help: data.labels sets the word for each "
+            "class, as in {negative: <word>, neutral: <word>, positive: <word>}.",
         ),
         (
             "lora",
             "More steps (train.epochs, train.max_steps) or another train.learning_rate may help. Label words that the "
-            "model knows may help: data.labels sets the word for each class, such as {positive: 利好, neutral: 中性, "
-            "negative: 利空}.",
+            "model knows in the prompt's language may help: data.labels sets the word for each class, as in {negative: "
+            "<word>, neutral: <word>, positive: <word>}.",
         ),
     ],
 )
@@ -220,3 +220,14 @@ def test_label_words_that_a_run_already_has_are_not_advised(
     shown = capsys.readouterr().out
     assert "note: every row was predicted 利好." in shown
     assert "Label words" not in shown
+
+
+def test_rows_that_the_command_leaves_out_are_counted_without_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = Ledger()
+    for fate in ("filtered: data.split.rows.train=60", "unknown label"):
+        ledger.buckets[fate] = 3
+        ledger.examples[fate] = ["train.csv:1: a text [a]"]
+    tables.show_losses(ledger)
+    shown = capsys.readouterr().out
+    assert "unknown label" in shown
+    assert "filtered" not in shown

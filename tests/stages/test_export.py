@@ -198,6 +198,33 @@ def test_an_adapter_in_a_run_folder_has_a_card_whose_code_runs(
     assert list(found.values()) == pytest.approx(wanted, abs=2e-5)
 
 
+def test_the_line_of_a_card_that_merges_an_adapter_keeps_the_tokenizer(
+    trained: Trained, texts: list[str], project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    monkeypatch.chdir(trained("lora_response") / "adapters" / "default")
+    card = Path("README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"`(model\.merge_and_unload.*?)`", card)
+    space = code_of(card, project)
+    before = space["probabilities"](texts[0])
+    exec(line.replace('"merged"', repr(str(tmp_path / "merged"))), space)
+    space["model"] = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    space["tokenizer"] = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert space["probabilities"](texts[0]) == pytest.approx(before, abs=1e-4)
+
+
+def test_the_comparison_reports_its_progress(
+    config: Compose, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (f"run={trained('lora_response')}", f"output={tmp_path / 'out'}", "format=adapter")
+    export.run(config(*SHORT, *words, "train.progress_seconds=0.01", "train.score_tokens=512"))
+    said = capsys.readouterr().err
+    assert "comparing the export with the run on 100 validation rows\n" in said
+    for side in ("run", "export"):
+        assert re.search(rf"  {side}: validation rows: \d+ of 100, ", said)
+
+
 def test_an_ordinary_peft_and_an_ordinary_transformers_user_can_load_them(
     config: Compose, trained: Trained, tmp_path: Path, project: Path
 ) -> None:

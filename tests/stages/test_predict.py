@@ -467,17 +467,29 @@ def test_a_command_is_checked_and_a_baseline_answers_before_torch_is_imported(
         (["stage=predict", f"run={run}", "text='  '"], "text: is empty"),
         (["stage=export", f"run={trained('classifier')}", "format=classifier"], "its head reads the mean"),
         (["stage=evaluate", f"run={run}", "stage.protocol=generate", "stage.parse=letter"], "letter reads options"),
+        (["stage=predict", f"run={run}", f"input={tmp_path / 'in.csv'}", "output=-"], "not written to a pipe"),
         (["stage=predict", f"run={trained('tfidf_lr')}", "text=公司大涨"], "loading tfidf_lr, sample"),
+        (["stage=check", "method=tfidf_lr"], ""),
+        (["method=majority", "tracking=none", f"output_dir={tmp_path / 'runs'}"], ""),
     ]
     code = (
         "import json, sys\nfrom finsa import cli\ncodes = []\n"
         "for words in json.loads(sys.argv[1]):\n    sys.argv[1:] = words\n    codes.append(cli.run())\n"
-        "print(json.dumps([codes, [name for name in ('torch', 'transformers') if name in sys.modules]]))"
+        "print(json.dumps([codes, [name for name in ('torch', 'transformers', 'peft') if name in sys.modules]]))"
     )
     given = json.dumps([words for words, _ in commands_and_words])
     done = subprocess.run([sys.executable, "-c", code, given], capture_output=True, text=True, env=environment())
-    assert json.loads(done.stdout.splitlines()[-1]) == [[2, 2, 2, 2, 0], []], done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [[2, 2, 2, 2, 2, 0, 0, 0], []], done.stderr
     for _, told in commands_and_words:
         assert told in done.stderr
     assert "公司" not in done.stderr
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_an_input_without_rows_is_said_to_have_none(
+    config: Compose, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.csv").write_text("text\n", encoding="utf-8")
+    words = (f"run={trained('majority')}", f"input={tmp_path / 'in.csv'}", f"output={tmp_path / 'out.csv'}")
+    predict.run(config("stage=predict", *words))
+    assert "note: the input has no rows\n" in capsys.readouterr().out

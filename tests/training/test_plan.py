@@ -135,6 +135,15 @@ def test_the_time_follows_the_work_and_the_rate_measured_here(config: Compose, m
     with_more = plan.seconds(cfg, job, lengths, 200, False, 1)[0] - least
     weights = 6 * 14_912_384 + 2 * 5_000_000  # of six layers, about; forward and backward take 4 operations for each
     assert with_more == pytest.approx(100 * 16 * (lengths.mean() + 2) * 4 * weights / 1e12 / 0.6, rel=0.2)
+    long = (
+        "data.prompt='" + "公司业绩" * 20 + "{text}情感'"
+    )  # the head of all prompts is forwarded once per micro-batch
+    (cfg, job, lengths), apart = parts(config, "method=lora_response", long), "train.shared_prefix=false"
+    shared = plan.seconds(cfg, job, lengths, 100, False, 1)[0] - plan.seconds(cfg, job, lengths, 0, False, 1)[0]
+    cfg, job, lengths = parts(config, "method=lora_response", long, apart)
+    whole = plan.seconds(cfg, job, lengths, 100, False, 1)[0] - plan.seconds(cfg, job, lengths, 0, False, 1)[0]
+    assert 0.5 < len(job.renderer.head) / lengths.mean() < 0.65  # the LM head's share of the work stays
+    assert 0.55 < shared / whole < 0.75
     assert plan.show_seconds(cfg, 600.0, 7200.0) == (
         "10 min to 2.0 h, scoring included, at 30% to 60% of the 1,000 GFLOP/s that matrix products reach here"
     )
