@@ -22,6 +22,7 @@ from rich.progress import (
 from finsa import processes
 
 SHORT = 2.0  # seconds; work that takes less is not shown on a terminal
+PREPARING = 10.0  # seconds between lines while data are read and tokenized, for which nothing is configured
 Moved = Callable[[int], None]
 
 

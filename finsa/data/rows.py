@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
 from finsa.errors import ConfigError, Problem
+from finsa.progress import Moved, ignored
 
 IGNORE = -100
 CHUNK = 10_000  # texts encoded at a time
@@ -154,8 +155,12 @@ class Renderer:
         """Put head and tail around encoded texts; the arrays are those of `encode_texts`."""
         return Encoded(self.head, self.tail, tokens, ends, cut)
 
-    def encode_texts(self, texts: Sequence[str]) -> dict[str, IntArray]:
+    def encode_texts(self, texts: Sequence[str], moved: Moved = ignored) -> dict[str, IntArray]:
         """Encode and cut texts, without head and tail.
+
+        Args:
+            texts: n texts.
+            moved: is told how many more are encoded.
 
         Returns:
             ``tokens`` (t,), ``ends`` (n,) and ``cut`` (n,), as `Encoded` has them.
@@ -167,6 +172,7 @@ class Renderer:
                 ids = text.ids
                 lengths[number] = len(ids)
                 kept.append(np.asarray(ids[: self.room], np.int32))
+            moved(len(chunk))
         fitting = np.minimum(lengths, self.room)
         return {"tokens": np.concatenate(kept), "ends": np.cumsum(fitting), "cut": lengths - fitting}
 

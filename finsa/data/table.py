@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from finsa import progress
 from finsa.config import Data
 from finsa.data import cache, cleaning, discovery, sources, splits
 from finsa.data.labels import LabelSpace
@@ -80,7 +81,7 @@ def load(data: Data) -> Table:
     ]
     key = f"{settings}{stamps}"
     if key not in _tables:
-        build = partial(_make, data)
+        build = partial(_make_shown, data, sum(size for _, size, _, _ in stamps))
         # What is drawn or fetched is not kept: there is no file whose content could tell that it is still the same.
         kept = data.cache if sources.only_files(data) and cache.worthwhile(files) else None
         _tables[key] = cache.table(kept, settings, files, build) if kept else build()
@@ -122,6 +123,13 @@ def _mixture(data: Data) -> Rows:
         frames.append(frame.with_columns(domain.alias("domain"), pl.lit(name).alias("part")))
         notes += [f"{name}: {sources.of_part(note, name)}" for note in said]
     return Rows(pl.concat(frames), set(splits.SPLITS), notes)
+
+
+def _make_shown(data: Data, size: int) -> Table:
+    """Make a table, with a sign of life where that takes long."""
+    shown = f" ({size / 1e6:,.0f} MB)" if size >= 1e6 else ""
+    with progress.Display(progress.PREPARING).work(f"reading data={data.title}{shown}", None):
+        return _make(data)
 
 
 def _make(data: Data) -> Table:

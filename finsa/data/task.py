@@ -10,6 +10,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from finsa import progress
 from finsa.config import Data, Method, RunConfig
 from finsa.data import cache, sampling
 from finsa.data.prompts import Prompt
@@ -83,7 +84,8 @@ class Task(Labelled):
             texts = self.table.splits[split]["text"]
 
             def build() -> dict[str, IntArray]:
-                return self.renderer.encode_texts(texts.to_list())
+                with progress.Display(progress.PREPARING).work(f"tokenizing {split} rows", len(texts)) as work:
+                    return self.renderer.encode_texts(texts.to_list(), work.moved)
 
             if self.cache and len(texts) >= cache.MANY_TEXTS:
                 name = cache.key("tokens", cache.text_hash(texts), self.renderer.fingerprint())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +11,16 @@ from typing import Any
 import polars as pl
 import pytest
 
+from finsa import progress
 from finsa.config import RunConfig
-from finsa.data import task
+from finsa.data import rows as encoding
+from finsa.data import table, task
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import Ledger
 from finsa.data.rows import IGNORE
 from finsa.data.table import Table
 from finsa.errors import ConfigError, DataError
+from finsa.modeling import tokenizers
 
 Configure = Callable[..., RunConfig]
 LABELS = LabelSpace(("利空", "中性", "利好"), ("利空", "中性", "利好"))
@@ -181,3 +185,17 @@ def test_only_the_input_is_truncated(config: Configure, tokenizer: Any) -> None:
     with pytest.raises(DataError, match="no room for the input"):
         table.splits["test"] = _instructions(room - 8).splits["test"].with_columns(pl.col("text") + "跌" * 50)
         task.build(cfg, Table(table.splits, LABELS, Ledger(), "1"), tokenizer)
+
+
+def test_reading_and_tokenizing_report_their_progress(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "PREPARING", 0.002)
+    monkeypatch.setattr(encoding, "CHUNK", 200)
+    cfg = config("data=sample", "data.cache=null", "data.split.seed=4711")  # read by no other test
+    loaded = table.load(cfg.data)
+    job = task.build(cfg, loaded, tokenizers.load_tokenizer(cfg.model))
+    job.prompts("train")
+    said = capsys.readouterr().err
+    assert re.search(r"^  reading data=sample: 0:00:\d\d elapsed$", said, re.MULTILINE)
+    assert re.search(r"^  tokenizing train rows: [\d,]+ of 3,608, 0:00:\d\d elapsed", said, re.MULTILINE)

@@ -123,6 +123,18 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(config: Compose, monkey
     assert none.endswith(" GiB); choose a smaller model")
 
 
+def test_labels_of_several_tokens_are_planned_for_sliding_windows_too(config: Compose) -> None:
+    """Scoring forwards each label alone there; Gemma 3 with Chinese label words."""
+    cfg = config("model=gemma3_270m", "model.weights=random", "model.path=null")
+    words = {"利空": "消极悲观", "中性": "不偏不倚", "利好": "积极乐观"}
+    cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"labels": words})})
+    tokenizer, _, style = tokenizers.own_or_embedded(cfg.model, local_only=True)
+    job = task.build(cfg.model_copy(update={"model": style}), table.load(cfg.data), tokenizer)
+    assert max(map(len, job.renderer.answers)) > 1
+    made = plan.make(cfg, job, job.prompts("train").lengths, 1)
+    assert made.scoring.total() > 0
+
+
 def test_the_time_follows_the_work_and_the_rate_measured_here(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg, job, lengths = parts(config, "method=lora_response")
     monkeypatch.setattr(hardware, "matmul_rate", lambda dtype: 1e12)
