@@ -284,7 +284,7 @@ def seconds(
     answer = max(map(len, job.renderer.answers)) + 1
     tokens, pairs = lengths.mean() + answer, ((lengths + answer) ** 2).mean()
     rows, work = steps * cfg.train.batch_size, 0.0
-    trained, once = _shared_head(cfg, job, model, tokens)
+    trained, once = _shared_head(cfg, job, model, tokens, int(lengths.max()) + answer)
     if steps:
         read = tokens if cfg.method.loss_on == "all" else answer
         work += rows * flops.of(model, checkpointing).total(tokens - trained, pairs, read, 1)
@@ -297,10 +297,10 @@ def seconds(
     return work / rate / SHARES[0], work / rate / SHARES[1]
 
 
-def _shared_head(cfg: RunConfig, job: Task, model: Any, tokens: float) -> tuple[float, float]:
+def _shared_head(cfg: RunConfig, job: Task, model: Any, tokens: float, longest: int) -> tuple[float, float]:
     """Tokens per row that are not forwarded again, in training and in scoring, because all prompts begin alike."""
     head = len(job.renderer.head) - 1
-    if head < prefix.PREFIX_TOKENS or prefix.obstacle(model, cfg.train) is not None:
+    if head < prefix.PREFIX_TOKENS or prefix.obstacle(model, cfg.train, longest) is not None:
         return 0.0, 0.0
     saved = head * (1 - 1 / min(cfg.train.micro_batch_size, cfg.train.batch_size))
     pays = cfg.train.shared_prefix is True or (
