@@ -21,10 +21,10 @@ import torch
 from gpu import row
 
 from finsa.modeling import hardware
-from gpu_parts.behaviour import behaviour, runs
 from gpu_parts.common import GPUError, Part, Setting, configured, reason, release
 from gpu_parts.equalities import attention, correctness, precision
 from gpu_parts.needs import glm9b, memory
+from gpu_parts.running import behaviour, runs
 from gpu_parts.speed import compiled, inference_speed, machine, training
 
 SECTIONS: dict[str, Callable[[Setting], Iterator[Part]]] = {
