@@ -119,8 +119,10 @@ def moved(batch: Batch, device: torch.device) -> Batch:
 
 def stand_in(answers: Sequence[tuple[int, ...]]) -> Any:
     """What scorers and heads ask of a renderer."""
-    decoded = SimpleNamespace(batch_decode=lambda found, **_: [" ".join(map(str, ids)) for ids in found])
-    return SimpleNamespace(answers=list(answers), labels=list(answers), end=0, tokenizer=decoded)
+    spell = SimpleNamespace(
+        decode=lambda ids: "", batch_decode=lambda found, **_: [" ".join(map(str, ids)) for ids in found]
+    )
+    return SimpleNamespace(answers=list(answers), labels=list(answers), end=0, tail=[], tokenizer=spell)
 
 
 def wake(model: torch.nn.Module) -> None:
