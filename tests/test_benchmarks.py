@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import commands
+import pytest
 
 from benchmarks import bench
+from finsa import composition
 from finsa.config import ROOT
 
 
@@ -74,8 +79,93 @@ def test_every_benchmark_is_run_by_the_one_command() -> None:
         "drawn",
         "gpu",
         "kept",
+        "peer_arms",
+        "peer_trainers",
+        "peers",
         "predict",
         "real",
         "stock",
     }
     assert set(bench.READERS) == set(bench.WORDS) - {"report", "serving"}
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """benchmarks/peers.py, which finds its neighbours as a script does."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return import_module("peers")
+
+
+def test_every_peer_is_given_the_settings_of_finsa(peers: Any, tmp_path: Path) -> None:
+    arms, trainers = import_module("peer_arms"), import_module("peer_trainers")
+    cfg = peers.composed(tmp_path / "model", tmp_path, tmp_path, 640, 240)
+    settings = arms.settings_of(cfg, 640, tmp_path)
+    assert (settings.steps, settings.warmup_steps, settings.targets) == (40, 4, ["q_proj", "v_proj"])
+    schedule = {
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 16,
+        "learning_rate": cfg.train.learning_rate,
+        "lr_scheduler_type": cfg.train.schedule,
+        "warmup_steps": 4,
+        "weight_decay": cfg.train.weight_decay,
+        "max_grad_norm": cfg.train.max_grad_norm,
+        "seed": cfg.seed,
+    }
+    adapter = {"lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.1}
+    factory = arms.llamafactory(settings, tmp_path, {}, True)
+    assert {**schedule, **adapter, "lora_target": "q_proj,v_proj", "bf16": False}.items() <= factory.items()
+    swift = arms.swift(settings, tmp_path, {}, True)
+    expected = {**schedule, **adapter, "target_modules": ["q_proj", "v_proj"], "torch_dtype": "float32"}
+    assert expected == {key: swift[key] for key in expected}
+    assert schedule.items() <= trainers.shared(vars(settings), tmp_path).items()
+    lora = trainers.lora(vars(settings))
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules) == (8, 16, 0.1, {"q_proj", "v_proj"})
+    words = arms.finsa(settings, tmp_path, {}, True)
+    ours = composition.build(*composition.compose_values(words), words)
+    changed = {"warmup": 4, "threads": 1}
+    assert ours.train == cfg.train.model_copy(update=changed)
+    assert ours.method.adapter == cfg.method.adapter.model_copy(update={"targets": ("q_proj", "v_proj")})
+    assert (ours.data.prompt, ours.data.max_length, ours.seed) == (cfg.data.prompt, cfg.data.max_length, cfg.seed)
+
+
+@pytest.mark.parametrize(
+    ("answer", "exact", "first_word"),
+    [
+        ("positive", 2, 2),
+        (" positive\n", 2, 2),
+        ("Positive.", None, 2),
+        ("neutral neutral", None, 1),
+        ("The sentiment is negative", None, None),
+        ("positively", None, None),
+        ("", None, None),
+    ],
+)
+def test_answers_of_peers_are_read_by_two_rules(
+    peers: Any, answer: str, exact: int | None, first_word: int | None
+) -> None:
+    words = ("negative", "neutral", "positive")
+    assert (peers.exact(answer, words), peers.first_word(answer, words)) == (exact, first_word)
+
+
+def test_a_peer_that_fails_says_why(peers: Any, tmp_path: Path) -> None:
+    command = ["python", "-c", "raise SystemExit('no wheel for this machine')"]
+    with pytest.raises(peers.FailedError) as caught:
+        peers.spend(command, tmp_path / "log")
+    assert str(caught.value) == "python ended with exit code 1: no wheel for this machine"
+    spent = peers.spend(["bash", "-c", "python -c 'sum(range(10**7))'; true"], tmp_path / "log")
+    assert spent["cpu_seconds"] > 0.05  # of the child's child
+    assert peers.needs("peft<=0.18.1,>=0.18.0", ("torchaudio",))
+    left_out = ("torchaudio>=2.4.0", "torch>=2.4.0", 'vllm>=0.4; extra == "vllm"')
+    assert not any(peers.needs(requirement, ("torchaudio",)) for requirement in left_out)
+
+
+def test_the_peers_that_were_measured_had_equal_prompts_and_steps() -> None:
+    report = json.loads((bench.RESULTS / "peers.json").read_text(encoding="utf-8"))
+    measured = {name: arm for name, arm in report["arms"].items() if "not_run" not in arm}
+    assert {"finsa", "trl_best", "llamafactory_shipped"} <= set(measured)
+    for name, arm in measured.items():
+        if "exact" in arm:
+            assert arm["trainer"]["steps"] == report["settings"]["steps"], name
+        if name != "finsa":
+            rows = report["rows"]["train"] + report["rows"]["test"]
+            assert arm["tokens"]["rows"] == arm["tokens"]["equal_prompts"] == arm["tokens"]["equal_answers"] == rows
