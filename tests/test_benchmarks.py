@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import commands
 import pytest
+from transformers import AutoTokenizer
 
 from benchmarks import bench
 from finsa import composition
 from finsa.config import ROOT
+from finsa.data import table, task
+from finsa.modeling import tokenizers
 
 
 def test_the_training_benchmark_compares_equal_arms() -> None:
@@ -126,6 +130,39 @@ def test_every_peer_is_given_the_settings_of_finsa(peers: Any, tmp_path: Path) -
     assert ours.train == cfg.train.model_copy(update=changed)
     assert ours.method.adapter == cfg.method.adapter.model_copy(update={"targets": ("q_proj", "v_proj")})
     assert (ours.data.prompt, ours.data.max_length, ours.seed) == (cfg.data.prompt, cfg.data.max_length, cfg.seed)
+
+
+CHATML = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_prompts_of_peers_are_compared_token_by_token(peers: Any, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny")
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(tmp_path / "model")
+    shutil.copy(ROOT / "data" / "tiny" / "config.json", tmp_path / "model")
+    labels = ["negative", "neutral", "positive"] * 20
+    for split in ("train", "valid", "test"):
+        rows = [{"text": f"$A{n} {split} plan: 收益 +5%…", "label": label} for n, label in enumerate(labels)]
+        peers.write_lines(tmp_path / "rows" / f"{split}.jsonl", rows)
+    cfg = peers.composed(tmp_path / "model", tmp_path / "rows", tmp_path, 30, 12)
+    job = task.build(cfg, table.load(cfg.data), tokenizers.load_tokenizer(cfg.model))
+    settings, _ = peers.prepare(cfg, job, tmp_path / "data")
+    chats = {split: json.loads((tmp_path / "data" / f"{split}.json").read_text()) for split in ("train", "test")}
+    assert chats["test"][0][0] == {"role": "system", "content": "You help."}
+    for peer, behind in (("transformers", ""), ("trl", "\n")):
+        encode = import_module("peer_trainers").RENDERERS[peer](vars(settings))
+        found = peers.compare_tokens(job, {split: list(map(encode, rows)) for split, rows in chats.items()})
+        equal = {"rows": 42, "equal_prompts": 42, "equal_answers": 42, "learnt_behind_the_end_token": [behind]}
+        assert found == equal
+    chats["test"][0][0]["content"] += " "
+    found = peers.compare_tokens(job, {split: list(map(encode, rows)) for split, rows in chats.items()})
+    assert (found["rows"], found["equal_prompts"]) == (42, 41)
 
 
 @pytest.mark.parametrize(
