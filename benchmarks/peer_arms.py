@@ -146,7 +146,7 @@ def settings_of(cfg: RunConfig, rows: int, folder: Path) -> Settings:
     adapter, train = cfg.method.adapter, cfg.train
     assert adapter is not None
     assert cfg.model.lora_targets is not None
-    steps = math.ceil(rows / train.batch_size) * train.epochs
+    steps = math.ceil(math.ceil(rows / train.batch_size) * train.epochs)
     return Settings(
         model=str(cfg.model.path),
         data=str(folder),

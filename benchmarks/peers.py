@@ -45,7 +45,7 @@ from finsa import composition
 from finsa.config import ROOT, RunConfig
 from finsa.data import table, task
 from finsa.errors import FinsaError
-from finsa.evaluation import metrics, tables
+from finsa.evaluation import metrics, statistics, tables
 from finsa.modeling import tokenizers
 
 VALIDATION_ROWS = 48  # finsa's; no other arm validates
@@ -369,15 +369,24 @@ def judged(job: task.Task, answers: Sequence[str], rule: str) -> dict[str, Any]:
 
 def gather(job: task.Task, settings: Settings, digest: str, work: Path) -> dict[str, Any]:
     """The report: what is held equal, and the last measurement of each arm on these rows."""
-    arms = {}
-    for name in ARMS:
+    arms, right = {}, {}
+    words, gold = job.table.labels.words, job.gold("test")
+    for name, arm in ARMS.items():
         file = work / "arms" / name / "result.json"
-        if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            if found.pop("digest") == digest:
-                answers = found.pop("answers", [])
-                unread = [one for one in answers if exact(one, job.table.labels.words) is None]
-                arms[name] = {**found, "title": ARMS[name].title, "why": ARMS[name].why, "unread_examples": unread[:3]}
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"digest": None}
+        if found.pop("digest") != digest:
+            continue
+        arms[name] = found | {"title": arm.title, "why": arm.why}
+        if answers := found.pop("answers", []):
+            read = [first_word(answer, words) for answer in answers]
+            right[name] = [one == true for one, true in zip(read, gold, strict=True)]
+            arms[name] |= {"answered": {word: read.count(number) for number, word in enumerate(words)}}
+            arms[name] |= {"unread_examples": [one for one in answers if exact(one, words) is None][:3]}
+    for name in set(right) - {"finsa"} if "finsa" in right else ():
+        pairs = list(zip(right["finsa"], right[name], strict=True))
+        ours, theirs = pairs.count((True, False)), pairs.count((False, True))
+        p = statistics.mcnemar(ours, theirs)
+        arms[name] |= {"beside_finsa": {"only_finsa_right": ours, "only_peer_right": theirs, "mcnemar_p": round(p, 4)}}
     here = asdict(settings) | {"model": Path(settings.model).name}
     del here["data"]
     return {
