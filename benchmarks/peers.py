@@ -376,8 +376,9 @@ def gather(job: task.Task, settings: Settings, digest: str, work: Path) -> dict[
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"digest": None}
         if found.pop("digest") != digest:
             continue
+        answers = found.pop("answers", [])
         arms[name] = found | {"title": arm.title, "why": arm.why}
-        if answers := found.pop("answers", []):
+        if answers:
             read = [first_word(answer, words) for answer in answers]
             right[name] = [one == true for one, true in zip(read, gold, strict=True)]
             arms[name] |= {"answered": {word: read.count(number) for number, word in enumerate(words)}}
