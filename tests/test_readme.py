@@ -13,9 +13,10 @@ from finsa.config import ROOT
 from finsa.errors import ConfigError
 
 READMES = ("README.md", "README_zh.md")
-PAIRS = (READMES, ("docs/commands.md", "docs/commands_zh.md"))  # the same in both languages
+CHOICES = ("docs/choices.md", "docs/choices_zh.md")
+PAIRS = (READMES, ("docs/commands.md", "docs/commands_zh.md"), CHOICES)  # the same in both languages
 # Documents, and the fewest commands each of them shows: a pattern that finds nothing must not pass.
-COMMANDS = {"README.md": 10, "README_zh.md": 10, "CONTRIBUTING.md": 3, "data/README.md": 2}
+COMMANDS = {"README.md": 9, "README_zh.md": 9, "CONTRIBUTING.md": 3, "data/README.md": 2}
 # Pages of the documentation; those that show no command are named, so that a new page has to be looked at.
 SILENT = ("docs/findings.md", "docs/release.md", "docs/reference.md", "docs/reliability.md", "docs/performance.md")
 PAGES = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
@@ -102,7 +103,7 @@ ALL_COMMANDS = sorted({line for document in COMMANDS for line in _commands(docum
 def test_both_languages_show_the_same_code_in_the_same_order(pair: tuple[str, str]) -> None:
     english, chinese = map(_blocks, pair)
     assert english == chinese
-    assert len(english) >= 4
+    assert english
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -120,7 +121,7 @@ def test_both_languages_name_the_same_things(pair: tuple[str, str]) -> None:
 @pytest.mark.parametrize("document", COMMANDS)
 def test_number_of_commands(document: str) -> None:
     assert len(_commands(document)) >= COMMANDS[document]
-    assert len(_fragments(document)) >= (10 if document in READMES else 0)
+    assert len(_fragments(document)) >= (3 if document in READMES else 10 if document in CHOICES else 0)
 
 
 CHECKED = [tuple(_overrides(command)) for command in ALL_COMMANDS if not _uses_shown_file(command)]
@@ -183,12 +184,12 @@ def test_relative_links_exist(document: str) -> None:
     assert links or document not in READMES
 
 
-@pytest.mark.parametrize("readme", READMES)
+@pytest.mark.parametrize("page", CHOICES)
 @pytest.mark.parametrize("group", ["model", "method", "data", "stage", "train", "tracking", "experiment"])
-def test_every_choice_is_named(readme: str, group: str) -> None:
+def test_every_choice_is_named(page: str, group: str) -> None:
     choices = composition.choices_of(group)
     assert choices
-    assert [name for name in choices if f"`{name}`" not in _read(readme)] == []
+    assert [name for name in choices if f"`{name}`" not in _read(page)] == []
 
 
 def test_paths_on_the_map_exist() -> None:

@@ -335,7 +335,7 @@ def _until(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("page", ["README.md", "README_zh.md", "docs/commands.md", "docs/commands_zh.md"])
+@pytest.mark.parametrize("page", ["docs/commands.md", "docs/commands_zh.md"])
 def test_the_examples_of_the_documentation_run(service: Service, page: str) -> None:
     fences = re.findall(r"^```(bash|python)\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
     examples = {language: code for language, code in fences if "127.0.0.1:8000/predict" in code}
