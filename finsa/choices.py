@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from finsa.config import ROOT, locate
-from finsa.errors import ConfigError, Problem
 
 CONF = ROOT / "conf"
 added: list[Path] = []  # folders that are read like conf/
@@ -141,15 +140,11 @@ def _read(file: Path) -> dict[str, Any]:
 def with_local_models(values: dict[str, Any]) -> dict[str, Any]:
     """Values in which the model and the encoder of a baseline have the path of their folder below ``models``.
 
-    Raises:
-        ConfigError: where ``models`` is not a folder.
     """
     if not isinstance(values.get("models"), str):
         return values
-    base = locate(values["models"])
-    if not base.is_dir():
-        raise ConfigError([Problem("models", f"no such folder: {base}; python run.py stage=weights makes it")])
-    origins = {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in base.glob("*/origin.json")}
+    files = locate(values["models"]).glob("*/origin.json")  # none where the folder is missing, which a start reports
+    origins = {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in files}
     folders = {origin.get("original"): str(folder) for folder, origin in sorted(origins.items(), reverse=True)}
 
     def located(section: dict[str, Any] | None) -> dict[str, Any] | None:

