@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from finsa.config import ROOT, locate
+from finsa.errors import ConfigError, Problem
 
 CONF = ROOT / "conf"
 added: list[Path] = []  # folders that are read like conf/
@@ -138,9 +140,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def with_local_models(values: dict[str, Any]) -> dict[str, Any]:
-    """Values in which the model and the encoder of a baseline have the path of their folder below ``models``.
-
-    """
+    """Values in which the model and the encoder of a baseline have the path of their folder below ``models``."""
     if not isinstance(values.get("models"), str):
         return values
     files = locate(values["models"]).glob("*/origin.json")  # none where the folder is missing, which a start reports
@@ -156,3 +156,26 @@ def with_local_models(values: dict[str, Any]) -> dict[str, Any]:
     if method.get("baseline"):
         method = method | {"baseline": located(method["baseline"])}
     return values | {"model": located(values["model"]), "method": method}
+
+
+def with_method_settings(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Values with those in their places that ``per_method`` has for the chosen method and the command does not set.
+
+    Raises:
+        ConfigError: for a key below another one that is no section.
+    """
+    settings, method = values.get("per_method"), values["method"]["name"]
+    if not isinstance(settings, dict) or not isinstance(settings.get(method, {}), dict):
+        return values  # what it is instead is reported with the other wrong values
+    given = {override.partition("=")[0] for override in overrides}
+    values = copy.deepcopy(values | {"per_method": None})
+    for key, value in settings.get(method, {}).items():
+        *parents, last = key.split(".")
+        section = values
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError([Problem(f"per_method.{method}", f"{key} is no key; {parent} has none below it")])
+        if key not in given:
+            section[last] = value
+    return values

@@ -32,6 +32,7 @@ from finsa.choices import (
     options_of_another_stage,
     origin_of,
     with_local_models,
+    with_method_settings,
 )
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, Problem, nearest, suggest
@@ -106,7 +107,7 @@ def build(values: dict[str, Any], choices: Choices, overrides: Sequence[str]) ->
         ConfigError: with every wrong value, its path, and its origin; for code that ships with weights, which a file
             may not allow.
     """
-    values = with_local_models(_opened(values, RunConfig, ""))
+    values = with_method_settings(with_local_models(_opened(values, RunConfig, "")), overrides)
     if others := options_of_another_stage(choices, overrides):
         values["stage"] = {key: value for key, value in values["stage"].items() if key not in others}
     try:

@@ -1516,6 +1516,7 @@ class RunConfig(Section):
         models: a folder of model folders whose ``origin.json`` names the hub's repository that each was made from, as
             stage=weights makes them; there a model or encoder without a path is looked for before the hub is asked.
         sweep: what an experiment runs over unless the command says otherwise: choices or values by key.
+        per_method: values by key for some methods of an experiment; a run's record has them in their places.
         fresh: whether a sweep repeats jobs that are finished already.
         reuse_outdated: whether finished runs are reused that other code or library versions have made.
     """
@@ -1528,6 +1529,7 @@ class RunConfig(Section):
     tracking: Tracking
     experiment: str | None
     sweep: dict[str, Annotated[tuple[str | int | float, ...], Field(min_length=1)]] | None
+    per_method: dict[str, dict[str, Any]] | None
     seed: NonNegativeInt
     output_dir: str
     models: str | None

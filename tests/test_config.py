@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from finsa import composition
 from finsa import config as types_page
 from finsa.config import RunConfig, Section, demonstration, locate
+from finsa.errors import ConfigError
 
 SECTIONS = [kind for _, kind in inspect.getmembers(types_page, inspect.isclass) if issubclass(kind, Section)]
 Configure = Callable[..., RunConfig]
@@ -247,3 +249,21 @@ def test_runs_of_the_embedded_default_are_called_a_demonstration(config: Configu
     assert said(*own) == "A demonstration: the embedded model is too small for real use."
     assert said(*own, "model=qwen05b") is None
     assert said(*own, "method=tfidf_lr") is None
+
+
+def test_an_experiments_settings_for_a_method_take_their_places_unless_the_command_sets_them() -> None:
+    def composed(*words: str, **per_method: Any) -> RunConfig:
+        values, chosen = composition.compose_values(words)
+        return composition.build(values | ({"per_method": per_method} if per_method else {}), chosen, words)
+
+    assert composed("experiment=aidf_real", "method=lora").train.learning_rate == 1e-2
+    assert composed("experiment=aidf_real", "method=lora_response").train.learning_rate == 3e-3
+    assert composed("experiment=aidf_real", "method=lora", "train.learning_rate=1e-4").train.learning_rate == 1e-4
+    assert composed("experiment=aidf_real", "method=lora").per_method is None
+    for settings, message in (
+        ({"train.learning_rat": 1.0}, "train.learning_rat: unknown key. Did you mean 'train.learning_rate'"),
+        ({"train.learning_rate": "x"}, "train.learning_rate: input should be a valid number"),
+        ({"seed.x": 1}, r"per_method.lora: seed.x is no key; seed has none below it"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            composed("method=lora", lora=settings)
