@@ -54,8 +54,7 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
     if "--debug" in argv:
         argv.remove("--debug")
         os.environ["FINSA_DEBUG"] = "1"
-    # argparse takes overrides in one run only; with the flags in front they are one, wherever -m was typed
-    argv[1:] = sorted(argv[1:], key=lambda word: word not in ("-m", "--multirun"))
+    argv[1:] = _flags_first(argv[1:])
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a faster kernel that few need
@@ -94,6 +93,15 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
         return _tell(FinsaError(f"{error.filename or 'input or output'}: {error.strerror or error}"))
     except Exception as error:
         return _unexpected(error, typed)
+
+
+def _flags_first(words: list[str]) -> list[str]:
+    """Words with the flags in front, wherever they were typed: argparse takes overrides in one run only."""
+    flags, rest, after = list[str](), list[str](), False
+    for word in words:
+        (flags if after or word.startswith("-") else rest).append(word)
+        after = word in ("--cfg", "-c", "--config-dir", "-cd", "--package", "-p")
+    return [*flags, *rest]
 
 
 def _unexpected(error: Exception, typed: list[str]) -> int:

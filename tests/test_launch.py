@@ -62,6 +62,13 @@ def test_the_flag_of_a_sweep_may_stand_anywhere(tmp_path: Path) -> None:
     assert done.stdout.count("trainable of") == 2
 
 
+def test_flags_with_a_value_may_stand_between_overrides(tmp_path: Path) -> None:
+    done = command(tmp_path, "method=lora", "--cfg", "job", "seed=7")
+    assert done.returncode == 0
+    assert "\nseed: 7\n" in done.stdout
+    assert "\n  name: lora\n" in done.stdout
+
+
 def test_debug_shows_the_traceback_too(tmp_path: Path) -> None:
     done = command(tmp_path, "method=lroa", "--debug")
     assert done.returncode == 2
