@@ -288,9 +288,9 @@ def test_jobs_share_base_and_tokens(
         loaded.append(arguments)
         return real_load(*arguments, **named)
 
-    def encode(self: Renderer, texts: Any) -> Any:
+    def encode(self: Renderer, texts: Any, *moved: Any) -> Any:
         encoded.append(len(texts))
-        return real_encode(self, texts)
+        return real_encode(self, texts, *moved)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
     monkeypatch.setattr(Renderer, "encode_texts", encode)

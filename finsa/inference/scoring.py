@@ -16,12 +16,13 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from finsa import processes
 from finsa.data.rows import Encoded, Renderer
@@ -92,7 +93,8 @@ def float32_logits(model: torch.nn.Module, tokens: Sequence[int]) -> Iterator[No
             adapted or sharded.
         tokens: those that labels are made of, no token twice.
     """
-    head = masks.body(model).get_output_embeddings()
+    body: Any = masks.body(model)
+    head = body.get_output_embeddings() if isinstance(body, PreTrainedModel) else None
     if type(head) is not torch.nn.Linear or head.weight.dtype == torch.float32 or processes.divided(model):
         yield
         return
@@ -100,7 +102,10 @@ def float32_logits(model: torch.nn.Module, tokens: Sequence[int]) -> Iterator[No
     def refine(module: torch.nn.Module, given: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
         at = hardware.onto(torch.tensor(tokens), logits.device)
         bias = None if head.bias is None else head.bias[at].float()
-        exact = torch.nn.functional.linear(given[0].float(), head.weight[at].float(), bias)
+        kind = logits.device.type
+        rounds = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if rounds else nullcontext():
+            exact = torch.nn.functional.linear(given[0].float(), head.weight[at].float(), bias)
         return logits.float().index_copy_(-1, at, exact)
 
     hook = head.register_forward_hook(refine)

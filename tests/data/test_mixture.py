@@ -50,7 +50,7 @@ def _balanced(table: Table) -> Table:
 
 
 TEXT = st.sampled_from([None, "", "x", " X", "y", "z", "净利", "u", "v", "w", "公告", "1", "2", "3"])
-ROWS = st.lists(st.tuples(TEXT, st.sampled_from([None, "a", "A", "b", "strange"])), max_size=20)
+ROWS = st.lists(st.tuples(TEXT, st.sampled_from([None, "a", "A", "b", "strange"])), min_size=1, max_size=20)
 
 
 @settings(deadline=None, max_examples=30)

@@ -195,5 +195,8 @@ def test_labels_of_a_bfloat16_model_are_told_apart_by_float32_logits() -> None:
     last = [model.base_model(input_ids=torch.tensor([row])).last_hidden_state[0, -1].float() for row in rows]
     exact = (torch.stack(last) @ model.lm_head.weight[[7, 8, 9]].float().T).double().numpy()
     np.testing.assert_allclose(np.diff(found), np.diff(exact), atol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as in a trainer that validates within it
+        again = LabelScorer(model, FakeRenderer(ANSWERS["one token each"]), batch_tokens=1).score(rows)  # type: ignore[arg-type]
+    np.testing.assert_allclose(np.diff(again), np.diff(exact), atol=1e-4)
     rounded = model(input_ids=torch.tensor([rows[0]])).logits[0, -1, [7, 8, 9]].double().numpy()
     assert np.abs(np.diff(rounded) - np.diff(exact[0])).max() > 1e-2  # what the model itself returns
