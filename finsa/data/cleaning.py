@@ -283,7 +283,7 @@ def limited(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
     A class gets the whole part of its share; the rows that remain go to the largest fractions.
     """
     frame = frame.with_row_index("_row")
-    for split, most in data.split.rows.items():
+    for split, most in data.split.rows:
         rows = frame.filter(OPEN & (pl.col("split") == split))
         if most is None or rows.height <= most:
             continue
