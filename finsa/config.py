@@ -49,7 +49,7 @@ class Section(BaseModel):
 
 
 def _label(value: Any) -> Any:
-    """Labels are texts; a number or boolean is taken as it is written: 1, 0.5, true."""
+    """A label is text; a number or boolean is read as written: 1, 0.5, true."""
     return json.dumps(value) if isinstance(value, bool | int | float) else value
 
 

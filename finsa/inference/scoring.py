@@ -151,9 +151,8 @@ class LabelScorer:
         training = self.model.training
         mixture = self.model if isinstance(self.model, Mixture) else None
         gates = None if mixture is None else np.zeros((len(prompts), len(mixture.experts)))
-        made: list[
-            tuple[list[int], torch.Tensor, torch.Tensor | None]
-        ] = []  # read at the end, without a wait per batch
+        # Read at the end, so that no batch waits for the device.
+        made = list[tuple[list[int], torch.Tensor, torch.Tensor | None]]()
         self.model.eval()
         self._trees = trees_for(self.model, self._answers, max(lengths, default=0))
         self._prefix = self._shared(prompts, lengths)
