@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from finsa.launch import QUIET
+from finsa.cli import QUIET
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
@@ -33,13 +33,13 @@ import kept
 import torch
 from peft import LoraConfig, get_peft_model
 
-from finsa import composition
-from finsa.config import MoeJointStage, RunConfig
+from finsa.config import MoeJointStage, RunConfig, compose
 from finsa.evaluation import tables
 from finsa.inference.label_tree import LabelTree
 from finsa.inference.scoring import label_log_probs
-from finsa.modeling import base, experts, hardware
-from finsa.modeling.mixture import Mixture
+from finsa.models import base, hardware
+from finsa.models.moe import experts
+from finsa.models.moe.mixture import Mixture
 from finsa.training.loss import labelled_loss
 
 AXES = {"prompt tokens": (32, 128, 512), "rows": (1, 8, 32), "classes": (2, 8, 32), "experts": (1, 2, 4)}
@@ -137,7 +137,7 @@ def main() -> None:
     options.add_argument("--turns", type=int, default=5)
     given = options.parse_args()
     words = ["model=tiny", "model.weights=random", "stage=moe_joint"]
-    cfg = composition.build(*composition.compose_values(words), words)
+    cfg = compose.build(*compose.compose_values(words), words)
     hardware.prepare(cfg.train)
     curves: dict[str, Any] = {}
     for axis, values in AXES.items():

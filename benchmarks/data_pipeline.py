@@ -29,10 +29,10 @@ LABELS = ("利空", "中性", "利好")
 
 def write_table(file: Path, rows: int, seed: int = 7) -> None:
     """Write `rows` rows: unique texts, then 1 % copies with the same and 0.5 % with another label, in random order."""
-    from finsa.data import synthetic
+    from finsa.synthetic import generator
 
     rng = random.Random(seed)
-    texts = synthetic.generate(4000, seed)["text"].to_list()
+    texts = generator.generate(4000, seed)["text"].to_list()
     copies, conflicts = rows // 100, rows // 200
     unique = range(rows - copies - conflicts)
     own = [(f"{rng.choice(texts)}成交{rng.randrange(10**9)}手", rng.choice(LABELS)) for _ in unique]
@@ -47,18 +47,18 @@ def write_table(file: Path, rows: int, seed: int = 7) -> None:
 
 def measure(file: str, tokenizer: str, cache: str) -> dict[str, Any]:
     """Load and tokenise in this process, as a run does it. Returns: seconds, memory, and what the ledger found."""
-    from finsa import composition
-    from finsa.data import table, task
-    from finsa.modeling import tokenizers
+    from finsa.config import compose
+    from finsa.data import dataset, tokenized
+    from finsa.models import tokenizers
 
     overrides = ["data=finnf_news", f"data.files={file}", f"data.cache={cache}", f"model.tokenizer={tokenizer}"]
-    cfg = composition.build(*composition.compose_values(overrides), overrides)
+    cfg = compose.build(*compose.compose_values(overrides), overrides)
     words = tokenizers.load_tokenizer(cfg.model)
     started = time.perf_counter()
-    data = table.load(cfg.data)
+    data = dataset.load(cfg.data)
     read = time.perf_counter() - started
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    job = task.build(cfg, data, words)
+    job = tokenized.build(cfg, data, words)
     started = time.perf_counter()
     tokens = sum(int(job.prompts(split).lengths.sum()) for split in data.splits)
     return {

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from finsa.config import Model
-from finsa.modeling import base
+from finsa.models import base
 
 
 def on_device(model: Model, dtype: torch.dtype) -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from finsa.launch import QUIET
+from finsa.cli import QUIET
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
@@ -34,12 +34,11 @@ from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from finsa import composition
-from finsa.config import RunConfig
-from finsa.data import table, task
-from finsa.evaluation import outcome, tables
+from finsa.config import RunConfig, compose
+from finsa.data import dataset, tokenized
+from finsa.evaluation import run_results, tables
 from finsa.inference.scoring import LabelScorer
-from finsa.modeling import base, hardware, learner, tokenizers
+from finsa.models import base, factory, hardware, tokenizers
 from finsa.training import fit
 
 TRANSFORMERS, TRL, OURS = "transformers Trainer", "trl SFTTrainer, completion only", "finsa"
@@ -75,19 +74,19 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 def composed(epochs: int) -> RunConfig:
     """The embedded default, without early stopping."""
     words = ["train.patience=null", "train.select_by=macro_f1", f"train.epochs={epochs}"]
-    return composition.build(*composition.compose_values(words), words)
+    return compose.build(*compose.compose_values(words), words)
 
 
-def arms(cfg: RunConfig, job: task.Task, rows: list[Any]) -> dict[str, Callable[[], Epochs]]:
+def arms(cfg: RunConfig, job: tokenized.Task, rows: list[Any]) -> dict[str, Callable[[], Epochs]]:
     """The arms, each a function that trains from scratch."""
     prompts = job.prompts("validation")
 
     def judge(model: Any) -> float:
         scores = LabelScorer(model, job.renderer, cfg.train.score_tokens).score(prompts)
-        return outcome.validation(job, scores)["macro_f1"]
+        return run_results.validation(job, scores)["macro_f1"]
 
     def fresh() -> Any:
-        return learner.build(cfg, base.load_base(cfg.model, cfg.seed, keep=False), job.renderer)
+        return factory.build(cfg, base.load_base(cfg.model, cfg.seed, keep=False), job.renderer)
 
     def ours(folder: str) -> Epochs:
         watch, model = Watch(judge), fresh()
@@ -169,7 +168,7 @@ def main() -> None:
     given = options.parse_args()
     cfg = composed(1 if given.quick else given.epochs)
     hardware.prepare(cfg.train)
-    job = task.build(cfg, table.load(cfg.data), tokenizers.load_tokenizer(cfg.model))
+    job = tokenized.build(cfg, dataset.load(cfg.data), tokenizers.load_tokenizer(cfg.model))
     rows = [dict(row) for row in job.training_rows(cfg)[: 160 if given.quick else None]]
     passes, found = arms(cfg, job, rows), {}
     for turn in range(1 if given.quick else given.turns):

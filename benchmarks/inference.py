@@ -38,12 +38,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from finsa import composition
+from finsa.config import compose
 from finsa.data.rows import Encoded
-from finsa.inference import graphs, runtimes
+from finsa.inference import exported_runtimes, graphs
 from finsa.inference.generation import Generator
 from finsa.inference.scoring import LabelScorer
-from finsa.modeling import base
+from finsa.models import base
 
 HEAD, TAIL, ANSWER_TOKENS = 9, 36, 5
 Arm = Callable[[], Any]  # gives scores (n, c), or None where an arm generates
@@ -60,7 +60,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     words = [f"model={'tiny' if given.quick else 'qwen05b'}", "model.weights=random"]
-    cfg = composition.build(*composition.compose_values(words), words)
+    cfg = compose.build(*compose.compose_values(words), words)
     model = base.load_base(cfg.model.model_copy(update={"dtype": "float32"}), 0, keep=False)
     renderer = stand_in(model.config.vocab_size, ends=model.config.eos_token_id)
     arms = make_arms(model, renderer, given, exported=not torch.cuda.is_available())
@@ -127,7 +127,7 @@ def make_arms(model: Any, renderer: Any, given: Any, exported: bool) -> dict[str
         with tempfile.TemporaryDirectory() as folder:
             graphs.write_onnx(model, renderer, 1.0, Path(folder), precision)
             values = {"format": "onnx", "pooled": False, "precision": precision}
-            reader = runtimes.open_reader(Path(folder), values, renderer, given.batch_tokens, given.threads)
+            reader = exported_runtimes.open_reader(Path(folder), values, renderer, given.batch_tokens, given.threads)
         arms[f"onnx {precision}{', one text at a time' if precision == 'int8' else ''}"] = lambda r=reader: r.score(
             rows
         )

@@ -12,7 +12,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from finsa import composition, provenance
+from finsa.config import compose
+from finsa.runs import provenance
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -36,7 +37,7 @@ def write(name: str, report: dict[str, Any]) -> Path:
 
 def here() -> dict[str, Any]:
     """Machine, commit and versions."""
-    told = provenance.of(composition.build(*composition.compose_values([]), []))
+    told = provenance.of(compose.build(*compose.compose_values([]), []))
     return {
         **{key: told[key] for key in ("machine", "git_commit", "git_dirty", "versions")},
         "load_average": round(os.getloadavg()[0], 2),

@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from finsa.launch import QUIET
+from finsa.cli import QUIET
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
@@ -34,10 +34,10 @@ import kept
 import torch
 from peft import LoraConfig, get_peft_model
 
-from finsa import composition
+from finsa.config import compose
 from finsa.data.rows import IGNORE
 from finsa.evaluation import tables
-from finsa.modeling import base, flops, hardware
+from finsa.models import base, flops, hardware
 from finsa.training import compiling, objective, packing
 from finsa.training.batching import Cutter, Step
 from finsa.training.collate import Collator, Packer
@@ -163,7 +163,7 @@ def case(model: Any, of: tuple[int, int, int, int], turns: int, compiled: bool) 
 def measured(name: str, cases: tuple[tuple[int, int, int, int], ...], turns: int) -> list[dict[str, Any]]:
     """All cases of a shape, printed."""
     words = [f"model={name}", "model.weights=random"]
-    cfg = composition.build(*composition.compose_values(words), words)
+    cfg = compose.build(*compose.compose_values(words), words)
     hardware.prepare(cfg.train)
     model = base.load_base(cfg.model, 0, keep=False)
     if name != "tiny":

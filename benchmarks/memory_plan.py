@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from finsa.launch import QUIET
+from finsa.cli import QUIET
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
@@ -31,11 +31,10 @@ import kept
 import torch
 from transformers import AutoTokenizer, TrainerCallback
 
-from finsa import composition
-from finsa.config import ROOT, RunConfig
+from finsa.config import ROOT, RunConfig, compose
 from finsa.data.rows import IGNORE, Row
 from finsa.evaluation import tables
-from finsa.modeling import base, hardware, learner, memory
+from finsa.models import base, factory, hardware, memory
 from finsa.training import fit
 from finsa.training.loss import labelled_loss
 
@@ -79,8 +78,8 @@ def composed(model: str, arm: str, rows: int, dtype: str) -> RunConfig:
     overrides = [f"model={'qwen05b' if model in SHAPES else model}", "model.weights=random", f"model.dtype={dtype}"]
     overrides += [*ARMS[arm], f"train.batch_size={rows}", f"train.micro_batch_size={rows}", "train.epochs=1"]
     overrides += ["train.max_steps=2", "train.patience=null"]
-    values, choices = composition.compose_values(overrides)
-    cfg = composition.build(values, choices, overrides)
+    values, choices = compose.compose_values(overrides)
+    cfg = compose.build(values, choices, overrides)
     if model not in SHAPES:
         return cfg
     section = cfg.model.model_copy(update={"name": model, "architecture": SHAPES[model]})
@@ -89,7 +88,7 @@ def composed(model: str, arm: str, rows: int, dtype: str) -> RunConfig:
 
 def estimated(cfg: RunConfig, rows: int, length: int) -> memory.Need:
     """What the plan says."""
-    model: Any = learner.on_meta(cfg, None)
+    model: Any = factory.on_meta(cfg, None)
     if cfg.train.gradient_checkpointing is True:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -149,7 +148,7 @@ def measure(
     need = estimated(cfg, rows, length)
     if loaded is None:
         loaded = base.load_base(cfg.model, 0, keep=False, quantization=cfg.method.quantization)
-    learnt = learner.build(cfg, loaded, None)
+    learnt = factory.build(cfg, loaded, None)
     ids = torch.randint(3, 5000, (2 * rows, length), generator=torch.Generator().manual_seed(0)).tolist()
     learnt_from = 0 if cfg.method.loss_on == "all" else length - ANSWER
     examples = [Row(input_ids=row, labels=[IGNORE] * learnt_from + row[learnt_from:]) for row in ids]
@@ -168,7 +167,7 @@ def measure(
                 callbacks=[peak],
             )
     finally:
-        learner.release(learnt)
+        factory.release(learnt)
     return {
         "model": model,
         "arm": arm,

@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from finsa.launch import QUIET
+from finsa.cli import QUIET
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
@@ -36,13 +36,13 @@ import torch
 from peft import LoraConfig, XLoraConfig, get_peft_model
 from torch.nn import functional
 
-from finsa import composition
-from finsa.config import MoeJointStage, RunConfig
+from finsa.config import MoeJointStage, RunConfig, compose
 from finsa.evaluation import tables
 from finsa.inference.label_tree import LabelTree
 from finsa.inference.scoring import label_log_probs
-from finsa.modeling import base, experts, hardware
-from finsa.modeling.mixture import Mixture
+from finsa.models import base, hardware
+from finsa.models.moe import experts
+from finsa.models.moe.mixture import Mixture
 from finsa.training.loss import labelled_loss
 
 RANK, ANSWER = 16, 3
@@ -86,8 +86,8 @@ def main() -> None:
 def composed(*model: str) -> RunConfig:
     """The configuration of the mixtures."""
     overrides = [*model, "model.weights=random", "stage=moe_joint"]
-    values, choices = composition.compose_values(overrides)
-    return composition.build(values, choices, overrides)
+    values, choices = compose.compose_values(overrides)
+    return compose.build(values, choices, overrides)
 
 
 def rows(number: int, tokens: int, vocabulary: int) -> dict[str, torch.Tensor]:

@@ -41,12 +41,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import kept
 from peer_arms import ARMS, CHILD, MAX_LENGTH, PEERS, Settings, command, dataset_info, settings_of
 
-from finsa import composition
-from finsa.config import ROOT, RunConfig
-from finsa.data import table, task
+from finsa.config import ROOT, RunConfig, compose
+from finsa.data import dataset, tokenized
 from finsa.errors import FinsaError
 from finsa.evaluation import metrics, statistics, tables
-from finsa.modeling import tokenizers
+from finsa.models import tokenizers
 
 VALIDATION_ROWS = 48  # finsa's; no other arm validates
 SHARED_ENVIRONMENT = {
@@ -85,7 +84,7 @@ def main() -> None:
     rows = (32, 20) if given.quick else (given.train_rows, given.test_rows)
     try:
         cfg = composed(given.model.absolute(), data, work, *rows)
-        job = task.build(cfg, table.load(cfg.data), tokenizers.load_tokenizer(cfg.model))
+        job = tokenized.build(cfg, dataset.load(cfg.data), tokenizers.load_tokenizer(cfg.model))
     except FinsaError as error:
         raise SystemExit(f"error: {error}") from error
     settings, digest = prepare(cfg, job, work / "data")
@@ -116,10 +115,10 @@ def composed(model: Path, data: Path | None, work: Path, train_rows: int, test_r
     words = ["model=smollm2_135m", f"model.path={model}", "model.dtype=float32", "method=lora_response", "data=tfns"]
     words += [f"data.max_length={MAX_LENGTH}", f"data.split.rows={counts}", f"data.cache={work / 'cache'}"]
     words += ["train.epochs=1", "train.batch_size=16", "seed=42", *([f"data.files={data}"] if data else [])]
-    return composition.build(*composition.compose_values(words), words)
+    return compose.build(*compose.compose_values(words), words)
 
 
-def prepare(cfg: RunConfig, job: task.Task, folder: Path) -> tuple[Settings, str]:
+def prepare(cfg: RunConfig, job: tokenized.Task, folder: Path) -> tuple[Settings, str]:
     """Write the settings and the rows that every arm reads: as a table for finsa, as chats for the peers.
 
     Returns:
@@ -155,7 +154,7 @@ def write_lines(file: Path, lines: Sequence[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
-def chats(cfg: RunConfig, job: task.Task, split: str) -> list[list[dict[str, str]]]:
+def chats(cfg: RunConfig, job: tokenized.Task, split: str) -> list[list[dict[str, str]]]:
     """The rows of a split as chats: the system message of the chat template, the prompt, the answer."""
     found = re.search(r"<\|im_start\|>system\n(.*?)<\|im_end\|>", job.prompt.head, re.DOTALL)
     if found is None:
@@ -186,7 +185,7 @@ def finished(file: Path, digest: str) -> bool:
 
 
 def measure(
-    name: str, job: task.Task, settings: Settings, places: tuple[Path, Path], sample: int | None
+    name: str, job: tokenized.Task, settings: Settings, places: tuple[Path, Path], sample: int | None
 ) -> dict[str, Any]:
     """Install the peer, compare its tokens with finsa's, train, answer, and read the answers.
 
@@ -299,7 +298,7 @@ def versions(python: Path, peer: str) -> dict[str, str]:
     return dict(zip(names, done.stdout.split(), strict=True))
 
 
-def compare_tokens(job: task.Task, rendered: dict[str, list[Any]]) -> dict[str, Any]:
+def compare_tokens(job: tokenized.Task, rendered: dict[str, list[Any]]) -> dict[str, Any]:
     """Count the rows whose prompt has finsa's token ids, and note what ends an answer."""
     equal = total = answers = 0
     endings = set()
@@ -354,7 +353,7 @@ def first_word(answer: str, words: Sequence[str]) -> int | None:
 RULES: dict[str, Callable[[str, Sequence[str]], int | None]] = {"exact": exact, "first_word": first_word}
 
 
-def judged(job: task.Task, answers: Sequence[str], rule: str) -> dict[str, Any]:
+def judged(job: tokenized.Task, answers: Sequence[str], rule: str) -> dict[str, Any]:
     """Macro-F1 with its 95 % bootstrap interval, and the number of answers that a rule cannot read."""
     labels = job.table.labels
     read = [RULES[rule](answer, labels.words) for answer in answers]
@@ -367,7 +366,7 @@ def judged(job: task.Task, answers: Sequence[str], rule: str) -> dict[str, Any]:
     }
 
 
-def gather(job: task.Task, settings: Settings, digest: str, work: Path) -> dict[str, Any]:
+def gather(job: tokenized.Task, settings: Settings, digest: str, work: Path) -> dict[str, Any]:
     """The report: what is held equal, and the last measurement of each arm on these rows."""
     arms, right = {}, {}
     words, gold = job.table.labels.words, job.gold("test")

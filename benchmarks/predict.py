@@ -30,8 +30,8 @@ from typing import IO, Any, NamedTuple
 import kept
 import polars as pl
 
-from finsa import runs
-from finsa.inference import answering
+from finsa.inference import predictor
+from finsa.runs import run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY = 2.0  # seconds between two looks at the memory
@@ -157,11 +157,11 @@ def main() -> None:
     parser.add_argument("--run", default="latest", help="a run folder or an export; latest: the newest below outputs/")
     parser.add_argument("--quick", action="store_true", help="2,000 rows; nothing is written")
     given = parser.parse_args()
-    run = runs.latest(str(ROOT / "outputs")) if given.run == "latest" else Path(given.run).absolute()
+    run = run_folder.latest(str(ROOT / "outputs")) if given.run == "latest" else Path(given.run).absolute()
     count = 2000 if given.quick else given.rows
     with tempfile.TemporaryDirectory() as folder:
         figures, looks = command(run, count, Path(folder), min(EVERY, count / 10_000))
-    report = {"run": answering.read(str(run)).name, **figures, "memory_mb": memory(looks, count)}
+    report = {"run": predictor.read(str(run)).name, **figures, "memory_mb": memory(looks, count)}
     print(json.dumps(report, ensure_ascii=False, indent=1))
     if not given.quick:
         kept.write("predict", report)

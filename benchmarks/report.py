@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from folders import answers, write_run
 
-from finsa import composition
+from finsa.config import compose
 from finsa.evaluation import metrics
 
 # Published confusion matrices (AIDF; rows true), of a weak and a good arm, as the truth of the simulations.
@@ -40,8 +40,8 @@ def write(folder: Path, arms: int, seeds: int, rows: int) -> None:
     for arm in range(arms):
         for seed in range(seeds):
             overrides = ["method=lora", f"train.learning_rate={0.001 * (arm + 1):.3f}", f"seed={seed}"]
-            values, choices = composition.compose_values(overrides)
-            cfg = composition.build(values, choices, overrides)
+            values, choices = compose.compose_values(overrides)
+            cfg = compose.build(values, choices, overrides)
             write_run(folder / f"{arm}_{seed}", cfg, gold, answers(gold, 0.5 + 0.4 * arm / arms, seed + 100 * arm))
 
 

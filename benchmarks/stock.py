@@ -21,7 +21,7 @@ from trl import SFTConfig, SFTTrainer
 
 from finsa.config import RunConfig
 from finsa.data.rows import IGNORE, Row
-from finsa.modeling import adapters, hardware
+from finsa.models import adapters, hardware
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]

@@ -31,7 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from finsa.launch import QUIET
+from finsa.cli import QUIET
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
@@ -40,11 +40,10 @@ import kept
 import stock
 import torch
 
-from finsa import composition
-from finsa.config import RunConfig
+from finsa.config import RunConfig, compose
 from finsa.data.rows import IGNORE, Row
 from finsa.evaluation import tables
-from finsa.modeling import base, flops, hardware, tokenizers
+from finsa.models import base, flops, hardware, tokenizers
 from finsa.training import fit
 from finsa.training.loss import labelled_loss
 
@@ -111,8 +110,8 @@ def composed(model: str, batch: int) -> RunConfig:
         "train.log_every=100",
     ]
     overrides += ["train.warmup=0.0", "train.schedule=constant", "train.learning_rate=1e-4", "train.patience=null"]
-    values, choices = composition.compose_values(overrides)
-    return composition.build(values, choices, overrides)
+    values, choices = compose.compose_values(overrides)
+    return compose.build(values, choices, overrides)
 
 
 def examples(n: int, vocabulary: int, prefix: int = 0) -> list[Row]:

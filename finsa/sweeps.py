@@ -15,10 +15,10 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 
-from finsa import composition, runs, tracking
-from finsa.config import ReportStage, RunConfig, Tracking
+from finsa.config import ReportStage, RunConfig, Tracking, compose
 from finsa.errors import FinsaError
-from finsa.runs import JOB, Result, RunFolder
+from finsa.runs import run_folder, trackers
+from finsa.runs.run_folder import JOB, Result, RunFolder
 
 _folder: list[Path] = []  # of the sweep that this process started
 
@@ -75,7 +75,7 @@ def failed(cfg: RunConfig, error: str) -> None:
 
 def earlier(cfg: RunConfig, data_fingerprint: str | None) -> Result | None:
     """The result of this very job where it was finished before, by this sweep's command or another one's."""
-    path = None if cfg.fresh else runs.finished(cfg, data_fingerprint)
+    path = None if cfg.fresh else run_folder.finished(cfg, data_fingerprint)
     if path is None:
         return None
     metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
@@ -178,7 +178,7 @@ def _compare(folder: Path, jobs: dict[str, Job], scored: dict[str, Any], failure
         tables.show_comparison(scored, title)
         print(f"no report: {error}", file=sys.stderr)
         return
-    tracking.log_report(next(iter(jobs.values())).tracking, folder)
+    trackers.log_report(next(iter(jobs.values())).tracking, folder)
 
 
 def _report_config(folder: Path, published: set[str | None]) -> RunConfig:
@@ -186,5 +186,5 @@ def _report_config(folder: Path, published: set[str | None]) -> RunConfig:
     overrides = ["stage=report", f"runs='{folder}'"]
     if len(published) == 1 and None not in published:
         overrides.append(f"published={published.copy().pop()}")
-    values, choices = composition.compose_values(overrides)
-    return composition.build(values, choices, overrides)
+    values, choices = compose.compose_values(overrides)
+    return compose.build(values, choices, overrides)

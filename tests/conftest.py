@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from finsa import composition
-from finsa.config import ROOT, RunConfig
-from finsa.launch import QUIET
+from finsa.cli import QUIET
+from finsa.config import ROOT, RunConfig, compose
 
 for _name, _value in {**QUIET, "HF_HUB_OFFLINE": "1"}.items():
     os.environ.setdefault(_name, _value)
@@ -89,8 +88,8 @@ def config() -> Callable[..., RunConfig]:
 
 @cache
 def _config(*overrides: str) -> RunConfig:
-    values, choices = composition.compose_values(overrides)
-    return composition.build(values, choices, overrides)
+    values, choices = compose.compose_values(overrides)
+    return compose.build(values, choices, overrides)
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from finsa import provenance
 from finsa.config import RunConfig
 from finsa.evaluation import metrics
-from finsa.runs import RunFolder
+from finsa.runs import provenance
+from finsa.runs.run_folder import RunFolder
 
 LABELS = ("利空", "中性", "利好")
 
@@ -88,7 +88,7 @@ def _train(path: Path, rng: Any) -> dict[str, Any]:
 
 @cache
 def _provenance() -> tuple[tuple[str, Any], ...]:
-    from finsa import composition
+    from finsa.config import compose
 
-    values, choices = composition.compose_values([])
-    return tuple(provenance.of(composition.build(values, choices, [])).items())
+    values, choices = compose.compose_values([])
+    return tuple(provenance.of(compose.build(values, choices, [])).items())

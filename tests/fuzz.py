@@ -17,11 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from finsa import composition, launch
-from finsa.config import RunConfig
-from finsa.data import streams, table
+from finsa import cli
+from finsa.config import RunConfig, compose
+from finsa.data import dataset
 from finsa.data.reading import Reading
 from finsa.errors import FinsaError
+from finsa.inference import row_streams
 
 ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet", "arrow", "xlsx", "txt")
 SEEDS = (
@@ -39,8 +40,8 @@ _base: list[RunConfig] = []
 def _cfg() -> RunConfig:
     if not _base:
         words = ["data=table", "data.files=somewhere"]
-        values, choices = composition.compose_values(words)
-        _base.append(composition.build(values, choices, words))
+        values, choices = compose.compose_values(words)
+        _base.append(compose.build(values, choices, words))
     return _base[0]
 
 
@@ -50,7 +51,7 @@ def read_table(content: bytes) -> None:
         file = Path(folder) / f"rows.{ENDINGS[content[0] % len(ENDINGS) if content else 0]}"
         file.write_bytes(content[1:])
         data = _cfg().data.model_copy(update={"files": str(file), "cache": None, "on_unknown_label": "drop"})
-        table.load(data)
+        dataset.load(data)
 
 
 def read_stream(content: bytes) -> None:
@@ -59,7 +60,7 @@ def read_stream(content: bytes) -> None:
         ending = ("csv", "tsv", "jsonl", "txt", "parquet")[content[0] % 5 if content else 0]
         file = Path(folder) / f"rows.{ending}"
         file.write_bytes(content[1:])
-        for item in streams.open_stream(str(file), streams.format_of(str(file), None), Reading("text")).items:
+        for item in row_streams.open_stream(str(file), row_streams.format_of(str(file), None), Reading("text")).items:
             Reading("text").text_of(item.values)
 
 
@@ -68,7 +69,7 @@ def give_words(content: bytes) -> None:
     words = content.decode("utf-8", "replace").replace("\x00", "").split("\n")
     kept = [word for word in words[:4] if not word.startswith("-")]
     with contextlib.redirect_stderr(io.StringIO()) as said:
-        code = launch.guard(lambda: None, ["run.py", *kept])
+        code = cli.guard(lambda: None, ["run.py", *kept])
     if code not in (0, 2) or "Traceback" in said.getvalue():
         raise AssertionError((kept, code, said.getvalue()))
     if code == 2:
@@ -79,7 +80,7 @@ def write_prompt(content: bytes) -> None:
     """A template of a prompt, as a configuration holds it."""
     values, choices = _cfg().model_dump(mode="json"), {}
     values["data"]["prompt"] = content.decode("utf-8", "replace")
-    composition.build(values, choices, [])
+    compose.build(values, choices, [])
 
 
 TARGETS: tuple[Callable[[bytes], None], ...] = (read_table, read_stream, give_words, write_prompt)

@@ -7,6 +7,6 @@ from trl import SFTTrainer
 
 import finsa.cli
 from finsa.baselines import neural, tfidf
-from finsa.evaluation import figures, outcome, report
-from finsa.inference import answering
+from finsa.evaluation import figures, report, run_results
+from finsa.inference import predictor
 from finsa.stages import chain, check, evaluate, moe_joint, predict, search, train

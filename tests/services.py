@@ -17,7 +17,7 @@ import numpy as np
 from finsa.config import ServeStage
 from finsa.serving import application, server
 from finsa.serving.batching import Answerer, Batcher
-from finsa.serving.measures import Measures
+from finsa.serving.metrics import Measures
 
 LABELS = ("利空", "中性", "利好")
 SERVED: dict[str, Any] = {

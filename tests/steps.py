@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import small, write_experts
+from base_models import small, write_experts
 from transformers import TrainerCallback
 
-from finsa import composition
-from finsa.config import Adapter, Loss, MoeJointStage
+from finsa.config import Adapter, Loss, MoeJointStage, compose
 from finsa.data.rows import IGNORE, Row
 from finsa.inference.label_tree import LabelTree
-from finsa.modeling import adapters, experts
-from finsa.modeling.classifier import Classifier
-from finsa.modeling.mixture import Mixture
+from finsa.models import adapters
+from finsa.models.classifier import Classifier
+from finsa.models.moe import experts
+from finsa.models.moe.mixture import Mixture
 from finsa.training import fit
 from finsa.training.objective import Objective, answered, choice, classified, joint, tokens
 
@@ -74,10 +74,10 @@ def objective(kind: str, model: Any = None) -> Objective:
 def learner(kind: str) -> torch.nn.Module:
     """A small model with an adapter whose B is not zero, so that A has a gradient too."""
     overrides = ["model.weights=random"]
-    values, choices = composition.compose_values(overrides)
+    values, choices = compose.compose_values(overrides)
     if kind == MIXTURE:
         return mixture()
-    model = adapters.attach(small(), composition.build(values, choices, overrides).model, LORA, seed=0)
+    model = adapters.attach(small(), compose.build(values, choices, overrides).model, LORA, seed=0)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -89,8 +89,8 @@ def learner(kind: str) -> torch.nn.Module:
 def mixture() -> Mixture:
     """A mixture of two experts whose router drops nothing out."""
     overrides = ["stage=moe_joint", "stage.router.dropout=0.0"]
-    values, choices = composition.compose_values(overrides)
-    stage = composition.build(values, choices, overrides).stage
+    values, choices = compose.compose_values(overrides)
+    stage = compose.build(values, choices, overrides).stage
     assert isinstance(stage, MoeJointStage)
     with tempfile.TemporaryDirectory() as folder:
         model = Mixture(small(), experts.read(write_experts(Path(folder), number=2)), stage, None, 0.0, seed=0)
@@ -106,7 +106,7 @@ def step(kind: str, micro: int, tokenizer: Any, *further: str) -> tuple[dict[str
     """
     overrides = ["train.batch_size=8", f"train.micro_batch_size={micro}", "train.max_steps=1", "train.patience=null"]
     overrides += ["train.log_every=1", "train.max_grad_norm=1e9", "train.warmup=0", *further]
-    values, choices = composition.compose_values(overrides)
+    values, choices = compose.compose_values(overrides)
     seen, losses = Gradients(), []
     model = learner(kind)
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +115,7 @@ def step(kind: str, micro: int, tokenizer: Any, *further: str) -> tuple[dict[str
             tokenizer=tokenizer,
             rows=rows(kind),
             validate=lambda _: {"loss": 1.0, "macro_f1": 0.5},
-            train=composition.build(values, choices, overrides).train,
+            train=compose.build(values, choices, overrides).train,
             seed=3,
             folder=Path(folder),
             record=lambda _, values: losses.append(values["loss"]) if "loss" in values else None,

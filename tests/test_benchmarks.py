@@ -14,10 +14,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from benchmarks import bench
-from finsa import composition
-from finsa.config import ROOT
-from finsa.data import table, task
-from finsa.modeling import tokenizers
+from finsa.config import ROOT, compose
+from finsa.data import dataset, tokenized
+from finsa.models import tokenizers
 
 
 def test_the_training_benchmark_compares_equal_arms() -> None:
@@ -125,7 +124,7 @@ def test_every_peer_is_given_the_settings_of_finsa(peers: Any, tmp_path: Path) -
     lora = trainers.lora(vars(settings))
     assert (lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules) == (8, 16, 0.1, {"q_proj", "v_proj"})
     words = arms.finsa(settings, tmp_path, {}, True)
-    ours = composition.build(*composition.compose_values(words), words)
+    ours = compose.build(*compose.compose_values(words), words)
     changed = {"warmup": 4, "threads": 1}
     assert ours.train == cfg.train.model_copy(update=changed)
     assert ours.method.adapter == cfg.method.adapter.model_copy(update={"targets": ("q_proj", "v_proj")})
@@ -151,7 +150,7 @@ def test_prompts_of_peers_are_compared_token_by_token(peers: Any, tmp_path: Path
         rows = [{"text": f"$A{n} {split} plan: 收益 +5%…", "label": label} for n, label in enumerate(labels)]
         peers.write_lines(tmp_path / "rows" / f"{split}.jsonl", rows)
     cfg = peers.composed(tmp_path / "model", tmp_path / "rows", tmp_path, 30, 12)
-    job = task.build(cfg, table.load(cfg.data), tokenizers.load_tokenizer(cfg.model))
+    job = tokenized.build(cfg, dataset.load(cfg.data), tokenizers.load_tokenizer(cfg.model))
     settings, _ = peers.prepare(cfg, job, tmp_path / "data")
     chats = {split: json.loads((tmp_path / "data" / f"{split}.json").read_text()) for split in ("train", "test")}
     assert chats["test"][0][0] == {"role": "system", "content": "You help."}

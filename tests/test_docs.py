@@ -20,8 +20,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from finsa import arguments, composition, config
-from finsa.config import ROOT
+from finsa import config
+from finsa.config import ROOT, command_line, compose
 
 TITLED = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 EXTEND = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
@@ -50,8 +50,8 @@ def my_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "my_forum.csv").write_text(f"post,mood\n{rows}", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    composition.added.clear()
-    composition.choices_of.cache_clear()
+    compose.added.clear()
+    compose.choices_of.cache_clear()
 
 
 def _commands(text: str) -> list[list[str]]:
@@ -64,9 +64,11 @@ def test_every_command_with_the_shown_files_passes_the_check(my_conf: Path) -> N
     commands = _commands(EXTEND)
     assert len(commands) == 9
     for words in commands:
-        rest = arguments.own_folder(["--config-dir", *words[1:]] if words[0] != "my_conf" else ["--config-dir", *words])
-        expanded = arguments.expand(rest)
-        arguments.check([word for word in expanded if not word.startswith("-")])
+        rest = command_line.own_folder(
+            ["--config-dir", *words[1:]] if words[0] != "my_conf" else ["--config-dir", *words]
+        )
+        expanded = command_line.expand(rest)
+        command_line.check([word for word in expanded if not word.startswith("-")])
 
 
 def test_shown_data_set_is_planned_by_the_real_command(my_conf: Path) -> None:
@@ -93,8 +95,12 @@ def test_shown_stage_runs(tmp_path: Path) -> None:
         (tmp_path / "data" / name).symlink_to(ROOT / "data" / name)
     shutil.copy(ROOT / "run.py", tmp_path)
     pieces = [(name, text) for name, text in TITLED.findall(EXTEND) if not name.startswith("my_conf/")]
-    assert [name for name, _ in pieces] == ["finsa/config.py", "conf/stage/count.yaml", "finsa/stages/count.py"]
-    types = tmp_path / "finsa" / "config.py"
+    assert [name for name, _ in pieces] == [
+        "finsa/config/__init__.py",
+        "conf/stage/count.yaml",
+        "finsa/stages/count.py",
+    ]
+    types = tmp_path / "finsa" / "config" / "__init__.py"
     written = types.read_text(encoding="utf-8").replace(
         "Stage = Annotated[\n", pieces[0][1] + "\n\nStage = Annotated[\n"
     )
@@ -133,7 +139,7 @@ def test_reference_has_every_key_with_a_type_and_a_meaning() -> None:
 
 
 def test_reference_tells_the_defaults_that_a_command_gets() -> None:
-    values = composition.compose_values([])[0]
+    values = compose.compose_values([])[0]
     told = {key.path: key.default for _, section in list(_hooks().sections())[:6] for key in section}
     for path in ("seed", "model.dtype", "method.adapter.rank", "data.max_length", "train.epochs", "tracking.mode"):
         value: Any = values
@@ -171,4 +177,4 @@ def test_pages_hold_what_is_made(site: Path) -> None:
     choices = (site / "choices.html").read_text(encoding="utf-8")
     assert "<code>train.learning_rate</code>" in reference
     assert "made: reference" not in reference
-    assert all(f"<code>{name}</code>" in choices for name in composition.choices_of("method"))
+    assert all(f"<code>{name}</code>" in choices for name in compose.choices_of("method"))

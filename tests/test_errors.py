@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from finsa.errors import ConfigError, DataError, FinsaError, ModelError, Problem, RunError, nearest, suggest
+from finsa.errors import (
+    ConfigError,
+    DataError,
+    FinsaError,
+    ModelError,
+    Problem,
+    RunError,
+    nearest,
+    suggest,
+)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finsa import arguments, composition
-from finsa.config import ROOT
+from finsa.config import ROOT, command_line, compose
 from finsa.errors import ConfigError
 
 READMES = ("README.md", "README_zh.md")
@@ -129,7 +128,7 @@ CHECKED = [tuple(_overrides(command)) for command in ALL_COMMANDS if not _uses_s
 
 @pytest.mark.parametrize("words", sorted(set(CHECKED)), ids=" ".join)
 def test_command_passes_the_check(words: tuple[str, ...]) -> None:
-    arguments.check(words)
+    command_line.check(words)
 
 
 @pytest.mark.parametrize("document", COMMANDS)
@@ -147,21 +146,21 @@ def test_files_that_contributing_shows_compose(tmp_path: Path) -> None:
         group = re.findall(rf"(\w+)={name}", command)[0]
         (tmp_path / name / group).mkdir(parents=True)
         (tmp_path / name / group / f"{name}.yaml").write_text(content, encoding="utf-8")
-        composition.add_folder(tmp_path / name)
-        arguments.check(_overrides(command))
+        compose.add_folder(tmp_path / name)
+        command_line.check(_overrides(command))
         checked.append(name)
-    composition.added.clear()
-    composition.choices_of.cache_clear()
+    compose.added.clear()
+    compose.choices_of.cache_clear()
     assert checked == ["my_forum", "lora_wide"]
 
 
 def test_a_wrong_command_would_be_found() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'lora'"):
-        arguments.check(_overrides("python run.py -m stage=evaluate run=<folder or file> --cfg job method=lara"))
+        command_line.check(_overrides("python run.py -m stage=evaluate run=<folder or file> --cfg job method=lara"))
     with pytest.raises(ConfigError, match="Did you mean 'lora'"):
-        arguments.check(_overrides("torchrun --nproc-per-node 2 run.py method=lara  # on two processors"))
+        command_line.check(_overrides("torchrun --nproc-per-node 2 run.py method=lara  # on two processors"))
     with pytest.raises(ConfigError, match="利好,: is not of the form key=value"):
-        arguments.check(_overrides("python run.py data.labels={positive: 利好, negative: 利空}"))
+        command_line.check(_overrides("python run.py data.labels={positive: 利好, negative: 利空}"))
 
 
 @pytest.mark.parametrize("document", COMMANDS)
@@ -187,7 +186,7 @@ def test_relative_links_exist(document: str) -> None:
 @pytest.mark.parametrize("page", CHOICES)
 @pytest.mark.parametrize("group", ["model", "method", "data", "stage", "train", "tracking", "experiment"])
 def test_every_choice_is_named(page: str, group: str) -> None:
-    choices = composition.choices_of(group)
+    choices = compose.choices_of(group)
     assert choices
     assert [name for name in choices if f"`{name}`" not in _read(page)] == []
 

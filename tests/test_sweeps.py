@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from finsa.config import ROOT, RunConfig
 from finsa.data.rows import Renderer
-from finsa.modeling import base
+from finsa.models import base
 from finsa.stages import train
 
 METHODS = ["zero_shot", "lora", "lora_downsample", "lora_response", "lora_response_downsample"]

@@ -72,9 +72,9 @@ def of_instructions(config: Callable[..., RunConfig], base: Path) -> tuple[Path,
         "labels: [多, 空, 平]\nprompt: '{text}：'\n",
         encoding="utf-8",
     )
-    from finsa import composition
+    from finsa.config import compose
 
-    with composition.folder_added(base / "conf"):
+    with compose.folder_added(base / "conf"):
         cfg = config("data=both", "method=lora_response", *SHORT[1:], "train.max_steps=2", f"output_dir={base / 'out'}")
     done = train.run(cfg)
     assert done.run_dir is not None

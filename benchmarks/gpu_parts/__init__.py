@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from gpu import row
 
-from finsa.modeling import hardware
+from finsa.models import hardware
 from gpu_parts.common import GPUError, Part, Setting, configured, reason, release
 from gpu_parts.equalities import attention, correctness, precision
 from gpu_parts.needs import glm9b, memory

@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from finsa.launch import QUIET
+from finsa.cli import QUIET
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
@@ -30,10 +30,9 @@ import torch
 from gpu import row
 from torch.nn import functional
 
-from finsa import composition
-from finsa.config import RunConfig
+from finsa.config import RunConfig, compose
 from finsa.data.rows import IGNORE
-from finsa.modeling import hardware
+from finsa.models import hardware
 from finsa.training import objective
 
 Rows = list[dict[str, Any]]
@@ -93,7 +92,7 @@ def need_gpu(at: Setting) -> None:
 def configured(*words: str) -> RunConfig:
     """A configuration with random weights."""
     given = [*words, "model.weights=random"]
-    return composition.build(*composition.compose_values(given), given)
+    return compose.build(*compose.compose_values(given), given)
 
 
 def made_rows(number: int, shortest: int, longest: int, prefix: int = 0) -> Rows:

@@ -21,7 +21,7 @@ from torch.nn import functional
 from finsa.config import MoeJointStage, RunConfig
 from finsa.inference.generation import Generator
 from finsa.inference.scoring import LabelScorer
-from finsa.modeling import base, learner, lines, masks, quantization
+from finsa.models import base, factory, masks, packed_attention, quantization
 from finsa.training import objective
 from finsa.training.collate import Collator, Packer
 from finsa.training.loss import labelled_loss
@@ -68,7 +68,7 @@ def correctness(at: Setting) -> Iterator[Part]:
 def _pair(at: Setting) -> tuple[Any, Any]:
     """The same model with an adapter in float32: on the CPU and on the device."""
     cfg = configured(f"model={at.model}", "model.dtype=float32", "method=lora_response", OFF)
-    reference = learner.build(cfg, base.load_base(cfg.model, 0, keep=False).cpu(), None)
+    reference = factory.build(cfg, base.load_base(cfg.model, 0, keep=False).cpu(), None)
     wake(reference)
     return reference.train(), copy.deepcopy(reference).to(at.device)
 
@@ -142,7 +142,7 @@ KINDS = {
 def _kind(at: Setting, name: str, words: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     cfg = configured("model=tiny", "model.dtype=float32", *words)
     renderer = stand_in(PHRASES[:3])
-    reference = learner.build(cfg, base.load_base(cfg.model, 0, keep=False).cpu(), renderer).cpu()
+    reference = factory.build(cfg, base.load_base(cfg.model, 0, keep=False).cpu(), renderer).cpu()
     wake(reference)
     model, goal = copy.deepcopy(reference).to(at.device), objective.of(cfg.method, renderer, (5, 3, 2))
     yield from _batch_against_rows(name, goal, reference, model, Collator(0, goal.suffix), made_rows(6, 12, 30))
@@ -159,8 +159,8 @@ def _batch_against_rows(
 def _mixture(at: Setting) -> Iterator[dict[str, Any]]:
     from peft import LoraConfig, get_peft_model
 
-    from finsa.modeling import experts
-    from finsa.modeling.mixture import Mixture
+    from finsa.models.moe import experts
+    from finsa.models.moe.mixture import Mixture
 
     cfg = configured("model=tiny", "model.dtype=float32", "stage=moe_joint", "stage.router.dropout=0.0")
     assert isinstance(cfg.stage, MoeJointStage)
@@ -196,7 +196,7 @@ def precision(at: Setting) -> Iterator[Part]:
     import drawn
 
     exact = drawn.on_device(cfg.model, torch.float32)
-    model = learner.build(cfg, copy.deepcopy(exact), None).train()
+    model = factory.build(cfg, copy.deepcopy(exact), None).train()
     wake(model)
     adapter = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     wanted = _measured(at, model)
@@ -229,7 +229,7 @@ def _stored(exact: Any, name: str) -> Any:
 
 def _adapted(cfg: RunConfig, stored: Any, adapter: dict[str, torch.Tensor]) -> Any:
     """A base with the adapter whose values are given."""
-    model = learner.build(cfg, stored, None).train()
+    model = factory.build(cfg, stored, None).train()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -275,13 +275,14 @@ def attention(at: Setting) -> Iterator[Part]:
     """Kernels of attention and ways to put rows together: equal loss, and milliseconds forward and backward.
 
     Held equal: weights, LoRA on query and value, rows of very different lengths. "row by row" is what a CPU does with a
-    line (finsa/modeling/lines.py), "varlen" torch's kernel for sequences of any length; finsa takes neither on a GPU.
+    line (finsa/models/packed_attention.py), "varlen" torch's kernel for sequences of any length; finsa takes neither on
+    a GPU.
     """
     import drawn
 
     for dtype in ("float32",) if at.small else ("float32", "bfloat16"):
         cfg = configured(f"model={at.model}", f"model.dtype={dtype}", "method=lora_response", OFF)
-        model = learner.build(cfg, drawn.on_device(cfg.model, getattr(torch, dtype)), None).train()
+        model = factory.build(cfg, drawn.on_device(cfg.model, getattr(torch, dtype)), None).train()
         wake(model)
         rows = tokens_only(made_rows(6, 12, 40) if at.small else made_rows(16, 28, 224))
         known: dict[str, float] = {}
@@ -332,7 +333,7 @@ def _attended(
         if kernel not in ("row by row", "varlen"):
             return goal.total(model, batch) / count
         given = {"read": batch["read"], "position_ids": batch["position_ids"]}
-        apart = lines.apart if kernel == "row by row" else varlen
+        apart = packed_attention.apart if kernel == "row by row" else varlen
         with apart(model, batch["lengths"], batch["input_ids"].shape[1]):
             return labelled_loss(model, batch["input_ids"], batch["labels"], **given) / count
 

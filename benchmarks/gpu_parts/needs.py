@@ -14,8 +14,8 @@ from gpu import row
 from finsa.config import RunConfig
 from finsa.inference.label_tree import LabelTree
 from finsa.inference.scoring import LabelScorer, label_log_probs
-from finsa.modeling import base, hardware, learner, quantization
-from finsa.modeling import memory as plan
+from finsa.models import base, factory, hardware, quantization
+from finsa.models import memory as plan
 from finsa.training import objective
 from finsa.training.collate import Collator
 from gpu_parts.common import (
@@ -106,14 +106,14 @@ def _glm_scores(at: Setting, model: Any, name: str, scores: dict[str, Any]) -> I
 
 def _glm_step(at: Setting, cfg: RunConfig, stored: Any) -> Iterator[dict[str, Any]]:
     """A step in one batch and in two: the same loss, and gradients that are there and finite."""
-    model = learner.build(cfg, stored, None).train()
+    model = factory.build(cfg, stored, None).train()
     try:
         wake(model)
         rows, goal = tokens_only(made_rows(4, 12, 40 if at.small else 200)), objective.tokens()
         whole = step(goal, model, [Collator(0)(rows)])
         parts = step(goal, model, [Collator(0)(rows[:2]), Collator(0)(rows[2:])])
     finally:
-        learner.release(model)
+        factory.release(model)
     off, limit = abs(whole[0] - parts[0]) / whole[0], 1e-4 if at.small else 2e-2
     norm = float(torch.stack([one.norm() for one in whole[1].values()]).norm())
     ok = off <= limit and np.isfinite(norm) and norm > 0
@@ -171,7 +171,7 @@ def _planned_scoring(at: Setting) -> Iterator[dict[str, Any]]:
 
     cfg, tree = configured("model=qwen05b", "model.dtype=bfloat16", "method=zero_shot"), LabelTree.of(WORDS)
     ids, lengths = torch.zeros(64, TOKENS, dtype=torch.long), torch.full((64,), TOKENS)
-    shapes = learner.on_meta(cfg, None)
+    shapes = factory.on_meta(cfg, None)
     planned = plan.scoring(
         cfg, shapes, lambda: label_log_probs(shapes, ids.to("meta"), lengths.to("meta"), tree), optimiser=False
     ).total()

@@ -15,7 +15,7 @@ import torch
 from gpu import row
 
 from finsa.config import RunConfig
-from finsa.modeling import base, hardware, learner
+from finsa.models import base, factory, hardware
 from finsa.training import compiling, objective
 from finsa.training.collate import Collator
 from gpu_parts.common import (
@@ -105,7 +105,7 @@ def training(at: Setting) -> Iterator[Part]:
 def _training_parts(at: Setting) -> tuple[RunConfig, Any, Any, Any]:
     import training_step
 
-    from finsa.modeling import tokenizers
+    from finsa.models import tokenizers
 
     cfg = training_step.composed(at.model, 4 if at.small else 16)
     vocabulary = base.architecture(cfg.model).vocab_size
@@ -214,7 +214,7 @@ def _compiled(at: Setting, dtype: str) -> Iterator[dict[str, Any]]:
     import drawn
 
     cfg = configured(f"model={at.model}", f"model.dtype={dtype}", "method=lora_response", OFF)
-    model = learner.build(cfg, drawn.on_device(cfg.model, getattr(torch, dtype)), None).train()
+    model = factory.build(cfg, drawn.on_device(cfg.model, getattr(torch, dtype)), None).train()
     wake(model)
     rows, goal = tokens_only(made_rows(16, 28, 224)), objective.tokens()
     batches = [moved(Collator(0)(part), at.device) for part in (rows, rows[:8])]  # two shapes: one form serves both

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from finsa import config
 from finsa.config import RunConfig
 from finsa.data.rows import LEAST
-from finsa.data.task import Labelled
+from finsa.data.tokenized import Labelled
 from finsa.errors import DataError, ModelError
-from finsa.progress import Moved, ignored
+from finsa.runs.progress import Moved, ignored
 
 FloatArray = NDArray[np.float64]
 Texts = Sequence[str]

@@ -16,11 +16,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from finsa import config, hub
-from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts, loop
+from finsa import config
+from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts, training_loop
 from finsa.config import RunConfig, locate
+from finsa.data import hub
 from finsa.errors import ConfigError, ModelError, Problem, suggest
-from finsa.progress import Moved, ignored
+from finsa.runs.progress import Moved, ignored
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -54,7 +55,7 @@ class Encoder:
             self.start(texts)
         run = (self.section, self.cfg.seed, self.cfg.train)
         rows, held_rows = self._encode(texts), self._encode(held)
-        return loop.fit(self.network, rows, labels, held_rows, judge, record, *run)
+        return training_loop.fit(self.network, rows, labels, held_rows, judge, record, *run)
 
     def start(self, texts: Texts) -> None:
         """Load the encoder and its tokenizer, or build both."""
@@ -97,7 +98,7 @@ class Encoder:
 
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities: (n, c)."""
-        return loop.score(self.network, self._encode(texts), self.cfg.train.score_tokens, moved)
+        return training_loop.score(self.network, self._encode(texts), self.cfg.train.score_tokens, moved)
 
     def cut(self, texts: Texts) -> int:
         """How many texts have more tokens than are read."""
@@ -106,7 +107,7 @@ class Encoder:
 
     def plan(self, texts: Texts) -> dict[str, object]:
         """Shapes are built without memory; nothing is loaded but the encoder's own configuration."""
-        steps = loop.steps_of(self.section, len(texts), self.cfg.train.max_steps)
+        steps = training_loop.steps_of(self.section, len(texts), self.cfg.train.max_steps)
         named = source_of(self.section)[0] if self.section.weights == "pretrained" else "random weights"
         return {
             "encoder": named,

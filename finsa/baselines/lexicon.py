@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from finsa import config, files
+from finsa import config
 from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts
 from finsa.errors import ConfigError, DataError, ModelError, Problem
-from finsa.progress import Moved, ignored
+from finsa.runs import files
+from finsa.runs.progress import Moved, ignored
 
 FILE = "lexicon.json"
 SIGNS = ("negative", "neutral", "positive")

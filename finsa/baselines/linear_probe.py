@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from finsa import config, hub
+from finsa import config
 from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts, encoder, linear
 from finsa.config import RunConfig
+from finsa.data import hub
 from finsa.errors import ModelError
-from finsa.inference.scoring import batches, padded
-from finsa.modeling import base
-from finsa.progress import Moved, ignored
+from finsa.models import base
+from finsa.models.batches import batches, padded
+from finsa.runs.progress import Moved, ignored
 
 NUMBERS = "weights.npz"
 PROBE = "利润同比增长 profit rose by 12 %"  # its embedding tells whether a run's encoder is the one it was trained with

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from finsa.baselines import NEVER, Classes, Fitted, FloatArray, Judge, Record, Texts
-from finsa.progress import Moved, ignored
+from finsa.runs.progress import Moved, ignored
 
 FILE = "shares.json"
 

@@ -19,10 +19,10 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from finsa import config
-from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts, loop
+from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts, training_loop
 from finsa.config import RunConfig
-from finsa.modeling import tokenizers
-from finsa.progress import Moved, ignored
+from finsa.models import tokenizers
+from finsa.runs.progress import Moved, ignored
 
 UNITS, WEIGHTS = "units.json", "model.safetensors"
 UNKNOWN, KNOWN = 1, 2  # ids: 0 pads, 1 is any rare unit, known ones follow
@@ -53,7 +53,7 @@ class FromScratch:
         self._number(units)
         rows = [self._ids(text) for text in units]
         run = (self.section, self.cfg.seed, self.cfg.train)
-        return loop.fit(self.network, rows, labels, self._encode(held), judge, record, *run)
+        return training_loop.fit(self.network, rows, labels, self._encode(held), judge, record, *run)
 
     def _number(self, units: Sequence[Sequence[str]]) -> None:
         """Number the units that are frequent enough, and build the network for as many."""
@@ -83,7 +83,7 @@ class FromScratch:
 
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities: (n, c)."""
-        return loop.score(self.network, self._encode(texts), self.cfg.train.score_tokens, moved)
+        return training_loop.score(self.network, self._encode(texts), self.cfg.train.score_tokens, moved)
 
     def cut(self, texts: Texts) -> int:
         """How many texts have more units than are read."""
@@ -92,7 +92,7 @@ class FromScratch:
     def plan(self, texts: Texts) -> dict[str, object]:
         """Units are counted and the network is built; nothing is trained."""
         self._number([self._units(text) for text in texts])
-        steps = loop.steps_of(self.section, len(texts), self.cfg.train.max_steps)
+        steps = training_loop.steps_of(self.section, len(texts), self.cfg.train.max_steps)
         return {
             "units": f"{len(self.numbers):,} ({self.section.units}), each in {self.section.min_rows} rows or more",
             "texts cut": f"{self.cut(texts):,} of the training rows, at {self.cfg.data.max_length} units",

@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from finsa import config
 from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts, linear
 from finsa.errors import DataError
-from finsa.progress import Moved, ignored
+from finsa.runs.progress import Moved, ignored
 
 NGRAMS, NUMBERS = "ngrams.json", "weights.npz"
 

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import polars as pl
 
-from finsa import files, locks
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import Ledger
 from finsa.errors import DataError
+from finsa.runs import files, locks
+from finsa.synthetic import generator
 
 if TYPE_CHECKING:
-    from finsa.data.table import Table
+    from finsa.data.dataset import Table
 
 T = TypeVar("T")
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -42,15 +43,17 @@ UNREADABLE = (
 )
 
 
-def code(folder: Path) -> str:
+def code(*folders: Path) -> str:
     """Hash of the source code that turns files into rows and tokens, and of the libraries that do the work."""
     digest = hashlib.sha256(" ".join(map(version, ("polars", "tokenizers", "scikit-learn", "numpy"))).encode())
-    for file in sorted(folder.glob("*.py")):
+    for file in (file for folder in folders for file in sorted(folder.glob("*.py"))):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
 
-CODE = code(Path(__file__).parent)  # when it is loaded: a file edited later is not the code that runs
+CODE = code(
+    Path(__file__).parent, Path(generator.__file__).parent
+)  # when it is loaded: a file edited later is not the code that runs
 
 
 def key(*parts: object) -> str:
@@ -209,8 +212,8 @@ def _write_table(table: Table, place: Path) -> None:
 
 
 def _read_table(place: Path) -> Table:
+    from finsa.data.dataset import Table
     from finsa.data.splits import SPLITS
-    from finsa.data.table import Table
 
     facts = json.loads((place / "table.json").read_text(encoding="utf-8"))
     ledger = Ledger(**facts["ledger"])

@@ -12,12 +12,13 @@ from typing import Any
 import polars as pl
 
 from finsa.config import Corpus, Data
-from finsa.data import discovery, readers, roles, synthetic, table
+from finsa.data import dataset, discovery, readers
 from finsa.data.cleaning import OPEN, folded, mark
 from finsa.data.ledger import USED, Ledger
 from finsa.data.readers import FATE
 from finsa.data.rows import IGNORE, Row
 from finsa.errors import DataError, nearest
+from finsa.synthetic import generator, roles
 
 LIMITED = "filtered: more than data.corpus.documents"
 
@@ -47,7 +48,7 @@ def load(data: Data, heldout: float) -> Documents:
     assert data.corpus.documents is not None
     number, seed, role = data.corpus.documents, data.corpus.seed, data.corpus.role
     held = protected(data)
-    made = synthetic.corpus(number, seed, held) if role is None else roles.corpus(number, seed, role, held)
+    made = generator.corpus(number, seed, held) if role is None else roles.corpus(number, seed, role, held)
     ledger = Ledger(Counter(generator=len(made)), Counter({USED: len(made)}))
     return Documents(*_parted(made, data.corpus.seed, heldout), ledger)
 
@@ -56,7 +57,7 @@ def protected(data: Data) -> list[str]:
     """Texts that no document may contain."""
     if data.files is None:
         return []
-    held = table.load(data)
+    held = dataset.load(data)
     return [text for split in ("validation", "test") for text in held.splits[split]["text"].to_list()]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import polars as pl
 
 from finsa.config import Data
-from finsa.data import splits, synthetic
+from finsa.data import splits
 from finsa.data.readers import FATE, LINE
+from finsa.synthetic import generator
 
 
 def generate(data: Data) -> pl.DataFrame:
@@ -17,7 +18,7 @@ def generate(data: Data) -> pl.DataFrame:
     """
     knobs = data.generator
     assert knobs is not None
-    rows = synthetic.generate(knobs.rows, knobs.seed, knobs.domains, knobs.imbalance, knobs.noise)
+    rows = generator.generate(knobs.rows, knobs.seed, knobs.domains, knobs.imbalance, knobs.noise)
     strata = [f"{domain}-{label}" for domain, label in rows.select("domain", "label").iter_rows()]
     assigned = splits.by_class(strata, data.split.validation, data.split.test, data.split.seed)
     empty = [pl.lit(None, dtype=pl.String).alias(name) for name in ("parent", "group", FATE)]

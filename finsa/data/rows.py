@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
 from finsa.errors import ConfigError, Problem
-from finsa.progress import Moved, ignored
+from finsa.runs.progress import Moved, ignored
 
 IGNORE = -100
 CHUNK = 10_000  # texts encoded at a time

@@ -16,11 +16,11 @@ import polars as pl
 from finsa.config import Data, locate
 from finsa.data import cleaning
 from finsa.data.discovery import find_files, origin
+from finsa.data.hub import cache_alone, refusal
 from finsa.data.readers import FATE, LINE, columnar, first_line
 from finsa.data.readers import read as read_raw
-from finsa.data.shapes import FIXED, has_text, shape
+from finsa.data.schema import FIXED, has_text, shape
 from finsa.errors import DataError
-from finsa.hub import cache_alone, refusal
 
 SHAPE = ("id", "text", "label", "domain", "parent", "group", "split", "file", "part", LINE, FATE, FIXED)
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from finsa.config import ReportStage
 from finsa.errors import ConfigError, Problem, suggest
 from finsa.evaluation import calibration, metrics, statistics
-from finsa.evaluation.arms import Arm
-from finsa.evaluation.records import Run
+from finsa.evaluation.finished_runs import Run
+from finsa.evaluation.run_groups import Arm
 
 Record = dict[str, Any]
 SCORES = ("accuracy", "macro_f1", "weighted_f1")

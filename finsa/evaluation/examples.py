@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from finsa.config import RunConfig
 from finsa.data.rows import IGNORE, Row
-from finsa.data.task import Task, TrainingRows
+from finsa.data.tokenized import Task, TrainingRows
 
 Part = Literal["prompt", "text", "cut", "answer", "end"]
 # What would end a line, or command a terminal, is shown as a sign of its own.

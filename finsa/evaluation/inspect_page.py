@@ -10,8 +10,8 @@ from typing import Any
 
 from jinja2 import Template
 
-from finsa import pages
-from finsa.data.near import NearDuplicates
+from finsa.data.near_duplicates import NearDuplicates
+from finsa.evaluation import pages
 from finsa.evaluation.confounds import percent
 from finsa.evaluation.examples import Example, visible
 from finsa.evaluation.figures import Figure

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from finsa.config import InspectStage, Near
 from finsa.data.ledger import Ledger
-from finsa.data.near import NearDuplicates
-from finsa.data.task import Task
+from finsa.data.near_duplicates import NearDuplicates
+from finsa.data.tokenized import Task
 from finsa.evaluation import confounds
 from finsa.evaluation.confounds import percent
 

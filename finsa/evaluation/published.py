@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from finsa.config import Published, PublishedRow
 from finsa.evaluation import metrics, statistics
-from finsa.evaluation.arms import Arm
 from finsa.evaluation.comparison import SCORES, Record
+from finsa.evaluation.run_groups import Arm
 from finsa.evaluation.statistics import LEVEL
 
 UNPAIRED = "pairs unknown"

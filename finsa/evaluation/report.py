@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from finsa import files
 from finsa.config import Published, ReportStage, data_title, demonstration
 from finsa.errors import RunError
-from finsa.evaluation import arms, mixture_sheets, records, sheets, tables
+from finsa.evaluation import finished_runs, moe_tables, report_tables, run_groups, tables
 from finsa.evaluation import published as publications
 from finsa.evaluation.comparison import Comparison, compare
-from finsa.evaluation.records import Run
-from finsa.evaluation.sheets import Sheet
+from finsa.evaluation.finished_runs import Run
+from finsa.evaluation.report_tables import Sheet
+from finsa.runs import files
 
 
 @dataclass(frozen=True)
@@ -65,47 +65,47 @@ def build(
     facts, remarks, comparison = {}, [], None
     reasons = dict(failed)
     if paths:
-        runs, left_out = records.read(paths)
-        runs, others = arms.comparable(runs, options.training_rows, named)
-        grouped, notes = arms.group(runs)
+        runs, left_out = finished_runs.read(paths)
+        runs, others = run_groups.comparable(runs, options.training_rows, named)
+        grouped, notes = run_groups.group(runs)
         comparison = compare(grouped, options)
         published = published or _own_table(runs)
         reasons |= {**left_out, **others}
-        facts, remarks = _facts(runs), [*comparison.remarks, *notes, *mixture_sheets.remarks(comparison)]
+        facts, remarks = _facts(runs), [*comparison.remarks, *notes, *moe_tables.remarks(comparison)]
         remarks += list(dict.fromkeys(filter(None, (demonstration(run.config) for run in runs))))[:1]
         found = _sheets(comparison, published)
     judged = publications.judge(published) if published else None
     if published is not None and judged is not None:
-        found["published"] = sheets.published_table(judged, published.name, published.source)
+        found["published"] = report_tables.published_table(judged, published.name, published.source)
         remarks += [f"Published table {published.name}: {remark}" for remark in judged.remarks]
     if reasons:
-        found["left_out"] = sheets.left_out(reasons)
+        found["left_out"] = report_tables.left_out(reasons)
         remarks.append(f"{len(reasons)} jobs or folders are left out: see the last table.")
     title = f"{facts.get('data', published.name if published else '')}: report"
     return Report(title, facts, remarks, found, comparison, judged)
 
 
 def _sheets(comparison: Comparison, published: Published | None) -> dict[str, Sheet]:
-    found = {"scores": sheets.scores(comparison, "Scores on the test split")}
+    found = {"scores": report_tables.scores(comparison, "Scores on the test split")}
     if len(comparison.arms) > 1:
         top, baseline = comparison.arms[0].name, comparison.baseline
         title = f"Against the best, {top}"
-        found["tests"] = sheets.tests(comparison, top, "vs_best_", title)
+        found["tests"] = report_tables.tests(comparison, top, "vs_best_", title)
         if baseline != top and len(comparison.arms) > 2:
-            found["baseline"] = sheets.tests(comparison, baseline, "", f"Against {baseline}")
+            found["baseline"] = report_tables.tests(comparison, baseline, "", f"Against {baseline}")
     if published is not None:
         for arm, record in zip(comparison.arms, comparison.records, strict=True):
             record |= publications.beside(published, arm, record)
         differs = publications.mismatches(published, comparison.arms)
-        found["beside"] = sheets.beside_published(comparison, published.name, differs)
+        found["beside"] = report_tables.beside_published(comparison, published.name, differs)
     for arm in comparison.arms:
-        for number, sheet in enumerate(mixture_sheets.of(arm.name, arm.runs[0].metrics)):
+        for number, sheet in enumerate(moe_tables.of(arm.name, arm.runs[0].metrics)):
             found[f"mixture {arm.name} {number}"] = sheet
     return {
         **found,
-        "classes": sheets.classes(comparison),
-        "costs": sheets.costs(comparison),
-        "runs": sheets.runs(comparison),
+        "classes": report_tables.classes(comparison),
+        "costs": report_tables.costs(comparison),
+        "runs": report_tables.runs(comparison),
     }
 
 
@@ -140,9 +140,9 @@ def write(report: Report, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     if report.comparison is not None:
-        _put(folder / "report.csv", sheets.as_csv(report.comparison.records))
+        _put(folder / "report.csv", report_tables.as_csv(report.comparison.records))
     if report.judged is not None:
-        _put(folder / "published.csv", sheets.as_csv(report.judged.records))
+        _put(folder / "published.csv", report_tables.as_csv(report.judged.records))
     figures = report_page.figures(report, folder / "figures")
     _put(folder / "report.md", _markdown(report, [figure.file.relative_to(folder) for figure in figures]))
     _put(folder / "report.html", report_page.render(report, figures))
@@ -151,7 +151,7 @@ def write(report: Report, folder: Path) -> None:
 def _markdown(report: Report, figures: Sequence[Path]) -> str:
     facts = "\n".join(f"- {name}: {value}" for name, value in report.facts.items())
     said = "\n".join(f"- {remark}" for remark in report.remarks)
-    parts = [f"# {report.title}", facts, said, *(sheets.as_markdown(sheet) for sheet in report.sheets.values())]
+    parts = [f"# {report.title}", facts, said, *(report_tables.as_markdown(sheet) for sheet in report.sheets.values())]
     drawn = "\n".join(f"![{file.stem.replace('_', ' ')}]({file.as_posix()})" for file in figures)
     return "\n\n".join(part.rstrip() for part in [*parts, drawn] if part) + "\n"
 
@@ -174,7 +174,7 @@ def show(report: Report, folder: Path, again: str | None) -> None:
     mixtures = [name for name in report.sheets if name.startswith("mixture ")]
     for name in ("scores", "tests", "baseline", *mixtures, "beside", "costs", "published", "left_out"):
         if name in report.sheets and (name != "published" or report.comparison is None):
-            sheets.show(report.sheets[name])
+            report_tables.show(report.sheets[name])
     for remark in report.remarks:
         console.print(remark, highlight=False, markup=False)
     print(f"report: {folder / 'report.html'} (also report.md, report.csv, figures/)")

@@ -9,11 +9,10 @@ from typing import Any
 
 from jinja2 import Template
 
-from finsa import pages
-from finsa.evaluation import mixture_figures, report_figures
+from finsa.evaluation import moe_figures, pages, report_figures
 from finsa.evaluation.figures import Figure
 from finsa.evaluation.report import Report
-from finsa.evaluation.sheets import Sheet
+from finsa.evaluation.report_tables import Sheet
 
 TEMPLATES = Path(__file__).parent / "templates"
 MANY_ROWS = 40  # longer tables are folded up
@@ -35,7 +34,7 @@ def figures(report: Report, folder: Path) -> list[Figure]:
         return []
     metrics = {arm.name: arm.runs[0].metrics for arm in report.comparison.arms}
     routers = {name: one["router"] for name, one in metrics.items() if one.get("router")}
-    drawn = mixture_figures.router(routers, folder / "router.png")
+    drawn = moe_figures.router(routers, folder / "router.png")
     return [*report_figures.draw(report.comparison, folder), *([drawn] if drawn else [])]
 
 

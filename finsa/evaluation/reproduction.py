@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from finsa import provenance
 from finsa.errors import RunError
+from finsa.runs import provenance
 
 # What a log says of speed and memory, of the time since the record before; a run that goes on begins to count anew.
 TIMED = (

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finsa import files
 from finsa.config import RunConfig
-from finsa.evaluation import calibration, mixture_figures, mixture_sheets, report_figures, report_page
+from finsa.evaluation import calibration, moe_figures, moe_tables, report_figures, report_page
 from finsa.evaluation.figures import Figure
-from finsa.evaluation.sheets import MISSING, Sheet
-from finsa.runs import RunFolder
+from finsa.evaluation.report_tables import MISSING, Sheet
+from finsa.runs import files
+from finsa.runs.run_folder import RunFolder
 
 FILE = "run.html"
 SECTIONS = ("Scores", "Classes", "Mixture", "Training", "Rows")
@@ -52,7 +52,7 @@ def write(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) -> li
     if folder.log_file.is_file():
         log = [json.loads(line) for line in folder.log_file.read_text(encoding="utf-8").splitlines()]
     sheets: dict[str, list[Sheet]] = {"Scores": [], "Classes": [], "Rows": [_rows(ledger)] if ledger else []}
-    sheets["Mixture"] = mixture_sheets.of(name, metrics)
+    sheets["Mixture"] = moe_tables.of(name, metrics)
     remarks = []
     if split is not None:
         sheets["Scores"], sheets["Classes"] = [_scores(metrics, name, split)], [_classes(metrics[split])]
@@ -69,9 +69,7 @@ def write(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) -> li
         drawn = {
             "Training": [report_figures.run_curves(log, place), report_figures.run_penalties(log, place)],
             "Mixture": [
-                mixture_figures.router({name: metrics["router"]}, place / "router.png")
-                if metrics.get("router")
-                else None
+                moe_figures.router({name: metrics["router"]}, place / "router.png") if metrics.get("router") else None
             ],
         }
         new = [figure for figures in drawn.values() for figure in figures if figure]

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from finsa import files
 from finsa.config import Majority, Method, Network
 from finsa.data.ledger import Ledger
+from finsa.runs import files
 
 WIDTH, UNBOUNDED = 120, 10_000  # columns of the screen
 CHOSEN = ("filtered: data.split.rows", "filtered: not of domain", "filtered: mixture ratio")  # no examples are needed

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from finsa import processes
 from finsa.data.prompts import OPEN, without_thoughts
 from finsa.data.rows import Encoded, Renderer
-from finsa.inference.scoring import batches
-from finsa.progress import Moved, ignored
+from finsa.models.batches import batches
+from finsa.runs import processes
+from finsa.runs.progress import Moved, ignored
 
 Rule = Literal["aidf", "finllm", "letter", "letter_strict", "letter_last"]
 FINLLM = {"positive": 0, "negative": 1, "neutral": 2}  # the order in which the published code looks for them

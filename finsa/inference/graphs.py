@@ -14,9 +14,9 @@ import torch
 
 from finsa.data.rows import Renderer
 from finsa.errors import ModelError
+from finsa.inference.exported_runtimes import FILES
 from finsa.inference.label_tree import LabelTree, scored_answers, tree_inputs
-from finsa.inference.runtimes import FILES
-from finsa.modeling.classifier import Classifier, causal
+from finsa.models.classifier import Classifier, causal
 
 
 class LabelGraph(torch.nn.Module):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from finsa.data.rows import Renderer
-from finsa.modeling import hardware
+from finsa.models import hardware
 
 Answer = tuple[int, ...]
 

@@ -24,14 +24,15 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from finsa import processes
 from finsa.data.rows import Encoded, Renderer
 from finsa.errors import ModelError
 from finsa.inference.label_tree import Answer, LabelTree, behind, scored_answers, tree_inputs
-from finsa.modeling import hardware, masks, narrowing
-from finsa.modeling.classifier import Classifier, causal
-from finsa.modeling.mixture import Mixture
-from finsa.progress import Moved, ignored
+from finsa.models import hardware, last_positions, masks
+from finsa.models.batches import batches, padded
+from finsa.models.classifier import Classifier, causal
+from finsa.models.moe.mixture import Mixture
+from finsa.runs import processes
+from finsa.runs.progress import Moved, ignored
 
 FloatArray = NDArray[np.float64]
 PREFIX_SHARE, PREFIX_TOKENS = 0.3, 16  # of all tokens, and at least: below, reuse gains nothing (measured)
@@ -74,7 +75,7 @@ def label_log_probs(
     if past is not None:
         inputs |= {**behind(inputs, before), "past_key_values": past}
     tokens = sorted({token for steps in tree.steps for _, token in steps})
-    with narrowing.reading(model, read, ids.shape[1]), float32_logits(model, tokens):
+    with last_positions.reading(model, read, ids.shape[1]), float32_logits(model, tokens):
         logits = model(input_ids=ids, logits_to_keep=read, use_cache=past is not None, **inputs).logits
     log_probs = torch.log_softmax(logits.float(), dim=-1)  # (b, k, v)
     columns = [sum(log_probs[:, at, token] for at, token in steps) for steps in tree.steps]
@@ -275,32 +276,7 @@ def scorer(model: torch.nn.Module, renderer: Renderer, batch_tokens: int) -> Lab
     return LabelScorer(model, renderer, batch_tokens)
 
 
-def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Put rows of ids into one tensor (b, s), zeros on the right."""
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.tensor(row)
-    return ids
-
-
 def _lengths(prompts: Sequence[Sequence[int]], extra: int) -> list[int]:
     if isinstance(prompts, Encoded):
         return (prompts.lengths + extra).tolist()
     return [len(prompt) + extra for prompt in prompts]
-
-
-def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Group rows of like lengths into batches of at most `batch_tokens` padded tokens.
-
-    Yields:
-        Row numbers; longest first, so that a memory problem shows at once. A longer row makes a batch of its own.
-    """
-    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    batch: list[int] = []
-    for row in order:
-        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch

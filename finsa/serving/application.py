@@ -15,11 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from finsa.config import ServeStage
-from finsa.serving import messages, page
+from finsa.serving import page, schemas
 from finsa.serving.batching import Answer, AnswerError, Batcher, FullError
-from finsa.serving.gate import Gate
-from finsa.serving.measures import CONTENT_TYPE, Measures
-from finsa.serving.messages import RefusedError
+from finsa.serving.metrics import CONTENT_TYPE, Measures
+from finsa.serving.middleware import Gate
+from finsa.serving.schemas import RefusedError
 
 ABOUT = (
     "Labels with probabilities for financial texts. Requests and answers are JSON; every error is "
@@ -33,7 +33,7 @@ def build(
     served: dict[str, Any],
     stage: ServeStage,
     token: str | None,
-    read: messages.Read | None = None,
+    read: schemas.Read | None = None,
 ) -> Gate:
     """Make the application, behind its gate.
 
@@ -73,13 +73,13 @@ def build(
 
 
 def _predict(
-    app: FastAPI, batcher: Batcher, measures: Measures, stage: ServeStage, guarded: bool, read: messages.Read | None
+    app: FastAPI, batcher: Batcher, measures: Measures, stage: ServeStage, guarded: bool, read: schemas.Read | None
 ) -> None:
     statuses = [400, 408, 413, 415, 422, 500, 503, 504] + [401] * guarded
 
     async def body(request: Request) -> bytes:
         try:
-            return await messages.read(request.headers, request.stream(), stage.body_bytes, stage.read_seconds)
+            return await schemas.read(request.headers, request.stream(), stage.body_bytes, stage.read_seconds)
         except ClientDisconnect:
             raise RefusedError(400, "the connection was closed before the body had come") from None
 
@@ -95,46 +95,46 @@ def _predict(
     @app.post(
         "/predict",
         summary="Label one text",
-        response_model=messages.PredictionOut,
+        response_model=schemas.PredictionOut,
         responses=_errors(*statuses),
-        openapi_extra=_takes(messages.TextIn, rows=read is not None),
+        openapi_extra=_takes(schemas.TextIn, rows=read is not None),
     )
     async def predict(request: Request) -> Response:
         started = time.perf_counter()
-        text = await asyncio.to_thread(messages.one_text, await body(request), read)
+        text = await asyncio.to_thread(schemas.one_text, await body(request), read)
         (answer,) = await answers(request, [text])
-        return _json(messages.prediction(text, answer, _ms(started)))
+        return _json(schemas.prediction(text, answer, _ms(started)))
 
     @app.post(
         "/predict/batch",
         summary="Label several texts",
-        response_model=messages.PredictionsOut,
+        response_model=schemas.PredictionsOut,
         responses=_errors(*statuses),
-        openapi_extra=_takes(messages.TextsIn, rows=read is not None, maxItems=stage.texts),
+        openapi_extra=_takes(schemas.TextsIn, rows=read is not None, maxItems=stage.texts),
     )
     async def predict_batch(request: Request) -> Response:
         started = time.perf_counter()
-        texts = await asyncio.to_thread(messages.many_texts, await body(request), stage.texts, read)
+        texts = await asyncio.to_thread(schemas.many_texts, await body(request), stage.texts, read)
         found = await answers(request, texts)
-        return _json(messages.predictions(texts, found, _ms(started)))
+        return _json(schemas.predictions(texts, found, _ms(started)))
 
 
 def _watch(app: FastAPI, batcher: Batcher, measures: Measures, served: dict[str, Any], guarded: bool) -> None:
     closed = _errors(*[401] * guarded)
 
-    @app.get("/health", summary="Whether the process is alive", response_model=messages.StateOut)
+    @app.get("/health", summary="Whether the process is alive", response_model=schemas.StateOut)
     async def health() -> Response:
         return _json({"status": "alive"})
 
     @app.get(
-        "/ready", summary="Whether a request would be taken", response_model=messages.StateOut, responses=_errors(503)
+        "/ready", summary="Whether a request would be taken", response_model=schemas.StateOut, responses=_errors(503)
     )
     async def ready() -> Response:
         if not batcher.ready:
             raise RefusedError(503, "the queue is full, or the service is stopping", retry_after="1")
         return _json({"status": "ready"})
 
-    @app.get("/model", summary="What is served", response_model=messages.ModelOut, responses=closed)
+    @app.get("/model", summary="What is served", response_model=schemas.ModelOut, responses=closed)
     async def model() -> Response:
         return _json(served)
 
@@ -203,7 +203,7 @@ def _ms(started: float) -> float:
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": messages.ErrorOut, "description": _REASONS[status]} for status in statuses}
+    return {status: {"model": schemas.ErrorOut, "description": _REASONS[status]} for status in statuses}
 
 
 _REASONS = {

@@ -18,8 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from finsa import safety
-from finsa.serving.measures import Measures
+from finsa.config import safety
+from finsa.serving.metrics import Measures
 
 LOG = logging.getLogger(__name__)
 LONGEST_WAIT = 60  # seconds that a client is told to wait at most
@@ -27,7 +27,7 @@ VERY_LONG = 20_000  # characters: a text of a million costs a second of tokenizi
 
 
 class Answers(Protocol):
-    """What a model says about n texts; e experts, c labels. `finsa.inference.answering` makes them."""
+    """What a model says about n texts; e experts, c labels. `finsa.inference.predictor` makes them."""
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from finsa import pages
 from finsa.config import ServeStage
+from finsa.evaluation import pages
 
 TEMPLATES = Path(__file__).parent / "templates"
 

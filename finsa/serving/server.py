@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from finsa.config import ServeStage
 from finsa.errors import RunError
-from finsa.serving.measures import Measures
+from finsa.serving.metrics import Measures
 
 BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 33\r\n"

@@ -8,12 +8,12 @@ from typing import Any
 import polars as pl
 
 from finsa.config import AugmentStage, Paraphrase, RunConfig
-from finsa.data import augment, outputs, table
+from finsa.data import augment, dataset, dataset_writer
+from finsa.data.dataset import Table
 from finsa.data.endpoint import Chat, Question
 from finsa.data.journal import Journal
 from finsa.data.readers import FATE
-from finsa.data.table import Table
-from finsa.runs import Result
+from finsa.runs.run_folder import Result
 
 
 def run(cfg: RunConfig) -> Result:
@@ -23,7 +23,7 @@ def run(cfg: RunConfig) -> Result:
         RunError: where the output is there already or another process is at it, or the endpoint cannot be used.
         DataError: where there are no training rows.
     """
-    with outputs.claimed(cfg.output) as partial:
+    with dataset_writer.claimed(cfg.output) as partial:
         return _write(cfg, partial)
 
 
@@ -31,7 +31,7 @@ def _write(cfg: RunConfig, partial: Path) -> Result:
     knobs = cfg.stage
     assert isinstance(knobs, AugmentStage)
     chat = _chat(knobs, partial)
-    data = table.load(cfg.data)
+    data = dataset.load(cfg.data)
     data.require("train")
     splits = _named(data)
     held = pl.concat([splits["validation"], splits["test"]])
@@ -43,18 +43,18 @@ def _write(cfg: RunConfig, partial: Path) -> Result:
     recipe = _recipe(cfg, data, train, judged)
     for split in ("validation", "test"):  # only a column with something in it: these files stay what they were
         splits[split] = splits[split].drop([] if splits[split]["parent"].drop_nulls().len() else ["parent"])
-    folder = outputs.publish(partial, splits, ("augmentation.json", recipe))
+    folder = dataset_writer.publish(partial, splits, ("augmentation.json", recipe))
     for kind, numbers in recipe["variants"].items():
         print(f"{kind}: {numbers}")
     print(f"wrote {train.height:,} training rows and {made.height:,} variants to {folder}")
-    print(f"read them with: {outputs.reading(cfg.data, folder, augment.COLUMNS)}")
+    print(f"read them with: {dataset_writer.reading(cfg.data, folder, augment.COLUMNS)}")
     return Result("augment", None, {"rows": {split: part.height for split, part in splits.items()}})
 
 
 def _chat(knobs: AugmentStage, partial: Path) -> Chat | None:
     if knobs.paraphrase is None or knobs.paraphrase.model is None:
         return None
-    journal = Journal(partial / outputs.ANSWERS)
+    journal = Journal(partial / dataset_writer.ANSWERS)
     if journal.kept:
         print(f"going on with {journal.kept:,} answers in {journal.file}")
     return Chat(knobs.paraphrase, "stage.paraphrase", journal)

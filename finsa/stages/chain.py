@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from finsa import jobs, runs
 from finsa.config import ChainStage, RunConfig
-from finsa.data import table
+from finsa.data import dataset
 from finsa.errors import ConfigError, Problem
-from finsa.jobs import NO_FOLDER, configure
-from finsa.runs import Result
+from finsa.runs import nested, run_folder
+from finsa.runs.nested import NO_FOLDER, configure
+from finsa.runs.run_folder import Result
 
 
 def run(cfg: RunConfig) -> Result:
@@ -24,7 +24,7 @@ def run(cfg: RunConfig) -> Result:
         configure(cfg, name, {earlier: f"@{earlier}" for earlier in links})
     done: dict[str, str] = {}
     last = Result("chain")
-    with runs.apart():
+    with run_folder.apart():
         for number, name in enumerate(links, start=1):
             result = _link(configure(cfg, name, done), f"link {number} of {len(links)}, {name}")
             if result.run_dir is not None:
@@ -39,14 +39,14 @@ def _link(cfg: RunConfig, title: str) -> Result:
     """Run a link, unless a finished run of it is there; an unfinished one is gone on with under ``resume=true``."""
     if cfg.stage.name in NO_FOLDER:
         print(f"{title}: stage={cfg.stage.name}", flush=True)
-        return jobs.run(cfg.model_copy(update={"resume": False}))
-    found = runs.finished(cfg, _fingerprint(cfg))
+        return nested.run(cfg.model_copy(update={"resume": False}))
+    found = run_folder.finished(cfg, _fingerprint(cfg))
     if found is not None:
         print(f"{title}: finished before, {found}", flush=True)
         return _earlier(cfg.stage.name, found)
-    goes_on = cfg.resume and runs.unfinished(cfg) is not None
+    goes_on = cfg.resume and run_folder.unfinished(cfg) is not None
     print(f"{title}: stage={cfg.stage.name}{', resumed' if goes_on else ''}", flush=True)
-    return jobs.run(cfg.model_copy(update={"resume": goes_on}))
+    return nested.run(cfg.model_copy(update={"resume": goes_on}))
 
 
 def _fingerprint(cfg: RunConfig) -> str | None:
@@ -54,10 +54,10 @@ def _fingerprint(cfg: RunConfig) -> str | None:
     if cfg.stage.name == "pretrain":
         return None
     if cfg.stage.name == "evaluate":
-        from finsa.inference import rows_named  # it loads libraries that no other link may need
+        from finsa.inference import named_rows  # it loads libraries that no other link may need
 
-        return table.load(rows_named.data_of(cfg)).fingerprint
-    return table.load(cfg.data).fingerprint
+        return dataset.load(named_rows.data_of(cfg)).fingerprint
+    return dataset.load(cfg.data).fingerprint
 
 
 def _earlier(stage: str, folder: Path) -> Result:

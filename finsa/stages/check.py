@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from finsa import baselines, jobs, runs
+from finsa import baselines
 from finsa.config import CheckStage, MoeJointStage, RunConfig
-from finsa.data import table, task
+from finsa.data import dataset, tokenized
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.evaluation import tables
-from finsa.runs import Result
+from finsa.runs import nested, run_folder
+from finsa.runs.run_folder import Result
 
 
 def run(cfg: RunConfig) -> Result:
@@ -26,17 +27,17 @@ def _plan(cfg: RunConfig, further: dict[str, object] | None = None) -> Result:
     """
     if cfg.method.baseline is not None:
         return _plan_baseline(cfg)
-    from finsa.training import planning  # torch, which a baseline need not wait for
+    from finsa.training import check_plan  # torch, which a baseline need not wait for
 
     if cfg.data.corpus is not None and cfg.stage.name in ("check", "pretrain"):
-        return planning.of_pretraining(cfg, further or {})
-    return planning.of_training(cfg, further or {})
+        return check_plan.of_pretraining(cfg, further or {})
+    return check_plan.of_training(cfg, further or {})
 
 
 def _plan_baseline(cfg: RunConfig) -> Result:
-    data = table.load(cfg.data)
+    data = dataset.load(cfg.data)
     data.require("train", "validation", "test")
-    job = task.Labelled(data)
+    job = tokenized.Labelled(data)
     texts = job.texts("train")
     learns = baselines.build(cfg, data.labels.names).plan([texts[row] for row in job.training_order(cfg)])
     told = {"rows": data.sizes(), "labels": ", ".join(data.labels.names), "language model": "none", **learns}
@@ -55,12 +56,12 @@ def _chain(cfg: RunConfig, links: dict[str, dict[str, Any]]) -> Result:
     Raises:
         ConfigError: with everything that is missing.
     """
-    configs = {name: jobs.configure(cfg, name, {earlier: f"@{earlier}" for earlier in links}) for name in links}
+    configs = {name: nested.configure(cfg, name, {earlier: f"@{earlier}" for earlier in links}) for name in links}
     problems: dict[str, Problem] = {}
     metrics: dict[str, Any] = {}
     for number, (name, link) in enumerate(configs.items(), start=1):
         print(f"link {number} of {len(links)}, {name}: stage={link.stage.name}", flush=True)
-        if link.stage.name in jobs.NO_FOLDER or link.run is not None:
+        if link.stage.name in nested.NO_FOLDER or link.run is not None:
             continue  # reads what earlier links leave
         try:
             metrics[name] = _plan(link, _beside(link, configs)).metrics
@@ -76,32 +77,35 @@ def _chain(cfg: RunConfig, links: dict[str, dict[str, Any]]) -> Result:
 def _beside(link: RunConfig, configs: dict[str, RunConfig]) -> dict[str, object]:
     """What a link finds done already, and what it would have to train first."""
     if link.stage.name == "pretrain":
-        done = runs.finished(link, None)
+        done = run_folder.finished(link, None)
         return {"finished before": f"{done}; it is skipped"} if done else {}
-    data = table.load(link.data)
-    done = runs.finished(link, data.fingerprint)
+    data = dataset.load(link.data)
+    done = run_folder.finished(link, data.fingerprint)
     told: dict[str, object] = {"finished before": f"{done}; it is skipped"} if done else {}
     if isinstance(link.stage, MoeJointStage):
-        from finsa.training import members
+        from finsa.training import expert_runs
 
-        named = link.stage.experts or dict.fromkeys(members.names(link.stage, data))
-        wanted = {f"expert {name}": members.expert_config(link, name) for name, place in named.items() if place is None}
+        named = link.stage.experts or dict.fromkeys(expert_runs.names(link.stage, data))
+        wanted = {
+            f"expert {name}": expert_runs.expert_config(link, name) for name, place in named.items() if place is None
+        }
         if link.stage.compare:
-            wanted["one adapter on all domains, to compare with"] = members.expert_config(link, None)
-        hashes = {runs.config_hash(other) for other in configs.values()}
+            wanted["one adapter on all domains, to compare with"] = expert_runs.expert_config(link, None)
+        hashes = {run_folder.config_hash(other) for other in configs.values()}
         lacking = [
             what
             for what, one in wanted.items()
-            if runs.config_hash(one) not in hashes and runs.finished(one, table.load(one.data).fingerprint) is None
+            if run_folder.config_hash(one) not in hashes
+            and run_folder.finished(one, dataset.load(one.data).fingerprint) is None
         ]
         told["trained first"] = "; ".join(lacking) or "nothing"
     return told
 
 
 def _without_rows(link: RunConfig) -> dict[str, Any]:
-    from finsa.training import planning
+    from finsa.training import check_plan
 
-    return planning.without_rows(link)
+    return check_plan.without_rows(link)
 
 
 # ------------------------------------------------------------------------------------------------ lines

@@ -5,41 +5,45 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from finsa import processes, runs, tracking
 from finsa.config import EvaluateStage, MoeJointStage, RunConfig
-from finsa.data import table, task
+from finsa.data import dataset, tokenized
 from finsa.errors import ConfigError, Problem
-from finsa.evaluation import metrics, outcome, router, tables
-from finsa.inference import answering, rows_named
-from finsa.inference.answering import Answerer, Record
-from finsa.modeling import quantization, tokenizers
-from finsa.progress import Display
-from finsa.runs import Result, RunFolder
+from finsa.evaluation import metrics, router, run_results, tables
+from finsa.inference import named_rows, predictor
+from finsa.inference.predictor import Answerer, Record
+from finsa.models import quantization, tokenizers
+from finsa.runs import processes, run_folder, trackers
+from finsa.runs.progress import Display
+from finsa.runs.run_folder import Result, RunFolder
 
 
 def run(cfg: RunConfig) -> Result:
     """Rebuild model and prompt from a run folder and score a split; without a run, score the base as it is."""
-    record = None if cfg.run is None else answering.read(cfg.run)
-    trained = cfg if record is None else rows_named.with_rows_of(cfg, record)
+    record = None if cfg.run is None else predictor.read(cfg.run)
+    trained = cfg if record is None else named_rows.with_rows_of(cfg, record)
     quantization.require_library(trained.method)
     assert isinstance(cfg.stage, EvaluateStage)
     split: str = cfg.stage.split
-    data = table.load(trained.data)
+    data = dataset.load(trained.data)
     data.require(split)
     _check_protocol(cfg.stage, trained, record, data)
-    answering.announce(record.name if record else trained.model.name)
-    from finsa.modeling import hardware, mixture  # torch takes seconds to import: after the checks
+    predictor.announce(record.name if record else trained.model.name)
+    from finsa.models import hardware
+    from finsa.models.moe import mixture  # torch takes seconds to import: after the checks
 
     if record is not None and isinstance(trained.stage, MoeJointStage):
         router.require_known(trained.stage, mixture.names(record.path), data.splits[split]["domain"].to_list())
     job = _job(trained, data, record)
     hardware.prepare(cfg.train)
-    with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
+    with (
+        run_folder.start(cfg, data.fingerprint) as folder,
+        trackers.track(cfg, folder.path, run_folder.sweep_name()) as tracker,
+    ):
         if record is not None:
-            answerer = answering.load(record, cfg.train.score_tokens, shared=True)
+            answerer = predictor.load(record, cfg.train.score_tokens, shared=True)
         else:
-            assert isinstance(job, task.Task)
-            answerer = answering.bare(cfg, job, cfg.train.score_tokens)
+            assert isinstance(job, tokenized.Task)
+            answerer = predictor.bare(cfg, job, cfg.train.score_tokens)
         try:
             report, more = _judge(cfg, job, answerer, folder)
             found = {split: report, **more}
@@ -47,12 +51,12 @@ def run(cfg: RunConfig) -> Result:
             answerer.close()
         name = trained.method.name if record else f"{trained.model.name} as it is"
         folder.note(**job.fingerprints(), run=str(record.path if record else None))
-        outcome.write_ledger(job, folder, (split,) if trained.method.baseline is None else tuple(data.splits))
+        run_results.write_ledger(job, folder, (split,) if trained.method.baseline is None else tuple(data.splits))
         folder.write_json("metrics.json", found)
         if processes.first():
-            tracker.figure("confusion matrix", outcome.draw(found[split], f"{name}, {split}", folder.path))
-            outcome.page(trained.model_copy(update={"stage": cfg.stage}), folder, name, split)
-        tracker.summary(outcome.flat(found))
+            tracker.figure("confusion matrix", run_results.draw(found[split], f"{name}, {split}", folder.path))
+            run_results.page(trained.model_copy(update={"stage": cfg.stage}), folder, name, split)
+        tracker.summary(run_results.flat(found))
     method = trained.method
     if record is None:  # the base model, whatever method the command's defaults name
         method = method.model_copy(update={"learn": "nothing", "head": "lm", "baseline": None})
@@ -62,7 +66,7 @@ def run(cfg: RunConfig) -> Result:
     return Result("evaluate", folder.path, found, found[split]["macro_f1"] if split == "validation" else None)
 
 
-def _judge(cfg: RunConfig, job: task.Labelled, answerer: Answerer, folder: RunFolder) -> tuple[Any, Any]:
+def _judge(cfg: RunConfig, job: tokenized.Labelled, answerer: Answerer, folder: RunFolder) -> tuple[Any, Any]:
     """Answer a split by the protocol and write the answers down.
 
     Returns:
@@ -76,16 +80,16 @@ def _judge(cfg: RunConfig, job: task.Labelled, answerer: Answerer, folder: RunFo
             log_probs = answerer.score(job, split, work.moved)
         folder.note(scoring=answerer.rule, protocol="label")
         gates, experts = answerer.gates, answerer.experts
-        rows = outcome.predictions(job, split, log_probs, answerer.temperature, gates, experts)
+        rows = run_results.predictions(job, split, log_probs, answerer.temperature, gates, experts)
         folder.write_lines("predictions.jsonl", rows)
-        more: dict[str, Any] = {"calibration": outcome.calibration(job, {split: log_probs}, answerer.temperature)}
+        more: dict[str, Any] = {"calibration": run_results.calibration(job, {split: log_probs}, answerer.temperature)}
         if gates is not None:
             domains = job.table.splits[split]["domain"].to_list()
             more["router"] = router.analysis(gates, domains, experts)
-        return outcome.report(job, split, log_probs), more
+        return run_results.report(job, split, log_probs), more
     from finsa.inference.generation import Generator, parse
 
-    assert isinstance(job, task.Task)
+    assert isinstance(job, tokenized.Task)
     words, rule = job.table.labels.words, cfg.stage.parse
     generate = Generator(answerer.model, job.renderer, cfg.train.score_tokens, cfg.stage.answer_tokens)
     prompts = job.prompts(split)
@@ -93,13 +97,13 @@ def _judge(cfg: RunConfig, job: task.Labelled, answerer: Answerer, folder: RunFo
         texts = generate(prompts, work.moved)
     parsed = [parse(text, words, rule) for text in texts]
     folder.note(scoring=f"generated, parsed by {rule}", protocol="generate")
-    folder.write_lines("answers.jsonl", outcome.answers(job, split, texts, parsed))
+    folder.write_lines("answers.jsonl", run_results.answers(job, split, texts, parsed))
     result = metrics.report_parsed(job.gold(split), parsed, job.table.labels.names)
     print(f"answers that name no label: {sum(result['unparsable'].values()):,} of {len(texts):,} (answers.jsonl)")
     return result, {}
 
 
-def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | None, data: table.Table) -> None:
+def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | None, data: dataset.Table) -> None:
     """A model that reads no words generates none, and letters have to be among the labels.
 
     Raises:
@@ -117,8 +121,8 @@ def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | N
         raise ConfigError([Problem("stage.parse", f"{text}: choose aidf or finllm")])
 
 
-def _job(trained: RunConfig, data: table.Table, record: Record | None) -> task.Labelled:
+def _job(trained: RunConfig, data: dataset.Table, record: Record | None) -> tokenized.Labelled:
     if trained.method.baseline is not None:
-        return task.Labelled(data)
-    tokenizer = answering.tokenizer_of(record) if record else tokenizers.load_tokenizer(trained.model)
-    return task.build(trained, data, tokenizer)
+        return tokenized.Labelled(data)
+    tokenizer = predictor.tokenizer_of(record) if record else tokenizers.load_tokenizer(trained.model)
+    return tokenized.build(trained, data, tokenizer)

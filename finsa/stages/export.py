@@ -9,17 +9,17 @@ from pathlib import Path
 
 from rich.table import Table
 
-from finsa import files, locks
 from finsa.config import ExportStage, RunConfig
-from finsa.data import table, task
+from finsa.data import dataset, tokenized
 from finsa.errors import ConfigError, ModelError, Problem, RunError
 from finsa.evaluation import tables
-from finsa.inference import answering, bundles, receipts
-from finsa.inference.answering import Record
-from finsa.inference.receipts import Receipt
-from finsa.modeling import quantization
-from finsa.progress import Display
-from finsa.runs import Result
+from finsa.inference import export_check, export_manifest, predictor
+from finsa.inference.export_check import Receipt
+from finsa.inference.predictor import Record
+from finsa.models import quantization
+from finsa.runs import files, locks
+from finsa.runs.progress import Display
+from finsa.runs.run_folder import Result
 
 
 def run(cfg: RunConfig) -> Result:
@@ -32,42 +32,42 @@ def run(cfg: RunConfig) -> Result:
     """
     assert isinstance(cfg.stage, ExportStage)
     form, precision = str(cfg.format), cfg.stage.precision
-    record = answering.read(str(cfg.run))
-    bundles.require_packages(form, f"format={form}")
+    record = predictor.read(str(cfg.run))
+    export_manifest.require_packages(form, f"format={form}")
     quantization.require_library(record.cfg.method)
-    _refuse(bundles.refusal(record, form, precision))
+    _refuse(export_manifest.refusal(record, form, precision))
     place = _place(cfg, record, form, precision)
-    data = table.load(record.cfg.data)
-    data.require(receipts.SPLIT)
-    job = task.Labelled(data)
+    data = dataset.load(record.cfg.data)
+    data.require(export_check.SPLIT)
+    job = tokenized.Labelled(data)
     if job.table.labels.names != record.labels.names:
         raise RunError(f"run: {record.path} has other labels than its data now: {', '.join(job.table.labels.names)}")
-    answering.announce(record.name)
-    from finsa.inference import exporting  # torch takes seconds to import: after the checks
-    from finsa.modeling import hardware
+    predictor.announce(record.name)
+    from finsa.inference import export  # torch takes seconds to import: after the checks
+    from finsa.models import hardware
 
-    _refuse(exporting.refusal_of_labels(answering.renderer_of(record), form))
+    _refuse(export.refusal_of_labels(predictor.renderer_of(record), form))
     hardware.prepare(cfg.train)
     with locks.making(place):
         return _export(cfg, record, job, place)
 
 
-def _export(cfg: RunConfig, record: Record, job: task.Labelled, place: Path) -> Result:
+def _export(cfg: RunConfig, record: Record, job: tokenized.Labelled, place: Path) -> Result:
     """Write, compare and put in its place.
 
     Raises:
         ModelError: where the export falls short of the tolerance.
     """
-    from finsa.inference import exporting
+    from finsa.inference import export
 
     assert isinstance(cfg.stage, ExportStage)
     form, precision = str(cfg.format), cfg.stage.precision
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        exporting.write(record, form, precision, partial)
+        export.write(record, form, precision, partial)
         receipt = _receipt(cfg, record, job, partial)
-        (partial / bundles.RECEIPT).write_text(json.dumps(receipt.as_dict(), indent=1) + "\n", encoding="utf-8")
+        (partial / export_manifest.RECEIPT).write_text(json.dumps(receipt.as_dict(), indent=1) + "\n", encoding="utf-8")
         _show(receipt, f"{record.name} as {form}" + (f" {precision}" if form in ("onnx", "openvino") else ""))
         faults = receipt.faults(cfg.stage)
         if faults and not cfg.stage.force:
@@ -99,24 +99,24 @@ def _place(cfg: RunConfig, record: Record, form: str, precision: str) -> Path:
     return place
 
 
-def _receipt(cfg: RunConfig, record: Record, job: task.Labelled, folder: Path) -> Receipt:
+def _receipt(cfg: RunConfig, record: Record, job: tokenized.Labelled, folder: Path) -> Receipt:
     """Answer the validation rows with the run and with the export, one after the other."""
-    from finsa.modeling import base
+    from finsa.models import base
 
     assert isinstance(cfg.stage, ExportStage)
     sides, sizes, display = [], [], Display(cfg.train.progress_seconds)
-    rows = len(job.texts(receipts.SPLIT)[: cfg.stage.rows])
-    print(f"comparing the export with the run on {rows:,} {receipts.SPLIT} rows", file=sys.stderr, flush=True)
-    for side, source in (("run", record), ("export", answering.read(str(folder)))):
-        answerer = answering.load(source, cfg.train.score_tokens, cfg.train.threads)
-        sides.append(receipts.answers_of(answerer, job, cfg.stage, display, side))
+    rows = len(job.texts(export_check.SPLIT)[: cfg.stage.rows])
+    print(f"comparing the export with the run on {rows:,} {export_check.SPLIT} rows", file=sys.stderr, flush=True)
+    for side, source in (("run", record), ("export", predictor.read(str(folder)))):
+        answerer = predictor.load(source, cfg.train.score_tokens, cfg.train.threads)
+        sides.append(export_check.answers_of(answerer, job, cfg.stage, display, side))
         sizes.append(
-            receipts.size_of(folder)
+            export_check.size_of(folder)
             if source is not record or answerer.model is None
             else base.bytes_of(answerer.model)
         )
         answerer.close()
-    return receipts.compare(job, sides[0], sides[1], (sizes[0], sizes[1]))
+    return export_check.compare(job, sides[0], sides[1], (sizes[0], sizes[1]))
 
 
 def _show(receipt: Receipt, title: str) -> None:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import polars as pl
 
-from finsa import files
 from finsa.config import RunConfig
-from finsa.data import table
-from finsa.data.outputs import FILE_OF_SPLIT
-from finsa.runs import Result
+from finsa.data import dataset
+from finsa.data.dataset_writer import FILE_OF_SPLIT
+from finsa.runs import files
+from finsa.runs.run_folder import Result
 
 
 def run(cfg: RunConfig) -> Result:
     """Draw rows by ``data.generator`` and write them below ``output``, with the recipe beside them."""
-    data = table.load(cfg.data)
+    data = dataset.load(cfg.data)
     folder = Path(str(cfg.output)).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     names = dict(enumerate(data.labels.names))

@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from finsa import arguments, composition, files
-from finsa.config import ImportStage, RunConfig, locate
+from finsa.config import ImportStage, RunConfig, command_line, compose, locate
 from finsa.errors import DataError, FinsaError
 from finsa.evaluation import tables
-from finsa.migration import datasets, llamafactory
-from finsa.migration.account import Account, header, nested, yaml_line
-from finsa.runs import Result
+from finsa.interop import datasets, llamafactory
+from finsa.interop.summary import Account, header, nested, yaml_line
+from finsa.runs import files
+from finsa.runs.run_folder import Result
 
 ABOVE = 4  # folders above a training file in which its data sets are looked for
 
@@ -49,7 +49,7 @@ def run(cfg: RunConfig) -> Result:
         for file, lines in written.files.items():
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             files.write_text(folder / file, "\n".join(lines) + "\n")
-    composition.add_folder(folder)
+    compose.add_folder(folder)
     accounts = {name: account for written in made for name, account in written.accounts.items()}
     for name, account in accounts.items():
         _show(name, account)
@@ -92,15 +92,15 @@ def _composing(parts: list[Translated]) -> Translated:
         for file, lines in whole.files.items():
             (Path(place) / file).parent.mkdir(parents=True, exist_ok=True)
             (Path(place) / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        with composition.folder_added(Path(place)):
-            arguments.check([whole.command])
+        with compose.folder_added(Path(place)):
+            command_line.check([whole.command])
     return whole
 
 
 def _name(written: str, group: str = "data") -> str:
     """A name that a command line takes, and that no file of ``conf/`` has."""
     name = re.sub(r"[^A-Za-z0-9_]+", "_", written).strip("_") or "imported"
-    return f"{name}_imported" if (composition.CONF / group / f"{name}.yaml").exists() else name
+    return f"{name}_imported" if (compose.CONF / group / f"{name}.yaml").exists() else name
 
 
 def _data(info: dict[str, Any], entry: str, place: Path, folder: Path) -> Translated:

@@ -8,13 +8,21 @@ from typing import Any
 
 import polars as pl
 
-from finsa import runs, tracking
 from finsa.config import InspectStage, RunConfig
-from finsa.data import discovery, near, sources, table, task
-from finsa.evaluation import examples, inspect_figures, inspect_page, inspect_terminal, inspection, outcome, tables
+from finsa.data import dataset, discovery, near_duplicates, sources, tokenized
+from finsa.evaluation import (
+    examples,
+    inspect_figures,
+    inspect_page,
+    inspect_terminal,
+    inspection,
+    run_results,
+    tables,
+)
 from finsa.evaluation.figures import Figure
-from finsa.modeling import tokenizers
-from finsa.runs import Result
+from finsa.models import tokenizers
+from finsa.runs import run_folder, trackers
+from finsa.runs.run_folder import Result
 
 FILE_SOURCES = ("table", "alpaca", "messages")
 
@@ -22,20 +30,23 @@ FILE_SOURCES = ("table", "alpaca", "messages")
 def run(cfg: RunConfig) -> Result:
     """Print examples, ledger, overlaps and confounds; write page, figures and numbers into a run folder."""
     assert isinstance(cfg.stage, InspectStage)
-    data = table.load(cfg.data)
+    data = dataset.load(cfg.data)
     tokenizer, whose, style = tokenizers.own_or_embedded(cfg.model, local_only=False)
-    job = task.build(cfg.model_copy(update={"model": style}), data, tokenizer)
-    close = near.find(data.splits, cfg.data.near_duplicates)
+    job = tokenized.build(cfg.model_copy(update={"model": style}), data, tokenizer)
+    close = near_duplicates.find(data.splits, cfg.data.near_duplicates)
     numbers = inspection.inspect(
         job, close, cfg.data.near_duplicates, cfg.stage, _files(cfg, inspection.used_rows(job))
     )
     if style != cfg.model:
         numbers["findings"].insert(0, f"Tokens, masks and examples are those of another tokenizer: {whose}.")
     shown = examples.examples(job, cfg, cfg.stage.examples)
-    with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
+    with (
+        run_folder.start(cfg, data.fingerprint) as folder,
+        trackers.track(cfg, folder.path, run_folder.sweep_name()) as tracker,
+    ):
         figures = _draw(job, numbers, close, folder.path)
         folder.note(**job.fingerprints())
-        outcome.write_ledger(job, folder, tuple(data.splits))
+        run_results.write_ledger(job, folder, tuple(data.splits))
         folder.write_json("inspect.json", numbers)
         folder.write_lines("near_duplicates.jsonl", _pairs(close.pairs, data.labels.names))
         page = inspect_page.Page(
@@ -51,7 +62,7 @@ def run(cfg: RunConfig) -> Result:
         folder.write_text("inspect.html", inspect_page.render(page))
         for figure in figures.values():
             tracker.figure(figure.title, figure.file)
-        tracker.summary(outcome.flat({"inspect": _summary(numbers)}))
+        tracker.summary(run_results.flat({"inspect": _summary(numbers)}))
     inspect_terminal.show_examples(shown)
     tables.show_ledger(data.ledger, job.truncated())
     inspect_terminal.show_near(numbers["near_duplicates"])
@@ -77,7 +88,7 @@ def _pairs(pairs: pl.DataFrame, names: tuple[str, ...]) -> Iterator[dict[str, An
         yield {**pair, "label": names[pair["label"]], "other_label": names[pair["other_label"]]}
 
 
-def _facts(cfg: RunConfig, data: table.Table, whose: str) -> dict[str, str]:
+def _facts(cfg: RunConfig, data: dataset.Table, whose: str) -> dict[str, str]:
     return {
         "data": cfg.data.name,
         "files": str(cfg.data.files) if cfg.data.generator is None else "drawn",
@@ -89,7 +100,9 @@ def _facts(cfg: RunConfig, data: table.Table, whose: str) -> dict[str, str]:
     }
 
 
-def _draw(job: task.Task, numbers: dict[str, Any], close: near.NearDuplicates, folder: Path) -> dict[str, Figure]:
+def _draw(
+    job: tokenized.Task, numbers: dict[str, Any], close: near_duplicates.NearDuplicates, folder: Path
+) -> dict[str, Figure]:
     labels, splits = job.table.labels.names, numbers["splits"]
     lengths = {split: inspection.row_lengths(job, split) for split in splits}
     of_splits = {"all": {split: of["labels"] for split, of in splits.items()}}

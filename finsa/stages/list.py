@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from finsa import composition, headers
-from finsa.config import ListStage, RunConfig
+from finsa.config import ListStage, RunConfig, compose, headers
 from finsa.evaluation import tables
-from finsa.runs import Result
+from finsa.runs.run_folder import Result
 
 ORDER = ("model", "method", "data", "train", "stage", "experiment", "published", "tracking")
 
@@ -22,8 +21,8 @@ def run(cfg: RunConfig) -> Result:
         lines = Table(title=f"{group}=", title_justify="left", title_style="bold", show_header=False, box=None)
         lines.add_column(no_wrap=True, style="cyan")
         lines.add_column(no_wrap=cfg.stage.group is None and console.is_terminal, overflow="ellipsis")
-        for name in composition.choices_of(group):
-            lines.add_row(name, headers.summary(composition.file_of(group, name)))
+        for name in compose.choices_of(group):
+            lines.add_row(name, headers.summary(compose.file_of(group, name)))
         console.print(lines, highlight=False)
         counts[group] = lines.row_count
     if cfg.stage.group is None:

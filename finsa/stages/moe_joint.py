@@ -8,18 +8,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finsa import files, processes, runs, tracking
 from finsa.config import MoeJointStage, RunConfig
-from finsa.data import table, task
-from finsa.evaluation import mixing, mixture_sheets, outcome, records, router, sheets
-from finsa.evaluation.mixing import MIXTURE, UNION
+from finsa.data import dataset, tokenized
+from finsa.evaluation import (
+    finished_runs,
+    moe_comparison,
+    moe_tables,
+    report_tables,
+    router,
+    run_results,
+)
+from finsa.evaluation.moe_comparison import MIXTURE, UNION
 from finsa.inference.scoring import FloatArray, LabelScorer, scorer
-from finsa.modeling import base, hardware, learner, quantization, tokenizers
-from finsa.modeling.mixture import Mixture
-from finsa.runs import Result, RunFolder
-from finsa.training import joint, members, results, schedule
-from finsa.training.members import Members
-from finsa.training.watch import Watch
+from finsa.models import base, factory, hardware, quantization, tokenizers
+from finsa.models.moe.mixture import Mixture
+from finsa.runs import files, processes, run_folder, trackers
+from finsa.runs.run_folder import Result, RunFolder
+from finsa.training import expert_runs, joint, results, schedule
+from finsa.training.expert_runs import Members
+from finsa.training.watchdog import Watch
 
 Classes = NDArray[np.int64]
 
@@ -29,49 +36,49 @@ def run(cfg: RunConfig) -> Result:
     stage = cfg.stage
     assert isinstance(stage, MoeJointStage)
     quantization.require_library(cfg.method)
-    data = table.load(cfg.data)
+    data = dataset.load(cfg.data)
     data.require("train", "validation", "test")
-    members.names(stage, data)
-    rows = task.build(cfg, data, tokenizers.load_tokenizer(cfg.model))
+    expert_runs.names(stage, data)
+    rows = tokenized.build(cfg, data, tokenizers.load_tokenizer(cfg.model))
     schedule.steps_of(cfg.train, sum(rows.class_counts(cfg)), processes.world())
     hardware.prepare(cfg.train)
     own = _own(cfg, stage, data)
-    made_of = members.gather(cfg, stage, rows, lambda text: print(text, flush=True))
+    made_of = expert_runs.gather(cfg, stage, rows, lambda text: print(text, flush=True))
     with (
-        runs.start(own, data.fingerprint) as folder,
-        tracking.track(cfg, folder.path, runs.sweep_name()) as tracker,
+        run_folder.start(own, data.fingerprint) as folder,
+        trackers.track(cfg, folder.path, run_folder.sweep_name()) as tracker,
         Watch(cfg.train, folder.path).watching() as watch,
     ):
-        folder.note(**members.facts(made_of))
+        folder.note(**expert_runs.facts(made_of))
         return _run(cfg, stage, rows, made_of, folder, tracker, watch)
 
 
-def _own(cfg: RunConfig, stage: MoeJointStage, data: table.Table) -> RunConfig:
+def _own(cfg: RunConfig, stage: MoeJointStage, data: dataset.Table) -> RunConfig:
     """The configuration of the mixture's own run: ``resume=true`` may find that only its experts had been begun.
 
     Raises:
         RunError: where there is nothing to resume.
     """
-    if not cfg.resume or runs.unfinished(cfg) is not None:
+    if not cfg.resume or run_folder.unfinished(cfg) is not None:
         return cfg
-    if runs.finished(cfg, data.fingerprint) is not None or not members.begun(cfg, stage, data):
-        runs.to_resume(cfg)
+    if run_folder.finished(cfg, data.fingerprint) is not None or not expert_runs.begun(cfg, stage, data):
+        run_folder.to_resume(cfg)
     return cfg.model_copy(update={"resume": False})
 
 
 def _run(
     cfg: RunConfig,
     stage: MoeJointStage,
-    rows: task.Task,
+    rows: tokenized.Task,
     made_of: Members,
     folder: RunFolder,
-    tracker: tracking.Tracker,
+    tracker: trackers.Tracker,
     watch: Watch,
 ) -> Result:
     with watch.display.work("loading the model", None):
         backbone = base.load_base(cfg.model, cfg.seed, quantization=cfg.method.quantization)
     try:
-        model = learner.mix(cfg, stage, backbone, made_of.adapters, rows.renderer)
+        model = factory.mix(cfg, stage, backbone, made_of.adapters, rows.renderer)
         joint.start(model, stage, cfg.method.head)
         alone = _alone(cfg, rows, model, watch) if stage.compare else {}
         model.learn(experts=True)
@@ -92,29 +99,32 @@ def _run(
         raise
     assert gates is not None
     domains = rows.table.splits["test"]["domain"].to_list()
-    metrics |= {"test": outcome.report(rows, "test", scores), "router": router.analysis(gates, domains, model.experts)}
+    metrics |= {
+        "test": run_results.report(rows, "test", scores),
+        "router": router.analysis(gates, domains, model.experts),
+    }
     results.calibrate(cfg, rows, folder, metrics, {"validation": held, "test": scores})
     if stage.compare:
-        metrics["mixture"] = _compare(rows, made_of, {**arms, **mixing.arms(alone, domains)}, folder)
+        metrics["mixture"] = _compare(rows, made_of, {**arms, **moe_comparison.arms(alone, domains)}, folder)
     folder.note(**fitted.facts(), scoring=reader.rule)
     results.write(cfg, rows, folder, tracker, metrics, scores, gates, model.experts)
-    learner.release(model)
+    factory.release(model)
     _show(metrics)
     return Result("moe_joint", folder.path, metrics, metrics["validation"]["macro_f1"])
 
 
-def _scored(reader: LabelScorer, rows: task.Task, title: str, watch: Watch) -> FloatArray:
+def _scored(reader: LabelScorer, rows: tokenized.Task, title: str, watch: Watch) -> FloatArray:
     prompts = rows.prompts("test")
     with watch.display.work(f"scoring {title}", len(prompts)) as work:
         return reader.score(prompts, work.moved)
 
 
-def _answers(cfg: RunConfig, rows: task.Task, model: Mixture, title: str, watch: Watch) -> Classes:
+def _answers(cfg: RunConfig, rows: tokenized.Task, model: Mixture, title: str, watch: Watch) -> Classes:
     reader = scorer(model, rows.renderer, cfg.train.score_tokens)
     return _scored(reader, rows, f"test with {title}", watch).argmax(axis=1)
 
 
-def _alone(cfg: RunConfig, rows: task.Task, model: Mixture, watch: Watch) -> dict[str, Classes]:
+def _alone(cfg: RunConfig, rows: tokenized.Task, model: Mixture, watch: Watch) -> dict[str, Classes]:
     """What each expert, as its own run has left it, answers to all test rows."""
     found = {}
     for number, name in enumerate(model.experts):
@@ -123,7 +133,7 @@ def _alone(cfg: RunConfig, rows: task.Task, model: Mixture, watch: Watch) -> dic
     return found
 
 
-def _otherwise(cfg: RunConfig, rows: task.Task, model: Mixture, watch: Watch) -> dict[str, Classes]:
+def _otherwise(cfg: RunConfig, rows: tokenized.Task, model: Mixture, watch: Watch) -> dict[str, Classes]:
     """What the trained mixture answers when it is routed otherwise than configured."""
     found = {}
     for routing in sorted({"soft", "hard"} - {model.stage.routing}):
@@ -132,7 +142,9 @@ def _otherwise(cfg: RunConfig, rows: task.Task, model: Mixture, watch: Watch) ->
     return found
 
 
-def _compare(rows: task.Task, made_of: Members, arms: dict[str, Classes], folder: RunFolder) -> list[dict[str, Any]]:
+def _compare(
+    rows: tokenized.Task, made_of: Members, arms: dict[str, Classes], folder: RunFolder
+) -> list[dict[str, Any]]:
     """Compare answers row by row, and keep them as ``comparison.jsonl``."""
     test, names = rows.table.splits["test"], rows.table.labels.names
     if made_of.union is not None:
@@ -150,17 +162,17 @@ def _compare(rows: task.Task, made_of: Members, arms: dict[str, Classes], folder
             for place, identity in enumerate(test["id"].to_list())
         ),
     )
-    return mixing.compare(arms, gold, domains, names)
+    return moe_comparison.compare(arms, gold, domains, names)
 
 
 def _of_union(path: Path) -> Classes:
     """The union's own answers: its rows are the mixture's, which is how it was found."""
-    found, _ = records.read([path])
+    found, _ = finished_runs.read([path])
     return found[0].predicted
 
 
 def _show(metrics: dict[str, Any]) -> None:
-    for sheet in mixture_sheets.of("this mixture", metrics):
-        sheets.show(sheet)
+    for sheet in moe_tables.of("this mixture", metrics):
+        report_tables.show(sheet)
     for warning in metrics["router"]["warnings"]:
         print(f"warning: {warning}")

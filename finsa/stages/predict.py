@@ -8,18 +8,18 @@ from typing import Any
 
 from rich.table import Table
 
-from finsa import locks, processes
 from finsa.config import Csv, PredictStage, RunConfig, locate
-from finsa.data import encodings, parts, streams, written
+from finsa.data import encodings
 from finsa.data.reading import Reading
 from finsa.data.texts import normalize
 from finsa.errors import DataError, RunError
 from finsa.evaluation import tables
-from finsa.inference import answering, prediction
-from finsa.inference.answering import Answerer, Record
-from finsa.inference.prediction import Added, Share
-from finsa.modeling import quantization
-from finsa.runs import Result
+from finsa.inference import predict, predictor, row_streams, shards, writers
+from finsa.inference.predict import Added, Share
+from finsa.inference.predictor import Answerer, Record
+from finsa.models import quantization
+from finsa.runs import locks, processes
+from finsa.runs.run_folder import Result
 
 
 def run(cfg: RunConfig) -> Result:
@@ -29,7 +29,7 @@ def run(cfg: RunConfig) -> Result:
         DataError: for an input that cannot be read.
         RunError: where the output is there already, or was begun by another command.
     """
-    record = answering.read(str(cfg.run))
+    record = predictor.read(str(cfg.run))
     quantization.require_library(record.cfg.method)
     if cfg.text is not None:
         return _one(cfg, record, cfg.text)
@@ -58,34 +58,34 @@ def _file(cfg: RunConfig, record: Record) -> Result:
     source, output = str(cfg.input), Path(str(cfg.output)).absolute()
     share = Share(processes.rank(), processes.world())
     reading = Reading.of(record.cfg.data, cfg.stage.text_column)
-    form, target = streams.format_of(source, cfg.stage.input_format), written.require_format(output)
+    form, target = row_streams.format_of(source, cfg.stage.input_format), writers.require_format(output)
     if source == "-" and share.processes > 1:
         raise DataError("input: a pipe cannot be shared by several processes; name a file")
     folder, rejected = _places(output)
     csv = _written(cfg, record, source)
-    stream = streams.open_stream(source, form, reading, csv)
+    stream = row_streams.open_stream(source, form, reading, csv)
     columns = stream.columns
     if columns is None and (source != "-" or target != "jsonl"):
-        columns = streams.keys_of(source, csv.encoding)
-    parts.begin(folder, {**_state(cfg, record, source, reading, share), "data.csv": csv.model_dump(mode="json")})
+        columns = row_streams.keys_of(source, csv.encoding)
+    shards.begin(folder, {**_state(cfg, record, source, reading, share), "data.csv": csv.model_dump(mode="json")})
     if share.rank == 0:
-        parts.forget(folder)
+        shards.forget(folder)
     with locks.held(folder / f"lock-{share.rank}", f"output {output}"):
-        part = parts.Part(folder, share.rank)
+        part = shards.Part(folder, share.rank)
         if part.chunks and share.rank == 0:
             print(f"going on behind row {part.chunks[-1].read:,} ({folder})")
         for note in stream.notes:
             print(note)
         answerer = _load(cfg, record)
         added = Added.beside(columns or stream.first_keys, answerer.labels, bool(answerer.experts))
-        shape = written.open_format(target, columns, stream.schema, added.kinds())
+        shape = writers.open_format(target, columns, stream.schema, added.kinds())
         started = time.monotonic()
-        now = prediction.predict(answerer, stream, reading, part, shape, added, share, cfg.stage.chunk)
+        now = predict.predict(answerer, stream, reading, part, shape, added, share, cfg.stage.chunk)
         seconds = time.monotonic() - started
         if share.rank != 0:
             return Result("predict", None, {"rows": now})
-        prediction.wait(folder, share, cfg.train.process_timeout)
-        counts = parts.join(folder, share.processes, shape, output, rejected)
+        predict.wait(folder, share, cfg.train.process_timeout)
+        counts = shards.join(folder, share.processes, shape, output, rejected)
     _tell(counts, now, seconds, output, rejected, share)
     return Result("predict", None, {"rows": now, "rows_per_second": now / max(seconds, 1e-9), **counts})
 
@@ -99,13 +99,13 @@ def _written(cfg: RunConfig, record: Record, source: str) -> Csv:
 
 
 def _load(cfg: RunConfig, record: Record) -> Answerer:
-    answering.announce(record.name)
+    predictor.announce(record.name)
     if record.uses_torch:
-        from finsa.modeling import hardware  # torch takes seconds to import: after the checks
+        from finsa.models import hardware  # torch takes seconds to import: after the checks
 
         hardware.prepare(cfg.train)
         hardware.take_own_device()
-    return answering.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)
+    return predictor.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)
 
 
 def _places(output: Path) -> tuple[Path, Path]:
@@ -116,7 +116,7 @@ def _places(output: Path) -> tuple[Path, Path]:
     """
     folder = output.with_name(f"{output.name}.partial")
     rejected = output.with_name(f"{output.name}.rejected.jsonl")
-    begun = (folder / parts.STATE).is_file()
+    begun = (folder / shards.STATE).is_file()
     for place in (output, rejected):
         if place.exists() and not begun:
             raise RunError(f"output: {place} is there already; name another file, or remove it")

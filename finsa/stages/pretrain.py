@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 
-from finsa import files, runs, tracking
 from finsa.config import PretrainStage, RunConfig
 from finsa.data import documents
 from finsa.data.rows import Row
 from finsa.errors import ConfigError, DataError, Problem
-from finsa.evaluation import outcome
-from finsa.modeling import adapters, base, hardware, learner, tokenizers
-from finsa.progress import Moved, ignored
-from finsa.runs import Result, RunFolder
+from finsa.evaluation import run_results
+from finsa.models import adapters, base, factory, hardware, tokenizers
+from finsa.runs import files, run_folder, trackers
+from finsa.runs.progress import Moved, ignored
+from finsa.runs.run_folder import Result, RunFolder
 from finsa.training import fit, results
 from finsa.training.collate import Collator
 from finsa.training.loss import labelled_loss
-from finsa.training.watch import Watch
+from finsa.training.watchdog import Watch
 
 
 def run(cfg: RunConfig) -> Result:
@@ -42,8 +42,8 @@ def run(cfg: RunConfig) -> Result:
         )
     hardware.prepare(cfg.train)
     with (
-        runs.start(cfg) as folder,
-        tracking.track(cfg, folder.path, runs.sweep_name()) as tracker,
+        run_folder.start(cfg) as folder,
+        trackers.track(cfg, folder.path, run_folder.sweep_name()) as tracker,
         Watch(cfg.train, folder.path).watching() as watch,
     ):
         model = _model(cfg)
@@ -75,7 +75,7 @@ def run(cfg: RunConfig) -> Result:
             metrics = _adapted(cfg, model, fitted.best, len(watched), folder)
         folder.note(**fitted.facts(), **metrics)
         folder.write_json("metrics.json", metrics)
-        outcome.page(cfg, folder, f"pre-training of {cfg.model.name}", None)
+        run_results.page(cfg, folder, f"pre-training of {cfg.model.name}", None)
         tracker.summary(metrics)
     files.remove(folder.path / "checkpoints")  # once the run is complete: until then a kill may need them
     if cfg.output is not None:
@@ -115,7 +115,7 @@ def _model(cfg: RunConfig) -> Any:
 def _adapted(cfg: RunConfig, model: Any, loss: float, blocks: int, folder: RunFolder) -> dict[str, Any]:
     """Save an adapter where a training run has it, and give the base back; `loss` is that of its validation."""
     with files.staged(folder.path) as place:
-        adapters.save(model, learner.adapter_folder(cfg, place))
+        adapters.save(model, factory.adapter_folder(cfg, place))
     trainable, total = base.count_parameters(model)
     folder.note(trainable_parameters=trainable, total_parameters=total)
     metrics = {"heldout_loss": loss, "heldout_blocks": blocks, "parameters": trainable}

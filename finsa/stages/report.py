@@ -6,14 +6,14 @@ from datetime import datetime
 from pathlib import Path
 
 from finsa.config import ReportStage, RunConfig, locate
-from finsa.evaluation import records, report
-from finsa.runs import Result
+from finsa.evaluation import finished_runs, report
+from finsa.runs.run_folder import Result
 
 
 def run(cfg: RunConfig) -> Result:
     """Report the runs that ``runs`` names, beside a published table where one is chosen."""
     assert isinstance(cfg.stage, ReportStage)
-    paths = records.folders(cfg.runs) if cfg.runs else []
+    paths = finished_runs.folders(cfg.runs) if cfg.runs else []
     names = [cfg.runs] if isinstance(cfg.runs, str) else cfg.runs or []
     made = report.build(paths, cfg.stage, cfg.published, {}, [locate(name) for name in names])
     folder = _folder(cfg)

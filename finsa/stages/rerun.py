@@ -6,12 +6,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from finsa import jobs, processes, runs
 from finsa.config import RunConfig
-from finsa.data import table
+from finsa.data import dataset
 from finsa.errors import ConfigError, Problem, RunError
 from finsa.evaluation import reproduction, tables
-from finsa.runs import Result
+from finsa.runs import nested, processes, run_folder
+from finsa.runs.run_folder import Result
 
 AGAIN = ("train", "evaluate", "moe_joint")  # stages whose whole result lies in their folder
 
@@ -23,25 +23,25 @@ def run(cfg: RunConfig) -> Result:
         ConfigError: for a run of a stage that is not run again, or of another number of processes.
         RunError: where a result is another one, naming the first difference.
     """
-    path, known, facts = runs.read(str(cfg.run))
+    path, known, facts = run_folder.read(str(cfg.run))
     if known.stage.name not in AGAIN:
         text = f"{path} is of stage={known.stage.name}; {', '.join(AGAIN)} can be run again"
         raise ConfigError([Problem("run", text)])
     processes.require_as_many(path, facts.get("processes"))
     processes.require(known)
-    rows = None if known.run is not None else table.load(known.data).fingerprint
+    rows = None if known.run is not None else dataset.load(known.data).fingerprint
     if rows is not None and rows != facts.get("data_fingerprint"):
         raise RunError(
             f"rerun: the rows are others than {path} was made with (fingerprint {facts.get('data_fingerprint')}, now "
             f"{rows}), so that nothing else could come out the same"
         )
-    if other := runs.other_weights(facts, runs.starting_weights(known)):
+    if other := run_folder.other_weights(facts, run_folder.starting_weights(known)):
         raise RunError(
             f"rerun: weights have changed since {path} was made ({other[0]}), so that nothing else could come out the "
             "same"
         )
     changed = {"output_dir": cfg.output_dir, "tracking": cfg.tracking, "resume": False, "output": None}
-    result = jobs.run(known.model_copy(update=changed))
+    result = nested.run(known.model_copy(update=changed))
     assert result.run_dir is not None
     if processes.first():
         _compare(path, result.run_dir)

@@ -10,12 +10,12 @@ from typing import Any
 
 import polars as pl
 
-from finsa import composition, files, jobs, runs
-from finsa.config import Axis, RunConfig, SearchStage
-from finsa.data import table
+from finsa.config import Axis, RunConfig, SearchStage, compose
+from finsa.data import dataset
 from finsa.errors import ConfigError, FinsaError, Problem, Pruned
 from finsa.evaluation import figures
-from finsa.runs import Result, RunFolder
+from finsa.runs import files, nested, run_folder
+from finsa.runs.run_folder import Result, RunFolder
 
 SCORE = "eval_macro_f1"
 CUT = "cut short"  # marks a trial that a kill ended
@@ -30,9 +30,9 @@ def run(cfg: RunConfig) -> Result:
     assert isinstance(knobs, SearchStage)
     _check(knobs)
     optuna = _optuna()
-    data = table.load(cfg.data)
+    data = dataset.load(cfg.data)
     data.require("train", "validation", "test")
-    with runs.start(cfg, data.fingerprint) as folder:
+    with run_folder.start(cfg, data.fingerprint) as folder:
         study = _study(optuna, knobs, folder.path)
         while (number := _done(study)) < knobs.trials:
             # A journal keeps trials and no generator: each trial draws from a seed of its own, and so a stopped search
@@ -52,7 +52,7 @@ def _check(knobs: SearchStage) -> None:
         for key in keys
         if key not in known
     ]
-    unknown = (composition.unknown_key(key) for key in known if key not in composition.groups())
+    unknown = (compose.unknown_key(key) for key in known if key not in compose.groups())
     problems += [Problem("stage.space", f"{one.path}: {one.text}") for one in unknown if one]
     if problems:
         raise ConfigError(problems)
@@ -127,11 +127,11 @@ def _trial(optuna: Any, study: Any, knobs: SearchStage, folder: RunFolder, numbe
     place.mkdir(parents=True)
     try:
         with (
-            runs.below(place, folder.path.name, watch),
+            run_folder.below(place, folder.path.name, watch),
             (place / "stdout.txt").open("w", encoding="utf-8") as file,
             contextlib.redirect_stdout(file),
         ):
-            result = jobs.run(_config(values))
+            result = nested.run(_config(values))
         score = result.objective or 0.0
         study.tell(trial, score)
         told = f"macro-F1 {score:.4f} on validation"
@@ -168,11 +168,11 @@ def _written(value: Any) -> str:
 
 def _config(values: dict[str, Any]) -> RunConfig:
     """The configuration of a trial: the command's own but for the stage, and the trial's values."""
-    kept = [text for text in composition.command() if text.split("=")[0].split(".")[0] not in ("stage", "resume")]
+    kept = [text for text in compose.command() if text.split("=")[0].split(".")[0] not in ("stage", "resume")]
     overrides = [*kept, "stage=train", "stage.compare_base=false"]
     overrides += [f"{key}={_written(value)}" for key, value in values.items()]
-    composed, choices = composition.compose_values(overrides)
-    return composition.build(composed, choices, overrides)
+    composed, choices = compose.compose_values(overrides)
+    return compose.build(composed, choices, overrides)
 
 
 def _conclude(study: Any, knobs: SearchStage, folder: RunFolder) -> Result:

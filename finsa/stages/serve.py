@@ -14,14 +14,14 @@ from typing import Any
 import yaml
 from hydra.core.hydra_config import HydraConfig
 
-from finsa import composition, runs
-from finsa.config import ROOT, RunConfig, ServeStage, TrainStage, demonstration
-from finsa.data import table
+from finsa.config import ROOT, RunConfig, ServeStage, TrainStage, compose, demonstration
+from finsa.data import dataset
 from finsa.data.reading import Reading
 from finsa.errors import RunError
-from finsa.inference import answering
-from finsa.inference.answering import Answerer
-from finsa.runs import Result, RunFolder
+from finsa.inference import predictor
+from finsa.inference.predictor import Answerer
+from finsa.runs import run_folder
+from finsa.runs.run_folder import Result, RunFolder
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 WARM_UP = "公司上半年净利润同比增长三成，超出市场预期。"
@@ -35,17 +35,17 @@ def run(cfg: RunConfig) -> Result:
     token = _token(stage)
     from finsa.serving import application, server
     from finsa.serving.batching import Batcher
-    from finsa.serving.measures import Measures
+    from finsa.serving.metrics import Measures
 
     with closing(server.bind(stage.host, stage.port if cfg.port is None else cfg.port)) as socket:
         source, address = _source(cfg), server.address(socket)
-        record = answering.read(str(source))
-        answering.announce(record.name)
-        from finsa.modeling import hardware  # torch takes seconds to import: after the checks
+        record = predictor.read(str(source))
+        predictor.announce(record.name)
+        from finsa.models import hardware  # torch takes seconds to import: after the checks
 
-        with runs.start(cfg) as folder:
+        with run_folder.start(cfg) as folder:
             hardware.prepare(cfg.train)
-            answerer = answering.load(record, stage.batch_tokens, stage.threads, merge=True)
+            answerer = predictor.load(record, stage.batch_tokens, stage.threads, merge=True)
             for copies in (1, stage.batch):
                 answerer([WARM_UP] * copies)
             served = _served(answerer, stage, folder)
@@ -91,19 +91,19 @@ def _token(stage: ServeStage) -> str | None:
 def _source(cfg: RunConfig) -> Path:
     """The folder to serve: the one that was named, the newest run, or a run of the defaults."""
     if cfg.run == "latest":
-        return runs.latest(cfg.output_dir)
+        return run_folder.latest(cfg.output_dir)
     if cfg.run != "default":
-        return runs.read(str(cfg.run))[0]
-    written = yaml.safe_load((composition.CONF / "stage" / "train.yaml").read_text(encoding="utf-8"))
+        return run_folder.read(str(cfg.run))[0]
+    written = yaml.safe_load((compose.CONF / "stage" / "train.yaml").read_text(encoding="utf-8"))
     default = cfg.model_copy(update={"stage": TrainStage.model_validate(written), "run": None})
-    fingerprint = table.load(default.data).fingerprint
-    found = runs.finished(default, fingerprint)
+    fingerprint = dataset.load(default.data).fingerprint
+    found = run_folder.finished(default, fingerprint)
     if found is None:
         print(
             f"run=default: no finished run of the defaults below {cfg.output_dir}, so one is trained first", flush=True
         )
         _train(cfg.output_dir)
-        found = runs.finished(default, fingerprint)
+        found = run_folder.finished(default, fingerprint)
     if found is None:
         raise RunError("run=default: the defaults were trained, and yet there is no such run; train it: python run.py")
     return found

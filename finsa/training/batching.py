@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from finsa.inference.scoring import batches
+from finsa.models.batches import batches
 from finsa.training.collate import Collator, Packer
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from finsa import files
+from finsa.runs import files
 
 MANIFEST = "manifest.json"
 EPOCH = "epoch"

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from finsa.modeling.classifier import Classifier, causal
-from finsa.modeling.mixture import Mixture
+from finsa.models.classifier import Classifier, causal
+from finsa.models.moe.mixture import Mixture
 
 
 def layers(model: torch.nn.Module) -> list[Any]:

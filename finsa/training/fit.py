@@ -14,18 +14,26 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig
 
-from finsa import processes, signals
 from finsa.config import Train
 from finsa.data.rows import CHUNK, Row
 from finsa.errors import ConfigError, Problem
-from finsa.training import checkpoints, compiling, packing, prefix, progress, schedule, shared
+from finsa.runs import processes, signals
+from finsa.training import (
+    checkpoints,
+    compiling,
+    distributed,
+    packing,
+    prefix,
+    progress,
+    schedule,
+)
 from finsa.training import objective as objectives
 from finsa.training.batching import Cutter, Step
 from finsa.training.collate import Collator, Packer
 from finsa.training.objective import Objective
 from finsa.training.recovery import Recovery
 from finsa.training.trainer import FinsaTrainer, Validate
-from finsa.training.watch import Watch
+from finsa.training.watchdog import Watch
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def fit(
     with signals.deferred() as stopped, watch.watching(), watch.stepping(), shown.closing():
         trainer = FinsaTrainer(
             model=model,
-            args=_arguments(train, _most(train, len(rows)), seed, folder, **shared.arguments(train, model)),
+            args=_arguments(train, _most(train, len(rows)), seed, folder, **distributed.arguments(train, model)),
             train_dataset=dataset,
             eval_dataset=dataset.select([0]),  # the validation split is read by `validate`; the trainer wants one
             data_collator=Step,
@@ -176,7 +184,7 @@ def _prepared(
     """The rows as a table, filled up for several processes, and how steps are cut; see `_cutter`."""
     common = prefix.Common()
     if processes.world() > 1:
-        rows = shared.filled(rows, train.micro_batch_size * schedule.accumulation(train, processes.world()))
+        rows = distributed.filled(rows, train.micro_batch_size * schedule.accumulation(train, processes.world()))
     dataset = _dataset(rows, common)
     plan = prefix.plan(common, model, train, len(objective.suffix))
     cut, batching = _cutter(pad, plan, train, objective)

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from finsa import files
 from finsa.config import MoeJointStage, RunConfig, Train
-from finsa.data.task import Task
-from finsa.evaluation import outcome, router
+from finsa.data.tokenized import Task
+from finsa.evaluation import router, run_results
 from finsa.inference.scoring import FloatArray, scorer
-from finsa.modeling.experts import mean_head
-from finsa.modeling.mixture import MANIFEST, Mixture
+from finsa.models.moe.experts import mean_head
+from finsa.models.moe.mixture import MANIFEST, Mixture
+from finsa.runs import files
 from finsa.training import fit, objective
 from finsa.training.fit import Fitted
-from finsa.training.watch import Watch
+from finsa.training.watchdog import Watch
 
 INIT, WARMUP, JOINT = "moe_init", "router_warmup", "moe_joint"  # checkpoints, each a mixture
 Record = Callable[[int, dict[str, float]], None]
@@ -148,7 +148,7 @@ def validated(cfg: RunConfig, task: Task, model: Mixture, watch: Watch) -> Valid
     held = task.prompts("validation")[: cfg.train.validation_rows]
     with watch.display.work("scoring validation", len(held)) as work:
         log_probs = reader.score(held, work.moved)
-    found = outcome.validation(task, log_probs)
+    found = run_results.validation(task, log_probs)
     assert reader.gates is not None
     domains = task.table.splits["validation"]["domain"].to_list()[: len(log_probs)]
     accuracy = router.analysis(reader.gates, domains, model.experts)["accuracy"]

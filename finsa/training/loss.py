@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from finsa.config import Loss
 from finsa.data.rows import IGNORE
-from finsa.modeling import hardware, narrowing
+from finsa.models import hardware, last_positions
 from finsa.training.collate import read_positions
 
 
@@ -46,7 +46,7 @@ def labelled_loss(
     read = read_positions(labels) if read is None else read
     if past is not None:
         inputs["past_key_values"] = past
-    with narrowing.reading(model, read, input_ids.shape[1]):
+    with last_positions.reading(model, read, input_ids.shape[1]):
         found = model(input_ids=input_ids, logits_to_keep=read, use_cache=past is not None, **inputs)
     logits = found.logits  # (b, k, v)
     targets = labels.gather(1, read + 1).flatten()

@@ -16,9 +16,9 @@ from finsa.config import Loss, Method
 from finsa.data.rows import IGNORE, Renderer
 from finsa.inference.label_tree import LabelTree, scored_answers
 from finsa.inference.scoring import label_log_probs
-from finsa.modeling import lines, masks
-from finsa.modeling.mixture import Mixture
-from finsa.modeling.routing import balance_loss
+from finsa.models import masks, packed_attention
+from finsa.models.moe.mixture import Mixture
+from finsa.models.moe.routing import balance_loss
 from finsa.training import prefix
 from finsa.training.collate import HEAD
 from finsa.training.loss import choice_loss, labelled_loss
@@ -171,8 +171,8 @@ def _rows_apart(model: torch.nn.Module, batch: Batch) -> Iterator[Batch]:
     a mask; gives what the model takes for it."""
     if "segments" not in batch:
         yield {}
-    elif "lengths" in batch and lines.possible(model):
-        with lines.apart(model, batch["lengths"], batch["input_ids"].shape[1]):
+    elif "lengths" in batch and packed_attention.possible(model):
+        with packed_attention.apart(model, batch["lengths"], batch["input_ids"].shape[1]):
             yield {"position_ids": batch["position_ids"]}
     elif masks.maskless(model):
         yield {"position_ids": batch["position_ids"]}

@@ -1,8 +1,8 @@
 """Whether rows are packed: what steps cost in packs, against side by side.
 
 The costs are operations, so that the same rows and model give the same answer on every machine. Padding is what a pack
-saves. Where attention is computed row by row (`finsa/modeling/lines.py`) that costs nothing else; elsewhere it costs a
-mask: fused attention without one computes half of a line's square, with one all of it.
+saves. Where attention is computed row by row (`finsa/models/packed_attention.py`) that costs nothing else; elsewhere
+it costs a mask: fused attention without one computes half of a line's square, with one all of it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from finsa import processes
 from finsa.config import Train
 from finsa.errors import ConfigError, Problem
-from finsa.modeling import flops, lines, masks
+from finsa.models import flops, masks, packed_attention
+from finsa.runs import processes
 from finsa.training.batching import Cutter
 from finsa.training.collate import first_fit, width_of
 
@@ -85,7 +85,7 @@ def plan(lengths: Any, model: torch.nn.Module, train: Train, cut: Cutter, packs:
 def row_by_row(model: Any, train: Train) -> bool:
     """Whether the rows of a micro-batch can make one line whose attention is computed row by row."""
     whole = train.strategy in ("single", "ddp") and not train.compile and train.gradient_checkpointing is not True
-    return whole and lines.possible(model)
+    return whole and packed_attention.possible(model)
 
 
 def _undefined(model: Any, packs: bool) -> str | None:

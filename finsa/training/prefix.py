@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from finsa.config import Train
 from finsa.data.rows import Row
-from finsa.modeling import masks
-from finsa.modeling.classifier import Classifier, causal
-from finsa.modeling.mixture import Mixture
+from finsa.models import masks
+from finsa.models.classifier import Classifier, causal
+from finsa.models.moe.mixture import Mixture
 from finsa.training import packing
 
 # What `auto` asks for: p at least, and tokens saved per token forwarded without it (measured, docs/performance.md).

@@ -9,7 +9,7 @@ from typing import Any
 from rich.measure import Measurement
 from transformers import TrainerCallback
 
-from finsa.progress import Display, Work
+from finsa.runs.progress import Display, Work
 from finsa.training.throughput import Meter
 
 

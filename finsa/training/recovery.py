@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from finsa.errors import RunError
-from finsa.modeling import hardware
+from finsa.models import hardware
 from finsa.training.batching import Cutter, Step
 
 Batch = dict[str, torch.Tensor]

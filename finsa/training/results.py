@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from finsa import processes, runs, tracking
 from finsa.config import RunConfig
-from finsa.data import task
-from finsa.evaluation import calibration, outcome, tables
-from finsa.runs import RunFolder
+from finsa.data import tokenized
+from finsa.evaluation import calibration, run_results, tables
+from finsa.runs import processes, run_folder, trackers
+from finsa.runs.run_folder import RunFolder
 
 
 def calibrate(
-    cfg: RunConfig, job: task.Labelled, folder: RunFolder, metrics: dict[str, Any], log_probs: dict[str, Any]
+    cfg: RunConfig, job: tokenized.Labelled, folder: RunFolder, metrics: dict[str, Any], log_probs: dict[str, Any]
 ) -> None:
     """Fit the temperature of the run's probabilities, and report the calibration.
 
@@ -23,7 +23,7 @@ def calibrate(
             validation rows, or with ``train.calibrate=false``, it is 1.
     """
     fitted = cfg.train.calibrate and "validation" in log_probs
-    metrics["calibration"] = outcome.calibration(job, log_probs, None if fitted else 1.0)
+    metrics["calibration"] = run_results.calibration(job, log_probs, None if fitted else 1.0)
     if not fitted:
         return
     temperature = metrics["calibration"]["temperature"]
@@ -37,22 +37,22 @@ def calibrate(
         )
 
 
-def recorder(folder: RunFolder, tracker: tracking.Tracker) -> Callable[[int, dict[str, float]], None]:
+def recorder(folder: RunFolder, tracker: trackers.Tracker) -> Callable[[int, dict[str, float]], None]:
     """Takes log records for a run folder and its tracker."""
 
     def record(step: int, values: dict[str, float]) -> None:
         folder.log(step, values)
         tracker.log(step, values)
-        runs.tell(step, values)
+        run_folder.tell(step, values)
 
     return record
 
 
 def write(
     cfg: RunConfig,
-    job: task.Labelled,
+    job: tokenized.Labelled,
     folder: RunFolder,
-    tracker: tracking.Tracker,
+    tracker: trackers.Tracker,
     metrics: dict[str, Any],
     log_probs: Any,
     gates: Any = None,
@@ -70,18 +70,20 @@ def write(
         return
     folder.note(**job.fingerprints(), labels=dict(zip(job.table.labels.names, job.table.labels.words, strict=True)))
     reads_all = cfg.method.learn != "nothing" or cfg.method.baseline is not None
-    cut = outcome.write_ledger(job, folder, tuple(job.table.splits) if reads_all else ("test",))
+    cut = run_results.write_ledger(job, folder, tuple(job.table.splits) if reads_all else ("test",))
     folder.write_json("metrics.json", metrics)
     temperature = metrics["calibration"]["temperature"]
-    folder.write_lines("predictions.jsonl", outcome.predictions(job, "test", log_probs, temperature, gates, experts))
-    if isinstance(job, task.Task):
+    folder.write_lines(
+        "predictions.jsonl", run_results.predictions(job, "test", log_probs, temperature, gates, experts)
+    )
+    if isinstance(job, tokenized.Task):
         _write_cards(cfg, job, folder)
     model = [] if cfg.method.baseline is not None else [cfg.model.name]
-    figure = outcome.draw(metrics["test"], ", ".join([cfg.method.name, *model, cfg.data.title]), folder.path)
-    tracker.summary(outcome.flat(metrics))
+    figure = run_results.draw(metrics["test"], ", ".join([cfg.method.name, *model, cfg.data.title]), folder.path)
+    tracker.summary(run_results.flat(metrics))
     tracker.figure("confusion matrix", figure)
     name = f"{cfg.method.name} mixture" if gates is not None else cfg.method.name
-    for drawn in outcome.page(cfg, folder, name, "test"):
+    for drawn in run_results.page(cfg, folder, name, "test"):
         tracker.figure(drawn.stem.replace("_", " "), drawn)
     rows = {f"{cfg.model.name} as it is": metrics["base"]} if "base" in metrics else {}
     tables.show_ledger(job.table.ledger, cut)
@@ -90,11 +92,11 @@ def write(
     print(f"run folder: {folder.path}")
 
 
-def _write_cards(cfg: RunConfig, job: task.Task, folder: RunFolder) -> None:
+def _write_cards(cfg: RunConfig, job: tokenized.Task, folder: RunFolder) -> None:
     """Write a model card beside the weights of the run, in the place of PEFT's empty one."""
-    from finsa.inference import cards  # it needs torch, and baselines write no card
+    from finsa.inference import model_cards  # it needs torch, and baselines write no card
 
     for place in sorted((folder.path / "adapters").glob("*/")):
-        cards.write(place, "adapter", cfg, folder.path, folder.facts, job.renderer)
+        model_cards.write(place, "adapter", cfg, folder.path, folder.facts, job.renderer)
     if (folder.path / "model").is_dir():
-        cards.write(folder.path / "model", "merged", cfg, folder.path, folder.facts, job.renderer)
+        model_cards.write(folder.path / "model", "merged", cfg, folder.path, folder.facts, job.renderer)

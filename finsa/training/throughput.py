@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from finsa import processes
 from finsa.data.rows import IGNORE
-from finsa.modeling import flops, hardware
+from finsa.models import flops, hardware
+from finsa.runs import processes
 
 
 @dataclass

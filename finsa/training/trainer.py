@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from finsa.modeling import hardware
-from finsa.modeling.classifier import Classifier
-from finsa.modeling.mixture import Mixture
-from finsa.training import shared
+from finsa.models import hardware
+from finsa.models.classifier import Classifier
+from finsa.models.moe.mixture import Mixture
+from finsa.training import distributed
 from finsa.training.batching import Step
-from finsa.training.durable import DurableTrainer
 from finsa.training.objective import Objective
 from finsa.training.recovery import Recovery
+from finsa.training.resumable import DurableTrainer
 from finsa.training.throughput import Meter
 
 Validate = Callable[[torch.nn.Module], dict[str, float]]
@@ -63,12 +63,12 @@ class FinsaTrainer(DurableTrainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator; FSDP on processors as on GPUs."""
         super().create_accelerator_and_postprocess()
-        shared.allow_on_cpu(self)
+        distributed.allow_on_cpu(self)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """The order of the rows, the same in all processes."""
         inner = super()._get_train_sampler(self.train_dataset.select(range(self.rows)))
-        return shared.order(inner, self.train_dataset)
+        return distributed.order(inner, self.train_dataset)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

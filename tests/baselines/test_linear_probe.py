@@ -12,10 +12,11 @@ from labelled_texts import ignore, judge, texts
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from finsa import baselines, provenance
+from finsa import baselines
 from finsa.baselines.encoder import character_tokenizer
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, ModelError
+from finsa.runs import provenance
 
 Compose = Callable[..., RunConfig]
 ROWS, LABELS = texts(60)

@@ -9,7 +9,7 @@ import torch
 from labelled_texts import ignore, judge, texts
 
 from finsa import baselines
-from finsa.baselines import loop
+from finsa.baselines import training_loop
 from finsa.baselines.neural import FromScratch
 from finsa.config import RunConfig
 
@@ -121,12 +121,12 @@ def test_a_limit_of_steps_ends_it(config: Compose) -> None:
 
 def test_every_row_is_read_once_per_epoch() -> None:
     rows = [[1] * length for length in (5, 1, 9, 2, 2, 7, 3)]
-    epoch = loop._epoch(rows, 2, loop.random.Random(0))
+    epoch = training_loop._epoch(rows, 2, training_loop.random.Random(0))
     assert sorted(row for batch in epoch for row in batch) == list(range(7))
     assert sorted(map(len, epoch)) == [1, 2, 2, 2]
 
 
 def test_the_rate_rises_and_falls_to_nothing() -> None:
-    rates = [loop._rate(step, 10, 0.2) for step in range(11)]
+    rates = [training_loop._rate(step, 10, 0.2) for step in range(11)]
     assert rates == pytest.approx([0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
-    assert loop._rate(0, 10, 0.0) == 1
+    assert training_loop._rate(0, 10, 0.0) == 1

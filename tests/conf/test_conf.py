@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from finsa import arguments
-from finsa.config import ROOT, RunConfig
+from finsa.config import ROOT, RunConfig, command_line
 
 CONF = ROOT / "conf"
 FILES = sorted(file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml"))
@@ -81,7 +80,7 @@ def test_config_yaml_composes(config: Configure) -> None:
 def test_header_names_a_command_that_uses_the_file(config: Configure, name: str) -> None:
     command = _command(name)
     assert command is not None, "the header names no command"
-    arguments.check(command)
+    command_line.check(command)
     choice = name.removesuffix(".yaml").replace("/", "=")
     if name in GROUPED and choice not in command:  # then by default, or by an experiment
         group, stem = choice.split("=")
@@ -103,7 +102,7 @@ def test_header_says_what_the_file_is(name: str) -> None:
     ],
 )
 def test_command_of_the_design_card(command: str) -> None:
-    arguments.check(command.split())
+    command_line.check(command.split())
 
 
 def test_arms_differ_in_what_their_names_say(config: Configure) -> None:
@@ -264,8 +263,8 @@ def test_experiment_composes_on_the_embedded_default_and_its_arms_have_published
     config: Configure, name: str
 ) -> None:
     words = [f"experiment={name}", "train=smoke", "model=tiny", "data=sample"]
-    expanded = arguments.expand(words)
-    arguments.check([word for word in expanded if word != "-m"])
+    expanded = command_line.expand(words)
+    command_line.check([word for word in expanded if word != "-m"])
     cfg = config(*words)
     assert cfg.sweep is not None
     assert cfg.published is not None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finsa.config import AugmentStage, RunConfig
-from finsa.data import augment, table
+from finsa.data import augment, dataset
 from finsa.data.augment import NO_OTHER, NO_WORD, replaced
 from finsa.data.readers import FATE
 
@@ -84,7 +84,7 @@ def test_the_dictionary_keeps_sign_and_direction(config: Configure) -> None:
 
 
 def test_the_dictionary_meets_the_sample(config: Configure) -> None:
-    train = table.load(config().data).splits["train"]
+    train = dataset.load(config().data).splits["train"]
     hit = train.filter(pl.col("text").str.contains_any(list(_words(config))))
     assert hit.height / train.height > 0.2
 

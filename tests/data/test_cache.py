@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finsa.config import Data, RunConfig
-from finsa.data import cache, table, task
-from finsa.data.table import Table
+from finsa.data import cache, dataset, tokenized
+from finsa.data.dataset import Table
 from finsa.errors import DataError
 
 Configure = Callable[..., RunConfig]
@@ -27,8 +27,8 @@ Configure = Callable[..., RunConfig]
 @pytest.fixture(autouse=True)
 def _new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What this process remembers is not what is tested."""
-    monkeypatch.setattr(table, "_tables", {})
-    monkeypatch.setattr(task, "_tasks", {})
+    monkeypatch.setattr(dataset, "_tables", {})
+    monkeypatch.setattr(tokenized, "_tasks", {})
     monkeypatch.setattr(cache, "MANY_BYTES", 0)
     monkeypatch.setattr(cache, "MANY_TEXTS", 0)
 
@@ -41,8 +41,8 @@ def _data(config: Configure, folder: Path, rows: int = 24, *overrides: str) -> D
 
 
 def _load(data: Data) -> Table:
-    table._tables.clear()
-    return table.load(data)
+    dataset._tables.clear()
+    return dataset.load(data)
 
 
 def _entries(folder: Path, kind: str = "") -> set[str]:
@@ -73,7 +73,7 @@ def test_table_from_the_cache_is_the_table(config: Configure, tmp_path: Path) ->
 def test_second_reading_builds_nothing(config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = _data(config, tmp_path)
     first = _load(data)
-    monkeypatch.setattr(table, "_make", lambda data: pytest.fail("built again"))
+    monkeypatch.setattr(dataset, "_make", lambda data: pytest.fail("built again"))
     assert _same(_load(data), first)
 
 
@@ -116,7 +116,7 @@ def test_changed_text_is_another_entry_even_with_the_same_size_and_time(config: 
     file.write_text(file.read_text(encoding="utf-8").replace("消息7,", "消息x,"), encoding="utf-8")
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert (file.stat().st_size, file.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
-    second = table.load(data)
+    second = dataset.load(data)
     assert len(_entries(tmp_path)) == 2
     texts = [text for part in second.splits.values() for text in part["text"]]
     assert "利好消息x" in texts
@@ -206,7 +206,7 @@ def test_folder_that_cannot_be_written_is_told(config: Configure, tokenizer: Any
             _load(data)
         else:
             cfg = config().model_copy(update={"data": data})
-            task.build(cfg, _load(data.model_copy(update={"cache": None})), tokenizer).prompts("train")
+            tokenized.build(cfg, _load(data.model_copy(update={"cache": None})), tokenizer).prompts("train")
 
 
 def test_failed_building_leaves_nothing(tmp_path: Path) -> None:
@@ -236,8 +236,8 @@ def _tokens(config: Configure, folder: Path, tokenizer: Any, **changes: Any) -> 
     """Prompts of the training split, and the entries there are afterwards."""
     data = _data(config, folder).model_copy(update=changes)
     cfg = config().model_copy(update={"data": data})
-    task._tasks.clear()
-    prompts = task.build(cfg, _load(data), tokenizer).prompts("train")
+    tokenized._tasks.clear()
+    prompts = tokenized.build(cfg, _load(data), tokenizer).prompts("train")
     return list(prompts), _entries(folder, "tokens-")
 
 
@@ -310,7 +310,7 @@ def test_tokens_are_those_of_the_texts_whatever_the_tables_fingerprint_says(
     data = _data(config, tmp_path)
     whole, cfg = _load(data), config().model_copy(update={"data": data})
     half = replace(whole, splits={split: part[1:] for split, part in whole.splits.items()})
-    first, second = (list(task.build(cfg, one, tokenizer).prompts("train")) for one in (whole, half))
+    first, second = (list(tokenized.build(cfg, one, tokenizer).prompts("train")) for one in (whole, half))
     assert second == first[1:]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from finsa.config import RunConfig
-from finsa.data import sampling, table, task
+from finsa.data import dataset, sampling, tokenized
 from finsa.errors import ConfigError
 
 Configure = Callable[..., RunConfig]
@@ -44,7 +44,7 @@ def test_inverse_weights_give_every_class_the_same_share_of_the_loss(
     config: Configure, tokenizer: Any, balance: str
 ) -> None:
     """Weights are those of the rows that are used, so that after balancing they are all the same."""
-    job = task.build(config(), table.load(config("data.cache=null").data), tokenizer)
+    job = tokenized.build(config(), dataset.load(config("data.cache=null").data), tokenizer)
     cfg = config("method=lora_class_weight", f"method.balance={balance}", "method.rows_per_class=1200")
     rows, shares = job.training_rows(cfg), Counter[int]()
     for place, number in enumerate(job.training_order(cfg)):
@@ -57,7 +57,7 @@ def test_inverse_weights_give_every_class_the_same_share_of_the_loss(
 
 
 def test_rows_are_cut_to_what_a_method_reads(config: Configure, tokenizer: Any) -> None:
-    job = task.build(config(), table.load(config("data.cache=null").data), tokenizer)
+    job = tokenized.build(config(), dataset.load(config("data.cache=null").data), tokenizer)
     prompt, gold, renderer = job.prompts("train")[0], job.gold("train")[0], job.renderer
     (label,) = job.training_rows(config("method=lora_label"))[:1]
     (text,) = job.training_rows(config("method=classifier"))[:1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finsa.config import RunConfig
-from finsa.data.table import Table, load
+from finsa.data.dataset import Table, load
 from finsa.errors import ConfigError, DataError
 
 Configure = Callable[..., RunConfig]

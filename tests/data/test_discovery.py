@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finsa.config import Data, RunConfig
-from finsa.data import table
+from finsa.data import dataset
 from finsa.data.discovery import find, find_files
 from finsa.errors import DataError
 
@@ -205,7 +205,7 @@ def test_notes_on_files_reach_the_ledger(config: Configure, tmp_path: Path) -> N
     rows = "text,label\n" + "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(40))
     _file(tmp_path, "fpb_train.csv", rows)
     _file(tmp_path, "fpb_test.csv", "text,label\nother,a\nanother,b\n")
-    loaded = table.load(_data(config, tmp_path))
+    loaded = dataset.load(_data(config, tmp_path))
     assert {split: frame.height for split, frame in loaded.splits.items()} == {"train": 36, "validation": 4, "test": 2}
     assert loaded.ledger.notes[:2] == [
         "train split, by file name: fpb_train.csv",

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finsa.config import Data, RunConfig
-from finsa.data import documents, table
+from finsa.data import dataset, documents
 from finsa.data.rows import IGNORE
 
 Configure = Callable[..., RunConfig]
@@ -63,7 +63,7 @@ def test_stream_shorter_than_a_block_gives_none(tokenizer: Any) -> None:
 
 
 def test_protected_are_the_texts_of_validation_and_test(config: Configure) -> None:
-    held = table.load(config().data)
+    held = dataset.load(config().data)
     protected = documents.protected(config("data=tiny_corpus").data)
     assert protected == [*held.splits["validation"]["text"].to_list(), *held.splits["test"]["text"].to_list()]
     assert len(protected) >= 1_000

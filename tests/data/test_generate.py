@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from finsa.config import Data, RunConfig
-from finsa.data import sources, table
+from finsa.data import dataset, sources
 from finsa.data.generate import generate
 from finsa.stages.generate import FILE_OF_SPLIT, run
 
@@ -24,7 +24,7 @@ def _small(config: Configure, **changes: object) -> Data:
 
 
 def test_sample_is_what_its_recipe_generates(config: Configure, project: Path) -> None:
-    made = table.load(config("data=generated").data)
+    made = dataset.load(config("data=generated").data)
     for split, name in FILE_OF_SPLIT.items():
         committed = pl.read_csv(project / "data" / "sample" / name, infer_schema=False)
         names = [made.labels.names[number] for number in made.splits[split]["label"]]
@@ -38,12 +38,12 @@ def test_recipe_names_the_knobs_and_the_fingerprint(config: Configure, project: 
     assert data.generator is not None
     assert recipe["generator"] == data.generator.model_dump()
     assert recipe["split"] == data.split.model_dump()
-    assert recipe["fingerprint"] == table.load(data).fingerprint
+    assert recipe["fingerprint"] == dataset.load(data).fingerprint
     assert recipe["command"] == "python run.py stage=generate data=generated output=<folder>"
 
 
 def test_sample_read_from_its_files_is_the_same_table(config: Configure) -> None:
-    sample, made = table.load(config().data), table.load(config("data=generated").data)
+    sample, made = dataset.load(config().data), dataset.load(config("data=generated").data)
     assert sample.labels == made.labels
     assert sample.ledger.buckets == {"used": 4_800}
     for split, part in made.splits.items():

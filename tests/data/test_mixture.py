@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finsa.config import Data, RunConfig
+from finsa.data.dataset import Table, load
 from finsa.data.splits import SPLITS
-from finsa.data.table import Table, load
 from finsa.errors import DataError
 
 Configure = Callable[..., RunConfig]

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from finsa.config import Data, RunConfig
+from finsa.data.dataset import Table, load
 from finsa.data.splits import SPLITS
-from finsa.data.table import Table, load
 
 Configure = Callable[..., RunConfig]
 FINNF = ["利空", "中性", "利好"]

@@ -9,13 +9,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from finsa import arguments
-from finsa.config import Data, RunConfig
+from finsa.config import Data, RunConfig, command_line
 from finsa.data import sources
+from finsa.data.dataset import load
 from finsa.data.discovery import find_files
 from finsa.data.readers import FATE, LINE
 from finsa.data.sources import Rows, collect
-from finsa.data.table import load
 from finsa.errors import DataError
 
 Configure = Callable[..., RunConfig]
@@ -147,7 +146,7 @@ def test_split_that_the_hub_set_lacks_is_divided_off(
     for split in lacking:
         (hub_folder / f"{split}-00000-of-00001.parquet").unlink()
     words = [word.format(split) for split in lacking]
-    arguments.check(["data=hub", f"data.hub.id={hub_folder}", "data.labels=[bad,good]", *words])
+    command_line.check(["data=hub", f"data.hub.id={hub_folder}", "data.labels=[bad,good]", *words])
     table = load(_hub(config, hub_folder, *words))
     expected = (
         {"train": 36, "validation": 4, "test": 2} if len(lacking) == 1 else {"train": 32, "validation": 4, "test": 4}

@@ -11,15 +11,15 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from finsa.config import ReportStage, RunConfig
 from finsa.errors import ConfigError
-from finsa.evaluation import arms, comparison, metrics, records, statistics
+from finsa.evaluation import comparison, finished_runs, metrics, run_groups, statistics
 
 GOLD = np.random.default_rng(0).integers(0, 3, 400)
 OPTIONS = ReportStage(name="report", baseline=None, training_rows="same", samples=2000, seed=0)
 Configure = Callable[..., RunConfig]
 
 
-def arms_of(folder: Path) -> list[arms.Arm]:
-    return arms.group(records.read(records.folders(str(folder)))[0])[0]
+def arms_of(folder: Path) -> list[run_groups.Arm]:
+    return run_groups.group(finished_runs.read(finished_runs.folders(str(folder)))[0])[0]
 
 
 def records_of(found: comparison.Comparison) -> dict[str, comparison.Record]:
@@ -27,7 +27,7 @@ def records_of(found: comparison.Comparison) -> dict[str, comparison.Record]:
 
 
 @pytest.fixture
-def five(config: Configure, tmp_path: Path) -> list[arms.Arm]:
+def five(config: Configure, tmp_path: Path) -> list[run_groups.Arm]:
     """A weak base, two arms that are alike, one that is clearly better, and one with three seeds."""
     for number, (method, right) in enumerate(
         [("zero_shot", 0.3), ("lora", 0.6), ("lora_downsample", 0.61), ("lora_response", 0.95)]
@@ -39,7 +39,7 @@ def five(config: Configure, tmp_path: Path) -> list[arms.Arm]:
     return arms_of(tmp_path)
 
 
-def test_scores_are_those_of_sklearn_and_intervals_those_of_the_run(five: list[arms.Arm]) -> None:
+def test_scores_are_those_of_sklearn_and_intervals_those_of_the_run(five: list[run_groups.Arm]) -> None:
     found = comparison.compare(five, OPTIONS)
     lora, run = records_of(found)["lora"], five[1].runs[0]
     assert lora["accuracy"] == pytest.approx(accuracy_score(GOLD, run.predicted))
@@ -53,7 +53,7 @@ def test_scores_are_those_of_sklearn_and_intervals_those_of_the_run(five: list[a
     assert lora["macro_f1_sd"] is None
 
 
-def test_seeds_give_mean_and_spread(five: list[arms.Arm]) -> None:
+def test_seeds_give_mean_and_spread(five: list[run_groups.Arm]) -> None:
     record = records_of(comparison.compare(five, OPTIONS))["lora_response_downsample"]
     scores = [run.report["macro_f1"] for run in five[4].runs]
     assert (record["runs"], record["seeds"]) == (3, "1 2 3")
@@ -64,7 +64,7 @@ def test_seeds_give_mean_and_spread(five: list[arms.Arm]) -> None:
     )
 
 
-def test_tests_are_paired_exact_and_corrected(five: list[arms.Arm]) -> None:
+def test_tests_are_paired_exact_and_corrected(five: list[run_groups.Arm]) -> None:
     found = comparison.compare(five, OPTIONS)
     assert found.baseline == "zero_shot"
     tested = records_of(found)
@@ -81,7 +81,7 @@ def test_tests_are_paired_exact_and_corrected(five: list[arms.Arm]) -> None:
     assert {one["verdict"] for one in tested.values()} == {"better"}
 
 
-def test_against_another_baseline(five: list[arms.Arm]) -> None:
+def test_against_another_baseline(five: list[run_groups.Arm]) -> None:
     found = comparison.compare(five, OPTIONS.model_copy(update={"baseline": "lora_downsample"}))
     verdicts = {record["arm"]: record["verdict"] for record in found.records}
     assert verdicts == {
@@ -95,7 +95,7 @@ def test_against_another_baseline(five: list[arms.Arm]) -> None:
         comparison.compare(five, OPTIONS.model_copy(update={"baseline": "lora_respons"}))
 
 
-def test_of_arms_with_seeds_the_least_clear_pair_counts(five: list[arms.Arm]) -> None:
+def test_of_arms_with_seeds_the_least_clear_pair_counts(five: list[run_groups.Arm]) -> None:
     fixed, broken, p = comparison._mcnemar(five[4], five[0])
     base, values = five[0].runs[0].predicted == GOLD, []
     for run in five[4].runs:
@@ -105,7 +105,7 @@ def test_of_arms_with_seeds_the_least_clear_pair_counts(five: list[arms.Arm]) ->
     assert (p, (fixed, broken)) == max(values)
 
 
-def test_a_clear_win_is_marked_and_arms_are_sorted_by_score(five: list[arms.Arm]) -> None:
+def test_a_clear_win_is_marked_and_arms_are_sorted_by_score(five: list[run_groups.Arm]) -> None:
     found = comparison.compare(five, OPTIONS)
     assert found.best == "lora_response"
     assert [record["best"] for record in found.records] == [True, False, False, False, False]
@@ -127,7 +127,7 @@ def test_the_baseline_is_what_learns_nothing_not_a_classical_baseline(config: Co
     assert comparison.compare(found[1:2], OPTIONS).baseline == "tfidf_lr"
 
 
-def test_the_best_arm_is_tested_against_every_other(five: list[arms.Arm]) -> None:
+def test_the_best_arm_is_tested_against_every_other(five: list[run_groups.Arm]) -> None:
     """The headline's tests are the table's: those of the best arm, corrected for their number."""
     found = comparison.compare(five, OPTIONS.model_copy(update={"baseline": "lora"}))
     top, *others = found.records
@@ -139,7 +139,7 @@ def test_the_best_arm_is_tested_against_every_other(five: list[arms.Arm]) -> Non
         assert record["vs_best_difference"] == pytest.approx(record["macro_f1"] - top["macro_f1"])
 
 
-def test_one_pair_has_one_p_value_whichever_arm_it_is_tested_against(five: list[arms.Arm]) -> None:
+def test_one_pair_has_one_p_value_whichever_arm_it_is_tested_against(five: list[run_groups.Arm]) -> None:
     top, other = comparison.compare(five[1:3], OPTIONS).records
     found = comparison.compare(five[1:3], OPTIONS.model_copy(update={"baseline": other["arm"]}))
     top, other = found.records
@@ -152,7 +152,7 @@ def test_one_pair_has_one_p_value_whichever_arm_it_is_tested_against(five: list[
     assert f"({top['difference']:.4f} lower, p = {top['bootstrap_p_holm']:.4f})" in found.remarks[0]
 
 
-def test_a_win_inside_the_noise_is_not_marked(five: list[arms.Arm]) -> None:
+def test_a_win_inside_the_noise_is_not_marked(five: list[run_groups.Arm]) -> None:
     found = comparison.compare([five[0], five[1], five[2]], OPTIONS)
     assert found.best is None
     assert not any(record["best"] for record in found.records)
@@ -162,7 +162,7 @@ def test_a_win_inside_the_noise_is_not_marked(five: list[arms.Arm]) -> None:
     assert "no arm is marked as the best" in found.remarks[0]
 
 
-def test_one_arm_has_nothing_to_be_compared_with(five: list[arms.Arm]) -> None:
+def test_one_arm_has_nothing_to_be_compared_with(five: list[run_groups.Arm]) -> None:
     found = comparison.compare([five[3]], OPTIONS)
     assert (found.best, found.records[0]["verdict"]) == (None, None)
     assert found.remarks[0].startswith("One arm alone")
@@ -185,7 +185,7 @@ def test_75_questions_are_said_to_be_few(config: Configure, tmp_path: Path) -> N
     assert (round(tuned["accuracy"], 4), tuned["verdict"]) == (0.88, "inconclusive")
 
 
-def test_costs_are_read_and_never_made_up(five: list[arms.Arm], config: Configure, tmp_path: Path) -> None:
+def test_costs_are_read_and_never_made_up(five: list[run_groups.Arm], config: Configure, tmp_path: Path) -> None:
     found = comparison.compare(five, OPTIONS)
     base, lora = (records_of(found)[name] for name in ("zero_shot", "lora"))
     assert lora["rows_per_second"] == 160
@@ -209,7 +209,7 @@ def test_the_best_step_is_that_of_the_measure_that_selects(config: Configure, tm
     assert comparison.seconds_to_best(arm.runs[0]) is None  # its log has no such score
 
 
-def test_calibration_error_is_that_of_the_answers(five: list[arms.Arm]) -> None:
+def test_calibration_error_is_that_of_the_answers(five: list[run_groups.Arm]) -> None:
     run = five[1].runs[0]
     gaps = [
         abs((run.predicted == GOLD)[inside].mean() - run.confidence[inside].mean()) * inside.sum() / 400

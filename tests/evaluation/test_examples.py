@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 
 from finsa.config import RunConfig
-from finsa.data import table, task
+from finsa.data import dataset, tokenized
+from finsa.data.dataset import Table
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import Ledger
 from finsa.data.rows import IGNORE
-from finsa.data.table import Table
 from finsa.evaluation import examples
 from finsa.evaluation.examples import Example, Segment
 
@@ -28,9 +28,9 @@ def _table() -> Table:
     return Table(splits, LabelSpace(("利空", "中性", "利好"), ("利空", "中性", "利好")), Ledger(), "", pl.DataFrame())
 
 
-def _job(config: Configure, tokenizer: Any, *overrides: str) -> tuple[task.Task, RunConfig]:
+def _job(config: Configure, tokenizer: Any, *overrides: str) -> tuple[tokenized.Task, RunConfig]:
     cfg = config("stage=inspect", "data.max_length=60", "data.cache=null", *overrides)
-    return task.build(cfg, _table(), tokenizer), cfg
+    return tokenized.build(cfg, _table(), tokenizer), cfg
 
 
 def _ids(example: Example) -> list[int]:
@@ -110,7 +110,7 @@ def test_a_row_that_is_one_choice_shows_its_label_as_what_is_learnt(
     config: Callable[..., RunConfig], tokenizer: Any
 ) -> None:
     cfg = config("method=lora_label")
-    job = task.build(cfg, table.load(cfg.data), tokenizer)
+    job = tokenized.build(cfg, dataset.load(cfg.data), tokenizer)
     for example in examples.examples(job, cfg, 3):
         parts = [segment.part for segment in example.segments]
         assert parts == ["prompt", "text", "prompt", "answer"]
@@ -120,7 +120,7 @@ def test_a_row_that_is_one_choice_shows_its_label_as_what_is_learnt(
 
 def test_a_row_for_a_head_ends_with_its_text(config: Callable[..., RunConfig], tokenizer: Any) -> None:
     cfg = config("method=classifier")
-    job = task.build(cfg, table.load(cfg.data), tokenizer)
+    job = tokenized.build(cfg, dataset.load(cfg.data), tokenizer)
     texts = {row["id"]: row["text"] for part in job.table.splits.values() for row in part.iter_rows(named=True)}
     for example in examples.examples(job, cfg, 3):
         assert [segment.part for segment in example.segments] == ["prompt", "text"]

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from matplotlib import image
 
-from finsa.data.near import SCHEMA
+from finsa.data.near_duplicates import SCHEMA
 from finsa.evaluation import inspect_figures
 from finsa.evaluation.figures import Figure
 

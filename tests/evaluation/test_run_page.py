@@ -14,8 +14,8 @@ from folders import answers, write_run
 from matplotlib import image
 
 from finsa.config import RunConfig
-from finsa.evaluation import metrics, outcome, report_figures, router
-from finsa.runs import RunFolder
+from finsa.evaluation import metrics, report_figures, router, run_results
+from finsa.runs.run_folder import RunFolder
 from finsa.stages import report
 
 GOLD = np.random.default_rng(0).integers(0, 3, 120)
@@ -95,7 +95,7 @@ def test_a_mixture_has_its_routers_figure(config: Configure, tmp_path: Path) -> 
     found["base"] = metrics.report(GOLD.tolist(), GOLD.tolist(), list(found["test"]["per_class"]))
     (folder / "metrics.json").write_text(json.dumps(found), encoding="utf-8")
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    drawn = outcome.page(cfg, RunFolder(folder, facts), "lora mixture", "test")
+    drawn = run_results.page(cfg, RunFolder(folder, facts), "lora mixture", "test")
     assert drawn == [folder / "training_curves.png", folder / "router.png"]
     assert all(file.is_file() for file in drawn)
     text = page(folder)
@@ -103,7 +103,7 @@ def test_a_mixture_has_its_routers_figure(config: Configure, tmp_path: Path) -> 
     assert "Router of lora mixture" in text
     assert "base model (zero-shot)" in text
     again = Path(shutil.copytree(folder, tmp_path / "again"))
-    assert outcome.page(cfg, RunFolder(again, facts), "lora mixture", "test") == [again / one.name for one in drawn]
+    assert run_results.page(cfg, RunFolder(again, facts), "lora mixture", "test") == [again / one.name for one in drawn]
     assert not [entry for entry in again.iterdir() if entry.is_dir()]
 
 
@@ -111,6 +111,6 @@ def test_a_page_names_the_users_own_data_by_their_file(config: Configure, tmp_pa
     cfg = config("method=tfidf_lr", "data=table", f"data.files={tmp_path / 'my_posts.csv'}")
     folder = write_run(tmp_path / "run", cfg, GOLD, answers(GOLD, 0.6, 1))
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    outcome.page(cfg, RunFolder(folder, facts), "tfidf_lr", "test")
+    run_results.page(cfg, RunFolder(folder, facts), "tfidf_lr", "test")
     assert "tfidf_lr, my_posts: run" in page(folder)
     assert ">table<" not in page(folder)

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from finsa.config import RunConfig
 from finsa.data.ledger import Ledger
-from finsa.evaluation import metrics, sheets, tables
-from finsa.evaluation.sheets import Sheet
+from finsa.evaluation import metrics, report_tables, tables
+from finsa.evaluation.report_tables import Sheet
 
 Configure = Callable[..., RunConfig]
 NAMES = ("利空", "中性", "利好")
@@ -111,7 +111,7 @@ SHEET = Sheet(
 
 def shown_at(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
     monkeypatch.setenv("COLUMNS", str(width))
-    sheets.show(SHEET)
+    report_tables.show(SHEET)
     return capsys.readouterr().out.splitlines()
 
 

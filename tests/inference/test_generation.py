@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import small
+from base_models import small
 
-from finsa import processes
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
 from finsa.data.rows import Encoded, Renderer
 from finsa.evaluation import metrics
 from finsa.inference.generation import Generator, Rule, parse
+from finsa.runs import processes
 
 POLES = ("negative", "neutral", "positive")
 OPTIONS = ("A", "B", "C", "D", "E")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from base_models import EXTRA, small
 from hypothesis import given
 from hypothesis import strategies as st
-from models import EXTRA, small
 
 from finsa.data.rows import Encoded
 from finsa.errors import ModelError
 from finsa.inference.label_tree import LabelTree, scored_answers
-from finsa.inference.scoring import LabelScorer, batches, label_log_probs
+from finsa.inference.scoring import LabelScorer, label_log_probs
+from finsa.models.batches import batches
 
 ANSWERS = {
     "one token each": [(7,), (8,), (9,)],

@@ -18,7 +18,7 @@ import pytest
 from endpoints import ChatServer, Reply, Request, failed, said
 
 from finsa.config import RunConfig
-from finsa.data import table
+from finsa.data import dataset
 from finsa.errors import DataError, RunError
 from finsa.stages import augment
 
@@ -106,7 +106,7 @@ def test_synonyms_by_a_command(rows: Path, tmp_path: Path, config: Configure) ->
 def test_what_is_written_is_read_without_a_leak(rows: Path, tmp_path: Path, config: Configure) -> None:
     out = tmp_path / "out"
     augment.run(config(*_words(rows, out, "stage.synonyms.share=1")))
-    again = table.load(config("data=table", f"data.files={out}", LABELS, "data.cache=null").data)
+    again = dataset.load(config("data=table", f"data.files={out}", LABELS, "data.cache=null").data)
     assert again.ledger.buckets == {"used": 16 + 16 + 8}
     assert {split: part.height for split, part in again.splits.items()} == {"train": 32, "validation": 4, "test": 4}
     parents = again.splits["train"]["parent"].to_list()
@@ -141,8 +141,8 @@ def test_variants_in_the_input_stay_variants_of_their_original(rows: Path, tmp_p
 def test_the_sample_gets_variants_that_the_loader_takes(tmp_path: Path, config: Configure) -> None:
     out = tmp_path / "out"
     augment.run(config("stage=augment", f"output={out}"))
-    sample = table.load(config().data)
-    again = table.load(config(f"data.files={out}", "data.cache=null").data)
+    sample = dataset.load(config().data)
+    again = dataset.load(config(f"data.files={out}", "data.cache=null").data)
     numbers = _recipe(out)["variants"]["synonyms"]
     assert numbers["wanted"] == 3 * round(0.2 * sample.splits["train"].height)
     assert numbers["made"] == numbers["wanted"] - sum(numbers["dropped"].values()) > 300

@@ -16,7 +16,7 @@ from few import FEW
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, DataError, ModelError, RunError
 from finsa.evaluation import metrics
-from finsa.runs import Result
+from finsa.runs.run_folder import Result
 from finsa.stages import check, evaluate, train
 
 Compose = Callable[..., RunConfig]

@@ -10,12 +10,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from finsa import runs
 from finsa.config import ROOT, RunConfig
-from finsa.data import roles, table
+from finsa.data import dataset
 from finsa.errors import ConfigError
-from finsa.modeling import experts
+from finsa.models.moe import experts
+from finsa.runs import run_folder
 from finsa.stages import chain, moe_joint, pretrain, train
+from finsa.synthetic import roles
 
 Compose = Callable[..., RunConfig]
 SHORT = ("train=smoke", "tracking=none", "train.max_steps=2", "data.cache=null")
@@ -72,7 +73,7 @@ def test_a_stopped_chain_goes_on(config: Compose, files: Path, tmp_path: Path, m
     again = chain.run(cfg)
     assert ran(tmp_path) == [("train", "complete")] * 2
     assert (again.run_dir, again.metrics, again.objective) == (first.run_dir, first.metrics, first.objective)
-    assert runs.read(str(first.run_dir))[1].data.domain == "forum"
+    assert run_folder.read(str(first.run_dir))[1].data.domain == "forum"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_finsa_moe_runs_on_the_embedded_default(config: Compose, files: Path, tm
     assert {record["arm"] for record in result.metrics["mixture"]} >= {"mixture", "union", "news alone"}
     assert [file.parent.parent for file in tmp_path.rglob("report.html")] == [tmp_path]
     assert result.run_dir is not None
-    assert runs.read(str(result.run_dir))[1].stage.name == "moe_joint"
+    assert run_folder.read(str(result.run_dir))[1].stage.name == "moe_joint"
 
 
 def test_finteam_experts_runs_on_the_embedded_default(config: Compose, files: Path, tmp_path: Path) -> None:
@@ -171,5 +172,5 @@ def test_the_mixture_finds_the_chains_experts(config: Compose, files: Path, tmp_
     link = chain.configure(cfg, "a", {})
     joined = config(*SHORT, "stage=moe_joint", f"data.files={files}", f"output_dir={tmp_path}")
     wanted = moe_joint.members.expert_config(joined, "news")
-    assert runs.config_hash(link) == runs.config_hash(wanted)
-    assert table.load(link.data).fingerprint == table.load(wanted.data).fingerprint
+    assert run_folder.config_hash(link) == run_folder.config_hash(wanted)
+    assert dataset.load(link.data).fingerprint == dataset.load(wanted.data).fingerprint

@@ -12,8 +12,8 @@ import pytest
 
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, RunError
-from finsa.evaluation import arms, comparison, records
-from finsa.inference import answering
+from finsa.evaluation import comparison, finished_runs, run_groups
+from finsa.inference import predictor
 from finsa.stages import evaluate
 
 Compose = Callable[..., RunConfig]
@@ -47,7 +47,7 @@ def test_a_run_records_its_temperature_and_gives_probabilities_at_it(trained: Tr
     assert facts["calibration"]["temperature"] == told["temperature"] != 1
     assert facts["labels"] == {"利空": "利空", "中性": "中性", "利好": "利好"}
     assert told["validation"]["loss"] <= told["validation"]["loss_uncalibrated"]
-    answers = answering.restore(str(folder), 4096)(["公司大涨", "公告"])
+    answers = predictor.restore(str(folder), 4096)(["公司大涨", "公告"])
     wanted = np.exp(answers.log_probs / told["temperature"])
     np.testing.assert_allclose(answers.probabilities, wanted / wanted.sum(axis=1, keepdims=True))
 
@@ -62,8 +62,10 @@ def test_a_run_an_evaluation_and_a_report_have_one_calibration_error_and_one_int
     assert again.metrics["calibration"]["test"]["ece"] == pytest.approx(known["test"]["ece"], abs=1e-5)
     assert again.run_dir is not None
     for folder in (run, again.run_dir):
-        (found,), _ = records.read([folder])
-        (record,) = comparison.compare(arms.group([found])[0], config("stage=report", f"runs={run}").stage).records
+        (found,), _ = finished_runs.read([folder])
+        (record,) = comparison.compare(
+            run_groups.group([found])[0], config("stage=report", f"runs={run}").stage
+        ).records
         assert record["calibration_error"] == pytest.approx(known["test"]["ece"], abs=1e-5)
         own = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"]["intervals"]
         for name in ("accuracy", "macro_f1", "weighted_f1"):
@@ -73,7 +75,7 @@ def test_a_run_an_evaluation_and_a_report_have_one_calibration_error_and_one_int
 def test_an_adapter_in_the_weights_answers_as_one_beside_them(trained: Trained) -> None:
     texts = ["公司大涨", "公告", "亏损" * 200]
     for method in ("lora_response", "classifier"):
-        one, other = (answering.restore(str(trained(method)), 4096, merge=merge)(texts) for merge in (False, True))
+        one, other = (predictor.restore(str(trained(method)), 4096, merge=merge)(texts) for merge in (False, True))
         np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-5)
 
 

@@ -20,8 +20,9 @@ from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
 from finsa.data.rows import Renderer
 from finsa.errors import ConfigError, FinsaError, ModelError, RunError
-from finsa.inference import answering, bundles, exporting, receipts
-from finsa.modeling import base
+from finsa.inference import export as exporting
+from finsa.inference import export_check, export_manifest, predictor
+from finsa.models import base
 from finsa.stages import evaluate, export, predict
 
 Compose = Callable[..., RunConfig]
@@ -76,7 +77,7 @@ def exported(
 
 def test_the_receipt_is_that_of_the_two_folders(exported: tuple[str, Path, Path]) -> None:
     name, folder, _ = exported
-    receipt = json.loads((folder / bundles.RECEIPT).read_text())
+    receipt = json.loads((folder / export_manifest.RECEIPT).read_text())
     assert receipt["rows"] == 100
     assert receipt["largest_difference"] <= FORMATS[name][1]
     assert receipt["agreement"] == 1 or name == "onnx_int8"
@@ -93,7 +94,7 @@ def test_an_export_is_restored_alone_and_answers_as_the_run(
 ) -> None:
     name, folder, run = exported
     monkeypatch.chdir(tmp_path)
-    found, wanted = (answering.restore(str(place), 4096)(texts) for place in (folder, run))
+    found, wanted = (predictor.restore(str(place), 4096)(texts) for place in (folder, run))
     assert found.labels == wanted.labels
     assert found.cut == wanted.cut
     assert found.cut[-2:] == [True, False]
@@ -101,7 +102,7 @@ def test_an_export_is_restored_alone_and_answers_as_the_run(
     if name != "onnx_int8":
         assert found.chosen == wanted.chosen
     assert not (folder / "run.json").exists(), "it would be taken for another run of its configuration"
-    manifest = bundles.manifest(folder)
+    manifest = export_manifest.manifest(folder)
     assert list(manifest["labels"]) == list(wanted.labels)
     assert manifest["rule"] == "whole label"
     assert manifest["prompt"]["head"] + "{text}" + manifest["prompt"]["tail"] == manifest["prompt"]["template"]
@@ -109,7 +110,7 @@ def test_an_export_is_restored_alone_and_answers_as_the_run(
 
 def test_no_answer_depends_on_the_texts_beside_it(exported: tuple[str, Path, Path], texts: list[str]) -> None:
     _, folder, _ = exported
-    answerer = answering.restore(str(folder), 4096)
+    answerer = predictor.restore(str(folder), 4096)
     together = answerer(texts).probabilities
     for number in (0, 7, len(texts) - 1):
         assert together[number] == pytest.approx(answerer([texts[number]]).probabilities[0], abs=1e-5)
@@ -122,7 +123,7 @@ def test_the_pipeline_of_transformers_loads_the_classifier_unchanged(
 
     run = trained("lora_response")
     export.run(config(*SHORT, f"run={run}", f"output={tmp_path / 'c'}", "format=classifier"))
-    answers = answering.restore(str(run), 4096)(texts)
+    answers = predictor.restore(str(run), 4096)(texts)
     classify = pipeline("text-classification", model=str(tmp_path / "c"), top_k=None)
     for batch_size in (1, 8):
         found = classify([text.strip() for text in texts], batch_size=batch_size, truncation=True)
@@ -142,7 +143,7 @@ def test_a_graph_gives_the_log_probabilities_and_the_probabilities_of_the_run(
         export.run(config(*SHORT, f"run={run}", f"output={folder}", "format=onnx"))
         session = onnxruntime.InferenceSession(folder / "model.onnx")
         assert [given.name for given in session.get_inputs()] == ["input_ids", "lengths"]
-        answerer = answering.restore(str(run), 4096)
+        answerer = predictor.restore(str(run), 4096)
         answers, renderer = answerer(texts[:3]), answerer.renderer
         assert renderer is not None
         assert answerer.temperature != 1
@@ -179,7 +180,7 @@ def test_the_code_of_a_card_gives_the_probabilities_of_the_run(
     if name == "openvino":
         return
     monkeypatch.chdir(folder)
-    made, wanted = code_of(card, project), answering.restore(str(run), 4096)([texts[0], texts[-2], texts[-1]])
+    made, wanted = code_of(card, project), predictor.restore(str(run), 4096)([texts[0], texts[-2], texts[-1]])
     for text, probs in zip((f" {texts[0]}\n", texts[-2], texts[-1]), wanted.probabilities, strict=True):
         if name == "classifier":
             found = {row["label"]: row["score"] for row in made["classify"]([text.strip()], truncation=True)[0]}
@@ -194,7 +195,7 @@ def test_an_adapter_in_a_run_folder_has_a_card_whose_code_runs(
     run = trained("lora_response")
     monkeypatch.chdir(run / "adapters" / "default")
     found = code_of(Path("README.md").read_text(encoding="utf-8"), project)["probabilities"](texts[0])
-    (wanted,) = answering.restore(str(run), 4096)(texts[:1]).probabilities
+    (wanted,) = predictor.restore(str(run), 4096)(texts[:1]).probabilities
     assert list(found.values()) == pytest.approx(wanted, abs=2e-5)
 
 
@@ -244,7 +245,7 @@ def test_an_ordinary_peft_and_an_ordinary_transformers_user_can_load_them(
 def test_a_head_keeps_its_answers_merged(config: Compose, trained: Trained, tmp_path: Path, texts: list[str]) -> None:
     run = trained("classifier")
     export.run(config(*SHORT, f"run={run}", f"output={tmp_path / 'm'}", "format=merged"))
-    found, wanted = (answering.restore(str(place), 4096)(texts) for place in (tmp_path / "m", run))
+    found, wanted = (predictor.restore(str(place), 4096)(texts) for place in (tmp_path / "m", run))
     assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
 
 
@@ -267,7 +268,7 @@ def test_what_is_worse_than_the_tolerance_is_removed_unless_forced(
         export.run(config(*words, strict))
     assert list(tmp_path.iterdir()) == []
     export.run(config(*words, strict, "stage.force=true"))
-    assert (tmp_path / "m" / bundles.RECEIPT).is_file()
+    assert (tmp_path / "m" / export_manifest.RECEIPT).is_file()
     with pytest.raises(RunError, match="is there already"):
         export.run(config(*words))
 
@@ -288,10 +289,10 @@ def test_the_tolerance_goes_by_what_the_two_sides_compute_in(
 ) -> None:
     stage = config(*SHORT, "run=some", "format=onnx", *words.split()).stage
     assert isinstance(stage, ExportStage)
-    sides = [receipts.Measured(0.8, 0.8, 1, 1.0, name) for name in types]
-    assert receipts.Receipt(10, 1.0, most, *sides).faults(stage) == []
+    sides = [export_check.Measured(0.8, 0.8, 1, 1.0, name) for name in types]
+    assert export_check.Receipt(10, 1.0, most, *sides).faults(stage) == []
     worse = f"the largest difference {1.01 * most:.3g} is above stage.difference={told}"
-    assert receipts.Receipt(10, 1.0, 1.01 * most, *sides).faults(stage) == ([] if told is None else [worse])
+    assert export_check.Receipt(10, 1.0, 1.01 * most, *sides).faults(stage) == ([] if told is None else [worse])
 
 
 def test_an_export_is_evaluated_and_predicts_like_a_run(
@@ -339,7 +340,9 @@ def test_labels_of_several_tokens_have_no_score_head(tokenizer: Any) -> None:
 def test_a_missing_package_is_told_with_its_extra(
     config: Compose, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundles, "find_spec", lambda name: None if name in ("openvino", "onnxruntime") else True)
+    monkeypatch.setattr(
+        export_manifest, "find_spec", lambda name: None if name in ("openvino", "onnxruntime") else True
+    )
     for form, extra in (("onnx", "export"), ("openvino", "openvino")):
         with pytest.raises(ModelError, match=rf"format={form} needs .*: pip install 'finsa\[{extra}\]'"):
             export.run(config(*SHORT, f"run={trained('lora_response')}", f"format={form}"))

@@ -12,12 +12,11 @@ import commands
 import pytest
 import yaml
 
-from finsa import arguments, composition
-from finsa.config import RunConfig
-from finsa.data import table
+from finsa.config import RunConfig, command_line, compose
+from finsa.data import dataset
 from finsa.errors import FinsaError
-from finsa.migration import llamafactory
-from finsa.migration.keys import IGNORED, UNSUPPORTED
+from finsa.interop import llamafactory
+from finsa.interop.keys import IGNORED, UNSUPPORTED
 
 # The intent study's training file, and AIDF's settings (which came from TRL) as such a file, by what was published.
 INTENT: dict[str, Any] = {
@@ -69,8 +68,8 @@ AIDF: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _folders() -> Iterator[None]:
     yield
-    composition.added.clear()
-    composition.choices_of.cache_clear()
+    compose.added.clear()
+    compose.choices_of.cache_clear()
 
 
 @pytest.fixture
@@ -81,8 +80,8 @@ def imported(config: Callable[..., RunConfig], tmp_path: Path) -> Callable[..., 
         file = tmp_path / "tuned.yaml"
         file.write_text(yaml.safe_dump(content), encoding="utf-8")
         _run(config, file, tmp_path / "out", *words)
-        values, choices = composition.compose_values(["experiment=tuned"])
-        return composition.build(values, choices, [])
+        values, choices = compose.compose_values(["experiment=tuned"])
+        return compose.build(values, choices, [])
 
     return of
 
@@ -192,8 +191,8 @@ def test_data_sets_are_read_as_their_entries_say(
     _run(config, tmp_path / "dataset_info.json", tmp_path / "out")
     assert "data=sample_imported" in capsys.readouterr().out  # the name is taken by conf/data/sample.yaml
     for name, first in (("posts", "判断情绪\n第"), ("chats", "第"), ("sample_imported", "第")):
-        values, choices = composition.compose_values([f"data={name}"])
-        read = table.load(composition.build(values, choices, []).data)
+        values, choices = compose.compose_values([f"data={name}"])
+        read = dataset.load(compose.build(values, choices, []).data)
         assert sum(part.height for part in read.splits.values()) == 60
         assert read.labels.names == ("negative", "positive")
         assert all(text.startswith(first) for text in read.splits["train"]["text"])
@@ -221,7 +220,7 @@ def test_data_that_is_not_found_has_to_be_named(imported: Callable[..., RunConfi
     got = imported({**INTENT, "dataset": "elsewhere"})
     assert (got.data.name, got.data.files) == ("table", None)
     with pytest.raises(FinsaError, match="data=table needs files"):
-        table.load(got.data)
+        dataset.load(got.data)
 
 
 def _write(folder: Path, **contents: Any) -> None:
@@ -254,7 +253,7 @@ def test_two_sets_are_divided_and_asked_as_the_file_says(
     assert (got.data.source, got.data.prompt) == ("mixture", prompt)
     assert got.data.parts is not None
     assert [(part.split.rule, part.split.validation) for part in got.data.parts.values()] == [("random", 0.3)] * 2
-    splits = table.load(got.data).splits
+    splits = dataset.load(got.data).splits
     # scikit-learn rounds up: 10 and 5 test rows, then 0.3 / 0.9 of the 90 and 45 that are left
     assert [splits[name].height for name in ("train", "validation", "test")] == [90, 45, 15]
     assert {text[:4] for text in splits["train"]["text"]} == {"判断\n甲", "syst"}
@@ -312,8 +311,8 @@ def test_each_entry_is_translated_by_itself_and_the_others_are_listed(
         assert f"not translated: {line}" in said
     turns = {}
     for name in ("posts", "talk"):  # a field that columns does not name is not read by LLaMA-Factory
-        values, choices = composition.compose_values([f"data={name}"])
-        turns[name] = composition.build(values, choices, []).data.turns
+        values, choices = compose.compose_values([f"data={name}"])
+        turns[name] = compose.build(values, choices, []).data.turns
     assert turns == {"posts": "last", "talk": "all"}
 
 
@@ -326,7 +325,7 @@ def test_an_experiment_is_written_whole_or_not_at_all(config: Callable[..., RunC
         with pytest.raises(FinsaError, match=message):
             _run(config, tmp_path / "t.yaml", tmp_path / "out")
         assert not (tmp_path / "out").exists()
-    assert composition.added == []
+    assert compose.added == []
 
 
 def test_a_local_folder_is_not_the_hubs_model(
@@ -366,8 +365,8 @@ def test_data_sets_are_found_above_the_training_file(
         content = {"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "mine", "lora_target": ["q_proj", "v_proj"]}
         file.write_text(yaml.safe_dump(content | words), encoding="utf-8")
         _run(config, file, tmp_path / "out")
-        values, choices = composition.compose_values([f"experiment={place}"])
-        cfg = composition.build(values, choices, [])
+        values, choices = compose.compose_values([f"experiment={place}"])
+        cfg = compose.build(values, choices, [])
         assert cfg.data.files == str(tmp_path / place / "mine.json")
         assert cfg.method.adapter is not None
         assert cfg.method.adapter.targets == ("q_proj", "v_proj")
@@ -405,4 +404,4 @@ def test_missing_file_and_folder(config: Callable[..., RunConfig], tmp_path: Pat
     with pytest.raises(FinsaError, match="input: no such file"):
         _run(config, tmp_path / "none.yaml", tmp_path / "out")
     with pytest.raises(FinsaError, match="stage=import needs input="):
-        arguments.check(["stage=import", "input=x.yaml"])
+        command_line.check(["stage=import", "input=x.yaml"])

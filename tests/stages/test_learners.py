@@ -14,10 +14,11 @@ import pytest
 from few import FEW
 from safetensors.torch import load_file, save_file
 
-from finsa import launch, provenance, runs
+from finsa import cli
 from finsa.config import ROOT, RunConfig
 from finsa.errors import ConfigError
-from finsa.runs import Result
+from finsa.runs import provenance, run_folder
+from finsa.runs.run_folder import Result
 from finsa.stages import evaluate, train
 
 Compose = Callable[..., RunConfig]
@@ -44,7 +45,7 @@ def test_evaluate_rebuilds_head_and_quantised_base(config: Compose, tmp_path: Pa
     assert rules == ["classification head" if "classifier" in method[0] else "whole label"] * 2
 
 
-@pytest.mark.parametrize("run", [train.run, launch.run_job], ids=["stage", "command"])
+@pytest.mark.parametrize("run", [train.run, cli.run_job], ids=["stage", "command"])
 def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused_before_weights(
     config: Compose, tmp_path: Path, run: Callable[[RunConfig], object]
 ) -> None:
@@ -55,10 +56,10 @@ def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused_before_weights(
         "method=lora_label", f"model.path={tmp_path}", *SHORT, f"output_dir={tmp_path}/runs", "data.cache=null"
     )
     cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"labels": ALIKE})})
-    launch._raised.clear()
+    cli._raised.clear()
     with pytest.raises(ConfigError, match=r"data\.labels: .* are not distinct in this tokenizer"):
         run(cfg)
-        raise launch._raised.pop()
+        raise cli._raised.pop()
     assert not (tmp_path / "runs").exists()
 
 
@@ -72,9 +73,9 @@ def test_a_run_records_the_adapter_that_it_started_from_and_is_not_reused_for_an
     assert result.run_dir is not None
     facts = json.loads((result.run_dir / "run.json").read_text())
     assert facts["base_weights"]["adapter"][file.name] == provenance.fingerprint(file)
-    assert runs.finished(cfg, facts["data_fingerprint"]) == result.run_dir
+    assert run_folder.finished(cfg, facts["data_fingerprint"]) == result.run_dir
     save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
-    assert runs.finished(cfg, facts["data_fingerprint"]) is None
+    assert run_folder.finished(cfg, facts["data_fingerprint"]) is None
     assert f"{file.name} of the adapter: {facts['base_weights']['adapter'][file.name]}, now " in capsys.readouterr().out
     shutil.rmtree(start)  # what was trained does not need it
     evaluated = evaluate.run(

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finsa import composition, headers
-from finsa.config import ROOT, RunConfig
+from finsa.config import ROOT, RunConfig, compose, headers
 from finsa.stages import list as listing
 
 GROUPS = ("model", "method", "data", "train", "stage", "experiment", "published", "tracking")
@@ -19,13 +18,13 @@ GROUPS = ("model", "method", "data", "train", "stage", "experiment", "published"
 def test_every_choice_is_listed_with_its_own_first_sentence(
     config: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert set(GROUPS) == set(composition.groups())
+    assert set(GROUPS) == set(compose.groups())
     for group in GROUPS:
         done = listing.run(config("stage=list", f"stage.group={group}"))
         shown = " ".join(capsys.readouterr().out.split())
-        assert done.metrics == {group: len(composition.choices_of(group))}
-        for name in composition.choices_of(group):
-            assert f"{name} {headers.summary(composition.file_of(group, name))}" in shown
+        assert done.metrics == {group: len(compose.choices_of(group))}
+        for name in compose.choices_of(group):
+            assert f"{name} {headers.summary(compose.file_of(group, name))}" in shown
 
 
 FILES = [

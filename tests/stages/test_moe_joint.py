@@ -13,14 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finsa import arguments
-from finsa.config import ROOT, RunConfig
+from finsa.config import ROOT, RunConfig, command_line
 from finsa.errors import ConfigError, DataError, ModelError, RunError
-from finsa.evaluation import metrics, outcome, router
-from finsa.inference import rows_named
-from finsa.runs import Result
+from finsa.evaluation import metrics, router, run_results
+from finsa.inference import named_rows
+from finsa.runs.run_folder import Result
 from finsa.stages import evaluate, moe_joint, report, train
-from finsa.training import joint, members
+from finsa.training import expert_runs, joint
 
 Compose = Callable[..., RunConfig]
 SHORT = ("train=smoke", "tracking=none", "train.max_steps=4", "train.warmup=0", "data.cache=null")
@@ -226,7 +225,7 @@ def test_resume_goes_on_with_experts_before_there_is_a_mixture(
     short = (*SHORT, *JOINT, "stage.compare=false", f"data.files={files}", f"output_dir={tmp_path}")
     with pytest.raises(RunError, match="no unfinished run of this configuration"):
         moe_joint.run(config(*short, "resume=true"))
-    real, calls = outcome.validation, []
+    real, calls = run_results.validation, []
 
     def breaks(*arguments: Any) -> Any:
         calls.append(1)
@@ -235,7 +234,7 @@ def test_resume_goes_on_with_experts_before_there_is_a_mixture(
         return real(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(outcome, "validation", breaks)
+        patched.setattr(run_results, "validation", breaks)
         with pytest.raises(KeyboardInterrupt):
             moe_joint.run(config(*short))
     begun = {path.parent for path in tmp_path.rglob("run.json")}
@@ -279,7 +278,7 @@ def test_experts_that_do_not_fit_are_refused_before_weights(
         ((named(news, forum), "model.think=closed", "model.prompt=chat"), RunError, r"\(model\.prompt=plain\)"),
         ((named(news, forum), "model.path=elsewhere", "model.tokenizer=data/tiny"), RunError, r"model\.path=data/tiny"),
         ((named(news, forum), "data.max_length=100"), RunError, "other prompt or maximal length"),
-        ((named(news, forum), arguments.quote("data.labels=[利好,中性,利空]")), RunError, "other labels"),
+        ((named(news, forum), command_line.quote("data.labels=[利好,中性,利空]")), RunError, "other labels"),
         ((named(news, forum), "method=classifier"), ModelError, "expert news: there is no classification head"),
         (
             ("stage.experts={macro: null, micro: null}",),
@@ -325,7 +324,7 @@ def test_rows_of_an_unknown_domain_are_told(
     cfg = config("stage=evaluate", f"run={folder(finished[1])}", "tracking=none", f"output_dir={tmp_path}/runs")
     rows = finished[0].data.model_copy(update={"files": str(tmp_path), "labels": ("利空", "中性", "利好")})
     other_rows = finished[0].model_copy(update={"data": rows})
-    monkeypatch.setattr(rows_named, "with_rows_of", lambda *_: other_rows)
+    monkeypatch.setattr(named_rows, "with_rows_of", lambda *_: other_rows)
     monkeypatch.setattr(evaluate.answering, "load", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(DataError, match=r"domain 'weibo', .* trained on news, forum\. .*data\.columns\.domain=null"):
         evaluate.run(cfg)
@@ -337,9 +336,9 @@ def test_the_expert_of_a_domain_is_never_trained_on_a_held_out_row(config: Compo
     rows = pl.concat(pl.read_csv(ROOT / "data" / "sample" / f"{name}.csv") for name in ("train", "test")).head(600)
     rows.write_csv(tmp_path / "all.csv")
     cfg = config(f"data.files={tmp_path}/all.csv", "data.cache=null", "stage=moe_joint", "data.split.rule=random")
-    whole = members.table.load(cfg.data)
+    whole = expert_runs.table.load(cfg.data)
     for name in ("news", "forum"):
-        part = members.table.load(members.expert_config(cfg, name).data)
+        part = expert_runs.table.load(expert_runs.expert_config(cfg, name).data)
         for split, frame in part.splits.items():
             assert frame["id"].to_list() == whole.splits[split].filter(pl.col("domain") == name)["id"].to_list()
 
@@ -349,8 +348,8 @@ def test_a_single_expert_is_an_ordinary_run(config: Compose, files: Path, tmp_pa
     result = train.run(cfg)
     assert (folder(result) / "adapters" / "forum" / "adapter_config.json").is_file()
     joined = config(*SHORT, *JOINT, f"data.files={files}", f"output_dir={tmp_path}", "train.max_steps=1")
-    assert members.runs.finished(
-        members.expert_config(joined, "forum"), members.table.load(cfg.data).fingerprint
+    assert expert_runs.runs.finished(
+        expert_runs.expert_config(joined, "forum"), expert_runs.table.load(cfg.data).fingerprint
     ) == folder(result)
 
 
@@ -358,7 +357,7 @@ def test_a_mixture_answers_and_is_exported_like_any_other_run(
     config: Compose, finished: tuple[RunConfig, Result], tmp_path: Path
 ) -> None:
     """The answers of `predict`, `serve` and of an export are those that the run wrote down, its gates among them."""
-    from finsa.inference import answering
+    from finsa.inference import predictor
     from finsa.stages import export
 
     known = lines(folder(finished[1]) / "predictions.jsonl")
@@ -367,7 +366,7 @@ def test_a_mixture_answers_and_is_exported_like_any_other_run(
     export.run(config("stage=export", f"run={folder(finished[1])}", "format=adapter", f"output={exported}"))
     assert read(exported / "receipt.json")["agreement"] == 1
     for place in (folder(finished[1]), exported):
-        answerer = answering.restore(str(place), 4096, merge=True)
+        answerer = predictor.restore(str(place), 4096, merge=True)
         answers = answerer(texts)
         answerer.close()
         assert answers.experts == tuple(known[0]["gates"]) == ("news", "forum")
@@ -385,17 +384,17 @@ def test_a_hard_routed_bundle_is_the_mixture_routed_hard(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from finsa.inference import answering
+    from finsa.inference import predictor
     from finsa.stages import export
 
     texts = [record["text"] for record in lines(folder(finished[1]) / "predictions.jsonl")]
     words = ("format=merged", "stage.force=true", f"output={tmp_path / 'bundle'}")
     export.run(config("stage=export", f"run={folder(finished[1])}", *words))
-    mixture = answering.restore(str(folder(finished[1])), 4096)
+    mixture = predictor.restore(str(folder(finished[1])), 4096)
     with mixture.model.routed("hard"):  # type: ignore[union-attr]
         wanted = mixture(texts)
     mixture.close()
-    found = answering.restore(str(tmp_path / "bundle"), 4096)(texts)
+    found = predictor.restore(str(tmp_path / "bundle"), 4096)(texts)
     assert found.experts == ("news", "forum")
     assert (found.gates == wanted.gates).all()
     assert np.abs(found.log_probs - wanted.log_probs).max() < 1e-4
@@ -403,4 +402,4 @@ def test_a_hard_routed_bundle_is_the_mixture_routed_hard(
         assert AutoModelForCausalLM.from_pretrained(tmp_path / "bundle" / "experts" / name).config.vocab_size
     (tmp_path / "bundle" / "experts" / "forum" / "config.json").unlink()
     with pytest.raises(ModelError, match="expert forum: there is no model"):
-        answering.restore(str(tmp_path / "bundle"), 4096)
+        predictor.restore(str(tmp_path / "bundle"), 4096)

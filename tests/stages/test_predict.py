@@ -21,12 +21,10 @@ import polars as pl
 import pytest
 from openpyxl import Workbook
 
-from finsa import arguments
-from finsa.config import RunConfig
-from finsa.data import parts
-from finsa.data import table as data_table
+from finsa.config import RunConfig, command_line
+from finsa.data import dataset as data_table
 from finsa.errors import ConfigError, DataError, FinsaError, RunError
-from finsa.inference import answering
+from finsa.inference import predictor, shards
 from finsa.stages import predict, train
 
 Compose = Callable[..., RunConfig]
@@ -82,7 +80,7 @@ def test_rows_keep_their_order_and_columns_and_get_answers(whole: Path, run: Pat
     assert [row["id"] for row in rows] == [str(number) for number in range(ROWS)]
     assert [row["text"] for row in rows] == texts
     assert {row["label"] for row in rows} == {"?"}
-    answers = answering.restore(str(run), 16384)(texts)
+    answers = predictor.restore(str(run), 16384)(texts)
     assert [row["predicted_label"] for row in rows] == answers.chosen
     assert len(set(answers.chosen)) > 1
     for row, shares in zip(rows, answers.probabilities, strict=True):
@@ -165,7 +163,7 @@ def test_formats_say_the_same(
     assert found["text"].to_list() == texts[:40]
     if kind == "parquet":
         assert found.schema["number"] == pl.Int64
-    assert found["label"].to_list() == answering.restore(str(run), 16384)(texts[:40]).chosen
+    assert found["label"].to_list() == predictor.restore(str(run), 16384)(texts[:40]).chosen
 
 
 def test_a_baseline_answers_files_too(config: Compose, trained: Trained, table: Path, tmp_path: Path) -> None:
@@ -195,7 +193,7 @@ def test_inputs_are_read_however_they_are_written(
     texts, run, source = ["公司净利润增长", "股价大跌"], trained("majority"), tmp_path / "rows.csv"
     source.write_bytes(content.format(*texts).encode(codec))
     overrides = [*command(run, str(source), tmp_path / "out.jsonl"), *words]
-    arguments.check(overrides)
+    command_line.check(overrides)
     predict.run(config(*overrides))
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(row["id"], row["text"]) for row in rows] == list(zip("01", texts, strict=True))
@@ -220,7 +218,7 @@ def test_a_text_is_answered_at_once(config: Compose, run: Path, capsys: pytest.C
     text = "公司净利润大幅增长, 'A' ${x}"
     cfg = config("stage=predict", f"run={run}", "text='涨停'").model_copy(update={"text": text})
     result = predict.run(cfg)
-    assert result.metrics["label"] == answering.restore(str(run), 16384)([text]).chosen[0]
+    assert result.metrics["label"] == predictor.restore(str(run), 16384)([text]).chosen[0]
     shown = capsys.readouterr().out
     assert "ms" in shown
     assert all(label in shown for label in ("利空", "中性", "利好"))
@@ -229,7 +227,7 @@ def test_a_text_is_answered_at_once(config: Compose, run: Path, capsys: pytest.C
 @pytest.fixture
 def begun(config: Compose, run: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An output that was interrupted after its first chunks."""
-    real, calls = answering.Answerer.__call__, []
+    real, calls = predictor.Answerer.__call__, []
 
     def breaks(self: Any, texts: Any) -> Any:
         calls.append(1)
@@ -239,7 +237,7 @@ def begun(config: Compose, run: Path, table: Path, tmp_path: Path, monkeypatch: 
 
     output = tmp_path / "out.csv"
     with monkeypatch.context() as patched:
-        patched.setattr(answering.Answerer, "__call__", breaks)
+        patched.setattr(predictor.Answerer, "__call__", breaks)
         with pytest.raises(KeyboardInterrupt):
             predict.run(config(*SETTINGS, f"run={run}", f"input={table}", f"output={output}"))
     return output
@@ -271,7 +269,7 @@ def test_another_command_does_not_go_on_with_a_begun_output(
 def test_what_cannot_be_done_is_told_before_weights_are_loaded(
     config: Compose, run: Path, table: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answering, "load", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(predictor, "load", lambda *_: pytest.fail("weights were loaded"))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b'{"text": "a"}\n')))
     base = ("stage=predict", f"run={run}")
     new = f"output={tmp_path / 'new.csv'}"
@@ -301,7 +299,7 @@ SIGN = re.compile(r"[甲乙]第\d+条：.{3}\d+")  # of a row, in whatever form
 
 def _texts_of_training(folder: Path) -> dict[str, str]:
     """What the run read of each row."""
-    cfg = answering.read(str(folder)).cfg
+    cfg = predictor.read(str(folder)).cfg
     texts = [text for part in data_table.load(cfg.data).splits.values() for text in part["text"]]
     return {sign[0]: text for text in texts if (sign := SIGN.search(text))}
 
@@ -322,7 +320,7 @@ def test_rows_are_read_as_training_read_them(
         answers = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
         found = [texts[SIGN.findall(json.dumps(row, ensure_ascii=False))[0]] for row in rows]
         known += found
-        expected = answering.restore(str(run), 16384)(found)
+        expected = predictor.restore(str(run), 16384)(found)
         assert [row["label"] for row in answers] == expected.chosen
         for row, shares in zip(answers, expected.probabilities, strict=True):
             assert [row[f"p_{label}"] for label in expected.labels] == pytest.approx(shares, abs=1e-5)
@@ -370,7 +368,7 @@ def test_rows_that_training_would_refuse_are_rejected(
         {"messages"},
     ]
     bad = [json.loads(line) for line in output.with_name("out.jsonl.rejected.jsonl").open(encoding="utf-8")]
-    room = answering.restore(str(instructed[0]), 16384).renderer.room  # type: ignore[union-attr]
+    room = predictor.restore(str(instructed[0]), 16384).renderer.room  # type: ignore[union-attr]
     assert [(row["line"], row["reason"]) for row in bad] == [
         (2, f"no room for the input: what comes first takes 401 tokens, and the text may have {room}"),
         (3, "unreadable: a turn has a part of type 'image_url', which is no text"),
@@ -438,20 +436,20 @@ def test_what_an_earlier_attempt_left_behind_counts_for_nothing(tmp_path: Path) 
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     file = tmp_path / "alive-1"
-    file.write_text(f"{parts._starter()} {ended.pid}", encoding="utf-8")
+    file.write_text(f"{shards._starter()} {ended.pid}", encoding="utf-8")
     running = tmp_path / "alive-0"
-    running.write_text(f"{parts._starter()} {os.getpid()}", encoding="utf-8")
-    assert parts.gone(tmp_path, 2) == [1]
-    parts.forget(tmp_path)
-    assert parts.gone(tmp_path, 2) == []
+    running.write_text(f"{shards._starter()} {os.getpid()}", encoding="utf-8")
+    assert shards.gone(tmp_path, 2) == [1]
+    shards.forget(tmp_path)
+    assert shards.gone(tmp_path, 2) == []
     assert [path.name for path in tmp_path.iterdir()] == ["alive-0"]
 
 
 def test_a_silent_process_ends_the_wait(tmp_path: Path) -> None:
-    from finsa.inference import prediction
+    from finsa.inference import predict
 
     with pytest.raises(RunError, match="has written nothing for 0 seconds"):
-        prediction.wait(tmp_path, prediction.Share(0, 2), 0.3)
+        predict.wait(tmp_path, predict.Share(0, 2), 0.3)
 
 
 def test_a_command_is_checked_and_a_baseline_answers_before_torch_is_imported(

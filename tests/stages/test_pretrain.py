@@ -12,7 +12,7 @@ import pytest
 
 from finsa.config import ROOT, RunConfig
 from finsa.data import documents
-from finsa.modeling import base, tokenizers
+from finsa.models import base, tokenizers
 from finsa.stages import pretrain
 
 Compose = Callable[..., RunConfig]

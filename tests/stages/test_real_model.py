@@ -25,7 +25,7 @@ from finsa.config import LinearProbe, RunConfig
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
 from finsa.data.rows import Renderer
-from finsa.inference import answering
+from finsa.inference import predictor
 from finsa.inference.label_tree import scored_answers
 from finsa.inference.scoring import scorer
 from finsa.stages import export, predict, train
@@ -200,7 +200,7 @@ def test_training_lowers_the_loss_and_the_adapter_answers_as_the_run_did(
     (tmp_path / "texts.txt").write_text("\n".join(record["text"] for record in wanted), encoding="utf-8")
     words = ("stage=predict", f"run={finished}", f"input={tmp_path / 'texts.txt'}", f"output={output}")
     predict.run(config(*words, "train.threads=1"))
-    answers = answering.restore(str(finished), 4096)([record["text"] for record in wanted])
+    answers = predictor.restore(str(finished), 4096)([record["text"] for record in wanted])
     with output.open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     for number, (record, row) in enumerate(zip(wanted, rows, strict=True)):

@@ -15,7 +15,7 @@ from matplotlib import image
 
 from finsa.config import ROOT, ReportStage, RunConfig
 from finsa.errors import ConfigError, RunError
-from finsa.evaluation import records as data
+from finsa.evaluation import finished_runs as data
 from finsa.evaluation import report as reports
 from finsa.evaluation import report_figures
 from finsa.stages import report

@@ -13,9 +13,9 @@ import commands
 import pytest
 from few import FEW
 
-from finsa import runs
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, Pruned
+from finsa.runs import run_folder
 from finsa.stages import search
 
 SPACE = (
@@ -50,7 +50,7 @@ def test_trials_are_runs_and_the_best_validation_score_is_told(
     found = json.loads((folder / "search.json").read_text(encoding="utf-8"))
     scores = []
     for trial in found["trials"]:
-        path, cfg, _ = runs.read(str(folder / "trials" / f"{trial['trial']:03d}"))
+        path, cfg, _ = run_folder.read(str(folder / "trials" / f"{trial['trial']:03d}"))
         assert cfg.method.adapter is not None
         assert cfg.method.adapter.rank == trial["method.adapter.rank"]
         assert cfg.train.learning_rate == trial["train.learning_rate"] == float(f"{trial['train.learning_rate']:.4g}")
@@ -97,7 +97,7 @@ def test_a_poor_trial_is_stopped_and_marked(config: Callable[..., RunConfig], tm
     cfg = config("stage=search", "stage.space=[{key: train.max_steps, values: [3]}]", f"output_dir={tmp_path}")
     assert isinstance(cfg.stage, search.SearchStage)
     study = Study(stop=True)
-    folder = runs.RunFolder(tmp_path, {})
+    folder = run_folder.RunFolder(tmp_path, {})
     words = ["train=smoke", "train.validate_every=1", "tracking=none"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search.composition, "command", lambda: ["stage=search", *words])
@@ -117,11 +117,11 @@ def test_an_interrupted_search_goes_on_to_the_same_trials(
     made: list[float] = []
     stop_at = None
 
-    def trial(cfg: RunConfig) -> runs.Result:
+    def trial(cfg: RunConfig) -> run_folder.Result:
         if len(made) == stop_at:
             raise KeyboardInterrupt
         made.append(cfg.train.learning_rate)
-        return runs.Result("train", None, {}, cfg.train.learning_rate)
+        return run_folder.Result("train", None, {}, cfg.train.learning_rate)
 
     def words(name: str) -> tuple[str, ...]:
         return "stage=search", "stage.trials=4", "stage.startup=1", SPACE, *QUICK, f"output_dir={tmp_path / name}"
@@ -167,12 +167,12 @@ def test_a_space_that_does_not_fit_is_refused(config: Callable[..., RunConfig], 
 
 def test_numbers_are_told_to_whoever_watches(tmp_path: Path) -> None:
     seen = []
-    runs.tell(1, {"loss": 2.0})
-    with runs.below(tmp_path, "whole", lambda step, values: seen.append((step, values))):
-        runs.tell(3, {"loss": 1.0})
-        assert runs.sweep_name() == "whole"
+    run_folder.tell(1, {"loss": 2.0})
+    with run_folder.below(tmp_path, "whole", lambda step, values: seen.append((step, values))):
+        run_folder.tell(3, {"loss": 1.0})
+        assert run_folder.sweep_name() == "whole"
     assert seen == [(3, {"loss": 1.0})]
-    assert runs.sweep_name() is None
+    assert run_folder.sweep_name() is None
 
 
 def test_pruned_is_no_error_of_the_user() -> None:

@@ -19,10 +19,10 @@ import httpx
 import pytest
 from few import FEW
 
-from finsa import arguments, composition, runs
-from finsa.config import RunConfig, ServeStage
+from finsa.config import RunConfig, ServeStage, command_line, compose
 from finsa.errors import ConfigError, RunError
-from finsa.inference import answering
+from finsa.inference import predictor
+from finsa.runs import run_folder
 from finsa.stages import serve, train
 
 Compose = Callable[..., RunConfig]
@@ -56,7 +56,7 @@ def test_answers_are_those_of_the_run(trained: Path, tmp_path: Path) -> None:
     kept = [json.loads(line) for line in (trained / "predictions.jsonl").read_text(encoding="utf-8").splitlines()][:100]
     texts = [row["text"] for row in kept]
     long = "大跌之后是大涨，" * 80
-    said = answering.restore(str(trained), 8192)([*texts, long])
+    said = predictor.restore(str(trained), 8192)([*texts, long])
     with serving(tmp_path, f"run={trained}") as (process, client):
         batch = client.post("/predict/batch", json={"texts": [*texts, long]}).json()["predictions"]
         with ThreadPoolExecutor(16) as pool:
@@ -149,9 +149,9 @@ def test_a_stop_signal_lets_accepted_requests_finish(trained: Path, tmp_path: Pa
 
 
 def test_without_a_run_the_command_is_told() -> None:
-    values, choices = composition.compose_values(["stage=serve"])
+    values, choices = compose.compose_values(["stage=serve"])
     with pytest.raises(Exception, match=r"stage=serve needs run=<a run folder or an export>, run=latest"):
-        composition.build(values, choices, [])
+        compose.build(values, choices, [])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_without_a_run_the_command_is_told() -> None:
 )
 def test_a_wrong_command_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        arguments.check(["stage=serve", *words] if not any("stage=" in word[:6] for word in words) else words)
+        command_line.check(["stage=serve", *words] if not any("stage=" in word[:6] for word in words) else words)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_latest_is_the_newest_finished_training_run(trained: Path, tmp_path: Pat
         (tmp_path / name / "run.json").write_text(json.dumps({**facts, **changes}), encoding="utf-8")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "run.json").write_text("{", encoding="utf-8")
-    assert runs.latest(str(tmp_path)) == tmp_path / "newer"
+    assert run_folder.latest(str(tmp_path)) == tmp_path / "newer"
 
 
 def test_default_is_trained_where_there_is_no_run_of_this_configuration(config: Compose, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from endpoints import ChatServer, Reply, Request, failed, said
 
 from finsa.config import RunConfig
-from finsa.data import table
+from finsa.data import dataset
 from finsa.errors import RunError
 from finsa.stages import synthesize
 
@@ -59,7 +59,7 @@ def test_the_intent_set_by_a_command_without_its_files(tmp_path: Path, config: C
         "dropped: more than wanted": 15,
     }
     hint = next(line for line in done.stdout.splitlines() if line.startswith("read them with: "))
-    read = table.load(config(*hint.removeprefix("read them with: ").split(), "data.cache=null").data)
+    read = dataset.load(config(*hint.removeprefix("read them with: ").split(), "data.cache=null").data)
     assert read.ledger.buckets == {"used": 660}
     assert (read.labels.names, read.labels.words) == (CLASSES, ("A", "B", "C", "D", "E"))
 

@@ -14,10 +14,10 @@ from few import FEW
 from matplotlib import image
 
 from finsa.config import RunConfig
-from finsa.data import table
+from finsa.data import dataset
 from finsa.evaluation import metrics
 from finsa.inference.scoring import LabelScorer
-from finsa.runs import Result
+from finsa.runs.run_folder import Result
 from finsa.stages import evaluate, train
 
 Compose = Callable[..., RunConfig]
@@ -187,7 +187,7 @@ def test_validation_and_the_unchanged_base_are_scored_once(
         "tracking=none",
         "data.max_length=63",
     )
-    rows = table.load(config(*words).data).splits
+    rows = dataset.load(config(*words).data).splits
     validation, test = rows["validation"].height, rows["test"].height
 
     def run(name: str, place: str = "sweep") -> tuple[list[int], Result]:

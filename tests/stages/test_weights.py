@@ -12,10 +12,9 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from finsa import composition
-from finsa.config import WeightsStage
+from finsa.config import WeightsStage, compose
 from finsa.errors import ConfigError, ModelError
-from finsa.modeling import folders
+from finsa.models import folders
 from finsa.stages import weights
 
 
@@ -128,11 +127,11 @@ def test_a_missing_part_is_named(config: Any, wheels: Path, tmp_path: Path) -> N
 
 def test_an_unknown_name_is_a_configuration_error() -> None:
     words = ["stage=weights", "stage.names=[smollm3]"]
-    values, choices = composition.compose_values(words)
+    values, choices = compose.compose_values(words)
     with pytest.raises(
         ConfigError, match="there is no 'smollm3'. Choose from: e5_small, gemma3_270m, minilm, smollm2_135m"
     ):
-        composition.build(values, choices, words)
+        compose.build(values, choices, words)
 
 
 def test_every_shipped_source_is_pinned(project: Path) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import steps
 import torch
-from models import small
+from base_models import small
 from transformers import TrainerCallback
 
-from finsa import composition, files
+from finsa.config import compose
 from finsa.errors import FinsaError, RunError, Stopped
 from finsa.evaluation.reproduction import TIMED
-from finsa.modeling import adapters
+from finsa.models import adapters
+from finsa.runs import files
 from finsa.training import checkpoints, fit
 
 LORA = steps.LORA.model_copy(update={"dropout": 0.3})
@@ -48,8 +49,8 @@ def training(
     judge: Any = None,
 ) -> Any:
     """A training of two layers with dropout: its weights, facts and log."""
-    values, choices = composition.compose_values(overrides := [*WORDS, *words])
-    cfg = composition.build(values, choices, overrides)
+    values, choices = compose.compose_values(overrides := [*WORDS, *words])
+    cfg = compose.build(values, choices, overrides)
     model = adapters.attach(small(), cfg.model, LORA, seed=0)
     log = place / "log.jsonl"
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from finsa.config import RunConfig
 from finsa.inference.label_tree import LabelTree
 from finsa.inference.scoring import label_log_probs
-from finsa.modeling import hardware
+from finsa.models import hardware
 from finsa.training.collate import Collator, Packer
 
 META = torch.device("meta")

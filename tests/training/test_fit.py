@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from models import small
+from base_models import small
 
-from finsa import composition
-from finsa.config import Adapter, Train
+from finsa.config import Adapter, Train, compose
 from finsa.data.rows import IGNORE, Row
-from finsa.modeling import adapters
+from finsa.models import adapters
 from finsa.training import fit
-from finsa.training.watch import BEATS, HEARTBEAT, Watch
+from finsa.training.watchdog import BEATS, HEARTBEAT, Watch
 
 LORA = Adapter(variant="lora", rank=4, alpha=8, dropout=0.1, targets=("q_proj", "v_proj"), lr_ratio=1.0, init=None)
 
@@ -28,8 +27,8 @@ class FakeTokenizer:
 
 def settings(*overrides: str) -> Train:
     given = ("train.batch_size=8", "train.log_every=1", "train.epochs=2", "train.patience=null", *overrides)
-    values, choices = composition.compose_values(given)
-    return composition.build(values, choices, given).train
+    values, choices = compose.compose_values(given)
+    return compose.build(values, choices, given).train
 
 
 def rows(n: int = 24) -> list[Row]:
@@ -70,8 +69,8 @@ def train(
 
 
 def _section() -> Any:
-    values, choices = composition.compose_values(["model.weights=random"])
-    return composition.build(values, choices, []).model
+    values, choices = compose.compose_values(["model.weights=random"])
+    return compose.build(values, choices, []).model
 
 
 def losses(log: list[Any]) -> list[float]:

@@ -12,10 +12,10 @@ import torch
 from torch.nn import functional
 
 from finsa.config import MoeJointStage, RunConfig
-from finsa.data import table, task
-from finsa.modeling.routing import balance_loss
+from finsa.data import dataset, tokenized
+from finsa.models.moe.routing import balance_loss
 from finsa.training import fit, joint, objective
-from finsa.training.watch import Watch
+from finsa.training.watchdog import Watch
 
 Configure = Callable[..., RunConfig]
 LOGITS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.5, 0.5], [-1.0, 1.0]])
@@ -68,7 +68,7 @@ def test_schedules(config: Configure) -> None:
 
 def test_domains_are_balanced_for_the_router(config: Configure, tokenizer: Any) -> None:
     cfg = config("stage=moe_joint", "data.cache=null")
-    job = task.build(cfg, table.load(cfg.data), tokenizer)
+    job = tokenized.build(cfg, dataset.load(cfg.data), tokenizer)
     for balance, most in (("none", [2164, 1444]), ("downsample", [1444, 1444]), ("oversample", [2164, 2164])):
         rows = job.training_rows(cfg, ("news", "forum"), balance)
         counts = [sum(row["domain"] == number for row in rows) for number in (0, 1)]
@@ -85,7 +85,7 @@ def test_the_run_folder_takes_the_heartbeat_of_both_steps(
 ) -> None:
     cfg, given = config("stage=moe_joint", "data.cache=null"), dict[str, Any]()
     assert isinstance(cfg.stage, MoeJointStage)
-    job = task.build(cfg, table.load(cfg.data), tokenizer)
+    job = tokenized.build(cfg, dataset.load(cfg.data), tokenizer)
     monkeypatch.setattr(fit, "fit", lambda **passed: given.update(passed))
     mixture: Any = SimpleNamespace(experts=("news", "forum"))
     place = tmp_path / "checkpoints" / joint.WARMUP

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import EXTRA, small
+from base_models import EXTRA, small
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import small
+from base_models import small
 from torch.nn import functional
 
 from finsa.config import RunConfig
@@ -16,7 +16,7 @@ from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
 from finsa.data.rows import Renderer
 from finsa.inference import scoring
-from finsa.modeling.classifier import Classifier
+from finsa.models.classifier import Classifier
 from finsa.training import objective
 from finsa.training.collate import Collator
 

@@ -7,22 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.modeling.test_masks import convolutions
 
-from finsa import composition
-from finsa.config import Train
+from finsa.config import Train, compose
 from finsa.errors import ConfigError
-from finsa.modeling import flops
+from finsa.models import flops
 from finsa.training import packing
 from finsa.training.batching import Cutter
 from finsa.training.collate import Collator, Packer
-from tests.modeling.test_masks import convolutions
 from tests.models import small
 
 
 def settings(*further: str) -> Train:
     overrides = ["train.batch_size=8", "train.micro_batch_size=8", *further]
-    values, choices = composition.compose_values(overrides)
-    return composition.build(values, choices, overrides).train
+    values, choices = compose.compose_values(overrides)
+    return compose.build(values, choices, overrides).train
 
 
 def planned(

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import steps
 import torch
-from models import EXTRA, small
+from base_models import EXTRA, small
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from finsa import composition
-from finsa.config import Train
+from finsa.config import Train, compose
 from finsa.data.rows import IGNORE, Row
 from finsa.training import prefix
 from finsa.training.batching import Cutter, Step
@@ -24,8 +23,8 @@ KINDS = ("tokens", "weighted tokens", "all tokens", "label", "classifier")
 
 
 def settings(*overrides: str) -> Train:
-    values, choices = composition.compose_values(overrides)
-    return composition.build(values, choices, overrides).train
+    values, choices = compose.compose_values(overrides)
+    return compose.build(values, choices, overrides).train
 
 
 def rows(kind: str) -> list[Row]:

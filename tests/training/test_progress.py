@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from finsa.progress import Display
+from finsa.runs.progress import Display
 from finsa.training.progress import ProgressCallback
 
 NUMBERS = {"samples_per_second": 1234.5, "tokens_per_second": 123456.7, "mfu": 0.37, "peak_memory_gib": 12.3}

@@ -12,11 +12,11 @@ import polars as pl
 import pytest
 
 from finsa.config import RunConfig
+from finsa.data.dataset import Table
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import Ledger
-from finsa.data.table import Table
-from finsa.data.task import Labelled
-from finsa.runs import RunFolder
+from finsa.data.tokenized import Labelled
+from finsa.runs.run_folder import RunFolder
 from finsa.training import results
 
 Configure = Callable[..., RunConfig]

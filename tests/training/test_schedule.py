@@ -2,15 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from finsa import composition
-from finsa.config import Train
+from finsa.config import Train, compose
 from finsa.errors import ConfigError
 from finsa.training import schedule
 
 
 def settings(*overrides: str) -> Train:
-    values, choices = composition.compose_values(overrides)
-    return composition.build(values, choices, overrides).train
+    values, choices = compose.compose_values(overrides)
+    return compose.build(values, choices, overrides).train
 
 
 def test_steps_count_every_epochs_incomplete_step() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import small
+from base_models import small
 
-from finsa import processes
-from finsa.modeling import hardware
+from finsa.models import hardware
+from finsa.runs import processes
 from finsa.training.throughput import Meter
 
 SECONDS, RATE = 2.0, 1e7

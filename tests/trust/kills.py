@@ -35,13 +35,13 @@ from safetensors.numpy import load_file  # noqa: F401 - what lives need is impor
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 from trl import SFTTrainer  # noqa: F401
 
-from finsa import composition
+from finsa.cli import QUIET
+from finsa.config import compose
 from finsa.data import cache
-from finsa.evaluation import figures, outcome, report  # noqa: F401
+from finsa.evaluation import figures, report, run_results  # noqa: F401
 from finsa.evaluation.reproduction import TIMED
-from finsa.files import digests
-from finsa.inference import answering  # noqa: F401
-from finsa.launch import QUIET
+from finsa.inference import predictor  # noqa: F401
+from finsa.runs.files import digests
 from finsa.stages import chain, check, evaluate, moe_joint, predict, train  # noqa: F401
 
 LABELS = ("利空", "中性", "利好")
@@ -292,7 +292,7 @@ def main() -> None:
     given = parser.parse_args()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    composition.compose_values(LORA)  # Hydra's parser is slow until it has seen the grammar once
+    compose.compose_values(LORA)  # Hydra's parser is slow until it has seen the grammar once
     gc.freeze()
     draw, began = random.Random(given.seed), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="finsa-trust-") as folder:

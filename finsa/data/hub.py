@@ -1,0 +1,106 @@
+"""The hub of models and data sets: what is in its cache, and whether it answers at all.
+
+huggingface_hub repeats every refused request five times, over half a minute, and logs each attempt. So the hub is asked
+once here, and where it does not answer the libraries are left with their caches.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+TIMEOUT = 10.0  # seconds; as long as huggingface_hub itself waits for one answer
+
+
+def unreachable() -> str | None:
+    """Send the hub one request.
+
+    Returns:
+        Why it does not answer; None where it does, whatever the answer is.
+    """
+    from huggingface_hub import constants, get_session, is_offline_mode
+
+    if is_offline_mode():
+        return "HF_HUB_OFFLINE=1 forbids network access"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+    except Exception as error:  # of the HTTP library behind huggingface_hub, which differs between its versions
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"{constants.ENDPOINT} does not answer: {reason}"
+    return None
+
+
+def refusal(source: str) -> str | None:
+    """Why a source cannot be asked for; None for a local folder, and where the hub answers."""
+    return None if Path(source).exists() else unreachable()
+
+
+@contextmanager
+def cache_alone(refused: str | None) -> Iterator[None]:
+    """Keep the libraries to their caches within, where the hub does not answer.
+
+    This is their offline mode, switched on for a moment: some of their requests ignore ``local_files_only``.
+
+    Args:
+        refused: from `refusal`; None changes nothing.
+    """
+    from huggingface_hub import constants
+
+    places: list[Any] = [constants, *([sys.modules["datasets"].config] if "datasets" in sys.modules else [])]
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = place.HF_HUB_OFFLINE or refused is not None
+        with _downloads_shown():
+            yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
+@contextmanager
+def _downloads_shown() -> Iterator[None]:
+    """Show the progress bars of downloads on a terminal, and no bars elsewhere.
+
+    `launch.QUIET` switches the bars of huggingface_hub off by its environment variable, because transformers follows it
+    and would show one for every loaded checkpoint.
+    """
+    bars: Any = import_module("huggingface_hub.utils.tqdm")
+    before, shown = bars.HF_HUB_DISABLE_PROGRESS_BARS, sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    if "datasets" in sys.modules:
+        (sys.modules["datasets"].enable_progress_bars if shown else sys.modules["datasets"].disable_progress_bars)()
+    try:
+        bars.HF_HUB_DISABLE_PROGRESS_BARS = None if shown else before
+        yield
+    finally:
+        bars.HF_HUB_DISABLE_PROGRESS_BARS = before
+
+
+def cached(repository: str, name: str, revision: str | None = None) -> Path | None:
+    """A file of a model repository in the local cache, without network; None where it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, name, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def fetch(repository: str, name: str, revision: str | None = None) -> Path | None:
+    """A small file of a model repository, downloaded if need be; None where the repository has no such file.
+
+    Raises:
+        OSError: where the repository cannot be read. Ask `unreachable` first.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision))
+    except LocalEntryNotFoundError:
+        raise
+    except EntryNotFoundError:
+        return None

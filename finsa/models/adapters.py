@@ -1,0 +1,198 @@
+"""LoRA adapters on a frozen base, through PEFT; saved and loaded as ordinary PEFT folders.
+
+PiSSA takes the largest singular directions out of the base and trains them as the adapter. Its base is given back as
+it was, and what is saved is the difference to its start, an ordinary LoRA of twice the rank on the unchanged base:
+B A - B0 A0 = [B, -B0] [A; A0].
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import load_peft_weights
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from finsa.config import Adapter, Model
+from finsa.errors import ConfigError, ModelError, Problem, suggest
+from finsa.runs import adapter_folders
+from finsa.runs.adapter_folders import KEY
+
+# Names of query and value projections, apart or in one matrix, in transformers and in code shipped with weights.
+QUERY_VALUE = (("q_proj", "v_proj"), ("query", "value"), ("q", "v"))
+FUSED = ("query_key_value", "qkv_proj", "W_pack", "Wqkv", "c_attn")
+
+
+def targets(base: PreTrainedModel, model: Model, adapter: Adapter) -> list[str]:
+    """Resolve an adapter's targets to names of linear layers of this model.
+
+    Raises:
+        ConfigError: where a target is no linear layer of this model, or a named set cannot be found in it.
+    """
+    linears = _linears(base)
+    names = adapter_folders.names(model, adapter)
+    if names is None:
+        assert isinstance(adapter.targets, str)
+        names = _found(linears, adapter.targets)
+    unknown = [name for name in names if name not in linears]
+    if unknown:
+        hint = suggest(unknown[0], linears)
+        raise ConfigError([Problem("method.adapter.targets", f"this model has no linear layer '{unknown[0]}'. {hint}")])
+    return names
+
+
+def _linears(base: PreTrainedModel) -> dict[str, str]:
+    """The linear layers but for the LM head: a path of each by its last name."""
+    head = base.get_output_embeddings()
+    paths = [
+        name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
+    ]
+    return {path.rpartition(".")[2]: path for path in paths}
+
+
+def _found(linears: dict[str, str], wanted: str) -> list[str]:
+    """The layers of a named set in a model whose section does not list them.
+
+    Raises:
+        ConfigError: where their names do not say which layers they are.
+    """
+    if wanted == "all":
+        return list(linears)
+    attention = [name for name, path in linears.items() if "attn" in path or "attention" in path]
+    if wanted == "query_value":
+        pairs = [list(pair) for pair in QUERY_VALUE if set(pair) <= set(linears)]
+        found = (pairs or [[name for name in FUSED if name in linears]])[0]
+    else:
+        found = attention
+    if not found:
+        text = f"{wanted} cannot be found by name in this model; list layers, such as [{','.join(list(linears)[:2])}]"
+        raise ConfigError([Problem("method.adapter.targets", text)])
+    return found
+
+
+def attach(base: PreTrainedModel, model: Model, adapter: Adapter, seed: int) -> PeftModel:
+    """Put an adapter on a base: a fresh one, or the one in ``adapter.init``.
+
+    Only the adapter learns, in float32 whatever the base's type.
+
+    Raises:
+        ConfigError: where a target is no linear layer of this model, or ``adapter.init`` is another adapter.
+        ModelError: where its matrices do not fit this base.
+    """
+    names = targets(base, model, adapter)
+    torch.manual_seed(seed)
+    if adapter.init is not None:
+        return _started(base, adapter, adapter.init, names)
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=names,
+        bias="none",
+        task_type="CAUSAL_LM",
+        use_dora=adapter.variant == "dora",
+        use_rslora=adapter.variant == "rslora",
+        init_lora_weights="pissa_niter_16" if _decomposes(base, adapter) else True,
+    )
+    weights = {name: p.data for name, p in base.named_parameters()} if _decomposes(base, adapter) else {}
+    peft_model: PeftModel = get_peft_model(base, config)
+    if weights:
+        peft_model.pissa_base = weights  # the tensors themselves: PEFT puts others in their place
+        peft_model.pissa_start = {name: t.clone() for name, t in get_peft_model_state_dict(peft_model).items()}
+    return peft_model
+
+
+def _started(base: PreTrainedModel, adapter: Adapter, init: str, names: list[str]) -> PeftModel:
+    """Put a saved adapter on a base, to be trained further; on shapes without memory its shapes are compared."""
+    saved = adapter_folders.read(init)
+    config = LoraConfig.from_pretrained(str(saved.folder))  # its own: it may leave out layers
+    config.inference_mode, config.lora_dropout, config.init_lora_weights = False, adapter.dropout, True
+    try:
+        peft_model: PeftModel = get_peft_model(base, config)
+        found = sorted({name.rpartition(".")[2] for name in peft_model.targeted_module_names})
+        if set(found) != set(names):
+            text = f"the adapter in {saved.folder} has targets {', '.join(found)}, not {', '.join(names)}. Add "
+            raise ConfigError([Problem(KEY, f"{text}'method.adapter.targets=[{','.join(found)}]'")])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter.*")
+            loaded = set_peft_model_state_dict(peft_model, load_peft_weights(str(saved.folder), device="cpu"))
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ModelError(f"{KEY}: {saved.folder} does not fit this base: {' '.join(lines[:2])}") from None
+    odd = [*loaded.unexpected_keys, *(key for key in loaded.missing_keys if "lora_" in key)]
+    if odd:
+        where = "the adapter has and this base has not" if loaded.unexpected_keys else "the adapter lacks"
+        raise ModelError(f"{KEY}: {saved.folder} does not fit this base: {odd[0]} is what {where}")
+    return peft_model
+
+
+def _decomposes(base: PreTrainedModel, adapter: Adapter) -> bool:
+    """Whether weights are decomposed; shapes without memory have none, and their counts are the same."""
+    return adapter.variant == "pissa" and base.device.type != "meta"
+
+
+def save(model: PeftModel, folder: Path) -> None:
+    """Write an adapter that fits the base as it was before `attach`."""
+    start = getattr(model, "pissa_start", None)
+    if start is None:
+        model.save_pretrained(folder)
+        return
+    trained = get_peft_model_state_dict(model)
+    both = {
+        name: torch.cat([tensor, start[name]], 0) if "lora_A" in name else torch.cat([tensor, -start[name]], 1)
+        for name, tensor in trained.items()
+    }
+    config = copy.copy(model.peft_config["default"])
+    config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, 2 * config.lora_alpha, True
+    config.inference_mode = True
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in both.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def load(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """Put a saved adapter on a base, for scoring.
+
+    Raises:
+        ModelError: for a folder that holds no adapter, or one that does not fit the base.
+    """
+    try:
+        loaded: PeftModel = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder}: no adapter that fits this base: {str(error).splitlines()[0]}") from None
+    return loaded.eval()
+
+
+def detach(model: PeftModel) -> PreTrainedModel:
+    """Take the adapter off again, leaving the base as it was before `attach`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        base: PreTrainedModel = model.unload()
+    for name, parameter in base.named_parameters():
+        if name in getattr(model, "pissa_base", {}):
+            parameter.data = model.pissa_base[name]
+    # trl replaces `forward` on the instance each time a trainer is made; the class's own one comes back.
+    base.__dict__.pop("forward", None)
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        base.__dict__.pop(attribute, None)
+    return base.requires_grad_(False).eval()
+
+
+def stop_checkpointing(base: PreTrainedModel) -> None:
+    """Let a base keep its activations again, as it did before a training that checkpointed them.
+
+    Each trainer's hook on the embeddings goes: transformers keeps but the last one's handle.
+    """
+    if base.is_gradient_checkpointing:
+        base.gradient_checkpointing_disable()
+    base.disable_input_require_grads()
+    hooks = base.get_input_embeddings()._forward_hooks
+    for number, hook in list(hooks.items()):
+        if "enable_input_require_grads" in getattr(hook, "__qualname__", ""):
+            del hooks[number]

@@ -1,0 +1,274 @@
+"""Base models: from a folder, from the hub, with random weights, or as shapes without memory."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from finsa.config import Model
+from finsa.data import hub
+from finsa.errors import ConfigError, Problem, suggest
+from finsa.models import folders
+from finsa.models import quantization as quantized
+from finsa.models.tokenizers import source_of, unavailable
+from finsa.runs import provenance
+from finsa.runs.weight_files import read_json
+
+# Tokens that a file may state differently without the model being another one.
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def architecture(model: Model) -> PretrainedConfig:
+    """The architecture's configuration: from ``config.json`` where it is on this machine, or else from the YAML block.
+
+    Raises:
+        ConfigError: for keys the architecture does not know, which transformers itself would keep silently; for a block
+            that differs from ``config.json``; and where there is neither.
+    """
+    file = _config_file(model)
+    found = None if file is None else _read(file)
+    if model.architecture is None:
+        if found is None:
+            raise ConfigError([Problem("model.architecture", _no_architecture(model, file))])
+        return found
+    stated = _of_block(model.architecture)
+    if found is None or model.weights == "random":
+        return stated  # of code shipped with the weights the block is a stand-in
+    assert file is not None
+    _require_same(model, stated, found, file)
+    return found
+
+
+def _config_file(model: Model) -> Path | None:
+    """The model's ``config.json``; of a hub model without an architecture block it is downloaded."""
+    if model.path is not None:
+        file = Path(source_of(model)[0]) / folders.CONFIG
+        return file if file.is_file() else None
+    if model.hub_id is None:
+        return None
+    file_in_cache = hub.cached(model.hub_id, folders.CONFIG, model.revision)
+    if file_in_cache is not None or model.architecture is not None:
+        return file_in_cache
+    refusal = hub.unreachable()
+    try:
+        if refusal is None:
+            return hub.fetch(model.hub_id, folders.CONFIG, model.revision)
+    except OSError as error:
+        refusal = str(error)
+    raise unavailable(model, model.hub_id, model.revision, folders.CONFIG, refusal or "")
+
+
+def _read(file: Path) -> PretrainedConfig | None:
+    """A configuration of transformers; None where it is of code that is shipped with the weights.
+
+    Raises:
+        ConfigError: for values that transformers does not take.
+    """
+    values = read_json(file) or {}
+    if values.get("model_type") not in CONFIG_MAPPING:
+        return None
+    try:
+        return AutoConfig.from_pretrained(str(file.parent))
+    except Exception as error:  # of whatever a wrong value leads to
+        reason = str(error).splitlines()[0][:160]
+        raise ConfigError([Problem("model.path", f"{file} cannot be read by transformers: {reason}")]) from None
+
+
+def _no_architecture(model: Model, file: Path | None) -> str:
+    if file is None:
+        return f"is null, and there is no {folders.CONFIG} to read it from; give model.path a folder that has one"
+    kind = (read_json(file) or {}).get("model_type")
+    return (
+        f"transformers has no architecture '{kind}' ({file}), so the code shipped with the weights is needed. Plans "
+        "need a stand-in of the same size: write an architecture block, as conf/model/baichuan2_7b.yaml has one"
+    )
+
+
+def _of_block(given: dict[str, Any]) -> PretrainedConfig:
+    block = {key: value for key, value in copy.deepcopy(given).items() if key != "lora_targets"}
+    try:
+        known = set(AutoConfig.for_model(block["model_type"]).to_dict())
+    except ValueError:
+        raise ConfigError(
+            [Problem("model.architecture.model_type", f"transformers knows no '{block['model_type']}'")]
+        ) from None
+    unknown = sorted(key for key in set(block) - known if block[key] is not None)
+    if unknown:
+        removal = "A key that was inherited from a model of another family is removed by"
+        problems = (
+            Problem(f"model.architecture.{key}", f"unknown key. {suggest(key, known)} {removal} {key}: null")
+            for key in unknown
+        )
+        raise ConfigError(problems)
+    return AutoConfig.for_model(**{key: value for key, value in block.items() if key in known})
+
+
+def _require_same(model: Model, stated: PretrainedConfig, found: PretrainedConfig, file: Path) -> None:
+    """Check an architecture block against the model's ``config.json``, by what transformers makes of either.
+
+    Raises:
+        ConfigError: naming the keys that differ.
+    """
+    block = {key: value for key, value in (model.architecture or {}).items() if value is not None}
+    keys = ["model_type"] if stated.model_type != found.model_type else [key for key in block if key not in TOKENS]
+    different = []
+    for key in keys:
+        own, theirs = getattr(stated, key, None), getattr(found, key, None)
+        if isinstance(own, dict) and isinstance(theirs, dict):
+            theirs = {name: theirs.get(name) for name in own}
+        if key != "lora_targets" and own != theirs:
+            different.append(f"{key}: {own} (there {theirs})")
+    if different:
+        shown = "; ".join(different[:6]) + (f"; and {len(different) - 6} more" if len(different) > 6 else "")
+        text = (
+            f"model={model.name} describes another model than {file}: {shown}. To go by {folders.CONFIG}: model=local "
+            "model.path=<folder>, or architecture: null in the model's file; or correct the values"
+        )
+        raise ConfigError([Problem("model.architecture", text)])
+
+
+def on_meta(model: Model) -> PreTrainedModel:
+    """Build a model without memory, of the type and attention that it would be loaded with."""
+    attention = "eager" if model.attention == "eager" else "sdpa"  # shapes have no other kernel
+    with torch.device("meta"):
+        built: PreTrainedModel = AutoModelForCausalLM.from_config(
+            architecture(model), attn_implementation=attention, dtype=dtype(model)
+        )
+    return built
+
+
+_bases: dict[str, PreTrainedModel] = {}
+
+
+def key(model: Model, seed: int, quantization: str) -> str:
+    """What two base models have in common exactly where they are the same; see `load_base`."""
+    drawn_or_read = seed if model.weights == "random" else provenance.files_of(model)
+    return f"{model.model_dump_json()}{quantization}{drawn_or_read}"
+
+
+def load_base(model: Model, seed: int, keep: bool = True, quantization: str = "none") -> PreTrainedModel:
+    """Load a base model, frozen and in evaluation mode; a sweep's jobs share it.
+
+    Args:
+        model: the model's section.
+        seed: of random weights.
+        keep: whether later calls get the same object (not for methods that change the base's own weights).
+        quantization: ``none``, ``nf4`` or ``int8``.
+
+    Raises:
+        ModelError: where weights cannot be had.
+    """
+    name = key(model, seed, quantization)
+    if name not in _bases:
+        _bases.clear()  # one base at a time: two of 9B would not fit anywhere
+        base = _random(model, seed, quantization) if model.weights == "random" else _pretrained(model, quantization)
+        base.requires_grad_(False).eval()
+        quantized.make_trainable(base)
+        _bases[name] = base if quantization != "none" else base.to(device())
+    return _bases[name] if keep else _bases.pop(name)
+
+
+def forget(base: PreTrainedModel) -> None:
+    """Drop a base from the shared ones, because it may no longer be what was loaded."""
+    for key in [key for key, kept in _bases.items() if kept is base]:
+        del _bases[key]
+
+
+def _random(model: Model, seed: int, quantization: str) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    built: PreTrainedModel = AutoModelForCausalLM.from_config(
+        architecture(model), attn_implementation=model.attention, dtype=dtype(model)
+    )
+    if quantization == "none":
+        return built
+    return quantize(built, quantization)
+
+
+def quantize(built: PreTrainedModel, quantization: str) -> PreTrainedModel:
+    """Quantise a base that is in memory, without a copy on disk.
+
+    Args:
+        built: in the type that products are to be computed in; on any device.
+        quantization: ``nf4`` or ``int8``.
+
+    Returns:
+        A new model on this process's device; layers that are not quantised may share the memory of `built`.
+    """
+    config, dtype = copy.deepcopy(built.config), built.dtype
+    quantised: PreTrainedModel = type(built).from_pretrained(
+        None,
+        config=config,
+        state_dict=built.state_dict(),
+        dtype=dtype,
+        attn_implementation=built.config._attn_implementation,
+        quantization_config=quantized.settings(quantization, dtype),
+        device_map={"": device()},
+    )
+    return quantised
+
+
+def _pretrained(model: Model, quantization: str) -> PreTrainedModel:
+    folders.require_weights(model)
+    source, revision = source_of(model)
+    refusal = hub.refusal(source)
+    given: dict[str, Any] = {}
+    if quantization != "none":
+        given = {"quantization_config": quantized.settings(quantization, dtype(model)), "device_map": {"": device()}}
+    try:
+        folders.require_no_adapter(source, revision, refusal is not None)
+        with hub.cache_alone(refusal):
+            loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                source,
+                revision=revision,
+                dtype=dtype(model),
+                attn_implementation=model.attention,
+                trust_remote_code=model.trust_remote_code,
+                **given,
+            )
+    except (OSError, ValueError) as error:
+        raise unavailable(model, source, revision, "weights", refusal or error) from None
+    return loaded
+
+
+def device() -> torch.device:
+    """The device that models run on: this process's GPU where there is one."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def dtype(model: Model) -> torch.dtype:
+    """Resolve ``auto``: bfloat16 only where the hardware computes in it.
+
+    A CPU without avx512_bf16 or AMX emulates bfloat16, four times slower than float32 and worse.
+    """
+    if model.dtype != "auto":
+        return torch.float32 if model.dtype == "float32" else getattr(torch, model.dtype)
+    return torch.bfloat16 if _computes_bf16() else torch.float32
+
+
+@cache
+def _computes_bf16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def bytes_of(model: torch.nn.Module) -> int:
+    """Memory of a model's weights, in bytes."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """Count parameters, tied ones once, quantised ones as the weights they stand for.
+
+    Returns:
+        Those that learn, and all.
+    """
+    parameters = list(model.parameters())
+    sizes = [quantized.logical_size(parameter) for parameter in parameters]
+    return sum(size for size, p in zip(sizes, parameters, strict=True) if p.requires_grad), sum(sizes)

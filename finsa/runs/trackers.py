@@ -1,0 +1,142 @@
+"""Trackers: a view of the run folder elsewhere. Without one nothing is lost."""
+
+from __future__ import annotations
+
+import csv
+import netrc
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finsa.config import RunConfig, Tracking
+from finsa.runs import processes
+
+
+class Tracker:
+    """Takes numbers and files; this one drops them."""
+
+    def log(self, step: int, record: dict[str, float]) -> None:
+        """Take a record of a step."""
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """Take a run's final numbers."""
+
+    def figure(self, name: str, file: Path) -> None:
+        """Take a picture."""
+
+
+class WandbTracker(Tracker):
+    """One wandb run."""
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+
+    def log(self, step: int, record: dict[str, float]) -> None:
+        """Log a record under its step."""
+        self.run.log(record, step=step)
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """Put final numbers into the run's summary."""
+        self.run.summary.update(values)
+
+    def figure(self, name: str, file: Path) -> None:
+        """Log a PNG."""
+        import wandb
+
+        self.run.log({name: wandb.Image(str(file))})
+
+
+@contextmanager
+def track(cfg: RunConfig, folder: Path, group: str | None) -> Iterator[Tracker]:
+    """Open the configured tracker for one job, and close it so that the next job of a sweep gets its own.
+
+    Args:
+        cfg: the whole configuration; it becomes the tracker's.
+        folder: the run folder; an offline wandb run is written below it.
+        group: the sweep the job belongs to.
+    """
+    if cfg.tracking.name == "none" or not processes.first():
+        yield Tracker()
+        return
+    import wandb
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = wandb.init(
+            project=cfg.tracking.project,
+            entity=cfg.tracking.entity,
+            mode=wandb_mode(cfg.tracking),
+            name=folder.name,
+            group=group,
+            job_type=cfg.stage.name,
+            tags=list(cfg.tracking.tags),
+            dir=str(folder),
+            config=cfg.model_dump(mode="json"),
+            settings=_settings(),
+            reinit="finish_previous",
+        )
+    failed = True
+    try:
+        yield WandbTracker(run)
+        failed = False
+    finally:
+        run.finish(exit_code=int(failed))
+
+
+def log_report(tracking: Tracking, folder: Path) -> None:
+    """Send a sweep's report to the tracker, as one more run of the sweep's group.
+
+    Args:
+        tracking: as the sweep's jobs have it.
+        folder: of the sweep; it holds ``report.html``, ``report.csv`` and ``figures/``.
+    """
+    if tracking.name == "none":
+        return
+    import wandb
+
+    run = wandb.init(
+        project=tracking.project,
+        entity=tracking.entity,
+        mode=wandb_mode(tracking),
+        name=f"{folder.name} report",
+        group=folder.name,
+        job_type="report",
+        tags=list(tracking.tags),
+        dir=str(folder),
+        settings=_settings(),
+        reinit="finish_previous",
+    )
+    try:
+        with (folder / "report.csv").open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        with (folder / "report.html").open(encoding="utf-8") as file:
+            page = wandb.Html(file)
+        figures = {file.stem: wandb.Image(str(file)) for file in sorted((folder / "figures").glob("*.png"))}
+        run.log({"table": wandb.Table(header, rows), "page": page, **figures})
+    finally:
+        run.finish()
+
+
+def _settings() -> Any:
+    import wandb
+
+    return wandb.Settings(console="off", silent=True, x_disable_meta=True, x_disable_stats=True)
+
+
+def wandb_mode(tracking: Tracking) -> Any:
+    """Resolve ``auto``: online only where an API key is configured."""
+    if tracking.mode != "auto":
+        return tracking.mode
+    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
+        return os.environ["WANDB_MODE"]
+    return "online" if os.environ.get("WANDB_API_KEY") or _has_netrc_key() else "offline"
+
+
+def _has_netrc_key() -> bool:
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,144 @@
+"""A heartbeat and progress for whoever looks after a long run, and a watchdog for a training that stands still."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import TrainerCallback
+
+from finsa.config import Train
+from finsa.runs import files, processes, provenance
+from finsa.runs.progress import Display
+
+T = TypeVar("T")
+HEARTBEAT, BEATS, STACKS = "heartbeat.json", "heartbeat.jsonl", "stalled.txt"
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Writes ``heartbeat.json`` every few seconds, keeps each beat in ``heartbeat.jsonl``, and tells of a long step.
+
+    A thread of its own looks: a main thread that waits for a data loader or a device cannot.
+
+    Args:
+        train: its ``heartbeat_seconds``, ``stall_seconds`` and ``stall_ends``.
+        folder: takes the files.
+
+    Attributes:
+        display: shows what the run is doing.
+    """
+
+    def __init__(self, train: Train, folder: Path) -> None:
+        self.train, self.folder, self.display = train, folder, Display(train.progress_seconds)
+        self.step, self.moved, self.paused, self.told = 0, time.monotonic(), True, False
+        self.beating = False
+        self.over = threading.Event()
+
+    @contextmanager
+    def watching(self) -> Iterator[Watch]:
+        """Beat for as long as this lasts, the whole run; a fit within it asks again, which changes nothing."""
+        waits = [seconds for seconds in (self.train.heartbeat_seconds, self.train.stall_seconds) if seconds]
+        if self.beating or not waits or not processes.first():
+            yield self
+            return
+        thread = threading.Thread(target=self._look, args=(min(waits),), name="finsa heartbeat", daemon=True)
+        self._moved(0)
+        self.beating = True
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.over.set()
+            thread.join()
+            self.beating = False
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Report a step that stands still while this lasts; loading and scoring take the time they take."""
+        self._moved(self.step)
+        self.paused = False
+        try:
+            yield
+        finally:
+            self.paused = True
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Validation and checkpoints take the time they take."""
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = False
+            self._moved(self.step)
+
+    def pausing(self, act: Callable[[Any], T]) -> Callable[[Any], T]:
+        """A function that is not watched while it works."""
+
+        def paused(given: Any) -> T:
+            with self.pause():
+                return act(given)
+
+        return paused
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note that it moves."""
+        self._moved(state.global_step)
+
+    def _moved(self, step: int) -> None:
+        self.step, self.moved, self.told = step, time.monotonic(), False
+
+    def _look(self, wait: float) -> None:
+        beat = 0.0
+        while not self.over.wait(min(wait, 1.0)):
+            now, still = time.monotonic(), time.monotonic() - self.moved
+            if self.train.heartbeat_seconds and now - beat >= self.train.heartbeat_seconds:
+                beat = now
+                self._beat(still)
+            if self.train.stall_seconds and still > self.train.stall_seconds and not (self.paused or self.told):
+                self.told = True
+                self._tell(still)
+
+    def _beat(self, still: float) -> None:
+        values = {
+            "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "pid": os.getpid(),
+            "step": self.step,
+            "seconds_since_step": round(still, 1),
+            "stepping": not self.paused,
+            "memory_bytes": provenance.memory(),
+        }
+        line = json.dumps(values) + "\n"
+        with suppress(OSError):  # a full disk ends elsewhere
+            with files.replacing(self.folder / HEARTBEAT) as temporary:
+                temporary.write_text(line, encoding="utf-8")
+            with (self.folder / BEATS).open("a", encoding="utf-8") as log:  # half a megabyte a day at one in 30 s
+                log.write(line)
+
+    def _tell(self, still: float) -> None:
+        """Show where every thread stands; end the training where that is wished."""
+        file = self.folder / STACKS
+        with suppress(OSError), file.open("w", encoding="utf-8") as stream:
+            print(f"step {self.step + 1} has taken {still:.0f} s so far", file=stream, flush=True)
+            faulthandler.dump_traceback(stream)
+        ends = "; it is ended (train.stall_ends=true)" if self.train.stall_ends else "; it goes on waiting"
+        print(
+            f"step {self.step + 1} has not ended for {still:.0f} s, more than train.stall_seconds="
+            f"{self.train.stall_seconds:g}{ends}. Where each thread stands: {file}",
+            file=sys.stderr,
+            flush=True,
+        )
+        if self.train.stall_ends:
+            for _ in range(2):  # the first one asks for a checkpoint, which a standing step never comes to
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.5)

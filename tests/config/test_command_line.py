@@ -1,0 +1,624 @@
+"""Wrong commands: every problem at once, with its path, its origin and the nearest name, quickly and in one message."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from finsa.config import AugmentStage, ChainStage, RunConfig, catalogue, command_line, compose
+from finsa.errors import ConfigError, Problem
+
+Configure = Callable[..., RunConfig]
+
+
+def _refused(*overrides: str) -> list[Problem]:
+    with pytest.raises(ConfigError) as caught:
+        command_line.check(overrides)
+    return caught.value.problems
+
+
+def _only(*overrides: str) -> Problem:
+    problems = _refused(*overrides)
+    assert len(problems) == 1, problems
+    return problems[0]
+
+
+def _forget() -> None:
+    for member in vars(command_line).values():
+        if hasattr(member, "cache_clear"):
+            member.cache_clear()
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of conf/ that a test may spoil."""
+    copy = tmp_path / "conf"
+    shutil.copytree(compose.CONF, copy)
+    monkeypatch.setattr(compose, "CONF", copy)
+    monkeypatch.setattr(catalogue, "CONF", copy)
+    _forget()
+    yield copy
+    _forget()
+
+
+def _write(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------ what is right
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "-m method=zero_shot,lora,lora_downsample,lora_response,lora_response_downsample",
+        "experiment=tiny_base output=data/tiny",
+        "train.epochs=1,2 seed=1,2",
+        "train.epochs=range(1,3)",
+        "train.learning_rate=interval(0.001,0.01)",
+        "method=choice(lora,lora_response)",
+        "++train.epochs=3",
+        "++model.architecture.head_dim=64",
+        "run=null model=tiny",
+        "run=some/folder stage=evaluate",
+        "hydra.sweep.dir=mine",
+    ],
+)
+def test_right_command_passes(command: str) -> None:
+    command_line.check([word for word in command.split() if not word.startswith("-")])
+
+
+@pytest.mark.parametrize("sweep", ["method=glob(*)", "method=glob(lora*)", "model=glob(*,exclude=[glm*,local])"])
+def test_glob_sweep_passes(sweep: str) -> None:
+    command_line.check([sweep])
+
+
+def test_optional_key_of_an_architecture_may_be_added() -> None:
+    """An architecture takes any key; one that the file lacks can only be set with a +."""
+    command_line.check(["+model.architecture.head_dim=64"])
+
+
+@pytest.mark.parametrize(("override", "epochs"), [("train.epochs=7", 7), ("train=smoke", 1)])
+def test_command_line_beats_experiment(config: Configure, override: str, epochs: int) -> None:
+    cfg = config("experiment=tiny_base", override)
+    assert (cfg.experiment, cfg.stage.name, cfg.train.epochs) == ("tiny_base", "pretrain", epochs)
+
+
+def test_command_line_choice_beats_the_choice_of_an_experiment(config: Configure) -> None:
+    assert config("experiment=tiny_base").method.name == "full"
+    assert config("experiment=tiny_base", "method=lora").method == config("method=lora").method
+    assert config("method=lora", "experiment=tiny_base").method == config("method=lora").method
+    assert config("experiment=tiny_base", "model.weights=pretrained").model.weights == "pretrained"
+
+
+# ------------------------------------------------------------------------------------------------ what is wrong
+
+
+WRONG_NAMES = [
+    ("train.epochs", "train.epochs", "is not of the form key=value; write train.epochs=<value>"),
+    ("method=lroa", "method", "there is no 'lroa'. Did you mean 'lora'?"),
+    ("method=LORA", "method", "there is no 'LORA'. Did you mean 'lora'?"),
+    ("model=qwen0.5b", "model", "Did you mean 'qwen05b'?"),
+    ("data=xyz", "data", "Choose from: aidf_news, alpaca, finfe,"),
+    ("experiment=tinybase", "experiment", "Did you mean 'tiny_base'?"),
+    ("model=data/tiny", "model", "there is no 'data/tiny'. For a model in a folder: model=local model.path=data/tiny"),
+    ("model=/no/where", "model", "there is no '/no/where'. For a folder: model=local model.path=/no/where"),
+    ("model=Qwen/Qwen2.5-0.5B", "model", "For a model of the hub: model=qwen05b. For a folder: model=local"),
+    ("model=some/model", "model", "For a model of the hub: model=local model.hub_id=some/model. For a folder:"),
+    ("model.weights=data/tiny", "model.weights", "Choose from: pretrained, random. A folder goes into model.path"),
+    ("method=data/tiny", "method", "To train an adapter further: method.adapter.init=data/tiny"),
+    ("data=data/sample", "data", "there is no 'data/sample'. For files of your own: data=table data.files=data/sample"),
+    ("method=null", "method", "there is no 'null'"),
+    ("method=[lora,lora_response]", "method", "there is no '[lora,lora_response]'"),
+    ("method=choice(lora,full_)", "method", "there is no 'full_'. Did you mean 'full'?"),
+    ("data.split={ruel: random}", "data.split.ruel", "unknown key. Did you mean 'data.split.rule'?"),
+    ("data.split.rows={trian: 5}", "data.split.rows.trian", "unknown key. Did you mean 'data.split.rows.train'?"),
+    ("train.lerning_rate=1", "train.lerning_rate", "unknown key. Did you mean 'train.learning_rate'?"),
+    ("method.adapter.rnk=4", "method.adapter.rnk", "unknown key. Did you mean 'method.adapter.rank'?"),
+    ("trian.epochs=1", "trian.epochs", "unknown key. Did you mean 'train'?"),
+    ("learning_rate=1", "learning_rate", "unknown key. Did you mean 'train.learning_rate'?"),
+    ("epochs=1", "epochs", "unknown key. Did you mean 'train.epochs'?"),
+    ("foo=1", "foo", "unknown key. Choose from: data, experiment,"),
+    ("train.epochs.x=1", "train.epochs.x", "unknown key"),
+    ("+train.epohcs=1", "train.epohcs", "unknown key. Did you mean 'train.epochs'?"),
+    ("++train.warmpu=1", "train.warmpu", "unknown key. Did you mean 'train.warmup'?"),
+    ("+train.epochs=3", "train.epochs", "is there already; write train.epochs=3 without the +"),
+    ("+method=lora", "method", "is chosen without a +: write method=lora"),
+    ("~train.epochs", "~train.epochs", "nothing can be removed; set a value instead, such as train.epochs=null"),
+    ("~method", "~method", "nothing can be removed"),
+    ("~data.hub.splits", "~data.hub.splits", "nothing can be removed"),
+    ("~data.hub.splits.validation", "~data.hub.splits.validation", "there is no such entry to remove"),
+]
+WRONG_VALUES = [
+    ("train.epochs=abc", "train.epochs", 'input should be a valid number, not "abc" (text)'),
+    ("train.warmup='3'", "train.warmup", 'input should be a valid number, not "3" (text)'),
+    ("train.weight_decay=", "train.weight_decay", 'input should be a valid number, not "" (text)'),
+    ("train.max_grad_norm=null", "train.max_grad_norm", "input should be a valid number, not null"),
+    ("seed=1.5", "seed", "input should be a valid integer, not 1.5 (a number)"),
+    ("train.log_every=true", "train.log_every", "input should be a valid integer, not true (true or false)"),
+    ("resume=1", "resume", "input should be a valid boolean, not 1 (a whole number)"),
+    ("train.threads=-1", "train.threads", "input should be greater than 0, not -1 (a whole number)"),
+    ("train.learning_rate=nan", "train.learning_rate", "input should be a finite number"),
+    ("train.schedule=cosin", "train.schedule", "there is no 'cosin'. Did you mean 'cosine'?"),
+    ("data.split.test=0.6", "data.split.test", "input should be less than 0.5, not 0.6 (a number)"),
+    ("data.prompt=hello", "data.prompt", "needs {text} exactly once"),
+    ("data.labels=[a]", "data.labels", "needs at least two labels"),
+]
+
+
+def test_wrong_names() -> None:
+    for override, path, text in WRONG_NAMES:
+        problem = _only(override)
+        assert problem.path == path
+        assert text in problem.text
+        assert problem.origin == "command line"
+
+
+def test_wrong_name_alone_is_one_problem() -> None:
+    assert str(_only("method=lroa")) == "method: there is no 'lroa'. Did you mean 'lora'?  [command line]"
+
+
+def test_wrong_values() -> None:
+    found = {problem.path: problem for problem in _refused(*[override for override, _, _ in WRONG_VALUES])}
+    assert set(found) == {path for _, path, _ in WRONG_VALUES}
+    for _, path, text in WRONG_VALUES:
+        assert text in found[path].text
+        assert found[path].origin == "command line"
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "text"),
+    [
+        ("train.batch_size=17", "train", "micro_batch_size 16; the nearest that can are 16 and 18"),
+        ("model.think=closed", "model", "set model.think=none or model.prompt=chat"),
+        ("method.adapter=null", "method", "learn=adapter needs an adapter section"),
+    ],
+)
+def test_values_that_do_not_go_together(override: str, path: str, text: str) -> None:
+    problem = _only(override)
+    assert problem.path == path
+    assert text in problem.text
+    assert problem.origin == "command line"
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("stage.split=test", "stage.split"),
+        ("data.generator.rows=5", "data.generator"),
+        ("model.architecture.head_dim=64", "model.architecture.head_dim"),
+        ("train.epochs=${nope}", "nope"),
+        ("hydra.foo=1", "hydra.foo"),
+        ("stage=pretrain", "choose data=tiny_corpus or experiment=tiny_base"),
+        ("stage=generate", "needs data=generated and output=<folder>"),
+        ("", "not of the form key=value"),
+    ],
+)
+def test_what_hydra_refuses_is_one_problem(override: str, text: str) -> None:
+    assert text in str(_only(override))
+
+
+@pytest.mark.parametrize("override", ["stage.split=test", "model.architecture.head_dim=64", "hydra.foo=1"])
+def test_key_of_another_choice_is_not_blamed_on_null(override: str) -> None:
+    """None of these sections is null; each just lacks the key."""
+    assert "is null" not in _only(override).text
+
+
+@pytest.mark.parametrize(
+    "override", ["data.labels=[利空,中性,利好]", "data.files=数据/表.csv", "data.prompt=情感：{text}"]
+)
+def test_chinese_without_quotes_is_taken_or_the_quotes_are_told(override: str) -> None:
+    """Hydra's grammar knows no Chinese outside of quotes; the form key=value is not what is wrong."""
+    try:
+        command_line.check([override])
+    except ConfigError as error:
+        assert "quote" in str(error)  # noqa: PT017 - either outcome is right
+
+
+def test_no_experiment_can_be_said_or_is_refused_in_one_message() -> None:
+    try:
+        command_line.check(["experiment=null"])
+    except ConfigError as error:
+        assert [problem.path for problem in error.problems] == ["experiment"]  # noqa: PT017 - either outcome is right
+
+
+@pytest.mark.parametrize(
+    ("override", "path"),
+    [("data.labels=[a,[b]]", "data.labels"), ("method.adapter.targets=foo", "method.adapter.targets")],
+)
+def test_field_of_two_types_does_not_contradict_itself(override: str, path: str) -> None:
+    """Where a list is right only a given list's entries are wrong; where a word is right only the given word is."""
+    problems = _refused(override)
+    assert all(problem.path.startswith(path) for problem in problems)
+    assert not any("should be an object" in problem.text or "valid array" in problem.text for problem in problems)
+
+
+def test_a_stage_called_as_a_key_of_another_is_no_part_of_the_path() -> None:
+    """`train` is a stage, and a key of two others."""
+    problem = _only("stage.compare_base=maybe")
+    assert (problem.path, problem.origin) == ("stage.compare_base", "command line")
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("train.shared_prefix=atuo", "there is no 'atuo'. Did you mean 'auto'?"),
+        ("train.packing=ture", "there is no 'ture'. Did you mean 'true'?"),
+        (
+            "stage=export stage.difference=atuo run=x format=onnx",
+            "there is no 'atuo'. Did you mean 'auto'? A number is right as well",
+        ),
+    ],
+)
+def test_a_word_among_other_kinds_of_values_is_suggested(override: str, text: str) -> None:
+    (problem,) = _refused(*override.split())
+    assert problem.text == text
+
+
+MAPS = [
+    ("{利好: 正面, 中性: 平, 利空: 负面}", {"利好": "正面", "中性": "平", "利空": "负面"}),
+    ("{利好:正面,利空:负面}", {"利好": "正面", "利空": "负面"}),
+    ("{'利好': '正面', \"利空\": \"负面\"}", {"利好": "正面", "利空": "负面"}),
+    ("{利好：正面，利空：负面}", {"利好": "正面", "利空": "负面"}),
+    ("{利好：正面, 利空: 负面}", {"利好": "正面", "利空": "负面"}),
+    ("{利 好: 很 正面, 利空（看空）: 负面，偏空}", {"利 好": "很 正面", "利空（看空）": "负面，偏空"}),
+    ("{\"it's\": '正：面, 好', 利空: a}", {"it's": "正：面, 好", "利空": "a"}),
+    ("{positive: up, negative: down}", {"positive": "up", "negative": "down"}),
+    ("[利 空，中性、利好]", ("利 空", "中性", "利好")),
+]
+
+
+@pytest.mark.parametrize(("written", "meant"), MAPS, ids=[written for written, _ in MAPS])
+@pytest.mark.parametrize("choice", ["data=sample", "data=openfindata_intent"])
+def test_a_map_of_the_users_words_is_taken_as_it_is_typed(written: str, meant: object, choice: str) -> None:
+    """In place of a list or of another map, in any quoting; Hydra's grammar takes no Chinese key at all."""
+    words = [command_line.quote(word) for word in (choice, f"data.labels={written}")]
+    assert [command_line.quote(word) for word in words] == words
+    command_line.check(words)
+    values, choices = compose.compose_values(words)
+    assert compose.build(values, choices, words).data.labels == meant
+
+
+def test_maps_of_a_sweep_are_its_jobs() -> None:
+    word = command_line.quote("data.labels={利好: 正, 利空: 负},{利好: 多, 利空: 空}")
+    assert [job for (job,) in command_line._jobs(command_line._parse([word])[0])] == [
+        "data.labels='{利好: 正, 利空: 负}'",
+        "data.labels='{利好: 多, 利空: 空}'",
+    ]
+    assert command_line.quote("data.labels=choice([利好,利空],[正,负])") == "data.labels='[利好,利空]','[正,负]'"
+
+
+def test_maps_below_other_keys_take_chinese_too(config: Configure) -> None:
+    stage = config(
+        "stage=augment", "output=x", command_line.quote("stage.synonyms.words={涨: [升, 上升], 跌：[降]}")
+    ).stage
+    assert isinstance(stage, AugmentStage)
+    assert stage.synonyms is not None
+    assert stage.synonyms.words == {"涨": ("升", "上升"), "跌": ("降",)}
+    links = "stage.links={one: {stage: train, data: {labels: {利好: 正, 利空: 负}}}}"
+    stage = config("stage=chain", command_line.quote(links)).stage
+    assert isinstance(stage, ChainStage)
+    assert stage.links == {"one": {"stage": "train", "data": {"labels": {"利好": "正", "利空": "负"}}}}
+    columns = config("data=table", command_line.quote("data.columns={text: 正文 一, label: 标签}")).data.columns
+    assert (columns.text, columns.label, columns.id) == ("正文 一", "标签", "id")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.labels={利好: 正面, 利空}", "data.labels: '利空' is no entry of a map; write {key: value, key: value}"),
+        ("data.labels={利好: 正面, 利好: 负面}", "data.labels: the key 利好 is given twice"),
+        (
+            "+data.label_map.看空=利空",
+            '+data.label_map.看空: words of your own are written as a map: "data.label_map={看空: 利空}"',
+        ),
+        ("data.labels＝[利空,利好]", "data.labels＝[利空,利好]: has a full-width ＝; write data.labels=[利空,利好]"),
+        (
+            "data.prompt={text} is: a",
+            "data.prompt: the value cannot be read; put it in quotes: \"data.prompt='{text} is: a'\"",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_told_with_the_way_to_write_it(override: str, message: str) -> None:
+    assert str(_only(override)) == f"{message}  [command line]"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--epochs 3", "--epochs: is no flag of finsa; values are set by key: write train.epochs=3"),
+        ("--train.epochs=3", "--train.epochs: is no flag of finsa; values are set by key: write train.epochs=3"),
+        ("--batch-size 8", "--batch-size: is no flag of finsa; values are set by key: write train.batch_size=8"),
+        ("--lr=1e-4", "--lr: is no flag of finsa; values are set by key: write train.learning_rate=1e-4"),
+        ("--method lora", "--method: is no flag of finsa; values are set by key: write method=lora"),
+        ("-seed 3", "-seed: is no flag of finsa; values are set by key: write seed=3"),
+        ("--multirunn seed=1,2", "--multirunn: is no flag of finsa. Did you mean '--multirun'?"),
+        ("-x", "-x: is no flag of finsa. python run.py --help shows them all"),
+        ("-m=seed=1,2", "-m=seed=1,2: takes no value; write -m seed=1,2"),
+        ("help", "help: is not of the form key=value; write --help"),
+        ("check", "check: is not of the form key=value; write stage=check"),
+        ("chekc", "chekc: is not of the form key=value; write stage=check"),
+        ("method lora", "method: is not of the form key=value; write method=lora"),
+        ("method = lora", "method: is not of the form key=value; write method=lora"),
+        ("method:lora", "method:lora: is not of the form key=value; write method=lora"),
+        (
+            "stage=predict run=x text=two words",
+            "words: is not of the form key=value; a value with blanks needs quotes, as in text='two words'",
+        ),
+    ],
+)
+def test_words_of_other_programs_are_told_as_finsas(words: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        command_line.require_words(words.split())
+    assert str(caught.value) == f"{message}  [command line]"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method=lora,full", "method: lora,full is more than one value; for a sweep, write -m method=lora,full"),
+        (
+            "data.files=a,b",
+            "data.files: a,b is more than one value; for a sweep, write -m data.files=a,b; "
+            'for a list, "data.files=[a,b]"',
+        ),
+        (
+            "run=a,b",
+            "run: a,b is more than one value; for a sweep, write -m run=a,b; for one text with a comma, \"run='a,b'\"",
+        ),
+    ],
+)
+def test_several_values_without_the_flag_of_a_sweep(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        command_line.check([override], sweep=False)
+    assert str(caught.value) == f"{message}  [command line]"
+
+
+@pytest.mark.parametrize(
+    ("override", "use"),
+    [
+        ("hydra.run.dir=x", "runs are made below output_dir: write output_dir=x"),
+        ("hydra.sweep.subdir=x", "jobs are numbered in the sweep's folder, hydra.sweep.dir=x"),
+        ("hydra.job.name=x", "of Hydra's keys those of its launcher and sweeper, and hydra.sweep.dir, are used"),
+        ("hydra/job_logging=default", "of Hydra's keys those of its launcher and sweeper, and hydra.sweep.dir, are"),
+    ],
+)
+def test_hydras_keys_without_an_effect_are_refused(override: str, use: str) -> None:
+    assert _only(override).text.startswith(f"has no effect here; {use}")
+
+
+def test_a_micro_batch_divides_its_batch(config: Configure) -> None:
+    sizes = [(8, 16), (24, 16), (16, 5), (99999, 16), (1, 16), (64, 16)]
+    found = [config(f"train.batch_size={batch}", f"train.micro_batch_size={most}").train for batch, most in sizes]
+    assert [train.micro_batch_size for train in found] == [8, 12, 4, 9, 1, 16]
+    assert all(train.batch_size % train.micro_batch_size == 0 for train in found)
+
+
+def test_adapter_without_a_target_is_refused() -> None:
+    assert _only("method.adapter.targets=[]").path == "method.adapter.targets"
+
+
+def test_all_problems_at_once() -> None:
+    problems = _refused(
+        "method=lroa", "foo.bar=1", "+train.epoch=1", "~seed", "train.batch_size=x", "data.max_length=1"
+    )
+    assert [problem.path for problem in problems] == [
+        "method",
+        "foo.bar",
+        "train.epoch",
+        "~seed",
+        "data.max_length",
+        "train.batch_size",
+    ]
+    assert {problem.origin for problem in problems} == {"command line"}
+
+
+def test_sweep_with_one_bad_value_names_it_once() -> None:
+    assert str(_only("seed=1,2", "train.epochs=1,-2")) == (
+        "train.epochs: input should be greater than 0, not -2 (a whole number)  [command line]"
+    )
+    assert _only("method=lora,lroa").text == "there is no 'lroa'. Did you mean 'lora'?"
+
+
+def test_sweep_whose_jobs_fail_only_together() -> None:
+    """batch_size=32 fits both, 35 fits only one of the two: the pair is found."""
+    assert (
+        "batch_size 35 cannot be divided into micro-batches of about micro_batch_size 32"
+        in _only("train.batch_size=32,35", "train.micro_batch_size=7,32").text
+    )
+
+
+@pytest.mark.parametrize("other", ["model=tiny", "method=lora", "seed=3", "experiment=tiny_base", "method.loss_on=all"])
+def test_run_folder_brings_its_own(other: str) -> None:
+    problem = _only("stage=evaluate", "run=some/folder", other)
+    assert problem == Problem(
+        other.split("=")[0], "comes from the run folder that run=<folder> names; leave it out", "command line"
+    )
+
+
+# ------------------------------------------------------------------------------------------------ where it was written
+
+
+def test_origin_is_the_file_that_wrote_the_value(conf: Path) -> None:
+    _write(conf / "config.yaml", "seed: 42", "seed: -1")
+    _write(conf / "train" / "default.yaml", "weight_decay: 0.0", "weight_decay: -0.5")
+    _write(conf / "train" / "aidf.yaml", "epochs: 5", "epochs: many")
+    _write(conf / "method" / "lora.yaml", "rank: 8", "rank: 0")
+    _write(conf / "data" / "table.yaml", "on_unknown_label: error", "on_unknown_label: erorr")
+    found = _refused("train=aidf", "method=lora_response_downsample", "data=finnf_forum", "data.max_length=2")
+    assert sorted(map(str, found)) == [
+        "data.max_length: input should be greater than or equal to 8, not 2 (a whole number)  [command line]",
+        "data.on_unknown_label: there is no 'erorr'. Did you mean 'error'?  [conf/data/table.yaml]",
+        "method.adapter.rank: input should be greater than 0, not 0 (a whole number)  [conf/method/lora.yaml]",
+        "seed: input should be greater than or equal to 0, not -1 (a whole number)  [conf/config.yaml]",
+        'train.epochs: input should be a valid number, not "many" (text)  [conf/train/aidf.yaml]',
+        "train.weight_decay: input should be greater than or equal to 0, not -0.5 (a number)"
+        "  [conf/train/default.yaml]",
+    ]
+
+
+def test_origin_of_an_experiments_value(conf: Path) -> None:
+    _write(conf / "experiment" / "tiny_base.yaml", "weights: random", "weights: randon")
+    assert str(_only("experiment=tiny_base")) == (
+        "model.weights: there is no 'randon'. Did you mean 'random'?  [conf/experiment/tiny_base.yaml]"
+    )
+
+
+def test_command_line_repairs_a_wrong_file(conf: Path) -> None:
+    _write(conf / "train" / "default.yaml", "weight_decay: 0.0", "weight_decay: -0.5")
+    command_line.check(["train.weight_decay=0"])
+
+
+def test_misspelt_and_missing_key_of_a_file(conf: Path) -> None:
+    _write(conf / "train" / "default.yaml", "weight_decay: 0.0", "weigth_decay: 0.0")
+    missing, unknown = _refused()
+    assert (missing.path, missing.text) == ("train.weight_decay", "is missing")
+    assert str(unknown) == (
+        "train.weigth_decay: unknown key. Did you mean 'train.weight_decay'?  [conf/train/default.yaml]"
+    )
+
+
+def test_new_file_of_a_group_is_a_choice(conf: Path) -> None:
+    (conf / "train" / "mine.yaml").write_text("defaults: [default, _self_]\nname: mine\nepochs: -4\n", encoding="utf-8")
+    assert str(_only("train=mine")).endswith("not -4 (a whole number)  [conf/train/mine.yaml]")
+    assert "Did you mean 'mine'?" in _only("train=mime").text
+
+
+def test_parent_that_does_not_exist(conf: Path) -> None:
+    _write(conf / "method" / "lora_response.yaml", "[lora, _self_]", "[lroa, _self_]")
+    assert "Could not load 'method/lroa'" in _only("method=lora_response").text
+
+
+def test_broken_yaml_is_one_message(conf: Path) -> None:
+    _write(conf / "train" / "default.yaml", "weight_decay: 0.0", "weight_decay: [")
+    assert "default.yaml" in str(_only())
+
+
+# ------------------------------------------------------------------------------------------------ the real command
+
+
+def _command(project: Path, folder: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
+    environment.pop("FINSA_DEBUG", None)
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, str(project / "run.py"), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+    return done, time.perf_counter() - start
+
+
+def test_wrong_choice_is_told_quickly_and_leaves_nothing(project: Path, tmp_path: Path) -> None:
+    done, seconds = _command(project, tmp_path, "method=lroa")
+    if seconds >= 4:  # once more: another process may have held the machine
+        done, seconds = _command(project, tmp_path, "method=lroa")
+    print(f"told after {seconds:.2f} s (target: 2 s on a quiet machine)")
+    assert done.stderr == "error: method: there is no 'lroa'. Did you mean 'lora'?  [command line]\n"
+    assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (2, "", [])
+    assert seconds < 4
+
+
+def test_several_problems_are_one_list(project: Path, tmp_path: Path) -> None:
+    done, _ = _command(project, tmp_path, "-m", "method=lora,lroa", "train.epochs=-1")
+    assert done.stderr.splitlines() == [
+        "error: 2 problems",
+        "  method: there is no 'lroa'. Did you mean 'lora'?  [command line]",
+        "  train.epochs: input should be greater than 0, not -1 (a whole number)  [command line]",
+    ]
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+
+
+def test_missing_file_is_told_before_anything_is_made(project: Path, tmp_path: Path) -> None:
+    done, _ = _command(project, tmp_path, "data=table", "data.files=nowhere.csv")
+    assert done.stderr.startswith("error: data.files: no such file or folder: ")
+    assert "Traceback" not in done.stderr
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+
+
+def test_debug_shows_the_traceback_too(project: Path, tmp_path: Path) -> None:
+    done, _ = _command(project, tmp_path, "method=lroa", "--debug")
+    assert "Traceback (most recent call last)" in done.stderr
+    assert done.stderr.endswith("error: method: there is no 'lroa'. Did you mean 'lora'?  [command line]\n")
+    assert done.returncode == 2
+
+
+def test_checking_imports_nothing_heavy(project: Path) -> None:
+    code = (
+        "import sys; from finsa import arguments, cli; arguments.check(['method=lora,zero_shot']);"
+        "print(sorted({'torch', 'transformers', 'peft', 'trl', 'datasets', 'wandb'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expanded"),
+    [
+        (["method=lora"], ["method=lora"]),
+        (["experiment=tiny_base"], ["experiment=tiny_base"]),
+        (["experiment=nothing"], ["experiment=nothing"]),
+        (
+            ["experiment=aidf_lora_v1", "model=tiny"],
+            ["-m", "experiment=aidf_lora_v1", "model=tiny", "method=lora_response,aidf_lora_v1"],
+        ),
+        (
+            ["-m", "experiment=aidf_lora_v1", "seed=1,2"],
+            ["-m", "experiment=aidf_lora_v1", "seed=1,2", "method=lora_response,aidf_lora_v1"],
+        ),
+        (["experiment=aidf_lora_v1", "method=lora"], ["experiment=aidf_lora_v1", "method=lora"]),
+        (
+            ["experiment=openfindata_intent", "model=tiny"],
+            ["-m", "experiment=openfindata_intent", "model=tiny", "method=zero_shot,lora_all"],
+        ),
+        (["stage=report", "experiment=aidf_lora_v1"], ["stage=report", "experiment=aidf_lora_v1"]),
+    ],
+)
+def test_an_experiment_brings_its_own_sweep(words: list[str], expanded: list[str]) -> None:
+    assert command_line.expand(words) == expanded
+
+
+def test_a_launcher_that_is_not_installed_is_told_with_the_extra_that_brings_it() -> None:
+    with pytest.raises(
+        ConfigError, match=r"hydra/launcher: no 'cloud' is installed, only basic.*pip install 'finsa\[la"
+    ):
+        command_line.check(["method=lora,full", "hydra/launcher=cloud"])
+
+
+@pytest.mark.parametrize(
+    "text", ["涨停, 'A' \\${seed} {b}", "it's", "\\", "ends so\\'", "${seed} 100%", "two\nlines", "[a, b]", "='", "123"]
+)
+def test_a_text_may_hold_any_characters(text: str) -> None:
+    words = ["stage=predict", "run=somewhere", command_line.quote(f"text={text}")]
+    assert command_line.quote(words[-1]) == words[-1], "a word that is quoted stays as it is"
+    values, choices = compose.compose_values(words)
+    assert compose.build(values, choices, words).text == text
+
+
+@pytest.mark.parametrize("stage", ["predict input=a.csv output=b.csv", "export format=onnx"])
+def test_what_the_run_brings_is_not_given_beside_it(stage: str) -> None:
+    words = [*f"stage={stage}".split(), "run=somewhere", "data.max_length=64"]
+    with pytest.raises(ConfigError, match=r"data\.max_length: comes from the run folder"):
+        command_line.check(words)
+
+
+def test_predict_names_the_key_of_the_input_files_column() -> None:
+    problem = _only("stage=predict", "run=somewhere", "input=a.csv", "output=b.csv", "data.columns.text=正文")
+    assert str(problem) == (
+        "data.columns.text: is the run's own; for the input file write stage.text_column='正文'  [command line]"
+    )

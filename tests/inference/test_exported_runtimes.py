@@ -1,0 +1,40 @@
+"""Readers of exported graphs: the processes of a job divide the rows, and each has all scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from finsa.data.labels import LabelSpace
+from finsa.data.prompts import Prompt
+from finsa.data.rows import Renderer
+from finsa.inference.exported_runtimes import GraphReader
+from finsa.runs import processes
+
+
+def test_two_processes_score_each_row_once_and_have_all_scores(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = Renderer(tokenizer, Prompt("文本：", "\n情感："), LabelSpace(("利空", "利好"), ("利空", "利好")), 60)
+    prompts, parts, scored = (
+        renderer.encode(["公司大涨", "亏损" * 9, "", "会议 ABC 12", "涨"]),
+        list[Any](),
+        list[int](),
+    )
+
+    def graph(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> Any:
+        scored.append(len(ids))
+        return np.stack([lengths, ids.sum(axis=1)], axis=1)
+
+    reader = GraphReader(graph, renderer, 1, False)
+    alone = reader.score(prompts)
+    scored.clear()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "together", lambda: True)
+    monkeypatch.setattr(processes, "total", lambda own: parts.append(own) or own)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        reader.score(prompts)
+    assert sum(scored) == len(prompts)
+    np.testing.assert_array_equal(sum(parts), alone)

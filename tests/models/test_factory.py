@@ -1,0 +1,271 @@
+"""Every kind of learner trains a few steps on the embedded base, comes back from its files, and spares the base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from base_models import small
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
+
+from finsa.config import RunConfig
+from finsa.data import dataset, tokenized
+from finsa.errors import ConfigError, ModelError
+from finsa.inference.scoring import scorer
+from finsa.models import adapters, base, factory
+from finsa.runs import adapter_folders
+from finsa.training import fit, objective
+
+Configure = Callable[..., RunConfig]
+QUERY = "model.layers.0.self_attn.q_proj.weight"
+SHORT = (
+    "model.dtype=float32",
+    "train=smoke",
+    "train.max_steps=3",
+    "train.learning_rate=5e-3",
+    "train.warmup=0",
+    "method.rows_per_class=16",
+)
+METHODS = (
+    ("lora_response",),
+    ("dora",),
+    ("rslora",),
+    ("pissa",),
+    ("lora_plus",),
+    ("qlora",),
+    ("lora_8bit",),
+    ("dora", "method.quantization=nf4"),
+    ("lora_label",),
+    ("lora_class_weight",),
+    ("lora_adaptive_balanced",),
+    ("full", "train.learning_rate=1e-3"),
+    ("classifier",),
+    ("classifier_label_words", "method.quantization=nf4"),
+    ("classifier", "method.learn=head", "method.adapter=null"),
+    ("classifier", "method.learn=head", "method.adapter=null", "method.quantization=int8"),
+    ("classifier", "method.learn=all", "method.adapter=null", "train.learning_rate=1e-3"),
+)
+
+
+@pytest.fixture(scope="module")
+def job(config: Configure, tokenizer: Any) -> tokenized.Task:
+    return tokenized.build(config(), dataset.load(config("data.cache=null").data), tokenizer)
+
+
+def load(cfg: RunConfig) -> Any:
+    return base.load_base(cfg.model, cfg.seed, cfg.method.learn != "all", cfg.method.quantization)
+
+
+def trained(
+    cfg: RunConfig, job: tokenized.Task, backbone: Any, folder: Path, f1: tuple[float, ...] = (0.9, 0.1), **changed: Any
+) -> Any:
+    """Fit for a few steps and save; by `f1` the checkpoint that stays is the first of two, so that it is read back."""
+    model = factory.build(cfg, backbone, job.renderer)
+    scores = iter(f1)
+    fit.fit(
+        model=model,
+        tokenizer=job.renderer.tokenizer,
+        rows=job.training_rows(cfg),
+        validate=lambda _: {"loss": 1.0, "macro_f1": next(scores)},
+        train=cfg.train.model_copy(update={"validate_every": 2, "max_steps": 4, **changed}),
+        seed=cfg.seed,
+        folder=folder / "checkpoints",
+        record=lambda step, values: None,
+        objective=objective.of(cfg.method, job.renderer, job.class_counts(cfg)),
+        lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
+    )
+    factory.save(cfg, model, folder, job.table.labels.names)
+    return model
+
+
+@pytest.mark.parametrize("method", METHODS, ids=" ".join)
+def test_what_was_trained_comes_back_and_the_base_stays(
+    config: Configure, job: tokenized.Task, tmp_path: Path, method: tuple[str, ...]
+) -> None:
+    cfg = config(f"method={method[0]}", *SHORT, *method[1:])
+    texts, backbone = job.prompts("test")[:24], load(cfg)
+    before = scorer(backbone, job.renderer, 4096).score(texts)
+    model = trained(cfg, job, backbone, tmp_path)
+    after = scorer(model, job.renderer, 4096).score(texts)
+    assert np.abs(after - before).max() > 1e-3
+    factory.release(model)
+    if cfg.method.learn == "all":
+        place = tmp_path / "model"
+        backbone = base.load_base(cfg.model.model_copy(update={"path": str(place)}), cfg.seed, keep=False)
+    else:
+        assert np.array_equal(scorer(backbone, job.renderer, 4096).score(texts), before)
+    restored = factory.restore(cfg, backbone, factory.adapter_folder(cfg, tmp_path), job.renderer)
+    np.testing.assert_allclose(scorer(restored, job.renderer, 4096).score(texts), after, atol=2e-4)
+    factory.release(restored)
+
+
+def test_jobs_that_share_a_base_do_not_share_its_checkpointing(
+    config: Configure, job: tokenized.Task, tmp_path: Path
+) -> None:
+    """A sweep over train.gradient_checkpointing: the first job's must not be on in the second."""
+    cfg = config("method=lora_response", *SHORT)
+    backbone = load(cfg)
+    hooks = len(backbone.get_input_embeddings()._forward_hooks)
+    model = trained(cfg, job, backbone, tmp_path, gradient_checkpointing=True)
+    assert backbone.is_gradient_checkpointing
+    factory.release(model)
+    assert not backbone.is_gradient_checkpointing
+    assert len(backbone.get_input_embeddings()._forward_hooks) == hooks
+
+
+def test_adapters_on_a_quantised_base_stay_in_float32(config: Configure, job: tokenized.Task, tmp_path: Path) -> None:
+    cfg = config("method=qlora", *SHORT)
+    factory.release(trained(cfg, job, load(cfg), tmp_path))
+    saved = load_file(factory.adapter_folder(cfg, tmp_path) / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in saved.values())
+
+
+def test_pissa_is_saved_as_plain_lora_of_twice_the_rank(config: Configure, job: tokenized.Task, tmp_path: Path) -> None:
+    cfg = config("method=pissa", *SHORT)
+    backbone = load(cfg)
+    weights = {name: p.clone() for name, p in backbone.named_parameters()}
+    model = trained(cfg, job, backbone, tmp_path)
+    assert not torch.equal(model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight, weights[QUERY])
+    factory.release(model)
+    assert all(torch.equal(p, weights[name]) for name, p in backbone.named_parameters())
+    saved = json.loads((factory.adapter_folder(cfg, tmp_path) / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (saved["r"], saved["lora_alpha"], saved["init_lora_weights"]) == (16, 16, True)
+
+
+def test_a_fresh_pissa_adapter_changes_nothing(config: Configure, job: tokenized.Task) -> None:
+    cfg = config("method=pissa", "model.dtype=float32")  # PiSSA rounds what it takes out of bfloat16 weights
+    backbone, texts = load(cfg), job.prompts("test")[:8]
+    before = scorer(backbone, job.renderer, 4096).score(texts)
+    model = factory.build(cfg, backbone, job.renderer)
+    np.testing.assert_allclose(scorer(model, job.renderer, 4096).score(texts), before, atol=1e-4)
+    factory.release(model)
+
+
+def test_a_stopped_fit_of_a_classifier_goes_on_to_the_same_weights(
+    config: Configure, job: tokenized.Task, tmp_path: Path
+) -> None:
+    cfg = config("method=classifier", *SHORT)
+
+    def head(folder: str, **changed: Any) -> dict[str, torch.Tensor]:
+        model = trained(cfg, job, load(cfg), tmp_path / folder, schedule="constant", **changed)
+        state = {name: tensor.clone() for name, tensor in model.learnt().items()}
+        factory.release(model)
+        return state
+
+    whole = head("whole", f1=(0.1, 0.9))
+    cut = head("cut", f1=(0.1,), max_steps=2)
+    resumed = head("cut", f1=(0.9,))
+    assert not torch.equal(cut["head.weight"], whole["head.weight"])
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    kept = next((tmp_path / "cut" / "checkpoints").glob("*/model.safetensors"))
+    assert set(load_file(kept)) == set(whole)  # not the base
+
+
+def test_lora_plus_moves_b_faster(config: Configure, job: tokenized.Task, tmp_path: Path) -> None:
+    """AdamW's first step is the learning rate times a sign, whatever the gradient: B moves 16 times as far as A."""
+    cfg = config("method=lora_plus", *SHORT)
+    model = factory.build(cfg, load(cfg), job.renderer)
+    start = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+    factory.release(model)
+    model = trained(cfg, job, load(cfg), tmp_path, max_steps=1, validate_every=1)
+    moved = {name: float((p - start[name]).abs().max()) for name, p in model.named_parameters() if p.requires_grad}
+    factory.release(model)
+    slow = [far for name, far in moved.items() if "lora_A" in name]
+    fast = [far for name, far in moved.items() if "lora_B" in name]
+    rate = cfg.train.learning_rate
+    assert fast == pytest.approx([16 * rate] * len(fast), rel=0.02)
+    assert max(slow) <= rate * 1.01
+
+
+# ------------------------------------------------------------------------------------------------ from a saved adapter
+
+STARTS = (
+    ("lora_response",),
+    ("dora",),
+    ("rslora",),
+    ("classifier",),
+    ("lora_response", "method.adapter.rank=16", "method.adapter.alpha=16", "method.adapter.dropout=0"),  # of pissa
+)
+
+
+@pytest.mark.parametrize("method", STARTS, ids=("lora", "dora", "rslora", "classifier", "pissa"))
+def test_training_starts_from_a_saved_adapter(
+    config: Configure, job: tokenized.Task, tmp_path: Path, method: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    """At step 0 weights equal those saved, and label scores those of the saved adapter; then they move."""
+    first = (
+        config("method=pissa", *SHORT) if request.node.callspec.id == "pissa" else config(f"method={method[0]}", *SHORT)
+    )
+    texts, backbone = job.prompts("test")[:24], load(first)
+    factory.release(trained(first, job, backbone, tmp_path / "first"))
+    folder = factory.adapter_folder(first, tmp_path / "first")
+    restored = factory.restore(first, backbone, folder, job.renderer)
+    expected = scorer(restored, job.renderer, 4096).score(texts)
+    factory.release(restored)
+
+    cfg = config(f"method={method[0]}", *SHORT, *method[1:], f"method.adapter.init={folder}", "seed=7")
+    assert cfg.method.adapter is not None
+    assert list(adapter_folders.problems(cfg.model, cfg.method.adapter)) == []
+    model = factory.build(cfg, backbone, job.renderer)
+    peft_model = getattr(model, "backbone", model)
+    saved, state = load_file(folder / "adapter_model.safetensors"), get_peft_model_state_dict(peft_model)
+    assert saved.keys() == state.keys()
+    assert all(torch.equal(saved[name], state[name]) for name in saved)
+    learnt = {name for name, p in peft_model.named_parameters() if p.requires_grad}
+    assert learnt == {name for name, _ in peft_model.named_parameters() if "lora_" in name}
+    np.testing.assert_array_equal(scorer(model, job.renderer, 4096).score(texts), expected)
+    assert base.count_parameters(factory.on_meta(cfg, job.renderer)) == base.count_parameters(model)
+    factory.release(model)
+
+    factory.release(trained(cfg, job, backbone, tmp_path / "second"))
+    moved = load_file(factory.adapter_folder(cfg, tmp_path / "second") / "adapter_model.safetensors")
+    assert saved.keys() == moved.keys()
+    assert not torch.equal(
+        torch.cat([moved[name].flatten() for name in saved]), torch.cat([*map(torch.flatten, saved.values())])
+    )
+
+
+def test_a_stopped_fit_from_a_saved_adapter_goes_on_to_the_same_weights(
+    config: Configure, job: tokenized.Task, tmp_path: Path
+) -> None:
+    first = config("method=lora_response", *SHORT)
+    factory.release(trained(first, job, load(first), tmp_path / "first"))
+    cfg = config(
+        "method=lora_response", *SHORT, f"method.adapter.init={factory.adapter_folder(first, tmp_path / 'first')}"
+    )
+
+    def weights(folder: str, **changed: Any) -> dict[str, torch.Tensor]:
+        factory.release(trained(cfg, job, load(cfg), tmp_path / folder, schedule="constant", **changed))
+        return load_file(factory.adapter_folder(cfg, tmp_path / folder) / "adapter_model.safetensors")
+
+    whole = weights("whole", f1=(0.1, 0.9))
+    cut = weights("cut", f1=(0.1,), max_steps=2)
+    resumed = weights("cut", f1=(0.9,))
+    assert not all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_an_adapter_of_another_base_is_refused(config: Configure, job: tokenized.Task, tmp_path: Path) -> None:
+    cfg = config("method=lora_response", *SHORT)
+    factory.release(factory.build(cfg, load(cfg), job.renderer))
+    folder = tmp_path / "other"
+    attached = adapters.attach(small(), cfg.model, cfg.method.adapter, seed=1)  # type: ignore[arg-type]
+    adapters.save(attached, folder)
+    wanted = config("method=lora_response", f"method.adapter.init={folder}")
+    with pytest.raises(
+        ModelError,
+        match=rf"method\.adapter\.init: {folder} does not fit this base: .*size mismatch.*current model is torch",
+    ):
+        factory.build(wanted, base.load_base(cfg.model, cfg.seed, keep=False), job.renderer)
+    with pytest.raises(ModelError, match=r"does not fit this base: .*size mismatch"):  # stage=check plans on shapes
+        adapters.attach(base.on_meta(cfg.model), wanted.model, wanted.method.adapter, seed=0)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"variant=pissa takes its start out of the base"):
+        config("method=pissa", f"method.adapter.init={folder}")

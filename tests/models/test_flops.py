@@ -1,0 +1,122 @@
+"""The formula against torch's own counter, which sees every product that is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from base_models import small, write_experts
+from torch.utils.flop_counter import FlopCounterMode
+
+from finsa.config import Adapter, compose
+from finsa.data.rows import IGNORE
+from finsa.inference.label_tree import LabelTree
+from finsa.inference.scoring import label_log_probs
+from finsa.models import adapters, flops
+from finsa.models.classifier import Classifier
+from finsa.models.moe import experts
+from finsa.models.moe.mixture import Mixture
+from finsa.training.collate import Collator
+from finsa.training.loss import labelled_loss
+from finsa.training.throughput import Meter
+
+TARGETS: dict[str, tuple[str, ...]] = {
+    "lora": ("q_proj", "v_proj"),
+    "lora_mlp": ("down_proj",),
+    "lora_all": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+}
+TREE = LabelTree.of([(7, 3), (7, 4), (9,)])
+
+
+def learner(kind: str, architecture: str = "qwen2", checkpointing: bool = False) -> Any:
+    """A model of two layers with eager attention, whose products the counter sees on a CPU too."""
+    model = small(architecture, "eager", vocabulary=500)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    if kind == "full":
+        return model.requires_grad_(True).train()
+    values, choices = compose.compose_values(["model.weights=random"])
+    section = compose.build(values, choices, []).model
+    chosen = Adapter(variant="lora", rank=4, alpha=8, dropout=0.0, targets=TARGETS[kind], lr_ratio=1.0, init=None)
+    return adapters.attach(model.requires_grad_(False), section, chosen, seed=0).train()
+
+
+def batch(answer: int) -> dict[str, torch.Tensor]:
+    """Four rows of different lengths, padded; the last `answer` tokens learnt."""
+    made = []
+    for length in (20, 23, 30, 41):
+        ids = torch.randint(10, 400, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+        labels = [IGNORE] * max(length - answer, 0) + ids[max(length - answer, 0) :]
+        made.append({"input_ids": ids, "labels": labels, "target": 0})
+    return Collator(0, TREE.tokens if answer == 0 else ())(made)
+
+
+def counted(model: Any, loss: Any, inputs: dict[str, torch.Tensor], checkpointing: bool, suffix: int) -> float:
+    """The formula's figure over the counter's."""
+    meter = Meter(model, suffix, checkpointing)
+    meter.count([{"input_ids": [], "labels": []}] * len(inputs["input_ids"]), [inputs])
+    with FlopCounterMode(display=False) as counter:
+        loss().backward()
+    done = meter.done
+    mine = meter.costs.total(done.positions, done.pairs, float(done.projected), done.rows)
+    return mine / counter.get_total_flops()
+
+
+@pytest.mark.parametrize("answer", [2, 100])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["lora", "lora_mlp", "lora_all", "full"])
+def test_a_step_takes_what_the_counter_sees(kind: str, checkpointing: bool, answer: int) -> None:
+    model, inputs = learner(kind, checkpointing=checkpointing), batch(answer)
+    del inputs["targets"]
+    found = counted(
+        model, lambda: labelled_loss(model, inputs["input_ids"], inputs["labels"]), inputs, checkpointing, 0
+    )
+    assert found == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "glm4", "glm"])
+def test_other_architectures(architecture: str) -> None:
+    model, inputs = learner("full", architecture), batch(2)
+    del inputs["targets"]
+    found = counted(model, lambda: labelled_loss(model, inputs["input_ids"], inputs["labels"]), inputs, False, 0)
+    assert found == pytest.approx(1, abs=0.02)
+
+
+def test_a_choice_among_labels() -> None:
+    model, inputs = learner("lora"), batch(0)
+
+    def loss() -> torch.Tensor:
+        return label_log_probs(model, inputs["input_ids"], inputs["lengths"], TREE).sum()
+
+    assert counted(model, loss, inputs, False, len(TREE.tokens)) == pytest.approx(1, abs=0.02)
+
+
+def test_a_classification_head_reads_no_vocabulary() -> None:
+    model, inputs = Classifier(learner("lora"), 3, 0.0, seed=0), batch(2)
+    span = torch.tensor([[2, 15]] * 4)
+    assert counted(model, lambda: model(inputs["input_ids"], span).sum(), inputs, False, 0) == pytest.approx(
+        1, abs=0.02
+    )
+
+
+def test_a_mixture(tmp_path: Any) -> None:
+    values, choices = compose.compose_values(["stage=moe_joint"])
+    stage: Any = compose.build(values, choices, ["stage=moe_joint"]).stage
+    base = small("qwen2", "eager")
+    model = Mixture(base, experts.read(write_experts(tmp_path, number=2)), stage, None, 0.0, seed=0)
+    model.learn(experts=True)
+    inputs = batch(2)
+    del inputs["targets"]
+    ids, labels = (inputs[name] % 50 if name == "input_ids" else inputs[name] for name in ("input_ids", "labels"))
+    labels = torch.where(labels == IGNORE, IGNORE, labels % 50)
+    span = torch.tensor([[2, 15]] * 4)
+    found = counted(model.train(), lambda: labelled_loss(model, ids, labels, text_span=span), inputs, False, 0)
+    assert found == pytest.approx(1, abs=0.02)
+
+
+def test_a_frozen_base_costs_two_thirds_of_full_fine_tuning() -> None:
+    lora, full = flops.of(learner("lora")), flops.of(learner("full"))
+    assert 0.6 < lora.position / full.position < 0.72
+    assert lora.projected / full.projected == pytest.approx(2 / 3)

@@ -1,0 +1,116 @@
+"""Rows in one line mean what separate rows mean, with and without a head that all of them see."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from base_models import EXTRA, small
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.modeling.test_flops import counted, learner
+from tests.modeling.test_masks import other
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from finsa.data.rows import IGNORE
+from finsa.models import masks, packed_attention
+from finsa.training import prefix
+from finsa.training.collate import Collator, Packer
+from finsa.training.objective import tokens
+
+Learnt = tuple[float, torch.Tensor]
+
+
+def rows(lengths: list[int], head: int, learnt: int = 2, weights: bool = False) -> list[dict[str, Any]]:
+    """Rows behind a common head; the last tokens are learnt, or all where `learnt` is longer than a row."""
+    draw, made = random.Random(sum(lengths)), []
+    shared = [draw.randrange(10, 50) for _ in range(head + 1)]  # the prefix of a run ends one token early
+    for number, length in enumerate(lengths):
+        ids = [*shared, *(draw.randrange(10, 50) for _ in range(length))]
+        unlearnt = max(1, len(ids) - learnt)
+        row: dict[str, Any] = {"input_ids": ids, "labels": [IGNORE] * unlearnt + ids[unlearnt:]}
+        made.append({**row, "weight": 0.5 + number} if weights else row)
+    return made
+
+
+def step(model: Any, batches: list[dict[str, torch.Tensor]]) -> Learnt:
+    """The mean loss of some batches and its gradients."""
+    model.zero_grad()
+    objective = tokens()
+    loss = torch.stack([objective.total(model, batch) for batch in batches]).sum()
+    loss = loss / sum(objective.weight(batch) for batch in batches)
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def assert_same(found: Learnt, expected: Learnt) -> None:
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    assert float((found[1] - expected[1]).norm() / expected[1].norm()) < 1e-5
+
+
+def separate(model: Any, made: list[dict[str, Any]]) -> Learnt:
+    return step(model, [Collator(0)([row]) for row in made])
+
+
+@pytest.mark.parametrize("head", [0, 5])
+@pytest.mark.parametrize("model_type", EXTRA)
+def test_every_weight_learns_from_a_line_as_from_separate_rows(model_type: str, head: int) -> None:
+    model, made = small(model_type).requires_grad_(True).train(), rows([3, 9, 1, 6, 9], head, learnt=100)
+    assert packed_attention.possible(model)
+    assert_same(step(model, [Packer(0, None, head)(made)]), separate(model, made))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    head=st.integers(0, 9),
+    learnt=st.sampled_from([1, 2, 100]),
+    weights=st.booleans(),
+)
+def test_any_line_means_what_its_rows_mean(lengths: list[int], head: int, learnt: int, weights: bool) -> None:
+    model, made = small().requires_grad_(True).train(), rows(lengths, head, learnt, weights)
+    shared = prefix.Common()
+    shared.add(made)  # type: ignore[arg-type]
+    # Rows also agree on what of the head is learnt, which a row of one token may end early.
+    assert_same(step(model, [Packer(0, None, min(head, shared.tokens))(made)]), separate(model, made))
+
+
+@pytest.mark.parametrize("head", [0, 5])
+def test_a_mask_does_the_same_where_attention_cannot(head: int) -> None:
+    """Eager attention, and layers that run again in backward, when no line is at hand any more."""
+    made = rows([3, 9, 6, 9], head, learnt=100)
+    expected = separate(small().requires_grad_(True).train(), made)
+    eager, again = (small(attention=kind).requires_grad_(True).train() for kind in ("eager", "sdpa"))
+    again.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for model in (eager, again):
+        assert not packed_attention.possible(model)
+        assert_same(step(model, [Packer(0, None, head)(made)]), expected)
+
+
+def test_the_first_layers_that_keep_something_else_are_refused() -> None:
+    assert not packed_attention.possible(other("lfm2", layer_types=["conv", "full_attention"]))
+
+
+def test_a_layer_that_does_not_ask_is_an_error_and_attention_is_as_before() -> None:
+    model, batch = small(), Packer(0, None)(rows([4, 5], 0))
+    kept = model.model.layers[0].self_attn.config
+    model.model.layers[0].self_attn.config = small().config  # asks for attention of its own
+    with pytest.raises(RuntimeError, match="1 of 2 layers keep"):
+        tokens().total(model, batch)
+    model.model.layers[0].self_attn.config = kept
+    assert masks.body(model).config._attn_implementation == "sdpa"
+    with pytest.raises(ZeroDivisionError), packed_attention.apart(model, batch["lengths"], 9):
+        raise ZeroDivisionError
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("head", [0, 8])
+def test_a_line_takes_what_the_counter_sees(head: int) -> None:
+    model = learner("lora_all")
+    model.set_attn_implementation("sdpa")
+    made = rows([20, 23, 30, 41], head)
+    batch = Packer(0, None, head)(made)
+    with sdpa_kernel(SDPBackend.MATH):  # its products are seen by the counter
+        assert counted(model, lambda: tokens().total(model, batch), batch, False, 0) == pytest.approx(1, abs=0.02)

@@ -1,0 +1,182 @@
+"""Two real processes do what one does: the same losses, the same metrics; and a lost one ends the job."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import commands
+import pytest
+import ranks
+
+from finsa.config import ROOT, RunConfig
+from finsa.errors import ConfigError
+from finsa.runs import processes
+
+Compose = Callable[..., RunConfig]
+SIZES = {"train": 44, "valid": 21, "test": 37}  # steps of 8 leave 4 rows for the last one
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few rows of the sample, of all classes, in numbers that two processes cannot share evenly."""
+    folder = tmp_path_factory.mktemp("table")
+    for name, size in SIZES.items():
+        with (ROOT / "data" / "sample" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([header, *rows[:: len(rows) // size][:size]])
+    return folder
+
+
+def words(table: Path, output: Path, *further: str) -> list[str]:
+    """A short training run: eleven steps, the last one of each epoch half as large."""
+    given = [
+        "data=table",
+        f"data.files={table}",
+        "train=smoke",
+        "tracking=none",
+        f"output_dir={output}",
+        "model.dtype=float32",
+    ]
+    given += ["train.batch_size=8", "train.epochs=2", "train.max_steps=11", "train.validate_every=4"]
+    return [*given, "method.adapter.dropout=0.0", "stage.compare_base=false", "train.score_tokens=600", *further]
+
+
+@pytest.fixture(scope="module")
+def alone(config: Compose, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process, with its one thread."""
+    output = tmp_path_factory.mktemp("alone")
+    done = commands.run(*words(table, output, "train.micro_batch_size=4", "train.threads=1"))
+    assert done.returncode == 0, done.stderr
+    return ranks.only_run(output)
+
+
+def assert_same(run: Path, alone: Path) -> None:
+    assert ranks.losses(run) == pytest.approx(ranks.losses(alone), rel=2e-6)
+    assert len(ranks.losses(run)) == 11
+    found, expected = ranks.metrics(run), ranks.metrics(alone)
+    assert found["test"] == expected["test"]
+    assert found["validation"].keys() == expected["validation"].keys()
+    for name, value in expected["validation"].items():
+        assert found["validation"][name] == pytest.approx(value, rel=1e-5), name
+    lines = [(folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines() for folder in (run, alone)]
+    answers = [[(record["id"], record["label"]) for record in map(json.loads, each)] for each in lines]
+    assert answers[0] == answers[1]
+    facts = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (run, alone)]
+    for name in ("steps", "trainable_parameters", "data_fingerprint", "training_tokens"):
+        assert facts[0][name] == facts[1][name], name
+
+
+def test_fsdp_gives_the_losses_and_metrics_of_one_process(table: Path, alone: Path, tmp_path: Path) -> None:
+    given = words(table, tmp_path, "train.micro_batch_size=4", "train.strategy=fsdp")
+    process = ranks.started(2, *given, launcher="accelerate")
+    told, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert told.count("run folder:") == 1
+    assert_same(ranks.only_run(tmp_path), alone)
+
+
+@pytest.fixture(scope="module")
+def resumed(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes: killed behind its first checkpoint, the job ends with a message, and goes on."""
+    output = tmp_path_factory.mktemp("ddp")
+    command = words(table, output, "train.micro_batch_size=4", "train.strategy=ddp")
+    process = ranks.started(2, *command)
+    until = time.monotonic() + 200
+    while not list(output.glob("*/checkpoints/checkpoint-4/trainer_state.json")) and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(_child(process.pid, 1), signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert time.monotonic() - killed < 60
+    assert "SIGKILL" in errors or "Signal 9" in errors or "lost another one" in errors
+    assert json.loads((ranks.only_run(output) / "run.json").read_text())["status"] != "complete"
+
+    again = ranks.started(2, *command, "resume=true")
+    told, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    assert told.count("run folder:") == 1
+    return ranks.only_run(output)
+
+
+def test_ddp_loses_a_process_ends_and_goes_on(resumed: Path, alone: Path) -> None:
+    assert_same(resumed, alone)
+
+
+def test_ddp_gives_the_same_bits_again(resumed: Path, tmp_path: Path) -> None:
+    """Run again from its record, without the kill: losses, metrics, answers and weights."""
+    process = ranks.started(2, "stage=rerun", f"run={resumed}", f"output_dir={tmp_path}", "tracking=none")
+    told, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert told.count("everything is the same to the last bit") == 1
+    again = ranks.only_run(tmp_path)
+    facts = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (resumed, again)]
+    assert [fact["processes"] for fact in facts] == [2, 2]
+    weights = [{n: d for n, d in fact["weights"].items() if n.endswith(".safetensors")} for fact in facts]
+    assert weights[0] == weights[1] != {}
+    assert ranks.losses(again) == ranks.losses(resumed)
+
+
+def _child(parent: int, rank: int) -> int:
+    """The process that a launcher started for a rank."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            if int(status[1]) == parent and f"\0RANK={rank}\0".encode() in (folder / "environ").read_bytes():
+                return int(folder.name)
+        except OSError:
+            continue
+    raise AssertionError("no such process")
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("number", "given", "message"),
+    [
+        (2, ("method=lora",), "2 were started: add train.strategy=ddp, or start with python run.py"),
+        (1, ("train.strategy=ddp",), "torchrun --nproc-per-node 2 run.py train.strategy=ddp"),
+        (1, ("train.strategy=fsdp",), "torchrun --nproc-per-node 2 run.py train.strategy=fsdp"),
+        (2, ("stage=inspect",), "inspect runs in one process, and 2 were started"),
+        (2, ("stage=moe_joint",), "moe_joint runs in one process"),
+    ],
+)
+def test_what_so_many_processes_cannot_do_is_told(
+    number: int, given: tuple[str, ...], message: str, config: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(number))
+    with pytest.raises(ConfigError, match=message):
+        processes.require(config(*given))
+
+
+@pytest.mark.parametrize("given", [("stage=evaluate",), ("stage=predict", "run=some", "text=a"), ("stage=check",)])
+def test_what_does_not_train_asks_for_no_strategy(
+    given: tuple[str, ...], config: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes.require(config(*given))
+    if given != ("stage=check",):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        processes.require(config(*given))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("batches", [0, 1, 2, 5, 6])
+def test_shares_are_every_batch_once_and_as_many_everywhere(
+    number: int, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(number))
+    monkeypatch.setattr(processes, "together", lambda: number > 1)
+    given, shares = [[row] for row in range(batches)], []
+    for rank in range(number):
+        monkeypatch.setenv("RANK", str(rank))
+        shares.append(processes.share(given))
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(batch for share in shares for batch, counts in share if counts) == given

@@ -1,0 +1,214 @@
+"""The command as a user types it: messages, exit codes, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import commands
+import pytest
+
+from finsa import cli
+from finsa.config import ROOT, command_line, compose
+from finsa.errors import ConfigError
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return commands.run(*words, folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["stage=moe_joint", "stage.missing=error"],
+            "no finished run has trained news, forum. Train with stage.missing",
+        ),
+        (["stage=moe_joint", "data.columns.domain=null"], "the training rows have no domain, and a mixture needs two"),
+        (["stage=moe_joint", "method=zero_shot"], "stage=moe_joint mixes adapters, and method=zero_shot has none"),
+        (["stage=chain"], "stage.links: names no stage"),
+        (["model=glm9b", "method=lora_expert", "data=finnf_news"], "data=finnf_news is the news part of FinNF"),
+        (["data=table"], "data.files: data=table needs files"),
+        (["data=table", "data.files=nowhere.csv"], "no such file or folder"),
+        (["data.labels=[利空,利好]"], "1,343 rows have an unknown label: '中性' (1,343 rows); known are 利空, 利好"),
+        (["data.columns.text=txt"], "has no column 'txt'; it has id, text, label, domain. Did you mean"),
+        (["stage=evaluate", "run=nowhere"], "is no run folder"),
+        (["method=lroa"], "there is no 'lroa'. Did you mean 'lora'?"),
+        (["train.batch_size=100000", "train.micro_batch_size=10"], "is more than the 3608 training rows"),
+        (["data.max_length=10"], "10 leaves no room for text"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_message(tmp_path: Path, words: list[str], message: str) -> None:
+    done = command(tmp_path, *words, "tracking=none")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_flag_of_a_sweep_may_stand_anywhere(tmp_path: Path) -> None:
+    words = ["stage=check", "-m", "method=zero_shot,lora", "tracking=none", f"output_dir={tmp_path}"]
+    done = command(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trainable of") == 2
+
+
+def test_flags_with_a_value_may_stand_between_overrides(tmp_path: Path) -> None:
+    done = command(tmp_path, "method=lora", "--cfg", "job", "seed=7")
+    assert done.returncode == 0
+    assert "\nseed: 7\n" in done.stdout
+    assert "\n  name: lora\n" in done.stdout
+
+
+def test_debug_shows_the_traceback_too(tmp_path: Path) -> None:
+    done = command(tmp_path, "method=lroa", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert "Did you mean 'lora'?" in done.stderr
+
+
+def test_help_lists_the_groups(tmp_path: Path) -> None:
+    done = command(tmp_path, "--help")
+    assert done.returncode == 0
+    assert all(group in done.stdout for group in compose.groups())
+    whole = ["import sys; sys.argv[1:] = ['--help']", "from finsa.cli import main", "main()"]
+    by_hydra = subprocess.run([sys.executable, "-c", "\n".join(whole)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.rstrip() == by_hydra.stdout.rstrip()
+
+
+def test_help_shows_commands_that_pass_the_check_and_needs_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['run.py', '--help']\nfrom finsa.cli import run\ntry:\n    run()\n"
+        "except SystemExit:\n    pass\nprint(sorted({'torch', 'transformers', 'trl'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    shown = [
+        re.split(r"  +", line.strip())[0] for line in done.stdout.splitlines() if line.startswith("  python run.py")
+    ]
+    assert len(shown) == 11
+    for line in shown:
+        words = shlex.split(re.sub(r"<[^<>]*>", "placeholder", line))[2:]
+        command_line.check([word for word in words if not word.startswith("-")])
+    assert max(len(line) for line in done.stdout.splitlines() if ": " not in line) <= 110
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this machine")
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("python run.py method=lora_resp", {"method=lora_response", "method=lora_response_downsample"}),
+        ("python run.py stage=im", {"stage=import"}),
+        ("python run.py train.ep", {"train.epochs="}),
+    ],
+)
+def test_completion_in_a_real_bash(typed: str, offered: set[str]) -> None:
+    """Install it as the documentation says, then let bash's own function complete what was typed."""
+    script = f"""
+        export PATH={Path(sys.executable).parent}:$PATH
+        cd {ROOT}
+        eval "$(python run.py --shell-completion install=bash)"
+        complete -p python
+        export COMP_LINE={shlex.quote(typed)} COMP_POINT={len(typed)} COMP_CWORD=2
+        hydra_bash_completion
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    registered, *found = done.stdout.splitlines()
+    assert "hydra_bash_completion python" in registered
+    assert {word.strip() for word in found} == offered
+
+
+def test_folder_of_the_users_own_has_to_be_there(tmp_path: Path) -> None:
+    done = command(tmp_path, "--config-dir", "nowhere", "method=lora")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --config-dir: no such folder: nowhere. It holds files as conf/ does")
+
+
+def test_value_in_a_folder_of_the_users_own_is_told_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "own" / "data").mkdir(parents=True)
+    file = tmp_path / "own" / "data" / "mine.yaml"
+    file.write_text("# Mine.\ndefaults: [sample, _self_]\nname: mine\nmax_length: long\n", encoding="utf-8")
+    done = command(tmp_path, "-m", "--config-dir=own", "data=mine", "seed=1,2")
+    assert done.returncode == 2
+    assert str(file) in done.stderr
+    assert "data.max_length" in done.stderr
+
+
+def test_several_problems_are_listed() -> None:
+    with pytest.raises(ConfigError) as caught:
+        command_line.check(["method=lroa", "train.epochs=x"])
+    shown = cli.describe(caught.value)
+    assert shown.startswith("error: 2 problems\n  method: ")
+    assert "\n  train.epochs: " in shown
+
+
+def test_every_stage_that_can_run_has_a_file_and_the_reverse() -> None:
+    assert set(cli.available_stages()) == set(compose.choices_of("stage"))
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ("method=lora", "python run.py method=lora resume=true"),
+        ("method=lora resume=true", "python run.py method=lora resume=true"),
+        ("stage=chain experiment=finsa_moe", "python run.py stage=chain experiment=finsa_moe resume=true"),
+        ("-m seed=1,2", "python run.py -m seed=1,2"),
+        ("stage=predict run=x", "python run.py stage=predict run=x"),
+    ],
+)
+def test_the_command_that_goes_on(words: str, command: str) -> None:
+    assert cli.resuming(["run.py", *words.split()]) == command
+
+
+def test_a_signal_ends_with_the_command_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.guard(main, ["run.py", "train=smoke"]) == 143
+    assert "stopped by SIGTERM. Continue with: python run.py train=smoke resume=true" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_too_little_memory_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise MemoryError
+
+    assert cli.guard(main, ["run.py", "train=smoke"]) == 2
+    assert "error: out of memory. Set train.micro_batch_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["method=lroa"], ["train.epochs=x"], ["train.memory=16"]])
+def test_nothing_heavy_is_imported_for_help_and_wrong_options(words: list[str]) -> None:
+    heavy = (
+        "numpy",
+        "torch",
+        "transformers",
+        "trl",
+        "datasets",
+        "peft",
+        "polars",
+        "scipy",
+        "sklearn",
+        "wandb",
+        "matplotlib",
+    )
+    code = (
+        f"import sys, runpy; sys.argv[1:] = {words}\n"
+        "try: runpy.run_path('run.py', run_name='__main__')\n"
+        "except SystemExit as end: code = end.code\n"
+        f"print(code or 0, [name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"{0 if words == ['--help'] else 2} []"
