@@ -77,7 +77,7 @@ def composed(epochs: int) -> RunConfig:
     return compose.build(*compose.compose_values(words), words)
 
 
-def arms(cfg: RunConfig, job: tokenized.Task, rows: list[Any]) -> dict[str, Callable[[], Epochs]]:
+def arms(cfg: RunConfig, job: tokenized.TokenizedDataset, rows: list[Any]) -> dict[str, Callable[[], Epochs]]:
     """The arms, each a function that trains from scratch."""
     prompts = job.prompts("validation")
 

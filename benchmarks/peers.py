@@ -118,7 +118,7 @@ def composed(model: Path, data: Path | None, work: Path, train_rows: int, test_r
     return compose.build(*compose.compose_values(words), words)
 
 
-def prepare(cfg: RunConfig, job: tokenized.Task, folder: Path) -> tuple[Settings, str]:
+def prepare(cfg: RunConfig, job: tokenized.TokenizedDataset, folder: Path) -> tuple[Settings, str]:
     """Write the settings and the rows that every arm reads: as a table for finsa, as chats for the peers.
 
     Returns:
@@ -127,8 +127,8 @@ def prepare(cfg: RunConfig, job: tokenized.Task, folder: Path) -> tuple[Settings
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "validation", "test"):
         lines = [
-            {"id": one, "text": text, "label": job.table.labels.names[label]}
-            for one, text, label in job.table.splits[split].select("id", "text", "label").iter_rows()
+            {"id": one, "text": text, "label": job.dataset.labels.names[label]}
+            for one, text, label in job.dataset.splits[split].select("id", "text", "label").iter_rows()
         ]
         job.prompts(split)
         write_lines(folder / f"{split}.jsonl", lines)
@@ -154,14 +154,14 @@ def write_lines(file: Path, lines: Sequence[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
-def chats(cfg: RunConfig, job: tokenized.Task, split: str) -> list[list[dict[str, str]]]:
+def chats(cfg: RunConfig, job: tokenized.TokenizedDataset, split: str) -> list[list[dict[str, str]]]:
     """The rows of a split as chats: the system message of the chat template, the prompt, the answer."""
     found = re.search(r"<\|im_start\|>system\n(.*?)<\|im_end\|>", job.prompt.head, re.DOTALL)
     if found is None:
         raise SystemExit(
             "model: its chat template has no system message as SmolLM2's has; peers.py is written for that"
         )
-    words = job.table.labels.words
+    words = job.dataset.labels.words
     return [
         [
             {"role": "system", "content": found[1]},
@@ -185,7 +185,7 @@ def finished(file: Path, digest: str) -> bool:
 
 
 def measure(
-    name: str, job: tokenized.Task, settings: Settings, places: tuple[Path, Path], sample: int | None
+    name: str, job: tokenized.TokenizedDataset, settings: Settings, places: tuple[Path, Path], sample: int | None
 ) -> dict[str, Any]:
     """Install the peer, compare its tokens with finsa's, train, answer, and read the answers.
 
@@ -298,7 +298,7 @@ def versions(python: Path, peer: str) -> dict[str, str]:
     return dict(zip(names, done.stdout.split(), strict=True))
 
 
-def compare_tokens(job: tokenized.Task, rendered: dict[str, list[Any]]) -> dict[str, Any]:
+def compare_tokens(job: tokenized.TokenizedDataset, rendered: dict[str, list[Any]]) -> dict[str, Any]:
     """Count the rows whose prompt has finsa's token ids, and note what ends an answer."""
     equal = total = answers = 0
     endings = set()
@@ -353,9 +353,9 @@ def first_word(answer: str, words: Sequence[str]) -> int | None:
 RULES: dict[str, Callable[[str, Sequence[str]], int | None]] = {"exact": exact, "first_word": first_word}
 
 
-def judged(job: tokenized.Task, answers: Sequence[str], rule: str) -> dict[str, Any]:
+def judged(job: tokenized.TokenizedDataset, answers: Sequence[str], rule: str) -> dict[str, Any]:
     """Macro-F1 with its 95 % bootstrap interval, and the number of answers that a rule cannot read."""
-    labels = job.table.labels
+    labels = job.dataset.labels
     read = [RULES[rule](answer, labels.words) for answer in answers]
     found = metrics.report_parsed(job.gold("test"), read, labels.names)
     return {
@@ -366,10 +366,10 @@ def judged(job: tokenized.Task, answers: Sequence[str], rule: str) -> dict[str, 
     }
 
 
-def gather(job: tokenized.Task, settings: Settings, digest: str, work: Path) -> dict[str, Any]:
+def gather(job: tokenized.TokenizedDataset, settings: Settings, digest: str, work: Path) -> dict[str, Any]:
     """The report: what is held equal, and the last measurement of each arm on these rows."""
     arms, right = {}, {}
-    words, gold = job.table.labels.words, job.gold("test")
+    words, gold = job.dataset.labels.words, job.gold("test")
     for name, arm in ARMS.items():
         file = work / "arms" / name / "result.json"
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"digest": None}
@@ -391,7 +391,7 @@ def gather(job: tokenized.Task, settings: Settings, digest: str, work: Path) -> 
     del here["data"]
     return {
         "rows": {split: len(job.gold(split)) for split in ("train", "validation", "test")},
-        "table_fingerprint": job.table.fingerprint,
+        "table_fingerprint": job.dataset.fingerprint,
         "dtype": "float32",
         "threads": 1,
         "settings": here,

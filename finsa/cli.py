@@ -30,7 +30,7 @@ from finsa.runs import processes, run_folder, signals
 from finsa.runs.run_folder import Result, sweep_name
 
 if TYPE_CHECKING:  # what reads data is imported where it is used: a wrong option need not wait for it
-    from finsa.data.dataset import Table
+    from finsa.data.dataset import Dataset
 
 # Flags with which Hydra only prints something, or that change where it reads from: nothing for us to check before.
 _HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
@@ -238,7 +238,7 @@ def _has_rows(cfg: RunConfig) -> bool:
     return cfg.stage.name in ("train", "check", "evaluate", "search", "moe_joint")
 
 
-def _preflight(cfg: RunConfig, data: Table) -> None:
+def _preflight(cfg: RunConfig, data: Dataset) -> None:
     """Tell about rows and prompts that cannot be trained on in a second rather than after torch is there."""
     from finsa.baselines import lexicon
     from finsa.data import prompts, sampling

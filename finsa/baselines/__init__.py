@@ -134,7 +134,7 @@ def build(cfg: RunConfig, labels: Sequence[str]) -> Learner:
 
 def cut(learner: Learner, job: Labelled) -> dict[str, int]:
     """Texts that a learner does not read whole, per split; empty for one that reads all of them whole."""
-    counts = {split: learner.cut(job.texts(split)) for split in job.table.splits}
+    counts = {split: learner.cut(job.texts(split)) for split in job.dataset.splits}
     return {split: count for split, count in counts.items() if count is not None}
 
 
@@ -161,7 +161,7 @@ def require_room(learner: Learner, job: Labelled, data: config.Data) -> None:
     Raises:
         DataError: with the number of rows.
     """
-    found = {split: len(crowded(learner, job.texts(split), job.fixed(split))) for split in job.table.splits}
+    found = {split: len(crowded(learner, job.texts(split), job.fixed(split))) for split in job.dataset.splits}
     if any(found.values()):
         where = ", ".join(f"{split} {count:,}" for split, count in found.items() if count)
         raise DataError(

@@ -30,7 +30,7 @@ from finsa.runs import files, locks
 from finsa.synthetic import generator
 
 if TYPE_CHECKING:
-    from finsa.data.dataset import Table
+    from finsa.data.dataset import Dataset
 
 T = TypeVar("T")
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -197,13 +197,13 @@ def folder_of(cache: str, name: str) -> Path:
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def table(cache: str, settings: str, files: Iterable[Path], build: Callable[[], Table]) -> Table:
+def table(cache: str, settings: str, files: Iterable[Path], build: Callable[[], Dataset]) -> Dataset:
     """Read a table from the cache; build and keep it where it is not there."""
     name = key("table", settings, *(f"{file} {file_hash(file)}" for file in files))
     return kept(folder_of(cache, f"table-{name}"), build, _write_table, _read_table)
 
 
-def _write_table(table: Table, place: Path) -> None:
+def _write_table(table: Dataset, place: Path) -> None:
     for split, frame in table.splits.items():
         frame.write_ipc(place / f"{split}.arrow")
     table.dropped.write_ipc(place / "dropped.arrow")
@@ -211,8 +211,8 @@ def _write_table(table: Table, place: Path) -> None:
     (place / "table.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
 
 
-def _read_table(place: Path) -> Table:
-    from finsa.data.dataset import Table
+def _read_table(place: Path) -> Dataset:
+    from finsa.data.dataset import Dataset
     from finsa.data.splits import SPLITS
 
     facts = json.loads((place / "table.json").read_text(encoding="utf-8"))
@@ -220,7 +220,7 @@ def _read_table(place: Path) -> Table:
     ledger.read, ledger.buckets = Counter(ledger.read), Counter(ledger.buckets)
     parts = {split: pl.read_ipc(place / f"{split}.arrow") for split in SPLITS}
     labels = LabelSpace(**{name: tuple(words) for name, words in facts["labels"].items()})
-    return Table(parts, labels, ledger, facts["fingerprint"], pl.read_ipc(place / "dropped.arrow"))
+    return Dataset(parts, labels, ledger, facts["fingerprint"], pl.read_ipc(place / "dropped.arrow"))
 
 
 # ------------------------------------------------------------------------------------------------ arrays

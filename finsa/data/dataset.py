@@ -24,7 +24,7 @@ DROPPED = ("file", "line", "id", "text", "label", "fate")
 
 
 @dataclass(frozen=True)
-class Table:
+class Dataset:
     """A data set, read and divided.
 
     Args:
@@ -62,10 +62,10 @@ class Table:
                 )
 
 
-_tables: dict[str, Table] = {}
+_tables: dict[str, Dataset] = {}
 
 
-def load(data: Data) -> Table:
+def load(data: Data) -> Dataset:
     """Read a data set; a second call for the same files and settings gives the same object.
 
     With ``data.cache`` the finished table is kept on disk under a hash of the files' content, the settings and the
@@ -125,14 +125,14 @@ def _mixture(data: Data) -> Rows:
     return Rows(pl.concat(frames), set(splits.SPLITS), notes)
 
 
-def _make_shown(data: Data, size: int) -> Table:
+def _make_shown(data: Data, size: int) -> Dataset:
     """Make a table, with a sign of life where that takes long."""
     shown = f" ({size / 1e6:,.0f} MB)" if size >= 1e6 else ""
     with progress.Display(progress.PREPARING).work(f"reading data={data.title}{shown}", None):
         return _make(data)
 
 
-def _make(data: Data) -> Table:
+def _make(data: Data) -> Dataset:
     rows = collect(data)
     frame, labels, notes = _prepared(data, rows)
     return _finished(frame, labels, Ledger(read=rows.counts(), notes=notes))
@@ -155,7 +155,7 @@ def _prepared(data: Data, rows: Rows, least_labels: int = 2) -> tuple[pl.DataFra
     return frame, labels, [*rows.notes, *ids, *mended, *doubled, *leaks]
 
 
-def _finished(frame: pl.DataFrame, labels: LabelSpace, ledger: Ledger) -> Table:
+def _finished(frame: pl.DataFrame, labels: LabelSpace, ledger: Ledger) -> Dataset:
     dropped = frame.filter(pl.col(FATE).is_not_null()).rename({LINE: "line", FATE: "fate"}).select(DROPPED)
     used = frame.filter(pl.col(FATE).is_null())
     ledger.buckets.update(dict(dropped.group_by("fate", maintain_order=True).len().iter_rows()))
@@ -175,7 +175,7 @@ def _finished(frame: pl.DataFrame, labels: LabelSpace, ledger: Ledger) -> Table:
         counts = dict(part.group_by("label").len().iter_rows())
         ledger.splits[name] = {label: counts.get(number, 0) for label, number in numbers.items()}
     ledger.notes += _shifted(ledger.splits)
-    return Table(parts, labels, ledger, cache.fingerprint(used.select("split", "id", "text", "label")), dropped)
+    return Dataset(parts, labels, ledger, cache.fingerprint(used.select("split", "id", "text", "label")), dropped)
 
 
 def _shifted(counts: dict[str, dict[str, int]]) -> list[str]:

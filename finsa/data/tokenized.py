@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from finsa.config import Data, Method, RunConfig
 from finsa.data import cache, sampling
-from finsa.data.dataset import Table
+from finsa.data.dataset import Dataset
 from finsa.data.prompts import Prompt
 from finsa.data.rows import Encoded, IntArray, Renderer, Row
 from finsa.errors import DataError
@@ -26,25 +26,25 @@ class Labelled:
     """A table, and what every method asks of it.
 
     Args:
-        table: rows per split, labels, ledger.
+        dataset: rows per split, labels, ledger.
         cut: rows whose text is not read whole, per split; a method that reads texts whole leaves it empty.
     """
 
-    table: Table
+    dataset: Dataset
     cut: dict[str, int] = field(default_factory=dict, kw_only=True)
 
     def texts(self, split: str) -> list[str]:
         """Texts of a split."""
-        return self.table.splits[split]["text"].to_list()
+        return self.dataset.splits[split]["text"].to_list()
 
     def fixed(self, split: str) -> list[int]:
         """Leading characters of each text of a split that are never truncated."""
-        rows = self.table.splits[split]
+        rows = self.dataset.splits[split]
         return rows["fixed"].to_list() if "fixed" in rows.columns else [0] * rows.height
 
     def gold(self, split: str) -> list[int]:
         """True classes of a split."""
-        return self.table.splits[split]["label"].to_list()
+        return self.dataset.splits[split]["label"].to_list()
 
     def truncated(self) -> dict[str, int]:
         """Rows whose text was cut, per split."""
@@ -52,7 +52,7 @@ class Labelled:
 
     def fingerprints(self) -> dict[str, str | None]:
         """Hashes of the template (without a language model there is none) and of the labels."""
-        labels = "\x1f".join([*self.table.labels.names, *self.table.labels.words])
+        labels = "\x1f".join([*self.dataset.labels.names, *self.dataset.labels.words])
         return {"template_fingerprint": None, "label_fingerprint": _short(labels)}
 
     def training_order(self, cfg: RunConfig) -> list[int]:
@@ -61,11 +61,11 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Task(Labelled):
+class TokenizedDataset(Labelled):
     """A table and the renderer that turns its texts into prompts.
 
     Args:
-        table: rows per split, labels, ledger.
+        dataset: rows per split, labels, ledger.
         renderer: the one renderer of this run.
         prompt: what the renderer puts around a text.
         cache: folder where tokens are kept; None: nowhere.
@@ -81,7 +81,7 @@ class Task(Labelled):
     def prompts(self, split: str) -> Encoded:
         """Prompts of a split, in the table's order; their tokens come from the cache where they are in it."""
         if split not in self._encoded:
-            texts = self.table.splits[split]["text"]
+            texts = self.dataset.splits[split]["text"]
 
             def build() -> dict[str, IntArray]:
                 with progress.Display(progress.PREPARING).work(f"tokenizing {split} rows", len(texts)) as work:
@@ -97,7 +97,7 @@ class Task(Labelled):
 
     def truncated(self) -> dict[str, int]:
         """Rows whose text was cut, per split that was encoded so far."""
-        return {split: self._encoded[split].truncated for split in self.table.splits if split in self._encoded}
+        return {split: self._encoded[split].truncated for split in self.dataset.splits if split in self._encoded}
 
     def fingerprints(self) -> dict[str, str | None]:
         """Hashes of the template and of the labels, to tell whether two runs can be compared."""
@@ -107,7 +107,7 @@ class Task(Labelled):
     def domains(self, split: str, experts: Sequence[str]) -> list[int]:
         """For each row of a split the number of the expert whose domain it is; -1 where it is none's."""
         number = {name: place for place, name in enumerate(experts)}
-        return [number.get(domain, -1) for domain in self.table.splits[split]["domain"].to_list()]
+        return [number.get(domain, -1) for domain in self.dataset.splits[split]["domain"].to_list()]
 
     def training_rows(self, cfg: RunConfig, experts: Sequence[str] = (), balance: str = "none") -> TrainingRows:
         """Rows to learn from: sampled and weighted as the method says, with loss where the method says.
@@ -122,7 +122,7 @@ class Task(Labelled):
             weights = sampling.class_weights(self.class_counts(cfg), rule, cfg.method.loss.beta)
         order = self.training_order(cfg)
         if balance != "none":
-            domains = self.table.splits["train"]["domain"].to_list()
+            domains = self.dataset.splits["train"]["domain"].to_list()
             draw = sampling.downsample if balance == "downsample" else sampling.oversample
             order = [order[row] for row in draw([domains[row] for row in order], cfg.seed)]
         domain = self.domains("train", experts) if experts else None
@@ -136,7 +136,7 @@ class Task(Labelled):
         Raises:
             ConfigError: for a class without rows, where the loss needs its share.
         """
-        gold, names = self.gold("train"), self.table.labels.names
+        gold, names = self.gold("train"), self.dataset.labels.names
         return sampling.class_counts(gold, self.training_order(cfg), names, cfg.method.loss)
 
 
@@ -186,10 +186,10 @@ def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-_tasks: dict[tuple[object, ...], Task] = {}
+_tasks: dict[tuple[object, ...], TokenizedDataset] = {}
 
 
-def build(cfg: RunConfig, table: Table, tokenizer: Any) -> Task:
+def build(cfg: RunConfig, table: Dataset, tokenizer: Any) -> TokenizedDataset:
     """Build a task; jobs of a sweep with the same data and tokenizer share it, its tokens included.
 
     Raises:
@@ -201,7 +201,7 @@ def build(cfg: RunConfig, table: Table, tokenizer: Any) -> Task:
     if key not in _tasks:
         prompt = Prompt.of(cfg.data.prompt, table.labels, cfg.model.prompt, cfg.model.think, tokenizer)
         renderer = Renderer(tokenizer, prompt, table.labels, cfg.data.max_length)
-        made = Task(table, renderer, prompt, cfg.data.cache)
+        made = TokenizedDataset(table, renderer, prompt, cfg.data.cache)
         require_room(made, renderer.crowded, renderer.room, cfg.data)
         _tasks[key] = made
     return _tasks[key]
@@ -219,12 +219,12 @@ def require_room(job: Labelled, crowded: Crowded, room: int, data: Data) -> None
     Raises:
         DataError: with the number of rows and of tokens.
     """
-    found = {split: crowded(job.texts(split), job.fixed(split)) for split in job.table.splits}
+    found = {split: crowded(job.texts(split), job.fixed(split)) for split in job.dataset.splits}
     counts = {split: len(rows) for split, rows in found.items() if rows}
     if not counts:
         return
     most = max(max(rows.values()) for rows in found.values() if rows)
-    rows = sum(part.height for part in job.table.splits.values())
+    rows = sum(part.height for part in job.dataset.splits.values())
     where = ", ".join(f"{split} {count:,}" for split, count in counts.items())
     kind = "the instruction leaves" if data.source == "alpaca" else "what comes before the last turn leaves"
     shorter = "shorten the instruction" if data.source == "alpaca" else "set data.turns=last"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from finsa.config import RunConfig
 from finsa.data.rows import IGNORE, Row
-from finsa.data.tokenized import Task, TrainingRows
+from finsa.data.tokenized import TokenizedDataset, TrainingRows
 
 Part = Literal["prompt", "text", "cut", "answer", "end"]
 # What would end a line, or command a terminal, is shown as a sign of its own.
@@ -88,7 +88,7 @@ def visible(text: str) -> str:
     return text.translate(SIGNS)
 
 
-def examples(job: Task, cfg: RunConfig, count: int) -> list[Example]:
+def examples(job: TokenizedDataset, cfg: RunConfig, count: int) -> list[Example]:
     """Take apart a few rows of every split.
 
     Args:
@@ -97,7 +97,7 @@ def examples(job: Task, cfg: RunConfig, count: int) -> list[Example]:
         count: per split. One row of each class in turn; among them one whose text was cut, if there is one.
     """
     found = []
-    for split, table in job.table.splits.items():
+    for split, table in job.dataset.splits.items():
         if not table.height:
             continue
         rows = _rows(job, cfg, split)
@@ -108,7 +108,7 @@ def examples(job: Task, cfg: RunConfig, count: int) -> list[Example]:
                 Example(
                     split=split,
                     id=row["id"],
-                    label=job.table.labels.names[row["label"]],
+                    label=job.dataset.labels.names[row["label"]],
                     segments=tuple(_segments(job, rows, at, row["text"], learnt)),
                     seen=learnt,
                 )
@@ -116,7 +116,7 @@ def examples(job: Task, cfg: RunConfig, count: int) -> list[Example]:
     return found
 
 
-def _rows(job: Task, cfg: RunConfig, split: str) -> TrainingRows:
+def _rows(job: TokenizedDataset, cfg: RunConfig, split: str) -> TrainingRows:
     """The rows that training would read; of a held-out split, the same with every row in its place."""
     if split == "train":
         return job.training_rows(cfg)
@@ -144,7 +144,7 @@ def _filled(numbers: list[int], count: int) -> list[int | None]:
     return [*numbers, *[None] * (count - len(numbers))]
 
 
-def _segments(job: Task, rows: TrainingRows, at: int, text: str, learnt: bool) -> Iterator[Segment]:
+def _segments(job: TokenizedDataset, rows: TrainingRows, at: int, text: str, learnt: bool) -> Iterator[Segment]:
     renderer, row, number = job.renderer, _whole(job, rows, at), rows.order[at]
     length = len(row["input_ids"])
     prompt = min(len(rows.prompts[number]), length)
@@ -163,7 +163,7 @@ def _segments(job: Task, rows: TrainingRows, at: int, text: str, learnt: bool) -
         start = end
 
 
-def _whole(job: Task, rows: TrainingRows, at: int) -> Row:
+def _whole(job: TokenizedDataset, rows: TrainingRows, at: int) -> Row:
     """A row with its answer: where it is one choice among the labels, that of its own label, which the loss raises.
 
     A classification head reads no answer, and nothing behind the text.

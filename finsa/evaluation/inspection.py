@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from finsa.config import InspectStage, Near
 from finsa.data.ledger import Ledger
 from finsa.data.near_duplicates import NearDuplicates
-from finsa.data.tokenized import Task
+from finsa.data.tokenized import TokenizedDataset
 from finsa.evaluation import confounds
 from finsa.evaluation.confounds import percent
 
@@ -24,7 +24,7 @@ SHORT = {"train": "training", "validation": "validation", "test": "test"}
 
 
 def inspect(
-    job: Task, near: NearDuplicates, settings: Near, stage: InspectStage, files: pl.Series | None
+    job: TokenizedDataset, near: NearDuplicates, settings: Near, stage: InspectStage, files: pl.Series | None
 ) -> dict[str, Any]:
     """Measure everything that is reported.
 
@@ -38,14 +38,14 @@ def inspect(
     Returns:
         Plain values for ``inspect.json``; ``findings`` has the sentences.
     """
-    rows, names = used_rows(job, files), job.table.labels.names
+    rows, names = used_rows(job, files), job.dataset.labels.names
     kinds = confounds.groupings(rows, stage.group_rows)
     groups = [confounds.judge_groups(kind, of, rows, names) for kind, of in kinds.items()] if rows.height else []
     traits = [confounds.judge_trait(name, rows, names, stage.group_rows) for name in confounds.TRAITS]
     splits = _splits(job)
     close = _near(near, settings, job)
     findings = [
-        *_of_ledger(job.table.ledger),
+        *_of_ledger(job.dataset.ledger),
         *_of_splits(splits, job),
         *_of_near(close),
         *(sentence for found in groups for sentence in confounds.sentences_of_groups(found, stage)),
@@ -62,13 +62,13 @@ def inspect(
     }
 
 
-def used_rows(job: Task, files: pl.Series | None = None) -> pl.DataFrame:
+def used_rows(job: TokenizedDataset, files: pl.Series | None = None) -> pl.DataFrame:
     """The used rows of all splits, one after another, with the columns split and, where given, file."""
-    frame = pl.concat(part.with_columns(pl.lit(split).alias("split")) for split, part in job.table.splits.items())
+    frame = pl.concat(part.with_columns(pl.lit(split).alias("split")) for split, part in job.dataset.splits.items())
     return frame if files is None else frame.with_columns(files.alias("file"))
 
 
-def row_lengths(job: Task, split: str) -> NDArray[np.int64]:
+def row_lengths(job: TokenizedDataset, split: str) -> NDArray[np.int64]:
     """Tokens of each row with the longest answer, as if no text was cut, (n,); cut is what is above max_length."""
     prompts = job.prompts(split)
     longest = max(map(len, job.renderer.answers)) + 1
@@ -76,21 +76,21 @@ def row_lengths(job: Task, split: str) -> NDArray[np.int64]:
     return lengths
 
 
-def _splits(job: Task) -> dict[str, Any]:
+def _splits(job: TokenizedDataset) -> dict[str, Any]:
     found = {}
-    for split, counts in job.table.ledger.splits.items():
+    for split, counts in job.dataset.ledger.splits.items():
         cut, gold = np.asarray(job.prompts(split).cut) > 0, np.asarray(job.gold(split), dtype=int)
         found[split] = {
             "rows": sum(counts.values()),
             "labels": dict(counts),
-            "cut": {name: int(cut[gold == number].sum()) for number, name in enumerate(job.table.labels.names)},
+            "cut": {name: int(cut[gold == number].sum()) for number, name in enumerate(job.dataset.labels.names)},
         }
     return found
 
 
-def _tokens(job: Task) -> dict[str, Any]:
+def _tokens(job: TokenizedDataset) -> dict[str, Any]:
     renderer, splits = job.renderer, {}
-    for split in job.table.splits:
+    for split in job.dataset.splits:
         lengths, cut = row_lengths(job, split), np.asarray(job.prompts(split).cut)
         if len(lengths):
             values = np.percentile(lengths, PERCENTILES).tolist()
@@ -103,11 +103,11 @@ def _tokens(job: Task) -> dict[str, Any]:
     return {"max_length": prompt + renderer.room + longest, "prompt": prompt, "answer": longest, "splits": splits}
 
 
-def _near(near: NearDuplicates, settings: Near, job: Task) -> dict[str, Any]:
+def _near(near: NearDuplicates, settings: Near, job: TokenizedDataset) -> dict[str, Any]:
     between = []
     for held, other in BETWEEN:
         pairs = near.pairs.filter((pl.col("split") == held) & (pl.col("other_split") == other))
-        rows, total = pairs.select("id", "text").n_unique(), job.table.splits[held].height
+        rows, total = pairs.select("id", "text").n_unique(), job.dataset.splits[held].height
         between.append(
             {
                 "held_out": held,
@@ -140,7 +140,7 @@ def _of_ledger(ledger: Ledger) -> list[str]:
     return told + [f"{note}." for note in ledger.notes if "kept, because data.on_" in note]
 
 
-def _of_splits(splits: Mapping[str, Any], job: Task) -> list[str]:
+def _of_splits(splits: Mapping[str, Any], job: TokenizedDataset) -> list[str]:
     told = []
     for split, found in splits.items():
         lacks = [name for name, count in found["labels"].items() if not count]

@@ -19,7 +19,7 @@ from finsa.runs.run_folder import RunFolder
 
 def report(task: Labelled, split: str, scores: NDArray[np.float64]) -> dict[str, Any]:
     """Compare a split's scores (n, c) with its labels."""
-    return metrics.report(task.gold(split), scores.argmax(axis=1).tolist(), task.table.labels.names)
+    return metrics.report(task.gold(split), scores.argmax(axis=1).tolist(), task.dataset.labels.names)
 
 
 def predictions(
@@ -43,9 +43,9 @@ def predictions(
         service and exports give it; ``log_probs``, the log-probability of each whole label, uncalibrated; of a mixture
         also ``domain`` and ``gates``.
     """
-    names = task.table.labels.names
+    names = task.dataset.labels.names
     probs = metrics.probabilities(log_probs, temperature)
-    rows = task.table.splits[split]
+    rows = task.dataset.splits[split]
     for place, (identity, text, gold) in enumerate(rows.select("id", "text", "label").iter_rows()):
         record = {
             "id": identity,
@@ -63,7 +63,7 @@ def predictions(
 
 def answers(task: Labelled, split: str, texts: Sequence[str], parsed: Sequence[int | None]) -> Iterator[dict[str, Any]]:
     """Yield one record per generated answer: id, text, gold, the answer, and the label it names, null for none."""
-    names, rows = task.table.labels.names, task.table.splits[split]
+    names, rows = task.dataset.labels.names, task.dataset.splits[split]
     for (identity, text, gold), answer, label in zip(
         rows.select("id", "text", "label").iter_rows(), texts, parsed, strict=True
     ):
@@ -95,7 +95,7 @@ def validation(task: Labelled, scores: NDArray[np.float64]) -> dict[str, float]:
     with different training losses can be compared.
     """
     gold = np.array(task.gold("validation")[: len(scores)])
-    result = metrics.report(gold.tolist(), scores.argmax(axis=1).tolist(), task.table.labels.names)
+    result = metrics.report(gold.tolist(), scores.argmax(axis=1).tolist(), task.dataset.labels.names)
     loss = -float(scores[np.arange(len(gold)), gold].mean())
     return {"loss": loss, **{name: result[name] for name in ("macro_f1", "weighted_f1", "accuracy")}}
 
@@ -112,8 +112,8 @@ def write_ledger(task: Labelled, folder: RunFolder, splits: Collection[str]) -> 
         Rows of these splits whose text was cut.
     """
     cut = {split: number for split, number in task.truncated().items() if split in splits}
-    folder.write_json("ledger.json", task.table.ledger.as_dict(cut))
-    folder.write_lines("dropped.jsonl", task.table.dropped.iter_rows(named=True))
+    folder.write_json("ledger.json", task.dataset.ledger.as_dict(cut))
+    folder.write_lines("dropped.jsonl", task.dataset.dropped.iter_rows(named=True))
     return cut
 
 

@@ -202,15 +202,15 @@ class Answerer:
         Raises:
             ModelError: where the rows have other classes.
         """
-        if job.table.labels.names != self.labels:
+        if job.dataset.labels.names != self.labels:
             raise ModelError(
                 f"run: {self.path} tells {', '.join(self.labels)} apart; these rows have "
-                f"{', '.join(job.table.labels.names)}"
+                f"{', '.join(job.dataset.labels.names)}"
             )
-        if isinstance(job, tokenized.Task) and self.renderer is not None:
+        if isinstance(job, tokenized.TokenizedDataset) and self.renderer is not None:
             return self.reader.score(job.prompts(split), moved)
         if self.cfg.method.baseline is not None and self._cut is not None:
-            counts = {name: self._cut(job.texts(name)) for name in job.table.splits}
+            counts = {name: self._cut(job.texts(name)) for name in job.dataset.splits}
             job.cut.update({name: count for name, count in counts.items() if count is not None})
         return self.reader.score(job.texts(split), moved)
 
@@ -344,7 +344,7 @@ def _load(record: Record, batch_tokens: int, threads: int | None, merge: bool, s
     return Answerer(record, language_reader, language_reader.rule, renderer, model=model)
 
 
-def bare(cfg: RunConfig, job: tokenized.Task, batch_tokens: int) -> Answerer:
+def bare(cfg: RunConfig, job: tokenized.TokenizedDataset, batch_tokens: int) -> Answerer:
     """The base as it is, with the prompt and labels of a configuration."""
     quantization.require_library(cfg.method)
     from finsa.inference.scoring import scorer
@@ -352,7 +352,7 @@ def bare(cfg: RunConfig, job: tokenized.Task, batch_tokens: int) -> Answerer:
 
     model: Any = base.load_base(cfg.model, cfg.seed, quantization=cfg.method.quantization)
     reader = scorer(model, job.renderer, batch_tokens)
-    record = Record(Path(), cfg, {}, job.table.labels)
+    record = Record(Path(), cfg, {}, job.dataset.labels)
     return Answerer(record, reader, reader.rule, job.renderer, model=model)
 
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from finsa.config import AugmentStage, Paraphrase, RunConfig
 from finsa.data import augment, dataset, dataset_writer
-from finsa.data.dataset import Table
+from finsa.data.dataset import Dataset
 from finsa.data.endpoint import Chat, Question
 from finsa.data.journal import Journal
 from finsa.data.readers import FATE
@@ -60,7 +60,7 @@ def _chat(knobs: AugmentStage, partial: Path) -> Chat | None:
     return Chat(knobs.paraphrase, "stage.paraphrase", journal)
 
 
-def _named(data: Table) -> dict[str, pl.DataFrame]:
+def _named(data: Dataset) -> dict[str, pl.DataFrame]:
     """The splits with the classes' names, and null where a cell is blank."""
     names = dict(enumerate(data.labels.names))
     label = pl.col("label").replace_strict(names, return_dtype=pl.String)
@@ -91,7 +91,7 @@ def _paraphrases(rows: pl.DataFrame, paraphrase: Paraphrase, chat: Chat, seed: i
     return augment.proposals(own, "paraphrase", [answers[start : start + paraphrase.variants] for start in starts])
 
 
-def _recipe(cfg: RunConfig, data: Table, train: pl.DataFrame, judged: pl.DataFrame) -> dict[str, Any]:
+def _recipe(cfg: RunConfig, data: Dataset, train: pl.DataFrame, judged: pl.DataFrame) -> dict[str, Any]:
     labels = dict.fromkeys(data.labels.names, 0)
     per_label = {
         "originals": labels | dict(train.group_by("label").len().iter_rows()),

@@ -42,7 +42,7 @@ def run(cfg: RunConfig) -> Result:
         if record is not None:
             answerer = predictor.load(record, cfg.train.score_tokens, shared=True)
         else:
-            assert isinstance(job, tokenized.Task)
+            assert isinstance(job, tokenized.TokenizedDataset)
             answerer = predictor.bare(cfg, job, cfg.train.score_tokens)
         try:
             report, more = _judge(cfg, job, answerer, folder)
@@ -76,7 +76,7 @@ def _judge(cfg: RunConfig, job: tokenized.Labelled, answerer: Answerer, folder: 
     split: str = cfg.stage.split
     display = Display(cfg.train.progress_seconds)
     if cfg.stage.protocol == "label":
-        with display.work(f"scoring {split}", job.table.splits[split].height) as work:
+        with display.work(f"scoring {split}", job.dataset.splits[split].height) as work:
             log_probs = answerer.score(job, split, work.moved)
         folder.note(scoring=answerer.rule, protocol="label")
         gates, experts = answerer.gates, answerer.experts
@@ -84,13 +84,13 @@ def _judge(cfg: RunConfig, job: tokenized.Labelled, answerer: Answerer, folder: 
         folder.write_lines("predictions.jsonl", rows)
         more: dict[str, Any] = {"calibration": run_results.calibration(job, {split: log_probs}, answerer.temperature)}
         if gates is not None:
-            domains = job.table.splits[split]["domain"].to_list()
+            domains = job.dataset.splits[split]["domain"].to_list()
             more["router"] = router.analysis(gates, domains, experts)
         return run_results.report(job, split, log_probs), more
     from finsa.inference.generation import Generator, parse
 
-    assert isinstance(job, tokenized.Task)
-    words, rule = job.table.labels.words, cfg.stage.parse
+    assert isinstance(job, tokenized.TokenizedDataset)
+    words, rule = job.dataset.labels.words, cfg.stage.parse
     generate = Generator(answerer.model, job.renderer, cfg.train.score_tokens, cfg.stage.answer_tokens)
     prompts = job.prompts(split)
     with display.work(f"answering {split}", len(prompts)) as work:
@@ -98,12 +98,12 @@ def _judge(cfg: RunConfig, job: tokenized.Labelled, answerer: Answerer, folder: 
     parsed = [parse(text, words, rule) for text in texts]
     folder.note(scoring=f"generated, parsed by {rule}", protocol="generate")
     folder.write_lines("answers.jsonl", run_results.answers(job, split, texts, parsed))
-    result = metrics.report_parsed(job.gold(split), parsed, job.table.labels.names)
+    result = metrics.report_parsed(job.gold(split), parsed, job.dataset.labels.names)
     print(f"answers that name no label: {sum(result['unparsable'].values()):,} of {len(texts):,} (answers.jsonl)")
     return result, {}
 
 
-def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | None, data: dataset.Table) -> None:
+def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | None, data: dataset.Dataset) -> None:
     """A model that reads no words generates none, and letters have to be among the labels.
 
     Raises:
@@ -121,7 +121,7 @@ def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | N
         raise ConfigError([Problem("stage.parse", f"{text}: choose aidf or finllm")])
 
 
-def _job(trained: RunConfig, data: dataset.Table, record: Record | None) -> tokenized.Labelled:
+def _job(trained: RunConfig, data: dataset.Dataset, record: Record | None) -> tokenized.Labelled:
     if trained.method.baseline is not None:
         return tokenized.Labelled(data)
     tokenizer = predictor.tokenizer_of(record) if record else tokenizers.load_tokenizer(trained.model)

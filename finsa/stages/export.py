@@ -40,8 +40,8 @@ def run(cfg: RunConfig) -> Result:
     data = dataset.load(record.cfg.data)
     data.require(export_check.SPLIT)
     job = tokenized.Labelled(data)
-    if job.table.labels.names != record.labels.names:
-        raise RunError(f"run: {record.path} has other labels than its data now: {', '.join(job.table.labels.names)}")
+    if job.dataset.labels.names != record.labels.names:
+        raise RunError(f"run: {record.path} has other labels than its data now: {', '.join(job.dataset.labels.names)}")
     predictor.announce(record.name)
     from finsa.inference import export  # torch takes seconds to import: after the checks
     from finsa.models import hardware

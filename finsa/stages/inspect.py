@@ -88,7 +88,7 @@ def _pairs(pairs: pl.DataFrame, names: tuple[str, ...]) -> Iterator[dict[str, An
         yield {**pair, "label": names[pair["label"]], "other_label": names[pair["other_label"]]}
 
 
-def _facts(cfg: RunConfig, data: dataset.Table, whose: str) -> dict[str, str]:
+def _facts(cfg: RunConfig, data: dataset.Dataset, whose: str) -> dict[str, str]:
     return {
         "data": cfg.data.name,
         "files": str(cfg.data.files) if cfg.data.generator is None else "drawn",
@@ -101,12 +101,12 @@ def _facts(cfg: RunConfig, data: dataset.Table, whose: str) -> dict[str, str]:
 
 
 def _draw(
-    job: tokenized.Task, numbers: dict[str, Any], close: near_duplicates.NearDuplicates, folder: Path
+    job: tokenized.TokenizedDataset, numbers: dict[str, Any], close: near_duplicates.NearDuplicates, folder: Path
 ) -> dict[str, Figure]:
-    labels, splits = job.table.labels.names, numbers["splits"]
+    labels, splits = job.dataset.labels.names, numbers["splits"]
     lengths = {split: inspection.row_lengths(job, split) for split in splits}
     of_splits = {"all": {split: of["labels"] for split, of in splits.items()}}
-    buckets = job.table.ledger.closed(job.truncated())
+    buckets = job.dataset.ledger.closed(job.truncated())
     rows = inspection.used_rows(job)
     drawn = {
         "ledger": inspect_figures.ledger(buckets, folder / "ledger.png"),

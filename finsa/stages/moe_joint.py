@@ -53,7 +53,7 @@ def run(cfg: RunConfig) -> Result:
         return _run(cfg, stage, rows, made_of, folder, tracker, watch)
 
 
-def _own(cfg: RunConfig, stage: MoeJointStage, data: dataset.Table) -> RunConfig:
+def _own(cfg: RunConfig, stage: MoeJointStage, data: dataset.Dataset) -> RunConfig:
     """The configuration of the mixture's own run: ``resume=true`` may find that only its experts had been begun.
 
     Raises:
@@ -69,7 +69,7 @@ def _own(cfg: RunConfig, stage: MoeJointStage, data: dataset.Table) -> RunConfig
 def _run(
     cfg: RunConfig,
     stage: MoeJointStage,
-    rows: tokenized.Task,
+    rows: tokenized.TokenizedDataset,
     made_of: Members,
     folder: RunFolder,
     tracker: trackers.Tracker,
@@ -88,7 +88,7 @@ def _run(
         fitted, (validation, held) = joint.learn(cfg, stage, model, rows, watch, results.recorder(folder, tracker))
         metrics: dict[str, Any] = {"validation": validation}
         with files.staged(folder.path) as place:
-            model.save(place, rows.table.labels.names)
+            model.save(place, rows.dataset.labels.names)
             rows.renderer.tokenizer.save_pretrained(place / "tokenizer")
         reader = scorer(model, rows.renderer, cfg.train.score_tokens)
         scores = _scored(reader, rows, "test", watch)
@@ -98,7 +98,7 @@ def _run(
         base.forget(backbone)  # half a job may have left experts on it
         raise
     assert gates is not None
-    domains = rows.table.splits["test"]["domain"].to_list()
+    domains = rows.dataset.splits["test"]["domain"].to_list()
     metrics |= {
         "test": run_results.report(rows, "test", scores),
         "router": router.analysis(gates, domains, model.experts),
@@ -113,18 +113,18 @@ def _run(
     return Result("moe_joint", folder.path, metrics, metrics["validation"]["macro_f1"])
 
 
-def _scored(reader: LabelScorer, rows: tokenized.Task, title: str, watch: Watch) -> FloatArray:
+def _scored(reader: LabelScorer, rows: tokenized.TokenizedDataset, title: str, watch: Watch) -> FloatArray:
     prompts = rows.prompts("test")
     with watch.display.work(f"scoring {title}", len(prompts)) as work:
         return reader.score(prompts, work.moved)
 
 
-def _answers(cfg: RunConfig, rows: tokenized.Task, model: Mixture, title: str, watch: Watch) -> Classes:
+def _answers(cfg: RunConfig, rows: tokenized.TokenizedDataset, model: Mixture, title: str, watch: Watch) -> Classes:
     reader = scorer(model, rows.renderer, cfg.train.score_tokens)
     return _scored(reader, rows, f"test with {title}", watch).argmax(axis=1)
 
 
-def _alone(cfg: RunConfig, rows: tokenized.Task, model: Mixture, watch: Watch) -> dict[str, Classes]:
+def _alone(cfg: RunConfig, rows: tokenized.TokenizedDataset, model: Mixture, watch: Watch) -> dict[str, Classes]:
     """What each expert, as its own run has left it, answers to all test rows."""
     found = {}
     for number, name in enumerate(model.experts):
@@ -133,7 +133,7 @@ def _alone(cfg: RunConfig, rows: tokenized.Task, model: Mixture, watch: Watch) -
     return found
 
 
-def _otherwise(cfg: RunConfig, rows: tokenized.Task, model: Mixture, watch: Watch) -> dict[str, Classes]:
+def _otherwise(cfg: RunConfig, rows: tokenized.TokenizedDataset, model: Mixture, watch: Watch) -> dict[str, Classes]:
     """What the trained mixture answers when it is routed otherwise than configured."""
     found = {}
     for routing in sorted({"soft", "hard"} - {model.stage.routing}):
@@ -143,10 +143,10 @@ def _otherwise(cfg: RunConfig, rows: tokenized.Task, model: Mixture, watch: Watc
 
 
 def _compare(
-    rows: tokenized.Task, made_of: Members, arms: dict[str, Classes], folder: RunFolder
+    rows: tokenized.TokenizedDataset, made_of: Members, arms: dict[str, Classes], folder: RunFolder
 ) -> list[dict[str, Any]]:
     """Compare answers row by row, and keep them as ``comparison.jsonl``."""
-    test, names = rows.table.splits["test"], rows.table.labels.names
+    test, names = rows.dataset.splits["test"], rows.dataset.labels.names
     if made_of.union is not None:
         arms[UNION] = _of_union(made_of.union)
     gold, domains = np.array(rows.gold("test")), test["domain"].to_list()

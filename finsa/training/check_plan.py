@@ -33,7 +33,7 @@ def of_training(cfg: RunConfig, further: dict[str, object]) -> Result:
     job = tokenized.build(cfg.model_copy(update={"model": style}), data, tokenizer)
     hardware.prepare(cfg.train)
     trainable, total = base.count_parameters(factory.on_meta(cfg, job.renderer))
-    sample = _sample(job, "train" if job.table.splits["train"].height else "test")
+    sample = _sample(job, "train" if job.dataset.splits["train"].height else "test")
     lengths = (sample.lengths + max(map(len, job.renderer.answers)) + 1).tolist()
     used = sum(job.class_counts(cfg))
     words = zip(data.labels.names, data.labels.words, strict=True)
@@ -164,8 +164,8 @@ def _title(cfg: RunConfig) -> str:
     return f"{cfg.stage.name}: {cfg.model.name}, {cfg.method.name}, {cfg.data.title}"
 
 
-def _sample(job: tokenized.Task, split: str) -> Any:
-    texts = job.table.splits[split]["text"]
+def _sample(job: tokenized.TokenizedDataset, split: str) -> Any:
+    texts = job.dataset.splits[split]["text"]
     return job.prompts(split) if len(texts) <= MEASURED_ROWS else job.renderer.encode(texts[:MEASURED_ROWS].to_list())
 
 

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from finsa.config import FOLDER_NAME, MoeJointStage, RunConfig, compose
 from finsa.data import dataset
-from finsa.data.tokenized import Task
+from finsa.data.tokenized import TokenizedDataset
 from finsa.errors import ConfigError, DataError, Problem, RunError
 from finsa.models import factory
 from finsa.models.moe import experts
@@ -39,7 +39,7 @@ class Members:
     union: Path | None
 
 
-def names(stage: MoeJointStage, data: dataset.Table) -> tuple[str, ...]:
+def names(stage: MoeJointStage, data: dataset.Dataset) -> tuple[str, ...]:
     """The experts, in order: as named, or the domains of the training rows, the most frequent first.
 
     Raises:
@@ -68,7 +68,7 @@ def names(stage: MoeJointStage, data: dataset.Table) -> tuple[str, ...]:
     return tuple(stage.experts)
 
 
-def gather(cfg: RunConfig, stage: MoeJointStage, task: Task, tell: Callable[[str], None]) -> Members:
+def gather(cfg: RunConfig, stage: MoeJointStage, task: TokenizedDataset, tell: Callable[[str], None]) -> Members:
     """Find every expert's run, or train it, and the union's where it is compared with.
 
     Args:
@@ -81,7 +81,7 @@ def gather(cfg: RunConfig, stage: MoeJointStage, task: Task, tell: Callable[[str
         RunError: for a named folder that is no run, or one whose base, prompt or labels are others.
         ModelError: for experts that differ in rank, alpha or targets.
     """
-    named = stage.experts or dict.fromkeys(names(stage, task.table))
+    named = stage.experts or dict.fromkeys(names(stage, task.dataset))
     known = {name: _known(cfg, name, place) for name, place in named.items()}
     lacking = [name for name, path in known.items() if path is None]
     if lacking and stage.missing == "error":
@@ -99,16 +99,16 @@ def gather(cfg: RunConfig, stage: MoeJointStage, task: Task, tell: Callable[[str
     adapters = {name: _adapter(path) for name, path in folders.items()}
     found = experts.read(adapters)
     if cfg.method.head == "classifier" and stage.head_init == "experts":
-        experts.check_heads(found, task.table.labels.names)
+        experts.check_heads(found, task.dataset.labels.names)
     union = None
     if stage.compare:
         wanted = expert_config(cfg, None)
-        union = run_folder.finished(wanted, task.table.fingerprint)
+        union = run_folder.finished(wanted, task.dataset.fingerprint)
         union = union or _train(wanted, "one adapter on all domains", tell, cfg.resume)
     return Members(folders, adapters, union)
 
 
-def begun(cfg: RunConfig, stage: MoeJointStage, data: dataset.Table) -> bool:
+def begun(cfg: RunConfig, stage: MoeJointStage, data: dataset.Dataset) -> bool:
     """Whether an expert's own run was begun: what there is to go on with before the mixture itself has a run."""
     unnamed = [name for name, place in (stage.experts or dict.fromkeys(names(stage, data))).items() if place is None]
     wanted = [expert_config(cfg, name) for name in unnamed]
@@ -159,7 +159,7 @@ def _train(cfg: RunConfig, what: str, tell: Callable[[str], None], resume: bool)
     return result.run_dir
 
 
-def _check(cfg: RunConfig, stage: MoeJointStage, task: Task, name: str, path: Path) -> None:
+def _check(cfg: RunConfig, stage: MoeJointStage, task: TokenizedDataset, name: str, path: Path) -> None:
     """Check one expert's run against the mixture."""
     _, trained, facts = run_folder.read(str(path))
     provenance.require_weights(path, facts)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from finsa.config import MoeJointStage, RunConfig, Train
-from finsa.data.tokenized import Task
+from finsa.data.tokenized import TokenizedDataset
 from finsa.evaluation import router, run_results
 from finsa.inference.scoring import FloatArray, scorer
 from finsa.models.moe.experts import mean_head
@@ -30,7 +30,7 @@ def start(model: Mixture, stage: MoeJointStage, head: str) -> None:
 
 
 def learn(
-    cfg: RunConfig, stage: MoeJointStage, model: Mixture, task: Task, watch: Watch, record: Record
+    cfg: RunConfig, stage: MoeJointStage, model: Mixture, task: TokenizedDataset, watch: Watch, record: Record
 ) -> tuple[Fitted, Validated]:
     """Warm up and train; a warm-up that an interrupted run has finished is not repeated.
 
@@ -42,7 +42,7 @@ def learn(
         What came of the joint stage, and the validation of its weights.
     """
     folder = watch.folder
-    labels, places, log = task.table.labels.names, folder / "checkpoints", folder / "log.jsonl"
+    labels, places, log = task.dataset.labels.names, folder / "checkpoints", folder / "log.jsonl"
     if not (places / INIT / "mixture" / MANIFEST).is_file():
         _save(model, places / INIT, labels)
     if stage.warmup_steps and (places / WARMUP / "mixture" / MANIFEST).is_file():
@@ -98,7 +98,7 @@ def _fit(
     cfg: RunConfig,
     stage: MoeJointStage,
     model: Mixture,
-    task: Task,
+    task: TokenizedDataset,
     train: Train,
     place: Path,
     balance: str,
@@ -106,7 +106,7 @@ def _fit(
     log: Path,
     watch: Watch,
 ) -> tuple[Fitted, list[Validated]]:
-    rows, ids = task.training_rows(cfg, model.experts, balance), task.table.splits["train"]["id"]
+    rows, ids = task.training_rows(cfg, model.experts, balance), task.dataset.splits["train"]["id"]
     seen: list[Validated] = []
 
     def validate(_: torch.nn.Module) -> dict[str, float]:
@@ -131,14 +131,14 @@ def _fit(
     return fitted, seen
 
 
-def of(cfg: RunConfig, stage: MoeJointStage, model: Mixture, task: Task) -> objective.Objective:
+def of(cfg: RunConfig, stage: MoeJointStage, model: Mixture, task: TokenizedDataset) -> objective.Objective:
     """The joint objective: the method's, the router's and the balance's."""
     own = objective.of(cfg.method, task.renderer, task.class_counts(cfg))
     return objective.joint(own, model, stage.domain_weight, stage.balance_weight)
 
 
 @torch.no_grad()
-def validated(cfg: RunConfig, task: Task, model: Mixture, watch: Watch) -> Validated:
+def validated(cfg: RunConfig, task: TokenizedDataset, model: Mixture, watch: Watch) -> Validated:
     """Score the validation rows, routed as rows will be when scoring.
 
     Returns:
@@ -150,6 +150,6 @@ def validated(cfg: RunConfig, task: Task, model: Mixture, watch: Watch) -> Valid
         log_probs = reader.score(held, work.moved)
     found = run_results.validation(task, log_probs)
     assert reader.gates is not None
-    domains = task.table.splits["validation"]["domain"].to_list()[: len(log_probs)]
+    domains = task.dataset.splits["validation"]["domain"].to_list()[: len(log_probs)]
     accuracy = router.analysis(reader.gates, domains, model.experts)["accuracy"]
     return (found if accuracy is None else {**found, "routing_accuracy": accuracy}), log_probs

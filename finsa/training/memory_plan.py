@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from finsa.config import RunConfig, Train
-from finsa.data.tokenized import Task
+from finsa.data.tokenized import TokenizedDataset
 from finsa.errors import ConfigError, Problem
 from finsa.inference.label_tree import LabelTree, scored_answers
 from finsa.inference.scoring import PREFIX_SHARE, label_log_probs, trees_for
@@ -72,7 +72,7 @@ class Plan:
 class _Steps:
     """What batches of a run need, each found once: `Need` by its shape."""
 
-    def __init__(self, cfg: RunConfig, job: Task, lengths: IntArray, world: int) -> None:
+    def __init__(self, cfg: RunConfig, job: TokenizedDataset, lengths: IntArray, world: int) -> None:
         self.cfg, self.lengths = cfg, lengths
         self.model = factory.on_meta(cfg, job.renderer)
         self.answers = scored_answers(job.renderer)[0]
@@ -147,7 +147,7 @@ def _batch(b: int, s: int, projected: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": ids, "lengths": rows, "read": read, "targets": rows, "text_span": spans}
 
 
-def make(cfg: RunConfig, job: Task, lengths: Any, world: int) -> Plan:
+def make(cfg: RunConfig, job: TokenizedDataset, lengths: Any, world: int) -> Plan:
     """Plan a run.
 
     Args:
@@ -221,7 +221,7 @@ def _refusal(cfg: RunConfig, budget: int, least: int) -> str:
 MOST_SETTINGS = 2  # that a verdict names: each takes a plan
 
 
-def verdict(plan: Plan, cfg: RunConfig, job: Task, lengths: Any, world: int) -> str:
+def verdict(plan: Plan, cfg: RunConfig, job: TokenizedDataset, lengths: Any, world: int) -> str:
     """Say that a plan does not fit, and which settings would; empty where it fits.
 
     Args:
@@ -268,7 +268,7 @@ SHARES = (0.6, 0.3)
 
 
 def seconds(
-    cfg: RunConfig, job: Task, lengths: Any, steps: int, checkpointing: bool, world: int
+    cfg: RunConfig, job: TokenizedDataset, lengths: Any, steps: int, checkpointing: bool, world: int
 ) -> tuple[float, float]:
     """Estimate how long a run takes, from the rate of matrix products that is measured here: at least and at most.
 
@@ -288,7 +288,7 @@ def seconds(
     if steps:
         read = tokens if cfg.method.loss_on == "all" else answer
         work += rows * flops.of(model, checkpointing).total(tokens - trained, pairs, read, 1)
-    splits = {split: job.table.splits[split].height for split in ("validation", "test")}
+    splits = {split: job.dataset.splits[split].height for split in ("validation", "test")}
     held = min(splits["validation"], cfg.train.validation_rows or splits["validation"])
     validations = steps // cfg.train.validate_every if cfg.train.validate_every else cfg.train.epochs
     scored = validations * held + 2 * splits["test"] if steps else splits["test"]  # the base model is scored too
@@ -297,7 +297,7 @@ def seconds(
     return work / rate / SHARES[0], work / rate / SHARES[1]
 
 
-def _shared_head(cfg: RunConfig, job: Task, model: Any, tokens: float, longest: int) -> tuple[float, float]:
+def _shared_head(cfg: RunConfig, job: TokenizedDataset, model: Any, tokens: float, longest: int) -> tuple[float, float]:
     """Tokens per row that are not forwarded again, in training and in scoring, because all prompts begin alike."""
     head = len(job.renderer.head) - 1
     if head < prefix.PREFIX_TOKENS or prefix.obstacle(model, cfg.train, longest) is not None:

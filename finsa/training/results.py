@@ -68,15 +68,15 @@ def write(
     """
     if not processes.first():
         return
-    folder.note(**job.fingerprints(), labels=dict(zip(job.table.labels.names, job.table.labels.words, strict=True)))
+    folder.note(**job.fingerprints(), labels=dict(zip(job.dataset.labels.names, job.dataset.labels.words, strict=True)))
     reads_all = cfg.method.learn != "nothing" or cfg.method.baseline is not None
-    cut = run_results.write_ledger(job, folder, tuple(job.table.splits) if reads_all else ("test",))
+    cut = run_results.write_ledger(job, folder, tuple(job.dataset.splits) if reads_all else ("test",))
     folder.write_json("metrics.json", metrics)
     temperature = metrics["calibration"]["temperature"]
     folder.write_lines(
         "predictions.jsonl", run_results.predictions(job, "test", log_probs, temperature, gates, experts)
     )
-    if isinstance(job, tokenized.Task):
+    if isinstance(job, tokenized.TokenizedDataset):
         _write_cards(cfg, job, folder)
     model = [] if cfg.method.baseline is not None else [cfg.model.name]
     figure = run_results.draw(metrics["test"], ", ".join([cfg.method.name, *model, cfg.data.title]), folder.path)
@@ -86,13 +86,13 @@ def write(
     for drawn in run_results.page(cfg, folder, name, "test"):
         tracker.figure(drawn.stem.replace("_", " "), drawn)
     rows = {f"{cfg.model.name} as it is": metrics["base"]} if "base" in metrics else {}
-    tables.show_ledger(job.table.ledger, cut)
+    tables.show_ledger(job.dataset.ledger, cut)
     tables.show_report(metrics["test"], f"{cfg.method.name} on the test split, by class", cfg.method)
     tables.show_comparison({**rows, cfg.method.name: metrics["test"]}, f"{cfg.data.title}, test split")
     print(f"run folder: {folder.path}")
 
 
-def _write_cards(cfg: RunConfig, job: tokenized.Task, folder: RunFolder) -> None:
+def _write_cards(cfg: RunConfig, job: tokenized.TokenizedDataset, folder: RunFolder) -> None:
     """Write a model card beside the weights of the run, in the place of PEFT's empty one."""
     from finsa.inference import model_cards  # it needs torch, and baselines write no card
 

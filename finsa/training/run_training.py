@@ -42,7 +42,9 @@ def run(cfg: RunConfig) -> Result:
         return _run(cfg.model_copy(update={"train": planned.of(cfg.train)}), job, folder, tracker, watch)
 
 
-def _run(cfg: RunConfig, job: tokenized.Task, folder: RunFolder, tracker: trackers.Tracker, watch: Watch) -> Result:
+def _run(
+    cfg: RunConfig, job: tokenized.TokenizedDataset, folder: RunFolder, tracker: trackers.Tracker, watch: Watch
+) -> Result:
     keep, quantized = cfg.method.learn != "all", cfg.method.quantization
     with watch.display.work("loading the model", None):
         backbone = base.load_base(cfg.model, cfg.seed, keep, quantized)
@@ -75,7 +77,7 @@ def _run(cfg: RunConfig, job: tokenized.Task, folder: RunFolder, tracker: tracke
 
 def _learn(
     cfg: RunConfig,
-    job: tokenized.Task,
+    job: tokenized.TokenizedDataset,
     backbone: Any,
     folder: RunFolder,
     tracker: trackers.Tracker,
@@ -95,7 +97,7 @@ def _learn(
 
     reader = scorer(model, job.renderer, cfg.train.score_tokens)
     held = job.prompts("validation")[: cfg.train.validation_rows]
-    rows, ids = job.training_rows(cfg), job.table.splits["train"]["id"]
+    rows, ids = job.training_rows(cfg), job.dataset.splits["train"]["id"]
     validated: list[FloatArray] = []  # scores of each validation
 
     def validate(_: torch.nn.Module) -> dict[str, float]:
@@ -124,7 +126,7 @@ def _learn(
     with processes.whole(model):
         if processes.first():
             with files.staged(folder.path) as place:
-                factory.save(cfg, model, place, job.table.labels.names)
+                factory.save(cfg, model, place, job.dataset.labels.names)
                 job.renderer.tokenizer.save_pretrained(place / "tokenizer")
     return model, scores
 
@@ -135,7 +137,7 @@ def _scored(reader: LabelScorer, prompts: Encoded, split: str, watch: Watch) -> 
         return reader.score(prompts, work.moved)
 
 
-def _base_scores(cfg: RunConfig, job: tokenized.Task, backbone: Any, watch: Watch) -> FloatArray:
+def _base_scores(cfg: RunConfig, job: tokenized.TokenizedDataset, backbone: Any, watch: Watch) -> FloatArray:
     """Scores of the test rows by the base model, (n, c); the arms of a sweep share the rows, and so these."""
     train = cfg.train
     how = (train.score_tokens, train.matmul_precision, train.threads)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from finsa.config import Data, RunConfig
 from finsa.data import cache, dataset, tokenized
-from finsa.data.dataset import Table
+from finsa.data.dataset import Dataset
 from finsa.errors import DataError
 
 Configure = Callable[..., RunConfig]
@@ -40,7 +40,7 @@ def _data(config: Configure, folder: Path, rows: int = 24, *overrides: str) -> D
     return config("data=table", f"data.files={file}", f"data.cache={folder}/cache", *overrides).data
 
 
-def _load(data: Data) -> Table:
+def _load(data: Data) -> Dataset:
     dataset._tables.clear()
     return dataset.load(data)
 
@@ -50,7 +50,7 @@ def _entries(folder: Path, kind: str = "") -> set[str]:
     return {name for name in names if not name.startswith(".lock-")}
 
 
-def _same(first: Table, second: Table) -> bool:
+def _same(first: Dataset, second: Dataset) -> bool:
     frames = [*zip(first.splits.values(), second.splits.values(), strict=True), (first.dropped, second.dropped)]
     alike = (first.labels, first.ledger, first.fingerprint) == (second.labels, second.ledger, second.fingerprint)
     return alike and all(one.equals(other) and one.schema == other.schema for one, other in frames)

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from finsa.config import Data, RunConfig
-from finsa.data.dataset import Table, load
+from finsa.data.dataset import Dataset, load
 from finsa.errors import DataError
 
 Configure = Callable[..., RunConfig]
@@ -30,7 +30,7 @@ def _data(config: Configure, folder: Path, tables: dict[str, Rows], **changes: o
     return config("data=table").data.model_copy(update={"files": str(folder), **changes})
 
 
-def _texts(table: Table, split: str) -> list[str]:
+def _texts(table: Dataset, split: str) -> list[str]:
     return table.splits[split]["text"].to_list()
 
 
@@ -156,7 +156,7 @@ def test_map_of_labels_gives_words(config: Configure, tmp_path: Path) -> None:
     assert table.splits["test"]["label"].to_list() == [1, 0]
 
 
-def _labelled(config: Configure, folder: Path, labels: list[str], *overrides: str) -> Table:
+def _labelled(config: Configure, folder: Path, labels: list[str], *overrides: str) -> Dataset:
     """A file of forty rows with these labels in turn."""
     rows = "".join(f"text {number},{labels[number % len(labels)]}\n" for number in range(40))
     (folder / "rows.csv").write_text(f"text,label\n{rows}", encoding="utf-8")

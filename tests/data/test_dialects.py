@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finsa.config import RunConfig
-from finsa.data.dataset import Table, load
+from finsa.data.dataset import Dataset, load
 from finsa.errors import ConfigError, DataError
 
 Configure = Callable[..., RunConfig]
@@ -19,12 +19,12 @@ def _written(delimiter: str, rows: list[tuple[str, str]] = ROWS, header: str = "
     return header.format(delimiter) + "".join(f"{text}{delimiter}{label}\n" for text, label in rows)
 
 
-def _load(config: Configure, file: Path, content: str | bytes, *overrides: str) -> Table:
+def _load(config: Configure, file: Path, content: str | bytes, *overrides: str) -> Dataset:
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     return load(config("data=table", f"data.files={file}", *overrides).data)
 
 
-def _texts(table: Table) -> set[str]:
+def _texts(table: Dataset) -> set[str]:
     return {text for frame in table.splits.values() for text in frame["text"]}
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finsa.config import Data, RunConfig
-from finsa.data.dataset import Table, load
+from finsa.data.dataset import Dataset, load
 from finsa.data.splits import SPLITS
 from finsa.errors import DataError
 
@@ -38,11 +38,11 @@ def _many(prefix: str, count: int, labels: str = "ab") -> list[Row]:
     return [(f"{prefix}{n}", labels[n % len(labels)]) for n in range(count)]
 
 
-def _texts(table: Table, split: str) -> list[str]:
+def _texts(table: Dataset, split: str) -> list[str]:
     return table.splits[split]["text"].to_list()
 
 
-def _balanced(table: Table) -> Table:
+def _balanced(table: Dataset) -> Dataset:
     assert table.ledger.read.total() == table.ledger.buckets.total()
     assert table.ledger.buckets["used"] == sum(part.height for part in table.splits.values())
     assert table.dropped.height == table.ledger.dropped()

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from finsa.config import Data, RunConfig
-from finsa.data.dataset import Table, load
+from finsa.data.dataset import Dataset, load
 from finsa.data.splits import SPLITS
 
 Configure = Callable[..., RunConfig]
@@ -19,7 +19,7 @@ FINNF = ["利空", "中性", "利好"]
 INTENTS = ["行业板块问询", "个股问询", "大盘问询", "客服问询", "基金问询"]
 
 
-def _load(config: Configure, *overrides: str) -> tuple[Table, Data]:
+def _load(config: Configure, *overrides: str) -> tuple[Dataset, Data]:
     data = config(*overrides, "data.cache=null").data
     table = load(data)
     ledger = table.ledger
@@ -39,12 +39,12 @@ def _json(folder: Path, name: str, rows: object) -> None:
     (folder / name).write_text(lines, encoding="utf-8")
 
 
-def _names(table: Table, split: str) -> list[tuple[str, str]]:
+def _names(table: Dataset, split: str) -> list[tuple[str, str]]:
     part = table.splits[split]
     return [(text, table.labels.names[label]) for text, label in part.select("text", "label").iter_rows()]
 
 
-def _heights(table: Table) -> tuple[int, ...]:
+def _heights(table: Dataset) -> tuple[int, ...]:
     return tuple(table.splits[split].height for split in SPLITS)
 
 
@@ -245,7 +245,7 @@ def test_finllm_copies_do_not_reach_the_test_split(config: Configure, tmp_path: 
 ROWS = [{"id": str(n), "text": f"利好消息{n}", "label": ("a", "b")[n % 2]} for n in range(40)]
 
 
-def _expected(table: Table) -> None:
+def _expected(table: Dataset) -> None:
     assert {pair for split in SPLITS for pair in _names(table, split)} == {(row["text"], row["label"]) for row in ROWS}
     assert _heights(table) == (32, 4, 4)
 

@@ -14,7 +14,7 @@ import pytest
 from finsa.config import RunConfig
 from finsa.data import dataset, tokenized
 from finsa.data import rows as encoding
-from finsa.data.dataset import Table
+from finsa.data.dataset import Dataset
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import Ledger
 from finsa.data.rows import IGNORE
@@ -26,20 +26,20 @@ Configure = Callable[..., RunConfig]
 LABELS = LabelSpace(("利空", "中性", "利好"), ("利空", "中性", "利好"))
 
 
-def _table(labels: LabelSpace = LABELS) -> Table:
+def _table(labels: LabelSpace = LABELS) -> Dataset:
     """Training rows 3, 5 and 2 of the classes; one long text in the test split."""
     classes = [0] * 3 + [1] * 5 + [2] * 2
     texts = [f"公告{n}净利润" for n in range(len(classes))]
     schema = {"id": pl.String, "text": pl.String, "label": pl.Int64, "domain": pl.String}
     train = pl.DataFrame([(str(n), texts[n], classes[n], None) for n in range(10)], schema=schema, orient="row")
     held = pl.DataFrame([("x", "涨", 2, None), ("y", "1" * 400, 0, None)], schema=schema, orient="row")
-    return Table({"train": train, "validation": held[:1], "test": held}, labels, Ledger(), "0")
+    return Dataset({"train": train, "validation": held[:1], "test": held}, labels, Ledger(), "0")
 
 
 def test_prompts_are_in_the_tables_order_and_made_once(config: Configure, tokenizer: Any) -> None:
     made = tokenized.build(config(), _table(), tokenizer)
     prompts = made.prompts("train")
-    assert list(prompts) == list(made.renderer.encode(made.table.splits["train"]["text"].to_list()))
+    assert list(prompts) == list(made.renderer.encode(made.dataset.splits["train"]["text"].to_list()))
     assert made.prompts("train") is prompts
     assert made.gold("train") == [0] * 3 + [1] * 5 + [2] * 2
 
@@ -76,7 +76,7 @@ def test_prompts_are_the_same_in_training_and_evaluation(config: Configure, toke
         split: pl.DataFrame([("1", "净利润同比下降" * 40, number, None)], schema=schema, orient="row")
         for number, split in enumerate(("train", "validation", "test"))
     }
-    made = tokenized.build(config(), Table(parts, LABELS, Ledger(), "0"), tokenizer)
+    made = tokenized.build(config(), Dataset(parts, LABELS, Ledger(), "0"), tokenizer)
     prompts = [made.prompts(split)[0] for split in parts]
     assert prompts[0] == prompts[1] == prompts[2] == made.renderer.encode(["净利润同比下降" * 40])[0]
     (row,) = made.training_rows(config())
@@ -108,7 +108,7 @@ def test_ledger_counts_this_tasks_cut_texts(config: Configure, tokenizer: Any, q
     """Jobs of a sweep over models share the table: each has to report its own truncation, even when it comes again."""
     table = _table()
     longer = table.splits["test"].with_columns(pl.Series("text", ["涨", "positive " * 60]))
-    table = Table({**table.splits, "test": longer}, table.labels, table.ledger, "0")
+    table = Dataset({**table.splits, "test": longer}, table.labels, table.ledger, "0")
     counts = []
     for words in (tokenizer, qwen_tokenizer, tokenizer, qwen_tokenizer):
         made = tokenized.build(config("data.max_length=130"), table, words)
@@ -149,7 +149,7 @@ def test_prompt_without_room_is_told(config: Configure, tokenizer: Any) -> None:
         tokenized.build(config("data.max_length=8"), _table(), tokenizer)
 
 
-def _instructions(length: int, inputs: int = 1) -> Table:
+def _instructions(length: int, inputs: int = 1) -> Dataset:
     """Rows whose instruction has this many letters; the first `inputs` of each split have an input behind it."""
     table = _table()
     for split, rows in table.splits.items():
@@ -185,7 +185,7 @@ def test_only_the_input_is_truncated(config: Configure, tokenizer: Any) -> None:
     assert made.truncated() == {"test": 2}
     with pytest.raises(DataError, match="no room for the input"):
         table.splits["test"] = _instructions(room - 8).splits["test"].with_columns(pl.col("text") + "跌" * 50)
-        tokenized.build(cfg, Table(table.splits, LABELS, Ledger(), "1"), tokenizer)
+        tokenized.build(cfg, Dataset(table.splits, LABELS, Ledger(), "1"), tokenizer)
 
 
 def test_reading_and_tokenizing_report_their_progress(

@@ -10,7 +10,7 @@ import pytest
 
 from finsa.config import RunConfig
 from finsa.data import dataset, tokenized
-from finsa.data.dataset import Table
+from finsa.data.dataset import Dataset
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import Ledger
 from finsa.data.rows import IGNORE
@@ -22,13 +22,13 @@ TEXTS = ["净利润增长", "龘靐齉爩😀走势", "line one\nline two\ttab",
 LABELS = [2, 0, 1, 0, 1, 1]
 
 
-def _table() -> Table:
+def _table() -> Dataset:
     frame = pl.DataFrame({"id": [f"r{n}" for n in range(6)], "text": TEXTS, "label": LABELS})
     splits = dict.fromkeys(("train", "validation", "test"), frame)
-    return Table(splits, LabelSpace(("利空", "中性", "利好"), ("利空", "中性", "利好")), Ledger(), "", pl.DataFrame())
+    return Dataset(splits, LabelSpace(("利空", "中性", "利好"), ("利空", "中性", "利好")), Ledger(), "", pl.DataFrame())
 
 
-def _job(config: Configure, tokenizer: Any, *overrides: str) -> tuple[tokenized.Task, RunConfig]:
+def _job(config: Configure, tokenizer: Any, *overrides: str) -> tuple[tokenized.TokenizedDataset, RunConfig]:
     cfg = config("stage=inspect", "data.max_length=60", "data.cache=null", *overrides)
     return tokenized.build(cfg, _table(), tokenizer), cfg
 
@@ -121,7 +121,7 @@ def test_a_row_that_is_one_choice_shows_its_label_as_what_is_learnt(
 def test_a_row_for_a_head_ends_with_its_text(config: Callable[..., RunConfig], tokenizer: Any) -> None:
     cfg = config("method=classifier")
     job = tokenized.build(cfg, dataset.load(cfg.data), tokenizer)
-    texts = {row["id"]: row["text"] for part in job.table.splits.values() for row in part.iter_rows(named=True)}
+    texts = {row["id"]: row["text"] for part in job.dataset.splits.values() for row in part.iter_rows(named=True)}
     for example in examples.examples(job, cfg, 3):
         assert [segment.part for segment in example.segments] == ["prompt", "text"]
         assert example.segments[1].text == texts[example.id]

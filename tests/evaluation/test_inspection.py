@@ -11,7 +11,7 @@ import pytest
 
 from finsa.config import InspectStage, RunConfig
 from finsa.data import near_duplicates, tokenized
-from finsa.data.dataset import Table
+from finsa.data.dataset import Dataset
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import Ledger
 from finsa.evaluation import inspection
@@ -25,7 +25,7 @@ def _frame(rows: list[tuple[str, str, int]]) -> pl.DataFrame:
 
 
 @pytest.fixture
-def job(config: Configure, tokenizer: Any) -> tokenized.Task:
+def job(config: Configure, tokenizer: Any) -> tokenized.TokenizedDataset:
     splits = {
         "train": _frame(
             [("a-1", "公司一季度净利润同比增长百分之二十", 2), ("a-2", "下跌" * 100, 0), ("a-3", "平稳", 1)]
@@ -45,17 +45,17 @@ def job(config: Configure, tokenizer: Any) -> tokenized.Task:
     )
     names = ("利空", "中性", "利好")
     cfg = config("stage=inspect", "data.max_length=60", "data.cache=null")
-    return tokenized.build(cfg, Table(splits, LabelSpace(names, names), ledger, "", pl.DataFrame()), tokenizer)
+    return tokenized.build(cfg, Dataset(splits, LabelSpace(names, names), ledger, "", pl.DataFrame()), tokenizer)
 
 
-def _numbers(job: tokenized.Task, config: Configure) -> dict[str, Any]:
+def _numbers(job: tokenized.TokenizedDataset, config: Configure) -> dict[str, Any]:
     cfg = config("stage=inspect", "data.max_length=60", "data.cache=null")
     assert isinstance(cfg.stage, InspectStage)
     settings = cfg.data.near_duplicates
-    return inspection.inspect(job, near_duplicates.find(job.table.splits, settings), settings, cfg.stage, None)
+    return inspection.inspect(job, near_duplicates.find(job.dataset.splits, settings), settings, cfg.stage, None)
 
 
-def test_findings(job: tokenized.Task, config: Configure) -> None:
+def test_findings(job: tokenized.TokenizedDataset, config: Configure) -> None:
     assert _numbers(job, config)["findings"] == [
         "9 rows read, 5 left out (exact duplicates 2, conflicting labels 1, leaks 2).",
         "2 rows have an unknown label; kept, because data.on_unknown_label=keep.",
@@ -67,14 +67,14 @@ def test_findings(job: tokenized.Task, config: Configure) -> None:
     ]
 
 
-def test_near_duplicates_by_pair_of_splits(job: tokenized.Task, config: Configure) -> None:
+def test_near_duplicates_by_pair_of_splits(job: tokenized.TokenizedDataset, config: Configure) -> None:
     found = _numbers(job, config)["near_duplicates"]
     counts = [(one["held_out"], one["other"], one["pairs"], one["rows"], one["of"]) for one in found["between"]]
     assert counts == [("test", "train", 0, 0, 0), ("validation", "train", 1, 1, 1), ("test", "validation", 0, 0, 0)]
     assert found["recall_at_threshold"] > 0.999
 
 
-def test_lengths_above_the_cut_off_are_the_cut_rows(job: tokenized.Task, config: Configure) -> None:
+def test_lengths_above_the_cut_off_are_the_cut_rows(job: tokenized.TokenizedDataset, config: Configure) -> None:
     numbers = _numbers(job, config)
     assert numbers["tokens"]["max_length"] == 60
     lengths = inspection.row_lengths(job, "train")

@@ -54,7 +54,7 @@ METHODS = (
 
 
 @pytest.fixture(scope="module")
-def job(config: Configure, tokenizer: Any) -> tokenized.Task:
+def job(config: Configure, tokenizer: Any) -> tokenized.TokenizedDataset:
     return tokenized.build(config(), dataset.load(config("data.cache=null").data), tokenizer)
 
 
@@ -63,7 +63,12 @@ def load(cfg: RunConfig) -> Any:
 
 
 def trained(
-    cfg: RunConfig, job: tokenized.Task, backbone: Any, folder: Path, f1: tuple[float, ...] = (0.9, 0.1), **changed: Any
+    cfg: RunConfig,
+    job: tokenized.TokenizedDataset,
+    backbone: Any,
+    folder: Path,
+    f1: tuple[float, ...] = (0.9, 0.1),
+    **changed: Any,
 ) -> Any:
     """Fit for a few steps and save; by `f1` the checkpoint that stays is the first of two, so that it is read back."""
     model = factory.build(cfg, backbone, job.renderer)
@@ -80,13 +85,13 @@ def trained(
         objective=objective.of(cfg.method, job.renderer, job.class_counts(cfg)),
         lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
     )
-    factory.save(cfg, model, folder, job.table.labels.names)
+    factory.save(cfg, model, folder, job.dataset.labels.names)
     return model
 
 
 @pytest.mark.parametrize("method", METHODS, ids=" ".join)
 def test_what_was_trained_comes_back_and_the_base_stays(
-    config: Configure, job: tokenized.Task, tmp_path: Path, method: tuple[str, ...]
+    config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path, method: tuple[str, ...]
 ) -> None:
     cfg = config(f"method={method[0]}", *SHORT, *method[1:])
     texts, backbone = job.prompts("test")[:24], load(cfg)
@@ -106,7 +111,7 @@ def test_what_was_trained_comes_back_and_the_base_stays(
 
 
 def test_jobs_that_share_a_base_do_not_share_its_checkpointing(
-    config: Configure, job: tokenized.Task, tmp_path: Path
+    config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path
 ) -> None:
     """A sweep over train.gradient_checkpointing: the first job's must not be on in the second."""
     cfg = config("method=lora_response", *SHORT)
@@ -119,7 +124,9 @@ def test_jobs_that_share_a_base_do_not_share_its_checkpointing(
     assert len(backbone.get_input_embeddings()._forward_hooks) == hooks
 
 
-def test_adapters_on_a_quantised_base_stay_in_float32(config: Configure, job: tokenized.Task, tmp_path: Path) -> None:
+def test_adapters_on_a_quantised_base_stay_in_float32(
+    config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path
+) -> None:
     cfg = config("method=qlora", *SHORT)
     factory.release(trained(cfg, job, load(cfg), tmp_path))
     saved = load_file(factory.adapter_folder(cfg, tmp_path) / "adapter_model.safetensors")
@@ -127,7 +134,9 @@ def test_adapters_on_a_quantised_base_stay_in_float32(config: Configure, job: to
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in saved.values())
 
 
-def test_pissa_is_saved_as_plain_lora_of_twice_the_rank(config: Configure, job: tokenized.Task, tmp_path: Path) -> None:
+def test_pissa_is_saved_as_plain_lora_of_twice_the_rank(
+    config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path
+) -> None:
     cfg = config("method=pissa", *SHORT)
     backbone = load(cfg)
     weights = {name: p.clone() for name, p in backbone.named_parameters()}
@@ -139,7 +148,7 @@ def test_pissa_is_saved_as_plain_lora_of_twice_the_rank(config: Configure, job: 
     assert (saved["r"], saved["lora_alpha"], saved["init_lora_weights"]) == (16, 16, True)
 
 
-def test_a_fresh_pissa_adapter_changes_nothing(config: Configure, job: tokenized.Task) -> None:
+def test_a_fresh_pissa_adapter_changes_nothing(config: Configure, job: tokenized.TokenizedDataset) -> None:
     cfg = config("method=pissa", "model.dtype=float32")  # PiSSA rounds what it takes out of bfloat16 weights
     backbone, texts = load(cfg), job.prompts("test")[:8]
     before = scorer(backbone, job.renderer, 4096).score(texts)
@@ -149,7 +158,7 @@ def test_a_fresh_pissa_adapter_changes_nothing(config: Configure, job: tokenized
 
 
 def test_a_stopped_fit_of_a_classifier_goes_on_to_the_same_weights(
-    config: Configure, job: tokenized.Task, tmp_path: Path
+    config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path
 ) -> None:
     cfg = config("method=classifier", *SHORT)
 
@@ -169,7 +178,7 @@ def test_a_stopped_fit_of_a_classifier_goes_on_to_the_same_weights(
     assert set(load_file(kept)) == set(whole)  # not the base
 
 
-def test_lora_plus_moves_b_faster(config: Configure, job: tokenized.Task, tmp_path: Path) -> None:
+def test_lora_plus_moves_b_faster(config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path) -> None:
     """AdamW's first step is the learning rate times a sign, whatever the gradient: B moves 16 times as far as A."""
     cfg = config("method=lora_plus", *SHORT)
     model = factory.build(cfg, load(cfg), job.renderer)
@@ -198,7 +207,11 @@ STARTS = (
 
 @pytest.mark.parametrize("method", STARTS, ids=("lora", "dora", "rslora", "classifier", "pissa"))
 def test_training_starts_from_a_saved_adapter(
-    config: Configure, job: tokenized.Task, tmp_path: Path, method: tuple[str, ...], request: pytest.FixtureRequest
+    config: Configure,
+    job: tokenized.TokenizedDataset,
+    tmp_path: Path,
+    method: tuple[str, ...],
+    request: pytest.FixtureRequest,
 ) -> None:
     """At step 0 weights equal those saved, and label scores those of the saved adapter; then they move."""
     first = (
@@ -234,7 +247,7 @@ def test_training_starts_from_a_saved_adapter(
 
 
 def test_a_stopped_fit_from_a_saved_adapter_goes_on_to_the_same_weights(
-    config: Configure, job: tokenized.Task, tmp_path: Path
+    config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path
 ) -> None:
     first = config("method=lora_response", *SHORT)
     factory.release(trained(first, job, load(first), tmp_path / "first"))
@@ -253,7 +266,9 @@ def test_a_stopped_fit_from_a_saved_adapter_goes_on_to_the_same_weights(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_an_adapter_of_another_base_is_refused(config: Configure, job: tokenized.Task, tmp_path: Path) -> None:
+def test_an_adapter_of_another_base_is_refused(
+    config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path
+) -> None:
     cfg = config("method=lora_response", *SHORT)
     factory.release(factory.build(cfg, load(cfg), job.renderer))
     folder = tmp_path / "other"

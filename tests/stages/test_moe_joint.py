@@ -336,9 +336,9 @@ def test_the_expert_of_a_domain_is_never_trained_on_a_held_out_row(config: Compo
     rows = pl.concat(pl.read_csv(ROOT / "data" / "sample" / f"{name}.csv") for name in ("train", "test")).head(600)
     rows.write_csv(tmp_path / "all.csv")
     cfg = config(f"data.files={tmp_path}/all.csv", "data.cache=null", "stage=moe_joint", "data.split.rule=random")
-    whole = expert_runs.table.load(cfg.data)
+    whole = expert_runs.dataset.load(cfg.data)
     for name in ("news", "forum"):
-        part = expert_runs.table.load(expert_runs.expert_config(cfg, name).data)
+        part = expert_runs.dataset.load(expert_runs.expert_config(cfg, name).data)
         for split, frame in part.splits.items():
             assert frame["id"].to_list() == whole.splits[split].filter(pl.col("domain") == name)["id"].to_list()
 
@@ -349,7 +349,7 @@ def test_a_single_expert_is_an_ordinary_run(config: Compose, files: Path, tmp_pa
     assert (folder(result) / "adapters" / "forum" / "adapter_config.json").is_file()
     joined = config(*SHORT, *JOINT, f"data.files={files}", f"output_dir={tmp_path}", "train.max_steps=1")
     assert expert_runs.runs.finished(
-        expert_runs.expert_config(joined, "forum"), expert_runs.table.load(cfg.data).fingerprint
+        expert_runs.expert_config(joined, "forum"), expert_runs.dataset.load(cfg.data).fingerprint
     ) == folder(result)
 
 

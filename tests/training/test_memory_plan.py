@@ -28,7 +28,7 @@ def planned(config: Compose, *words: str, world: int = 1) -> memory_plan.Plan:
     return memory_plan.make(*parts(config, *words), world)
 
 
-def parts(config: Compose, *words: str) -> tuple[RunConfig, tokenized.Task, Any]:
+def parts(config: Compose, *words: str) -> tuple[RunConfig, tokenized.TokenizedDataset, Any]:
     """What is planned: the Qwen2.5-0.5B shape with six layers or so many, and the lengths of the sample's prompts."""
     layers = "model.architecture.num_hidden_layers="
     named = [] if any(word.startswith(layers) for word in words) else [f"{layers}6"]

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from finsa.config import RunConfig
-from finsa.data.dataset import Table
+from finsa.data.dataset import Dataset
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import Ledger
 from finsa.data.tokenized import Labelled
@@ -27,7 +27,7 @@ UNSURE = np.array([[0.0, -3.0], [-3.0, 0.0], [0.0, -3.0], [-3.0, 0.0], [-3.0, 0.
 def calibrated(cfg: RunConfig, path: Path, held: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """What metrics and ``run.json`` get, of validation rows of the classes 0, 1, 0, 1, 0, 1."""
     split = pl.DataFrame({"label": [0, 1] * 3})
-    job = Labelled(Table({"validation": split, "test": split}, LabelSpace(("a", "b"), ("a", "b")), Ledger(), "0"))
+    job = Labelled(Dataset({"validation": split, "test": split}, LabelSpace(("a", "b"), ("a", "b")), Ledger(), "0"))
     metrics: dict[str, Any] = {}
     folder = RunFolder(path, {})
     folder.note()
