@@ -156,7 +156,7 @@ def write_lines(file: Path, lines: Sequence[dict[str, Any]]) -> None:
 
 def chats(cfg: RunConfig, job: tokenized.TokenizedDataset, split: str) -> list[list[dict[str, str]]]:
     """The rows of a split as chats: the system message of the chat template, the prompt, the answer."""
-    found = re.search(r"<\|im_start\|>system\n(.*?)<\|im_end\|>", job.prompt.head, re.DOTALL)
+    found = re.search(r"<\|im_start\|>system\n(.*?)<\|im_end\|>", job.prompt.prefix, re.DOTALL)
     if found is None:
         raise SystemExit(
             "model: its chat template has no system message as SmolLM2's has; peers.py is written for that"

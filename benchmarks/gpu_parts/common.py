@@ -121,7 +121,7 @@ def stand_in(answers: Sequence[tuple[int, ...]]) -> Any:
     spell = SimpleNamespace(
         decode=lambda ids: "", batch_decode=lambda found, **_: [" ".join(map(str, ids)) for ids in found]
     )
-    return SimpleNamespace(answers=list(answers), labels=list(answers), end=0, tail=[], tokenizer=spell)
+    return SimpleNamespace(answers=list(answers), labels=list(answers), end=0, suffix=[], tokenizer=spell)
 
 
 def wake(model: torch.nn.Module) -> None:

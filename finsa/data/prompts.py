@@ -28,12 +28,12 @@ class Prompt:
     """What surrounds a text.
 
     Args:
-        head: before it.
-        tail: after it; ends exactly where the answer starts.
+        prefix: before it.
+        suffix: after it; ends exactly where the answer starts.
     """
 
-    head: str
-    tail: str
+    prefix: str
+    suffix: str
 
     @classmethod
     def of(cls, template: str, labels: LabelSpace, style: str, think: str, tokenizer: Any) -> Prompt:
@@ -53,8 +53,8 @@ class Prompt:
         user = template.format(text=_TEXT, labels=" / ".join(labels.words))
         if style == "chat":
             user = _chat(user, think, tokenizer)
-        head, tail = user.split(_TEXT)
-        return cls(head, tail)
+        prefix, suffix = user.split(_TEXT)
+        return cls(prefix, suffix)
 
 
 def _chat(user: str, think: str, tokenizer: Any) -> str:

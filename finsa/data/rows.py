@@ -1,6 +1,6 @@
 """Tokens and loss mask, written together.
 
-A row is head + text + tail + answer + end token. Only the text is ever cut, and the room for it does not depend on the
+A row is prefix + text + suffix + answer + end token. Only the text is ever cut, and the room for it does not depend on the
 row's label, so a text has the same prompt tokens in training, evaluation, prediction and serving. The parts are
 encoded apart, so that an answer's tokens are the ones that are scored, whatever stands before them.
 """
@@ -54,14 +54,14 @@ class Encoded(Sequence[list[int]]):
     """Prompts of texts, as tokens: a sequence of id lists, kept in flat arrays so that millions of them fit.
 
     Args:
-        head, tail: tokens around every text.
+        prefix, suffix: tokens before and after every text.
         tokens: ids of all texts, one after another, (t,).
         ends: where each text ends in `tokens`, (n,).
         cut: number of text tokens that did not fit, per text, (n,).
     """
 
-    head: list[int]
-    tail: list[int]
+    prefix: list[int]
+    suffix: list[int]
     tokens: IntArray
     ends: IntArray
     cut: IntArray
@@ -74,7 +74,7 @@ class Encoded(Sequence[list[int]]):
     @overload
     def __getitem__(self, at: slice) -> Encoded: ...
     def __getitem__(self, at: int | slice) -> list[int] | Encoded:
-        """Head, text and tail of one prompt; or a run of prompts, one after the other."""
+        """Prefix, text and suffix of one prompt; or a slice of prompts."""
         if isinstance(at, slice):
             first, last, step = at.indices(len(self))
             if step != 1:
@@ -85,7 +85,7 @@ class Encoded(Sequence[list[int]]):
                 self, tokens=self.tokens[start:stop], ends=self.ends[first:last] - start, cut=self.cut[first:last]
             )
         at = range(len(self))[at]
-        return [*self.head, *self.tokens[self._start(at) : self.ends[at]].tolist(), *self.tail]
+        return [*self.prefix, *self.tokens[self._start(at) : self.ends[at]].tolist(), *self.suffix]
 
     def _start(self, at: int) -> int:
         return int(self.ends[at - 1]) if at else 0
@@ -93,7 +93,7 @@ class Encoded(Sequence[list[int]]):
     @property
     def lengths(self) -> IntArray:
         """Tokens per prompt, (n,)."""
-        return np.diff(self.ends, prepend=0) + len(self.head) + len(self.tail)
+        return np.diff(self.ends, prepend=0) + len(self.prefix) + len(self.suffix)
 
     @property
     def truncated(self) -> int:
@@ -117,28 +117,28 @@ class Renderer:
     def __init__(self, tokenizer: Any, prompt: Prompt, labels: LabelSpace, max_length: int) -> None:
         self.tokenizer, self.labels = tokenizer, labels
         self._literal, self._tokenizer_hash = _literal(tokenizer, len(tokenizer))
-        self.head = _leading(tokenizer) * (not _starts_special(tokenizer, prompt.head)) + _encode(
-            tokenizer, prompt.head
+        self.prefix = _leading(tokenizer) * (not _starts_special(tokenizer, prompt.prefix)) + _encode(
+            tokenizer, prompt.prefix
         )
-        self.tail = _encode(tokenizer, prompt.tail)
+        self.suffix = _encode(tokenizer, prompt.suffix)
         self.answers = [tuple(_encode(tokenizer, word)) for word in labels.words]
         if tokenizer.eos_token_id is None:
             raise ConfigError([Problem("model.tokenizer", "has no end token, so no answer could be learnt to end")])
         self.end: int = tokenizer.eos_token_id
         longest = max(map(len, self.answers)) + 1
-        self.room = max_length - len(self.head) - len(self.tail) - longest
+        self.room = max_length - len(self.prefix) - len(self.suffix) - longest
         if self.room < 1:
             raise ConfigError([Problem("data.max_length", self._no_room(prompt, max_length, longest))])
         if len(set(self.answers)) < len(self.answers) or not all(self.answers):
             raise ConfigError([Problem("data.labels", f"{labels.words} are not distinct in this tokenizer")])
 
     def _no_room(self, prompt: Prompt, max_length: int, longest: int) -> str:
-        needed = len(self.head) + len(self.tail) + longest
+        needed = len(self.prefix) + len(self.suffix) + longest
         listed = " / ".join(self.labels.words)
-        tokens = len(_encode(self.tokenizer, listed)) if listed in prompt.head + prompt.tail else 0
+        tokens = len(_encode(self.tokenizer, listed)) if listed in prompt.prefix + prompt.suffix else 0
         spare = f", or a data.prompt without {{labels}}, which take {tokens} of them" if 2 * tokens > needed else ""
         return (
-            f"{max_length} leaves no room for text: the prompt takes {len(self.head)} + {len(self.tail)} tokens, the "
+            f"{max_length} leaves no room for text: the prompt takes {len(self.prefix)} + {len(self.suffix)} tokens, the "
             f"longest answer with its end token {longest}. Set data.max_length={needed + 64} or more{spare}"
         )
 
@@ -152,11 +152,11 @@ class Renderer:
         return self.wrap(**self.encode_texts(texts))
 
     def wrap(self, tokens: IntArray, ends: IntArray, cut: IntArray) -> Encoded:
-        """Put head and tail around encoded texts; the arrays are those of `encode_texts`."""
-        return Encoded(self.head, self.tail, tokens, ends, cut)
+        """Put prefix and suffix around encoded texts; the arrays are those of `encode_texts`."""
+        return Encoded(self.prefix, self.suffix, tokens, ends, cut)
 
     def encode_texts(self, texts: Sequence[str], moved: Moved = ignored) -> dict[str, IntArray]:
-        """Encode and cut texts, without head and tail.
+        """Encode and truncate texts, without prefix and suffix.
 
         Args:
             texts: n texts.
@@ -226,11 +226,11 @@ class Renderer:
 
     def text_span(self, prompt: Sequence[int]) -> tuple[int, int]:
         """First position of a prompt's text and the one after its last."""
-        return len(self.head), len(prompt) - len(self.tail)
+        return len(self.prefix), len(prompt) - len(self.suffix)
 
     def until_text_end(self, prompt: Sequence[int]) -> list[int]:
-        """Head and text of a prompt, without its tail."""
-        return list(prompt[: len(prompt) - len(self.tail)])
+        """Prefix and text of a prompt, without its suffix."""
+        return list(prompt[: len(prompt) - len(self.suffix)])
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
@@ -266,7 +266,7 @@ def _leading(tokenizer: Any) -> list[int]:
     return whole[: whole.index(probe[0])] if probe and probe[0] in whole else []
 
 
-def _starts_special(tokenizer: Any, head: str) -> bool:
+def _starts_special(tokenizer: Any, prefix: str) -> bool:
     """Whether a rendered chat template already begins with the leading tokens."""
     leading = _leading(tokenizer)
-    return bool(leading) and _encode(tokenizer, head)[: len(leading)] == leading
+    return bool(leading) and _encode(tokenizer, prefix)[: len(leading)] == leading

@@ -101,7 +101,7 @@ class TokenizedDataset(Labelled):
 
     def fingerprints(self) -> dict[str, str | None]:
         """Hashes of the template and of the labels, to tell whether two runs can be compared."""
-        template = f"{self.prompt.head}\x1f{self.prompt.tail}\x1f{self.renderer.room}"
+        template = f"{self.prompt.prefix}\x1f{self.prompt.suffix}\x1f{self.renderer.room}"
         return {**super().fingerprints(), "template_fingerprint": _short(template)}
 
     def domains(self, split: str, experts: Sequence[str]) -> list[int]:

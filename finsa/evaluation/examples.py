@@ -149,8 +149,8 @@ def _segments(job: TokenizedDataset, rows: TrainingRows, at: int, text: str, lea
     length = len(row["input_ids"])
     prompt = min(len(rows.prompts[number]), length)
     answer = length - 1 if row["input_ids"][-1] == renderer.end and length > prompt else length
-    text_end = len(rows.prompts[number]) - len(renderer.tail)
-    ends = (len(renderer.head), text_end, prompt, answer, length)
+    text_end = len(rows.prompts[number]) - len(renderer.suffix)
+    ends = (len(renderer.prefix), text_end, prompt, answer, length)
     parts: Sequence[Part] = ("prompt", "text", "prompt", "answer", "end")
     start = 0
     for part, end in zip(parts, ends, strict=True):

@@ -99,7 +99,7 @@ def _tokens(job: TokenizedDataset) -> dict[str, Any]:
                 "cut_rows": int((cut > 0).sum()),
                 "cut_tokens": int(cut.sum()),
             }
-    prompt, longest = len(renderer.head) + len(renderer.tail), max(map(len, renderer.answers)) + 1
+    prompt, longest = len(renderer.prefix) + len(renderer.suffix), max(map(len, renderer.answers)) + 1
     return {"max_length": prompt + renderer.room + longest, "prompt": prompt, "answer": longest, "splits": splits}
 
 

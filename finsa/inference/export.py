@@ -142,7 +142,7 @@ def _write_classifier(model: Any, renderer: Renderer, temperature: float, folder
 
 def _filler(renderer: Renderer) -> int:
     """A token for padding that does not end the prompt: the last one that is none is what is read."""
-    last = (renderer.tail or renderer.head)[-1]
+    last = (renderer.suffix or renderer.prefix)[-1]
     own = renderer.tokenizer.pad_token_id
     return int(own if own != last else next(n for n in range(len(renderer.tokenizer)) if n != last))
 
@@ -153,7 +153,7 @@ def _prompting(renderer: Renderer, filler: int) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     inner = renderer.literal
-    parts = {"head": renderer.head, "tail": renderer.tail}
+    parts = {"head": renderer.prefix, "tail": renderer.suffix}
     names = {key: [str(inner.id_to_token(number)) for number in ids] for key, ids in parts.items() if ids}
     inner.post_processor = TemplateProcessing(
         single=" ".join([*["head"] * ("head" in names), "$A", *["tail"] * ("tail" in names)]),
@@ -163,7 +163,7 @@ def _prompting(renderer: Renderer, filler: int) -> Any:
         tokenizer_object=inner,
         eos_token=renderer.tokenizer.eos_token,
         pad_token=renderer.tokenizer.convert_ids_to_tokens(filler),
-        model_max_length=len(renderer.head) + renderer.room + len(renderer.tail),
+        model_max_length=len(renderer.prefix) + renderer.room + len(renderer.suffix),
         model_input_names=["input_ids", "attention_mask"],
         padding_side="right",
         split_special_tokens=True,
@@ -186,8 +186,8 @@ def _describe(record: Record, renderer: Renderer, form: str, precision: str, fol
         "labels": labels,
         "prompt": {
             "template": record.cfg.data.prompt,
-            "head": renderer.tokenizer.decode(renderer.head),
-            "tail": renderer.tokenizer.decode(renderer.tail),
+            "head": renderer.tokenizer.decode(renderer.prefix),
+            "tail": renderer.tokenizer.decode(renderer.suffix),
         },
         "text_tokens": renderer.room,
         "temperature": record.temperature,

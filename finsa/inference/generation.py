@@ -95,7 +95,7 @@ class Generator:
             moved(len(rows) * processes.world())
         found = [(row[row > 0] - 1).tolist() for row in processes.total(tokens)]
         tokenizer = self.renderer.tokenizer
-        opened = OPEN if tokenizer.decode(self.renderer.tail).rstrip().endswith(OPEN) else ""
+        opened = OPEN if tokenizer.decode(self.renderer.suffix).rstrip().endswith(OPEN) else ""
         return [opened + answer for answer in tokenizer.batch_decode(found, skip_special_tokens=True)]
 
 

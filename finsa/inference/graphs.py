@@ -57,7 +57,7 @@ class PooledGraph(torch.nn.Module):
     def __init__(self, model: Classifier, renderer: Renderer, temperature: float) -> None:
         super().__init__()
         self.temperature = temperature
-        self.body, self.head, self.start = causal(model.backbone).base_model, model.head, len(renderer.head)
+        self.body, self.head, self.start = causal(model.backbone).base_model, model.head, len(renderer.prefix)
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Score rows (b, s): head and text, of the given lengths (b,), and any padding."""

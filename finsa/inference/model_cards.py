@@ -201,7 +201,7 @@ def _data(cfg: RunConfig, ledger: dict[str, Any], facts: dict[str, Any]) -> str:
 def _prompt(cfg: RunConfig, renderer: Renderer) -> str:
     pairs = zip(renderer.labels.names, renderer.labels.words, strict=True)
     words = ", ".join(name if name == word else f"{name} (the model answers {word})" for name, word in pairs)
-    head, tail = (renderer.tokenizer.decode(ids) for ids in (renderer.head, renderer.tail))
+    head, tail = (renderer.tokenizer.decode(ids) for ids in (renderer.prefix, renderer.suffix))
     return (
         f"Labels: {words}.\n\n```text\n{head}{{text}}{tail}\n```\n\n"
         f"White space around a text is stripped; a text keeps its first {renderer.room:,} tokens."
@@ -231,11 +231,11 @@ def _use(folder: Path, form: str, cfg: RunConfig, run: Path, renderer: Renderer,
     pooled, graph = cfg.method.head == "classifier", form in ("onnx", "openvino")
     answers, _ = ([], "") if pooled else scored_answers(renderer)
     tree = list(LabelTree.of(answers).tokens)
-    tail = [] if pooled else renderer.tail
+    tail = [] if pooled else renderer.suffix
     encode = _ENCODE.format(
-        head=renderer.head,
+        head=renderer.prefix,
         tail=tail,
-        prefix=json.dumps(renderer.tokenizer.decode(renderer.head), ensure_ascii=False),
+        prefix=json.dumps(renderer.tokenizer.decode(renderer.prefix), ensure_ascii=False),
         suffix=json.dumps(renderer.tokenizer.decode(tail), ensure_ascii=False),
         room=renderer.room,
     )

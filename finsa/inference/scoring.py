@@ -200,7 +200,7 @@ class LabelScorer:
         """Keys and values (1, ...) of the prompts' common head; None where they would not pay or cannot be had."""
         if not isinstance(prompts, Encoded) or len(prompts) < 2 or not self._reuses(max(lengths)):
             return None
-        head = prompts.head if prompts.tail else prompts.head[:-1]  # what is read must not be in it
+        head = prompts.prefix if prompts.suffix else prompts.prefix[:-1]  # what is read must not be in it
         if len(head) < PREFIX_TOKENS or len(head) * len(prompts) < PREFIX_SHARE * sum(lengths):
             return None
         ids = torch.tensor([head], device=next(self.model.parameters()).device)

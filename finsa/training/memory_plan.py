@@ -299,7 +299,7 @@ def seconds(
 
 def _shared_head(cfg: RunConfig, job: TokenizedDataset, model: Any, tokens: float, longest: int) -> tuple[float, float]:
     """Tokens per row that are not forwarded again, in training and in scoring, because all prompts begin alike."""
-    head = len(job.renderer.head) - 1
+    head = len(job.renderer.prefix) - 1
     if head < prefix.PREFIX_TOKENS or prefix.obstacle(model, cfg.train, longest) is not None:
         return 0.0, 0.0
     saved = head * (1 - 1 / min(cfg.train.micro_batch_size, cfg.train.batch_size))

@@ -62,5 +62,5 @@ def test_rows_are_cut_to_what_a_method_reads(config: Configure, tokenizer: Any) 
     (label,) = job.training_rows(config("method=lora_label"))[:1]
     (text,) = job.training_rows(config("method=classifier"))[:1]
     assert label == {"input_ids": prompt, "labels": [-100] * len(prompt), "target": gold}
-    assert text["input_ids"] + renderer.tail == prompt
-    assert (text["target"], text["text_span"]) == (gold, (len(renderer.head), len(prompt) - len(renderer.tail)))
+    assert text["input_ids"] + renderer.suffix == prompt
+    assert (text["target"], text["text_span"]) == (gold, (len(renderer.prefix), len(prompt) - len(renderer.suffix)))

@@ -133,12 +133,12 @@ def test_text_at_the_edge_of_a_message_survives_a_template_that_trims(tokenizer:
 def test_think_block_named_in_the_message_does_not_count_as_opened(tokenizer: Any) -> None:
     """Only what the template puts at the very end opens the block."""
     prompt = Prompt.of("不要写 <think>：{text}", LABELS, "chat", "closed", _chat(tokenizer, QWEN))
-    assert prompt.tail == "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert prompt.suffix == "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
 def test_closed_block_named_in_the_message_does_not_hide_an_open_one(tokenizer: Any) -> None:
     prompt = Prompt.of("例：<think></think>：{text}", LABELS, "chat", "closed", _chat(tokenizer, R1))
-    assert prompt.tail == "<|Assistant|><think>\n\n</think>\n\n"
+    assert prompt.suffix == "<|Assistant|><think>\n\n</think>\n\n"
 
 
 def test_the_row_of_a_hybrid_model_is_the_conversation_of_its_template(tokenizer: Any) -> None:

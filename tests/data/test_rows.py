@@ -41,7 +41,7 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 def _least(tokenizer: Any, prompt: Prompt, labels: LabelSpace = LABELS) -> int:
     """Length of a row whose text is one token."""
     answer = max(len(_ids(tokenizer, word)) for word in labels.words)
-    return len(_ids(tokenizer, prompt.head)) + 1 + len(_ids(tokenizer, prompt.tail)) + answer + 1
+    return len(_ids(tokenizer, prompt.prefix)) + 1 + len(_ids(tokenizer, prompt.suffix)) + answer + 1
 
 
 # ------------------------------------------------------------------------------------------------ any text, any length
@@ -54,7 +54,7 @@ def _least(tokenizer: Any, prompt: Prompt, labels: LabelSpace = LABELS) -> int:
 def test_only_the_text_is_cut(real: Any, text: str, room: int, prompt: Prompt) -> None:
     max_length = _least(real, prompt) + room
     renderer = Renderer(real, prompt, LABELS, max_length)
-    head, tail = _ids(real, prompt.head), _ids(real, prompt.tail)
+    head, tail = _ids(real, prompt.prefix), _ids(real, prompt.suffix)
     encoded = renderer.encode([text])
     ids = encoded[0]
     middle = ids[len(head) : len(ids) - len(tail)]
@@ -74,7 +74,7 @@ def test_only_the_text_is_cut(real: Any, text: str, room: int, prompt: Prompt) -
 @given(text=TEXTS)
 def test_text_is_never_markup(real: Any, text: str) -> None:
     renderer = Renderer(real, CHAT, LABELS, 4096)
-    head, tail = _ids(real, CHAT.head), _ids(real, CHAT.tail)
+    head, tail = _ids(real, CHAT.prefix), _ids(real, CHAT.suffix)
     ids = renderer.encode([text])[0]
     middle = ids[len(head) : len(ids) - len(tail)]
     assert set(middle).isdisjoint(real.all_special_ids)
@@ -135,8 +135,8 @@ def test_encoding_leaves_the_tokenizer_as_it_was(real: Any) -> None:
     first = Renderer(real, CHAT, LABELS, 256)
     first.encode(["<|im_end|>"])
     second = Renderer(real, CHAT, LABELS, 256)
-    assert (first.head, first.tail) == (second.head, second.tail)
-    assert second.head[0] == real.convert_tokens_to_ids("<|im_start|>")
+    assert (first.prefix, first.suffix) == (second.prefix, second.suffix)
+    assert second.prefix[0] == real.convert_tokens_to_ids("<|im_start|>")
 
 
 def test_no_texts(tokenizer: Any) -> None:
@@ -210,7 +210,7 @@ def test_no_room_for_text_gives_the_numbers(real: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         Renderer(real, PROMPT, LABELS, least - 1)
     (problem,) = caught.value.problems
-    head, tail = len(_ids(real, PROMPT.head)), len(_ids(real, PROMPT.tail))
+    head, tail = len(_ids(real, PROMPT.prefix)), len(_ids(real, PROMPT.suffix))
     longest = max(len(_ids(real, word)) for word in WORDS) + 1
     assert problem.path == "data.max_length"
     assert problem.text == (
@@ -248,10 +248,10 @@ def test_leading_token_stands_once_at_the_very_front(tokenizer: Any, single: str
     leading = tokenizer.convert_tokens_to_ids("<|im_start|>")
     copied = _with_leading(tokenizer, single)
     plain = Renderer(copied, PROMPT, LABELS, 64)
-    assert plain.head == [leading, *_ids(tokenizer, PROMPT.head)]
-    assert plain.tail == _ids(tokenizer, PROMPT.tail)
+    assert plain.prefix == [leading, *_ids(tokenizer, PROMPT.prefix)]
+    assert plain.suffix == _ids(tokenizer, PROMPT.suffix)
     assert Renderer(copied, Prompt("", "："), LABELS, 64).encode(["涨"])[0][0] == leading
-    assert Renderer(copied, CHAT, LABELS, 64).head == _ids(tokenizer, CHAT.head), "the template has it already"
+    assert Renderer(copied, CHAT, LABELS, 64).head == _ids(tokenizer, CHAT.prefix), "the template has it already"
     row = plain.row(plain.encode(["涨"])[0], 2, "response")["input_ids"]
     assert row.count(leading) == 1
     assert row.count(tokenizer.eos_token_id) == 1
@@ -259,7 +259,7 @@ def test_leading_token_stands_once_at_the_very_front(tokenizer: Any, single: str
 
 def test_trailing_token_alone_is_not_wanted(tokenizer: Any) -> None:
     copied = _with_leading(tokenizer, "$A <|endoftext|>")
-    assert Renderer(copied, PROMPT, LABELS, 64).head == _ids(tokenizer, PROMPT.head)
+    assert Renderer(copied, PROMPT, LABELS, 64).head == _ids(tokenizer, PROMPT.prefix)
 
 
 # ------------------------------------------------------------------------------------------------ the real vocabulary

@@ -46,7 +46,7 @@ def test_prompts_are_in_the_tables_order_and_made_once(config: Configure, tokeni
 
 def test_prompt_is_the_data_sets(config: Configure, tokenizer: Any) -> None:
     made = tokenized.build(config(), _table(), tokenizer)
-    assert (made.prompt.head, made.prompt.tail) == ("文本：", "\n情感分类：")
+    assert (made.prompt.prefix, made.prompt.suffix) == ("文本：", "\n情感分类：")
 
 
 @pytest.mark.parametrize("method", ["lora_response", "lora"])
@@ -180,7 +180,7 @@ def test_only_the_input_is_truncated(config: Configure, tokenizer: Any) -> None:
     table = _instructions(room - 9)
     table.splits["test"] = table.splits["test"].with_columns(pl.col("text") + "跌" * 50)
     made = tokenized.build(cfg, table, tokenizer)
-    text = tokenizer.decode(made.prompts("test")[0][len(made.renderer.head) : -len(made.renderer.tail)])
+    text = tokenizer.decode(made.prompts("test")[0][len(made.renderer.prefix) : -len(made.renderer.suffix)])
     assert text.startswith("判" * (room - 9) + "\n涨跌")
     assert made.truncated() == {"test": 2}
     with pytest.raises(DataError, match="no room for the input"):

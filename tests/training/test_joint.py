@@ -75,9 +75,9 @@ def test_domains_are_balanced_for_the_router(config: Configure, tokenizer: Any) 
         assert counts == most, balance
     start, end = rows[0]["text_span"]
     prompt = job.prompts("train")[rows.order[0]]
-    assert prompt[:start] == job.renderer.head
-    assert prompt[end:] == job.renderer.tail
-    assert rows[0]["input_ids"][:start] == job.renderer.head
+    assert prompt[:start] == job.renderer.prefix
+    assert prompt[end:] == job.renderer.suffix
+    assert rows[0]["input_ids"][:start] == job.renderer.prefix
 
 
 def test_the_run_folder_takes_the_heartbeat_of_both_steps(

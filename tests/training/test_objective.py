@@ -91,7 +91,7 @@ def test_what_follows_the_text_cannot_reach_a_classifier(config: Configure, qwen
     made = renderer(qwen_tokenizer, WORDS["one token each"])
     model = Classifier(model_for(qwen_tokenizer), 3, dropout=0.0, seed=1).eval()
     (prompt,) = made.encode(TEXTS[:1])
-    span = torch.tensor([[len(made.head), len(prompt) - len(made.tail)]])
+    span = torch.tensor([[len(made.prefix), len(prompt) - len(made.suffix)]])
     with torch.no_grad():
         whole = model(torch.tensor([prompt]), span)
         short = model(torch.tensor([made.until_text_end(prompt)]), span)
