@@ -1,8 +1,8 @@
 """Tokens and loss mask, written together.
 
-A row is prefix + text + suffix + answer + end token. Only the text is ever cut, and the room for it does not depend on the
-row's label, so a text has the same prompt tokens in training, evaluation, prediction and serving. The parts are
-encoded apart, so that an answer's tokens are the ones that are scored, whatever stands before them.
+A row is prefix + text + suffix + answer + end token. Only the text is ever truncated, and the room for it does not
+depend on the row's label, so a text has the same prompt tokens in training, evaluation, prediction and serving. The
+parts are encoded separately, so that an answer's tokens are the ones that are scored, whatever precedes them.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class Renderer:
         tokens = len(_encode(self.tokenizer, listed)) if listed in prompt.prefix + prompt.suffix else 0
         spare = f", or a data.prompt without {{labels}}, which take {tokens} of them" if 2 * tokens > needed else ""
         return (
-            f"{max_length} leaves no room for text: the prompt takes {len(self.prefix)} + {len(self.suffix)} tokens, the "
-            f"longest answer with its end token {longest}. Set data.max_length={needed + 64} or more{spare}"
+            f"{max_length} leaves no room for text: the prompt takes {len(self.prefix)} + {len(self.suffix)} tokens, "
+            f"the longest answer with its end token {longest}. Set data.max_length={needed + 64} or more{spare}"
         )
 
     @property

@@ -1,4 +1,4 @@
-"""A template becomes exactly one head and one tail; the tail ends where the answer starts."""
+"""A template becomes exactly one prefix and one suffix; the suffix ends where the answer starts."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_aidf_prompt(config: Configure) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "think", "head", "tail"),
+    ("template", "think", "prefix", "suffix"),
     [
         (QWEN, "none", "<|im_start|>user\nA：", "。B<|im_end|>\n<|im_start|>assistant\n"),
         (QWEN, "closed", "<|im_start|>user\nA：", "。B<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"),
@@ -119,9 +119,9 @@ def test_aidf_prompt(config: Configure) -> None:
         *("glm4", "glm4.5", "llama 3.2's date"),
     ],
 )
-def test_chat_template(tokenizer: Any, template: str, think: str, head: str, tail: str) -> None:
+def test_chat_template(tokenizer: Any, template: str, think: str, prefix: str, suffix: str) -> None:
     prompt = Prompt.of("A：{text}。B", LABELS, "chat", think, _chat(tokenizer, template))
-    assert prompt == Prompt(head, tail)
+    assert prompt == Prompt(prefix, suffix)
 
 
 @pytest.mark.parametrize("template", [QWEN, TRIMMED], ids=["as it is", "trimmed"])

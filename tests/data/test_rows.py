@@ -54,12 +54,12 @@ def _least(tokenizer: Any, prompt: Prompt, labels: LabelSpace = LABELS) -> int:
 def test_only_the_text_is_cut(real: Any, text: str, room: int, prompt: Prompt) -> None:
     max_length = _least(real, prompt) + room
     renderer = Renderer(real, prompt, LABELS, max_length)
-    head, tail = _ids(real, prompt.prefix), _ids(real, prompt.suffix)
+    prefix, suffix = _ids(real, prompt.prefix), _ids(real, prompt.suffix)
     encoded = renderer.encode([text])
     ids = encoded[0]
-    middle = ids[len(head) : len(ids) - len(tail)]
+    middle = ids[len(prefix) : len(ids) - len(suffix)]
     whole = list(real([text], add_special_tokens=False, split_special_tokens=True)["input_ids"][0])
-    assert ids == head + middle + tail
+    assert ids == prefix + middle + suffix
     assert middle == whole[: len(middle)]
     assert encoded.cut.tolist() == [len(whole) - len(middle)]
     for label, word in enumerate(WORDS):
@@ -74,9 +74,9 @@ def test_only_the_text_is_cut(real: Any, text: str, room: int, prompt: Prompt) -
 @given(text=TEXTS)
 def test_text_is_never_markup(real: Any, text: str) -> None:
     renderer = Renderer(real, CHAT, LABELS, 4096)
-    head, tail = _ids(real, CHAT.prefix), _ids(real, CHAT.suffix)
+    prefix, suffix = _ids(real, CHAT.prefix), _ids(real, CHAT.suffix)
     ids = renderer.encode([text])[0]
-    middle = ids[len(head) : len(ids) - len(tail)]
+    middle = ids[len(prefix) : len(ids) - len(suffix)]
     assert set(middle).isdisjoint(real.all_special_ids)
     assert set(middle).isdisjoint(real.get_added_vocab().values())
 
@@ -210,11 +210,11 @@ def test_no_room_for_text_gives_the_numbers(real: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         Renderer(real, PROMPT, LABELS, least - 1)
     (problem,) = caught.value.problems
-    head, tail = len(_ids(real, PROMPT.prefix)), len(_ids(real, PROMPT.suffix))
+    prefix, suffix = len(_ids(real, PROMPT.prefix)), len(_ids(real, PROMPT.suffix))
     longest = max(len(_ids(real, word)) for word in WORDS) + 1
     assert problem.path == "data.max_length"
     assert problem.text == (
-        f"{least - 1} leaves no room for text: the prompt takes {head} + {tail} tokens, "
+        f"{least - 1} leaves no room for text: the prompt takes {prefix} + {suffix} tokens, "
         f"the longest answer with its end token {longest}. Set data.max_length={least - 1 + 64} or more"
     )
 
@@ -251,7 +251,7 @@ def test_leading_token_stands_once_at_the_very_front(tokenizer: Any, single: str
     assert plain.prefix == [leading, *_ids(tokenizer, PROMPT.prefix)]
     assert plain.suffix == _ids(tokenizer, PROMPT.suffix)
     assert Renderer(copied, Prompt("", "："), LABELS, 64).encode(["涨"])[0][0] == leading
-    assert Renderer(copied, CHAT, LABELS, 64).head == _ids(tokenizer, CHAT.prefix), "the template has it already"
+    assert Renderer(copied, CHAT, LABELS, 64).prefix == _ids(tokenizer, CHAT.prefix), "the template has it already"
     row = plain.row(plain.encode(["涨"])[0], 2, "response")["input_ids"]
     assert row.count(leading) == 1
     assert row.count(tokenizer.eos_token_id) == 1
@@ -259,7 +259,7 @@ def test_leading_token_stands_once_at_the_very_front(tokenizer: Any, single: str
 
 def test_trailing_token_alone_is_not_wanted(tokenizer: Any) -> None:
     copied = _with_leading(tokenizer, "$A <|endoftext|>")
-    assert Renderer(copied, PROMPT, LABELS, 64).head == _ids(tokenizer, PROMPT.prefix)
+    assert Renderer(copied, PROMPT, LABELS, 64).prefix == _ids(tokenizer, PROMPT.prefix)
 
 
 # ------------------------------------------------------------------------------------------------ the real vocabulary
