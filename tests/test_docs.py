@@ -96,11 +96,11 @@ def test_shown_stage_runs(tmp_path: Path) -> None:
     shutil.copy(ROOT / "run.py", tmp_path)
     pieces = [(name, text) for name, text in TITLED.findall(EXTEND) if not name.startswith("my_conf/")]
     assert [name for name, _ in pieces] == [
-        "finsa/config/__init__.py",
+        "finsa/config/stages.py",
         "conf/stage/count.yaml",
         "finsa/stages/count.py",
     ]
-    types = tmp_path / "finsa" / "config" / "__init__.py"
+    types = tmp_path / "finsa" / "config" / "stages.py"
     written = types.read_text(encoding="utf-8").replace(
         "Stage = Annotated[\n", pieces[0][1] + "\n\nStage = Annotated[\n"
     )

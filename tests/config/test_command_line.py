@@ -560,7 +560,8 @@ def test_debug_shows_the_traceback_too(project: Path, tmp_path: Path) -> None:
 
 def test_checking_imports_nothing_heavy(project: Path) -> None:
     code = (
-        "import sys; from finsa import arguments, cli; arguments.check(['method=lora,zero_shot']);"
+        "import sys; from finsa import cli; from finsa.config import command_line;"
+        "command_line.check(['method=lora,zero_shot']);"
         "print(sorted({'torch', 'transformers', 'peft', 'trl', 'datasets', 'wandb'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=True)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from finsa import config as types_page
-from finsa.config import RunConfig, Section, compose, demonstration, locate
+from finsa.config import Axis, PublishedRow, RunConfig, Section, compose, demonstration, locate
 from finsa.errors import ConfigError
 
-SECTIONS = [kind for _, kind in inspect.getmembers(types_page, inspect.isclass) if issubclass(kind, Section)]
 Configure = Callable[..., RunConfig]
+
+
+def _subclasses(section: type[Section]) -> Iterator[type[Section]]:
+    for kind in section.__subclasses__():
+        yield kind
+        yield from _subclasses(kind)
+
+
+SECTIONS = list(_subclasses(Section))
 
 
 def _changed(cfg: RunConfig, **changes: Any) -> dict[str, Any]:
@@ -39,7 +45,7 @@ def _refusal(cfg: RunConfig, **changes: Any) -> str:
 
 
 def test_all_sections_are_found() -> None:
-    assert len(SECTIONS) >= 19
+    assert len(SECTIONS) >= 54
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
@@ -59,7 +65,7 @@ def test_no_field_has_a_default() -> None:
     A published row is no setting: what its source does not say is left out of it. An axis of a search is one of two
     kinds, and states what its kind has.
     """
-    settings = [one for one in SECTIONS if one not in (types_page.PublishedRow, types_page.Axis)]
+    settings = [one for one in SECTIONS if one not in (PublishedRow, Axis)]
     assert [
         (s.__name__, name) for s in settings for name, field in s.model_fields.items() if not field.is_required()
     ] == []
@@ -114,14 +120,14 @@ def test_wrong_value(config: Configure, change: dict[str, Any], message: str) ->
             {"model__path": None},
             "weights=pretrained needs path (a local folder) or hub_id; or set model.weights=random",
         ),
-        ({"model__think": "closed"}, "think=closed belongs to prompt=chat"),
+        ({"model__think": "closed"}, "think=closed needs prompt=chat"),
         ({"model__architecture": {}}, "architecture needs a model_type"),
         ({"method__adapter": None}, "learn=adapter needs an adapter section"),
-        ({"method__learn": "all"}, "learn=all has no use for an adapter; set method.adapter=null"),
-        ({"method__learn": "nothing"}, "learn=nothing has no use for an adapter"),
+        ({"method__learn": "all"}, "learn=all does not use an adapter; set method.adapter=null"),
+        ({"method__learn": "nothing"}, "learn=nothing does not use an adapter"),
         (
             {"method__learn": "all", "method__adapter": None, "method__quantization": "nf4"},
-            "quantization=nf4 freezes the base, so learn=all cannot train it: choose method=qlora",
+            "quantization=nf4 freezes the base model, so learn=all cannot train it: choose method=qlora",
         ),
         (
             {"method__quantization": "int8", "method__adapter__variant": "pissa"},
@@ -129,16 +135,16 @@ def test_wrong_value(config: Configure, change: dict[str, Any], message: str) ->
         ),
         (
             {"method__learn": "nothing", "method__adapter": None, "method__loss__name": "focal"},
-            "learn=nothing trains nothing, so loss.name=focal has no use",
+            "learn=nothing trains nothing, so loss.name=focal has no effect",
         ),
         (
             {"method__learn": "nothing", "method__adapter": None, "method__loss__class_weights": "inverse"},
-            "learn=nothing trains nothing, so loss.class_weights=inverse has no use",
+            "learn=nothing trains nothing, so loss.class_weights=inverse has no effect",
         ),
         ({"method__loss__name": "focal"}, "loss.name=focal compares the K labels of a row; set method.loss_on=label"),
         ({"method__loss__smoothing": 0.1}, "loss.smoothing=0.1 compares the K labels of a row"),
         ({"method__loss__logit_adjustment": 1.0}, "loss.logit_adjustment=1.0 compares the K labels of a row"),
-        ({"method__head": "classifier"}, "head=classifier chooses among the labels and reads no other token"),
+        ({"method__head": "classifier"}, "head=classifier predicts labels and no other token"),
         (
             {
                 "method__head": "classifier",
@@ -146,7 +152,7 @@ def test_wrong_value(config: Configure, change: dict[str, Any], message: str) ->
                 "method__learn": "nothing",
                 "method__adapter": None,
             },
-            "head=classifier has to be learnt: set method.learn=head for the head alone",
+            "head=classifier must be trained: set method.learn=head to train the head alone",
         ),
         ({"method__learn": "head", "method__adapter": None}, "learn=head needs method.head=classifier"),
         (
@@ -154,7 +160,7 @@ def test_wrong_value(config: Configure, change: dict[str, Any], message: str) ->
             "classifier_init and classifier_dropout need method.head=classifier",
         ),
         ({"train__batch_size": 17}, "cannot be divided into micro-batches of about micro_batch_size 16"),
-        ({"train__warmup": 1.5}, "neither a share below 1 nor a whole number of steps"),
+        ({"train__warmup": 1.5}, "neither a fraction below 1 nor a whole number of steps"),
         ({"data__labels": ["a"]}, "needs at least two labels"),
         ({"data__labels": ["a", "a"]}, "different from each other"),
         ({"data__labels": ["a", " "]}, "not empty"),
@@ -162,7 +168,7 @@ def test_wrong_value(config: Configure, change: dict[str, Any], message: str) ->
         ({"data__prompt": "no place"}, "needs {text} exactly once"),
         ({"data__prompt": "{text} {text}"}, "needs {text} exactly once"),
         ({"data__prompt": "{text} {other}"}, "no other {field}"),
-        ({"data__prompt": "{text} {"}, "not a template"),
+        ({"data__prompt": "{text} {"}, "not a valid template"),
         ({"stage": {"name": "pretrain", "heldout": 0.1}}, "choose data=tiny_corpus or experiment=tiny_base"),
         ({"stage": {"name": "generate"}}, "stage=generate needs data=generated and output=<folder>"),
     ],

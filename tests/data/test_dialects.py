@@ -133,8 +133,11 @@ def test_configured_values_are_followed(config: Configure, tmp_path: Path) -> No
     ("override", "message"),
     [
         ("data.csv.delimiter=ab", "data.csv.delimiter: needs one character, or comma, semicolon, tab, pipe"),
-        ("data.csv.encoding=utf-x", "data.csv.encoding: there is no encoding 'utf-x'; such as utf-8, utf-16, gb18030"),
-        ("data.csv.encoding=base64", "data.csv.encoding: there is no encoding 'base64'"),
+        (
+            "data.csv.encoding=utf-x",
+            "data.csv.encoding: unknown encoding 'utf-x'; known ones are utf-8, utf-16, gb18030",
+        ),
+        ("data.csv.encoding=base64", "data.csv.encoding: unknown encoding 'base64'"),
     ],
 )
 def test_wrong_values_are_told(config: Configure, override: str, message: str) -> None:

@@ -166,7 +166,7 @@ def test_a_table_without_accuracies_or_counts_is_judged_by_what_it_has(
     [
         ({"f1": (0.5, 0.5)}, "f1 of a has 2 entries for 3 labels"),
         ({"confusion": ((411, 0, 0), (0, 231, 0), (0, 266))}, "the confusion matrix of a needs 3 columns"),
-        ({"correct": 909}, "a has 909 rows right of 908"),
+        ({"correct": 909}, "a has 909 correct rows of 908"),
     ],
 )
 def test_a_row_fits_its_table(table: Callable[[str], Published], row: dict[str, Any], message: str) -> None:
@@ -180,7 +180,7 @@ def test_a_row_fits_its_table(table: Callable[[str], Published], row: dict[str, 
 
 def test_tables_add_up(table: Callable[[str], Published]) -> None:
     values: dict[str, Any] = table("aidf_ablation").model_dump()
-    with pytest.raises(ValidationError, match="support adds up to 908 rows, n says 900"):
+    with pytest.raises(ValidationError, match="support adds up to 908 rows, but n is 900"):
         Published.model_validate({**values, "n": 900})
     with pytest.raises(ValidationError, match="the confusion matrix of zero_shot has"):
         Published.model_validate({**values, "support": {"negative": 266, "neutral": 231, "positive": 411}})

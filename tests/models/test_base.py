@@ -131,7 +131,7 @@ def test_missing_weights_name_the_ways_out(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(ConfigError, match=r"model\.path: there is no file or folder .*/nowhere\. It has to hold"):
             load()
     embedded = section.model_copy(update={"path": "data/tiny"})
-    monkeypatch.setattr("finsa.config.ROOT", tmp_path)
+    monkeypatch.setattr("finsa.config.base.ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="Rebuild the embedded base: python run.py experiment=tiny_base"):
         base.load_base(embedded, 0)

@@ -142,7 +142,7 @@ def test_a_mixed_sweep_ends_in_one_table(tmp_path: Path) -> None:
         (["method=tfidf_lr", "method.baseline.ngrams=[3,1]"], r"the shortest comes first: \[1, 3\]"),
         (["method=tfidf_lr", "method.baseline.strengths=[]"], "at least 1 item"),
         (["method=encoder", "method.baseline.hub_id=null"], "needs path"),
-        (["method=textcnn", "stage=evaluate"], "method=textcnn has to learn before it can score"),
+        (["method=textcnn", "stage=evaluate"], "method=textcnn must be trained before it can be scored"),
     ],
 )
 def test_what_does_not_go_together_is_refused(config: Compose, words: list[str], message: str) -> None:

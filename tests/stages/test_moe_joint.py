@@ -305,9 +305,9 @@ def test_rows_of_one_domain_are_refused(config: Compose, files: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("further", "message"),
     [
-        (("method=dora",), "adapter.variant=dora has a magnitude"),
+        (("method=dora",), "adapter.variant=dora has one magnitude"),
         (("method=zero_shot",), "method=zero_shot has none"),
-        (("data.domain=news",), "reads all domains, and data.domain=news keeps one"),
+        (("data.domain=news",), "uses all domains, and data.domain=news selects one"),
         (("stage.experts={news: somewhere}",), "needs at least two experts"),
     ],
 )

@@ -398,8 +398,8 @@ def test_a_file_without_any_text_is_told(config: Compose, instructed: tuple[Path
         (["stage=predict"], r"needs run=<folder>"),
         (["stage=predict", "run=a", "input=b.csv"], r"needs input=<file or -> output=<file>"),
         (["stage=predict", "run=a", "input=b.csv", "output=c.csv", "text=d"], "needs input="),
-        (["stage=evaluate", "run=a", "input=b.csv"], "input is of no use to stage=evaluate, only to predict"),
-        (["run=a", "text=b"], "is of no use to stage=train"),
+        (["stage=evaluate", "run=a", "input=b.csv"], "input is not used by stage=evaluate, only by predict"),
+        (["run=a", "text=b"], "is not used by stage=train"),
     ],
 )
 def test_what_does_not_go_together_is_refused(config: Compose, words: list[str], message: str) -> None:

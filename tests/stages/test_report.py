@@ -181,7 +181,7 @@ def test_what_cannot_be_compared_is_refused(sweep: Path, config: Configure, tmp_
         report.run(config("stage=report", f"runs={sweep}", "stage.baseline=lore"))
     with pytest.raises(ConfigError, match="stage=report needs runs="):
         config("stage=report")
-    with pytest.raises(ConfigError, match="runs is of no use to stage=train"):
+    with pytest.raises(ConfigError, match="runs is not used by stage=train"):
         config(f"runs={sweep}")
 
 

@@ -158,11 +158,14 @@ def test_without_a_run_the_command_is_told() -> None:
     ("words", "message"),
     [
         (["run=somewhere", "port=70000"], "port: "),
-        (["run=somewhere", "stage.token_env=geheim"], "names an environment variable in capitals, such as FINSA_TOKEN"),
+        (
+            ["run=somewhere", "stage.token_env=geheim"],
+            "must name an environment variable in capitals, such as FINSA_TOKEN",
+        ),
         (["run=somewhere", "stage.queue=10"], "queue 10 has no room for a request of 1000 texts"),
         (["run=somewhere", "model=tiny"], "comes from the run folder"),
-        (["port=8001", "stage=train"], "port is of no use to stage=train"),
-        (["stage=evaluate", "run=latest"], "run=latest is a name that stage=serve alone knows"),
+        (["port=8001", "stage=train"], "port is not used by stage=train"),
+        (["stage=evaluate", "run=latest"], "run=latest only works with stage=serve"),
     ],
 )
 def test_a_wrong_command_is_refused(words: list[str], message: str) -> None:

@@ -141,7 +141,7 @@ def test_no_validation_rows_no_file(tmp_path: Path, config: Configure) -> None:
         (["output=o"], "stage=synthesize needs stage.model=<model>, and data.labels"),
         (["output=o", "stage.model=m", "data=table"], "needs stage.model=<model>, and data.labels"),
         (["output=o", "stage.model=m", "stage.prompt='{label}'"], "stage.prompt: needs {count} and {label}, may have"),
-        (["output=o", "stage.model=m", "stage.prompt='{label}{count}{text}'"], "may have {labels}, no other"),
+        (["output=o", "stage.model=m", "stage.prompt='{label}{count}{text}'"], "may have {labels}, and no other"),
     ],
 )
 def test_a_wrong_option_is_one_message(config: Configure, words: list[str], message: str) -> None:

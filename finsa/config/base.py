@@ -1,0 +1,59 @@
+"""The base class of all configuration sections, the field types they share, and paths of the project."""
+
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# conf/ and data/ are beside the package in a checkout, and inside it in an installed wheel (see pyproject.toml).
+ROOT = _PACKAGE / "home" if (_PACKAGE / "home").is_dir() else _PACKAGE.parent
+# Any letters, but no path separator and no leading dot, so that the name cannot lead out of the run folder.
+FOLDER_NAME = r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,79}$"
+
+
+def _label_text(value: Any) -> Any:
+    """A label is text; a number or a boolean is taken as it is written in YAML: 1, 0.5, true."""
+    return json.dumps(value) if isinstance(value, bool | int | float) else value
+
+
+FolderName = Annotated[str, Field(pattern=FOLDER_NAME)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Label = Annotated[str, BeforeValidator(_label_text)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Toggle = bool | Literal["auto"]
+Balance = Literal["none", "downsample", "oversample"]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, strict about types (``"3"`` is not a number), closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+def placeholders(template: str) -> list[str]:
+    """Names of the ``{placeholders}`` of a prompt template, in their order.
+
+    Raises:
+        ValueError: for a brace that belongs to no placeholder.
+    """
+    try:
+        return [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise ValueError(f"not a valid template ({error}); write {{{{ for a literal brace") from None
+
+
+def locate(path: str | Path) -> Path:
+    """Resolve a path written by the user: absolute, relative to the working directory, or relative to the project.
+
+    Returns:
+        The first of these that exists; otherwise the one relative to the working directory.
+    """
+    written = Path(path).expanduser()
+    if written.is_absolute() or written.exists():
+        return written.absolute()
+    return (ROOT / written) if (ROOT / written).exists() else written.absolute()

@@ -1,0 +1,331 @@
+"""The section ``data``: where the rows come from, how they are cleaned and split, and the prompt around a text."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from finsa.config.base import FolderName, Fraction, Label, Name, Section, placeholders
+
+Files = str | tuple[str, ...]
+Policy = Literal["error", "drop", "keep"]
+SplitFraction = Annotated[float, Field(gt=0, lt=0.5)]
+
+
+class Columns(Section):
+    """Column names in the user's files; null: there is no such column.
+
+    Args:
+        id: unique id of a row; null: rows are numbered.
+        text, label: the text and its class.
+        domain: news, forum, an analyst's role; experts of a mixture are trained per domain.
+        parent: id of the row that a row is a variant of; both are assigned to the same split.
+        group: rows with the same value are assigned to the same split.
+    """
+
+    id: str | None
+    text: str
+    label: str
+    domain: str | None
+    parent: str | None
+    group: str | None
+
+
+class SplitRows(Section):
+    """Maximum number of rows per split; null: all.
+
+    Args:
+        train, validation, test: a larger split is subsampled in proportion to its classes, seeded by
+            ``data.split.seed``.
+    """
+
+    train: PositiveInt | None
+    validation: PositiveInt | None
+    test: PositiveInt | None
+
+
+class Split(Section):
+    """How rows are split if the files do not define splits.
+
+    ``by_class``: the published rule of FinNF: shuffle each class of n rows, validation = max(1, floor(fraction * n)),
+    the same for test, the rest is training. ``random``: the published rule of AIDF: test = ceil(fraction * n) of all n
+    rows, then validation = ceil(fraction / (1 - test fraction) * rest), regardless of class. ``stratified``:
+    scikit-learn's proportional sizes.
+
+    Args:
+        validation, test: fractions of all rows.
+        seed: of the split alone, so that runs with different seeds are tested on the same rows.
+        rows: limits the number of rows per split.
+    """
+
+    rule: Literal["by_class", "random", "stratified"]
+    validation: SplitFraction
+    test: SplitFraction
+    seed: NonNegativeInt
+    rows: SplitRows
+
+
+class Csv(Section):
+    """Format of the user's files; null: detected, or an error if that is ambiguous.
+
+    Args:
+        delimiter: field delimiter of CSV and TSV files: a character, or comma, semicolon, tab, pipe.
+        encoding: of CSV, TSV, JSON and text files, by its Python name, such as gb18030, big5, cp1252.
+        header: of CSV, TSV and xlsx files: true: the first row; false: there is none, and the columns are named
+            column 1, column 2 and so on; a number: that line; a list: there is none, and these are the names.
+        quotes: whether double quotes enclose fields (true) or are part of the text (false).
+    """
+
+    delimiter: Annotated[str, Field(min_length=1)] | None
+    encoding: str | None
+    header: bool | PositiveInt | Annotated[tuple[str, ...], Field(min_length=1)] | None
+    quotes: bool | None
+
+    @field_validator("delimiter")
+    @classmethod
+    def _check_delimiter(cls, delimiter: str | None) -> str | None:
+        delimiter = "\t" if delimiter == "\\t" else delimiter
+        words = ("comma", "semicolon", "tab", "pipe")
+        if delimiter is not None and delimiter not in words and (len(delimiter) != 1 or delimiter in '"\r\n'):
+            raise ValueError(f"needs one character, or {', '.join(words)}")
+        return delimiter
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, encoding: str | None) -> str | None:
+        try:
+            known = encoding is None or codecs.lookup(encoding)._is_text_encoding
+        except LookupError:
+            known = False
+        if not known:
+            raise ValueError(f"unknown encoding '{encoding}'; known ones are utf-8, utf-16, gb18030, big5, cp1252 etc.")
+        return encoding
+
+
+class Hub(Section):
+    """A data set on the hub, or a local folder that the datasets library can load.
+
+    Args:
+        id: repository on the hub, such as owner/name, or a folder.
+        config: configuration name, for a data set with several.
+        revision: commit, tag or branch.
+        splits: name of each of our splits in the data set; a split that is null or missing is taken from the training
+            rows.
+    """
+
+    id: str | None
+    config: str | None
+    revision: str
+    splits: dict[Literal["train", "validation", "test"], str | None]
+
+
+class Articles(Section):
+    """News articles with one sentiment per entity, in the format of AIDF: two JSON files that are joined by id.
+
+    Args:
+        news, labels: file names in ``data.files``.
+        id: key shared by the two files.
+        parts: fields of an article that make up its text, joined by blank lines.
+        kind: field with the category of an article.
+        kinds: categories that are kept; null: all.
+        skipped: categories that are excluded.
+        entities: field of the labels file that lists the entities.
+        sentiment: field of an entity; the majority among the valid ones is the article's label, and ties go to the
+            first in ``data.labels``.
+    """
+
+    news: str
+    labels: str
+    id: str
+    parts: Annotated[tuple[str, ...], Field(min_length=1)]
+    kind: str | None
+    kinds: tuple[str, ...] | None
+    skipped: tuple[str, ...]
+    entities: str
+    sentiment: str
+
+
+class Near(Section):
+    """Detection of near duplicates across splits: MinHash over character shingles (Broder 1997).
+
+    Args:
+        threshold: Jaccard similarity at which two texts count as near duplicates.
+        shingle: characters per shingle.
+        permutations: number of hash functions; more are more accurate and slower.
+    """
+
+    threshold: Annotated[float, Field(gt=0, le=1)]
+    shingle: PositiveInt
+    permutations: Annotated[int, Field(ge=16)]
+
+
+class Generator(Section):
+    """Settings of the synthetic data generator.
+
+    Args:
+        rows: total number of rows of all splits.
+        seed: random seed of the generator.
+        domains: fraction of the rows per domain.
+        imbalance: fraction of the rows per class, by domain; null: the fractions of data=generated.
+        noise: fraction of rows whose label is flipped, in every split.
+    """
+
+    rows: PositiveInt
+    seed: NonNegativeInt
+    domains: dict[str, PositiveFloat]
+    imbalance: dict[str, dict[str, NonNegativeFloat]] | None
+    noise: Fraction
+
+
+class Corpus(Section):
+    """Documents for pre-training: generated ones, or the user's files.
+
+    Args:
+        files: folder, file or list of files with one document per row; null: documents are generated.
+        column: the column with the document.
+        documents: number of documents; null: all of them (generated ones need a number).
+        role: only generated documents that this analyst reads; null: all.
+        seed: of the generated documents, and of the order of all documents.
+        block: tokens per training sequence.
+        vocabulary: size of a tokenizer trained on the documents; null: the model's tokenizer.
+    """
+
+    files: Files | None
+    column: str
+    documents: PositiveInt | None
+    role: Literal["macro", "micro", "quant"] | None
+    seed: NonNegativeInt
+    block: PositiveInt
+    vocabulary: Annotated[int, Field(ge=1000)] | None
+
+
+class Data(Section):
+    """A data set of labelled texts, and the prompt around a text.
+
+    Args:
+        source: format of the data set.
+        files: folder, file, glob pattern or a list of them, whose file and folder names indicate the splits; or a map
+            from train, validation and test to such paths. With source=hub they are read instead of the hub's.
+        parts: with source=mixture: the data sets that are mixed, by name.
+        ratios: proportions of the parts of a mixture in the training split; null: all rows of all parts.
+        turns: of a chat, or of an instruction row with a history: ``all``: the text is the whole conversation with its
+            roles, ``last``: only the last user turn.
+        label_map: renames values of the label column; values that are not listed stay unchanged.
+        prompt: contains ``{text}`` once, and optionally ``{labels}``; the label follows it.
+    """
+
+    name: Name
+    source: Literal["table", "alpaca", "messages", "articles", "hub", "mixture"]
+    files: Files | dict[Literal["train", "validation", "test"], Files] | None
+    csv: Csv
+    hub: Hub | None
+    articles: Articles | None
+    parts: dict[Name, Data] | None
+    ratios: dict[str, PositiveFloat] | None
+    columns: Columns
+    options: tuple[str, ...] | None
+    turns: Literal["all", "last"]
+    extract: str | None
+    label_map: dict[str, Label] | None
+    labels: tuple[Label, ...] | dict[str, Label] | None
+    prompt: str
+    max_length: Annotated[int, Field(ge=8)]
+    split: Split
+    domain: FolderName | None
+    on_unknown_label: Policy
+    on_duplicate: Policy
+    on_conflict: Policy
+    on_leak: Policy
+    near_duplicates: Near
+    cache: str | None
+    generator: Generator | None
+    corpus: Corpus | None
+    origin: str | None
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the rows are loaded by the datasets library; local files take precedence."""
+        return self.source == "hub" and self.files is None
+
+    @property
+    def title(self) -> str:
+        """Name of the data set in run names and reports."""
+        return data_title(self.model_dump(mode="json"))
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        needed = {"hub": self.hub, "articles": self.articles, "mixture": self.parts}
+        if self.source in needed and not needed[self.source]:
+            section = "parts" if self.source == "mixture" else self.source
+            raise ValueError(f"source={self.source} needs data.{section}; see conf/data/ for a file that has it")
+        if self.ratios and set(self.ratios) != set(self.parts or {}):
+            raise ValueError(f"ratios must name all of the parts: {', '.join(self.parts or {}) or 'there are none'}")
+        if self.corpus is not None and self.corpus.files is None and self.corpus.documents is None:
+            raise ValueError("corpus needs corpus.documents (how many to generate) or corpus.files (where they are)")
+        return self
+
+    @field_validator("extract")
+    @classmethod
+    def _check_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            groups = re.compile(pattern).groups if pattern is not None else 1
+        except re.error as error:
+            raise ValueError(f"is not a valid regular expression: {error}") from None
+        if groups != 1:
+            raise ValueError(f"needs exactly one group, which matches the text, and has {groups}")
+        return pattern
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, prompt: str) -> str:
+        fields = placeholders(prompt)
+        if fields.count("text") != 1 or set(fields) - {"text", "labels"}:
+            raise ValueError("needs {text} exactly once, may have {labels}, and no other {field}")
+        return prompt
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, labels: tuple[str, ...] | dict[str, str] | None) -> tuple[str, ...] | dict[str, str] | None:
+        if labels is None:
+            return labels
+        words = list(labels.values()) if isinstance(labels, dict) else list(labels)
+        if len(words) < 2:
+            raise ValueError("needs at least two labels")
+        if len(set(words)) < len(words) or not all(word.strip() for word in words):
+            raise ValueError("label words must be different from each other and not empty")
+        return labels
+
+
+def data_title(data: Mapping[str, Any]) -> str:
+    """Name of a data set in run names and reports: for general choices such as ``table``, that of its files.
+
+    Args:
+        data: the section as plain values, as in a run's ``config.yaml``.
+    """
+    if data["name"] != data["source"]:
+        return str(data["name"])
+    if data.get("parts"):
+        return "_".join(data_title(part) for part in data["parts"].values())[:60]
+    files = (data.get("hub") or {}).get("id") if data["source"] == "hub" else data.get("files")
+    while isinstance(files, dict | list | tuple):
+        files = next(iter(files.values() if isinstance(files, dict) else files), None)
+    if not files:
+        return str(data["name"])
+    path = Path(str(files))
+    stem = path.name.partition(".")[0] if path.suffix else path.name
+    if any(sign in path.name for sign in "*?[") or stem in ("train", "valid", "validation", "test", "data"):
+        stem = path.absolute().parent.name
+    return re.sub(r"[^\w.-]+", "_", stem).strip("_.")[:60] or str(data["name"])

@@ -1,0 +1,151 @@
+"""The section ``method``: which parameters are trained, on which rows, and with which loss."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from finsa.config.base import Balance, Fraction, Name, Section
+from finsa.config.baselines import Baseline, Lexicon, Majority, TfidfLr
+
+
+class Adapter(Section):
+    """Low-rank matrices A and B beside frozen linear layers (Hu et al. 2021); the update is scaled by alpha / rank.
+
+    Args:
+        variant: ``dora`` also trains the magnitude of each output (Liu et al. 2024), ``rslora`` scales by
+            alpha / sqrt(rank) (Kalajdzievski 2023), ``pissa`` starts from the largest singular vectors of the weights
+            (Meng et al. 2024).
+        rank: rank of the update.
+        alpha: numerator of the scale.
+        dropout: on the input of the adapter, during training.
+        targets: a named set of the model's ``lora_targets``, or a list of module names.
+        lr_ratio: learning rate of B divided by that of A (LoRA+, Hayou et al. 2024).
+        init: PEFT folder, or run with one, whose weights training starts from; variant, rank, alpha and targets must
+            match. null: a new adapter, which leaves the base model's outputs unchanged at first.
+    """
+
+    variant: Literal["lora", "dora", "rslora", "pissa"]
+    rank: PositiveInt
+    alpha: PositiveFloat
+    dropout: Fraction
+    targets: Literal["query_value", "attention", "all"] | Annotated[tuple[str, ...], Field(min_length=1)]
+    lr_ratio: PositiveFloat
+    init: str | None
+
+    @model_validator(mode="after")
+    def _check_init(self) -> Adapter:
+        if self.init is not None and self.variant == "pissa":
+            raise ValueError(
+                "variant=pissa is initialised from the base model, so it cannot start from init; a finished PiSSA run "
+                "is plain LoRA with twice the rank and alpha: set method.adapter.variant=lora"
+            )
+        return self
+
+
+class Loss(Section):
+    """The loss per token, or per row with loss_on=label.
+
+    Args:
+        name: ``focal`` (Lin et al. 2017) and ``adaptive_balanced`` (FinSA-MoE) down-weight easy examples.
+        gamma: exponent of the down-weighting; only used by these two.
+        smoothing: label smoothing: fraction of the target spread over all classes.
+        class_weights: weight of a row by the number n of rows in its class: ``inverse``: 1 / n, ``effective``:
+            (1 - beta) / (1 - beta^n).
+        beta: of the effective number of samples (Cui et al. 2019).
+        logit_adjustment: tau; tau * log(class frequency) is added to the logit of a class during training (Menon et
+            al. 2021); 0: off.
+    """
+
+    name: Literal["cross_entropy", "focal", "adaptive_balanced"]
+    gamma: NonNegativeFloat
+    smoothing: Fraction
+    class_weights: Literal["none", "inverse", "effective"]
+    beta: Fraction
+    logit_adjustment: NonNegativeFloat
+
+    def needs_classes(self) -> str | None:
+        """The setting that compares the classes of a row, as written on a command line; None if there is none."""
+        if self.name != "cross_entropy":
+            return f"loss.name={self.name}"
+        changed = (name for name in ("smoothing", "logit_adjustment") if getattr(self, name) > 0)
+        return next((f"loss.{name}={getattr(self, name)}" for name in changed), None)
+
+
+class Method(Section):
+    """The variables of an experiment: trained parameters, training rows and loss.
+
+    Args:
+        learn: what is trained: ``head``: only the classification head.
+        quantization: of the frozen base model: ``nf4``: 4-bit with double quantisation (QLoRA, Dettmers et al. 2023),
+            ``int8``: 8-bit (Dettmers et al. 2022).
+        head: what predicts the label: the LM head, or a ``classifier`` on the mean of the text tokens' last hidden
+            states.
+        classifier_init: ``label_words``: from the LM head's rows of each label's tokens.
+        classifier_dropout: on the pooled states, during training.
+        loss_on: ``all`` tokens, the ``response`` (answer and end token), or the ``label``: a softmax over the K labels
+            of a row.
+        balance: resample the training split so that every class has as many rows as the smallest (``downsample``) or
+            largest one (``oversample``).
+        rows_per_class: maximum number of training rows per class, applied before balancing; null: all.
+        baseline: a classifier without the language model; null: none.
+    """
+
+    name: Name
+    learn: Literal["nothing", "head", "adapter", "all"]
+    adapter: Adapter | None
+    quantization: Literal["none", "nf4", "int8"]
+    head: Literal["lm", "classifier"]
+    classifier_init: Literal["random", "label_words"]
+    classifier_dropout: Fraction
+    loss_on: Literal["all", "response", "label"]
+    loss: Loss
+    balance: Balance
+    rows_per_class: PositiveInt | None
+    baseline: Baseline | None
+
+    @property
+    def uses_torch(self) -> bool:
+        """Whether its predictions need torch."""
+        return not isinstance(self.baseline, Majority | Lexicon | TfidfLr)
+
+    @model_validator(mode="after")
+    def _check(self) -> Method:
+        if self.baseline is not None and (self.learn != "nothing" or self.quantization != "none"):
+            raise ValueError(
+                f"baseline.kind={self.baseline.kind} uses no language model: set method.learn=nothing "
+                "method.adapter=null method.quantization=none, or method.baseline=null"
+            )
+        if self.learn == "adapter" and self.adapter is None:
+            raise ValueError("learn=adapter needs an adapter section; start from method=lora")
+        if self.learn != "adapter" and self.adapter is not None:
+            raise ValueError(f"learn={self.learn} does not use an adapter; set method.adapter=null")
+        if self.quantization != "none" and self.learn == "all":
+            raise ValueError(
+                f"quantization={self.quantization} freezes the base model, so learn=all cannot train it: "
+                "choose method=qlora or method=lora_8bit, or set method.quantization=none"
+            )
+        if self.quantization != "none" and self.adapter is not None and self.adapter.variant == "pissa":
+            raise ValueError("adapter.variant=pissa decomposes weights in full precision; set method.quantization=none")
+        if self.head == "classifier" and self.learn == "nothing":
+            raise ValueError("head=classifier must be trained: set method.learn=head to train the head alone")
+        if self.head == "classifier" and self.loss_on != "label":
+            raise ValueError("head=classifier predicts labels and no other token; set method.loss_on=label")
+        if self.head == "lm" and self.learn == "head":
+            raise ValueError("learn=head needs method.head=classifier")
+        if self.head == "lm" and (self.classifier_init != "random" or self.classifier_dropout > 0):
+            raise ValueError("classifier_init and classifier_dropout need method.head=classifier")
+        compares = self.loss.needs_classes()
+        weights = f"loss.class_weights={self.loss.class_weights}" if self.loss.class_weights != "none" else None
+        if self.learn == "nothing" and (compares or weights):
+            raise ValueError(
+                f"learn=nothing trains nothing, so {compares or weights} has no effect; "
+                "choose a method that trains, such as method=lora_focal"
+            )
+        if self.loss_on != "label" and compares:
+            raise ValueError(
+                f"{compares} compares the K labels of a row; set method.loss_on=label "
+                f"(loss_on={self.loss_on} trains on tokens)"
+            )
+        return self

@@ -1,0 +1,70 @@
+"""The section ``model``: a base model, its tokenizer and its prompt format."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import PositiveFloat, model_validator
+
+from finsa.config.base import Name, Section
+
+
+class LoraTargets(Section):
+    """Named sets of linear layers that an adapter can be attached to.
+
+    Args:
+        query_value, attention, all: module names of the architecture; each set contains the one before it.
+    """
+
+    query_value: tuple[str, ...]
+    attention: tuple[str, ...]
+    all: tuple[str, ...]
+
+
+class Model(Section):
+    """A base model, its tokenizer and its prompt format.
+
+    Args:
+        hub_id: repository of the weights on the model hub; null: none, only a local folder or random weights.
+        revision: commit, tag or branch of the repository; ``main``: the newest commit.
+        weights: ``pretrained``: from ``path`` or the hub; ``random``: initialised from ``architecture``.
+        path: local folder with ``config.json``, weights and tokenizer, used instead of the hub.
+        tokenizer: local folder or hub repository of another tokenizer; null: the model's tokenizer.
+        dtype: of the weights; ``auto``: bfloat16 where the hardware supports it, else float32.
+        attention: attention implementation of transformers.
+        prompt: ``plain``: the prompt of the data set alone; ``chat``: inside the tokenizer's chat template.
+        think: ``closed``: disables thinking, by the chat template's switch or with an empty think block.
+        trust_remote_code: run Python code that ships with the weights; can only be set on the command line.
+        adapter_learning_rate: a good first learning rate for an adapter on this model.
+        lora_targets: null: detected from the model, where ``all`` is every linear layer except the LM head.
+        architecture: contents of ``config.json``: for random weights, and for memory plans while the file is not on
+            this machine; if it is, the two must agree. null: only the file is used. A null value removes an inherited
+            key.
+    """
+
+    name: Name
+    hub_id: str | None
+    revision: str
+    weights: Literal["pretrained", "random"]
+    path: str | None
+    tokenizer: str | None
+    dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    attention: Literal["sdpa", "eager", "flash_attention_2"]
+    prompt: Literal["plain", "chat"]
+    think: Literal["none", "closed"]
+    trust_remote_code: bool
+    adapter_learning_rate: PositiveFloat
+    lora_targets: LoraTargets | None
+    architecture: dict[str, Any] | None
+
+    @model_validator(mode="after")
+    def _check(self) -> Model:
+        if self.weights == "pretrained" and not (self.path or self.hub_id):
+            raise ValueError("weights=pretrained needs path (a local folder) or hub_id; or set model.weights=random")
+        if self.think == "closed" and self.prompt != "chat":
+            raise ValueError("think=closed needs prompt=chat; set model.think=none or model.prompt=chat")
+        if self.architecture is not None and "model_type" not in self.architecture:
+            raise ValueError("architecture needs a model_type, such as qwen2")
+        if self.weights == "random" and self.architecture is None and self.path is None:
+            raise ValueError("weights=random needs architecture, or a path with a config.json")
+        return self

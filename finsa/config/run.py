@@ -1,0 +1,189 @@
+"""The configuration of a run: all sections, the keys beside them, and the rules that join them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, model_validator
+
+from finsa.config.base import Section
+from finsa.config.data import Data
+from finsa.config.method import Method
+from finsa.config.model import Model
+from finsa.config.published import Published
+from finsa.config.stages import MoeJointStage, Port, Stage, SynthesizeStage
+from finsa.config.train import Train
+
+# Top-level keys that only some stages use; with other stages they would be ignored, so they are refused.
+USED_BY = {
+    "run": ("evaluate", "serve", "predict", "export", "rerun"),
+    "port": ("serve",),
+    "runs": ("report",),
+    "published": ("train", "evaluate", "check", "report"),
+    "output": ("generate", "pretrain", "augment", "synthesize", "report", "predict", "export", "import"),
+    "input": ("predict", "import"),
+    "text": ("predict",),
+    "format": ("export",),
+    "resume": ("train", "evaluate", "pretrain", "search", "moe_joint", "chain"),
+    "fresh": ("train", "evaluate"),
+    "reuse_outdated": ("train", "evaluate", "moe_joint", "chain", "serve"),
+}
+
+
+class Tracking(Section):
+    """Experiment tracking in addition to the run folder, which always has all metrics.
+
+    Args:
+        mode: ``auto``: online if an API key is configured, otherwise offline (upload later with ``wandb sync``).
+        project, entity, tags: of the wandb run.
+    """
+
+    name: Literal["wandb", "none"]
+    project: str
+    entity: str | None
+    mode: Literal["auto", "online", "offline"]
+    tags: tuple[str, ...]
+
+
+class RunConfig(Section):
+    """The configuration of a run, validated once and immutable.
+
+    Args:
+        seed: random seed of everything in a run except the split of the rows.
+        runs: for stage=report: run folders, or a folder that contains some, such as that of a sweep.
+        models: folder of model folders whose ``origin.json`` names the hub repository they were converted from, as
+            written by stage=weights; models and encoders without a path are looked up there before the hub.
+        sweep: what an experiment sweeps over unless the command sets it: choices or values by key.
+        per_method: values by key that an experiment sets for some of its methods; values given on the command line
+            take precedence. A run's record has them in place.
+        fresh: repeat the finished jobs of a sweep instead of reusing them.
+        reuse_outdated: also reuse finished runs made by other versions of the code or of its libraries.
+    """
+
+    model: Model
+    method: Method
+    data: Data
+    train: Train
+    stage: Stage
+    tracking: Tracking
+    experiment: str | None
+    sweep: dict[str, Annotated[tuple[str | int | float, ...], Field(min_length=1)]] | None
+    per_method: dict[str, dict[str, Any]] | None
+    seed: NonNegativeInt
+    output_dir: str
+    models: str | None
+    run: str | None
+    runs: str | tuple[str, ...] | None
+    published: Published | None
+    input: str | None
+    text: str | None
+    format: Literal["merged", "adapter", "onnx", "openvino", "classifier"] | None
+    output: str | None
+    resume: bool
+    fresh: bool
+    reuse_outdated: bool
+    port: Port | None
+
+    @model_validator(mode="after")
+    def _check_stage(self) -> RunConfig:
+        """Refuse a stage without what it needs, and keys that it does not use."""
+        stage = self.stage.name
+        if stage == "pretrain" and self.data.corpus is None:
+            raise ValueError("stage=pretrain reads documents; choose data=tiny_corpus or experiment=tiny_base")
+        if stage == "evaluate" and self.run is None and self.method.baseline is not None:
+            raise ValueError(
+                f"method={self.method.name} must be trained before it can be scored; train it, then "
+                "python run.py stage=evaluate run=<its run folder>"
+            )
+        if stage == "generate" and (self.data.generator is None or self.output is None):
+            raise ValueError("stage=generate needs data=generated and output=<folder>")
+        if stage == "import" and (self.input is None or self.output is None):
+            raise ValueError("stage=import needs input=<a LLaMA-Factory YAML or dataset_info.json> output=<folder>")
+        if stage in ("augment", "synthesize") and self.output is None:
+            raise ValueError(f"stage={stage} needs output=<folder>")
+        if isinstance(self.stage, SynthesizeStage) and (self.stage.model is None or self.data.labels is None):
+            raise ValueError(
+                "stage=synthesize needs stage.model=<model>, and data.labels, as in data=openfindata_intent"
+            )
+        if stage == "serve" and self.run is None:
+            raise ValueError(
+                "stage=serve needs run=<a run folder or an export>, run=latest for the newest finished training run, "
+                "or run=default for a run of the defaults, which is trained first if there is none"
+            )
+        if stage == "report" and not self.runs and self.published is None:
+            raise ValueError("stage=report needs runs=<folder of a sweep> or runs=[<run folder>,<run folder>]")
+        if self.run in ("latest", "default") and stage != "serve":
+            raise ValueError(f"run={self.run} only works with stage=serve; give the folder of the run")
+        if stage in ("predict", "export", "rerun") and self.run is None:
+            raise ValueError(f"stage={stage} needs run=<folder>")
+        if stage == "predict" and (self.text is None) == (self.input is None or self.output is None):
+            raise ValueError('stage=predict needs input=<file or -> output=<file>, or text="..."')
+        if stage == "export" and self.format is None:
+            raise ValueError("stage=export needs format=merged, adapter, onnx, openvino or classifier")
+        if self.train.memory is not None and stage in ("pretrain", "moe_joint"):
+            raise ValueError(
+                f"train.memory plans stage=train, not stage={stage}; leave it out and set train.micro_batch_size, "
+                "which is halved if memory does not suffice"
+            )
+        for key, stages in USED_BY.items():
+            if getattr(self, key) not in (None, False) and stage not in stages:
+                raise ValueError(f"{key} is not used by stage={stage}, only by {', '.join(stages)}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_mixture(self) -> RunConfig:
+        """Refuse a mixture of experts without adapters that can be gated, or on a single domain."""
+        if not isinstance(self.stage, MoeJointStage):
+            return self
+        if self.method.adapter is None:
+            raise ValueError(
+                f"stage=moe_joint mixes adapters, and method={self.method.name} has none; start from method=lora"
+            )
+        if self.method.adapter.variant == "dora":
+            raise ValueError(
+                "adapter.variant=dora has one magnitude per output, which belongs to a single update and cannot be "
+                "gated; choose lora, rslora or pissa for a mixture"
+            )
+        if self.data.domain is not None:
+            raise ValueError(
+                f"stage=moe_joint uses all domains, and data.domain={self.data.domain} selects one; set "
+                "data.domain=null, or data=finnf_joint for both parts of FinNF"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_strategy(self) -> RunConfig:
+        """Refuse methods that several processes cannot train with this strategy."""
+        method, strategy = self.method, self.train.strategy
+        if strategy != "single" and method.baseline is not None:
+            raise ValueError(
+                f"method={method.name} is a baseline and is trained in one process; set train.strategy=single and "
+                "start it with python run.py"
+            )
+        if strategy in ("fsdp", "deepspeed") and method.quantization != "none":
+            raise ValueError(
+                f"train.strategy={strategy} shards weights, and weights with quantization={method.quantization} cannot "
+                "be sharded; set train.strategy=ddp or method.quantization=none"
+            )
+        if strategy in ("fsdp", "deepspeed") and method.adapter is not None and method.adapter.variant == "pissa":
+            raise ValueError(
+                f"adapter.variant=pissa needs unsharded weights; set train.strategy=ddp instead of {strategy}"
+            )
+        return self
+
+
+def demonstration(config: Mapping[str, Any]) -> str | None:
+    """A disclaimer for runs of the embedded model or on synthetic rows; None for others.
+
+    Args:
+        config: of a run, as plain values.
+    """
+    model, data = config["model"], config["data"]
+    embedded = model.get("path") == "data/tiny" and config["method"].get("baseline") is None
+    generated = data.get("files") == "data/sample" or data.get("generator") is not None
+    if embedded and generated:
+        return "A demonstration: a tiny embedded model on generated rows. The scores say nothing about real texts."
+    if generated:
+        return "A demonstration: the rows are generated. The scores say nothing about real texts."
+    return "A demonstration: the embedded model is too small for real use." if embedded else None
