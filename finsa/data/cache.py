@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import polars as pl
 
+from finsa import synthetic
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import Ledger
 from finsa.errors import DataError
 from finsa.runs import files, locks
-from finsa.synthetic import generator
 
 if TYPE_CHECKING:
     from finsa.data.dataset import Dataset
@@ -46,14 +46,14 @@ UNREADABLE = (
 def code(*folders: Path) -> str:
     """Hash of the source code that turns files into rows and tokens, and of the libraries that do the work."""
     digest = hashlib.sha256(" ".join(map(version, ("polars", "tokenizers", "scikit-learn", "numpy"))).encode())
-    for file in (file for folder in folders for file in sorted(folder.glob("*.py"))):
+    files = (file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in (".py", ".yaml"))
+    for file in files:
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
 
-CODE = code(
-    Path(__file__).parent, Path(generator.__file__).parent
-)  # when it is loaded: a file edited later is not the code that runs
+# Computed when this module is loaded: a file edited later is not the code that runs.
+CODE = code(Path(__file__).parent, Path(synthetic.__file__).parent)
 
 
 def key(*parts: object) -> str:

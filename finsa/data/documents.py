@@ -18,7 +18,7 @@ from finsa.data.ledger import USED, Ledger
 from finsa.data.readers import FATE
 from finsa.data.rows import IGNORE, Row
 from finsa.errors import DataError, nearest
-from finsa.synthetic import generator, roles
+from finsa.synthetic import generator
 
 LIMITED = "filtered: more than data.corpus.documents"
 
@@ -48,7 +48,7 @@ def load(data: Data, heldout: float) -> Documents:
     assert data.corpus.documents is not None
     number, seed, role = data.corpus.documents, data.corpus.seed, data.corpus.role
     held = protected(data)
-    made = generator.corpus(number, seed, held) if role is None else roles.corpus(number, seed, role, held)
+    made = generator.corpus(number, seed, held, role)
     ledger = Ledger(Counter(generator=len(made)), Counter({USED: len(made)}))
     return Documents(*_parted(made, data.corpus.seed, heldout), ledger)
 

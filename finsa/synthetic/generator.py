@@ -1,19 +1,19 @@
 """Generated Chinese finance texts: the labelled sample set and the tiny base model's pre-training corpus.
 
 Labels follow from how a sentence is built (negation, contrast, comparison of numbers, irony ...), so they can be learnt
-as rules; names and figures are drawn at random and carry no information.
+as rules; names and figures are drawn at random and carry no information. Words and patterns are in ``lexicon.yaml``.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Collection, Mapping
-from typing import Final
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
 
 import polars as pl
-
-from finsa.synthetic import lexicon
+import yaml
 
 LABELS: Final = ("利空", "中性", "利好")
 DOMAINS: Final = ("news", "forum")
@@ -24,92 +24,99 @@ DEFAULT_SHARES: Final[Mapping[str, Mapping[str, float]]] = {
 }
 LENGTHS: Final[Mapping[str, tuple[int, int]]] = {"news": (20, 110), "forum": (8, 60)}
 
+LEXICON: Final[Mapping[str, Any]] = yaml.load(
+    Path(__file__).with_name("lexicon.yaml").read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+)
+GRAMMAR: Final[Mapping[str, list[str]]] = {
+    name: rule.splitlines() if isinstance(rule, str) else rule for name, rule in LEXICON["grammar"].items()
+}
+# Numbers drawn anew wherever they occur: bounds and decimal places.
+_NUMBERS: Final[Mapping[str, tuple[float, float, int]]] = {
+    "pct": (2, 48, 1),
+    "pctint": (11, 68, 0),
+    "smallpct": (0.3, 6, 1),
+    "bigpct": (55, 380, 0),
+    "yi": (1, 60, 1),
+    "wan": (60, 9000, 0),
+    "price": (3, 90, 2),
+    "points": (2600, 3900, 1),
+    "n": (3, 9, 0),
+    "n2": (11, 15, 0),
+    "year": (2003, 2022, 0),
+    "born": (1985, 2001, 0),
+}
 _SIGN: Final = {"利空": "-", "中性": "0", "利好": "+"}
 _OPPOSITE: Final = {"+": "-", "-": "+", "0": "0"}
 _ATTEMPTS: Final = 1000
-
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"\{([a-z0-9.]+)([~!=+\-0]?)\}")
 
-
-def _decimal(low: float, high: float, digits: int) -> Callable[[random.Random], str]:
-    """Make a number slot. Args: bounds and decimal places. Returns: a function drawing the number as text."""
-    return lambda rng: f"{rng.uniform(low, high):.{digits}f}"
-
-
-_NUMBERS: Final[Mapping[str, Callable[[random.Random], str]]] = {
-    "pct": _decimal(2, 48, 1),
-    "pctint": _decimal(11, 68, 0),
-    "smallpct": _decimal(0.3, 6, 1),
-    "bigpct": _decimal(55, 380, 0),
-    "yi": _decimal(1, 60, 1),
-    "wan": _decimal(60, 9000, 0),
-    "price": _decimal(3, 90, 2),
-    "points": _decimal(2600, 3900, 1),
-    "n": _decimal(3, 9, 0),
-    "n2": _decimal(11, 15, 0),
-    "year": _decimal(2003, 2022, 0),
-    "born": _decimal(1985, 2001, 0),
-    "date": lambda rng: f"{rng.randint(1, 12)}月{rng.randint(1, 28)}日",
-}
+# FinTeamExperts trains a macro, a micro and a quantitative analyst on corpora that are not public. Generated documents
+# have no such corpora behind them, so a rule of ours divides them: those about industries, boards and indices are
+# macro; of the rest, those dense in figures are quant, and those about one company in words are micro.
+_MACRO = re.compile("行业|板块|政策|指数|早报|周报")
+_DENSE = 0.05  # share of digits
+_DRAWN_PER_ROLE = 5  # documents drawn at first for each one wanted of a role; about a third has that role
 
 
 class _Speaker:
-    """One document's voice: fills patterns while keeping its company, persons and figures constant."""
+    """The voice of one document: fills patterns while keeping its company, persons and figures constant.
+
+    Args:
+        rng: source of all choices.
+    """
 
     def __init__(self, rng: random.Random) -> None:
-        """Draw the cast. Args: rng, source of all choices."""
         self.rng = rng
-        self.bound: dict[str, str] = {}
         self.used: set[tuple[str, int]] = set()
-        industry = rng.choice(list(lexicon.INDUSTRIES))
-        endings, products = lexicon.INDUSTRIES[industry]
-        self.bound |= {"ind": industry, "prod": rng.choice(products), "city": rng.choice(lexicon.CITIES)}
-        stems = rng.sample(lexicon.NAME_FIRST, 4)
-        names = [stem + rng.choice(lexicon.NAME_SECOND) for stem in stems]
+        industry = rng.choice(list(LEXICON["industries"]))
+        endings, products = (LEXICON["industries"][industry][words] for words in ("endings", "products"))
+        self.bound = {"ind": industry, "prod": rng.choice(products), "city": rng.choice(LEXICON["cities"])}
+        names = [stem + rng.choice(LEXICON["name_second"]) for stem in rng.sample(LEXICON["name_first"], 4)]
         self.bound |= {"co": names[0] + rng.choice(endings), "co2": names[1] + rng.choice(endings)}
         self.bound |= {"nick": names[0] + rng.choice(("", *endings)), "nick2": names[1] + rng.choice(endings)}
         self.bound["broker"] = names[2] + rng.choice(("证券", "资本", "国际", "投资", "研究院"))
         self.bound["fund"] = names[3] + rng.choice(("成长混合A", "价值精选", "红利ETF", "优选基金", "稳健回报"))
-        first, second = rng.sample(lexicon.SURNAMES, 2)
-        given = "".join(rng.choice(lexicon.GIVEN) for _ in range(rng.choice((1, 2))))
+        first, second = rng.sample(LEXICON["surnames"], 2)
+        given = "".join(rng.choice(LEXICON["given"]) for _ in range(rng.choice((1, 2))))
         self.bound |= {"sur": first, "sur2": second, "person": first + given}
         self.bound["code"] = str(rng.randint(100000, 999999))
         self.renew()
 
     def renew(self) -> None:
-        """Draw new figures for the comparisons and free the topics, the cast stays."""
+        """Draw new figures for the comparisons and make all topics available again; the cast stays."""
         self.used.clear()
-        for low_name, high_name, low, high, digits in lexicon.PAIRS:
+        for low_name, high_name, low, high, digits in LEXICON["pairs"]:
             small = self.rng.uniform(low, high)
             self.bound[low_name] = f"{small:.{digits}f}"
             self.bound[high_name] = f"{small * self.rng.uniform(1.4, 2.5):.{digits}f}"
 
     def fill(self, pattern: str, sign: str) -> str:
-        """Write a pattern out. Args: pattern in the lexicon's notation; sign of the label. Returns: the text."""
+        """Write out a pattern in the lexicon's notation, with the sign of the label."""
         while "[" in pattern:
             pattern = _CHOICE.sub(lambda match: self.rng.choice(match[1].split("|")), pattern)
         return _SLOT.sub(lambda match: self._slot(match[1], match[2], sign), pattern)
 
     def rule(self, name: str, sign: str) -> str:
-        """Write out one of a rule's patterns. Args: name of the rule; sign of the label. Returns: the text."""
-        patterns = lexicon.GRAMMAR[name]
-        family = name.rstrip("+-")
-        if family not in lexicon.DISTINCT:
+        """Write out one of a rule's patterns."""
+        patterns, family, recurring = GRAMMAR[name], name.rstrip("+-"), LEXICON["distinct"]
+        if family not in recurring:
             return self.fill(self.rng.choice(patterns), sign)
-        # one text must not say of the same thing that it rose and that it fell
+        # One text must not say of the same thing that it rose and that it fell.
         free = [index for index in range(len(patterns)) if (family, index) not in self.used]
         index = self.rng.choice(free or list(range(len(patterns))))
-        if index >= lexicon.DISTINCT[family]:
+        if index >= recurring[family]:
             self.used.add((family, index))
         return self.fill(patterns[index], sign)
 
     def _slot(self, name: str, mark: str, sign: str) -> str:
-        """Fill one slot. Args: its name; its mark (see lexicon) or sign; current sign. Returns: text."""
         if name in self.bound:
             return self.bound[name]
+        if name == "date":
+            return f"{self.rng.randint(1, 12)}月{self.rng.randint(1, 28)}日"
         if name in _NUMBERS:
-            return _NUMBERS[name](self.rng)
+            low, high, digits = _NUMBERS[name]
+            return f"{self.rng.uniform(low, high):.{digits}f}"
         if mark in ("~", "!") and sign == "0":
             sign = self.rng.choice("+-")
         sign = {"~": sign, "=": sign, "!": _OPPOSITE[sign], "": sign}.get(mark, mark)
@@ -117,38 +124,30 @@ class _Speaker:
 
 
 def _weighted(rng: random.Random, weights: Mapping[str, float]) -> str:
-    """Draw a key. Args: rng; weights by key. Returns: one key."""
     return rng.choices(list(weights), weights=list(weights.values()))[0]
 
 
-def _dress_news(speaker: _Speaker, main: str) -> str:
-    """Put background around a news clause. Args: speaker; main, the deciding text. Returns: the whole text."""
-    rng = speaker.rng
-    lead = speaker.rule("lead", "0") if rng.random() < 0.4 else ""
-    before = speaker.rule("before", "0") if rng.random() < 0.32 else ""
-    after = speaker.rule("after", "0") if rng.random() < 0.6 else ""
-    end = "" if main.endswith("？") or (not before and not after and rng.random() < 0.4) else "。"
-    return before + lead + main + end + after
-
-
-def _dress_forum(speaker: _Speaker, main: str) -> str:
-    """Add the small talk of a forum. Args: speaker; main, the deciding text. Returns: the whole text."""
-    rng = speaker.rng
-    opening = speaker.rule("open", "0") if rng.random() < 0.4 else ""
-    tail = speaker.rule("tail", "0") if rng.random() < 0.4 and main[-1] not in "？🙂" else ""
-    return opening + main + tail
-
-
 def _compose(speaker: _Speaker, domain: str, label: str) -> tuple[str, str]:
-    """Write one text. Args: speaker; domain; label it has to carry. Returns: the text and its construction."""
-    sign = _SIGN[label]
-    dress = _dress_news if domain == "news" else _dress_forum
-    kind = _weighted(speaker.rng, lexicon.KINDS[domain, sign])
+    """Write one text of a domain with a label: the deciding clause, and around it background or small talk.
+
+    Returns:
+        The text and the kind of its construction.
+    """
+    rng, sign = speaker.rng, _SIGN[label]
+    kind = _weighted(rng, LEXICON["kinds"][domain][sign])
     rule = f"{domain}.{kind}{sign}"
     low, high = LENGTHS[domain]
     for _ in range(_ATTEMPTS):
-        main = speaker.rule(rule if rule in lexicon.GRAMMAR else f"{domain}.{kind}*", sign)
-        text = dress(speaker, main)
+        text = speaker.rule(rule if rule in GRAMMAR else f"{domain}.{kind}*", sign)
+        if domain == "news":
+            lead = speaker.rule("lead", "0") if rng.random() < 0.4 else ""
+            before = speaker.rule("before", "0") if rng.random() < 0.32 else ""
+            after = speaker.rule("after", "0") if rng.random() < 0.6 else ""
+            end = "" if text.endswith("？") or (not before and not after and rng.random() < 0.4) else "。"
+            text = before + lead + text + end + after
+        else:
+            opening = speaker.rule("open", "0") if rng.random() < 0.4 else ""
+            text = opening + text + (speaker.rule("tail", "0") if rng.random() < 0.4 and text[-1] not in "？🙂" else "")
         if low <= len(text) <= high:
             return text, kind
         speaker.renew()
@@ -156,7 +155,7 @@ def _compose(speaker: _Speaker, domain: str, label: str) -> tuple[str, str]:
 
 
 def _quotas(total: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Split a total by shares (largest remainder). Args: total; shares by key. Returns: whole numbers by key."""
+    """Split a total in proportion to shares, by the largest remainders."""
     if not shares or min(shares.values()) < 0 or sum(shares.values()) <= 0:
         raise ValueError(f"shares must be non-negative and not all zero: {dict(shares)}")
     exact = {key: total * share / sum(shares.values()) for key, share in shares.items()}
@@ -165,16 +164,6 @@ def _quotas(total: int, shares: Mapping[str, float]) -> dict[str, int]:
     for key in by_rest[: total - sum(counts.values())]:
         counts[key] += 1
     return counts
-
-
-def _check(rows: int, domains: Mapping[str, float], shares: Mapping[str, Mapping[str, float]], noise: float) -> None:
-    """Refuse arguments that cannot be met. Args: as in generate(). Raises: ValueError."""
-    unknown = [d for d in (*domains, *shares) if d not in DOMAINS]
-    unknown += [label for by_label in shares.values() for label in by_label if label not in LABELS]
-    if unknown:
-        raise ValueError(f"unknown domain or label: {unknown}")
-    if rows < 0 or not 0 <= noise <= 1:
-        raise ValueError(f"rows must be >= 0 and noise within 0..1, got {rows} and {noise}")
 
 
 def generate(
@@ -192,11 +181,20 @@ def generate(
         domains: share of the rows by domain.
         imbalance: class shares by domain, replacing the default of each domain named.
         noise: share of the rows whose label is replaced by a wrong one.
+
     Returns:
-        a frame with id, text, label, domain, kind (construction) and noisy; the texts are unique.
+        Columns id, text, label, domain, kind (of construction) and noisy; the texts are unique.
+
+    Raises:
+        ValueError: for arguments that cannot be met.
     """
     shares = {**DEFAULT_SHARES, **(imbalance or {})}
-    _check(rows, domains, shares, noise)
+    unknown = [domain for domain in (*domains, *shares) if domain not in DOMAINS]
+    unknown += [label for by_label in shares.values() for label in by_label if label not in LABELS]
+    if unknown:
+        raise ValueError(f"unknown domain or label: {unknown}")
+    if rows < 0 or not 0 <= noise <= 1:
+        raise ValueError(f"rows must be >= 0 and noise within 0..1, got {rows} and {noise}")
     rng = random.Random(f"finsa-generate:{seed}")
     plan = [
         (domain, label)
@@ -213,22 +211,22 @@ def generate(
         while text in seen:
             text, kind = _compose(_Speaker(rng), domain, label)
         seen.add(text)
-        shown = rng.choice([other for other in LABELS if other != label]) if index in flipped else label
-        records.append((f"s{seed}-{index:06d}", text, shown, domain, kind, index in flipped))
+        noisy = index in flipped
+        written = rng.choice([other for other in LABELS if other != label]) if noisy else label
+        records.append((f"s{seed}-{index:06d}", text, written, domain, kind, noisy))
     schema = dict.fromkeys(("id", "text", "label", "domain", "kind"), pl.String()) | {"noisy": pl.Boolean()}
     return pl.DataFrame(records, schema=schema, orient="row")
 
 
 def _sentence(speaker: _Speaker, domain: str, label: str) -> str:
-    """Write a text closed by a mark. Args: speaker; domain; label. Returns: the text."""
     text = _compose(speaker, domain, label)[0]
     return text if text[-1] in "。？！…😂🙂" else text + "。"
 
 
 def _document(rng: random.Random) -> str:
-    """Write one pre-training document. Args: rng. Returns: its text."""
+    """Write one pre-training document."""
     speaker = _Speaker(rng)
-    form = _weighted(rng, lexicon.FORMS)
+    form = _weighted(rng, LEXICON["forms"])
     domain, label = _weighted(rng, {"news": 0.5, "forum": 0.5}), rng.choice(LABELS)
     if form in ("task", "report"):
         domain = "news"
@@ -241,59 +239,64 @@ def _document(rng: random.Random) -> str:
             speaker.renew()
             parts.append(_sentence(speaker, domain, label))
         return "".join(parts)
-    while form == "task" and speaker.bound["co"] not in text:
-        text = _sentence(speaker, domain, label)
     if form == "task":
-        # question and answer have to name the same figures
+        while speaker.bound["co"] not in text:
+            text = _sentence(speaker, domain, label)
+        # Question and answer have to name the same figures.
         speaker.bound |= {name: speaker.rule(name, "0") for name in ("period", "goodamt", "badamt")}
     speaker.bound["text"] = text
     speaker.bound["post"] = _sentence(speaker, "forum", label)
-    # rules of thumb quote a conceding and a deciding clause, so they need a side
+    # Rules of thumb quote a conceding and a deciding clause, so they need a side.
     sign = rng.choice("+-") if form == "sense" else _SIGN[label]
     return speaker.rule(form, sign).replace("\\n", "\n")
 
 
-def _prefix_index(texts: Collection[str]) -> tuple[int, dict[str, list[str]]]:
-    """Index texts by their beginning. Args: texts. Returns: the length of the key and the texts by key."""
-    # a plain scan costs documents x texts; a key no longer than the shortest text finds every hit in one pass
-    kept = sorted({text for text in texts if text})
-    size = min((len(text) for text in kept), default=0)
-    size = min(size, 8)
-    index: dict[str, list[str]] = {}
-    for text in kept:
-        index.setdefault(text[:size], []).append(text)
-    return size, index
+def role_of(document: str) -> str:
+    """The analyst who would read a document: ``macro``, ``quant`` or ``micro``."""
+    if _MACRO.search(document):
+        return "macro"
+    return "quant" if sum(letter.isdigit() for letter in document) >= _DENSE * len(document) else "micro"
 
 
-def _contains(document: str, size: int, index: Mapping[str, list[str]]) -> bool:
-    """Look for an indexed text. Args: document; key length and index. Returns: whether one occurs."""
-    return any(
-        document.startswith(text, start)
-        for start in range(len(document) - size + 1)
-        for text in index.get(document[start : start + size], ())
-    )
-
-
-def corpus(documents: int, seed: int, exclude: Collection[str] = ()) -> list[str]:
+def corpus(documents: int, seed: int, exclude: Collection[str] = (), role: str | None = None) -> list[str]:
     """Generate the pre-training documents.
 
     Args:
         documents: how many.
-        seed: the same seed gives the same list; the random stream differs from that of generate().
+        seed: the same seed gives the same list; the random stream differs from that of `generate`.
         exclude: texts (held-out rows) that no document may contain.
+        role: macro, micro or quant, to keep documents of that role only; None keeps all. Lists of different roles
+            have no document in common.
+
     Returns:
-        unique documents in random order.
+        Unique documents in random order.
     """
+    if role is not None:
+        found, number = list[str](), _DRAWN_PER_ROLE * documents
+        while len(found) < documents:  # a larger draw begins with the documents of the smaller one
+            found = [document for document in corpus(number, seed, exclude) if role_of(document) == role]
+            number *= 2
+        return found[:documents]
     rng = random.Random(f"finsa-corpus:{seed}")
-    size, index = _prefix_index(exclude)
-    found: dict[str, None] = {}
+    # A plain scan costs documents x texts. A key no longer than the shortest text finds every hit in one pass.
+    texts = sorted({text for text in exclude if text})
+    size = min(8, min(map(len, texts), default=0))
+    by_start: dict[str, list[str]] = {}
+    for text in texts:
+        by_start.setdefault(text[:size], []).append(text)
+    unique: dict[str, None] = {}
     misses = 0
-    while len(found) < documents:
+    while len(unique) < documents:
         document = _document(rng)
-        if document in found or (index and _contains(document, size, index)):
+        starts = range(len(document) - size + 1) if texts else ()
+        if document in unique or any(
+            document.startswith(text, start)
+            for start in starts
+            for text in by_start.get(document[start : start + size], ())
+        ):
             misses += 1
             if misses > _ATTEMPTS + 20 * documents:
                 raise RuntimeError("exclude leaves too few documents")
             continue
-        found[document] = None
-    return list(found)
+        unique[document] = None
+    return list(unique)

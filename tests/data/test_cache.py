@@ -132,19 +132,21 @@ def test_other_source_code_is_another_entry(config: Configure, tmp_path: Path, m
     assert len(_entries(tmp_path)) == 2
 
 
-def test_code_is_every_file_of_the_package(tmp_path: Path, project: Path) -> None:
-    folder = tmp_path / "data"
-    shutil.copytree(project / "finsa" / "data", folder)
-    assert cache.code(folder) == cache.code(project / "finsa" / "data")
-    hashes = set()
-    for file in folder.glob("*.py"):
+def test_code_is_every_file_of_both_packages(tmp_path: Path, project: Path) -> None:
+    folders = [tmp_path / "data", tmp_path / "synthetic"]
+    for folder in folders:
+        shutil.copytree(project / "finsa" / folder.name, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    assert cache.code(*folders) == cache.CODE
+    hashes, files = set(), [file for folder in folders for file in folder.iterdir()]
+    for file in files:
         before = file.read_bytes()
         file.write_bytes(before + b"#")
-        hashes.add(cache.code(folder))
+        hashes.add(cache.code(*folders))
         file.write_bytes(before)
-    assert len(hashes) == len(list(folder.glob("*.py"))) >= 15
-    (folder / "ledger.py").rename(folder / "book.py")
-    assert cache.code(folder) not in {*hashes, cache.CODE}
+    assert len(hashes) == len(files) >= 15
+    assert "lexicon.yaml" in {file.name for file in files}
+    (folders[0] / "ledger.py").rename(folders[0] / "book.py")
+    assert cache.code(*folders) not in {*hashes, cache.CODE}
 
 
 def test_drawn_and_fetched_rows_are_not_kept(config: Configure, tmp_path: Path) -> None:

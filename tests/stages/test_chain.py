@@ -16,7 +16,7 @@ from finsa.errors import ConfigError
 from finsa.models.moe import experts
 from finsa.runs import run_folder
 from finsa.stages import chain, moe_joint, pretrain, train
-from finsa.synthetic import roles
+from finsa.synthetic import generator
 
 Compose = Callable[..., RunConfig]
 SHORT = ("train=smoke", "tracking=none", "train.max_steps=2", "data.cache=null")
@@ -157,12 +157,12 @@ def test_pre_training_that_makes_no_sense(config: Compose, further: tuple[str, .
 
 
 def test_roles_divide_the_documents() -> None:
-    found = {role: roles.corpus(40, 3, role) for role in ("macro", "micro", "quant")}
+    found = {role: generator.corpus(40, 3, role=role) for role in ("macro", "micro", "quant")}
     assert {role: len(documents) for role, documents in found.items()} == dict.fromkeys(found, 40)
     assert len({document for documents in found.values() for document in documents}) == 120
-    assert roles.role_of("医药板块成交56.2亿元") == "macro"
-    assert roles.role_of("净利润55.3亿") == "quant"
-    assert roles.role_of("公司攻克关键技术") == "micro"
+    assert generator.role_of("医药板块成交56.2亿元") == "macro"
+    assert generator.role_of("净利润55.3亿") == "quant"
+    assert generator.role_of("公司攻克关键技术") == "micro"
 
 
 def test_the_mixture_finds_the_chains_experts(config: Compose, files: Path, tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from finsa.synthetic import lexicon
-from finsa.synthetic.generator import DEFAULT_SHARES, DOMAINS, LABELS, LENGTHS, corpus, generate
+from finsa.synthetic.generator import DEFAULT_SHARES, DOMAINS, GRAMMAR, LABELS, LENGTHS, LEXICON, corpus, generate
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,9 +95,10 @@ def test_noise_flips_labels_only() -> None:
 def test_every_construction_occurs_in_every_domain_and_label() -> None:
     clean = _frame().filter(~pl.col("noisy"))
     seen = set(clean.select("domain", "label", "kind").iter_rows())
-    for (domain, sign), kinds in lexicon.KINDS.items():
-        label = {"-": "利空", "0": "中性", "+": "利好"}[sign]
-        assert {kind for *cell, kind in seen if cell == [domain, label]} == set(kinds)
+    assert LEXICON["kinds"].keys() == set(DOMAINS)
+    for domain, signs in LEXICON["kinds"].items():
+        for label, sign in {"利空": "-", "中性": "0", "利好": "+"}.items():
+            assert {kind for *cell, kind in seen if cell == [domain, label]} == set(signs[sign])
     assert {"plain", "negation", "contrast", "numbers", "irony", "question", "mixed"} <= set(clean["kind"])
 
 
@@ -111,10 +111,10 @@ def test_lengths_and_no_notation_left() -> None:
         assert not re.search(r"[\[\]{}|~]|，，|。。|\\n", text), text
 
 
-@pytest.mark.parametrize("name", sorted(lexicon.GRAMMAR))
+@pytest.mark.parametrize("name", sorted(GRAMMAR))
 def test_rules_are_well_formed(name: str) -> None:
-    known = set(lexicon.GRAMMAR)
-    for pattern in lexicon.GRAMMAR[name]:
+    known = set(GRAMMAR)
+    for pattern in GRAMMAR[name]:
         assert pattern.count("[") == pattern.count("]")
         assert pattern.count("{") == pattern.count("}")
         for slot, mark in re.findall(r"\{([a-z0-9.]+)([~!=+-]?)\}", pattern):
@@ -126,7 +126,7 @@ def test_rules_are_well_formed(name: str) -> None:
 
 def test_opposite_rules_are_aligned() -> None:
     # a text uses no topic of this list twice, told by the position in both lists
-    assert len(lexicon.GRAMMAR["med+"]) == len(lexicon.GRAMMAR["med-"])
+    assert len(GRAMMAR["med+"]) == len(GRAMMAR["med-"])
 
 
 def test_comparisons_agree_with_their_labels() -> None:
@@ -196,7 +196,7 @@ def test_corpus_honours_exclude() -> None:
     assert len(documents) == 300
     assert not any(text in document for text in banned if text for document in documents)
     with pytest.raises(RuntimeError, match="exclude"):
-        corpus(3, seed=9, exclude=[*"，。？：的票它股货0123456789", *lexicon.NAME_FIRST])
+        corpus(3, seed=9, exclude=[*"，。？：的票它股货0123456789", *LEXICON["name_first"]])
 
 
 def test_corpus_uses_no_prompt_format() -> None:
