@@ -1,8 +1,11 @@
-"""Ask a model behind an OpenAI-compatible endpoint: questions in, answers in the same order out.
+"""Ask a model behind an OpenAI-compatible endpoint; answers come back in the order of the questions.
 
 The protocol is POST {url}/chat/completions as OpenAI's API reference describes it ("Create chat completion"); Ollama,
-vLLM, llama.cpp and the hosted services speak it. Completed answers go to a journal at once, so a command that was
-stopped goes on without asking again.
+vLLM, llama.cpp and the hosted services implement it. Completed answers are written to a journal at once, so an
+interrupted command resumes without asking again.
+
+This is not the `openai` client because its retries do not fit: the backoff cannot be configured, a ``Retry-After`` of
+more than two minutes is not waited for, and a wait does not end when another question has failed.
 """
 
 from __future__ import annotations
@@ -10,36 +13,35 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
+from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import Event
-from typing import Any
+from threading import Event, Lock
 
 import httpx
 from rich.console import Console
 from rich.progress import track
 
 from finsa.config import Endpoint
-from finsa.data.journal import Journal
 from finsa.data.prompts import without_thoughts
 from finsa.errors import RunError
 
 MALFORMED, CUT, REFUSED = "malformed answer", "answer cut at the model's limit", "refused by the endpoint"
 RETRIED = {408, 429, *range(500, 600)}
-ABOUT_THE_QUESTION = {400, 413, 422}  # other errors would meet every question
-REFUSALS = 5  # so many, and nothing answered: it is not about single questions
-LONGEST_WAIT = 600.0  # seconds; a limit that lasts longer is the user's to wait for
-KEPT = "Answers so far are kept: the same command goes on from them"
+ABOUT_THE_QUESTION = {400, 413, 422}  # any other error would meet every question
+REFUSALS = 5  # refusals without a single answer after which the fault is not that of single questions
+LONGEST_WAIT = 600.0  # seconds
+KEPT = "Answers so far are kept: the same command resumes from them"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and a number that tells equal prompts apart and is added to the seed."""
+    """A prompt, and a number that distinguishes equal prompts and is added to the seed."""
 
     prompt: str
     number: int
@@ -47,20 +49,54 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's text; or why there is none, and what the endpoint said about it."""
+    """A model's text; or the fault why there is none, with the endpoint's message."""
 
     text: str
     fault: str | None = None
-    said: str = ""
+    detail: str = ""
+
+
+class Journal:
+    """Answers by key on disk, one JSON object per line; incomplete lines are ignored.
+
+    Args:
+        file: created with the first answer.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self._lock = file, Lock()
+        self.answers = dict(self._lines()) if file.is_file() else {}
+        self.kept = len(self.answers)
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        content = self.file.read_bytes()
+        if content and not content.endswith(b"\n"):  # cut off by a kill: the next line must not be appended to it
+            with self.file.open("ab") as stream:
+                stream.write(b"\n")
+        for line in content.split(b"\n"):
+            try:
+                record = json.loads(line)
+                yield str(record["key"]), str(record["text"])
+            except (ValueError, LookupError, TypeError):
+                continue
+
+    def add(self, key: str, text: str) -> None:
+        """Append an answer; safe to call from several threads."""
+        line = json.dumps({"key": key, "text": text}, ensure_ascii=False) + "\n"
+        with self._lock:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("ab") as stream:
+                stream.write(line.encode())
+            self.answers[key] = text
 
 
 class Chat:
-    """A conversation partner.
+    """Asks one model at one endpoint.
 
     Args:
-        endpoint: where and how.
+        endpoint: address, model, sampling, retries.
         section: of the configuration, named in errors, such as ``stage.paraphrase``.
-        journal: answers that are there already, and where new ones go.
+        journal: holds the answers of an interrupted command, and takes new ones.
 
     Raises:
         RunError: where the environment variable with the key is empty, or no client can be made for the address.
@@ -68,8 +104,16 @@ class Chat:
 
     def __init__(self, endpoint: Endpoint, section: str, journal: Journal) -> None:
         self.endpoint, self.section, self.journal = endpoint, section, journal
-        self._key = self._read_key()
         self._stopped = Event()
+        self._key = None
+        if endpoint.api_key_env is not None:
+            key = self._key = os.environ.get(endpoint.api_key_env, "").strip()
+            if not key or not key.isascii() or not key.isprintable():
+                problem = "contains characters that no key has" if key else "is not set"
+                raise RunError(
+                    f"{section}.api_key_env: the environment variable {endpoint.api_key_env} {problem}; set it to the "
+                    f"key, or {section}.api_key_env=null where the endpoint needs none"
+                )
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         try:
             self._address = httpx.URL(f"{endpoint.url.rstrip('/')}/chat/completions")
@@ -78,159 +122,123 @@ class Chat:
         except (httpx.InvalidURL, ValueError, ImportError) as error:  # the last two: a proxy in the environment
             raise RunError(f"{section}.url: no connection can be made to {endpoint.url}: {error}") from None
 
-    def _read_key(self) -> str | None:
-        name = self.endpoint.api_key_env
-        if name is None:
-            return None
-        key = os.environ.get(name, "").strip()
-        if not key or not key.isascii() or not key.isprintable():
-            what = "holds characters that no key has" if key else "is not set"
-            raise RunError(
-                f"{self.section}.api_key_env: the environment variable {name} {what}; set it to the key, or "
-                f"{self.section}.api_key_env=null where the endpoint needs none"
-            )
-        return key
-
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """Ask all questions that the journal has no answer to.
+        """Ask all questions that the journal has no answer to, several at a time.
 
         Returns:
-            The answers, in the order of the questions. Malformed ones are not kept in the journal.
+            The answers, in the order of the questions. Those with a fault are not kept in the journal.
 
         Raises:
-            RunError: where the endpoint cannot be reached, refuses the key, or goes on failing.
+            RunError: where the endpoint cannot be reached, refuses the key, or keeps failing.
         """
         keys = [self._key_of(question) for question in questions]
-        open_ones = {
-            key: question for key, question in zip(keys, questions, strict=True) if key not in self.journal.answers
-        }
-        faults = self._ask_all(open_ones) if open_ones else {}
+        unanswered = {key: one for key, one in zip(keys, questions, strict=True) if key not in self.journal.answers}
+        faults = self._ask_all(unanswered) if unanswered else {}
         return [Answer("", faults[key]) if key in faults else Answer(self.journal.answers[key]) for key in keys]
 
+    def _key_of(self, question: Question) -> str:
+        # Without the address: the same model may be served elsewhere when the command is repeated.
+        parts = [self.endpoint.model, self.endpoint.temperature, self.endpoint.seed, question.number, question.prompt]
+        return sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
     def _ask_all(self, questions: dict[str, Question]) -> dict[str, str]:
-        """Ask questions side by side; returns why some have no answer."""
-        faults, refused = dict[str, str](), 0
+        """Ask questions side by side, behind a progress bar on a terminal; returns why some have no answer."""
+        faults, refused, done, console = dict[str, str](), 0, SimpleQueue[Future[Answer]](), Console(stderr=True)
         self._stopped.clear()
         pool = ThreadPoolExecutor(self.endpoint.workers)
-        futures = {pool.submit(self._unless_stopped, key, question): key for key, question in questions.items()}
+        futures = {pool.submit(self._answer, key, question): key for key, question in questions.items()}
         try:
-            for future in self._shown(futures, len(futures)):
+            for future in futures:
+                future.add_done_callback(done.put)
+            title, hidden = f"asking {self.endpoint.model}", not console.is_terminal
+            for _ in track(range(len(futures)), title, console=console, transient=True, disable=hidden):
+                future = _next(done)
                 answer = future.result()
                 if answer.fault is not None:
                     faults[futures[future]] = answer.fault
                 refused += answer.fault == REFUSED
                 if refused == min(REFUSALS, len(questions)) and not self.journal.answers:
-                    raise RunError(
-                        f"{self.section}: {self.endpoint.url} refuses every question ({answer.said}); mend it"
-                    )
+                    raise RunError(f"{self.section}: {self.endpoint.url} refuses every question ({answer.detail})")
         finally:
-            # Whatever happened: questions under way may still answer, which was paid for; no other one starts.
+            # Whatever happened: requests under way may still be answered, which was paid for; no other one starts.
             self._stopped.set()
             pool.shutdown(cancel_futures=True)
         return faults
 
-    def _shown(self, futures: Iterable[Future[Answer]], total: int) -> Iterator[Future[Answer]]:
-        """Futures as they are done, behind a bar on a terminal."""
-        done, console = SimpleQueue[Future[Answer]](), Console(stderr=True)
-        for future in futures:
-            future.add_done_callback(done.put)
-        what, hidden = f"asking {self.endpoint.model}", not console.is_terminal
-        for _ in track(range(total), what, console=console, transient=True, disable=hidden):
-            yield _next(done)
-
-    def _key_of(self, question: Question) -> str:
-        # Not the address: the same model may answer elsewhere when the command is repeated.
-        parts = [self.endpoint.model, self.endpoint.temperature, self.endpoint.seed, question.number, question.prompt]
-        return sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-    # -------------------------------------------------------------------------------------------- one question
-
-    def _unless_stopped(self, key: str, question: Question) -> Answer:
-        """Ask one question, unless another one has failed: its error ends the command."""
-        if self._stopped.is_set():
-            return Answer("", "not asked")
-        try:
-            return self._answer(key, question)
-        except BaseException:
-            self._stopped.set()
-            raise
-
     def _answer(self, key: str, question: Question) -> Answer:
-        """Ask one question until it is answered.
+        """Ask one question until it is answered; a failure of another one ends the attempts.
 
         Raises:
-            RunError: where no attempt was answered, or no question would be.
+            RunError: where no attempt was answered, or the error would meet every question.
         """
-        attempt = 0
-        while True:
-            try:
-                response = self._http.post(self._address, json=self._payload(question))
-            except httpx.DecodingError:
-                return Answer("", MALFORMED)
-            except httpx.TransportError as error:
-                trouble, wait = self._unreached(error), None
-            else:
-                if response.status_code not in RETRIED:
-                    return self._kept(key, self._read(response))
-                trouble, wait = self._failing(response), retry_after(response.headers.get("Retry-After"))
-            if wait is None:
-                wait = min(self.endpoint.backoff * 2**attempt, LONGEST_WAIT)
-            if wait > LONGEST_WAIT:
-                trouble += f"; it asks to wait {wait:,.0f} s"
-            attempt += 1
-            if attempt > self.endpoint.retries or wait > LONGEST_WAIT or self._stopped.wait(wait):
-                raise RunError(f"{self.section}.url: {self.endpoint.url} {trouble} (attempts: {attempt}). {KEPT}")
-
-    def _payload(self, question: Question) -> dict[str, Any]:
-        seed = None if self.endpoint.seed is None else self.endpoint.seed + question.number
+        if self._stopped.is_set():
+            return Answer("", "not asked")
+        section, url = self.section, self.endpoint.url
         payload = {
             "model": self.endpoint.model,
             "messages": [{"role": "user", "content": question.prompt}],
             "temperature": self.endpoint.temperature,
-            "seed": seed,
+            "seed": None if self.endpoint.seed is None else self.endpoint.seed + question.number,
         }
-        return {name: value for name, value in payload.items() if value is not None}
-
-    def _kept(self, key: str, answer: Answer) -> Answer:
-        if answer.fault is None:
-            self.journal.add(key, answer.text)
-        return answer
+        payload = {name: value for name, value in payload.items() if value is not None}
+        try:
+            for attempt in range(1, self.endpoint.retries + 2):
+                wait = min(self.endpoint.backoff * 2 ** (attempt - 1), LONGEST_WAIT)
+                try:
+                    response = self._http.post(self._address, json=payload)
+                except httpx.DecodingError:
+                    return Answer("", MALFORMED)
+                except httpx.TimeoutException:
+                    seconds = self.endpoint.timeout
+                    trouble = f"gave no answer within {seconds:g} s; is it running? Otherwise raise {section}.timeout"
+                except httpx.TransportError as error:
+                    reason = self._plain(str(error)) or type(error).__name__
+                    trouble = f"cannot be reached ({reason}); start the server, or fix {section}.url"
+                else:
+                    if response.status_code not in RETRIED:
+                        answer = self._read(response)
+                        if answer.fault is None:
+                            self.journal.add(key, answer.text)
+                        return answer
+                    trouble = f"keeps failing ({self._detail(response)}); try later, or lower {section}.workers"
+                    stated = retry_after(response.headers.get("Retry-After"))
+                    wait = wait if stated is None else stated
+                    if wait > LONGEST_WAIT:
+                        trouble += f"; it asks to wait {wait:,.0f} s"
+                        break
+                if attempt > self.endpoint.retries or self._stopped.wait(wait):
+                    break
+            raise RunError(f"{section}.url: {url} {trouble} (attempts: {attempt}). {KEPT}")
+        except BaseException:
+            self._stopped.set()  # at once, so that no other question starts
+            raise
 
     def _read(self, response: httpx.Response) -> Answer:
+        """Take the answer out of a response that is not retried.
+
+        Raises:
+            RunError: for an error that would meet every question.
+        """
         if response.is_success:
             return read(response)
-        status, said = response.status_code, self._said(response)
-        if status in ABOUT_THE_QUESTION:
-            return Answer("", REFUSED, said)
-        raise RunError(f"{self._complaint(status, response)} ({said}). {KEPT}")
+        detail, section, url = self._detail(response), self.section, self.endpoint.url
+        if response.status_code in ABOUT_THE_QUESTION:
+            return Answer("", REFUSED, detail)
+        if response.status_code in (401, 403):
+            name = self.endpoint.api_key_env
+            fix = f"fix the key in {name}" if name else "name the environment variable that holds one"
+            problem = f"{section}.api_key_env: {url} refuses {'the' if name else 'to answer without a'} key; {fix}"
+        elif response.status_code == 404:
+            problem = f"{section}: {url} has no chat/completions, or no model '{self.endpoint.model}'; fix url or model"
+        elif response.is_redirect:
+            target = self._plain(response.headers.get("Location", "another address"))
+            problem = f"{section}.url: {url} redirects to {target}; set {section}.url to that address"
+        else:
+            problem = f"{section}: {url} does not serve this request"
+        raise RunError(f"{problem} ({detail}). {KEPT}")
 
-    # -------------------------------------------------------------------------------------------- what went wrong
-
-    def _complaint(self, status: int, response: httpx.Response) -> str:
-        section, url, name = self.section, self.endpoint.url, self.endpoint.api_key_env
-        if status in (401, 403):
-            remedy = f"mend the key in {name}" if name else "name the environment variable that holds one"
-            return f"{section}.api_key_env: {url} refuses {'the' if name else 'to answer without a'} key; {remedy}"
-        if status == 404:
-            return f"{section}: {url} knows no chat/completions, or no model '{self.endpoint.model}'; mend url or model"
-        if response.is_redirect:
-            where = self._plain(response.headers.get("Location", "another address"))
-            return f"{section}.url: {url} redirects to {where}; set {section}.url to what it redirects to"
-        return f"{section}: {url} does not serve this request"
-
-    def _unreached(self, error: httpx.TransportError) -> str:
-        if isinstance(error, httpx.TimeoutException):
-            return (
-                f"gave no answer within {self.endpoint.timeout:g} s; is it running? Else raise {self.section}.timeout"
-            )
-        reason = self._plain(str(error)) or type(error).__name__
-        return f"cannot be reached ({reason}); start the server, or mend {self.section}.url"
-
-    def _failing(self, response: httpx.Response) -> str:
-        return f"goes on failing ({self._said(response)}); try later, or lower {self.section}.workers"
-
-    def _said(self, response: httpx.Response) -> str:
-        """Status and message of an error, without the key, should the endpoint repeat it."""
+    def _detail(self, response: httpx.Response) -> str:
+        """Status and message of an error, without the key, in case the endpoint repeats it."""
         try:
             content = response.json()
             message = content["error"]["message"] if isinstance(content["error"], dict) else content["error"]
@@ -244,7 +252,7 @@ class Chat:
 
 
 def _next(done: SimpleQueue[Future[Answer]]) -> Future[Answer]:
-    """Wait in short steps: polars' handler of SIGINT lets a long wait go on, so Ctrl-C would be heard late."""
+    """Wait in short steps: polars' SIGINT handler lets a long wait continue, so Ctrl-C would come late."""
     while True:
         try:
             return done.get(timeout=0.2)
@@ -257,14 +265,14 @@ def read(response: httpx.Response) -> Answer:
     try:
         choice = response.json()["choices"][0]
         text: str = choice["message"]["content"]
-        text.encode()  # half a surrogate pair could not be written to any file
+        text.encode()  # half of a surrogate pair could not be written to any file
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return Answer("", MALFORMED)
     return Answer("", CUT) if choice.get("finish_reason") == "length" else Answer(without_thoughts(text))
 
 
 def retry_after(header: str | None) -> float | None:
-    """Seconds to wait that a ``Retry-After`` header states, as a number or as a date (RFC 9110, 10.2.3)."""
+    """Seconds that a ``Retry-After`` header asks to wait, as a number or as a date (RFC 9110, 10.2.3)."""
     if header is None:
         return None
     if re.fullmatch(r"\d+(\.\d+)?", header.strip()):

@@ -10,8 +10,7 @@ import polars as pl
 from finsa.config import AugmentStage, Paraphrase, RunConfig
 from finsa.data import augment, dataset, dataset_writer
 from finsa.data.dataset import Dataset
-from finsa.data.endpoint import Chat, Question
-from finsa.data.journal import Journal
+from finsa.data.endpoint import Chat, Journal, Question
 from finsa.data.readers import FATE
 from finsa.runs.run_folder import Result
 
@@ -56,7 +55,7 @@ def _chat(knobs: AugmentStage, partial: Path) -> Chat | None:
         return None
     journal = Journal(partial / dataset_writer.ANSWERS)
     if journal.kept:
-        print(f"going on with {journal.kept:,} answers in {journal.file}")
+        print(f"resuming with {journal.kept:,} answers in {journal.file}")
     return Chat(knobs.paraphrase, "stage.paraphrase", journal)
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from finsa.config import RunConfig, SynthesizeStage
 from finsa.data import dataset_writer
-from finsa.data.endpoint import KEPT, Chat, Question
-from finsa.data.journal import Journal
+from finsa.data.endpoint import KEPT, Chat, Journal, Question
 from finsa.data.labels import LabelSpace
 from finsa.data.synthesize import Harvest, in_blocks
 from finsa.errors import RunError
@@ -35,7 +34,7 @@ def _write(cfg: RunConfig, partial: Path) -> Result:
     labels = LabelSpace.of(cfg.data, ())
     journal = Journal(partial / dataset_writer.ANSWERS)
     if journal.kept:
-        print(f"going on with {journal.kept:,} answers in {journal.file}")
+        print(f"resuming with {journal.kept:,} answers in {journal.file}")
     harvest = _harvest(knobs, labels, Chat(knobs, "stage", journal))
     splits = {"train": in_blocks(harvest.texts, 0, knobs.train, knobs.block, "train")}
     if knobs.validation:

@@ -17,8 +17,7 @@ import pytest
 from endpoints import ChatServer, Reply, Request, failed, said
 
 from finsa.config import Endpoint
-from finsa.data.endpoint import CUT, KEPT, MALFORMED, REFUSED, Answer, Chat, Question, retry_after
-from finsa.data.journal import Journal
+from finsa.data.endpoint import CUT, KEPT, MALFORMED, REFUSED, Answer, Chat, Journal, Question, retry_after
 from finsa.errors import RunError
 
 KEY = "sk-Geheim-0123456789"
@@ -128,7 +127,7 @@ def test_500_for_ever_ends_in_one_message(tmp_path: Path) -> None:
     with ChatServer(lambda request: failed(500, "model\nfell over")) as server, pytest.raises(RunError) as caught:
         _chat(server.url, tmp_path, workers=1).ask(_questions(9))
     assert str(caught.value) == (
-        f"stage.paraphrase.url: {server.url} goes on failing (HTTP 500: model fell over); try later, or lower "
+        f"stage.paraphrase.url: {server.url} keeps failing (HTTP 500: model fell over); try later, or lower "
         f"stage.paraphrase.workers (attempts: 3). {KEPT}"
     )
     assert len(server.requests) == 3, "the other questions are not asked any more"
@@ -142,13 +141,13 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         _chat(url, tmp_path).ask(_questions(2))
     assert str(caught.value).startswith(f"stage.paraphrase.url: {url} cannot be reached (")
-    assert "Connection refused); start the server, or mend stage.paraphrase.url (attempts: 3)" in str(caught.value)
+    assert "Connection refused); start the server, or fix stage.paraphrase.url (attempts: 3)" in str(caught.value)
 
 
 def test_a_server_that_is_too_slow(tmp_path: Path) -> None:
     with ChatServer(lambda request: said("好", seconds=0.5)) as server, pytest.raises(RunError) as caught:
         _chat(server.url, tmp_path, timeout=0.1, retries=0).ask(_questions(1))
-    assert f"{server.url} gave no answer within 0.1 s; is it running? Else raise stage.paraphrase.timeout" in str(
+    assert f"{server.url} gave no answer within 0.1 s; is it running? Otherwise raise stage.paraphrase.timeout" in str(
         caught.value
     )
 
@@ -188,7 +187,7 @@ def test_a_wrong_key_is_told_without_the_key(tmp_path: Path, monkeypatch: pytest
     with ChatServer(reply) as server, pytest.raises(RunError) as caught:
         _chat(server.url, tmp_path, api_key_env="MY_KEY").ask(_questions(1))
     assert str(caught.value) == (
-        f"stage.paraphrase.api_key_env: {server.url} refuses the key; mend the key in MY_KEY "
+        f"stage.paraphrase.api_key_env: {server.url} refuses the key; fix the key in MY_KEY "
         f"(HTTP 401: Incorrect API key provided: Bearer ***). {KEPT}"
     )
     assert len(server.requests) == 1
@@ -198,7 +197,7 @@ def test_a_wrong_key_is_told_without_the_key(tmp_path: Path, monkeypatch: pytest
     ("reply", "message"),
     [
         (failed(401), "refuses to answer without a key; name the environment variable that holds one (HTTP 401)"),
-        (failed(404, "no such model"), "or no model 'qwen2.5:7b'; mend url or model (HTTP 404: no such model)"),
+        (failed(404, "no such model"), "or no model 'qwen2.5:7b'; fix url or model (HTTP 404: no such model)"),
         (failed(302, Location="http://x.cn/v1/chat/completions"), "redirects to http://x.cn/v1/chat/completions; set "),
         (failed(402, "Insufficient Balance"), "does not serve this request (HTTP 402: Insufficient Balance)"),
         (Reply(b"<html>\x1b[31mno</html>", 405), "does not serve this request (HTTP 405: <html> [31mno</html>)"),
@@ -309,10 +308,10 @@ def test_a_line_that_a_kill_cut_off_costs_that_line_only(tmp_path: Path, torn: i
     for number in range(3):
         journal.add(f"k{number}", f"涨\u2028{number}")
     file.write_bytes(file.read_bytes()[:-torn])
-    mended = Journal(file)
-    assert mended.answers == {"k0": "涨\u20280", "k1": "涨\u20281"}
-    mended.add("k3", "跌")
-    assert Journal(file).answers == {**mended.answers, "k3": "跌"}
+    repaired = Journal(file)
+    assert repaired.answers == {"k0": "涨\u20280", "k1": "涨\u20281"}
+    repaired.add("k3", "跌")
+    assert Journal(file).answers == {**repaired.answers, "k3": "跌"}
 
 
 def test_many_threads_write_whole_lines(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def test_stopped_in_the_middle(rows: Path, tmp_path: Path, stop: signal.Signals,
         assert (journal.read_text(encoding="utf-8").count("\n"), len(server.requests)) == (kept, 14)
         done = _run(tmp_path, *words)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"going on with {kept} answers in {journal}" in done.stdout
+    assert f"resuming with {kept} answers in {journal}" in done.stdout
     assert len(server.requests) - 14 == 39 - kept
     assert not (tmp_path / "out.partial").exists()
     for name in ("train.csv", "valid.csv", "test.csv"):
@@ -257,9 +257,9 @@ def test_stopped_in_the_middle(rows: Path, tmp_path: Path, stop: signal.Signals,
     [
         (
             failed(500, "out of memory"),
-            "goes on failing (HTTP 500: out of memory); try later, or lower stage.paraphrase",
+            "keeps failing (HTTP 500: out of memory); try later, or lower stage.paraphrase",
         ),
-        (failed(401, "bad key sk-secret"), "refuses the key; mend the key in MY_KEY (HTTP 401: bad key ***)"),
+        (failed(401, "bad key sk-secret"), "refuses the key; fix the key in MY_KEY (HTTP 401: bad key ***)"),
     ],
 )
 def test_an_endpoint_that_fails_leaves_no_folder(rows: Path, tmp_path: Path, reply: Reply, message: str) -> None:

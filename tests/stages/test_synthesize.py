@@ -112,7 +112,7 @@ def test_a_failed_command_goes_on_without_asking_again(tmp_path: Path, config: C
     new, left = _new_texts(5), iter(range(2))
     with ChatServer(lambda request: new(request) if next(left, None) is not None else failed(503)) as server:
         words = _words(server, tmp_path / "out", *SMALL, "stage.workers=1")
-        with pytest.raises(RunError, match="goes on failing"):
+        with pytest.raises(RunError, match="keeps failing"):
             synthesize.run(config(*words))
         answered = {(request.prompt, request.payload["seed"]) for request in server.requests[:2]}
     with ChatServer(new) as again:
