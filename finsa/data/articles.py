@@ -48,7 +48,7 @@ def _load(file: Path, spec: Articles, codec: str | None) -> tuple[list[Any], lis
     """Records of a file: a list, a list below some key, or {id: record}, whose id becomes a field like the others."""
     content, notes = load_json(file, codec)
     if isinstance(content, Doubled):
-        raise DataError(f"data.files: {file} holds a key that stands twice, so that one of its records would be lost")
+        raise DataError(f"data.files: {file} has a duplicate key, so that one of its records would be lost")
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
         content = lists[0] if len(lists) == 1 else [_with_id(key, value, spec) for key, value in content.items()]
@@ -110,7 +110,7 @@ def _row(article: Any, line: int, votes: dict[str, list[str]], spec: Articles, l
     if not isinstance(article, dict):
         return name, None, None, line, "unreadable: not a JSON object"
     if isinstance(article, Doubled):
-        return name, None, None, line, "unreadable: a key that stands twice"
+        return name, None, None, line, "unreadable: duplicate key"
     if article.get(spec.id) is None:
         return name, None, None, line, f"unreadable: no field '{spec.id}'"
     name, parts = str(article[spec.id]), [article.get(part) for part in spec.parts]

@@ -1,7 +1,7 @@
 """Files to frames of text: every line of a file becomes a row, readable or not, with the reason where it is not.
 
-A frame has the file's own columns as text, ``LINE`` (where the record begins; its number in formats without lines) and
-``FATE`` (null, or why the row is unreadable). Nothing is guessed in silence: an encoding other than UTF-8 is noted, a
+A frame has the file's columns as text, ``LINE`` (where the record begins; its number in formats without lines) and
+``FATE`` (null, or why the row is unreadable). Nothing is guessed silently: an encoding other than UTF-8 is noted, a
 broken line is a counted row.
 """
 
@@ -18,13 +18,13 @@ from typing import Any, TextIO
 import polars as pl
 
 from finsa.config import Csv
-from finsa.data.delimited import Record
-from finsa.data.dialects import HEADER_ROWS, Fits, header_of, header_row, open_sheet
+from finsa.data.delimited import HEADER_ROWS, Fits, Record, column_names, header_row, open_delimited
 from finsa.data.encodings import open_text
 from finsa.errors import DataError
 
-LINE, FATE = "_line", "_fate"  # a table's own columns may be called line and fate
+LINE, FATE = "_line", "_fate"  # underscored because a file may have columns called line and fate
 CHUNK = 50_000  # rows held as Python objects at a time
+PLAIN = Csv(delimiter=None, encoding=None, header=None, quotes=None)
 
 
 @dataclass
@@ -34,9 +34,9 @@ class Raw:
     Args:
         frame: columns of text, ``LINE`` and ``FATE``.
         notes: what the user should know about the file.
-        kinds: what a whole column held before it was written as text, where that was something else.
-        nested: lines where a column of a JSON file holds a list or an object.
-        mapped: keys of ``data.label_map`` that are labels here.
+        kinds: types of the columns that were not text before.
+        nested: lines at which a column of a JSON file holds a list or an object.
+        mapped: keys of ``data.label_map`` that occur as labels.
     """
 
     frame: pl.DataFrame
@@ -46,11 +46,8 @@ class Raw:
     mapped: set[str] = field(default_factory=set)
 
     def columns(self) -> list[str]:
-        """Names of the file's own columns."""
+        """Names of the file's columns."""
         return [name for name in self.frame.columns if name not in (LINE, FATE)]
-
-
-PLAIN = Csv(delimiter=None, encoding=None, header=None, quotes=None)
 
 
 def read(file: Path, csv: Csv = PLAIN, fits: Fits | None = None) -> Raw:
@@ -59,7 +56,7 @@ def read(file: Path, csv: Csv = PLAIN, fits: Fits | None = None) -> Raw:
     Args:
         file: the file.
         csv: how it is written, where that is configured.
-        fits: tells by names of columns whether they are the header that is looked for; None: any are.
+        fits: recognizes the header by its names; None: any header fits.
 
     Raises:
         DataError: for an unknown format, an empty file, or one that cannot be read at all.
@@ -79,7 +76,7 @@ def read(file: Path, csv: Csv = PLAIN, fits: Fits | None = None) -> Raw:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without what follows."""
+    """The first line of an error's message, or its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -89,20 +86,20 @@ def first_line(error: BaseException) -> str:
 def _csv(file: Path, csv: Csv, fits: Fits, delimiter: str = ",") -> Raw:
     stream, notes = open_text(file, csv.encoding)
     with stream:
-        sheet = open_sheet(stream, delimiter, csv, fits, file.name)
-        header = sheet.header
-        return Raw(_frame(header, (_fitted(record, len(header)) for record in sheet.rows)), notes + sheet.notes)
+        opened = open_delimited(stream, delimiter, csv, fits, file.name)
+        width = len(opened.header)
 
+        def rows() -> Iterator[Record]:
+            for values, line, fate in opened.rows:
+                if fate is None and len(values) != width:
+                    fate = f"unreadable: {'more' if len(values) > width else 'fewer'} fields than the header"
+                yield [*values[:width], *[""] * (width - len(values))], line, fate
 
-def _fitted(record: Record, width: int) -> Record:
-    values, line, fate = record
-    if fate is None and len(values) != width:
-        fate = f"unreadable: {'more' if len(values) > width else 'fewer'} fields than the header"
-    return [*values[:width], *[""] * (width - len(values))], line, fate
+        return Raw(_frame(opened.header, rows()), notes + opened.notes)
 
 
 def _frame(header: list[str], rows: Iterable[Record]) -> pl.DataFrame:
-    """Make a frame of records, in chunks, so that Python objects of only one of them are alive."""
+    """Make a frame of records, chunk by chunk, so that Python objects of only one chunk are in memory."""
     schema = dict.fromkeys(header, pl.String()) | {LINE: pl.Int64(), FATE: pl.String()}
     parts, iterator = [pl.DataFrame(schema=schema)], iter(rows)
     while chunk := list(islice(iterator, CHUNK)):
@@ -114,20 +111,19 @@ def _frame(header: list[str], rows: Iterable[Record]) -> pl.DataFrame:
 
 # ------------------------------------------------------------------------------------------------ JSON
 
-Found = tuple[Any, int, str | None]  # what was parsed, its line, why it could not be
+Parsed = tuple[Any, int, str | None]  # the value, its line, why there is none
 
 
 class Doubled(dict[str, Any]):
-    """A JSON object in which a key stands twice, or that holds such an object."""
+    """A JSON object in which a key occurs twice, or that contains such an object."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def doubled(value: Any) -> bool:
+        return isinstance(value, Doubled) or (isinstance(value, list) and any(map(doubled, value)))
+
     record = dict(pairs)
-    return Doubled(record) if len(record) < len(pairs) or any(map(_is_doubled, record.values())) else record
-
-
-def _is_doubled(value: Any) -> bool:
-    return isinstance(value, Doubled) or (isinstance(value, list) and any(map(_is_doubled, value)))
+    return Doubled(record) if len(record) < len(pairs) or any(map(doubled, record.values())) else record
 
 
 def _jsonl(file: Path, csv: Csv, _: Fits) -> Raw:
@@ -136,8 +132,8 @@ def _jsonl(file: Path, csv: Csv, _: Fits) -> Raw:
         return _objects(json_lines(stream), notes)
 
 
-def json_lines(stream: TextIO) -> Iterator[Found]:
-    """Parse a stream of JSON lines; blank ones are passed over."""
+def json_lines(stream: TextIO) -> Iterator[Parsed]:
+    """Parse a stream of JSON lines; blank ones are skipped."""
     for number, line in enumerate(stream, 1):
         if line.strip():
             try:
@@ -154,7 +150,7 @@ def load_json(file: Path, codec: str | None = None) -> tuple[Any, list[str]]:
         codec: how it is encoded; None: detected.
 
     Returns:
-        The content, in which objects with a doubled key are `Doubled`; and notes about the encoding.
+        The content, in which objects with a duplicate key are `Doubled`; and notes about the encoding.
 
     Raises:
         DataError: where it is not one JSON value.
@@ -198,14 +194,10 @@ def json_rows(file: Path, codec: str | None = None) -> tuple[list[Any], list[str
     return content, notes
 
 
-def _objects(found: Iterable[Found], notes: list[str]) -> Raw:
+def _objects(parsed: Iterable[Parsed], notes: list[str]) -> Raw:
     """Make a frame of JSON objects; the columns are the keys in the order they are first seen."""
-    parts, names, nested = (
-        [pl.DataFrame(schema={LINE: pl.Int64(), FATE: pl.String()})],
-        dict[str, None](),
-        dict[str, list[int]](),
-    )
-    iterator = iter(found)
+    parts = [pl.DataFrame(schema={LINE: pl.Int64(), FATE: pl.String()})]
+    names, nested, iterator = dict[str, None](), dict[str, list[int]](), iter(parsed)
     while chunk := list(islice(iterator, CHUNK)):
         good = [record if isinstance(record, dict) else {} for record, _, _ in chunk]
         names |= dict.fromkeys(key for record in good for key in record)
@@ -214,15 +206,16 @@ def _objects(found: Iterable[Found], notes: list[str]) -> Raw:
                 if isinstance(value, list | dict):
                     nested.setdefault(key, []).append(line)
         columns: dict[str, Any] = {key: [as_text(record.get(key)) for record in good] for key in names}
-        columns |= {LINE: [line for _, line, _ in chunk], FATE: [fate or _fault(record) for record, _, fate in chunk]}
+        columns |= {LINE: [line for _, line, _ in chunk], FATE: [fate or object_fault(one) for one, _, fate in chunk]}
         schema = dict.fromkeys(names, pl.String()) | {LINE: pl.Int64(), FATE: pl.String()}
         parts.append(pl.DataFrame(columns, schema=schema))
     return Raw(pl.concat(parts, how="diagonal"), notes, nested=nested)
 
 
-def _fault(record: Any) -> str | None:
+def object_fault(record: Any) -> str | None:
+    """Why a JSON value is no row; None where it is one."""
     if isinstance(record, Doubled):
-        return "unreadable: a key that stands twice"
+        return "unreadable: duplicate key"
     return None if isinstance(record, dict) else "unreadable: not a JSON object"
 
 
@@ -242,25 +235,23 @@ def as_text(value: Any) -> str | None:
 
 
 def columnar(table: pl.DataFrame) -> Raw:
-    """Take over a typed table: all columns as text, lists and objects as JSON; what has no text form is null."""
-    kinds = {name: "lists or objects" if kind.is_nested() else str(kind) for name, kind in table.schema.items()}
-    kinds = {
-        name: kind for name, kind in kinds.items() if kind.partition("(")[0] not in ("String", "Categorical", "Enum")
-    }
-    columns = [_as_strings(table[name]) for name in table.columns]
+    """Convert a typed table: all columns as text, lists and objects as JSON; what has no text form is null."""
+    columns, kinds = list[pl.Series](), dict[str, str]()
+    for column in table.iter_columns():
+        name, kind = column.name, column.dtype
+        if str(kind).partition("(")[0] not in ("String", "Categorical", "Enum"):
+            kinds[name] = "lists or objects" if kind.is_nested() else str(kind)
+        if kind.is_nested():
+            columns.append(pl.Series(name, map(as_text, column.to_list()), dtype=pl.String))
+            continue
+        if kind.is_float():
+            column = column.fill_nan(None)  # how pandas writes missing numbers
+        try:
+            columns.append(column.cast(pl.String))
+        except pl.exceptions.PolarsError:  # bytes, durations
+            columns.append(pl.Series(name, [None] * len(column), dtype=pl.String))
     lines = pl.int_range(1, table.height + 1, dtype=pl.Int64, eager=True).alias(LINE)
     return Raw(pl.DataFrame([*columns, lines, pl.Series(FATE, [None] * table.height, dtype=pl.String)]), [], kinds)
-
-
-def _as_strings(column: pl.Series) -> pl.Series:
-    if column.dtype.is_nested():
-        return pl.Series(column.name, [as_text(value) for value in column.to_list()], dtype=pl.String)
-    if column.dtype.is_float():
-        column = column.fill_nan(None)  # pandas writes missing numbers so
-    try:
-        return column.cast(pl.String)
-    except pl.exceptions.PolarsError:  # bytes, durations
-        return pl.Series(column.name, [None] * len(column), dtype=pl.String)
 
 
 def ipc(file: Path) -> pl.DataFrame:
@@ -268,7 +259,7 @@ def ipc(file: Path) -> pl.DataFrame:
     try:
         return pl.read_ipc(file)
     except pl.exceptions.ComputeError:
-        return pl.read_ipc_stream(file)  # the form of datasets' save_to_disk
+        return pl.read_ipc_stream(file)  # as datasets' save_to_disk writes it
 
 
 def _excel(file: Path, csv: Csv, fits: Fits) -> Raw:
@@ -285,17 +276,18 @@ def _excel(file: Path, csv: Csv, fits: Fits) -> Raw:
     notes = [others] if len(sheets) > 1 else []
     at = csv.header if type(csv.header) is int else 1
     if csv.header is None:
-        at = header_row(rows[:HEADER_ROWS], fits)
+        cells = [["" if cell is None else str(cell).strip() for cell in row] for row in rows[:HEADER_ROWS]]
+        at = header_row([(row, number) for number, row in enumerate(cells, 1)], fits)
         notes += [f"{file.name}: the header is row {at}"] * (at > 1)
     filled = [(list(row), line) for line, row in enumerate(rows, 1) if line >= at and any(c is not None for c in row)]
     if isinstance(csv.header, tuple):
-        header = header_of([*csv.header, *[None] * (sheets[0].max_column - len(csv.header))], file)
+        header = column_names([*csv.header, *[None] * (sheets[0].max_column - len(csv.header))], file)
     elif csv.header is False:
-        header = header_of([None] * sheets[0].max_column, file)
+        header = column_names([None] * sheets[0].max_column, file)
     else:
-        header, filled = header_of(filled[0][0] if filled else [], file), filled[1:]
-    cells: Iterator[Record] = ((list(map(_cell, row)), line, None) for row, line in filled)
-    return Raw(_frame(header, cells), notes)
+        header, filled = column_names(filled[0][0] if filled else [], file), filled[1:]
+    texts: Iterator[Record] = (([_cell(value) for value in row], line, None) for row, line in filled)
+    return Raw(_frame(header, texts), notes)
 
 
 def _cell(value: Any) -> str | None:

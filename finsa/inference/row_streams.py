@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import polars as pl
 
 from finsa.config import Csv, locate
-from finsa.data import dialects
+from finsa.data.delimited import DELIMITERS, SAMPLE_LINES, open_delimited
 from finsa.data.encodings import open_text
 from finsa.data.readers import LINE, PLAIN, Doubled, first_line, ipc, json_lines, json_rows, read
 from finsa.data.reading import Reading
@@ -152,7 +152,7 @@ def _guess(first: str, reading: Reading, csv: Csv) -> str:
         return "jsonl"
     if csv.delimiter is not None or csv.header is not None:
         return "csv"
-    marks = {"tsv": "\t", "csv": ",", **{f"csv {mark}": mark for mark in dialects.DELIMITERS.values()}}
+    marks = {"tsv": "\t", "csv": ",", **{f"csv {mark}": mark for mark in DELIMITERS.values()}}
     names = {form: [name.strip(' "\r\n') for name in first.split(mark)] for form, mark in marks.items()}
     return next((form.split()[0] for form in names if reading.fits(names[form])), "txt")
 
@@ -164,15 +164,15 @@ def _lines(stream: Stream, lines: Iterator[str], form: str, reading: Reading, cs
         stream.items = (Item({reading.column: line.rstrip("\r\n")}, number) for number, line in rows)
         stream.columns = [reading.column]
         return
-    sample = PEEKED if name == PIPE else dialects.SAMPLE_LINES
+    sample = PEEKED if name == PIPE else SAMPLE_LINES
     try:
-        sheet = dialects.open_sheet(lines, USUAL[form], csv, reading.fits, Path(name).name, LONGEST, sample)
+        table = open_delimited(lines, USUAL[form], csv, reading.fits, Path(name).name, LONGEST, sample)
     except DataError as error:
         raise DataError(str(error).replace("data.files:", "input:", 1)) from None
-    _check(reading, sheet.header, name)
-    stream.items = (_fitted(sheet.header, *row) for row in sheet.rows)
-    stream.columns = sheet.header
-    stream.notes += sheet.notes
+    _check(reading, table.header, name)
+    stream.items = (_fitted(table.header, *row) for row in table.rows)
+    stream.columns = table.header
+    stream.notes += table.notes
 
 
 def _fitted(header: list[str], values: list[Any], line: int, fault: str | None) -> Item:
@@ -197,7 +197,7 @@ def _objects(stream: TextIO, reading: Reading, name: str) -> tuple[Iterator[Item
 
 def _object(value: Any, line: int, fault: str | None) -> Item:
     if isinstance(value, Doubled):
-        return Item(value, line, "unreadable: a key that stands twice")
+        return Item(value, line, "unreadable: duplicate key")
     if isinstance(value, dict):
         return Item(value, line, fault)
     return Item({}, line, fault or "unreadable: not a JSON object")

@@ -152,7 +152,7 @@ def test_articles_that_cannot_be_read_are_counted(config: Configure, tmp_path: P
         "unreadable: not a JSON object",
         "unreadable: no field 'id'",
         "unreadable: the text is a list or object",
-        "unreadable: a key that stands twice",
+        "unreadable: duplicate key",
     ]
 
 
@@ -181,7 +181,7 @@ def test_wrong_names_are_told(config: Configure, tmp_path: Path, changes: dict[s
         ("[]", "labels.json holds no list of records"),
         ("3", "labels.json holds no list of records"),
         ("garbage", "labels.json cannot be read: Expecting value"),
-        ('{"1": {"entities": []}, "1": {"entities": []}}', "holds a key that stands twice"),
+        ('{"1": {"entities": []}, "1": {"entities": []}}', "has a duplicate key"),
         ("[" * 100_000, "nested too deeply"),
     ],
 )

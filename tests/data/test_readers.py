@@ -227,7 +227,7 @@ def test_broken_lines_are_counted_with_their_numbers(tmp_path: Path) -> None:
         4: "unreadable: broken JSON",
         5: "unreadable: not a JSON object",
         6: "unreadable: not a JSON object",
-        8: "unreadable: a key that stands twice",
+        8: "unreadable: duplicate key",
     }
     assert raw.frame.filter(pl.col(FATE).is_null()).select("text", LINE).rows() == [("x", 1), ("z", 7)]
 
@@ -235,7 +235,7 @@ def test_broken_lines_are_counted_with_their_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inner", ['{"a": 1, "a": 2}', '[{"a": 1, "a": 2}]', '[[{"b": {"a": 1, "a": 2}}]]'])
 def test_key_that_stands_twice_is_found_at_any_depth(tmp_path: Path, inner: str) -> None:
     content = f'[{{"text": "x", "more": {inner}}}, {{"text": "y", "more": {{"a": 1, "b": 1}}}}]'
-    assert _fates(read(_file(tmp_path, "t.json", content))) == {1: "unreadable: a key that stands twice"}
+    assert _fates(read(_file(tmp_path, "t.json", content))) == {1: "unreadable: duplicate key"}
 
 
 def test_only_broken_lines_are_told(tmp_path: Path) -> None:
