@@ -62,7 +62,7 @@ def batch(rows: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
 def lora(cfg: RunConfig, rank: int = 8, targets: tuple[str, ...] = ("q_proj", "v_proj")) -> Any:
     """A fresh model with an adapter."""
     settings = LoraConfig(r=rank, target_modules=list(targets), task_type="CAUSAL_LM")
-    return get_peft_model(base.load_base(cfg.model, 0, keep=False), settings)
+    return get_peft_model(base.load_base(cfg.model, 0), settings)
 
 
 def learnt(model: Any, rows: int, tokens: int, **inputs: torch.Tensor) -> Step:
@@ -99,7 +99,7 @@ def mixed(cfg: RunConfig, number: int, folder: Path) -> Step:
     stage = cfg.stage
     assert isinstance(stage, MoeJointStage)
     found = experts.read({f"expert{n}": folder for n in range(number)})
-    model = Mixture(base.load_base(cfg.model, 0, keep=False), found, stage, None, 0.0, 0)
+    model = Mixture(base.load_base(cfg.model, 0), found, stage, None, 0.0, 0)
     model.learn(experts=True)
     return learnt(model.train(), 8, 128, text_span=torch.tensor([[8, 120]] * 8, device=base.device()))
 

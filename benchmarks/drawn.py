@@ -23,7 +23,7 @@ def on_device(model: Model, dtype: torch.dtype) -> Any:
     """
     section = model.model_copy(update={"dtype": str(dtype).removeprefix("torch.")})
     if not torch.cuda.is_available():
-        return base.load_base(section, 0, keep=False)
+        return base.load_base(section, 0)
     torch.manual_seed(0)
     with base.device():
         built = AutoModelForCausalLM.from_config(

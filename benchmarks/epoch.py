@@ -86,7 +86,7 @@ def arms(cfg: RunConfig, job: tokenized.TokenizedDataset, rows: list[Any]) -> di
         return run_results.validation(job, scores)["macro_f1"]
 
     def fresh() -> Any:
-        return factory.build(cfg, base.load_base(cfg.model, cfg.seed, keep=False), job.renderer)
+        return factory.build(cfg, base.load_base(cfg.model, cfg.seed), job.renderer)
 
     def ours(folder: str) -> Epochs:
         watch, model = Watch(judge), fresh()

@@ -61,7 +61,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     words = [f"model={'tiny' if given.quick else 'qwen05b'}", "model.weights=random"]
     cfg = compose.build(*compose.compose_values(words), words)
-    model = base.load_base(cfg.model.model_copy(update={"dtype": "float32"}), 0, keep=False)
+    model = base.load_base(cfg.model.model_copy(update={"dtype": "float32"}), 0)
     renderer = stand_in(model.config.vocab_size, ends=model.config.eos_token_id)
     arms = make_arms(model, renderer, given, exported=not torch.cuda.is_available())
     scores = {name: arm() for name, arm in arms.items()}  # also the warm-up

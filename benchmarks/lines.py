@@ -165,7 +165,7 @@ def measured(name: str, cases: tuple[tuple[int, int, int, int], ...], turns: int
     words = [f"model={name}", "model.weights=random"]
     cfg = compose.build(*compose.compose_values(words), words)
     hardware.prepare(cfg.train)
-    model = base.load_base(cfg.model, 0, keep=False)
+    model = base.load_base(cfg.model, 0)
     if name != "tiny":
         model.model.layers, model.config.num_hidden_layers = model.model.layers[:8], 8
     adapter = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")

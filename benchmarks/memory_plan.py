@@ -147,7 +147,7 @@ def measure(
     hardware.prepare(cfg.train)
     need = estimated(cfg, rows, length)
     if loaded is None:
-        loaded = base.load_base(cfg.model, 0, keep=False, quantization=cfg.method.quantization)
+        loaded = base.load_base(cfg.model, 0, quantization=cfg.method.quantization)
     learnt = factory.build(cfg, loaded, None)
     ids = torch.randint(3, 5000, (2 * rows, length), generator=torch.Generator().manual_seed(0)).tolist()
     learnt_from = 0 if cfg.method.loss_on == "all" else length - ANSWER

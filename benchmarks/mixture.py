@@ -135,7 +135,7 @@ _kept: list[Any] = []
 def fresh(cfg: RunConfig) -> Any:
     """The base; weights are shared between the arms, so that five of them fit."""
     if not _kept:
-        _kept.append(base.load_base(cfg.model, 0, keep=False))
+        _kept.append(base.load_base(cfg.model, 0))
     return copy.deepcopy(_kept[0], {id(p): p for p in _kept[0].parameters()})
 
 

@@ -27,7 +27,8 @@ from finsa.config import USED_BY, CheckStage, Lexicon, RunConfig, catalogue, com
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.models import folders
 from finsa.runs import processes, run_folder, signals
-from finsa.runs.run_folder import Result, sweep_name
+from finsa.runs.run_folder import Result
+from finsa.session import Job, Session, current_job
 
 if TYPE_CHECKING:  # what reads data is imported where it is used: a wrong option need not wait for it
     from finsa.data.dataset import Dataset
@@ -48,22 +49,26 @@ QUIET = {
 }
 
 
-@hydra.main(version_base="1.3", config_path=str(compose.CONF), config_name="config")
-def main(config: DictConfig) -> float | None:
-    """Run one job and return its objective (the validation score a sweeper may maximise)."""
-    return run_job(compose.from_hydra(config))
-
-
 def run() -> int:
     """Run the command line of this process and return its exit code."""
-    return guard(main, sys.argv)
+    session, errors = Session(), list[BaseException]()
+
+    @hydra.main(version_base="1.3", config_path=str(compose.CONF), config_name="config")
+    def main(config: DictConfig) -> float | None:
+        """Run one job and return its objective (the validation score a sweeper may maximise)."""
+        job = current_job()
+        assert job is not None
+        return run_job(compose.from_hydra(config, job), session.for_job(job), errors)
+
+    return guard(main, sys.argv, errors)
 
 
-def guard(main: Callable[[], object], argv: list[str]) -> int:
+def guard(main: Callable[[], object], argv: list[str], errors: list[BaseException] | None = None) -> int:
     """Run a command; show what the user can mend as one message.
 
     Args:
         main: the function decorated by ``hydra.main``.
+        errors: where `main` leaves the error of a job.
         argv: the command line; ``--debug`` is taken out of it.
 
     Returns:
@@ -98,8 +103,8 @@ def guard(main: Callable[[], object], argv: list[str]) -> int:
             raise ConfigError([Problem("-m", text, "command line")])
         with signals.stopping():
             main()
-            if _raised:
-                raise _raised.pop()
+            if errors:
+                raise errors.pop()
             return sweeps.conclude()
     except KeyboardInterrupt as stop:
         print(f"{stop or 'interrupted'}. Continue with: {resuming(typed)}", file=sys.stderr)
@@ -163,59 +168,59 @@ def describe(error: BaseException) -> str:
     return safety.masked(f"error: {error}")
 
 
-_raised: list[BaseException] = []
-
-
-def run_job(cfg: RunConfig) -> float | None:
+def run_job(cfg: RunConfig, session: Session, errors: list[BaseException]) -> float | None:
     """Run one job's stage.
 
     In a sweep a failing job is recorded and told at the end, so that the others go on. Outside of one its error is
-    kept for `guard`, because Hydra would print a line of its own about it.
+    added to `errors` for `guard`, because Hydra would print a line of its own about it.
 
     Returns:
         The stage's objective; NaN for a failed job.
     """
-    sweep = sweep_name() is not None
+    job = session.job if session.job is not None and session.job.sweep_dir is not None else None
     try:
-        if sweep:
-            sweeps.begin(cfg)
-        result = (_earlier(cfg) if sweep else None) or _run(_going_on(cfg) if sweep else cfg)
+        if job is not None:
+            sweeps.begin(cfg, job)
+            result = _earlier(cfg, job, session) or _run(_going_on(cfg, session), session)
+        else:
+            result = _run(cfg, session)
     except Exception as error:
-        if not sweep:
-            _raised.append(error)
+        if job is None:
+            errors.append(error)
         else:
             if os.environ.get("FINSA_DEBUG") == "1":
                 _show_traceback()
-            sweeps.failed(cfg, describe(error) if isinstance(error, FinsaError) else safety.masked(f"error: {error!r}"))
+            text = describe(error) if isinstance(error, FinsaError) else safety.masked(f"error: {error!r}")
+            sweeps.failed(cfg, job, text)
         return float("nan")
-    if sweep:
-        sweeps.finished(cfg, result)
+    if job is not None:
+        sweeps.finished(cfg, job, result)
     return result.objective
 
 
-def _earlier(cfg: RunConfig) -> Result | None:
+def _earlier(cfg: RunConfig, job: Job, session: Session) -> Result | None:
     """The job's result where it was finished before on the same rows."""
     if cfg.stage.name not in ("train", "evaluate") or cfg.run is not None:
         return None
     from finsa.data import dataset
 
-    return sweeps.earlier(cfg, dataset.load(cfg.data).fingerprint)
+    return sweeps.earlier(cfg, job, dataset.load(cfg.data, session).fingerprint)
 
 
-def _going_on(cfg: RunConfig) -> RunConfig:
+def _going_on(cfg: RunConfig, session: Session) -> RunConfig:
     """A sweep's job that was killed before goes on in its own folder, unless another process is at it."""
     if cfg.stage.name != "train" or cfg.fresh or cfg.resume:
         return cfg
     from finsa.data import dataset
 
-    path = run_folder.unfinished(cfg, dataset.load(cfg.data).fingerprint)
+    path = run_folder.unfinished(cfg, dataset.load(cfg.data, session).fingerprint)
     if path is None:
         return cfg
     print(f"going on with {path}; fresh=true starts anew", flush=True)
     return cfg.model_copy(update={"resume": True})
 
 
-def _run(cfg: RunConfig) -> Result:
+def _run(cfg: RunConfig, session: Session) -> Result:
     """Check what can be checked without torch, then import the stage and run it."""
     path = require_stage(cfg.stage.name)
     processes.require(cfg)
@@ -225,9 +230,9 @@ def _run(cfg: RunConfig) -> Result:
     elif _has_rows(cfg):
         from finsa.data import dataset
 
-        _preflight(cfg, dataset.load(cfg.data))
+        _preflight(cfg, dataset.load(cfg.data, session), session)
     with processes.joined(cfg):
-        result: Result = import_module(path).run(cfg)
+        result: Result = import_module(path).run(cfg, session)
     return result
 
 
@@ -238,7 +243,7 @@ def _has_rows(cfg: RunConfig) -> bool:
     return cfg.stage.name in ("train", "check", "evaluate", "search", "moe_joint")
 
 
-def _preflight(cfg: RunConfig, data: Dataset) -> None:
+def _preflight(cfg: RunConfig, data: Dataset, session: Session) -> None:
     """Tell about rows and prompts that cannot be trained on in a second rather than after torch is there."""
     from finsa.baselines import lexicon
     from finsa.data import prompts, sampling
@@ -267,7 +272,7 @@ def _preflight(cfg: RunConfig, data: Dataset) -> None:
         tokenizers.require_source(cfg.model)
     tokenizer = tokenizers.peek(cfg.model)
     if tokenizer is not None:
-        tokenized.build(cfg, data, tokenizer)
+        tokenized.build(cfg, data, tokenizer, session)
 
 
 def require_stage(name: str) -> str:

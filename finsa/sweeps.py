@@ -6,33 +6,34 @@ Every job leaves ``job.json`` in its folder, so that the end of a sweep sees job
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 
 from finsa.config import ReportStage, RunConfig, Tracking, compose
 from finsa.errors import FinsaError
 from finsa.runs import run_folder, trackers
 from finsa.runs.run_folder import JOB, Result, RunFolder
+from finsa.session import Job
 
-_folder: list[Path] = []  # of the sweep that this process started
+STARTED = "FINSA_SWEEP_DIR"  # environment variable: folder of the sweep that this process started
 
 
 class Remember(Callback):
-    """Told by Hydra when all jobs are through, wherever they ran; the jobs themselves may run in other processes."""
+    """Passes the sweep's folder on: Hydra creates this object and returns nothing, so it goes by the environment."""
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
-        """Note the sweep's folder."""
-        _folder[:] = [Path(config.hydra.sweep.dir).absolute()]
+        """Keep the sweep's folder for `conclude`; the jobs may run in other processes, or on other machines."""
+        os.environ[STARTED] = str(Path(config.hydra.sweep.dir).absolute())
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """One job of a sweep, as its ``job.json`` tells.
 
     Args:
@@ -55,39 +56,39 @@ class Job:
 # ------------------------------------------------------------------------------------------------ one job
 
 
-def begin(cfg: RunConfig) -> None:
+def begin(cfg: RunConfig, job: Job) -> None:
     """Leave a note that a job has started."""
-    _note(cfg, status="running")
+    _note(cfg, job, status="running")
 
 
-def finished(cfg: RunConfig, result: Result) -> None:
+def finished(cfg: RunConfig, job: Job, result: Result) -> None:
     """Note a job that came to its end."""
-    _note(cfg, status="complete", run=None if result.run_dir is None else str(result.run_dir))
+    _note(cfg, job, status="complete", run=None if result.run_dir is None else str(result.run_dir))
 
 
-def failed(cfg: RunConfig, error: str) -> None:
+def failed(cfg: RunConfig, job: Job, error: str) -> None:
     """Note a job that failed, and say so at once; what ended an earlier job of the sweep is not repeated."""
-    hydra = HydraConfig.get()
-    known = error in (job.error for job in _jobs(Path(hydra.sweep.dir).absolute()))
-    _note(cfg, status="failed", error=error)
-    print(f"job {hydra.job.num} failed{' for the same reason' if known else f': {error}'}", file=sys.stderr)
+    assert job.sweep_dir is not None
+    known = error in (other.error for other in _jobs(job.sweep_dir))
+    _note(cfg, job, status="failed", error=error)
+    print(f"job {job.number} failed{' for the same reason' if known else f': {error}'}", file=sys.stderr)
 
 
-def earlier(cfg: RunConfig, data_fingerprint: str | None) -> Result | None:
+def earlier(cfg: RunConfig, job: Job, data_fingerprint: str | None) -> Result | None:
     """The result of this very job where it was finished before, by this sweep's command or another one's."""
     path = None if cfg.fresh else run_folder.finished(cfg, data_fingerprint)
     if path is None:
         return None
     metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-    print(f"job {HydraConfig.get().job.num}: finished before in {path}; fresh=true runs it again")
+    print(f"job {job.number}: finished before in {path}; fresh=true runs it again")
     return Result(cfg.stage.name, path, metrics, metrics.get("validation", {}).get("macro_f1"))
 
 
-def _note(cfg: RunConfig, **facts: Any) -> None:
-    folder = Path(HydraConfig.get().runtime.output_dir).absolute()
+def _note(cfg: RunConfig, job: Job, **facts: Any) -> None:
+    folder = job.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     known = {
-        "overrides": list(HydraConfig.get().overrides.task),
+        "overrides": list(job.overrides),
         "published": cfg.published and cfg.published.name,
         "tracking": cfg.tracking.model_dump(mode="json"),
         "time": round(time.time(), 3),
@@ -104,9 +105,10 @@ def conclude() -> int:
     Returns:
         0 where no sweep ran or all its jobs finished; 1 where some failed.
     """
-    if not _folder:
+    started = os.environ.pop(STARTED, None)
+    if started is None:
         return 0
-    folder = _folder.pop()
+    folder = Path(started)
     jobs = _names(_jobs(folder))
     failures = {name: job.error for name, job in jobs.items() if job.status != "complete"}
     scored = {name: metrics["test"] for name, job in jobs.items() if "test" in (metrics := _metrics(job.run))}
@@ -126,14 +128,14 @@ def _listed(names: list[str], show: int = 8) -> str:
     return ", ".join(names[:show]) + more
 
 
-def _jobs(folder: Path) -> list[Job]:
+def _jobs(folder: Path) -> list[SweepJob]:
     found = []
     for file in sorted(folder.glob(f"*/{JOB}"), key=lambda file: (len(file.parent.name), file.parent.name)):
         values = json.loads(file.read_text(encoding="utf-8"))
         run, status = values.get("run"), values["status"]
         lost = "did not come to its end: its process was stopped" if status == "running" else ""
         found.append(
-            Job(
+            SweepJob(
                 tuple(values["overrides"]),
                 status,
                 Path(run) if run else None,
@@ -150,17 +152,17 @@ def _metrics(run: Path | None) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
 
 
-def _names(jobs: list[Job]) -> dict[str, Job]:
+def _names(jobs: list[SweepJob]) -> dict[str, SweepJob]:
     """Name every job by what distinguishes it from the others."""
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    names: dict[str, Job] = {}
+    names: dict[str, SweepJob] = {}
     for number, job in enumerate(jobs):
         name = " ".join(text for text in job.overrides if text not in common) or f"job {number}"
         names[name if name not in names else f"{name} ({number})"] = job
     return names
 
 
-def _compare(folder: Path, jobs: dict[str, Job], scored: dict[str, Any], failures: dict[str, str]) -> None:
+def _compare(folder: Path, jobs: dict[str, SweepJob], scored: dict[str, Any], failures: dict[str, str]) -> None:
     """Write the jobs' scores as they are, then the report; where the jobs cannot be compared, say why instead."""
     from finsa.evaluation import report, tables
 

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from finsa.config import ROOT, RunConfig
 from finsa.data.rows import Renderer
-from finsa.models import base
+from finsa.session import Session
 from finsa.stages import train
 
 METHODS = ["zero_shot", "lora", "lora_downsample", "lora_response", "lora_response_downsample"]
@@ -294,9 +294,8 @@ def test_jobs_share_base_and_tokens(
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
     monkeypatch.setattr(Renderer, "encode_texts", encode)
-    base._bases.clear()
-    train.task._tasks.clear()
+    session = Session()
     for method in ("lora", "lora_response", "lora_downsample"):
-        train.run(config(f"method={method}", *SMOKE, "tracking=none", f"output_dir={tmp_path}"))
+        train.run(config(f"method={method}", *SMOKE, "tracking=none", f"output_dir={tmp_path}"), session)
     assert len(loaded) == 1
     assert sorted(encoded) == [120, 120, 1203]

@@ -68,7 +68,7 @@ def correctness(at: Setting) -> Iterator[Part]:
 def _pair(at: Setting) -> tuple[Any, Any]:
     """The same model with an adapter in float32: on the CPU and on the device."""
     cfg = configured(f"model={at.model}", "model.dtype=float32", "method=lora_response", OFF)
-    reference = factory.build(cfg, base.load_base(cfg.model, 0, keep=False).cpu(), None)
+    reference = factory.build(cfg, base.load_base(cfg.model, 0).cpu(), None)
     wake(reference)
     return reference.train(), copy.deepcopy(reference).to(at.device)
 
@@ -142,7 +142,7 @@ KINDS = {
 def _kind(at: Setting, name: str, words: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     cfg = configured("model=tiny", "model.dtype=float32", *words)
     renderer = stand_in(PHRASES[:3])
-    reference = factory.build(cfg, base.load_base(cfg.model, 0, keep=False).cpu(), renderer).cpu()
+    reference = factory.build(cfg, base.load_base(cfg.model, 0).cpu(), renderer).cpu()
     wake(reference)
     model, goal = copy.deepcopy(reference).to(at.device), objective.of(cfg.method, renderer, (5, 3, 2))
     yield from _batch_against_rows(name, goal, reference, model, Collator(0, goal.suffix), made_rows(6, 12, 30))
@@ -164,7 +164,7 @@ def _mixture(at: Setting) -> Iterator[dict[str, Any]]:
 
     cfg = configured("model=tiny", "model.dtype=float32", "stage=moe_joint", "stage.router.dropout=0.0")
     assert isinstance(cfg.stage, MoeJointStage)
-    backbone = base.load_base(cfg.model, 0, keep=False).cpu()
+    backbone = base.load_base(cfg.model, 0).cpu()
     with tempfile.TemporaryDirectory() as folder:
         places = {name: Path(folder) / name for name in ("news", "forum")}
         for seed, place in enumerate(places.values()):

@@ -51,7 +51,7 @@ def _fit(cfg: RunConfig, rows: Rows, folder: Path, model: Any = None, **further:
     from finsa.training import fit
 
     losses: list[float] = []
-    model = model or factory.build(cfg, base.load_base(cfg.model, 0, keep=False), None)
+    model = model or factory.build(cfg, base.load_base(cfg.model, 0), None)
     fitted = fit.fit(
         model=model,
         tokenizer=AutoTokenizer.from_pretrained(ROOT / "data" / "tiny"),
@@ -98,7 +98,7 @@ def _not_finite(at: Setting) -> Iterator[dict[str, Any]]:
     rows = [{**one, "weight": 1.0} for one in tokens_only(made_rows(24, 12, 30))]
     rows[5]["weight"] = float("inf")
     cfg = _steps("tiny", "lora_response", "train.batch_size=4", "train.micro_batch_size=4", "train.log_every=3")
-    model, text, ok = factory.build(cfg, base.load_base(cfg.model, 0, keep=False), None), "no error", False
+    model, text, ok = factory.build(cfg, base.load_base(cfg.model, 0), None), "no error", False
     with tempfile.TemporaryDirectory() as folder:
         try:
             _fit(cfg, rows, Path(folder), model)

@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -35,6 +34,7 @@ from finsa.config.catalogue import (
     with_method_settings,
 )
 from finsa.errors import ConfigError, Problem, nearest, suggest
+from finsa.session import Job, current_job
 
 # for users of this module
 __all__ = ["CONF", "add_folder", "added", "choices_of", "experiment", "file_of", "folder_added", "groups"]
@@ -76,22 +76,17 @@ def plain(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
 
 
-def from_hydra(config: Any) -> RunConfig:
+def from_hydra(config: Any, job: Job) -> RunConfig:
     """Build the configuration of the job that Hydra is running.
 
     Args:
         config: the ``DictConfig`` of ``hydra.main``'s task function.
+        job: the job that Hydra is running.
 
     Raises:
         ConfigError: with every wrong value.
     """
-    job = HydraConfig.get()
-    return build(plain(config), dict(job.runtime.choices), list(job.overrides.task))
-
-
-def command() -> list[str]:
-    """Overrides of the command that Hydra is running; none outside of one."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    return build(plain(config), job.choices, list(job.overrides))
 
 
 def build(values: dict[str, Any], choices: Choices, overrides: Sequence[str]) -> RunConfig:
@@ -114,7 +109,9 @@ def build(values: dict[str, Any], choices: Choices, overrides: Sequence[str]) ->
         cfg = RunConfig.model_validate_json(json.dumps(values, ensure_ascii=False))
     except ValidationError as error:
         raise ConfigError(_problems(error, values, choices, overrides)) from None
-    if cfg.model.trust_remote_code and not safety.consents([*overrides, *command()]):
+    if cfg.model.trust_remote_code and not safety.consents(
+        [*overrides, *(job.overrides if (job := current_job()) else ())]
+    ):
         text = (
             f"true runs Python code that ships with the weights; if you trust it, add {safety.REMOTE_CODE}=true to the "
         )

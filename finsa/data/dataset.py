@@ -17,6 +17,7 @@ from finsa.data.schema import FIXED
 from finsa.data.sources import Rows
 from finsa.errors import DataError
 from finsa.runs import progress
+from finsa.session import Session
 
 EXAMPLES = 3
 SHIFTED, LEAST_SHIFTED = 0.25, 100  # total variation of label shares, and held-out rows, from which a note is made
@@ -62,11 +63,8 @@ class Dataset:
                 )
 
 
-_tables: dict[str, Dataset] = {}
-
-
-def load(data: Data) -> Dataset:
-    """Read a data set; a second call for the same files and settings gives the same object.
+def load(data: Data, session: Session | None = None) -> Dataset:
+    """Read a data set; within a session a second call for the same files and settings returns the same object.
 
     With ``data.cache`` the finished table is kept on disk under a hash of the files' content, the settings and the
     code that makes it, so a later process reads it instead.
@@ -80,12 +78,13 @@ def load(data: Data) -> Dataset:
         (str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file in files for stat in (file.stat(),)
     ]
     key = f"{settings}{stamps}"
-    if key not in _tables:
+    shared = session.datasets if session else {}
+    if key not in shared:
         build = partial(_make_shown, data, sum(size for _, size, _, _ in stamps))
         # What is drawn or fetched is not kept: there is no file whose content could tell that it is still the same.
         kept = data.cache if sources.only_files(data) and cache.worthwhile(files) else None
-        _tables[key] = cache.table(kept, settings, files, build) if kept else build()
-    return _tables[key]
+        shared[key] = cache.table(kept, settings, files, build) if kept else build()
+    return shared[key]
 
 
 def collect(data: Data) -> Rows:

@@ -17,6 +17,7 @@ from finsa.data.prompts import Prompt
 from finsa.data.rows import Encoded, IntArray, Renderer, Row
 from finsa.errors import DataError
 from finsa.runs import progress
+from finsa.session import Session
 
 Crowded = Callable[[Sequence[str], Sequence[int]], dict[int, int]]
 
@@ -186,10 +187,7 @@ def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-_tasks: dict[tuple[object, ...], TokenizedDataset] = {}
-
-
-def build(cfg: RunConfig, table: Dataset, tokenizer: Any) -> TokenizedDataset:
+def build(cfg: RunConfig, table: Dataset, tokenizer: Any, session: Session | None = None) -> TokenizedDataset:
     """Build a task; jobs of a sweep with the same data and tokenizer share it, its tokens included.
 
     Raises:
@@ -198,13 +196,15 @@ def build(cfg: RunConfig, table: Dataset, tokenizer: Any) -> TokenizedDataset:
     """
     settings = (cfg.data.prompt, cfg.data.max_length, cfg.data.cache, cfg.model.prompt, cfg.model.think)
     key = (id(table), id(tokenizer), *settings)
-    if key not in _tasks:
+    shared: dict[tuple[object, ...], Any] = session.tokenized if session else {}
+    if key not in shared:
         prompt = Prompt.of(cfg.data.prompt, table.labels, cfg.model.prompt, cfg.model.think, tokenizer)
         renderer = Renderer(tokenizer, prompt, table.labels, cfg.data.max_length)
         made = TokenizedDataset(table, renderer, prompt, cfg.data.cache)
         require_room(made, renderer.crowded, renderer.room, cfg.data)
-        _tasks[key] = made
-    return _tasks[key]
+        shared[key] = made
+    tokenized: TokenizedDataset = shared[key]
+    return tokenized
 
 
 def require_room(job: Labelled, crowded: Crowded, room: int, data: Data) -> None:

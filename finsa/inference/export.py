@@ -76,7 +76,7 @@ def whole_model(record: Record, renderer: Renderer) -> Any:
     """
     cfg = record.cfg
     backbone: Any = base.load_base(
-        loading.weights_of(cfg.model, record.path), cfg.seed, keep=False, quantization=cfg.method.quantization
+        loading.weights_of(cfg.model, record.path), cfg.seed, quantization=cfg.method.quantization
     )
     if cfg.method.quantization != "none":
         backbone = backbone.dequantize()

@@ -43,7 +43,7 @@ def write(cfg: RunConfig, weights: Model, run: Path, folder: Path) -> None:
         folder: gets ``experts/<name>/`` and ``mixture/``.
     """
     for name in mixture.names(run):
-        backbone: Any = base.load_base(weights, cfg.seed, keep=False, quantization=cfg.method.quantization)
+        backbone: Any = base.load_base(weights, cfg.seed, quantization=cfg.method.quantization)
         if cfg.method.quantization != "none":
             backbone = backbone.dequantize()
         adapters.load(backbone, run / "adapters" / name).merge_and_unload().save_pretrained(folder / EXPERTS / name)
@@ -67,7 +67,7 @@ def open_reader(cfg: RunConfig, folder: Path, renderer: Renderer, batch_tokens: 
         if not (place / "config.json").is_file():
             raise ModelError(f"expert {name}: there is no model in {place}; export again")
         section = cfg.model.model_copy(update={"path": str(place), "weights": "pretrained"})
-        model: Any = base.load_base(section, cfg.seed, keep=False)
+        model: Any = base.load_base(section, cfg.seed)
         if cfg.method.head == "classifier":
             model = Classifier(model, len(renderer.labels), 0.0, cfg.seed)
             load_head(model.head, folder / "mixture")

@@ -11,10 +11,11 @@ import torch
 from finsa.config import Model, MoeJointStage, RunConfig
 from finsa.data.rows import Renderer
 from finsa.models import base, factory
+from finsa.session import Session
 
 
 def model_of(
-    cfg: RunConfig, path: Path, manifest: Mapping[str, Any], renderer: Renderer, merge: bool, shared: bool
+    cfg: RunConfig, path: Path, manifest: Mapping[str, Any], renderer: Renderer, merge: bool, session: Session | None
 ) -> Any:
     """Load base and what the run trained on it.
 
@@ -24,7 +25,7 @@ def model_of(
         manifest: of an export; empty for a run.
         renderer: of its prompts.
         merge: put an unquantised adapter into the weights.
-        shared: use the base that a sweep's jobs share.
+        session: whose base model is used, if it is the same.
 
     Raises:
         ModelError: where weights or files are missing or do not fit.
@@ -36,9 +37,7 @@ def model_of(
     # in float32 alone: an adapter that is rounded to bfloat16 is another one
     own = merge and method.quantization == "none" and method.adapter is not None
     own = own and base.dtype(cfg.model) == torch.float32 and not isinstance(cfg.stage, MoeJointStage)
-    backbone: Any = base.load_base(
-        weights_of(cfg.model, path), cfg.seed, keep=shared and not own, quantization=method.quantization
-    )
+    backbone: Any = base.load_base(weights_of(cfg.model, path), cfg.seed, method.quantization, None if own else session)
     if cfg.method.learn == "nothing":
         return backbone
     place = factory.adapter_folder(cfg, path)

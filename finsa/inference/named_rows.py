@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from hydra.core.hydra_config import HydraConfig
-
 from finsa.config import Data, RunConfig, compose
 from finsa.errors import ConfigError, Problem
 from finsa.inference import predictor
 from finsa.inference.predictor import Record
+from finsa.session import Session
 
 OF_THE_MODEL = ("labels", "prompt", "max_length")
 
 
-def data_of(cfg: RunConfig) -> Data:
+def data_of(cfg: RunConfig, session: Session) -> Data:
     """The rows that an evaluation scores: its run's, or those that the command names."""
-    return cfg.data if cfg.run is None else with_rows_of(cfg, predictor.read(cfg.run)).data
+    return cfg.data if cfg.run is None else with_rows_of(cfg, predictor.read(cfg.run), session).data
 
 
-def with_rows_of(cfg: RunConfig, record: Record) -> RunConfig:
+def with_rows_of(cfg: RunConfig, record: Record, session: Session) -> RunConfig:
     """The configuration of a run; its rows may be others, if the command names some, or changes what they are read by.
 
     Raises:
         ConfigError: for a key that belongs to the model that was trained with it.
     """
     trained = record.cfg
-    keys, direct = _said()
+    keys, direct = _said(session)
     changed = [key for key in keys if key.startswith("data.")]
     if "data" in keys or (changed and not direct):
         merged: Data = cfg.data.model_copy(update={key: getattr(trained.data, key) for key in OF_THE_MODEL})
@@ -46,10 +45,9 @@ def with_rows_of(cfg: RunConfig, record: Record) -> RunConfig:
     return compose.build(values, {}, []) if changed else trained
 
 
-def _said() -> tuple[list[str], bool]:
+def _said(session: Session) -> tuple[list[str], bool]:
     """Keys of the command, and whether it is the evaluation's own: a chain's is that of all its links."""
-    if not HydraConfig.initialized():
+    if session.job is None:
         return [], True
-    hydra = HydraConfig.get()
-    keys = [word.lstrip("+~").partition("=")[0] for word in hydra.overrides.task]
-    return keys, hydra.runtime.choices.get("stage") == "evaluate"
+    keys = [word.lstrip("+~").partition("=")[0] for word in session.overrides]
+    return keys, session.job.choices.get("stage") == "evaluate"

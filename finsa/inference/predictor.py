@@ -32,6 +32,7 @@ from finsa.inference import export_manifest
 from finsa.models import folders, quantization, tokenizers
 from finsa.runs import processes, provenance, run_folder
 from finsa.runs.progress import Moved, ignored
+from finsa.session import Session
 
 if TYPE_CHECKING:
     import torch
@@ -271,7 +272,7 @@ def announce(name: str) -> None:
 
 
 def restore(
-    run: str, batch_tokens: int, threads: int | None = None, merge: bool = False, shared: bool = False
+    run: str, batch_tokens: int, threads: int | None = None, merge: bool = False, session: Session | None = None
 ) -> Answerer:
     """Rebuild what answers texts from a run's or an export's folder.
 
@@ -280,17 +281,17 @@ def restore(
         batch_tokens: most padded tokens of a batch.
         threads: for the products; None: as torch chooses.
         merge: put an unquantised adapter into the weights, which answers faster and to rounding the same.
-        shared: use the base that a sweep's jobs share; `Answerer.close` must give it back.
+        session: whose base model is used, if it is the same; `Answerer.close` must give it back.
 
     Raises:
         RunError: for a folder that holds no finished training run.
         ModelError: where weights or files are missing or do not fit.
     """
-    return load(read(run), batch_tokens, threads, merge, shared)
+    return load(read(run), batch_tokens, threads, merge, session)
 
 
 def load(
-    record: Record, batch_tokens: int, threads: int | None = None, merge: bool = False, shared: bool = False
+    record: Record, batch_tokens: int, threads: int | None = None, merge: bool = False, session: Session | None = None
 ) -> Answerer:
     """Load what a record names; the arguments are those of `restore`.
 
@@ -298,7 +299,7 @@ def load(
         RunError: where weights are not those that the run wrote, or the rule of scoring is another than the run's.
         ModelError: where weights or files are missing or do not fit.
     """
-    answerer = _load(record, batch_tokens, threads, merge, shared)
+    answerer = _load(record, batch_tokens, threads, merge, session)
     noted = record.facts.get("scoring") or record.manifest.get("rule")
     if noted not in (None, answerer.rule):  # a run of an older version did not note it
         answerer.close()
@@ -310,7 +311,7 @@ def load(
     return answerer
 
 
-def _load(record: Record, batch_tokens: int, threads: int | None, merge: bool, shared: bool) -> Answerer:
+def _load(record: Record, batch_tokens: int, threads: int | None, merge: bool, session: Session | None) -> Answerer:
     provenance.require_weights(record.path, record.facts)
     method, form = record.cfg.method, record.manifest.get("format", "adapter")
     if form == "adapter" and method.learn != "all" and method.baseline is None:
@@ -339,18 +340,20 @@ def _load(record: Record, batch_tokens: int, threads: int | None, merge: bool, s
     if record.manifest.get("format") == "merged" and isinstance(record.cfg.stage, MoeJointStage):
         bundle = hard_routing.open_reader(record.cfg, record.path, renderer, batch_tokens)
         return Answerer(record, bundle, bundle.rule, renderer)
-    model = loading.model_of(record.cfg, record.path, record.manifest, renderer, merge, shared)
+    model = loading.model_of(record.cfg, record.path, record.manifest, renderer, merge, session)
     language_reader = scorer(model, renderer, batch_tokens)
     return Answerer(record, language_reader, language_reader.rule, renderer, model=model)
 
 
-def bare(cfg: RunConfig, job: tokenized.TokenizedDataset, batch_tokens: int) -> Answerer:
+def bare(
+    cfg: RunConfig, job: tokenized.TokenizedDataset, batch_tokens: int, session: Session | None = None
+) -> Answerer:
     """The base as it is, with the prompt and labels of a configuration."""
     quantization.require_library(cfg.method)
     from finsa.inference.scoring import scorer
     from finsa.models import base
 
-    model: Any = base.load_base(cfg.model, cfg.seed, quantization=cfg.method.quantization)
+    model: Any = base.load_base(cfg.model, cfg.seed, cfg.method.quantization, session)
     reader = scorer(model, job.renderer, batch_tokens)
     record = Record(Path(), cfg, {}, job.dataset.labels)
     return Answerer(record, reader, reader.rule, job.renderer, model=model)

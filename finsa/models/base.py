@@ -18,6 +18,7 @@ from finsa.models import quantization as quantized
 from finsa.models.tokenizers import source_of, unavailable
 from finsa.runs import provenance
 from finsa.runs.weight_files import read_json
+from finsa.session import Session
 
 # Tokens that a file may state differently without the model being another one.
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -142,41 +143,33 @@ def on_meta(model: Model) -> PreTrainedModel:
     return built
 
 
-_bases: dict[str, PreTrainedModel] = {}
-
-
 def key(model: Model, seed: int, quantization: str) -> str:
     """What two base models have in common exactly where they are the same; see `load_base`."""
     drawn_or_read = seed if model.weights == "random" else provenance.files_of(model)
     return f"{model.model_dump_json()}{quantization}{drawn_or_read}"
 
 
-def load_base(model: Model, seed: int, keep: bool = True, quantization: str = "none") -> PreTrainedModel:
-    """Load a base model, frozen and in evaluation mode; a sweep's jobs share it.
+def load_base(model: Model, seed: int, quantization: str = "none", session: Session | None = None) -> PreTrainedModel:
+    """Load a base model, frozen and in evaluation mode.
 
     Args:
         model: the model's section.
         seed: of random weights.
-        keep: whether later calls get the same object (not for methods that change the base's own weights).
         quantization: ``none``, ``nf4`` or ``int8``.
+        session: shares the model with later calls; None for methods that change the weights of the base itself.
 
     Raises:
         ModelError: where weights cannot be had.
     """
     name = key(model, seed, quantization)
-    if name not in _bases:
-        _bases.clear()  # one base at a time: two of 9B would not fit anywhere
+    shared: dict[str, PreTrainedModel] = session.base_models if session else {}
+    if name not in shared:
+        shared.clear()  # one base at a time: two of 9B would not fit anywhere
         base = _random(model, seed, quantization) if model.weights == "random" else _pretrained(model, quantization)
         base.requires_grad_(False).eval()
         quantized.make_trainable(base)
-        _bases[name] = base if quantization != "none" else base.to(device())
-    return _bases[name] if keep else _bases.pop(name)
-
-
-def forget(base: PreTrainedModel) -> None:
-    """Drop a base from the shared ones, because it may no longer be what was loaded."""
-    for key in [key for key, kept in _bases.items() if kept is base]:
-        del _bases[key]
+        shared[name] = base if quantization != "none" else base.to(device())
+    return shared[name]
 
 
 def _random(model: Model, seed: int, quantization: str) -> PreTrainedModel:

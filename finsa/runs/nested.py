@@ -9,14 +9,15 @@ from typing import Any
 from finsa.config import ChainStage, CheckStage, RunConfig, compose
 from finsa.errors import ConfigError, Problem, suggest
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 
 RUNS = ("train", "evaluate", "pretrain", "moe_joint", "search")  # stages whose finished run is found again
 NO_FOLDER = ("report", "check", "inspect")  # stages that leave none, and are quick
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session) -> Result:
     """Run the stage that a configuration names; stages find each other by name and never import each other."""
-    result: Result = import_module(f"finsa.stages.{cfg.stage.name}").run(cfg)
+    result: Result = import_module(f"finsa.stages.{cfg.stage.name}").run(cfg, session)
     return result
 
 

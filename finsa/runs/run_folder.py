@@ -12,20 +12,18 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 
-from finsa.config import MoeJointStage, RunConfig, compose, locate, migration, safety
+from finsa.config import MoeJointStage, RunConfig, locate, migration, safety
 from finsa.errors import Pruned, RunError, Stopped, suggest
 from finsa.runs import locks, processes, provenance
 from finsa.runs.open_folder import RunFolder as RunFolder
+from finsa.session import Session, current_job
 
 JOB = "job.json"  # what a sweep notes about each of its jobs
 NAMED = ("latest", "default")  # runs that stage=serve finds itself
@@ -50,52 +48,16 @@ class Result:
     objective: float | None = None
 
 
-Watch = Callable[[int, dict[str, float]], None]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Where the next run is written as part of a larger one, which one that is, and who watches its numbers."""
-
-    path: Path
-    whole: str
-    watch: Watch
-
-
-_part: ContextVar[_Part | None] = ContextVar("part", default=None)
-
-
 @contextmanager
-def below(path: Path, whole: str, watch: Watch = lambda step, values: None) -> Iterator[None]:
-    """Write the run that starts in this context into a folder of a larger run's.
-
-    Args:
-        path: the run's folder.
-        whole: name of the larger run; trackers group by it.
-        watch: is told the numbers that the run logs; it may raise `Pruned` to stop it.
-    """
-    token = _part.set(_Part(path, whole, watch))
-    try:
-        yield
-    finally:
-        _part.reset(token)
-
-
-def tell(step: int, values: dict[str, float]) -> None:
-    """Show logged numbers to whoever watches this run."""
-    if part := _part.get():
-        part.watch(step, values)
-
-
-@contextmanager
-def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFolder]:
+def start(cfg: RunConfig, data_fingerprint: str | None, session: Session) -> Iterator[RunFolder]:
     """Open a run's folder; on leaving it is complete, or marked failed with the error.
 
     With ``resume=true`` it is the newest unfinished folder of this very configuration.
 
     Args:
         cfg: the configuration.
-        data_fingerprint: of the rows; a run is not resumed on others than it was started with.
+        data_fingerprint: of the rows; a run is not resumed on others than it was started with. None: of no rows.
+        session: says where the folder belongs.
 
     Raises:
         RunError: where there is nothing to resume, or the data have changed since.
@@ -103,7 +65,7 @@ def start(cfg: RunConfig, data_fingerprint: str | None = None) -> Iterator[RunFo
     if not processes.first():
         yield RunFolder(Path(processes.agreed(None)), {})
         return
-    path = to_resume(cfg, data_fingerprint) if cfg.resume else _new_path(cfg)
+    path = to_resume(cfg, data_fingerprint, session) if cfg.resume else _new_path(cfg, session)
     path.mkdir(parents=True, exist_ok=True)
     with locks.held(path / locks.LOCK, f"run folder {path}"):
         folder = _opened(cfg, path, data_fingerprint)
@@ -158,33 +120,11 @@ def _opened(cfg: RunConfig, path: Path, data_fingerprint: str | None) -> RunFold
     return folder
 
 
-_apart: list[bool] = []
-
-
-@contextmanager
-def apart() -> Iterator[None]:
-    """Runs that are started within get folders of their own below ``output_dir``, in a sweep's job as well."""
-    _apart.append(True)
-    try:
-        yield
-    finally:
-        _apart.pop()
-
-
-def sweep_name() -> str | None:
-    """Name of the sweep or the larger run that this job belongs to; None where there is none."""
-    if part := _part.get():
-        return part.whole
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return Path(HydraConfig.get().sweep.dir).name
-    return None
-
-
-def _new_path(cfg: RunConfig) -> Path:
-    if part := _part.get():
-        return part.path
-    if sweep_name() is not None and not _apart:
-        return Path(HydraConfig.get().runtime.output_dir).absolute()
+def _new_path(cfg: RunConfig, session: Session) -> Path:
+    if session.parent is not None:
+        return session.parent.path
+    if session.job is not None and session.job.sweep_dir is not None and not session.own_folders:
+        return session.job.output_dir
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     name = "_".join([stamp, cfg.stage.name, cfg.method.name, cfg.model.name, cfg.data.title])
     base = Path(cfg.output_dir).absolute() / name
@@ -270,13 +210,13 @@ def _usable(cfg: RunConfig, found: list[tuple[Path, dict[str, Any]]], use: str) 
     return None
 
 
-def to_resume(cfg: RunConfig, data_fingerprint: str | None = None) -> Path:
+def to_resume(cfg: RunConfig, data_fingerprint: str | None, session: Session) -> Path:
     """The run that ``resume=true`` goes on with.
 
     Raises:
         RunError: where there is none.
     """
-    found = unfinished(cfg, data_fingerprint if sweep_name() else None)
+    found = unfinished(cfg, data_fingerprint if session.group else None)
     if found is not None:
         return found
     others = sum(facts.get("status") != "complete" for _, facts in _records(cfg.output_dir, pass_over=False))
@@ -388,7 +328,7 @@ def read(folder: str) -> tuple[Path, RunConfig, dict[str, Any]]:
             "Repeat its command with resume=true"
         )
     cfg = migration.read(path / "config.yaml")
-    if cfg.model.trust_remote_code and not safety.consents(compose.command()):
+    if cfg.model.trust_remote_code and not safety.consents(job.overrides if (job := current_job()) else ()):
         raise RunError(
             f"run: {path} says {safety.REMOTE_CODE}=true, so its model ships Python code that would be run. "
             f"If you trust whoever made the folder, add {safety.REMOTE_CODE}=true to the command"

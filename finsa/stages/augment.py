@@ -13,24 +13,26 @@ from finsa.data.dataset import Dataset
 from finsa.data.endpoint import Chat, Journal, Question
 from finsa.data.readers import FATE
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Make variants of the training rows, and write everything below ``output``.
 
     Raises:
         RunError: where the output is there already or another process is at it, or the endpoint cannot be used.
         DataError: where there are no training rows.
     """
+    session = session or Session()
     with dataset_writer.claimed(cfg.output) as partial:
-        return _write(cfg, partial)
+        return _write(cfg, partial, session)
 
 
-def _write(cfg: RunConfig, partial: Path) -> Result:
+def _write(cfg: RunConfig, partial: Path, session: Session) -> Result:
     knobs = cfg.stage
     assert isinstance(knobs, AugmentStage)
     chat = _chat(knobs, partial)
-    data = dataset.load(cfg.data)
+    data = dataset.load(cfg.data, session)
     data.require("train")
     splits = _named(data)
     held = pl.concat([splits["validation"], splits["test"]])

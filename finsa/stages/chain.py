@@ -11,10 +11,12 @@ from finsa.errors import ConfigError, Problem
 from finsa.runs import nested, run_folder
 from finsa.runs.nested import NO_FOLDER, configure
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Run the links that have not finished; the result is the last link's that has scores."""
+    session = session or Session()
     assert isinstance(cfg.stage, ChainStage)
     links = cfg.stage.links
     if not links:
@@ -24,40 +26,40 @@ def run(cfg: RunConfig) -> Result:
         configure(cfg, name, {earlier: f"@{earlier}" for earlier in links})
     done: dict[str, str] = {}
     last = Result("chain")
-    with run_folder.apart():
-        for number, name in enumerate(links, start=1):
-            result = _link(configure(cfg, name, done), f"link {number} of {len(links)}, {name}")
-            if result.run_dir is not None:
-                done[name] = str(result.run_dir)
-            last = result if "test" in result.metrics else last
+    session = session.with_own_folders()
+    for number, name in enumerate(links, start=1):
+        result = _link(configure(cfg, name, done), f"link {number} of {len(links)}, {name}", session)
+        if result.run_dir is not None:
+            done[name] = str(result.run_dir)
+        last = result if "test" in result.metrics else last
     for name, folder in done.items():
         print(f"{name}: {folder}")
     return Result("chain", last.run_dir, last.metrics, last.objective)
 
 
-def _link(cfg: RunConfig, title: str) -> Result:
+def _link(cfg: RunConfig, title: str, session: Session) -> Result:
     """Run a link, unless a finished run of it is there; an unfinished one is gone on with under ``resume=true``."""
     if cfg.stage.name in NO_FOLDER:
         print(f"{title}: stage={cfg.stage.name}", flush=True)
-        return nested.run(cfg.model_copy(update={"resume": False}))
-    found = run_folder.finished(cfg, _fingerprint(cfg))
+        return nested.run(cfg.model_copy(update={"resume": False}), session)
+    found = run_folder.finished(cfg, _fingerprint(cfg, session))
     if found is not None:
         print(f"{title}: finished before, {found}", flush=True)
         return _earlier(cfg.stage.name, found)
     goes_on = cfg.resume and run_folder.unfinished(cfg) is not None
     print(f"{title}: stage={cfg.stage.name}{', resumed' if goes_on else ''}", flush=True)
-    return nested.run(cfg.model_copy(update={"resume": goes_on}))
+    return nested.run(cfg.model_copy(update={"resume": goes_on}), session)
 
 
-def _fingerprint(cfg: RunConfig) -> str | None:
+def _fingerprint(cfg: RunConfig, session: Session) -> str | None:
     """Of the rows that the link's run records."""
     if cfg.stage.name == "pretrain":
         return None
     if cfg.stage.name == "evaluate":
         from finsa.inference import named_rows  # it loads libraries that no other link may need
 
-        return dataset.load(named_rows.data_of(cfg)).fingerprint
-    return dataset.load(cfg.data).fingerprint
+        return dataset.load(named_rows.data_of(cfg, session), session).fingerprint
+    return dataset.load(cfg.data, session).fingerprint
 
 
 def _earlier(stage: str, folder: Path) -> Result:

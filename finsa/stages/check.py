@@ -11,31 +11,33 @@ from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.evaluation import tables
 from finsa.runs import nested, run_folder
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Print rows, token lengths, steps, parameters and memory of the run, or of each link of a chain."""
+    session = session or Session()
     assert isinstance(cfg.stage, CheckStage)
-    return _chain(cfg, cfg.stage.links) if cfg.stage.links else _plan(cfg)
+    return _chain(cfg, cfg.stage.links, session) if cfg.stage.links else _plan(cfg, session)
 
 
-def _plan(cfg: RunConfig, further: dict[str, object] | None = None) -> Result:
+def _plan(cfg: RunConfig, session: Session, further: dict[str, object] | None = None) -> Result:
     """Plan one run.
 
     Args:
         further: lines for the table, known to whoever asks.
     """
     if cfg.method.baseline is not None:
-        return _plan_baseline(cfg)
+        return _plan_baseline(cfg, session)
     from finsa.training import check_plan  # torch, which a baseline need not wait for
 
     if cfg.data.corpus is not None and cfg.stage.name in ("check", "pretrain"):
         return check_plan.of_pretraining(cfg, further or {})
-    return check_plan.of_training(cfg, further or {})
+    return check_plan.of_training(cfg, further or {}, session)
 
 
-def _plan_baseline(cfg: RunConfig) -> Result:
-    data = dataset.load(cfg.data)
+def _plan_baseline(cfg: RunConfig, session: Session) -> Result:
+    data = dataset.load(cfg.data, session)
     data.require("train", "validation", "test")
     job = tokenized.Labelled(data)
     texts = job.texts("train")
@@ -50,7 +52,7 @@ def _plan_baseline(cfg: RunConfig) -> Result:
 # ------------------------------------------------------------------------------------------------ a chain
 
 
-def _chain(cfg: RunConfig, links: dict[str, dict[str, Any]]) -> Result:
+def _chain(cfg: RunConfig, links: dict[str, dict[str, Any]], session: Session) -> Result:
     """Plan a chain link by link; what is missing is reported once, behind the plans of all links.
 
     Raises:
@@ -64,22 +66,22 @@ def _chain(cfg: RunConfig, links: dict[str, dict[str, Any]]) -> Result:
         if link.stage.name in nested.NO_FOLDER or link.run is not None:
             continue  # reads what earlier links leave
         try:
-            metrics[name] = _plan(link, _beside(link, configs)).metrics
+            metrics[name] = _plan(link, session, _beside(link, configs, session)).metrics
         except FinsaError as error:
             for one in error.problems if isinstance(error, ConfigError) else [_problem(error)]:
                 problems.setdefault(f"{one.path}{one.text}", one)
-            metrics[name] = _without_rows(link)
+            metrics[name] = _without_rows(link, session)
     if problems:
         raise ConfigError(problems.values())
     return Result("check", None, metrics)
 
 
-def _beside(link: RunConfig, configs: dict[str, RunConfig]) -> dict[str, object]:
+def _beside(link: RunConfig, configs: dict[str, RunConfig], session: Session) -> dict[str, object]:
     """What a link finds done already, and what it would have to train first."""
     if link.stage.name == "pretrain":
         done = run_folder.finished(link, None)
         return {"finished before": f"{done}; it is skipped"} if done else {}
-    data = dataset.load(link.data)
+    data = dataset.load(link.data, session)
     done = run_folder.finished(link, data.fingerprint)
     told: dict[str, object] = {"finished before": f"{done}; it is skipped"} if done else {}
     if isinstance(link.stage, MoeJointStage):
@@ -96,16 +98,16 @@ def _beside(link: RunConfig, configs: dict[str, RunConfig]) -> dict[str, object]
             what
             for what, one in wanted.items()
             if run_folder.config_hash(one) not in hashes
-            and run_folder.finished(one, dataset.load(one.data).fingerprint) is None
+            and run_folder.finished(one, dataset.load(one.data, session).fingerprint) is None
         ]
         told["trained first"] = "; ".join(lacking) or "nothing"
     return told
 
 
-def _without_rows(link: RunConfig) -> dict[str, Any]:
+def _without_rows(link: RunConfig, session: Session) -> dict[str, Any]:
     from finsa.training import check_plan
 
-    return check_plan.without_rows(link)
+    return check_plan.without_rows(link, session)
 
 
 # ------------------------------------------------------------------------------------------------ lines

@@ -15,16 +15,18 @@ from finsa.models import quantization, tokenizers
 from finsa.runs import processes, run_folder, trackers
 from finsa.runs.progress import Display
 from finsa.runs.run_folder import Result, RunFolder
+from finsa.session import Session
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Rebuild model and prompt from a run folder and score a split; without a run, score the base as it is."""
+    session = session or Session()
     record = None if cfg.run is None else predictor.read(cfg.run)
-    trained = cfg if record is None else named_rows.with_rows_of(cfg, record)
+    trained = cfg if record is None else named_rows.with_rows_of(cfg, record, session)
     quantization.require_library(trained.method)
     assert isinstance(cfg.stage, EvaluateStage)
     split: str = cfg.stage.split
-    data = dataset.load(trained.data)
+    data = dataset.load(trained.data, session)
     data.require(split)
     _check_protocol(cfg.stage, trained, record, data)
     predictor.announce(record.name if record else trained.model.name)
@@ -33,17 +35,17 @@ def run(cfg: RunConfig) -> Result:
 
     if record is not None and isinstance(trained.stage, MoeJointStage):
         router.require_known(trained.stage, mixture.names(record.path), data.splits[split]["domain"].to_list())
-    job = _job(trained, data, record)
+    job = _job(trained, data, record, session)
     hardware.prepare(cfg.train)
     with (
-        run_folder.start(cfg, data.fingerprint) as folder,
-        trackers.track(cfg, folder.path, run_folder.sweep_name()) as tracker,
+        run_folder.start(cfg, data.fingerprint, session) as folder,
+        trackers.track(cfg, folder.path, session.group) as tracker,
     ):
         if record is not None:
-            answerer = predictor.load(record, cfg.train.score_tokens, shared=True)
+            answerer = predictor.load(record, cfg.train.score_tokens, session=session)
         else:
             assert isinstance(job, tokenized.TokenizedDataset)
-            answerer = predictor.bare(cfg, job, cfg.train.score_tokens)
+            answerer = predictor.bare(cfg, job, cfg.train.score_tokens, session)
         try:
             report, more = _judge(cfg, job, answerer, folder)
             found = {split: report, **more}
@@ -121,8 +123,8 @@ def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | N
         raise ConfigError([Problem("stage.parse", f"{text}: choose aidf or finllm")])
 
 
-def _job(trained: RunConfig, data: dataset.Dataset, record: Record | None) -> tokenized.Labelled:
+def _job(trained: RunConfig, data: dataset.Dataset, record: Record | None, session: Session) -> tokenized.Labelled:
     if trained.method.baseline is not None:
         return tokenized.Labelled(data)
     tokenizer = predictor.tokenizer_of(record) if record else tokenizers.load_tokenizer(trained.model)
-    return tokenized.build(trained, data, tokenizer)
+    return tokenized.build(trained, data, tokenizer, session)

@@ -20,9 +20,10 @@ from finsa.models import quantization
 from finsa.runs import files, locks
 from finsa.runs.progress import Display
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Export a run, and compare the export with it.
 
     Raises:
@@ -30,6 +31,7 @@ def run(cfg: RunConfig) -> Result:
         RunError: where the folder is there already, or another process is at it.
         ModelError: where a package is missing, or the export falls short of the tolerance.
     """
+    session = session or Session()
     assert isinstance(cfg.stage, ExportStage)
     form, precision = str(cfg.format), cfg.stage.precision
     record = predictor.read(str(cfg.run))
@@ -37,7 +39,7 @@ def run(cfg: RunConfig) -> Result:
     quantization.require_library(record.cfg.method)
     _refuse(export_manifest.refusal(record, form, precision))
     place = _place(cfg, record, form, precision)
-    data = dataset.load(record.cfg.data)
+    data = dataset.load(record.cfg.data, session)
     data.require(export_check.SPLIT)
     job = tokenized.Labelled(data)
     if job.dataset.labels.names != record.labels.names:

@@ -12,11 +12,13 @@ from finsa.data import dataset
 from finsa.data.dataset_writer import FILE_OF_SPLIT
 from finsa.runs import files
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Draw rows by ``data.generator`` and write them below ``output``, with the recipe beside them."""
-    data = dataset.load(cfg.data)
+    session = session or Session()
+    data = dataset.load(cfg.data, session)
     folder = Path(str(cfg.output)).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     names = dict(enumerate(data.labels.names))

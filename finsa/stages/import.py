@@ -18,11 +18,12 @@ from finsa.interop import datasets, llamafactory
 from finsa.interop.summary import Account, header, nested, yaml_line
 from finsa.runs import files
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 
 ABOVE = 4  # folders above a training file in which its data sets are looked for
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Read ``input``, write files below ``output`` that are known to compose, and report every key.
 
     Raises:

@@ -23,16 +23,18 @@ from finsa.evaluation.figures import Figure
 from finsa.models import tokenizers
 from finsa.runs import run_folder, trackers
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 
 FILE_SOURCES = ("table", "alpaca", "messages")
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Print examples, ledger, overlaps and confounds; write page, figures and numbers into a run folder."""
+    session = session or Session()
     assert isinstance(cfg.stage, InspectStage)
-    data = dataset.load(cfg.data)
+    data = dataset.load(cfg.data, session)
     tokenizer, whose, style = tokenizers.own_or_embedded(cfg.model, local_only=False)
-    job = tokenized.build(cfg.model_copy(update={"model": style}), data, tokenizer)
+    job = tokenized.build(cfg.model_copy(update={"model": style}), data, tokenizer, session)
     close = near_duplicates.find(data.splits, cfg.data.near_duplicates)
     numbers = inspection.inspect(
         job, close, cfg.data.near_duplicates, cfg.stage, _files(cfg, inspection.used_rows(job))
@@ -41,8 +43,8 @@ def run(cfg: RunConfig) -> Result:
         numbers["findings"].insert(0, f"Tokens, masks and examples are those of another tokenizer: {whose}.")
     shown = examples.examples(job, cfg, cfg.stage.examples)
     with (
-        run_folder.start(cfg, data.fingerprint) as folder,
-        trackers.track(cfg, folder.path, run_folder.sweep_name()) as tracker,
+        run_folder.start(cfg, data.fingerprint, session) as folder,
+        trackers.track(cfg, folder.path, session.group) as tracker,
     ):
         figures = _draw(job, numbers, close, folder.path)
         folder.note(**job.fingerprints())

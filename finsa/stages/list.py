@@ -7,11 +7,12 @@ from rich.table import Table
 from finsa.config import ListStage, RunConfig, compose, headers
 from finsa.evaluation import tables
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 
 ORDER = ("model", "method", "data", "train", "stage", "experiment", "published", "tracking")
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Print names and first sentences: cut to the terminal's width for all groups, whole for one."""
     assert isinstance(cfg.stage, ListStage)
     shown = (cfg.stage.group,) if cfg.stage.group else ORDER

@@ -24,6 +24,7 @@ from finsa.models import base, factory, hardware, quantization, tokenizers
 from finsa.models.moe.mixture import Mixture
 from finsa.runs import files, processes, run_folder, trackers
 from finsa.runs.run_folder import Result, RunFolder
+from finsa.session import Session
 from finsa.training import expert_runs, joint, results, schedule
 from finsa.training.expert_runs import Members
 from finsa.training.watchdog import Watch
@@ -31,29 +32,30 @@ from finsa.training.watchdog import Watch
 Classes = NDArray[np.int64]
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Gather experts, build the mixture, warm up, train jointly, score the test split once, write the run folder."""
+    session = session or Session()
     stage = cfg.stage
     assert isinstance(stage, MoeJointStage)
     quantization.require_library(cfg.method)
-    data = dataset.load(cfg.data)
+    data = dataset.load(cfg.data, session)
     data.require("train", "validation", "test")
     expert_runs.names(stage, data)
-    rows = tokenized.build(cfg, data, tokenizers.load_tokenizer(cfg.model))
+    rows = tokenized.build(cfg, data, tokenizers.load_tokenizer(cfg.model), session)
     schedule.steps_of(cfg.train, sum(rows.class_counts(cfg)), processes.world())
     hardware.prepare(cfg.train)
-    own = _own(cfg, stage, data)
-    made_of = expert_runs.gather(cfg, stage, rows, lambda text: print(text, flush=True))
+    own = _own(cfg, stage, data, session)
+    made_of = expert_runs.gather(cfg, stage, rows, lambda text: print(text, flush=True), session)
     with (
-        run_folder.start(own, data.fingerprint) as folder,
-        trackers.track(cfg, folder.path, run_folder.sweep_name()) as tracker,
+        run_folder.start(own, data.fingerprint, session) as folder,
+        trackers.track(cfg, folder.path, session.group) as tracker,
         Watch(cfg.train, folder.path).watching() as watch,
     ):
         folder.note(**expert_runs.facts(made_of))
-        return _run(cfg, stage, rows, made_of, folder, tracker, watch)
+        return _run(cfg, stage, rows, made_of, folder, tracker, watch, session)
 
 
-def _own(cfg: RunConfig, stage: MoeJointStage, data: dataset.Dataset) -> RunConfig:
+def _own(cfg: RunConfig, stage: MoeJointStage, data: dataset.Dataset, session: Session) -> RunConfig:
     """The configuration of the mixture's own run: ``resume=true`` may find that only its experts had been begun.
 
     Raises:
@@ -61,8 +63,8 @@ def _own(cfg: RunConfig, stage: MoeJointStage, data: dataset.Dataset) -> RunConf
     """
     if not cfg.resume or run_folder.unfinished(cfg) is not None:
         return cfg
-    if run_folder.finished(cfg, data.fingerprint) is not None or not expert_runs.begun(cfg, stage, data):
-        run_folder.to_resume(cfg)
+    if run_folder.finished(cfg, data.fingerprint) is not None or not expert_runs.begun(cfg, stage, data, session):
+        run_folder.to_resume(cfg, None, session)
     return cfg.model_copy(update={"resume": False})
 
 
@@ -74,9 +76,10 @@ def _run(
     folder: RunFolder,
     tracker: trackers.Tracker,
     watch: Watch,
+    session: Session,
 ) -> Result:
     with watch.display.work("loading the model", None):
-        backbone = base.load_base(cfg.model, cfg.seed, quantization=cfg.method.quantization)
+        backbone = base.load_base(cfg.model, cfg.seed, cfg.method.quantization, session)
     try:
         model = factory.mix(cfg, stage, backbone, made_of.adapters, rows.renderer)
         joint.start(model, stage, cfg.method.head)
@@ -85,7 +88,9 @@ def _run(
         trainable, total = base.count_parameters(model)
         folder.note(trainable_parameters=trainable, total_parameters=total)
         folder.note(device=hardware.describe(base.dtype(cfg.model)))
-        fitted, (validation, held) = joint.learn(cfg, stage, model, rows, watch, results.recorder(folder, tracker))
+        fitted, (validation, held) = joint.learn(
+            cfg, stage, model, rows, watch, results.recorder(folder, tracker, session)
+        )
         metrics: dict[str, Any] = {"validation": validation}
         with files.staged(folder.path) as place:
             model.save(place, rows.dataset.labels.names)
@@ -95,7 +100,7 @@ def _run(
         gates = reader.gates
         arms = {MIXTURE: scores.argmax(axis=1), **_otherwise(cfg, rows, model, watch)} if stage.compare else {}
     except BaseException:
-        base.forget(backbone)  # half a job may have left experts on it
+        session.base_models.clear()  # half a job may have left experts on it
         raise
     assert gates is not None
     domains = rows.dataset.splits["test"]["domain"].to_list()

@@ -20,9 +20,10 @@ from finsa.inference.predictor import Answerer, Record
 from finsa.models import quantization
 from finsa.runs import locks, processes
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Answer one text on the terminal, or every row of an input in a file that is put in its place whole.
 
     Raises:

@@ -20,14 +20,16 @@ from finsa.models import adapters, base, factory, hardware, tokenizers
 from finsa.runs import files, run_folder, trackers
 from finsa.runs.progress import Moved, ignored
 from finsa.runs.run_folder import Result, RunFolder
+from finsa.session import Session
 from finsa.training import fit, results
 from finsa.training.collate import Collator
 from finsa.training.loss import labelled_loss
 from finsa.training.watchdog import Watch
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Pre-train a model, from random weights or onwards from its own, or an adapter; ``output`` takes a copy."""
+    session = session or Session()
     assert cfg.data.corpus is not None
     assert isinstance(cfg.stage, PretrainStage)
     _require_fitting(cfg)
@@ -42,8 +44,8 @@ def run(cfg: RunConfig) -> Result:
         )
     hardware.prepare(cfg.train)
     with (
-        run_folder.start(cfg) as folder,
-        trackers.track(cfg, folder.path, run_folder.sweep_name()) as tracker,
+        run_folder.start(cfg, None, session) as folder,
+        trackers.track(cfg, folder.path, session.group) as tracker,
         Watch(cfg.train, folder.path).watching() as watch,
     ):
         model = _model(cfg)
@@ -60,7 +62,7 @@ def run(cfg: RunConfig) -> Result:
             train=cfg.train,
             seed=cfg.seed,
             folder=folder.path / "checkpoints",
-            record=results.recorder(folder, tracker),
+            record=results.recorder(folder, tracker, session),
             lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
             log=folder.log_file,
             watch=watch,
@@ -107,7 +109,7 @@ def _require_fitting(cfg: RunConfig) -> None:
 def _model(cfg: RunConfig) -> Any:
     """What learns: the whole model in float32, or an adapter on the frozen base."""
     if cfg.method.adapter is None:
-        return base.load_base(cfg.model, cfg.seed, keep=False).float().requires_grad_(True)
+        return base.load_base(cfg.model, cfg.seed).float().requires_grad_(True)
     frozen = base.load_base(cfg.model, cfg.seed, quantization=cfg.method.quantization)
     return adapters.attach(frozen, cfg.model, cfg.method.adapter, cfg.seed)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from finsa.config import ReportStage, RunConfig, locate
 from finsa.evaluation import finished_runs, report
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Report the runs that ``runs`` names, beside a published table where one is chosen."""
     assert isinstance(cfg.stage, ReportStage)
     paths = finished_runs.folders(cfg.runs) if cfg.runs else []

@@ -12,24 +12,26 @@ from finsa.errors import ConfigError, Problem, RunError
 from finsa.evaluation import reproduction, tables
 from finsa.runs import nested, processes, run_folder
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 
 AGAIN = ("train", "evaluate", "moe_joint")  # stages whose whole result lies in their folder
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Run ``run``'s configuration in a folder of its own, and compare the two folders.
 
     Raises:
         ConfigError: for a run of a stage that is not run again, or of another number of processes.
         RunError: where a result is another one, naming the first difference.
     """
+    session = session or Session()
     path, known, facts = run_folder.read(str(cfg.run))
     if known.stage.name not in AGAIN:
         text = f"{path} is of stage={known.stage.name}; {', '.join(AGAIN)} can be run again"
         raise ConfigError([Problem("run", text)])
     processes.require_as_many(path, facts.get("processes"))
     processes.require(known)
-    rows = None if known.run is not None else dataset.load(known.data).fingerprint
+    rows = None if known.run is not None else dataset.load(known.data, session).fingerprint
     if rows is not None and rows != facts.get("data_fingerprint"):
         raise RunError(
             f"rerun: the rows are others than {path} was made with (fingerprint {facts.get('data_fingerprint')}, now "
@@ -41,7 +43,7 @@ def run(cfg: RunConfig) -> Result:
             "same"
         )
     changed = {"output_dir": cfg.output_dir, "tracking": cfg.tracking, "resume": False, "output": None}
-    result = nested.run(known.model_copy(update=changed))
+    result = nested.run(known.model_copy(update=changed), session)
     assert result.run_dir is not None
     if processes.first():
         _compare(path, result.run_dir)

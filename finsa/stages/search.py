@@ -16,33 +16,38 @@ from finsa.errors import ConfigError, FinsaError, Problem, Pruned
 from finsa.evaluation import figures
 from finsa.runs import files, nested, run_folder
 from finsa.runs.run_folder import Result, RunFolder
+from finsa.session import Parent, Session
 
 SCORE = "eval_macro_f1"
 CUT = "cut short"  # marks a trial that a kill ended
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Run trials until there are as many as asked for; each is an ordinary run below ``trials/``.
 
     The test split is scored by every trial, as by every run, and never read here.
     """
+    session = session or Session()
     knobs = cfg.stage
     assert isinstance(knobs, SearchStage)
-    _check(knobs)
+    _check(knobs, session)
     optuna = _optuna()
-    data = dataset.load(cfg.data)
+    data = dataset.load(cfg.data, session)
     data.require("train", "validation", "test")
-    with run_folder.start(cfg, data.fingerprint) as folder:
+    with run_folder.start(cfg, data.fingerprint, session) as folder:
         study = _study(optuna, knobs, folder.path)
         while (number := _done(study)) < knobs.trials:
             # A journal keeps trials and no generator: each trial draws from a seed of its own, and so a stopped search
             # goes on as if it had not been stopped.
             study.sampler = optuna.samplers.TPESampler(seed=cfg.seed + number, n_startup_trials=knobs.startup)
-            print(f"trial {number + 1} of {knobs.trials}: {_trial(optuna, study, knobs, folder, number)}", flush=True)
+            print(
+                f"trial {number + 1} of {knobs.trials}: {_trial(optuna, study, knobs, folder, number, session)}",
+                flush=True,
+            )
         return _conclude(study, knobs, folder)
 
 
-def _check(knobs: SearchStage) -> None:
+def _check(knobs: SearchStage, session: Session) -> None:
     """Refuse a space whose keys or first values do not fit, all of it at once."""
     keys = [axis.key for axis in knobs.space]
     fixed = ("data", "seed", "stage", "run", "output_dir")
@@ -56,7 +61,7 @@ def _check(knobs: SearchStage) -> None:
     problems += [Problem("stage.space", f"{one.path}: {one.text}") for one in unknown if one]
     if problems:
         raise ConfigError(problems)
-    _config({axis.key: axis.first for axis in knobs.space})
+    _config({axis.key: axis.first for axis in knobs.space}, session)
 
 
 def _optuna() -> Any:
@@ -108,7 +113,7 @@ def _done(study: Any) -> int:
     return len(_ended(study))
 
 
-def _trial(optuna: Any, study: Any, knobs: SearchStage, folder: RunFolder, number: int) -> str:
+def _trial(optuna: Any, study: Any, knobs: SearchStage, folder: RunFolder, number: int, session: Session) -> str:
     """Run one trial and tell the study; returns what to say about it."""
     trial = study.ask()
     values = _values(knobs, {axis.key: _suggest(trial, axis) for axis in knobs.space})
@@ -127,11 +132,10 @@ def _trial(optuna: Any, study: Any, knobs: SearchStage, folder: RunFolder, numbe
     place.mkdir(parents=True)
     try:
         with (
-            run_folder.below(place, folder.path.name, watch),
             (place / "stdout.txt").open("w", encoding="utf-8") as file,
             contextlib.redirect_stdout(file),
         ):
-            result = nested.run(_config(values))
+            result = nested.run(_config(values, session), session.below(Parent(place, folder.path.name, watch)))
         score = result.objective or 0.0
         study.tell(trial, score)
         told = f"macro-F1 {score:.4f} on validation"
@@ -166,9 +170,9 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _config(values: dict[str, Any]) -> RunConfig:
+def _config(values: dict[str, Any], session: Session) -> RunConfig:
     """The configuration of a trial: the command's own but for the stage, and the trial's values."""
-    kept = [text for text in compose.command() if text.split("=")[0].split(".")[0] not in ("stage", "resume")]
+    kept = [text for text in session.overrides if text.split("=")[0].split(".")[0] not in ("stage", "resume")]
     overrides = [*kept, "stage=train", "stage.compare_base=false"]
     overrides += [f"{key}={_written(value)}" for key, value in values.items()]
     composed, choices = compose.compose_values(overrides)

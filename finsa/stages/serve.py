@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.hydra_config import HydraConfig
 
 from finsa.config import ROOT, RunConfig, ServeStage, TrainStage, compose, demonstration
 from finsa.data import dataset
@@ -22,13 +21,15 @@ from finsa.inference import predictor
 from finsa.inference.predictor import Answerer
 from finsa.runs import run_folder
 from finsa.runs.run_folder import Result, RunFolder
+from finsa.session import Session
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 WARM_UP = "公司上半年净利润同比增长三成，超出市场预期。"
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Take the address, load the model, answer requests; return once everything that was accepted is answered."""
+    session = session or Session()
     _require_packages()
     stage = cfg.stage
     assert isinstance(stage, ServeStage)
@@ -38,12 +39,12 @@ def run(cfg: RunConfig) -> Result:
     from finsa.serving.metrics import Measures
 
     with closing(server.bind(stage.host, stage.port if cfg.port is None else cfg.port)) as socket:
-        source, address = _source(cfg), server.address(socket)
+        source, address = _source(cfg, session), server.address(socket)
         record = predictor.read(str(source))
         predictor.announce(record.name)
         from finsa.models import hardware  # torch takes seconds to import: after the checks
 
-        with run_folder.start(cfg) as folder:
+        with run_folder.start(cfg, None, session) as folder:
             hardware.prepare(cfg.train)
             answerer = predictor.load(record, stage.batch_tokens, stage.threads, merge=True)
             for copies in (1, stage.batch):
@@ -88,7 +89,7 @@ def _token(stage: ServeStage) -> str | None:
     return token
 
 
-def _source(cfg: RunConfig) -> Path:
+def _source(cfg: RunConfig, session: Session) -> Path:
     """The folder to serve: the one that was named, the newest run, or a run of the defaults."""
     if cfg.run == "latest":
         return run_folder.latest(cfg.output_dir)
@@ -96,24 +97,23 @@ def _source(cfg: RunConfig) -> Path:
         return run_folder.read(str(cfg.run))[0]
     written = yaml.safe_load((compose.CONF / "stage" / "train.yaml").read_text(encoding="utf-8"))
     default = cfg.model_copy(update={"stage": TrainStage.model_validate(written), "run": None})
-    fingerprint = dataset.load(default.data).fingerprint
+    fingerprint = dataset.load(default.data, session).fingerprint
     found = run_folder.finished(default, fingerprint)
     if found is None:
         print(
             f"run=default: no finished run of the defaults below {cfg.output_dir}, so one is trained first", flush=True
         )
-        _train(cfg.output_dir)
+        _train(cfg.output_dir, session)
         found = run_folder.finished(default, fingerprint)
     if found is None:
         raise RunError("run=default: the defaults were trained, and yet there is no such run; train it: python run.py")
     return found
 
 
-def _train(output_dir: str) -> None:
+def _train(output_dir: str, session: Session) -> None:
     """Train in a process of its own: a service should not keep the memory that training took."""
     quoted = output_dir.replace("\\", "\\\\").replace("'", "\\'")
-    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    own = [text for text in given if text.lstrip("+~").startswith(("data", "train"))]
+    own = [text for text in session.overrides if text.lstrip("+~").startswith(("data", "train"))]
     checkout = ROOT / "run.py"  # an installed package has none
     program = [str(checkout)] if checkout.is_file() else ["-m", "finsa"]
     words = [sys.executable, *program, f"output_dir='{quoted}'", "tracking=none", *own]

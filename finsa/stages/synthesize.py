@@ -13,11 +13,12 @@ from finsa.data.labels import LabelSpace
 from finsa.data.synthesize import Harvest, in_blocks
 from finsa.errors import RunError
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 
 COLUMNS = ("id", "text", "label")
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Ask for rows of every class until there are enough, and write them below ``output``.
 
     Raises:

@@ -11,21 +11,23 @@ from finsa.evaluation import run_results
 from finsa.runs import files, run_folder, trackers
 from finsa.runs.progress import Display
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 from finsa.training import results
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Fit on the training split, choose on validation, score the test split once, write the run folder."""
+    session = session or Session()
     if cfg.method.baseline is not None:
-        return _run_baseline(cfg, cfg.method.baseline.kind)
+        return _run_baseline(cfg, cfg.method.baseline.kind, session)
     from finsa.training import run_training  # trainers take seconds to import, which a baseline need not wait for
 
-    return run_training.run(cfg)
+    return run_training.run(cfg, session)
 
 
-def _run_baseline(cfg: RunConfig, kind: str) -> Result:
+def _run_baseline(cfg: RunConfig, kind: str, session: Session) -> Result:
     """The same for a classifier that uses no language model."""
-    data = dataset.load(cfg.data)
+    data = dataset.load(cfg.data, session)
     data.require("train", "validation", "test")
     rows = tokenized.Labelled(data)
     device = _prepared(cfg) if cfg.method.uses_torch else None
@@ -36,8 +38,8 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
     model.start(chosen)
     baselines.require_room(model, rows, cfg.data)
     with (
-        run_folder.start(cfg, data.fingerprint) as folder,
-        trackers.track(cfg, folder.path, run_folder.sweep_name()) as tracker,
+        run_folder.start(cfg, data.fingerprint, session) as folder,
+        trackers.track(cfg, folder.path, session.group) as tracker,
     ):
         folder.note(device=device, scoring=f"baseline: {kind}")
         folder.log_file.unlink(missing_ok=True)  # a baseline that was killed learns from its beginning
@@ -47,7 +49,7 @@ def _run_baseline(cfg: RunConfig, kind: str) -> Result:
             [gold[row] for row in order],
             held,
             judge=lambda scores: run_results.validation(rows, scores),
-            record=results.recorder(folder, tracker),
+            record=results.recorder(folder, tracker, session),
         )
         folder.note(**fitted.facts(time.monotonic() - started))
         with files.staged(folder.path) as place:

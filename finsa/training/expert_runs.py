@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-
 from finsa.config import FOLDER_NAME, MoeJointStage, RunConfig, compose
 from finsa.data import dataset
 from finsa.data.tokenized import TokenizedDataset
@@ -18,6 +16,7 @@ from finsa.errors import ConfigError, DataError, Problem, RunError
 from finsa.models import factory
 from finsa.models.moe import experts
 from finsa.runs import provenance, run_folder
+from finsa.session import Session
 from finsa.training import run_training
 
 # What must be the same for an adapter to fit a base: weights, tokens, and what stands around a prompt.
@@ -68,7 +67,9 @@ def names(stage: MoeJointStage, data: dataset.Dataset) -> tuple[str, ...]:
     return tuple(stage.experts)
 
 
-def gather(cfg: RunConfig, stage: MoeJointStage, task: TokenizedDataset, tell: Callable[[str], None]) -> Members:
+def gather(
+    cfg: RunConfig, stage: MoeJointStage, task: TokenizedDataset, tell: Callable[[str], None], session: Session
+) -> Members:
     """Find every expert's run, or train it, and the union's where it is compared with.
 
     Args:
@@ -82,10 +83,10 @@ def gather(cfg: RunConfig, stage: MoeJointStage, task: TokenizedDataset, tell: C
         ModelError: for experts that differ in rank, alpha or targets.
     """
     named = stage.experts or dict.fromkeys(names(stage, task.dataset))
-    known = {name: _known(cfg, name, place) for name, place in named.items()}
+    known = {name: _known(cfg, name, place, session) for name, place in named.items()}
     lacking = [name for name, path in known.items() if path is None]
     if lacking and stage.missing == "error":
-        commands = "\n".join(f"  {command(expert_config(cfg, name))}" for name in lacking)
+        commands = "\n".join(f"  {command(expert_config(cfg, name), session)}" for name in lacking)
         text = f"no finished run has trained {', '.join(lacking)}. Train with stage.missing=train, or by\n{commands}"
         raise ConfigError([Problem("stage.experts", text)])
     for name, path in known.items():
@@ -93,7 +94,7 @@ def gather(cfg: RunConfig, stage: MoeJointStage, task: TokenizedDataset, tell: C
             _check(cfg, stage, task, name, path)
             tell(f"expert {name}: {path}")
     folders = {
-        name: path or _train(expert_config(cfg, name), f"expert {name}", tell, cfg.resume)
+        name: path or _train(expert_config(cfg, name), f"expert {name}", tell, cfg.resume, session)
         for name, path in known.items()
     }
     adapters = {name: _adapter(path) for name, path in folders.items()}
@@ -104,15 +105,16 @@ def gather(cfg: RunConfig, stage: MoeJointStage, task: TokenizedDataset, tell: C
     if stage.compare:
         wanted = expert_config(cfg, None)
         union = run_folder.finished(wanted, task.dataset.fingerprint)
-        union = union or _train(wanted, "one adapter on all domains", tell, cfg.resume)
+        union = union or _train(wanted, "one adapter on all domains", tell, cfg.resume, session)
     return Members(folders, adapters, union)
 
 
-def begun(cfg: RunConfig, stage: MoeJointStage, data: dataset.Dataset) -> bool:
+def begun(cfg: RunConfig, stage: MoeJointStage, data: dataset.Dataset, session: Session) -> bool:
     """Whether an expert's own run was begun: what there is to go on with before the mixture itself has a run."""
     unnamed = [name for name, place in (stage.experts or dict.fromkeys(names(stage, data))).items() if place is None]
     wanted = [expert_config(cfg, name) for name in unnamed]
-    return any(_known(one, name, None) or run_folder.unfinished(one) for one, name in zip(wanted, unnamed, strict=True))
+    pairs = zip(wanted, unnamed, strict=True)
+    return any(_known(one, name, None, session) or run_folder.unfinished(one) for one, name in pairs)
 
 
 def expert_config(cfg: RunConfig, domain: str | None) -> RunConfig:
@@ -123,38 +125,37 @@ def expert_config(cfg: RunConfig, domain: str | None) -> RunConfig:
     return cfg.model_copy(update={"stage": stage, "data": data, "resume": False})
 
 
-def command(cfg: RunConfig) -> str:
+def command(cfg: RunConfig, session: Session) -> str:
     """The command of a training run: this command's with another stage, or by the names of its choices."""
     words = [f"{group}={getattr(cfg, group).name}" for group in ("model", "method", "data", "train")]
     words += [f"seed={cfg.seed}", f"output_dir={cfg.output_dir}"]
-    if HydraConfig.initialized() and cfg.experiment is None:  # an experiment's own values would not go with stage=train
-        given = HydraConfig.get().overrides.task
-        words = [text for text in given if not text.startswith(("stage=", "stage.", "resume=", "data.domain="))]
+    if session.job is not None and cfg.experiment is None:  # an experiment's own values would not go with stage=train
+        skipped = ("stage=", "stage.", "resume=", "data.domain=")
+        words = [text for text in session.overrides if not text.startswith(skipped)]
     domain = [f"data.domain={cfg.data.domain}"] if cfg.data.domain else []
     return shlex.join(["python", "run.py", *words, *domain])
 
 
-def _known(cfg: RunConfig, name: str, place: str | None) -> Path | None:
+def _known(cfg: RunConfig, name: str, place: str | None, session: Session) -> Path | None:
     if place is not None:
         return run_folder.read(place)[0]
     wanted = expert_config(cfg, name)
     try:
-        fingerprint = dataset.load(wanted.data).fingerprint
+        fingerprint = dataset.load(wanted.data, session).fingerprint
     except DataError as error:
         text = f"expert {name} is named without a run folder, and none can be trained: {error}"
         raise ConfigError([Problem("stage.experts", text)]) from None
     return run_folder.finished(wanted, fingerprint)
 
 
-def _train(cfg: RunConfig, what: str, tell: Callable[[str], None], resume: bool) -> Path:
+def _train(cfg: RunConfig, what: str, tell: Callable[[str], None], resume: bool, session: Session) -> Path:
     before = run_folder.unfinished(cfg) if resume else None
     tell(
-        f"{what}: no finished run of this configuration; training it as\n  {command(cfg)}"
+        f"{what}: no finished run of this configuration; training it as\n  {command(cfg, session)}"
         if before is None
         else f"{what}: going on with {before}"
     )
-    with run_folder.apart():
-        result = run_training.run(cfg.model_copy(update={"resume": before is not None}))
+    result = run_training.run(cfg.model_copy(update={"resume": before is not None}), session.with_own_folders())
     assert result.run_dir is not None
     return result.run_dir
 

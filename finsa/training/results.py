@@ -8,8 +8,9 @@ from typing import Any
 from finsa.config import RunConfig
 from finsa.data import tokenized
 from finsa.evaluation import calibration, run_results, tables
-from finsa.runs import processes, run_folder, trackers
+from finsa.runs import processes, trackers
 from finsa.runs.run_folder import RunFolder
+from finsa.session import Session
 
 
 def calibrate(
@@ -37,13 +38,14 @@ def calibrate(
         )
 
 
-def recorder(folder: RunFolder, tracker: trackers.Tracker) -> Callable[[int, dict[str, float]], None]:
+def recorder(folder: RunFolder, tracker: trackers.Tracker, session: Session) -> Callable[[int, dict[str, float]], None]:
     """Takes log records for a run folder and its tracker."""
 
     def record(step: int, values: dict[str, float]) -> None:
         folder.log(step, values)
         tracker.log(step, values)
-        run_folder.tell(step, values)
+        if session.parent is not None:
+            session.parent.watch(step, values)
 
     return record
 

@@ -15,17 +15,18 @@ from finsa.inference.scoring import FloatArray, LabelScorer, scorer
 from finsa.models import base, factory, hardware, quantization, tokenizers
 from finsa.runs import files, processes, run_folder, trackers
 from finsa.runs.run_folder import Result, RunFolder
+from finsa.session import Session
 from finsa.training import fit, memory_plan, objective, results, schedule
 from finsa.training.watchdog import Watch
 
 
-def run(cfg: RunConfig) -> Result:
+def run(cfg: RunConfig, session: Session) -> Result:
     """Fit on the training split, choose on validation, score the test split once, write the run folder."""
     quantization.require_library(cfg.method)
-    data = dataset.load(cfg.data)
+    data = dataset.load(cfg.data, session)
     data.require(*(("test",) if cfg.method.learn == "nothing" else ("train", "validation", "test")))
     tokenizer = tokenizers.load_tokenizer(cfg.model)
-    job = tokenized.build(cfg, data, tokenizer)
+    job = tokenized.build(cfg, data, tokenizer, session)
     if cfg.method.learn != "nothing":
         schedule.steps_of(cfg.train, sum(job.class_counts(cfg)), processes.world())
     hardware.prepare(cfg.train)
@@ -34,20 +35,27 @@ def run(cfg: RunConfig) -> Result:
     if judged := memory_plan.verdict(planned, cfg, job, lengths, processes.world()):
         print(f"warning: about {planned.peak() / 2**30:.2f} GiB of memory are needed: {judged}", file=sys.stderr)
     with (
-        run_folder.start(cfg, data.fingerprint) as folder,
-        trackers.track(cfg, folder.path, run_folder.sweep_name()) as tracker,
+        run_folder.start(cfg, data.fingerprint, session) as folder,
+        trackers.track(cfg, folder.path, session.group) as tracker,
         Watch(cfg.train, folder.path).watching() as watch,
     ):
         folder.note(memory_plan=planned.facts())
-        return _run(cfg.model_copy(update={"train": planned.of(cfg.train)}), job, folder, tracker, watch)
+        return _run(cfg.model_copy(update={"train": planned.of(cfg.train)}), job, folder, tracker, watch, session)
 
 
 def _run(
-    cfg: RunConfig, job: tokenized.TokenizedDataset, folder: RunFolder, tracker: trackers.Tracker, watch: Watch
+    cfg: RunConfig,
+    job: tokenized.TokenizedDataset,
+    folder: RunFolder,
+    tracker: trackers.Tracker,
+    watch: Watch,
+    session: Session,
 ) -> Result:
-    keep, quantized = cfg.method.learn != "all", cfg.method.quantization
+    quantized = cfg.method.quantization
+    if cfg.method.learn == "all":
+        session.base_models.clear()  # the memory that a model of earlier jobs takes is needed
     with watch.display.work("loading the model", None):
-        backbone = base.load_base(cfg.model, cfg.seed, keep, quantized)
+        backbone = base.load_base(cfg.model, cfg.seed, quantized, None if cfg.method.learn == "all" else session)
     metrics: dict[str, Any] = {}
     try:
         assert isinstance(cfg.stage, TrainStage)
@@ -55,7 +63,7 @@ def _run(
         lasting = cfg.method.learn == "all" or cfg.train.strategy in ("fsdp", "deepspeed")
         if compared and lasting:  # the base will not be what it was
             metrics["base"] = run_results.report(job, "test", _base_scores(cfg, job, backbone, watch))
-        model, held = _learn(cfg, job, backbone, folder, tracker, metrics, watch)
+        model, held = _learn(cfg, job, backbone, folder, tracker, metrics, watch, session)
         reader = scorer(model, job.renderer, cfg.train.score_tokens)
         if cfg.method.learn == "nothing":
             scores = _base_scores(cfg, job, backbone, watch)
@@ -65,7 +73,7 @@ def _run(
         if compared and not lasting:  # training starts sooner
             metrics["base"] = run_results.report(job, "test", _base_scores(cfg, job, backbone, watch))
     except BaseException:
-        base.forget(backbone)  # half a job may have left adapters or changed weights on it
+        session.base_models.clear()  # half a job may have left adapters or changed weights on it
         raise
     metrics["test"] = run_results.report(job, "test", scores)
     known = {} if held is None else {"validation": held}
@@ -83,6 +91,7 @@ def _learn(
     tracker: trackers.Tracker,
     metrics: dict[str, Any],
     watch: Watch,
+    session: Session,
 ) -> tuple[torch.nn.Module, Any]:
     """Train what the method trains and save it; the validation score of the chosen checkpoint goes into `metrics`.
 
@@ -112,7 +121,7 @@ def _learn(
         train=cfg.train,
         seed=cfg.seed,
         folder=folder.path / "checkpoints",
-        record=results.recorder(folder, tracker),
+        record=results.recorder(folder, tracker, session),
         objective=objective.of(cfg.method, job.renderer, job.class_counts(cfg)),
         lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
         log=folder.log_file,

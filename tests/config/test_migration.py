@@ -12,6 +12,7 @@ import yaml
 from finsa.config import RunConfig
 from finsa.errors import RunError
 from finsa.runs import run_folder
+from finsa.session import Session
 
 Config = Callable[..., RunConfig]
 WORDS = ("method=qlora", "train=smoke", "train.max_steps=7")
@@ -19,7 +20,7 @@ WORDS = ("method=qlora", "train=smoke", "train.max_steps=7")
 
 @pytest.fixture
 def folder(config: Config, tmp_path: Path) -> Path:
-    with run_folder.start(config(*WORDS, f"output_dir={tmp_path}"), "rows") as made:
+    with run_folder.start(config(*WORDS, f"output_dir={tmp_path}"), "rows", Session()) as made:
         pass
     return made.path
 
@@ -83,10 +84,10 @@ def test_half_a_configuration_is_damaged(folder: Path) -> None:
 
 def test_a_run_that_is_being_written_is_not_resumed_by_another(config: Config, tmp_path: Path) -> None:
     words = (*WORDS, f"output_dir={tmp_path}")
-    with run_folder.start(config(*words), "rows") as made:
+    with run_folder.start(config(*words), "rows", Session()) as made:
         with (
             pytest.raises(RunError, match=f"{made.path} is in use by process "),
-            run_folder.start(config(*words, "resume=true"), "rows"),
+            run_folder.start(config(*words, "resume=true"), "rows", Session()),
         ):
             pass
         with pytest.raises(RunError, match="is being written by process "):

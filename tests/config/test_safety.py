@@ -25,6 +25,7 @@ from finsa.errors import ConfigError, RunError
 from finsa.runs import nested
 from finsa.serving.batching import AnswerError, Batcher
 from finsa.serving.metrics import Measures
+from finsa.session import Session
 
 Compose = Callable[..., RunConfig]
 EVIL = "builtins.exec"
@@ -254,7 +255,7 @@ def test_no_stage_runs_code_that_a_run_folder_allows(
     cfg = config(*named, *folder, FEW, "tracking=none", "train=smoke", "train.max_steps=1")
     told = f"^run: {hostile} says model.trust_remote_code=true, so its model ships Python code that would be run"
     with pytest.raises(RunError, match=told):
-        nested.run(cfg)
+        nested.run(cfg, Session())
     assert not (hostile.parents[1] / "ran").exists()
     assert not (tmp_path / "export").exists()
 
@@ -264,7 +265,7 @@ def test_every_stage_that_takes_a_run_is_among_them() -> None:
 
 
 def test_a_report_of_a_hostile_run_runs_nothing(hostile: Path, config: Compose, tmp_path: Path) -> None:
-    assert nested.run(config("stage=report", f"runs={hostile}", f"output={tmp_path}")).metrics
+    assert nested.run(config("stage=report", f"runs={hostile}", f"output={tmp_path}"), Session()).metrics
     assert not (hostile.parents[1] / "ran").exists()
 
 
@@ -285,10 +286,9 @@ def _command(*words: str) -> int:
     """Run a command in this process; its exit code."""
     from finsa import cli
 
-    argv = ["run.py", *words]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", argv)
-        return cli.guard(cli.main, argv)
+        patch.setattr("sys.argv", ["run.py", *words])
+        return cli.run()
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,6 @@ Configure = Callable[..., RunConfig]
 @pytest.fixture(autouse=True)
 def _new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What this process remembers is not what is tested."""
-    monkeypatch.setattr(dataset, "_tables", {})
-    monkeypatch.setattr(tokenized, "_tasks", {})
     monkeypatch.setattr(cache, "MANY_BYTES", 0)
     monkeypatch.setattr(cache, "MANY_TEXTS", 0)
 
@@ -41,7 +39,6 @@ def _data(config: Configure, folder: Path, rows: int = 24, *overrides: str) -> D
 
 
 def _load(data: Data) -> Dataset:
-    dataset._tables.clear()
     return dataset.load(data)
 
 
@@ -238,7 +235,6 @@ def _tokens(config: Configure, folder: Path, tokenizer: Any, **changes: Any) -> 
     """Prompts of the training split, and the entries there are afterwards."""
     data = _data(config, folder).model_copy(update=changes)
     cfg = config().model_copy(update={"data": data})
-    tokenized._tasks.clear()
     prompts = tokenized.build(cfg, _load(data), tokenizer).prompts("train")
     return list(prompts), _entries(folder, "tokens-")
 

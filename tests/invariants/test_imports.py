@@ -23,6 +23,7 @@ LAYERS = [
     {"synthetic"},
     {"runs"},
     {"config"},
+    {"session"},
     {"errors"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

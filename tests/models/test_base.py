@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from finsa.config import ROOT, Model, RunConfig, compose
 from finsa.errors import ConfigError, ModelError
 from finsa.models import adapters, base, tokenizers
+from finsa.session import Session
 
 TOTALS = {
     "qwen05b": 494_032_768,
@@ -96,30 +97,31 @@ def test_an_unknown_architecture_is_named() -> None:
 
 def test_random_weights_follow_the_seed() -> None:
     section = composed("model.weights=random").model
-    first, second, third = (base.load_base(section, seed, keep=False) for seed in (1, 1, 2))
+    first, second, third = (base.load_base(section, seed) for seed in (1, 1, 2))
     one, two, three = (model.get_input_embeddings().weight for model in (first, second, third))
     assert torch.equal(one, two)
     assert not torch.equal(one, three)
 
 
-def test_jobs_share_a_base_and_get_a_fresh_one_after_forget() -> None:
-    section = composed("model.weights=random").model
-    first = base.load_base(section, 5)
-    assert base.load_base(section, 5) is first
+def test_jobs_share_a_base_within_a_session() -> None:
+    section, session = composed("model.weights=random").model, Session()
+    first = base.load_base(section, 5, session=session)
+    assert base.load_base(section, 5, session=session) is first
     assert not any(parameter.requires_grad for parameter in first.parameters())
-    base.forget(first)
     assert base.load_base(section, 5) is not first
+    assert base.load_base(section, 6, session=session) is not first
+    assert len(session.base_models) == 1  # one at a time: two of 9B would not fit
 
 
 def test_a_folder_that_is_overwritten_is_loaded_again(tmp_path: Path) -> None:
     folder = tmp_path / "base"
     shutil.copytree(ROOT / "data" / "tiny", folder)
-    section = composed("model=tiny", f"model.path={folder}").model
-    first = base.load_base(section, 0)
-    assert base.load_base(section, 0) is first
+    section, session = composed("model=tiny", f"model.path={folder}").model, Session()
+    first = base.load_base(section, 0, session=session)
+    assert base.load_base(section, 0, session=session) is first
     tensors = {name: -tensor for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    second = base.load_base(section, 0)
+    second = base.load_base(section, 0, session=session)
     name = next(iter(tensors))
     assert torch.equal(second.get_parameter(name), -first.get_parameter(name))
 

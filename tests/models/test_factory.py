@@ -59,7 +59,7 @@ def job(config: Configure, tokenizer: Any) -> tokenized.TokenizedDataset:
 
 
 def load(cfg: RunConfig) -> Any:
-    return base.load_base(cfg.model, cfg.seed, cfg.method.learn != "all", cfg.method.quantization)
+    return base.load_base(cfg.model, cfg.seed, cfg.method.quantization)
 
 
 def trained(
@@ -102,7 +102,7 @@ def test_what_was_trained_comes_back_and_the_base_stays(
     factory.release(model)
     if cfg.method.learn == "all":
         place = tmp_path / "model"
-        backbone = base.load_base(cfg.model.model_copy(update={"path": str(place)}), cfg.seed, keep=False)
+        backbone = base.load_base(cfg.model.model_copy(update={"path": str(place)}), cfg.seed)
     else:
         assert np.array_equal(scorer(backbone, job.renderer, 4096).score(texts), before)
     restored = factory.restore(cfg, backbone, factory.adapter_folder(cfg, tmp_path), job.renderer)
@@ -279,7 +279,7 @@ def test_an_adapter_of_another_base_is_refused(
         ModelError,
         match=rf"method\.adapter\.init: {folder} does not fit this base: .*size mismatch.*current model is torch",
     ):
-        factory.build(wanted, base.load_base(cfg.model, cfg.seed, keep=False), job.renderer)
+        factory.build(wanted, base.load_base(cfg.model, cfg.seed), job.renderer)
     with pytest.raises(ModelError, match=r"does not fit this base: .*size mismatch"):  # stage=check plans on shapes
         adapters.attach(base.on_meta(cfg.model), wanted.model, wanted.method.adapter, seed=0)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"variant=pissa is initialised from the base model"):

@@ -12,6 +12,7 @@ import torch
 from finsa.config import RunConfig
 from finsa.errors import ConfigError
 from finsa.models import adapters, base, quantization
+from finsa.session import Session
 
 Configure = Callable[..., RunConfig]
 KINDS = ("nf4", "int8")
@@ -24,7 +25,7 @@ IDS = torch.arange(5, 40)[None].to(base.device())
 
 
 def load(config: Configure, kind: str, *overrides: str) -> Any:
-    return base.load_base(config(*overrides).model, 1, keep=False, quantization=kind)
+    return base.load_base(config(*overrides).model, 1, quantization=kind)
 
 
 def bytes_of(model: Any) -> int:
@@ -83,11 +84,10 @@ def test_double_quantisation_is_on(config: Configure) -> None:
 
 
 def test_jobs_share_a_base_of_the_same_quantisation_only(config: Configure) -> None:
-    section = config(*SHAPE).model
-    first = base.load_base(section, 5, quantization="nf4")
-    assert base.load_base(section, 5, quantization="nf4") is first
-    assert base.load_base(section, 5, quantization="int8") is not first
-    base.forget(base.load_base(section, 5, quantization="int8"))
+    section, session = config(*SHAPE).model, Session()
+    first = base.load_base(section, 5, "nf4", session)
+    assert base.load_base(section, 5, "nf4", session) is first
+    assert base.load_base(section, 5, "int8", session) is not first
 
 
 def test_a_missing_library_is_told(config: Configure, monkeypatch: pytest.MonkeyPatch) -> None:

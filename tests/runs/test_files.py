@@ -20,6 +20,7 @@ from finsa import cli
 from finsa.config import ROOT, RunConfig
 from finsa.errors import ModelError, RunError
 from finsa.runs import files, locks, nested
+from finsa.session import Session
 
 Config = Callable[..., RunConfig]
 
@@ -190,13 +191,13 @@ def test_an_output_is_made_by_one_process(
         started = json.loads(lock.read_text())["started"][:16]
         told = f"output {tmp_path}/out is in use by process {first.pid} on .*, started {started}"
         with pytest.raises(RunError, match=told):
-            nested.run(config(*words))
+            nested.run(config(*words), Session())
         assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
     finally:
         first.kill()
         first.wait()
     if stage == "augment":  # what the killed process left is no hindrance, and goes
-        nested.run(config(*words))
+        nested.run(config(*words), Session())
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -272,7 +273,8 @@ def test_a_run_folder_that_cannot_be_written_is_one_message(
 
     cfg = config("method=majority", FEW, "tracking=none", f"output_dir={place}")
     monkeypatch.setattr(owner, name, refusing)
-    assert cli.guard(lambda: cli.run_job(cfg), ["run.py", "method=majority"]) == 2
+    errors: list[BaseException] = []
+    assert cli.guard(lambda: cli.run_job(cfg, Session(), errors), ["run.py", "method=majority"], errors) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {place}")
     assert line.endswith(f": {os.strerror(number)}")

@@ -11,6 +11,7 @@ import pytest
 from finsa.config import RunConfig
 from finsa.errors import RunError
 from finsa.runs import provenance, run_folder
+from finsa.session import Session
 
 Config = Callable[..., RunConfig]
 WATCHED = ["train.heartbeat_seconds=1", "train.stall_seconds=null", "train.stall_ends=true"]
@@ -18,7 +19,7 @@ WATCHED = ["train.heartbeat_seconds=1", "train.stall_seconds=null", "train.stall
 
 def test_a_finished_folder_reads_back(config: Config, tmp_path: Path) -> None:
     cfg = config(f"output_dir={tmp_path}", "train.epochs=3")
-    with run_folder.start(cfg, "rows") as folder:
+    with run_folder.start(cfg, "rows", Session()) as folder:
         assert json.loads((folder.path / "run.json").read_text())["status"] == "running"
         folder.write_lines("lines.jsonl", [{"text": "利好"}, {"text": "a"}])
     path, read, facts = run_folder.read(str(folder.path))
@@ -29,7 +30,10 @@ def test_a_finished_folder_reads_back(config: Config, tmp_path: Path) -> None:
 
 
 def test_a_broken_run_is_marked_and_not_taken_for_a_finished_one(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), run_folder.start(config(f"output_dir={tmp_path}")) as folder:
+    with (
+        pytest.raises(ZeroDivisionError),
+        run_folder.start(config(f"output_dir={tmp_path}"), None, Session()) as folder,
+    ):
         raise ZeroDivisionError("on purpose")
     facts = json.loads((folder.path / "run.json").read_text())
     assert (facts["status"], facts["error"]) == ("failed", "ZeroDivisionError: on purpose")
@@ -41,9 +45,9 @@ def test_a_finished_run_is_found_by_its_configuration_and_rows(config: Config, t
     cfg = config(f"output_dir={tmp_path}", "train.epochs=3")
     assert run_folder.finished(cfg, "rows") is None
     for _ in range(2):
-        with run_folder.start(cfg, "rows") as folder:
+        with run_folder.start(cfg, "rows", Session()) as folder:
             pass
-    with pytest.raises(KeyboardInterrupt), run_folder.start(cfg, "rows"):
+    with pytest.raises(KeyboardInterrupt), run_folder.start(cfg, "rows", Session()):
         raise KeyboardInterrupt
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "run.json").write_text("{")
@@ -70,7 +74,7 @@ def test_the_newest_run_is_the_latest_in_time(newest: int, config: Config, tmp_p
     cfg = config(f"output_dir={tmp_path}", "train.epochs=3")
     folders = []
     for number, moment in enumerate(MOMENTS[:newest]):
-        with run_folder.start(cfg, "rows") as folder:
+        with run_folder.start(cfg, "rows", Session()) as folder:
             pass
         place = folder.path.rename(tmp_path / f"{9 - number}")  # names sort the other way round
         facts = json.loads((place / "run.json").read_text(encoding="utf-8"))
@@ -93,25 +97,25 @@ def test_resume_takes_the_unfinished_run_of_this_configuration(config: Config, t
     for epochs in (3, 4):
         with (
             pytest.raises(KeyboardInterrupt),
-            run_folder.start(config(f"output_dir={tmp_path}", f"train.epochs={epochs}")) as f,
+            run_folder.start(config(f"output_dir={tmp_path}", f"train.epochs={epochs}"), None, Session()) as f,
         ):
             folders[epochs] = f.path
             raise KeyboardInterrupt
-    with run_folder.start(config(f"output_dir={tmp_path}", "train.epochs=3", "resume=true")) as folder:
+    with run_folder.start(config(f"output_dir={tmp_path}", "train.epochs=3", "resume=true"), None, Session()) as folder:
         assert folder.path == folders[3]
     with (
         pytest.raises(RunError, match="no unfinished run of this configuration"),
-        run_folder.start(config(f"output_dir={tmp_path}", "train.epochs=3", "resume=true")),
+        run_folder.start(config(f"output_dir={tmp_path}", "train.epochs=3", "resume=true"), None, Session()),
     ):
         pass
 
 
 def test_resume_refuses_other_rows(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), run_folder.start(config(f"output_dir={tmp_path}"), "these rows"):
+    with pytest.raises(KeyboardInterrupt), run_folder.start(config(f"output_dir={tmp_path}"), "these rows", Session()):
         raise KeyboardInterrupt
     with (
         pytest.raises(RunError, match="the rows have changed"),
-        run_folder.start(config(f"output_dir={tmp_path}", "resume=true"), "other rows"),
+        run_folder.start(config(f"output_dir={tmp_path}", "resume=true"), "other rows", Session()),
     ):
         pass
 
@@ -155,7 +159,7 @@ def test_a_run_of_other_code_or_versions_is_used_where_the_user_says_so(
         ("complete", "reused", run_folder.finished),
         ("failed", "resumed", run_folder.unfinished),
     ):
-        with run_folder.start(config(*words), "rows") as folder:
+        with run_folder.start(config(*words), "rows", Session()) as folder:
             pass
         changed(folder.path, status=status, **facts)
         assert find(config(*words), "rows") == (None if told else folder.path)
@@ -173,9 +177,9 @@ def test_a_run_of_other_code_or_versions_is_used_where_the_user_says_so(
 
 def test_a_run_of_other_weights_is_never_used(config: Config, base: Path, tmp_path: Path, capsys: Any) -> None:
     words = (f"output_dir={tmp_path}", f"model.path={base}", "reuse_outdated=true")
-    with run_folder.start(config(*words), "rows") as done:
+    with run_folder.start(config(*words), "rows", Session()) as done:
         pass
-    with pytest.raises(KeyboardInterrupt), run_folder.start(config(*words), "rows") as begun:
+    with pytest.raises(KeyboardInterrupt), run_folder.start(config(*words), "rows", Session()) as begun:
         raise KeyboardInterrupt
     (base / "README.md").write_text("another")  # which no model is made of
     assert run_folder.finished(config(*words), "rows") == done.path
@@ -191,7 +195,7 @@ def test_a_run_of_other_weights_is_never_used(config: Config, base: Path, tmp_pa
         assert re.fullmatch(f"{path} is not {use}, because it was made otherwise: {told}", line)
     with (
         pytest.raises(RunError, match=rf"resume: weights have changed since {begun.path} was started \({told}\)"),
-        run_folder.start(config(*words, "resume=true"), "rows"),
+        run_folder.start(config(*words, "resume=true"), "rows", Session()),
     ):
         pass
     (base / "model.safetensors").write_text("model.safetensors")
@@ -201,10 +205,10 @@ def test_a_run_of_other_weights_is_never_used(config: Config, base: Path, tmp_pa
 def test_weights_that_a_run_has_downloaded_itself_are_no_others(config: Config, tmp_path: Path) -> None:
     """When it began, this machine did not know the branch's commit yet."""
     words = (f"output_dir={tmp_path}", "model=qwen05b")
-    with pytest.raises(KeyboardInterrupt), run_folder.start(config(*words), "rows") as begun:
+    with pytest.raises(KeyboardInterrupt), run_folder.start(config(*words), "rows", Session()) as begun:
         raise KeyboardInterrupt
     changed(begun.path, base_weights={"model": {"commit": "unknown"}})
-    with run_folder.start(config(*words, "resume=true"), "rows") as folder:
+    with run_folder.start(config(*words, "resume=true"), "rows", Session()) as folder:
         assert folder.path == begun.path
     commit = config(*words).model.revision
     assert run_folder.read(str(folder.path))[2]["base_weights"] == {"model": {"commit": commit}}
@@ -213,10 +217,10 @@ def test_weights_that_a_run_has_downloaded_itself_are_no_others(config: Config, 
 
 
 def test_a_run_that_is_resumed_by_other_code_says_so(config: Config, tmp_path: Path, capsys: Any) -> None:
-    with pytest.raises(KeyboardInterrupt), run_folder.start(config(f"output_dir={tmp_path}")) as begun:
+    with pytest.raises(KeyboardInterrupt), run_folder.start(config(f"output_dir={tmp_path}"), None, Session()) as begun:
         raise KeyboardInterrupt
     changed(begun.path, versions={**VERSIONS, "peft": "0.1"})
-    with run_folder.start(config(f"output_dir={tmp_path}", "resume=true")) as folder:
+    with run_folder.start(config(f"output_dir={tmp_path}", "resume=true"), None, Session()) as folder:
         assert folder.path == begun.path
     told = f"peft: 0.1, now {VERSIONS['peft']}"
     assert capsys.readouterr().out == f"{folder.path} is resumed, although it was started otherwise: {told}\n"
@@ -224,11 +228,11 @@ def test_a_run_that_is_resumed_by_other_code_says_so(config: Config, tmp_path: P
 
 
 def test_an_evaluation_starts_from_its_run(config: Config, base: Path, tmp_path: Path) -> None:
-    with run_folder.start(config(f"output_dir={tmp_path}", f"model.path={base}")) as trained:
+    with run_folder.start(config(f"output_dir={tmp_path}", f"model.path={base}"), None, Session()) as trained:
         (trained.path / "adapters").mkdir()
         (trained.path / "adapters" / "weights").write_text("one")
     cfg = config("stage=evaluate", f"run={trained.path}", f"output_dir={tmp_path}/evaluated")
-    with run_folder.start(cfg, "rows") as folder:
+    with run_folder.start(cfg, "rows", Session()) as folder:
         pass
     assert sorted(folder.facts["base_weights"]) == ["model", "run"]
     assert run_folder.finished(cfg, "rows") == folder.path
@@ -238,8 +242,8 @@ def test_an_evaluation_starts_from_its_run(config: Config, base: Path, tmp_path:
 
 def test_two_runs_in_one_second_get_two_folders(config: Config, tmp_path: Path) -> None:
     with (
-        run_folder.start(config(f"output_dir={tmp_path}")) as first,
-        run_folder.start(config(f"output_dir={tmp_path}")) as second,
+        run_folder.start(config(f"output_dir={tmp_path}"), None, Session()) as first,
+        run_folder.start(config(f"output_dir={tmp_path}"), None, Session()) as second,
     ):
         assert first.path != second.path
 
@@ -254,7 +258,7 @@ def test_the_hash_ignores_where_a_run_is_written_and_tracked(config: Config) -> 
 
 
 def test_a_folder_that_is_no_run_is_named_with_its_neighbour(config: Config, tmp_path: Path) -> None:
-    with run_folder.start(config(f"output_dir={tmp_path}")) as folder:
+    with run_folder.start(config(f"output_dir={tmp_path}"), None, Session()) as folder:
         pass
     with pytest.raises(RunError, match=f"is no run folder. Did you mean '{folder.path.name}'"):
         run_folder.read(str(folder.path)[:-1])
@@ -267,7 +271,7 @@ def test_only_folders_of_runs_are_suggested(tmp_path: Path) -> None:
 
 
 def test_a_damaged_record_is_named(config: Config, tmp_path: Path) -> None:
-    with run_folder.start(config(f"output_dir={tmp_path}")) as folder:
+    with run_folder.start(config(f"output_dir={tmp_path}"), None, Session()) as folder:
         pass
     (folder.path / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(RunError, match=r"run\.json is damaged"):

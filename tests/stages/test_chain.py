@@ -171,6 +171,6 @@ def test_the_mixture_finds_the_chains_experts(config: Compose, files: Path, tmp_
     cfg = config(*SHORT, "stage=chain", links, f"data.files={files}", f"output_dir={tmp_path}")
     link = chain.configure(cfg, "a", {})
     joined = config(*SHORT, "stage=moe_joint", f"data.files={files}", f"output_dir={tmp_path}")
-    wanted = moe_joint.members.expert_config(joined, "news")
+    wanted = moe_joint.expert_runs.expert_config(joined, "news")
     assert run_folder.config_hash(link) == run_folder.config_hash(wanted)
     assert dataset.load(link.data).fingerprint == dataset.load(wanted.data).fingerprint

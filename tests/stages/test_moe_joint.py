@@ -325,7 +325,7 @@ def test_rows_of_an_unknown_domain_are_told(
     rows = finished[0].data.model_copy(update={"files": str(tmp_path), "labels": ("利空", "中性", "利好")})
     other_rows = finished[0].model_copy(update={"data": rows})
     monkeypatch.setattr(named_rows, "with_rows_of", lambda *_: other_rows)
-    monkeypatch.setattr(evaluate.answering, "load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(evaluate.predictor, "load", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(DataError, match=r"domain 'weibo', .* trained on news, forum\. .*data\.columns\.domain=null"):
         evaluate.run(cfg)
     assert not (tmp_path / "runs").exists()
@@ -348,7 +348,7 @@ def test_a_single_expert_is_an_ordinary_run(config: Compose, files: Path, tmp_pa
     result = train.run(cfg)
     assert (folder(result) / "adapters" / "forum" / "adapter_config.json").is_file()
     joined = config(*SHORT, *JOINT, f"data.files={files}", f"output_dir={tmp_path}", "train.max_steps=1")
-    assert expert_runs.runs.finished(
+    assert expert_runs.run_folder.finished(
         expert_runs.expert_config(joined, "forum"), expert_runs.dataset.load(cfg.data).fingerprint
     ) == folder(result)
 

@@ -41,7 +41,7 @@ def test_a_shortened_recipe_learns(config: Compose, tmp_path: Path) -> None:
     assert {"run.html", "training_curves.png"} <= {file.name for file in result.run_dir.iterdir()}
     knows_nothing = math.log(6144)
     assert result.metrics["heldout_loss"] < knows_nothing - 1.5
-    model = base.load_base(config(f"model.path={tmp_path}/kept").model, 0, keep=False)
+    model = base.load_base(config(f"model.path={tmp_path}/kept").model, 0)
     tokenizer = tokenizers.load_tokenizer(config(f"model.path={tmp_path}/kept").model)
     assert cfg.data.corpus is not None
     held = documents.load(cfg.data, cfg.stage.heldout).held  # type: ignore[union-attr]
@@ -64,7 +64,7 @@ def test_the_committed_base_has_the_loss_its_log_claims(config: Compose, corpus:
     assert cfg.data.corpus is not None
     tokenizer = tokenizers.load_tokenizer(config().model)
     blocks = documents.blocks(corpus.held, tokenizer, cfg.data.corpus.block)
-    model = base.load_base(config("model.dtype=float32").model, 0, keep=False)
+    model = base.load_base(config("model.dtype=float32").model, 0)
     assert len(blocks) == record["heldout_blocks"]
     assert abs(pretrain.heldout_loss(model, blocks) - record["heldout_loss"]) < 2e-3
     log = [json.loads(line) for line in (TINY / "log.jsonl").read_text(encoding="utf-8").splitlines()]

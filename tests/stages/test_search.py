@@ -15,8 +15,10 @@ from few import FEW
 
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, Pruned
-from finsa.runs import run_folder
+from finsa.runs import run_folder, trackers
+from finsa.session import Job, Parent, Session
 from finsa.stages import search
+from finsa.training import results
 
 SPACE = (
     "stage.space=[{key: train.learning_rate, low: 0.0005, high: 0.01, log: true}, "
@@ -99,9 +101,8 @@ def test_a_poor_trial_is_stopped_and_marked(config: Callable[..., RunConfig], tm
     study = Study(stop=True)
     folder = run_folder.RunFolder(tmp_path, {})
     words = ["train=smoke", "train.validate_every=1", "tracking=none"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search.composition, "command", lambda: ["stage=search", *words])
-        said = search._trial(optuna, study, cfg.stage, folder, 0)
+    job = Job(("stage=search", *words), {}, tmp_path, None, 0)
+    said = search._trial(optuna, study, cfg.stage, folder, 0, Session(job))
     assert "stopped: after 1 steps" in said
     assert study.told == [((), {"state": optuna.trial.TrialState.PRUNED})]
     facts = json.loads((tmp_path / "trials" / "001" / "run.json").read_text(encoding="utf-8"))
@@ -117,7 +118,7 @@ def test_an_interrupted_search_goes_on_to_the_same_trials(
     made: list[float] = []
     stop_at = None
 
-    def trial(cfg: RunConfig) -> run_folder.Result:
+    def trial(cfg: RunConfig, session: Session) -> run_folder.Result:
         if len(made) == stop_at:
             raise KeyboardInterrupt
         made.append(cfg.train.learning_rate)
@@ -126,7 +127,7 @@ def test_an_interrupted_search_goes_on_to_the_same_trials(
     def words(name: str) -> tuple[str, ...]:
         return "stage=search", "stage.trials=4", "stage.startup=1", SPACE, *QUICK, f"output_dir={tmp_path / name}"
 
-    monkeypatch.setattr(search.jobs, "run", trial)
+    monkeypatch.setattr(search.nested, "run", trial)
     whole = search.run(config(*words("whole")))
     undisturbed, made, stop_at = made, [], 2
     with pytest.raises(KeyboardInterrupt):
@@ -165,14 +166,18 @@ def test_a_space_that_does_not_fit_is_refused(config: Callable[..., RunConfig], 
         search.run(config("stage=search", f"stage.space=[{space}]"))
 
 
-def test_numbers_are_told_to_whoever_watches(tmp_path: Path) -> None:
+def test_logged_values_reach_the_parent(config: Callable[..., RunConfig], tmp_path: Path) -> None:
     seen = []
-    run_folder.tell(1, {"loss": 2.0})
-    with run_folder.below(tmp_path, "whole", lambda step, values: seen.append((step, values))):
-        run_folder.tell(3, {"loss": 1.0})
-        assert run_folder.sweep_name() == "whole"
+    session = Session().below(Parent(tmp_path, "whole", lambda step, values: seen.append((step, values))))
+    assert (Session().group, session.group) == (None, "whole")
+    for given in (Session(), session):
+        with (
+            run_folder.start(config("tracking=none", f"output_dir={tmp_path}"), None, given) as folder,
+            trackers.track(config("tracking=none"), folder.path, given.group) as tracker,
+        ):
+            results.recorder(folder, tracker, given)(3, {"loss": 1.0})
+        assert (folder.path == tmp_path) == (given is session)
     assert seen == [(3, {"loss": 1.0})]
-    assert run_folder.sweep_name() is None
 
 
 def test_pruned_is_no_error_of_the_user() -> None:

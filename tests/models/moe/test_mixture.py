@@ -135,8 +135,8 @@ def test_the_warm_up_leaves_the_experts_alone(stage: MoeJointStage, tmp_path: Pa
 def test_other_types_of_the_base(config: Configure, stage: MoeJointStage, tmp_path: Path, kind: str) -> None:
     """One-hot equals PEFT's adapter on the same base, and training reaches every expert."""
     section = config("model.dtype=bfloat16" if kind == "bfloat16" else "model.dtype=float32").model
-    backbone = base.load_base(section, 0, keep=False, quantization="none" if kind == "bfloat16" else kind)
-    plain = base.load_base(config("model.dtype=float32").model, 0, keep=False)
+    backbone = base.load_base(section, 0, quantization="none" if kind == "bfloat16" else kind)
+    plain = base.load_base(config("model.dtype=float32").model, 0)
     folders = write_experts(tmp_path, plain, number=2)
     ids = torch.arange(40, 64).reshape(2, 12)
     spans = torch.tensor([[2, 9], [3, 12]])
