@@ -21,6 +21,7 @@ from finsa.data.rows import IGNORE
 from finsa.errors import ConfigError, DataError
 from finsa.models import tokenizers
 from finsa.runs import progress
+from finsa.session import Session
 
 Configure = Callable[..., RunConfig]
 LABELS = LabelSpace(("利空", "中性", "利好"), ("利空", "中性", "利好"))
@@ -120,12 +121,13 @@ def test_ledger_counts_this_tasks_cut_texts(config: Configure, tokenizer: Any, q
 
 def test_jobs_with_the_same_data_and_tokenizer_share_their_tokens(config: Configure, tokenizer: Any) -> None:
     table = _table()
-    first = tokenized.build(config("method=lora"), table, tokenizer)
-    assert tokenized.build(config("method=lora_response", "seed=3"), table, tokenizer) is first
-    assert tokenized.build(config("data.max_length=200"), table, tokenizer) is not first
-    assert tokenized.build(config("model.prompt=chat"), table, tokenizer) is not first
-    assert tokenized.build(config(), _table(), tokenizer) is not first
-    assert tokenized.build(config(), table, copy.copy(tokenizer)) is not first
+    session = Session()
+    first = tokenized.build(config("method=lora"), table, tokenizer, session)
+    assert tokenized.build(config("method=lora_response", "seed=3"), table, tokenizer, session) is first
+    assert tokenized.build(config("data.max_length=200"), table, tokenizer, session) is not first
+    assert tokenized.build(config("model.prompt=chat"), table, tokenizer, session) is not first
+    assert tokenized.build(config(), _table(), tokenizer, session) is not first
+    assert tokenized.build(config(), table, copy.copy(tokenizer), session) is not first
 
 
 def test_fingerprints_tell_templates_and_labels_apart(config: Configure, tokenizer: Any) -> None:
