@@ -40,7 +40,7 @@ from rich.table import Table
 
 from finsa.config import compose
 from finsa.data.rows import Encoded
-from finsa.inference import exported_runtimes, graphs
+from finsa.inference import export, loading
 from finsa.inference.generation import Generator
 from finsa.inference.scoring import LabelScorer
 from finsa.models import base
@@ -125,9 +125,10 @@ def make_arms(model: Any, renderer: Any, given: Any, exported: bool) -> dict[str
         }
     for precision in ("fp32", "int8") if exported else ():
         with tempfile.TemporaryDirectory() as folder:
-            graphs.write_onnx(model, renderer, 1.0, Path(folder), precision)
-            values = {"format": "onnx", "pooled": False, "precision": precision}
-            reader = exported_runtimes.open_reader(Path(folder), values, renderer, given.batch_tokens, given.threads)
+            export.write_onnx(model, renderer, 1.0, Path(folder), precision)
+            graph = loading.open_graph(Path(folder), given.threads)
+        most = 1 if precision == "int8" else given.batch_tokens  # as `loading` opens an export
+        reader = loading.GraphScorer(graph, renderer, most, False)
         arms[f"onnx {precision}{', one text at a time' if precision == 'int8' else ''}"] = lambda r=reader: r.score(
             rows
         )

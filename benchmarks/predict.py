@@ -31,6 +31,7 @@ import kept
 import polars as pl
 
 from finsa.inference import predictor
+from finsa.inference.predict import read_header
 from finsa.runs import run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,14 +64,15 @@ def feed(pipe: IO[str], count: int) -> int:
     return characters
 
 
-def watch(process: subprocess.Popen[str], journal: Path, looks: list[Look], every: float) -> None:
+def watch(process: subprocess.Popen[str], chunks: Path, looks: list[Look], every: float) -> None:
     """Look at a command until it ends."""
     while process.poll() is None:
         try:
             memory = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-            lines = journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []
-            looks.append(Look(json.loads(lines[-1])["read"] if lines else 0, memory / 1e6))
-        except (OSError, ValueError, IndexError):  # it ended, or is in the middle of a line
+            newest = max(chunks.glob("chunk-*"), default=None)
+            header = read_header(newest) if newest is not None else None
+            looks.append(Look(header["read"] if header else 0, memory / 1e6))
+        except OSError:  # it ended
             continue
         finally:
             time.sleep(every)
@@ -92,9 +94,7 @@ def command(run: Path, count: int, folder: Path, every: float) -> tuple[dict[str
             encoding="utf-8",
         )
         assert process.stdin is not None
-        watcher = threading.Thread(
-            target=watch, args=(process, folder / "out.csv.partial/journal-0.jsonl", looks, every)
-        )
+        watcher = threading.Thread(target=watch, args=(process, folder / "out.csv.partial", looks, every))
         watcher.start()
         try:
             characters = feed(process.stdin, count)
@@ -106,7 +106,7 @@ def command(run: Path, count: int, folder: Path, every: float) -> tuple[dict[str
         watcher.join()
         told.seek(0)
         said = told.read()
-    found = re.search(r"answered ([\d,]+) rows in ([\d.]+) s", said)
+    found = re.search(r"predicted ([\d,]+) rows in ([\d.]+) s", said)
     if code or found is None:
         sys.exit(said)
     check(output, count)

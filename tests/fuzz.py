@@ -22,7 +22,7 @@ from finsa.config import RunConfig, compose
 from finsa.data import dataset
 from finsa.data.reading import Reading
 from finsa.errors import FinsaError
-from finsa.inference import row_streams
+from finsa.inference import row_files
 
 ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet", "arrow", "xlsx", "txt")
 SEEDS = (
@@ -60,7 +60,7 @@ def read_stream(content: bytes) -> None:
         ending = ("csv", "tsv", "jsonl", "txt", "parquet")[content[0] % 5 if content else 0]
         file = Path(folder) / f"rows.{ending}"
         file.write_bytes(content[1:])
-        for item in row_streams.open_stream(str(file), row_streams.format_of(str(file), None), Reading("text")).items:
+        for item in row_files.open_stream(str(file), row_files.input_format(str(file), None), Reading("text")).rows:
             Reading("text").text_of(item.values)
 
 

@@ -44,8 +44,8 @@ class Said:
 
     labels: tuple[str, ...]
     log_probs: Any
-    probabilities: Any
-    cut: list[bool]
+    probs: Any
+    truncated: list[bool]
     gates: Any
     experts: tuple[str, ...]
 
@@ -77,8 +77,8 @@ class Reader:
             raise RuntimeError("no such text")
         shares = np.array([self.shares(text) for text in texts])
         gates = np.tile([0.25, 0.75], (len(texts), 1)) if self.experts else None
-        cut = [len(text) > 500 for text in texts]
-        return Said(LABELS, np.log(shares), shares, cut, gates, self.experts)
+        truncated = [len(text) > 500 for text in texts]
+        return Said(LABELS, np.log(shares), shares, truncated, gates, self.experts)
 
     @staticmethod
     def shares(text: str) -> Any:

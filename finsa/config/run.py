@@ -78,7 +78,7 @@ class RunConfig(Section):
     published: Published | None
     input: str | None
     text: str | None
-    format: Literal["merged", "adapter", "onnx", "openvino", "classifier"] | None
+    format: Literal["merged", "adapter", "onnx", "classifier"] | None
     output: str | None
     resume: bool
     fresh: bool
@@ -120,7 +120,7 @@ class RunConfig(Section):
         if stage == "predict" and (self.text is None) == (self.input is None or self.output is None):
             raise ValueError('stage=predict needs input=<file or -> output=<file>, or text="..."')
         if stage == "export" and self.format is None:
-            raise ValueError("stage=export needs format=merged, adapter, onnx, openvino or classifier")
+            raise ValueError("stage=export needs format=merged, adapter, onnx or classifier")
         if self.train.memory is not None and stage in ("pretrain", "moe_joint"):
             raise ValueError(
                 f"train.memory plans stage=train, not stage={stage}; leave it out and set train.micro_batch_size, "

@@ -1,9 +1,14 @@
-"""Writing a run's model in another format: one function per format, and what each cannot do."""
+"""Writing a run's model in another format: merged weights, a PEFT adapter, a classifier of transformers, ONNX.
+
+Letters: b rows of a batch, s tokens, c classes, v vocabulary, m nodes of the label tree, k = 1 + m positions read.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +18,21 @@ from peft import PeftModel
 from finsa.config import MoeJointStage
 from finsa.data.rows import Renderer
 from finsa.errors import ModelError
-from finsa.inference import export_manifest, hard_routing, loading, model_cards, predictor
-from finsa.inference.label_tree import scored_answers
-from finsa.inference.predictor import Record
-from finsa.models import base, factory
+from finsa.inference import loading, model_cards, predictor
+from finsa.inference.label_tree import LabelTree, scored_answers, tree_inputs
+from finsa.inference.loading import GRAPH
+from finsa.inference.predictor import MANIFEST, Record
+from finsa.models import adapters, base, factory
 from finsa.models.classifier import FILE as HEAD
-from finsa.models.classifier import Classifier
+from finsa.models.classifier import Classifier, causal
+from finsa.models.moe import mixture
 from finsa.runs import provenance, run_folder
 
-PROMPT_TOKENIZER = "prompt_tokenizer"  # beside one that puts the prompt around by itself
+PROMPT_TOKENIZER = "prompt_tokenizer"  # the run's, beside one that adds the prompt by itself
 
 
-def refusal_of_labels(renderer: Renderer, form: str) -> str | None:
-    """Why labels cannot be written in a format; None: they can."""
+def label_refusal(renderer: Renderer, form: str) -> str | None:
+    """Why labels cannot be written in a format; None where they can."""
     answers, _ = scored_answers(renderer)
     if form == "classifier" and any(len(answer) > 1 for answer in answers):
         words = ", ".join(
@@ -36,7 +43,7 @@ def refusal_of_labels(renderer: Renderer, form: str) -> str | None:
 
 
 def write(record: Record, form: str, precision: str, folder: Path) -> None:
-    """Write a run's model into a folder, with all that is needed to ask it.
+    """Write a run's model into a folder, with everything that is needed to use it.
 
     Raises:
         ModelError: where the model cannot be written in this format.
@@ -44,73 +51,67 @@ def write(record: Record, form: str, precision: str, folder: Path) -> None:
     """
     provenance.require_weights(record.path, record.facts)
     folder.mkdir(parents=True)
-    renderer = predictor.renderer_of(record)
-    tokenizer = "."
-    if form == "adapter":
-        _write_adapter(record, folder)
-    elif isinstance(record.cfg.stage, MoeJointStage):
-        hard_routing.write(record.cfg, loading.weights_of(record.cfg.model, record.path), record.path, folder)
+    renderer, cfg = predictor.renderer_of(record), record.cfg
+    tokenizer, is_mixture = ".", isinstance(cfg.stage, MoeJointStage)
+    if form == "adapter" and is_mixture:  # all adapters, and the router with its manifest
+        for part in ("adapters", "mixture"):
+            shutil.copytree(record.path / part, folder / part)
+    elif form == "adapter":
+        shutil.copytree(factory.adapter_folder(cfg, record.path), folder, dirs_exist_ok=True)
+    elif is_mixture:
+        _write_hard_routed(record, folder)
     else:
         model = whole_model(record, renderer)
         if form == "classifier":
             tokenizer = PROMPT_TOKENIZER
             _write_classifier(model, renderer, record.temperature, folder)
         elif form == "merged":
-            _write_merged(record, model, folder)
+            backbone = model.backbone if isinstance(model, Classifier) else model
+            assert not isinstance(backbone, PeftModel)
+            backbone.save_pretrained(folder)
+            if isinstance(model, Classifier):
+                head = factory.adapter_folder(cfg, folder) / HEAD
+                head.parent.mkdir(parents=True)
+                shutil.copy2(factory.adapter_folder(cfg, record.path) / HEAD, head)
         else:
-            from finsa.inference import graphs
-
-            graphs.write_onnx(model.float().cpu(), renderer, record.temperature, folder, precision)
-            if form == "openvino":
-                graphs.write_openvino(folder)
+            write_onnx(model.float().cpu(), renderer, record.temperature, folder, precision)
     renderer.tokenizer.save_pretrained(folder / tokenizer)
     _describe(record, renderer, form, precision, folder, tokenizer)
-    model_cards.write(folder, form, record.cfg, record.path, record.facts, renderer)
+    model_cards.write(folder, form, cfg, record.path, record.facts, renderer)
+
+
+def _backbone(record: Record) -> Any:
+    """A run's base model; a quantised one is dequantised, since adapters were trained on its rounded weights."""
+    cfg = record.cfg
+    weights = loading.weights_of(cfg.model, record.path)
+    backbone: Any = base.load_base(weights, cfg.seed, quantization=cfg.method.quantization)
+    return backbone if cfg.method.quantization == "none" else backbone.dequantize()
 
 
 def whole_model(record: Record, renderer: Renderer) -> Any:
-    """A run's model without an adapter: a quantised base is dequantised first, since that is what it was trained on.
-
-    Returns:
-        A causal language model, or a classifier, in evaluation mode.
-    """
-    cfg = record.cfg
-    backbone: Any = base.load_base(
-        loading.weights_of(cfg.model, record.path), cfg.seed, quantization=cfg.method.quantization
-    )
-    if cfg.method.quantization != "none":
-        backbone = backbone.dequantize()
+    """A run's model with its adapter merged: a causal language model or a classifier, in evaluation mode."""
+    cfg, backbone = record.cfg, _backbone(record)
     if cfg.method.learn == "nothing":
         return backbone.eval()
     model = factory.restore(cfg, backbone, factory.adapter_folder(cfg, record.path), renderer)
     return factory.merged(model).requires_grad_(False).eval()
 
 
-def _write_merged(record: Record, model: Any, folder: Path) -> None:
-    backbone = model.backbone if isinstance(model, Classifier) else model
-    assert not isinstance(backbone, PeftModel)
-    backbone.save_pretrained(folder)
-    if isinstance(model, Classifier):
-        place = factory.adapter_folder(record.cfg, record.path)
-        own = factory.adapter_folder(record.cfg, folder)
-        own.mkdir(parents=True)
-        shutil.copy2(place / HEAD, own / HEAD)
-
-
-def _write_adapter(record: Record, folder: Path) -> None:
-    """Copy the adapter as PEFT reads it; of a mixture all adapters, the router, and its manifest."""
-    if isinstance(record.cfg.stage, MoeJointStage):
-        for part in ("adapters", "mixture"):
-            shutil.copytree(record.path / part, folder / part)
-        return
-    shutil.copytree(factory.adapter_folder(record.cfg, record.path), folder, dirs_exist_ok=True)
+def _write_hard_routed(record: Record, folder: Path) -> None:
+    """Write a mixture as one merged model per expert, an ordinary folder of transformers, and the router over them."""
+    for name in mixture.names(record.path):
+        model = adapters.load(_backbone(record), record.path / "adapters" / name)
+        model.merge_and_unload().save_pretrained(folder / loading.EXPERTS / name)
+    shutil.copytree(record.path / "mixture", folder / "mixture")
+    manifest = folder / "mixture" / mixture.MANIFEST
+    _write_json(manifest, {**json.loads(manifest.read_text(encoding="utf-8")), "routing": "hard"})
 
 
 def _write_classifier(model: Any, renderer: Renderer, temperature: float, folder: Path) -> None:
     """Write a sequence-classification model whose score head is the LM head's rows of the labels over the temperature.
 
-    The softmax of its logits thus is the run's probability of each label. Its tokenizer puts the prompt around a text,
-    so that a stripped text alone is what it is given.
+    The softmax of its logits is the run's probability of each label. Its tokenizer adds the prompt, so that its input
+    is a stripped text alone.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -120,13 +121,13 @@ def _write_classifier(model: Any, renderer: Renderer, temperature: float, folder
             **model.config.to_dict(),
             "id2label": dict(enumerate(names)),
             "label2id": {name: number for number, name in enumerate(names)},
-            "pad_token_id": _filler(renderer),
+            "pad_token_id": _padding_token(renderer),
         }
     )
     try:
-        # the LM head goes to its three rows; what is left of the weights has the same names in both
-        made: Any = AutoModelForSequenceClassification.from_config(config, dtype=next(model.parameters()).dtype)
-        made.base_model.load_state_dict(model.base_model.state_dict())
+        # the score head is set below; all other weights have the same names in both
+        classifier: Any = AutoModelForSequenceClassification.from_config(config, dtype=next(model.parameters()).dtype)
+        classifier.base_model.load_state_dict(model.base_model.state_dict())
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:160]
         raise ModelError(f"format: transformers has no sequence classifier of this architecture ({reason})") from None
@@ -135,20 +136,20 @@ def _write_classifier(model: Any, renderer: Renderer, temperature: float, folder
         raise ModelError("format: this LM head has a bias, and a score head has none; choose format=onnx")
     with torch.no_grad():
         rows = head.weight[[answer[0] for answer in renderer.answers]].float()
-        made.score.weight.copy_((rows - rows.mean(dim=0)) / temperature)  # small logits: less is rounded in bfloat16
-    made.save_pretrained(folder)
-    _prompting(renderer, config.pad_token_id).save_pretrained(folder)
+        # subtracting the mean keeps the logits small, which rounds less in bfloat16
+        classifier.score.weight.copy_((rows - rows.mean(dim=0)) / temperature)
+    classifier.save_pretrained(folder)
+    _prompting_tokenizer(renderer, config.pad_token_id).save_pretrained(folder)
 
 
-def _filler(renderer: Renderer) -> int:
-    """A token for padding that does not end the prompt: the last one that is none is what is read."""
-    last = (renderer.suffix or renderer.prefix)[-1]
-    own = renderer.tokenizer.pad_token_id
-    return int(own if own != last else next(n for n in range(len(renderer.tokenizer)) if n != last))
+def _padding_token(renderer: Renderer) -> int:
+    """A padding token that does not end the prompt: transformers reads the last token that is not padding."""
+    last, default = (renderer.suffix or renderer.prefix)[-1], renderer.tokenizer.pad_token_id
+    return int(default if default != last else next(n for n in range(len(renderer.tokenizer)) if n != last))
 
 
-def _prompting(renderer: Renderer, filler: int) -> Any:
-    """The run's tokenizer, which also puts the prompt around a text and takes no text for markup."""
+def _prompting_tokenizer(renderer: Renderer, padding: int) -> Any:
+    """The run's tokenizer, which also puts the prompt around a text; special tokens in a text stay plain text."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
@@ -162,7 +163,7 @@ def _prompting(renderer: Renderer, filler: int) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         eos_token=renderer.tokenizer.eos_token,
-        pad_token=renderer.tokenizer.convert_ids_to_tokens(filler),
+        pad_token=renderer.tokenizer.convert_ids_to_tokens(padding),
         model_max_length=len(renderer.prefix) + renderer.room + len(renderer.suffix),
         model_input_names=["input_ids", "attention_mask"],
         padding_side="right",
@@ -171,18 +172,18 @@ def _prompting(renderer: Renderer, filler: int) -> Any:
 
 
 def _describe(record: Record, renderer: Renderer, form: str, precision: str, folder: Path, tokenizer: str) -> None:
-    """Write what serving needs to know: the run's own record, and the manifest."""
+    """Write what loading an export needs: the run's configuration and ``run.json``, and the manifest."""
     shutil.copy2(record.path / "config.yaml", folder / "config.yaml")
     labels = dict(zip(record.labels.names, record.labels.words, strict=True))
-    facts = {**record.facts, "labels": labels, "weights": None}  # the run's, which are not here
-    (folder / run_folder.EXPORTED).write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    head = record.cfg.method.head == "classifier"
+    # the digests of "weights" are of the run's files, which are not here
+    _write_json(folder / run_folder.EXPORTED, {**record.facts, "labels": labels, "weights": None})
+    pooled = record.cfg.method.head == "classifier"
     values = {
         "format": form,
-        "precision": precision if form in ("onnx", "openvino") else None,
+        "precision": precision if form == "onnx" else None,
         "tokenizer": tokenizer,
-        "pooled": head,
-        "rule": "classification head" if head else scored_answers(renderer)[1],
+        "pooled": pooled,
+        "rule": "classification head" if pooled else scored_answers(renderer)[1],
         "labels": labels,
         "prompt": {
             "template": record.cfg.data.prompt,
@@ -199,6 +200,142 @@ def _describe(record: Record, renderer: Renderer, form: str, precision: str, fol
         },
         "run": record.path.name,
     }
-    (folder / export_manifest.MANIFEST).write_text(
-        json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    _write_json(folder / MANIFEST, values)
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------ ONNX
+
+
+class LabelGraph(torch.nn.Module):
+    """Whole-label log-probabilities (b, c), as `finsa.inference.scoring.label_log_probs` has them, and probabilities.
+
+    Args:
+        model: a causal language model without an adapter.
+        renderer: knows the labels.
+        temperature: of the probabilities.
+    """
+
+    def __init__(self, model: Any, renderer: Renderer, temperature: float) -> None:
+        super().__init__()
+        self.model, self.temperature = model, temperature
+        self.tree = LabelTree.of(scored_answers(renderer)[0])
+
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score rows (b, s): prompts of the given lengths (b,), each followed by the tree's tokens and any padding."""
+        m = len(self.tree.tokens)
+        inputs = tree_inputs(self.tree, lengths, input_ids.shape[1], torch.float32) if m else _causal(input_ids)
+        states = self.model.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+        read = lengths[:, None] - 1 + torch.arange(m + 1)  # (b, k)
+        states = states.gather(1, read[:, :, None].expand(-1, -1, states.shape[2]))
+        log_probs = self.model.get_output_embeddings()(states).float().log_softmax(-1)  # (b, k, v)
+        columns = [torch.stack([log_probs[:, at, token] for at, token in steps]).sum(0) for steps in self.tree.steps]
+        label_log_probs = torch.stack(columns, dim=1)
+        return label_log_probs, (label_log_probs / self.temperature).softmax(dim=1)
+
+
+class PooledGraph(torch.nn.Module):
+    """Class log-probabilities (b, c) of a classification head over the text tokens, and probabilities.
+
+    Args:
+        model: a classifier whose base has no adapter.
+        renderer: knows where the text begins.
+        temperature: of the probabilities.
+    """
+
+    def __init__(self, model: Classifier, renderer: Renderer, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.body, self.head, self.start = causal(model.backbone).base_model, model.head, len(renderer.prefix)
+
+    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score rows (b, s): prefix and text, of the given lengths (b,), and any padding."""
+        states = self.body(input_ids=input_ids, use_cache=False, **_causal(input_ids)).last_hidden_state
+        position = torch.arange(input_ids.shape[1])
+        inside = ((position >= self.start) & (position < lengths[:, None])).float()[:, :, None]
+        pooled = (states.float() * inside).sum(1) / inside.sum(1).clamp(min=1)
+        log_probs = self.head(pooled).log_softmax(dim=1)
+        return log_probs, (log_probs / self.temperature).softmax(dim=1)
+
+
+def _causal(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The causal mask (b, 1, s, s) and positions, given explicitly: transformers' own do not export."""
+    position = torch.arange(ids.shape[1])
+    hidden = (position[None, :] > position[:, None]).float() * torch.finfo(torch.float32).min
+    return {
+        "attention_mask": hidden[None, None].expand(ids.shape[0], 1, -1, -1),
+        "position_ids": position[None].expand(ids.shape[0], -1),
+    }
+
+
+def write_onnx(model: Any, renderer: Renderer, temperature: float, folder: Path, precision: str) -> None:
+    """Write ``model.onnx``, from ``input_ids`` (b, s) and ``lengths`` (b,) to ``log_probs`` and ``probs`` (b, c).
+
+    Args:
+        model: a causal language model or a classifier, without an adapter, in float32 on the CPU.
+        renderer: of its prompts.
+        temperature: of the probabilities.
+        folder: to write into.
+        precision: ``fp32``, or ``int8`` for 8-bit weights and activations, the latter with dynamic scales.
+
+    Raises:
+        ModelError: where this architecture cannot be exported.
+    """
+    kind = PooledGraph if isinstance(model, Classifier) else LabelGraph
+    graph = kind(model, renderer, temperature)
+    sample = renderer.encode(["文本", "另一条文本 text"])
+    tree = graph.tree.tokens if isinstance(graph, LabelGraph) else ()
+    length = max(map(len, sample))
+    # with two rows or more: a batch of one would become a constant
+    ids = torch.tensor([[*prompt, *tree, *[0] * (length - len(prompt))] for prompt in sample])
+    lengths = torch.tensor([len(prompt) for prompt in sample])
+    rows, tokens = torch.export.Dim("rows"), torch.export.Dim("tokens")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        try:
+            torch.onnx.export(
+                graph.eval(),
+                (ids, lengths),
+                folder / GRAPH,
+                dynamo=True,
+                input_names=["input_ids", "lengths"],
+                output_names=["log_probs", "probs"],
+                dynamic_shapes={"input_ids": {0: rows, 1: tokens}, "lengths": {0: rows}},
+                verbose=False,
+            )
+        except Exception as error:  # the exporter fails in many ways
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise ModelError(f"format: this architecture cannot be written as ONNX: {reason}") from None
+    if precision == "int8":
+        width = model.head.out_features if isinstance(model, Classifier) else model.config.vocab_size
+        _quantize(folder / GRAPH, width)
+
+
+def _quantize(file: Path, width: int) -> None:
+    """Quantize the matrix products of a graph to int8; `width` is the output size of its last one."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(file)
+    del model.graph.value_info[:]  # shapes from before the weights were transposed, on which the quantizer fails
+    for part in file.parent.glob(f"{file.name}*"):
+        part.unlink()
+    logging.getLogger().setLevel(logging.ERROR)  # it recommends a preprocessing that changes nothing here
+    sizes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    products = ((node.name, sizes.get(node.input[1], [0, 0])) for node in model.graph.node if node.op_type == "MatMul")
+    # The head is applied at a position or two, so nothing is gained there. Inputs of a product that narrows have
+    # outliers, at the expense of a common scale: on the embedded default 0.4 % of the answers change instead of 1.0 %.
+    kept = [name for name, (rows, columns) in products if columns == width or rows > columns]
+    quantize_dynamic(
+        model,
+        file,
+        op_types_to_quantize=["MatMul"],
+        nodes_to_exclude=kept,
+        per_channel=True,
+        reduce_range=True,  # 7-bit weights: where the CPU has no VNNI, products of 8 by 8 bit overflow
+        weight_type=QuantType.QInt8,
     )

@@ -1,54 +1,254 @@
-"""The language model that a run's or an export's folder holds."""
+"""Scorers of the weights that a run's or an export's folder holds.
+
+Letters: n prompts, b rows of a batch, s tokens, c classes, E experts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from finsa.config import Model, MoeJointStage, RunConfig
-from finsa.data.rows import Renderer
+from finsa.config import Model, MoeJointStage
+from finsa.data.rows import Encoded, Renderer
+from finsa.errors import ModelError
+from finsa.inference.label_tree import LabelTree, scored_answers
+from finsa.inference.scoring import scorer
 from finsa.models import base, factory
+from finsa.models.batches import batches, padded
+from finsa.models.classifier import Classifier, load_head, text_mean
+from finsa.models.moe import mixture
+from finsa.models.moe.routing import Router, load_router
+from finsa.runs import processes
+from finsa.runs.progress import Moved, ignored
 from finsa.session import Session
 
+if TYPE_CHECKING:
+    from finsa.inference.predictor import Record
 
-def model_of(
-    cfg: RunConfig, path: Path, manifest: Mapping[str, Any], renderer: Renderer, merge: bool, session: Session | None
-) -> Any:
-    """Load base and what the run trained on it.
+FloatArray = NDArray[np.float64]
+Graph = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]  # ids (b, s), lengths (b,) -> log-probabilities (b, c)
+GRAPH = "model.onnx"
+EXPERTS = "experts"  # folder of a hard-routed export
+
+
+def open_scorer(
+    record: Record, renderer: Renderer, batch_tokens: int, threads: int | None, merge: bool, session: Session | None
+) -> tuple[Any, torch.nn.Module | None]:
+    """Load the weights of a language model's run or export.
 
     Args:
-        cfg: the run's configuration.
-        path: the folder of the run or export.
-        manifest: of an export; empty for a run.
+        record: of the folder.
         renderer: of its prompts.
-        merge: put an unquantised adapter into the weights.
+        batch_tokens: most padded tokens of a batch.
+        threads: of the matrix products; None: torch decides.
+        merge: merge an unquantised adapter into the weights.
         session: whose base model is used, if it is the same.
+
+    Returns:
+        The scorer, and the torch model that the caller has to release, if there is one.
 
     Raises:
         ModelError: where weights or files are missing or do not fit.
     """
-    if manifest.get("format") == "merged":  # its weights have the adapter in them, and are of full precision
+    if record.format in ("onnx", "classifier"):
+        try:
+            return _open_export(record, renderer, batch_tokens, threads), None
+        except Exception as error:  # each library fails in its own ways
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise ModelError(f"run: {record.path} cannot be opened as {record.format}: {reason}") from None
+    if record.format == "merged" and isinstance(record.cfg.stage, MoeJointStage):
+        return _hard_routed(record, renderer, batch_tokens), None
+    model = _load_model(record, renderer, merge, session)
+    return scorer(model, renderer, batch_tokens), model
+
+
+# ------------------------------------------------------------------------------------------------ torch
+
+
+def _load_model(record: Record, renderer: Renderer, merge: bool, session: Session | None) -> Any:
+    """Load the base model and what the run trained on it."""
+    cfg, path = record.cfg, record.path
+    if record.format == "merged":  # its weights have the adapter in them, and are of full precision
         whole = cfg.method.model_copy(update={"adapter": None, "quantization": "none"})
         cfg = cfg.model_copy(update={"method": whole})
     method = cfg.method
-    # in float32 alone: an adapter that is rounded to bfloat16 is another one
-    own = merge and method.quantization == "none" and method.adapter is not None
-    own = own and base.dtype(cfg.model) == torch.float32 and not isinstance(cfg.stage, MoeJointStage)
-    backbone: Any = base.load_base(weights_of(cfg.model, path), cfg.seed, method.quantization, None if own else session)
-    if cfg.method.learn == "nothing":
+    # in float32 alone: rounding an adapter to bfloat16 changes its answers
+    merge = merge and method.quantization == "none" and method.adapter is not None
+    merge = merge and base.dtype(cfg.model) == torch.float32 and not isinstance(cfg.stage, MoeJointStage)
+    shared = None if merge else session  # merging changes the base model
+    backbone: Any = base.load_base(weights_of(cfg.model, path), cfg.seed, method.quantization, shared)
+    if method.learn == "nothing":
         return backbone
-    place = factory.adapter_folder(cfg, path)
-    flat = manifest.get("format") == "adapter" and not (path / "adapters").is_dir()
-    model = factory.restore(cfg, backbone, path if flat else place, renderer)
-    return factory.merged(model) if own else model
+    flat = record.format == "adapter" and not (path / "adapters").is_dir()
+    model = factory.restore(cfg, backbone, path if flat else factory.adapter_folder(cfg, path), renderer)
+    return factory.merged(model) if merge else model
 
 
 def weights_of(model: Model, path: Path) -> Model:
-    """The base to load: the run's own where the whole model was trained, the folder itself for a merged export."""
-    for own in (path / "model", path):
-        if (own / "config.json").is_file():
-            return model.model_copy(update={"path": str(own), "weights": "pretrained"})
+    """The base to load: the run's weights where the whole model was trained, the folder itself for a merged export."""
+    for folder in (path / "model", path):
+        if (folder / "config.json").is_file():
+            return model.model_copy(update={"path": str(folder), "weights": "pretrained"})
     return model
+
+
+def _hard_routed(record: Record, renderer: Renderer, batch_tokens: int) -> HardRoutedScorer:
+    cfg, folder = record.cfg, record.path
+    stage = cfg.stage
+    assert isinstance(stage, MoeJointStage)
+    names, models = mixture.names(folder), []
+    for name in names:
+        place = folder / EXPERTS / name
+        if not (place / "config.json").is_file():
+            raise ModelError(f"expert {name}: there is no model in {place}; export again")
+        section = cfg.model.model_copy(update={"path": str(place), "weights": "pretrained"})
+        model: Any = base.load_base(section, cfg.seed)
+        if cfg.method.head == "classifier":
+            model = Classifier(model, len(renderer.labels), 0.0, cfg.seed)
+            load_head(model.head, folder / "mixture")
+        models.append(model.requires_grad_(False).eval())
+    router = Router(models[0].config.hidden_size, stage.router.hidden, len(names), stage.router.dropout).eval()
+    load_router(router, folder / "mixture" / mixture.FILE)
+    return HardRoutedScorer(names, models, router.to(next(models[0].parameters()).device), renderer, batch_tokens)
+
+
+class HardRoutedScorer:
+    """Scores each prompt with the expert that the router finds likeliest for its text.
+
+    A text costs one plain model's pass and the mean of its embeddings. Where the run mixes softly, the answers differ:
+    the receipt of the export says how far.
+
+    Args:
+        experts: names, (E,).
+        models: a causal language model or classifier for each.
+        router: over the mean of a text's embeddings.
+        renderer: made the prompts.
+        batch_tokens: most padded tokens of a batch.
+
+    Attributes:
+        gates: of the prompts scored last, one-hot, (n, E).
+    """
+
+    def __init__(
+        self, experts: Sequence[str], models: Sequence[Any], router: Router, renderer: Renderer, batch_tokens: int
+    ) -> None:
+        self.experts, self.router, self.renderer, self.batch_tokens = tuple(experts), router, renderer, batch_tokens
+        self.scorers = [scorer(model, renderer, batch_tokens) for model in models]
+        self.rule = self.scorers[0].rule
+        self.embed = getattr(models[0], "backbone", models[0]).get_input_embeddings()  # no expert changes them
+        self.gates: FloatArray | None = None
+
+    def score(self, prompts: Encoded, moved: Moved = ignored) -> FloatArray:
+        """Score prompts, in their order: (n, c)."""
+        routes = self._route(prompts)
+        log_probs = np.empty((len(prompts), len(self.renderer.answers)))
+        for number, expert in enumerate(self.scorers):
+            rows = np.flatnonzero(routes == number).tolist()
+            if rows:
+                log_probs[rows] = expert.score([prompts[row] for row in rows], moved)
+        self.gates = np.eye(len(self.experts))[routes]
+        return log_probs
+
+    @torch.inference_mode()
+    def _route(self, prompts: Encoded) -> NDArray[np.int64]:
+        """The number of the likeliest expert of each prompt, (n,)."""
+        routes = np.empty(len(prompts), dtype=np.int64)
+        device = self.embed.weight.device
+        for rows in batches([len(prompt) for prompt in prompts], self.batch_tokens):
+            part = [prompts[row] for row in rows]
+            spans = torch.tensor([self.renderer.text_span(prompt) for prompt in part], device=device)
+            logits = self.router(text_mean(self.embed(padded(part).to(device)), spans))
+            routes[rows] = logits.argmax(dim=1).cpu().numpy()
+        return routes
+
+
+# ------------------------------------------------------------------------------------------------ exports
+
+
+def _open_export(record: Record, renderer: Renderer, batch_tokens: int, threads: int | None) -> Any:
+    manifest = record.manifest
+    if record.format == "onnx":
+        # int8 scales a whole batch at once, so one text would change the answer to another
+        most = 1 if manifest["precision"] == "int8" else batch_tokens
+        return GraphScorer(open_graph(record.path, threads), renderer, most, bool(manifest["pooled"]))
+    # an export of an older version has the temperature in the manifest alone
+    applied = float(manifest["temperature"]) if manifest.get("temperature_applied") else 1.0
+    return PipelineScorer(record.path, batch_tokens, applied, scored_answers(renderer)[1])
+
+
+def open_graph(folder: Path, threads: int | None = None) -> Graph:
+    """Open an export's ``model.onnx`` with ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
+    return lambda ids, lengths: session.run(["log_probs"], {"input_ids": ids, "lengths": lengths})[0]
+
+
+class GraphScorer:
+    """Scores prompts with a graph that takes ids, padded on the right, and lengths.
+
+    Args:
+        graph: computes log-probabilities.
+        renderer: made the prompts.
+        batch_tokens: most padded tokens of a batch; 1: a text at a time.
+        pooled: whether the graph has a classification head over the text tokens, which reads no suffix.
+    """
+
+    def __init__(self, graph: Graph, renderer: Renderer, batch_tokens: int, pooled: bool) -> None:
+        self.graph, self.renderer, self.batch_tokens, self.pooled = graph, renderer, batch_tokens, pooled
+        answers, rule = scored_answers(renderer)
+        self.tree = LabelTree.of([] if pooled else answers)
+        self.rule = "classification head" if pooled else rule
+
+    def score(self, prompts: Encoded, moved: Moved = ignored) -> FloatArray:
+        """Score prompts, in their order: (n, c)."""
+        log_probs = np.zeros((len(prompts), len(self.renderer.answers)))
+        for rows in _share(batches((prompts.lengths + len(self.tree.tokens)).tolist(), self.batch_tokens)):
+            part = [self.renderer.until_text_end(prompts[row]) if self.pooled else prompts[row] for row in rows]
+            ids = padded([[*prompt, *self.tree.tokens] for prompt in part])
+            log_probs[rows] = self.graph(ids.numpy(), np.array([len(prompt) for prompt in part], dtype=np.int64))
+            moved(len(rows) * processes.world())
+        return processes.total(log_probs)
+
+
+class PipelineScorer:
+    """Scores texts with a sequence-classification folder as its users do: its tokenizer puts the prompt around a text.
+
+    Args:
+        folder: of the export.
+        batch_tokens: most padded tokens of a batch.
+        temperature: by which its score head is divided already.
+        rule: by which its labels are scored.
+    """
+
+    def __init__(self, folder: Path, batch_tokens: int, temperature: float, rule: str) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        self.batch_tokens, self.temperature, self.rule = batch_tokens, temperature, rule
+
+    @torch.inference_mode()
+    def score(self, texts: Sequence[str], moved: Moved = ignored) -> FloatArray:
+        """Score texts, in their order: (n, c), without the temperature."""
+        log_probs = np.zeros((len(texts), self.model.config.num_labels))
+        encoded = self.tokenizer(list(texts), truncation=True)["input_ids"]
+        for rows in _share(batches([len(ids) for ids in encoded], self.batch_tokens)):
+            inputs = self.tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt")
+            logits = self.model(**inputs).logits
+            log_probs[rows] = (self.temperature * logits.double()).log_softmax(dim=1).numpy()
+            moved(len(rows) * processes.world())
+        return processes.total(log_probs)
+
+
+def _share(every: Iterator[list[int]]) -> Iterator[list[int]]:
+    """The batches that this process of a job scores."""
+    return (rows for rows, counts in processes.share(list(every)) if counts)

@@ -1,14 +1,20 @@
-"""Answers to all rows of an input, in constant memory, by one process or several, stopped and gone on with at will."""
+"""Predictions for all rows of an input, in bounded memory, by one process or several, resumable at any moment.
+
+The output grows in a folder beside it. Each chunk of rows becomes one file there, which appears whole or not at all; a
+repeated command skips the chunks that exist. The joined file is the same whether the work was interrupted or not.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +23,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from finsa.data.reading import Reading
 from finsa.errors import RunError
-from finsa.inference import shards
-from finsa.inference.predictor import Answerer, Answers
-from finsa.inference.row_streams import Item, Stream
-from finsa.inference.writers import Format
+from finsa.inference.predictor import Predictions, Predictor
+from finsa.inference.row_files import Row, Stream, Writer
+from finsa.runs import files, locks
+
+STATE = "state.json"
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one of several processes does.
+    """The part of the work of one of several processes.
 
     Args:
         rank: its number.
@@ -37,156 +44,122 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Added:
-    """Columns that answers add to a row.
+class Columns:
+    """Columns that predictions add to a row.
 
     Args:
-        label: the answer.
-        probabilities: one per label.
+        label: the predicted label.
+        probs: one per label.
         route: a mixture's expert; None elsewhere.
     """
 
     label: str
-    probabilities: tuple[str, ...]
+    probs: tuple[str, ...]
     route: str | None
 
     @classmethod
-    def beside(cls, columns: list[str], labels: tuple[str, ...], routed: bool) -> Added:
-        """Names that the input's own columns leave free."""
-        taken = set(columns)
+    def beside(cls, columns: list[str], labels: tuple[str, ...], routed: bool) -> Columns:
+        """Names that the columns of the input leave free."""
 
         def free(name: str) -> str:
-            while name in taken:
+            while name in columns:
                 name = f"predicted_{name}"
             return name
 
-        probabilities = tuple(free(f"p_{label}") for label in labels)
-        return cls(free("label"), probabilities, free("route") if routed else None)
+        return cls(free("label"), tuple(free(f"p_{label}") for label in labels), free("route") if routed else None)
 
-    def kinds(self) -> dict[str, type]:
+    def types(self) -> dict[str, type]:
         """Types by name, in their order."""
         route = {self.route: str} if self.route else {}
-        return {self.label: str, **dict.fromkeys(self.probabilities, float), **route}
+        return {self.label: str, **dict.fromkeys(self.probs, float), **route}
+
+    def values(self, predictions: Predictions) -> Iterator[dict[str, Any]]:
+        """The cells of each text's prediction."""
+        routes: list[str] | list[None] = predictions.routes or [None] * len(predictions.truncated)
+        for label, probs, route in zip(predictions.predicted, predictions.probs, routes, strict=True):
+            shares = {name: round(float(prob), 6) for name, prob in zip(self.probs, probs, strict=True)}
+            yield {self.label: label, **shares, **({self.route: route} if self.route else {})}
 
 
 def predict(
-    answerer: Answerer,
+    predictor: Predictor,
     stream: Stream,
     reading: Reading,
-    part: shards.Part,
-    form: Format,
-    added: Added,
+    folder: Path,
+    writer: Writer,
+    columns: Columns,
     share: Share,
     size: int,
-) -> int:
-    """Answer this process's chunks of an input and write them into its part.
+) -> tuple[int, int]:
+    """Predict this process's chunks of an input, except those that exist.
 
     Args:
-        answerer: answers texts.
+        predictor: predicts texts.
         stream: the input.
         reading: finds the text of a row.
-        part: takes finished chunks; those that it has are passed over.
-        form: of the output.
-        added: columns of the answers.
+        folder: gets a file per chunk.
+        writer: of the output's format.
+        columns: of the predictions.
         share: which chunks are this process's.
         size: rows of a chunk.
 
     Returns:
-        Rows answered now.
+        Chunks of the whole input, and rows that were done now.
 
     Raises:
-        RunError: where rows that were answered before have changed.
+        RunError: where rows of a chunk that exists have changed.
     """
-    digest, read, answered, number = hashlib.blake2b(digest_size=16), 0, 0, 0
-    before = {chunk.number: chunk for chunk in part.chunks}
-    with _bar(stream, shown=share.rank == 0) as step:
-        while items := list(islice(stream.items, size)):
-            for item in items:
-                digest.update(repr((item.values, item.fault)).encode("utf-8", "backslashreplace"))
-            read += len(items)
-            known = before.get(number)
-            if known is not None and (known.read, known.digest) != (read, digest.hexdigest()):
+    digest, read, done, number = hashlib.blake2b(digest_size=16), 0, 0, 0
+    with _progress_bar(stream, shown=share.rank == 0) as show:
+        for rows in stream.chunks(size):
+            for row in rows:
+                digest.update(repr((row.values, row.fault)).encode("utf-8", "backslashreplace"))
+            read += len(rows)
+            header = read_header(chunk_file(folder, number))
+            if header is not None and (header["read"], header["digest"]) != (read, digest.hexdigest()):
                 raise RunError(
-                    f"input: its first {read:,} rows are not those that were answered before; remove {part.folder} to "
-                    "start anew"
+                    f"input: its first {read:,} rows are not those that were predicted before; remove {folder} to "
+                    "start again"
                 )
-            if known is None and number % share.processes == share.rank:
-                contents, counts = _answered(answerer, items, reading, form, added)
-                part.add(number, read, digest.hexdigest(), contents, counts)
-                answered += len(items)
-            step(answered)
+            if header is None and number % share.processes == share.rank:
+                encoded, rejected, counts = predict_rows(predictor, rows, reading, writer, columns)
+                header = {"read": read, "digest": digest.hexdigest(), "counts": counts}
+                write_chunk(chunk_file(folder, number), header, encoded, rejected)
+                done += len(rows)
+            show(done)
             number += 1
-    part.finish(number)
-    return answered
+    return number, done
 
 
-def _answered(
-    answerer: Answerer, items: list[Item], reading: Reading, form: Format, added: Added
-) -> tuple[tuple[bytes, bytes], dict[str, int]]:
-    """A chunk as it is written: rows and rejected ones; and what to tell about it."""
-    read = answerer.fitting([_text(item, reading, added) for item in items])
-    good = [item for item, (_, fault) in zip(items, read, strict=True) if fault is None]
-    answers = answerer([text for text, fault in read if fault is None])
-    rows = [{**item.values, **found} for item, found in zip(good, records(answers, added), strict=True)]
-    bad = [
-        {"line": item.line, "reason": fault, "row": item.values}
-        for item, (_, fault) in zip(items, read, strict=True)
-        if fault is not None
-    ]
-    lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in bad)
-    counts = {"answered": len(rows), "rejected": len(bad), "cut": sum(answers.cut)}
-    return (form.chunk(rows) if rows else b"", lines.encode("utf-8", "backslashreplace")), counts
+def predict_rows(
+    predictor: Predictor, rows: list[Row], reading: Reading, writer: Writer, columns: Columns
+) -> tuple[bytes, bytes, dict[str, int]]:
+    """Predict a chunk: its encoded rows, its rejected rows as JSON lines, and how many there are of each."""
+    texts = predictor.check_room([_text(row, reading, columns) for row in rows])
+    predictions = predictor([text for text, fault in texts if fault is None])
+    cells, encoded, rejected = columns.values(predictions), list[dict[str, Any]](), list[str]()
+    for row, (_, fault) in zip(rows, texts, strict=True):
+        if fault is None:
+            encoded.append({**row.values, **next(cells)})
+        else:
+            values = {"line": row.line, "reason": fault, "row": row.values}
+            rejected.append(json.dumps(values, ensure_ascii=False, default=str) + "\n")
+    counts = {"answered": len(encoded), "rejected": len(rejected), "truncated": sum(predictions.truncated)}
+    content = writer.encode(encoded) if encoded else b""
+    return content, "".join(rejected).encode("utf-8", "backslashreplace"), counts
 
 
-def _text(item: Item, reading: Reading, added: Added) -> tuple[str, int, str | None]:
-    """A row's text, the length of its fixed part, and why it cannot be answered."""
-    for name in (added.label, *added.probabilities, added.route):
-        if name in item.values:  # a column that only later rows have may bear an added one's name
-            return "", 0, f"its own column '{name}', which the first rows do not have, would be overwritten"
-    return ("", 0, item.fault) if item.fault is not None else reading.text_of(item.values)
-
-
-def records(answers: Answers, added: Added) -> Iterator[dict[str, Any]]:
-    """Label, probabilities and route of each text, under the names they are written with."""
-    routes: list[str] | list[None] = answers.routes or [None] * len(answers.cut)
-    for label, shares, route in zip(answers.chosen, answers.probabilities, routes, strict=True):
-        values = {name: round(float(share), 6) for name, share in zip(added.probabilities, shares, strict=True)}
-        yield {added.label: label, **values, **({added.route: route} if added.route else {})}
-
-
-def wait(folder: Path, share: Share, patience: float) -> None:
-    """Wait until every process has done its share.
-
-    Args:
-        folder: of the output.
-        share: this process's.
-        patience: seconds without anything written by the others after which they count as lost.
-
-    Raises:
-        RunError: where another process is gone, or silent for too long.
-    """
-    told = moved = time.monotonic()
-    written = shards.written(folder)
-    while not shards.finished(folder, share.processes):
-        time.sleep(0.1)
-        now = time.monotonic()
-        if (found := shards.written(folder)) != written:
-            written, moved = found, now
-        gone = shards.gone(folder, share.processes)
-        if gone or now - moved > patience:
-            said = "is gone" if gone else f"has written nothing for {patience:.0f} seconds (train.process_timeout)"
-            raise RunError(
-                f"process {', '.join(map(str, gone)) or 'of another number'} {said}; what was answered is kept in "
-                f"{folder}, and the same command goes on from there"
-            )
-        if now - told > 30:
-            told = now
-            print(f"waiting for the other {share.processes - 1} processes", flush=True)
+def _text(row: Row, reading: Reading, columns: Columns) -> tuple[str, int, str | None]:
+    """A row's text, the length of its fixed part, and why it cannot be used."""
+    for name in columns.types():
+        if name in row.values:  # a column that only later rows have
+            return "", 0, f"its column '{name}', which the first rows do not have, would be overwritten"
+    return ("", 0, row.fault) if row.fault is not None else reading.text_of(row.values)
 
 
 @contextmanager
-def _bar(stream: Stream, shown: bool) -> Iterator[Any]:
-    """A bar over the input with rows per second and time left; gives what moves it on to so many answered rows."""
+def _progress_bar(stream: Stream, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar over the input with rows per second and time left; gives a function that takes the rows done."""
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("predict"),
@@ -202,9 +175,154 @@ def _bar(stream: Stream, shown: bool) -> Iterator[Any]:
     with bar:
         task = bar.add_task("predict", total=stream.total, numbers="")
 
-        def step(rows: int) -> None:
+        def show(rows: int) -> None:
             speed = rows / max(time.monotonic() - started, 1e-9)
-            place = stream.position() if stream.position is not None else None
-            bar.update(task, completed=place, numbers=f"{rows:,} rows, {speed:,.0f} rows/s")
+            bar.update(task, completed=stream.position, numbers=f"{rows:,} rows, {speed:,.0f} rows/s")
 
-        yield step
+        yield show
+
+
+# ------------------------------------------------------------------------------------------------ chunks
+
+
+def begin(folder: Path, state: Mapping[str, Any]) -> None:
+    """Begin the folder of an output, or check that it was begun by this very command.
+
+    Raises:
+        RunError: where it was begun by another command.
+    """
+    file = folder / STATE
+    if file.is_file():
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise RunError(f"output: {file} is damaged; remove {folder} to start again") from None
+        changed = [key for key in state if known.get(key) != state[key]]
+        if changed:
+            before, now = known.get(changed[0]), state[changed[0]]
+            raise RunError(
+                f"output: {folder} was begun with another {changed[0]} ({before}, now {now}); repeat that command to "
+                "resume, or remove the folder to start again"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    # all processes of a job may be here at once, so each writes the same content under another name
+    temporary = folder / f".{STATE}-{os.getpid()}"
+    temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+    files.sync(temporary)
+    temporary.replace(file)
+    files.sync(folder)
+
+
+def chunk_file(folder: Path, number: int) -> Path:
+    """The file of a chunk: a line of JSON about it, its encoded rows, its rejected rows."""
+    return folder / f"chunk-{number:08d}"
+
+
+def write_chunk(file: Path, header: Mapping[str, Any], rows: bytes, rejected: bytes) -> None:
+    """Write a chunk, whole or not at all."""
+    line = json.dumps({**header, "bytes": [len(rows), len(rejected)]}) + "\n"
+    with files.replacing(file) as temporary:
+        temporary.write_bytes(line.encode() + rows + rejected)
+
+
+def read_header(file: Path) -> dict[str, Any] | None:
+    """What the first line of a chunk's file says; None where the file is missing or not whole."""
+    try:
+        with file.open("rb") as stream:
+            line = stream.readline()
+            header: dict[str, Any] = json.loads(line)
+            return header if len(line) + sum(header["bytes"]) == os.fstat(stream.fileno()).st_size else None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def enter(folder: Path, share: Share) -> None:
+    """Note that this process, which holds its lock, has begun; rank 0 forgets the processes of an earlier attempt."""
+    if share.rank == 0:
+        for rank in range(1, share.processes):
+            if _is_gone(folder, rank):  # its successor may still be on its way
+                (folder / f"alive-{rank}").unlink(missing_ok=True)
+    (folder / f"alive-{share.rank}").write_text(platform.node(), encoding="utf-8")
+
+
+def lock_file(folder: Path, rank: int) -> Path:
+    """What a process holds while it works on its share."""
+    return folder / f"lock-{rank}"
+
+
+def _is_gone(folder: Path, rank: int) -> bool:
+    """Whether a process of this machine has begun and runs no more, however it ended."""
+    alive = folder / f"alive-{rank}"
+    here = alive.is_file() and alive.read_text(encoding="utf-8") == platform.node()
+    return here and locks.holder(lock_file(folder, rank)) is None
+
+
+def wait(folder: Path, chunks: int, share: Share, patience: float) -> None:
+    """Wait until all chunks exist.
+
+    Args:
+        folder: of the output.
+        chunks: of the input.
+        share: this process's.
+        patience: seconds without a new chunk after which the other processes count as lost.
+
+    Raises:
+        RunError: where another process is gone, or has written nothing for too long.
+    """
+    reported = moved = time.monotonic()
+    missing = list(range(chunks))
+    while True:
+        ranks = {number % share.processes for number in missing}
+        gone = [rank for rank in sorted(ranks) if rank != share.rank and _is_gone(folder, rank)]
+        left = [number for number in missing if not chunk_file(folder, number).is_file()]
+        gone = [rank for rank in gone if any(number % share.processes == rank for number in left)]
+        if not left:
+            return
+        now = time.monotonic()
+        moved, missing = (now if len(left) < len(missing) else moved), left
+        if gone or now - moved > patience:
+            reason = "is gone" if gone else f"has written nothing for {patience:.0f} seconds (train.process_timeout)"
+            raise RunError(
+                f"process {', '.join(map(str, gone)) or 'of another number'} {reason}; finished rows are kept in "
+                f"{folder}, and the same command resumes from there"
+            )
+        if now - reported > 30:
+            reported = now
+            print(f"waiting for the other {share.processes - 1} processes", flush=True)
+        time.sleep(0.1)
+
+
+def join(folder: Path, chunks: int, writer: Writer, output: Path, rejected: Path) -> dict[str, int]:
+    """Join all chunks in the input's order, and put the output in its place; interrupted, it can be repeated.
+
+    Returns:
+        The sums of the chunks' counts.
+
+    Raises:
+        RunError: where a chunk is missing or damaged.
+    """
+    counts = Counter[str]()
+    with (folder / "rejected").open("wb") as bad:
+
+        def contents() -> Iterator[bytes]:
+            for number in range(chunks):
+                file = chunk_file(folder, number)
+                header = read_header(file)
+                if header is None:
+                    raise RunError(f"output: {file} is missing or damaged; repeat the command to predict it again")
+                counts.update(header["counts"])
+                with file.open("rb") as stream:
+                    stream.readline()
+                    yield stream.read(header["bytes"][0])
+                    bad.write(stream.read())
+
+        writer.join(folder / "joined", contents())
+    for name in ("rejected", "joined"):
+        files.sync(folder / name)
+    if counts["rejected"]:
+        (folder / "rejected").replace(rejected)
+    (folder / "joined").replace(output)
+    files.sync(output.parent)
+    files.remove(folder)
+    return dict(counts)

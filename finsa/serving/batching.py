@@ -38,11 +38,11 @@ class Answers(Protocol):
         """Log-probabilities of the labels, uncalibrated, (n, c)."""
 
     @property
-    def probabilities(self) -> Any:
+    def probs(self) -> Any:
         """Calibrated, (n, c)."""
 
     @property
-    def cut(self) -> Sequence[bool]:
+    def truncated(self) -> Sequence[bool]:
         """Which texts were too long and lost their end, (n,)."""
 
     @property
@@ -264,7 +264,7 @@ class Batcher:
             routes = [_by_name(said.experts, gate) for gate in said.gates.tolist()]
         return [
             Answer(said.labels[top], _by_name(said.labels, shares), bool(cut), route)
-            for top, shares, cut, route in zip(best, said.probabilities.tolist(), said.cut, routes, strict=True)
+            for top, shares, cut, route in zip(best, said.probs.tolist(), said.truncated, routes, strict=True)
         ]
 
 

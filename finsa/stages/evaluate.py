@@ -10,7 +10,7 @@ from finsa.data import dataset, tokenized
 from finsa.errors import ConfigError, Problem
 from finsa.evaluation import metrics, router, run_results, tables
 from finsa.inference import named_rows, predictor
-from finsa.inference.predictor import Answerer, Record
+from finsa.inference.predictor import Predictor, Record
 from finsa.models import quantization, tokenizers
 from finsa.runs import processes, run_folder, trackers
 from finsa.runs.progress import Display
@@ -45,7 +45,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
             answerer = predictor.load(record, cfg.train.score_tokens, session=session)
         else:
             assert isinstance(job, tokenized.TokenizedDataset)
-            answerer = predictor.bare(cfg, job, cfg.train.score_tokens, session)
+            answerer = predictor.zero_shot(cfg, job, cfg.train.score_tokens, session)
         try:
             report, more = _judge(cfg, job, answerer, folder)
             found = {split: report, **more}
@@ -68,7 +68,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     return Result("evaluate", folder.path, found, found[split]["macro_f1"] if split == "validation" else None)
 
 
-def _judge(cfg: RunConfig, job: tokenized.Labelled, answerer: Answerer, folder: RunFolder) -> tuple[Any, Any]:
+def _judge(cfg: RunConfig, job: tokenized.Labelled, answerer: Predictor, folder: RunFolder) -> tuple[Any, Any]:
     """Answer a split by the protocol and write the answers down.
 
     Returns:

@@ -1,10 +1,9 @@
-"""Answer the rows of a file, a pipe or one text with a finished run or an export."""
+"""Predict the rows of a file, a pipe or one text with a finished run or an export."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -14,9 +13,9 @@ from finsa.data.reading import Reading
 from finsa.data.texts import normalize
 from finsa.errors import DataError, RunError
 from finsa.evaluation import tables
-from finsa.inference import predict, predictor, row_streams, shards, writers
-from finsa.inference.predict import Added, Share
-from finsa.inference.predictor import Answerer, Record
+from finsa.inference import predict, predictor, row_files
+from finsa.inference.predict import Columns, Share
+from finsa.inference.predictor import Predictor, Record
 from finsa.models import quantization
 from finsa.runs import locks, processes
 from finsa.runs.run_folder import Result
@@ -24,82 +23,107 @@ from finsa.session import Session
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Answer one text on the terminal, or every row of an input in a file that is put in its place whole.
+    """Predict one text on the terminal, or every row of an input in a file that appears whole.
 
     Raises:
         DataError: for an input that cannot be read.
-        RunError: where the output is there already, or was begun by another command.
+        RunError: where the output exists already, or was begun by another command.
     """
     record = predictor.read(str(cfg.run))
     quantization.require_library(record.cfg.method)
-    if cfg.text is not None:
-        return _one(cfg, record, cfg.text)
-    return _file(cfg, record)
+    return _predict_file(cfg, record) if cfg.text is None else _predict_text(cfg, record, cfg.text)
 
 
-def _one(cfg: RunConfig, record: Record, text: str) -> Result:
+def _predict_text(cfg: RunConfig, record: Record, text: str) -> Result:
     if not normalize(text):
         raise DataError("text: is empty")
-    answerer = _load(cfg, record)
+    model = _load(cfg, record)
     started = time.perf_counter()
-    answers = answerer([text])
-    spent = 1000 * (time.perf_counter() - started)
-    table = Table(title=answers.chosen[0], title_justify="left", title_style="bold", show_header=False)
-    for label, share in zip(answers.labels, answers.probabilities[0], strict=True):
-        table.add_row(label, f"{share:.4f}", "█" * round(30 * float(share)))
+    predictions = model([text])
+    milliseconds = 1000 * (time.perf_counter() - started)
+    label = predictions.predicted[0]
+    table = Table(title=label, title_justify="left", title_style="bold", show_header=False)
+    for name, prob in zip(predictions.labels, predictions.probs[0], strict=True):
+        table.add_row(name, f"{prob:.4f}", "█" * round(30 * float(prob)))
     tables.show(table)
-    cut = f", the text was cut to {record.cfg.data.max_length} tokens with its prompt" if answers.cut[0] else ""
-    routed = f", route {answers.routes[0]}" if answers.routes else ""
-    print(f"{record.name}: {spent:.1f} ms{routed}{cut}")
-    return Result("predict", None, {"label": answers.chosen[0]})
+    limit = record.cfg.data.max_length
+    truncated = f", truncated to {limit} tokens with its prompt" if predictions.truncated[0] else ""
+    routed = f", route {predictions.routes[0]}" if predictions.routes else ""
+    print(f"{record.name}: {milliseconds:.1f} ms{routed}{truncated}")
+    return Result("predict", None, {"label": label})
 
 
-def _file(cfg: RunConfig, record: Record) -> Result:
-    assert isinstance(cfg.stage, PredictStage)
+def _predict_file(cfg: RunConfig, record: Record) -> Result:
+    stage = cfg.stage
+    assert isinstance(stage, PredictStage)
     source, output = str(cfg.input), Path(str(cfg.output)).absolute()
     share = Share(processes.rank(), processes.world())
-    reading = Reading.of(record.cfg.data, cfg.stage.text_column)
-    form, target = row_streams.format_of(source, cfg.stage.input_format), writers.require_format(output)
+    reading = Reading.of(record.cfg.data, stage.text_column)
+    form, target = row_files.input_format(source, stage.input_format), row_files.output_format(output)
     if source == "-" and share.processes > 1:
         raise DataError("input: a pipe cannot be shared by several processes; name a file")
-    folder, rejected = _places(output)
-    csv = _written(cfg, record, source)
-    stream = row_streams.open_stream(source, form, reading, csv)
+    # the output grows in this folder
+    folder, rejected = output.with_name(f"{output.name}.partial"), output.with_name(f"{output.name}.rejected.jsonl")
+    for place in (output, rejected):
+        if place.exists() and not (folder / predict.STATE).is_file():
+            raise RunError(f"output: {place} exists already; name another file, or remove it")
+    if any(parent.is_file() for parent in output.parents):
+        raise RunError(f"output: {output} lies below a file; name another one")
+    csv = _csv(cfg, record, source)
+    stream = row_files.open_stream(source, form, reading, csv)
     columns = stream.columns
     if columns is None and (source != "-" or target != "jsonl"):
-        columns = row_streams.keys_of(source, csv.encoding)
-    shards.begin(folder, {**_state(cfg, record, source, reading, share), "data.csv": csv.model_dump(mode="json")})
-    if share.rank == 0:
-        shards.forget(folder)
-    with locks.held(folder / f"lock-{share.rank}", f"output {output}"):
-        part = shards.Part(folder, share.rank)
-        if part.chunks and share.rank == 0:
-            print(f"going on behind row {part.chunks[-1].read:,} ({folder})")
+        columns = row_files.keys_of(source, csv.encoding)
+    file = None if source == "-" else locate(source)
+    state = {  # what has to be the same for an interrupted command to resume
+        "run": str(record.path),
+        "run finished": [record.facts.get("finished"), record.facts.get("config_hash"), record.name],
+        "input": str(file or "-"),
+        "input size": file.stat().st_size if file else None,
+        "text column": "; ".join([*reading.fields, reading.column]),
+        "stage.chunk": stage.chunk,
+        "train.score_tokens": cfg.train.score_tokens,
+        "number of processes": share.processes,
+        "data.csv": csv.model_dump(mode="json"),
+    }
+    predict.begin(folder, state)
+    with locks.held(predict.lock_file(folder, share.rank), f"output {output}"):
+        predict.enter(folder, share)
+        if share.rank == 0 and (done := len(list(folder.glob("chunk-*")))):
+            print(f"resuming: {done:,} chunks of up to {stage.chunk:,} rows are done ({folder})")
         for note in stream.notes:
             print(note)
-        answerer = _load(cfg, record)
-        added = Added.beside(columns or stream.first_keys, answerer.labels, bool(answerer.experts))
-        shape = writers.open_format(target, columns, stream.schema, added.kinds())
+        model = _load(cfg, record)
+        added = Columns.beside(columns or stream.first_columns, model.labels, bool(model.experts))
+        writer = row_files.open_writer(target, columns, stream.schema, added.types())
         started = time.monotonic()
-        now = predict.predict(answerer, stream, reading, part, shape, added, share, cfg.stage.chunk)
-        seconds = time.monotonic() - started
+        chunks, rows = predict.predict(model, stream, reading, folder, writer, added, share, stage.chunk)
+        seconds = max(time.monotonic() - started, 1e-9)
         if share.rank != 0:
-            return Result("predict", None, {"rows": now})
-        predict.wait(folder, share, cfg.train.process_timeout)
-        counts = shards.join(folder, share.processes, shape, output, rejected)
-    _tell(counts, now, seconds, output, rejected, share)
-    return Result("predict", None, {"rows": now, "rows_per_second": now / max(seconds, 1e-9), **counts})
+            return Result("predict", None, {"rows": rows})
+        predict.wait(folder, chunks, share, cfg.train.process_timeout)
+        counts = predict.join(folder, chunks, writer, output, rejected)
+    if not chunks:
+        print("note: the input has no rows")
+    by = f" by process 0 of {share.processes}" if share.processes > 1 else ""
+    print(f"predicted {rows:,} rows{by} in {seconds:.1f} s: {rows / seconds:,.0f} rows/s")
+    if counts.get("truncated"):
+        print(f"truncated texts: {counts['truncated']:,}")
+    if counts.get("rejected"):
+        print(f"rejected rows: {counts['rejected']:,} ({rejected})")
+    print(f"wrote {counts.get('answered', 0):,} rows to {output}")
+    return Result("predict", None, {"rows": rows, "rows_per_second": rows / seconds, **counts})
 
 
-def _written(cfg: RunConfig, record: Record, source: str) -> Csv:
-    """How the input is written: as the command says, else as the run's data; valid UTF-8 is read as such."""
+def _csv(cfg: RunConfig, record: Record, source: str) -> Csv:
+    """How the input is written: as the command says, else as the run's data were; valid UTF-8 is read as such."""
     given, trained = cfg.data.csv.model_dump(exclude_none=True), record.cfg.data.csv
     if source != "-" and trained.encoding is not None and encodings.is_utf8(locate(source)):
         trained = trained.model_copy(update={"encoding": None})
     return trained.model_copy(update=given)
 
 
-def _load(cfg: RunConfig, record: Record) -> Answerer:
+def _load(cfg: RunConfig, record: Record) -> Predictor:
     predictor.announce(record.name)
     if record.uses_torch:
         from finsa.models import hardware  # torch takes seconds to import: after the checks
@@ -107,48 +131,3 @@ def _load(cfg: RunConfig, record: Record) -> Answerer:
         hardware.prepare(cfg.train)
         hardware.take_own_device()
     return predictor.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)
-
-
-def _places(output: Path) -> tuple[Path, Path]:
-    """The folder in which an output grows, and the file of rejected rows.
-
-    Raises:
-        RunError: where one of them cannot be made.
-    """
-    folder = output.with_name(f"{output.name}.partial")
-    rejected = output.with_name(f"{output.name}.rejected.jsonl")
-    begun = (folder / shards.STATE).is_file()
-    for place in (output, rejected):
-        if place.exists() and not begun:
-            raise RunError(f"output: {place} is there already; name another file, or remove it")
-    if any(parent.is_file() for parent in output.parents):
-        raise RunError(f"output: {output} lies below a file; name another one")
-    return folder, rejected
-
-
-def _state(cfg: RunConfig, record: Record, source: str, reading: Reading, share: Share) -> dict[str, Any]:
-    """What has to be the same for a stopped command to go on."""
-    assert isinstance(cfg.stage, PredictStage)
-    file = None if source == "-" else locate(source)
-    return {
-        "run": str(record.path),
-        "run finished": [record.facts.get("finished"), record.facts.get("config_hash"), record.name],
-        "input": str(file or "-"),
-        "input size": file.stat().st_size if file else None,
-        "text column": "; ".join([*reading.fields, reading.column]),
-        "stage.chunk": cfg.stage.chunk,
-        "train.score_tokens": cfg.train.score_tokens,
-        "number of processes": share.processes,
-    }
-
-
-def _tell(counts: dict[str, int], now: int, seconds: float, output: Path, rejected: Path, share: Share) -> None:
-    shared = f" by process 0 of {share.processes}" if share.processes > 1 else ""
-    if not counts.get("answered") and not counts.get("rejected"):
-        print("note: the input has no rows")
-    print(f"answered {now:,} rows{shared} in {seconds:.1f} s: {now / max(seconds, 1e-9):,.0f} rows/s")
-    if counts.get("cut"):
-        print(f"texts cut: {counts['cut']:,}")
-    if counts.get("rejected"):
-        print(f"rejected rows: {counts['rejected']:,} ({rejected})")
-    print(f"wrote {counts.get('answered', 0):,} rows to {output}")

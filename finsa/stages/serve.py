@@ -18,7 +18,7 @@ from finsa.data import dataset
 from finsa.data.reading import Reading
 from finsa.errors import RunError
 from finsa.inference import predictor
-from finsa.inference.predictor import Answerer
+from finsa.inference.predictor import Predictor
 from finsa.runs import run_folder
 from finsa.runs.run_folder import Result, RunFolder
 from finsa.session import Session
@@ -61,14 +61,14 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     return Result("serve", folder.path)
 
 
-def _reader(answerer: Answerer) -> Callable[[dict[str, Any]], tuple[str, str | None]]:
+def _reader(answerer: Predictor) -> Callable[[dict[str, Any]], tuple[str, str | None]]:
     """What makes a text of a row, as the run's training did."""
     reading = Reading.of(answerer.cfg.data)
 
     def read(row: dict[str, Any]) -> tuple[str, str | None]:
         if not reading.fits(row):
             return "", f"has none of the fields text; {'; '.join(reading.fields)}"
-        return answerer.fitting([reading.text_of(row)])[0]
+        return answerer.check_room([reading.text_of(row)])[0]
 
     return read
 
@@ -121,7 +121,7 @@ def _train(output_dir: str, session: Session) -> None:
         raise RunError("run=default: training failed, see above")
 
 
-def _served(answerer: Answerer, stage: ServeStage, folder: RunFolder) -> dict[str, Any]:
+def _served(answerer: Predictor, stage: ServeStage, folder: RunFolder) -> dict[str, Any]:
     """What is served, for ``/model``; no paths of this machine."""
     cfg, facts = answerer.cfg, answerer.facts
     base = {} if cfg.method.baseline is not None else cfg.model.model_dump(include={"name", "hub_id", "revision"})

@@ -350,11 +350,11 @@ def test_the_names_that_make_a_run_folder_are_no_paths(group: str) -> None:
 
 
 def test_a_manifest_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
-    from finsa.inference import export_manifest
+    from finsa.inference import predictor
 
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "onnx", "tokenizer": "../../other"}))
     with pytest.raises(RunError, match="names files outside of its folder"):
-        export_manifest.manifest(tmp_path)
+        predictor.read_manifest(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ secrets

@@ -1,19 +1,25 @@
-"""Rows and chunks that are not like the others."""
+"""Chunks of rows: unusual ones, and processes that write one output together."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import platform
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from finsa.data.reading import Reading
-from finsa.inference.predict import Added, _answered
-from finsa.inference.predictor import Answerer
-from finsa.inference.row_streams import Item
-from finsa.inference.writers import JsonLines
+from finsa.errors import RunError
+from finsa.inference import predict
+from finsa.inference.predict import Columns, Share
+from finsa.inference.predictor import Predictor
+from finsa.inference.row_files import Row, Writer
+from finsa.runs import locks
 
 
 class Mixed:
@@ -27,30 +33,91 @@ class Mixed:
         return np.log(np.tile([0.9, 0.1], (len(inputs), 1)))
 
 
-def answerer() -> Answerer:
+def mixture() -> Predictor:
     labels = SimpleNamespace(names=("up", "down"))
     record: Any = SimpleNamespace(cfg=None, facts={}, path=None, name="run", labels=labels, temperature=1.0)
-    return Answerer(record, Mixed(), "whole label")
+    return Predictor(record, Mixed(), "whole label")
 
 
-def answered(asked: Answerer, *rows: dict[str, Any]) -> tuple[list[Any], list[Any]]:
-    added = Added.beside(["text"], asked.labels, routed=True)
-    items = [Item(row, number) for number, row in enumerate(rows, 1)]
-    (good, bad), _ = _answered(asked, items, Reading("text"), JsonLines(), added)
+def predicted(predictor: Predictor, *rows: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    columns = Columns.beside(["text"], predictor.labels, routed=True)
+    chunk = [Row(row, number) for number, row in enumerate(rows, 1)]
+    good, bad, _ = predict.predict_rows(predictor, chunk, Reading("text"), Writer(), columns)
     return [json.loads(line) for line in good.splitlines()], [json.loads(line) for line in bad.splitlines()]
 
 
-def test_a_chunk_without_a_usable_text_is_answered_by_nothing() -> None:
+def test_a_chunk_without_a_usable_text_has_no_predictions() -> None:
     """A mixture's gates are then those of the chunk before."""
-    asked = answerer()
-    good, bad = answered(asked, {"text": "a"}, {"text": "b"})
+    predictor = mixture()
+    good, bad = predicted(predictor, {"text": "a"}, {"text": "b"})
     assert ([row["route"] for row in good], bad) == (["forum", "forum"], [])
-    good, bad = answered(asked, {"text": " "})
+    good, bad = predicted(predictor, {"text": " "})
     assert (good, [row["reason"] for row in bad]) == ([], ["empty text"])
 
 
 def test_a_column_that_comes_late_is_not_overwritten() -> None:
-    good, bad = answered(answerer(), {"text": "a"}, {"text": "b", "label": "mine"})
+    good, bad = predicted(mixture(), {"text": "a"}, {"text": "b", "label": "mine"})
     assert [row["label"] for row in good] == ["up"]
     assert [row["row"] for row in bad] == [{"text": "b", "label": "mine"}]
-    assert "own column 'label'" in bad[0]["reason"]
+    assert "its column 'label'" in bad[0]["reason"]
+
+
+def _begin(folder: Path, barrier: Any, found: Any) -> None:
+    for number in range(25):
+        barrier.wait()
+        try:
+            predict.begin(folder / str(number), {"input": "rows.csv"})
+        except Exception as error:
+            found.put(repr(error))
+    found.put(None)
+
+
+def test_processes_that_begin_an_output_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    barrier, found = context.Barrier(2, timeout=60), context.Queue()
+    both = [context.Process(target=_begin, args=(tmp_path, barrier, found)) for _ in range(2)]
+    for one in both:
+        one.start()
+    errors = [found.get(timeout=60) for _ in both]
+    for one in both:
+        one.join(60)
+    assert errors == [None, None]
+    assert all([file.name for file in folder.iterdir()] == [predict.STATE] for folder in tmp_path.iterdir())
+
+
+def test_the_lost_process_of_an_earlier_attempt_is_not_taken_for_its_successor(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        (tmp_path / f"alive-{rank}").write_text(platform.node(), encoding="utf-8")
+        predict.lock_file(tmp_path, rank).touch()
+    with pytest.raises(RunError, match="process 1 is gone"):
+        predict.wait(tmp_path, 2, Share(0, 2), 60)
+    with locks.held(predict.lock_file(tmp_path, 0), "output"):
+        predict.enter(tmp_path, Share(0, 2))
+        with pytest.raises(RunError, match="has written nothing for 0 seconds"):
+            predict.wait(tmp_path, 2, Share(0, 2), 0.3)
+    with locks.held(predict.lock_file(tmp_path, 1), "output"):
+        predict.enter(tmp_path, Share(1, 2))
+        with pytest.raises(RunError, match="has written nothing for 0 seconds"):
+            predict.wait(tmp_path, 2, Share(0, 2), 0.3)
+    with pytest.raises(RunError, match="process 1 is gone"):
+        predict.wait(tmp_path, 2, Share(0, 2), 60)
+
+
+def test_a_process_on_another_machine_is_lost_only_when_it_is_silent(tmp_path: Path) -> None:
+    (tmp_path / "alive-1").write_text("another machine", encoding="utf-8")
+    with pytest.raises(RunError, match="has written nothing for 0 seconds"):
+        predict.wait(tmp_path, 2, Share(0, 2), 0.3)
+
+
+def test_a_chunk_that_is_not_whole_does_not_count(tmp_path: Path) -> None:
+    """As after a power cut on a file system that cannot synchronise."""
+    file = predict.chunk_file(tmp_path, 0)
+    assert predict.read_header(file) is None
+    predict.write_chunk(file, {"read": 1}, b"a row\n", b"a rejected row\n")
+    assert predict.read_header(file) == {"read": 1, "bytes": [6, 15]}
+    content = file.read_bytes()
+    for size in (0, 5, len(content) - 1):
+        file.write_bytes(content[:size])
+        assert predict.read_header(file) is None
+    with pytest.raises(RunError, match="is missing or damaged"):
+        predict.join(tmp_path, 1, Writer(), tmp_path / "out", tmp_path / "bad")

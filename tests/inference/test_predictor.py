@@ -31,8 +31,8 @@ def test_predictions_of_a_run_hold_the_probabilities_that_it_answers_with(traine
         answerer = predictor.restore(str(run), 4096)
         assert answerer.temperature != 1
         answers = answerer([row["text"] for row in rows])
-        assert [row["label"] for row in rows] == answers.chosen
-        for row, probs, log_probs in zip(rows, answers.probabilities, answers.log_probs, strict=True):
+        assert [row["label"] for row in rows] == answers.predicted
+        for row, probs, log_probs in zip(rows, answers.probs, answers.log_probs, strict=True):
             assert list(row["probs"].values()) == pytest.approx(probs, abs=2e-5)
             assert list(row["log_probs"].values()) == pytest.approx(log_probs, abs=2e-4)
 

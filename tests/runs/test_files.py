@@ -122,7 +122,7 @@ def test_entries_of_a_folder_move_in_at_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["manifest of a checkpoint", "manifest of an export", "head of an expert"])
 def test_what_cannot_be_read_is_not_called_damaged_or_missing(what: str, tmp_path: Path) -> None:
     """Reading a process's memory at address 0 fails with EIO, as reading from a broken disk does."""
-    from finsa.inference import export_manifest
+    from finsa.inference import predictor
     from finsa.models.moe import experts
     from finsa.training import checkpoints
 
@@ -130,10 +130,10 @@ def test_what_cannot_be_read_is_not_called_damaged_or_missing(what: str, tmp_pat
         (tmp_path / "manifest.json").symlink_to("/proc/self/mem")
         assert checkpoints.fault(tmp_path) == "manifest.json cannot be read: Input/output error"
     elif what == "manifest of an export":
-        assert export_manifest.manifest(tmp_path) == {}
+        assert predictor.read_manifest(tmp_path) == {}
         (tmp_path / "manifest.json").symlink_to("/proc/self/mem")
         with pytest.raises(RunError, match=r"manifest\.json cannot be read: Input/output error$"):
-            export_manifest.manifest(tmp_path)
+            predictor.read_manifest(tmp_path)
     else:
         (tmp_path / "classifier.safetensors").symlink_to("/proc/self/mem")
         with pytest.raises(ModelError, match=r"^expert a: .*classifier\.safetensors cannot be read: "):

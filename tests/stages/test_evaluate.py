@@ -49,7 +49,7 @@ def test_a_run_records_its_temperature_and_gives_probabilities_at_it(trained: Tr
     assert told["validation"]["loss"] <= told["validation"]["loss_uncalibrated"]
     answers = predictor.restore(str(folder), 4096)(["公司大涨", "公告"])
     wanted = np.exp(answers.log_probs / told["temperature"])
-    np.testing.assert_allclose(answers.probabilities, wanted / wanted.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(answers.probs, wanted / wanted.sum(axis=1, keepdims=True))
 
 
 def test_a_run_an_evaluation_and_a_report_have_one_calibration_error_and_one_interval(

@@ -21,7 +21,7 @@ from finsa.data.prompts import Prompt
 from finsa.data.rows import Renderer
 from finsa.errors import ConfigError, FinsaError, ModelError, RunError
 from finsa.inference import export as exporting
-from finsa.inference import export_check, export_manifest, predictor
+from finsa.inference import predictor
 from finsa.models import base
 from finsa.stages import evaluate, export, predict
 
@@ -36,7 +36,6 @@ FORMATS = {
     "classifier": ("format=classifier", 1e-5),
     "onnx": ("format=onnx", 1e-5),
     "onnx_int8": ("format=onnx stage.precision=int8 stage.agreement=0.95", 0.1),
-    "openvino": ("format=openvino", 1e-5),
 }
 
 
@@ -48,7 +47,7 @@ def texts(project: Path) -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tracing the model takes most of the time, and is the same for three of the formats."""
+    """Tracing the model takes most of the time, and is the same for two of the formats."""
     real, base = torch.onnx.export, tmp_path_factory.mktemp("graph")
 
     def once(graph: Any, inputs: Any, file: Path, **words: Any) -> None:
@@ -77,7 +76,7 @@ def exported(
 
 def test_the_receipt_is_that_of_the_two_folders(exported: tuple[str, Path, Path]) -> None:
     name, folder, _ = exported
-    receipt = json.loads((folder / export_manifest.RECEIPT).read_text())
+    receipt = json.loads((folder / export.RECEIPT).read_text())
     assert receipt["rows"] == 100
     assert receipt["largest_difference"] <= FORMATS[name][1]
     assert receipt["agreement"] == 1 or name == "onnx_int8"
@@ -96,13 +95,13 @@ def test_an_export_is_restored_alone_and_answers_as_the_run(
     monkeypatch.chdir(tmp_path)
     found, wanted = (predictor.restore(str(place), 4096)(texts) for place in (folder, run))
     assert found.labels == wanted.labels
-    assert found.cut == wanted.cut
-    assert found.cut[-2:] == [True, False]
-    assert found.probabilities == pytest.approx(wanted.probabilities, abs=max(2e-5, FORMATS[name][1]))
+    assert found.truncated == wanted.truncated
+    assert found.truncated[-2:] == [True, False]
+    assert found.probs == pytest.approx(wanted.probs, abs=max(2e-5, FORMATS[name][1]))
     if name != "onnx_int8":
-        assert found.chosen == wanted.chosen
+        assert found.predicted == wanted.predicted
     assert not (folder / "run.json").exists(), "it would be taken for another run of its configuration"
-    manifest = export_manifest.manifest(folder)
+    manifest = predictor.read_manifest(folder)
     assert list(manifest["labels"]) == list(wanted.labels)
     assert manifest["rule"] == "whole label"
     assert manifest["prompt"]["head"] + "{text}" + manifest["prompt"]["tail"] == manifest["prompt"]["template"]
@@ -111,9 +110,9 @@ def test_an_export_is_restored_alone_and_answers_as_the_run(
 def test_no_answer_depends_on_the_texts_beside_it(exported: tuple[str, Path, Path], texts: list[str]) -> None:
     _, folder, _ = exported
     answerer = predictor.restore(str(folder), 4096)
-    together = answerer(texts).probabilities
+    together = answerer(texts).probs
     for number in (0, 7, len(texts) - 1):
-        assert together[number] == pytest.approx(answerer([texts[number]]).probabilities[0], abs=1e-5)
+        assert together[number] == pytest.approx(answerer([texts[number]]).probs[0], abs=1e-5)
 
 
 def test_the_pipeline_of_transformers_loads_the_classifier_unchanged(
@@ -127,8 +126,8 @@ def test_the_pipeline_of_transformers_loads_the_classifier_unchanged(
     classify = pipeline("text-classification", model=str(tmp_path / "c"), top_k=None)
     for batch_size in (1, 8):
         found = classify([text.strip() for text in texts], batch_size=batch_size, truncation=True)
-        assert [rows[0]["label"] for rows in found] == answers.chosen
-    for rows, probs in zip(found, answers.probabilities, strict=True):
+        assert [rows[0]["label"] for rows in found] == answers.predicted
+    for rows, probs in zip(found, answers.probs, strict=True):
         by_label = {row["label"]: row["score"] for row in rows}
         assert [by_label[label] for label in answers.labels] == pytest.approx(list(probs), abs=1e-5)
 
@@ -152,7 +151,7 @@ def test_a_graph_gives_the_log_probabilities_and_the_probabilities_of_the_run(
             given = {"input_ids": [ids], "lengths": [len(ids)]}
             log_probs, probs = session.run(["log_probs", "probs"], {key: np.array(ids) for key, ids in given.items()})
             assert log_probs[0] == pytest.approx(answers.log_probs[number], abs=1e-4)
-            assert probs[0] == pytest.approx(answers.probabilities[number], abs=1e-5)
+            assert probs[0] == pytest.approx(answers.probs[number], abs=1e-5)
 
 
 def code_of(card: str, project: Path) -> Any:
@@ -176,12 +175,10 @@ def test_the_code_of_a_card_gives_the_probabilities_of_the_run(
     assert f"The temperature is {facts['calibration']['temperature']:.6g}, fitted" in card
     assert "文本：{text}\n情感分类：" in card
     assert "Labels: 利空, 中性, 利好." in card
-    assert ("`log_probs` (output) | (rows, 3)" in card) is name.startswith(("onnx", "openvino"))
-    if name == "openvino":
-        return
+    assert ("`log_probs` (output) | (rows, 3)" in card) is name.startswith("onnx")
     monkeypatch.chdir(folder)
     made, wanted = code_of(card, project), predictor.restore(str(run), 4096)([texts[0], texts[-2], texts[-1]])
-    for text, probs in zip((f" {texts[0]}\n", texts[-2], texts[-1]), wanted.probabilities, strict=True):
+    for text, probs in zip((f" {texts[0]}\n", texts[-2], texts[-1]), wanted.probs, strict=True):
         if name == "classifier":
             found = {row["label"]: row["score"] for row in made["classify"]([text.strip()], truncation=True)[0]}
         else:
@@ -195,7 +192,7 @@ def test_an_adapter_in_a_run_folder_has_a_card_whose_code_runs(
     run = trained("lora_response")
     monkeypatch.chdir(run / "adapters" / "default")
     found = code_of(Path("README.md").read_text(encoding="utf-8"), project)["probabilities"](texts[0])
-    (wanted,) = predictor.restore(str(run), 4096)(texts[:1]).probabilities
+    (wanted,) = predictor.restore(str(run), 4096)(texts[:1]).probs
     assert list(found.values()) == pytest.approx(wanted, abs=2e-5)
 
 
@@ -246,7 +243,7 @@ def test_a_head_keeps_its_answers_merged(config: Compose, trained: Trained, tmp_
     run = trained("classifier")
     export.run(config(*SHORT, f"run={run}", f"output={tmp_path / 'm'}", "format=merged"))
     found, wanted = (predictor.restore(str(place), 4096)(texts) for place in (tmp_path / "m", run))
-    assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-5)
+    assert found.probs == pytest.approx(wanted.probs, abs=1e-5)
 
 
 def test_a_quantised_run_is_merged_into_what_it_was_trained_against(
@@ -268,8 +265,8 @@ def test_what_is_worse_than_the_tolerance_is_removed_unless_forced(
         export.run(config(*words, strict))
     assert list(tmp_path.iterdir()) == []
     export.run(config(*words, strict, "stage.force=true"))
-    assert (tmp_path / "m" / export_manifest.RECEIPT).is_file()
-    with pytest.raises(RunError, match="is there already"):
+    assert (tmp_path / "m" / export.RECEIPT).is_file()
+    with pytest.raises(RunError, match="exists already"):
         export.run(config(*words))
 
 
@@ -289,10 +286,10 @@ def test_the_tolerance_goes_by_what_the_two_sides_compute_in(
 ) -> None:
     stage = config(*SHORT, "run=some", "format=onnx", *words.split()).stage
     assert isinstance(stage, ExportStage)
-    sides = [export_check.Measured(0.8, 0.8, 1, 1.0, name) for name in types]
-    assert export_check.Receipt(10, 1.0, most, *sides).faults(stage) == []
+    sides = [export.Side(0.8, 0.8, 1, 1.0, name) for name in types]
+    assert export.Receipt(10, 1.0, most, *sides).faults(stage) == []
     worse = f"the largest difference {1.01 * most:.3g} is above stage.difference={told}"
-    assert export_check.Receipt(10, 1.0, 1.01 * most, *sides).faults(stage) == ([] if told is None else [worse])
+    assert export.Receipt(10, 1.0, 1.01 * most, *sides).faults(stage) == ([] if told is None else [worse])
 
 
 def test_an_export_is_evaluated_and_predicts_like_a_run(
@@ -316,8 +313,7 @@ def test_an_export_is_evaluated_and_predicts_like_a_run(
     [
         ("tfidf_lr", "format=merged", "is no language model"),
         ("classifier", "format=classifier", "its head reads the mean over the text"),
-        ("lora_response", "format=merged stage.precision=int8", "of use to onnx only"),
-        ("lora_response", "format=openvino stage.precision=int8", "in 32 bit.*choose format=onnx"),
+        ("lora_response", "format=merged stage.precision=int8", "is used by format=onnx only"),
     ],
 )
 def test_what_cannot_be_written_is_told_before_weights_are_loaded(
@@ -333,19 +329,22 @@ def test_what_cannot_be_written_is_told_before_weights_are_loaded(
 def test_labels_of_several_tokens_have_no_score_head(tokenizer: Any) -> None:
     labels = LabelSpace(("利空", "利好"), ("看跌走势", "看涨走势"))
     renderer = Renderer(tokenizer, Prompt("文本：", "\n情感："), labels, 60)
-    assert "these have several tokens: 看跌走势 (" in str(exporting.refusal_of_labels(renderer, "classifier"))
-    assert exporting.refusal_of_labels(renderer, "onnx") is None
+    assert "these have several tokens: 看跌走势 (" in str(exporting.label_refusal(renderer, "classifier"))
+    assert exporting.label_refusal(renderer, "onnx") is None
 
 
 def test_a_missing_package_is_told_with_its_extra(
     config: Compose, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        export_manifest, "find_spec", lambda name: None if name in ("openvino", "onnxruntime") else True
-    )
-    for form, extra in (("onnx", "export"), ("openvino", "openvino")):
-        with pytest.raises(ModelError, match=rf"format={form} needs .*: pip install 'finsa\[{extra}\]'"):
-            export.run(config(*SHORT, f"run={trained('lora_response')}", f"format={form}"))
+    monkeypatch.setattr(predictor, "find_spec", lambda name: None if name == "onnxruntime" else True)
+    with pytest.raises(ModelError, match=r"format=onnx needs onnxruntime: pip install 'finsa\[export\]'"):
+        export.run(config(*SHORT, f"run={trained('lora_response')}", "format=onnx"))
+
+
+def test_an_export_in_a_removed_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": "openvino", "tokenizer": "."}), encoding="utf-8")
+    with pytest.raises(RunError, match="'openvino', which this version does not read; export again with format=onnx"):
+        predictor.read_manifest(tmp_path)
 
 
 def test_format_is_needed_and_known(config: Compose) -> None:

@@ -370,7 +370,7 @@ def test_a_mixture_answers_and_is_exported_like_any_other_run(
         answers = answerer(texts)
         answerer.close()
         assert answers.experts == tuple(known[0]["gates"]) == ("news", "forum")
-        assert answers.chosen == [record["label"] for record in known]
+        assert answers.predicted == [record["label"] for record in known]
         assert answers.gates is not None
         gates = [[record["gates"][name] for name in answers.experts] for record in known]
         assert np.abs(answers.gates - np.array(gates)).max() < 1e-5

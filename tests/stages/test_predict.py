@@ -24,7 +24,7 @@ from openpyxl import Workbook
 from finsa.config import RunConfig, command_line
 from finsa.data import dataset as data_table
 from finsa.errors import ConfigError, DataError, FinsaError, RunError
-from finsa.inference import predictor, shards
+from finsa.inference import predictor
 from finsa.stages import predict, train
 
 Compose = Callable[..., RunConfig]
@@ -81,9 +81,9 @@ def test_rows_keep_their_order_and_columns_and_get_answers(whole: Path, run: Pat
     assert [row["text"] for row in rows] == texts
     assert {row["label"] for row in rows} == {"?"}
     answers = predictor.restore(str(run), 16384)(texts)
-    assert [row["predicted_label"] for row in rows] == answers.chosen
-    assert len(set(answers.chosen)) > 1
-    for row, shares in zip(rows, answers.probabilities, strict=True):
+    assert [row["predicted_label"] for row in rows] == answers.predicted
+    assert len(set(answers.predicted)) > 1
+    for row, shares in zip(rows, answers.probs, strict=True):
         found = [float(row[f"p_{label}"]) for label in answers.labels]
         assert found == pytest.approx(shares, abs=1e-5)
     assert not list(whole.parent.glob("*.partial"))
@@ -109,16 +109,16 @@ def test_a_killed_command_goes_on_and_the_file_is_the_same(
     process = commands.Command(*words)
     until = time.monotonic() + 90
     while process.poll() is None and time.monotonic() < until:
-        journal = folder / "journal-0.jsonl"
-        if journal.is_file() and journal.read_bytes().count(b"\n") >= 2:
+        if len(list(folder.glob("chunk-*"))) >= 2:
             break
         time.sleep(0.002)
     process.signal(signal.SIGKILL)
     process.wait()
     assert not output.exists(), "it was done before it could be killed"
-    for name in ("rows-0", "rejected-0", "journal-0.jsonl"):  # what a kill in the middle of a write leaves behind
-        with (folder / name).open("ab") as stream:
-            stream.write(b'{"torn')
+    chunks = sorted(folder.glob("chunk-*"))
+    # what a kill in the middle of a write leaves behind, and a power cut where nothing is synchronised
+    chunks[-1].with_name(f".{chunks[-1].name}.part").write_bytes(b'{"torn')
+    chunks[-1].write_bytes(chunks[-1].read_bytes()[:-1])
     result = predict.run(config(*SETTINGS, f"run={run}", f"input={table}", f"output={output}"))
     assert 0 < result.metrics["rows"] < ROWS + BAD
     assert output.read_bytes() == whole.read_bytes()
@@ -163,7 +163,7 @@ def test_formats_say_the_same(
     assert found["text"].to_list() == texts[:40]
     if kind == "parquet":
         assert found.schema["number"] == pl.Int64
-    assert found["label"].to_list() == predictor.restore(str(run), 16384)(texts[:40]).chosen
+    assert found["label"].to_list() == predictor.restore(str(run), 16384)(texts[:40]).predicted
 
 
 def test_a_baseline_answers_files_too(config: Compose, trained: Trained, table: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_text_is_answered_at_once(config: Compose, run: Path, capsys: pytest.C
     text = "公司净利润大幅增长, 'A' ${x}"
     cfg = config("stage=predict", f"run={run}", "text='涨停'").model_copy(update={"text": text})
     result = predict.run(cfg)
-    assert result.metrics["label"] == predictor.restore(str(run), 16384)([text]).chosen[0]
+    assert result.metrics["label"] == predictor.restore(str(run), 16384)([text]).predicted[0]
     shown = capsys.readouterr().out
     assert "ms" in shown
     assert all(label in shown for label in ("利空", "中性", "利好"))
@@ -227,7 +227,7 @@ def test_a_text_is_answered_at_once(config: Compose, run: Path, capsys: pytest.C
 @pytest.fixture
 def begun(config: Compose, run: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An output that was interrupted after its first chunks."""
-    real, calls = predictor.Answerer.__call__, []
+    real, calls = predictor.Predictor.__call__, []
 
     def breaks(self: Any, texts: Any) -> Any:
         calls.append(1)
@@ -237,7 +237,7 @@ def begun(config: Compose, run: Path, table: Path, tmp_path: Path, monkeypatch: 
 
     output = tmp_path / "out.csv"
     with monkeypatch.context() as patched:
-        patched.setattr(predictor.Answerer, "__call__", breaks)
+        patched.setattr(predictor.Predictor, "__call__", breaks)
         with pytest.raises(KeyboardInterrupt):
             predict.run(config(*SETTINGS, f"run={run}", f"input={table}", f"output={output}"))
     return output
@@ -259,7 +259,7 @@ def test_another_command_does_not_go_on_with_a_begun_output(
     stamp = table.stat()
     try:
         table.write_text(content.replace("\n0,", "\n9,", 1), encoding="utf-8")
-        with pytest.raises(RunError, match="its first 16 rows are not those that were answered before"):
+        with pytest.raises(RunError, match="its first 16 rows are not those that were predicted before"):
             predict.run(config(*words, f"run={run}", f"input={table}"))
     finally:
         table.write_text(content, encoding="utf-8")
@@ -275,7 +275,7 @@ def test_what_cannot_be_done_is_told_before_weights_are_loaded(
     new = f"output={tmp_path / 'new.csv'}"
     cases: list[tuple[tuple[str, ...], type[FinsaError], str]] = [
         ((f"input={tmp_path / 'rows.csv'}", new), DataError, "there is no file"),
-        ((f"input={table}", f"output={whole}"), RunError, "is there already"),
+        ((f"input={table}", f"output={whole}"), RunError, "exists already"),
         ((f"input={table}", f"output={tmp_path / 'new.xls'}"), DataError, "Choose from: csv, tsv, jsonl, parquet"),
         ((f"input={table}", new, "stage.text_column=texts"), DataError, "Did you mean 'text'"),
         ((f"input={table}", f"output={table}/new.csv"), RunError, "lies below a file"),
@@ -321,8 +321,8 @@ def test_rows_are_read_as_training_read_them(
         found = [texts[SIGN.findall(json.dumps(row, ensure_ascii=False))[0]] for row in rows]
         known += found
         expected = predictor.restore(str(run), 16384)(found)
-        assert [row["label"] for row in answers] == expected.chosen
-        for row, shares in zip(answers, expected.probabilities, strict=True):
+        assert [row["label"] for row in answers] == expected.predicted
+        for row, shares in zip(answers, expected.probs, strict=True):
             assert [row[f"p_{label}"] for label in expected.labels] == pytest.approx(shares, abs=1e-5)
     starts = {text[:6] for text in known}
     assert {"判断情绪\n甲", "user: ", "system", "乙第0条：涨"} <= starts, "every form was among them"
@@ -370,7 +370,7 @@ def test_rows_that_training_would_refuse_are_rejected(
     bad = [json.loads(line) for line in output.with_name("out.jsonl.rejected.jsonl").open(encoding="utf-8")]
     room = predictor.restore(str(instructed[0]), 16384).renderer.room  # type: ignore[union-attr]
     assert [(row["line"], row["reason"]) for row in bad] == [
-        (2, f"no room for the input: what comes first takes 401 tokens, and the text may have {room}"),
+        (2, f"no room for the input: the fixed part takes 401 tokens, and the text may have {room}"),
         (3, "unreadable: a turn has a part of type 'image_url', which is no text"),
         (5, "no text"),
     ]
@@ -429,27 +429,6 @@ def test_a_lost_process_ends_the_wait_and_the_command_goes_on(
     both = [start(0), start(1)]
     assert [process.wait(200) for process in both] == [0, 0], [process.err for process in both]
     assert output.read_bytes() == whole.read_bytes()
-
-
-def test_what_an_earlier_attempt_left_behind_counts_for_nothing(tmp_path: Path) -> None:
-    """The file of a process that was killed before this one began says nothing about its successor."""
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    file = tmp_path / "alive-1"
-    file.write_text(f"{shards._starter()} {ended.pid}", encoding="utf-8")
-    running = tmp_path / "alive-0"
-    running.write_text(f"{shards._starter()} {os.getpid()}", encoding="utf-8")
-    assert shards.gone(tmp_path, 2) == [1]
-    shards.forget(tmp_path)
-    assert shards.gone(tmp_path, 2) == []
-    assert [path.name for path in tmp_path.iterdir()] == ["alive-0"]
-
-
-def test_a_silent_process_ends_the_wait(tmp_path: Path) -> None:
-    from finsa.inference import predict
-
-    with pytest.raises(RunError, match="has written nothing for 0 seconds"):
-        predict.wait(tmp_path, predict.Share(0, 2), 0.3)
 
 
 def test_a_command_is_checked_and_a_baseline_answers_before_torch_is_imported(

@@ -65,11 +65,11 @@ def test_answers_are_those_of_the_run(trained: Path, tmp_path: Path) -> None:
         process.signal(signal.SIGINT)
         assert process.wait(30) == 0
     assert [answer["prediction"] for answer in batch[:-1]] == [row["label"] for row in kept]
-    for number, (answer, row) in enumerate(zip(batch, said.probabilities, strict=True)):
+    for number, (answer, row) in enumerate(zip(batch, said.probs, strict=True)):
         assert list(answer["probs"]) == list(said.labels)
         assert list(answer["probs"].values()) == pytest.approx(row.tolist(), abs=1e-4)
-        assert answer["truncated"] is said.cut[number]
-    assert said.cut[-1]
+        assert answer["truncated"] is said.truncated[number]
+    assert said.truncated[-1]
     for single, together in zip(singles, batch[:-1], strict=True):
         assert (single["input"], single["prediction"]) == (together["input"], together["prediction"])
         assert single["probs"] == pytest.approx(together["probs"], abs=1e-4)

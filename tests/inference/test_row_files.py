@@ -1,7 +1,8 @@
-"""Rows one after the other: every format, what is wrong with a row and where, and what is no input at all."""
+"""Files of rows: every format, what is wrong with a row and where, what is no input; what is written is read back."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import sys
@@ -11,18 +12,22 @@ from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from finsa.data.reading import Reading
 from finsa.errors import DataError
-from finsa.inference import row_streams
+from finsa.inference import row_files
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12)
 
 
 def read(source: str, column: str = "text", form: str | None = None) -> tuple[list[dict[str, Any]], list[Any]]:
     """All rows with their texts, and the rejected ones as line and reason."""
     reading = Reading(column)
-    stream = row_streams.open_stream(source, row_streams.format_of(source, form), reading)
+    stream = row_files.open_stream(source, row_files.input_format(source, form), reading)
     good, bad = [], []
-    for item in stream.items:
+    for item in stream.rows:
         text, _, fault = ("", 0, item.fault) if item.fault else reading.text_of(item.values)
         if fault is None:
             good.append({**item.values, column: text})
@@ -44,7 +49,7 @@ def test_csv_keeps_columns_and_tells_lines(tmp_path: Path) -> None:
 
 
 def test_a_quote_that_never_ends_takes_no_row_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_streams, "LONGEST", 100)
+    monkeypatch.setattr(row_files, "LONGEST", 100)
     file = tmp_path / "in.csv"
     file.write_text('text\n"开始\n' + "涨了\n" * 200, encoding="utf-8")
     good, bad = read(str(file))
@@ -73,7 +78,7 @@ def test_json_lines_may_differ_and_break(tmp_path: Path) -> None:
     good, bad = read(str(file))
     assert good == [{"text": "涨", "n": 1}, {"text": "跌", "m": [1]}]
     assert [line for line, _ in bad] == [2, 3, 4, 5]
-    assert row_streams.keys_of(str(file)) == ["text", "n", "m"]
+    assert row_files.keys_of(str(file)) == ["text", "n", "m"]
 
 
 def test_lines_of_text_and_parquet(tmp_path: Path) -> None:
@@ -107,7 +112,7 @@ def test_what_is_no_input_is_told(tmp_path: Path) -> None:
     for name, message in {
         "row.csv": r"there is no file .* Did you mean 'rows\.csv'",
         "rows.csv": r"no column 'text'\. Did you mean 'texts'\? Name it with stage\.text_column",
-        "rows.doc": "is of no known format. Choose from: csv",
+        "rows.doc": "has no known format. Choose from: csv",
         "rows.parquet": "cannot be read",
         "rows.jsonl": "no column 'text'",
         "empty.csv": "it is empty",
@@ -115,4 +120,17 @@ def test_what_is_no_input_is_told(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             read(str(tmp_path / name))
     with pytest.raises(DataError, match="cannot be read from a pipe"):
-        row_streams.format_of("-", "parquet")
+        row_files.input_format("-", "parquet")
+
+
+@pytest.mark.parametrize("name", ["csv", "tsv"])
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries({"id": TEXT, "text": TEXT | st.sampled_from(["a\rb", "\r", "\n", '"', "\r\n"])})
+    )
+)
+def test_every_cell_comes_back(name: str, rows: list[dict[str, str]]) -> None:
+    """Carriage returns alone, too, which Python 3.11 leaves unquoted."""
+    made = row_files.CsvWriter(name, ["id", "text"]).encode(rows).decode()
+    read = csv.reader(io.StringIO(made, newline=""), delimiter="\t" if name == "tsv" else ",", strict=True)
+    assert [tuple(row) for row in read] == [(row["id"], row["text"]) for row in rows]

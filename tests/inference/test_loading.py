@@ -1,4 +1,4 @@
-"""Readers of exported graphs: the processes of a job divide the rows, and each has all scores."""
+"""Scorers of exported graphs: the processes of a job divide the rows, and each has all scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
 from finsa.data.rows import Renderer
-from finsa.inference.exported_runtimes import GraphReader
+from finsa.inference.loading import GraphScorer
 from finsa.runs import processes
 
 
@@ -27,14 +27,14 @@ def test_two_processes_score_each_row_once_and_have_all_scores(tokenizer: Any, m
         scored.append(len(ids))
         return np.stack([lengths, ids.sum(axis=1)], axis=1)
 
-    reader = GraphReader(graph, renderer, 1, False)
-    alone = reader.score(prompts)
+    scorer = GraphScorer(graph, renderer, 1, False)
+    alone = scorer.score(prompts)
     scored.clear()
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(processes, "together", lambda: True)
     monkeypatch.setattr(processes, "total", lambda own: parts.append(own) or own)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        reader.score(prompts)
+        scorer.score(prompts)
     assert sum(scored) == len(prompts)
     np.testing.assert_array_equal(sum(parts), alone)
