@@ -177,7 +177,7 @@ def _compare(folder: Path, jobs: dict[str, SweepJob], scored: dict[str, Any], fa
         report.write(made, folder)
         report.show(made, folder, f"python run.py stage=report runs={folder}")
     except FinsaError as error:
-        tables.show_comparison(scored, title)
+        tables.scores(scored, title).show()
         print(f"no report: {error}", file=sys.stderr)
         return
     trackers.log_report(next(iter(jobs.values())).tracking, folder)

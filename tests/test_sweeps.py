@@ -78,7 +78,7 @@ def test_the_sweep_writes_its_report(sweep: tuple[subprocess.CompletedProcess[st
     assert rows["zero_shot"]["seconds_to_best"] == ""
     assert table.with_suffix(".html").stat().st_size > 100_000
     assert len(list((table.parent / "figures").glob("*.png"))) == 6
-    assert f"stage=report runs={table.parent} stage.baseline=<arm>" in done.stdout
+    assert f"stage=report runs={table.parent} stage.baseline=<configuration>" in done.stdout
 
 
 def test_a_sweep_over_other_rows_ends_without_a_report(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_sweep_over_other_rows_ends_without_a_report(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "no report: runs: " in done.stderr
-    assert "cannot stand in one report: test rows: data=generated data.generator.rows=300 (" in done.stderr
+    assert "cannot be compared in one report: test rows: data=generated data.generator.rows=300 (" in done.stderr
     (table,) = tmp_path.rglob("comparison.csv")
     assert len(list(csv.DictReader(table.open(encoding="utf-8")))) == 2
     assert list(tmp_path.rglob("report.html")) == []

@@ -1,12 +1,14 @@
-"""What the arms of a report come to: scores with intervals, paired tests, costs, and what can be said.
+"""Comparison of run groups on the same test rows: scores with intervals, paired tests, costs, and a summary.
 
-A record is one arm's row of ``report.csv``: numbers by name; None where a number does not exist.
+A record is one group's row of ``report.csv``: numbers by name; None where a number does not exist. Its column of names
+is called ``arm``, as scripts that read the file know it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -16,113 +18,156 @@ from numpy.typing import NDArray
 from finsa.config import ReportStage
 from finsa.errors import ConfigError, Problem, suggest
 from finsa.evaluation import calibration, metrics, statistics
-from finsa.evaluation.finished_runs import Run
-from finsa.evaluation.run_groups import Arm
+from finsa.evaluation.finished_runs import Run, RunGroup
 
 Record = dict[str, Any]
 SCORES = ("accuracy", "macro_f1", "weighted_f1")
 SAMPLES_PER_TEST = 200
-FEW_ROWS, FEW_OF_CLASS = 300, 10  # below, the report says what one row weighs, and that F1 intervals are too narrow
+FEW_ROWS, FEW_OF_CLASS = 300, 10  # below, the summary says what one row weighs, and that F1 intervals are too narrow
+TEST_COLUMNS = (
+    *("difference", "difference_low", "difference_high", "bootstrap_p", "bootstrap_p_holm"),
+    *("fixed", "broken", "mcnemar_p", "mcnemar_p_holm", "verdict"),
+)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison of arms on the same test rows.
+    """A comparison of run groups on the same test rows.
 
     Args:
-        arms: sorted by macro-F1, the highest first.
-        records: one per arm.
-        baseline: name of the arm that the others are tested against, beside the tests against the first.
-        best: name of the first arm where it is better than every other one beyond the noise; None otherwise.
-        remarks: what can be said, one sentence each; the first is about the best.
+        groups: sorted by macro-F1, the highest first.
+        records: one per group.
+        baseline: name of the group that the others are tested against, besides the tests against the best.
+        best: name of the first group where it is significantly better than every other one; None otherwise.
+        remarks: the summary, one sentence each; the first is about the best group.
     """
 
-    arms: list[Arm]
+    groups: list[RunGroup]
     records: list[Record]
     baseline: str
     best: str | None
     remarks: list[str]
 
 
-def compare(arms: Sequence[Arm], options: ReportStage) -> Comparison:
-    """Compare arms on the same test rows.
+def compare(groups: Sequence[RunGroup], options: ReportStage) -> Comparison:
+    """Compare run groups on the same test rows.
 
     Raises:
-        ConfigError: where the baseline is none of them.
+        ConfigError: where ``stage.baseline`` is none of them.
     """
-    scored = [(arm, {**_identity(arm), **_scores(arm, options), **_costs(arm)}) for arm in arms]
+    scored = [(group, {**_identity(group), **_scores(group, options), **_costs(group)}) for group in groups]
     scored.sort(key=lambda pair: -pair[1]["macro_f1"])
-    ranked, records = [arm for arm, _ in scored], [record for _, record in scored]
+    ranked, records = [group for group, _ in scored], [record for _, record in scored]
     baseline = _baseline(ranked, options.baseline)
-    drawn = _Draws(ranked, options)
-    for reference, prefix in ((baseline, ""), (ranked[0], "vs_best_")):
-        tests = _tests(reference, ranked, drawn)
-        for arm, record in zip(ranked, records, strict=True):
+    # Holm's first step looks that much further into the tails than a single test.
+    samples = max(options.samples, SAMPLES_PER_TEST * len(ranked))
+
+    @cache
+    def draws(first: int, second: int) -> tuple[float, NDArray[np.float64]]:
+        """Difference in macro-F1, first minus second, and its bootstrap draws; each pair is drawn once."""
+        if first > second:
+            value, drawn = draws(second, first)
+            return -value, -drawn
+        one, other = ranked[first], ranked[second]
+        run = one.runs[0]
+        return statistics.paired_draws(run.gold, one.predicted, other.predicted, len(run.labels), samples, options.seed)
+
+    for reference, prefix in ((ranked.index(baseline), ""), (0, "vs_best_")):
+        others = [place for place in range(len(ranked)) if place != reference]
+        differences = statistics.differences([draws(place, reference) for place in others])
+        pairs = [_mcnemar(ranked[place], ranked[reference]) for place in others]
+        corrected = statistics.holm([p for *_, p in pairs])
+        tests: dict[int, Sequence[Any]] = {
+            place: (one.value, one.low, one.high, one.p, one.corrected, *pair, p_holm, one.verdict)
+            for place, one, pair, p_holm in zip(others, differences, pairs, corrected, strict=True)
+        }
+        for place, record in enumerate(records):
             if not prefix:
                 record["baseline"] = baseline.name
-            record |= {f"{prefix}{key}": value for key, value in tests.get(arm.name, _NO_TEST).items()}
+            values = tests.get(place, [None] * len(TEST_COLUMNS))
+            record |= {f"{prefix}{name}": value for name, value in zip(TEST_COLUMNS, values, strict=True)}
     best, about_best = _best(records)
     for record in records:
         record["best"] = record["arm"] == best
-    return Comparison(ranked, records, baseline.name, best, [about_best, *_small(arms[0]), *_shared(arms)])
+    remarks = [about_best, *_remarks_on_rows(groups[0].runs[0]), *_remarks_on_runs(groups)]
+    return Comparison(ranked, records, baseline.name, best, remarks)
 
 
-def _baseline(arms: Sequence[Arm], name: str | None) -> Arm:
-    """The arm that is named, or one that learns nothing (zero-shot, then the majority), or the best."""
+def _baseline(groups: Sequence[RunGroup], name: str | None) -> RunGroup:
+    """The named group, or one without training (zero-shot, then majority), or the best."""
     if name is None:
-        methods = [arm.runs[0].config["method"] for arm in arms]
+        methods = [group.runs[0].config["method"] for group in groups]
         kinds = [(method.get("baseline") or {}).get("kind") for method in methods]
         untrained = [
-            arm
+            group
             for wanted in (None, "majority")
-            for arm, method, kind in zip(arms, methods, kinds, strict=True)
+            for group, method, kind in zip(groups, methods, kinds, strict=True)
             if method["learn"] == "nothing" and kind == wanted
         ]
-        return untrained[0] if untrained else arms[0]
-    named = {arm.name: arm for arm in arms}
+        return untrained[0] if untrained else groups[0]
+    named = {group.name: group for group in groups}
     if name not in named:
-        raise ConfigError([Problem("stage.baseline", f"there is no arm '{name}'. {suggest(name, named)}")])
+        raise ConfigError([Problem("stage.baseline", f"there is no configuration '{name}'. {suggest(name, named)}")])
     return named[name]
 
 
-# ------------------------------------------------------------------------------------------------ one arm
-
-
-def _identity(arm: Arm) -> Record:
+def _identity(group: RunGroup) -> Record:
     return {
-        "arm": arm.name,
-        "method": arm.method,
-        "model": arm.model,
-        "runs": len(arm.runs),
-        "seeds": " ".join(map(str, arm.seeds)),
-        "n": len(arm.runs[0].rows),
+        "arm": group.name,
+        "method": group.method,
+        "model": group.model,
+        "runs": len(group.runs),
+        "seeds": " ".join(map(str, group.seeds)),
+        "n": len(group.runs[0].rows),
     }
 
 
-def _scores(arm: Arm, options: ReportStage) -> Record:
-    """Means over the runs, intervals, and for several runs the spread.
+def _scores(group: RunGroup, options: ReportStage) -> Record:
+    """Means over the runs, intervals, and for several runs the standard deviation.
 
-    The intervals of one run are those of its record: one number has one interval everywhere. Those of several are
-    percentiles of the bootstrap over rows and runs.
+    A single run has the intervals of its ``metrics.json``, so that a number has one interval everywhere. Several runs
+    have percentiles of the bootstrap over rows and runs.
     """
-    run, classes = arm.runs[0], len(arm.runs[0].labels)
-    confusions = statistics.confusions(run.gold, arm.predicted, classes)
+    run, classes = group.runs[0], len(group.runs[0].labels)
+    confusions = statistics.confusions(run.gold, group.predicted, classes)
     values = metrics.averages(confusions)
-    drawn = statistics.resampled(run.gold, arm.predicted, classes, options.samples, options.seed)
+    drawn = statistics.resampled(run.gold, group.predicted, classes, options.samples, options.seed)
     record: Record = {}
     for name in SCORES:
         low, high = metrics.percentiles(statistics.over_seeds(drawn[name], options.seed + 1))
-        if len(arm.runs) == 1:
+        if len(group.runs) == 1:
             low, high = run.report["intervals"][name]
-        spread = float(values[name].std(ddof=1)) if len(arm.runs) > 1 else None
+        spread = float(values[name].std(ddof=1)) if len(group.runs) > 1 else None
         record |= {name: float(values[name].mean()), f"{name}_low": low, f"{name}_high": high, f"{name}_sd": spread}
     for name in ("macro_precision", "macro_recall"):
-        record[name] = _mean([one.report[name] for one in arm.runs])
+        record[name] = _mean([one.report[name] for one in group.runs])
     for label in run.labels:
         for name in ("precision", "recall", "f1"):
-            record[f"{name}_{label}"] = _mean([one.report["per_class"][label][name] for one in arm.runs])
-    errors = [calibration.ece(one.confidence, one.correct) for one in arm.runs]
+            record[f"{name}_{label}"] = _mean([one.report["per_class"][label][name] for one in group.runs])
+    errors = [calibration.ece(one.confidence, one.correct) for one in group.runs]
     return {**record, "calibration_error": _mean(errors)}
+
+
+def _costs(group: RunGroup) -> Record:
+    """Costs, means over the runs; None where a run does not report one."""
+    facts = [run.facts for run in group.runs]
+    means = {
+        name: _mean([one.get(name) for one in facts])
+        for name in (
+            *("rows_per_second", "peak_memory_bytes", "trainable_parameters", "total_parameters"),
+            *("training_seconds", "wall_seconds"),
+        )
+    }
+    memory = means["peak_memory_bytes"]
+    parameters = {name: means[name] for name in ("trainable_parameters", "total_parameters")}
+    return {
+        "rows_per_second": means["rows_per_second"],
+        "peak_memory_gib": None if memory is None else memory / 2**30,
+        **{name: None if value is None else round(value) for name, value in parameters.items()},
+        "seconds_to_best": _mean([seconds_to_best(run) for run in group.runs]),
+        "training_seconds": means["training_seconds"],
+        "wall_seconds": means["wall_seconds"],
+    }
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -130,25 +175,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
-def _costs(arm: Arm) -> Record:
-    """What an arm cost, means over its runs; nothing is made up where a run does not say."""
-    facts = [run.facts for run in arm.runs]
-    record: Record = {"rows_per_second": _mean([fact.get("rows_per_second") for fact in facts])}
-    memory = _mean([fact.get("peak_memory_bytes") for fact in facts])
-    record["peak_memory_gib"] = None if memory is None else memory / 2**30
-    for name in ("trainable_parameters", "total_parameters"):
-        value = _mean([fact.get(name) for fact in facts])
-        record[name] = None if value is None else round(value)
-    record["seconds_to_best"] = _mean([seconds_to_best(run) for run in arm.runs])
-    for name in ("training_seconds", "wall_seconds"):
-        record[name] = _mean([fact.get(name) for fact in facts])
-    return record
-
-
 def seconds_to_best(run: Run) -> float | None:
-    """Seconds from the start of training to the validation that chose the checkpoint; None where it cannot be told.
+    """Seconds from the start of training to the validation that selected the checkpoint; None where unknown.
 
-    The trainer's last record is written when training ends and says how long it took.
+    The trainer writes its last record when training ends, with the duration of the training.
     """
     measure = f"eval_{run.config.get('train', {}).get('select_by')}"
     scored = [record for record in run.log if measure in record and "time" in record]
@@ -160,99 +190,30 @@ def seconds_to_best(run: Run) -> float | None:
     return float(best["time"] - (ends[-1]["time"] - ends[-1]["train_runtime"]))
 
 
-# ------------------------------------------------------------------------------------------------ two arms
+def _mcnemar(first: RunGroup, second: RunGroup) -> tuple[int, int, float]:
+    """The least significant pair of runs: rows only the first classifies correctly, only the second, and the p-value.
 
-
-_NO_TEST: Record = dict.fromkeys(
-    (
-        "difference",
-        "difference_low",
-        "difference_high",
-        "bootstrap_p",
-        "bootstrap_p_holm",
-        "fixed",
-        "broken",
-        "mcnemar_p",
-        "mcnemar_p_holm",
-        "verdict",
-    )
-)
-
-
-class _Draws:
-    """Bootstrap differences between arms, drawn once for each pair: one test has one p, whichever way it is asked for.
-
-    Args:
-        arms: in their order.
-        options: of the report.
-    """
-
-    def __init__(self, arms: Sequence[Arm], options: ReportStage) -> None:
-        self.place = {arm.name: place for place, arm in enumerate(arms)}
-        # Holm's first step looks that much further into the tails than a single test.
-        self.samples, self.seed = max(options.samples, SAMPLES_PER_TEST * len(arms)), options.seed
-        self._known: dict[tuple[str, str], tuple[float, NDArray[np.float64]]] = {}
-
-    def __call__(self, first: Arm, second: Arm) -> tuple[float, NDArray[np.float64]]:
-        """The difference in macro-F1, first minus second, and its draws."""
-        if self.place[first.name] > self.place[second.name]:
-            value, drawn = self(second, first)
-            return -value, -drawn
-        key, run = (first.name, second.name), first.runs[0]
-        if key not in self._known:
-            self._known[key] = statistics.paired_draws(
-                run.gold, first.predicted, second.predicted, len(run.labels), self.samples, self.seed
-            )
-        return self._known[key]
-
-
-def _tests(reference: Arm, arms: Sequence[Arm], drawn: _Draws) -> dict[str, Record]:
-    """Test every other arm against one; each kind of test is corrected for their number."""
-    others = [arm for arm in arms if arm is not reference]
-    differences = statistics.differences([drawn(arm, reference) for arm in others])
-    pairs = [_mcnemar(arm, reference) for arm in others]
-    pairs_corrected = statistics.holm([p for *_, p in pairs])
-    return {
-        arm.name: {
-            "difference": one.value,
-            "difference_low": one.low,
-            "difference_high": one.high,
-            "bootstrap_p": one.p,
-            "bootstrap_p_holm": one.corrected,
-            "fixed": fixed,
-            "broken": broken,
-            "mcnemar_p": p,
-            "mcnemar_p_holm": p_holm,
-            "verdict": one.verdict,
-        }
-        for arm, one, (fixed, broken, p), p_holm in zip(others, differences, pairs, pairs_corrected, strict=True)
-    }
-
-
-def _mcnemar(first: Arm, second: Arm) -> tuple[int, int, float]:
-    """The pair of runs that differs least clearly: rows only the first has right, only the second, and the p.
-
-    Runs of the same seed are paired; where the arms share none, all with all. A difference counts where it holds for
-    every pair, so the largest p is the arm's.
+    Runs of the same seed are paired; where the groups share none, all with all. A difference counts where it holds for
+    every pair, so the largest p-value is that of the groups.
     """
     gold = first.runs[0].gold
     pairs = [(a, b) for a, b in product(first.runs, second.runs) if a.config["seed"] == b.config["seed"]]
     tested = []
     for a, b in pairs or product(first.runs, second.runs):
-        right, other = a.predicted == gold, b.predicted == gold
-        fixed, broken = int((right & ~other).sum()), int((other & ~right).sum())
+        correct, other = a.predicted == gold, b.predicted == gold
+        fixed, broken = int((correct & ~other).sum()), int((other & ~correct).sum())
         tested.append((fixed, broken, statistics.mcnemar(fixed, broken)))
     return max(tested, key=lambda pair: pair[2])
 
 
-# ------------------------------------------------------------------------------------------------ what can be said
+# ------------------------------------------------------------------------------------------------ summary
 
 
 def _best(records: Sequence[Record]) -> tuple[str | None, str]:
-    """The first arm where it is better than every other one, and the sentence about it."""
+    """The first group where it is significantly better than every other one, and the sentence about it."""
     top, *others = records
     if not others:
-        return None, "One arm alone: there is nothing to compare it with."
+        return None, "There is one configuration only, and nothing to compare it with."
     name, has = top["arm"], f"{top['arm']} has the highest macro-F1, {top['macro_f1']:.4f}"
     how = "paired bootstrap" + f", Holm-corrected for {len(others)} comparisons" * (len(others) > 1)
     close = [
@@ -261,32 +222,31 @@ def _best(records: Sequence[Record]) -> tuple[str | None, str]:
         if record["vs_best_verdict"] != "worse"
     ]
     if not close:
-        return name, f"{has}, and beats every other arm beyond the noise ({how})."
+        return name, f"{has}, significantly better than every other configuration ({how})."
     more = f" and {len(close) - 3} more" if len(close) > 3 else ""
     return None, (
         f"Inconclusive: {has}, but on these test rows it is not significantly better than "
-        f"{'; '.join(close[:3])}{more} ({how}). So no arm is marked as the best."
+        f"{'; '.join(close[:3])}{more} ({how}). No configuration is marked as the best."
     )
 
 
-def _small(arm: Arm) -> Iterator[str]:
-    """What the number of test rows allows to say."""
-    gold, labels = arm.runs[0].gold, arm.runs[0].labels
-    n = len(gold)
+def _remarks_on_rows(run: Run) -> Iterator[str]:
+    """Limits set by the number of test rows."""
+    n = len(run.gold)
     if n < FEW_ROWS:
         yield f"There are only {n} test rows: one row is {100 / n:.2f} points of accuracy."
-    counts = zip(labels, np.bincount(gold, minlength=len(labels)), strict=True)
+    counts = zip(run.labels, np.bincount(run.gold, minlength=len(run.labels)), strict=True)
     rare = [f"{label} ({count})" for label, count in counts if count < FEW_OF_CLASS]
     if rare:
         yield (
             f"Few test rows of {', '.join(rare)}: the F1 intervals are too narrow. With three rows in a class, "
-            "simulated 95 % intervals of macro-F1 hold the truth in 85 % of the cases."
+            "simulated 95 % intervals of macro-F1 contain the true value in 85 % of the cases."
         )
 
 
-def _shared(arms: Sequence[Arm]) -> Iterator[str]:
-    """What makes numbers of these runs less comparable than they look."""
-    runs = [run for arm in arms for run in arm.runs]
+def _remarks_on_runs(groups: Sequence[RunGroup]) -> Iterator[str]:
+    """Differences between the runs that make their numbers less comparable than they look."""
+    runs = [run for group in groups for run in group.runs]
     for key, what in (("git_commit", "commits of finsa"), ("device", "devices"), ("versions", "library versions")):
         values = {str(run.facts[key]) for run in runs if run.facts.get(key)}
         if key == "device":  # ends in the dtype, which only a language model uses
@@ -294,19 +254,19 @@ def _shared(arms: Sequence[Arm]) -> Iterator[str]:
         if len(values) > 1:
             yield f"The runs were made with {len(values)} different {what}."
     bound = [
-        f"{arm.name} (seed {run.config['seed']})"
-        for arm in arms
-        for run in arm.runs
+        f"{group.name} (seed {run.config['seed']})"
+        for group in groups
+        for run in group.runs
         if calibration.at_bound((run.facts.get("calibration") or {}).get("temperature", 1.0))
     ]
     if bound:
-        shown = ", ".join(bound[:5]) + (f" and {len(bound) - 5} more" if len(bound) > 5 else "")
-        yield f"The temperature ended at its bound, so the probabilities are not calibrated: {shown}."
+        names = ", ".join(bound[:5]) + (f" and {len(bound) - 5} more" if len(bound) > 5 else "")
+        yield f"The temperature ended at its bound, so the probabilities are not calibrated: {names}."
     models = [run for run in runs if run.config["method"].get("baseline") is None and run.facts.get("device")]
     dtypes = sorted({str(run.facts["device"]).rpartition(", ")[2] for run in models})
     if len(dtypes) > 1:
         yield f"The language models were run in different dtypes: {', '.join(dtypes)}."
     if len({run.facts.get("pid") for run in runs}) < len(runs):
-        yield "Runs of one sweep share a process: a run's peak memory is that of the sweep until its end."
-    if len({tuple(arm.seeds) for arm in arms if arm.runs[0].config["method"]["learn"] != "nothing"}) > 1:
-        yield "The arms were run with different seeds."
+        yield "Runs of a sweep share a process: a run's peak memory is that of the sweep until the run's end."
+    if len({tuple(group.seeds) for group in groups if group.runs[0].config["method"]["learn"] != "nothing"}) > 1:
+        yield "The configurations were run with different seeds."

@@ -1,4 +1,4 @@
-"""What tells the label without the text being read: where a row comes from, how long it is, in which script."""
+"""Shortcut features that predict the label: where a row comes from, how long it is, in which script."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import polars as pl
 from scipy import stats
 
 from finsa.config import InspectStage
+from finsa.evaluation.tables import percent
 
 OTHERS = "(others)"
-MOST_GROUPS = 20  # more distinct values are no grouping but identifiers
-CHANCE = 0.01  # an association that chance makes this often is not told
+MOST_GROUPS = 20  # more distinct values are identifiers, not groups
+CHANCE = 0.01  # p-value at which an association is not reported
 # Letters before the first dash or digit; where all ids begin alike, all letters before the first digit.
 PREFIXES = (r"^(\p{L}[\p{L}_]*?)_?[-.:/\d]", r"^(\p{L}[^\d]*?)[-_.:/]?\d")
 TRAITS = {
@@ -29,15 +30,15 @@ TRAITS = {
 
 
 def groupings(rows: pl.DataFrame, least: int) -> dict[str, pl.Series]:
-    """Find the ways in which rows fall into groups that are no part of the text.
+    """Find groups of rows that are not part of the text.
 
     Args:
         rows: columns split, id, domain and, where it is known, file.
-        least: rows of a group; smaller ones are put together as `OTHERS`.
+        least: rows of a group; smaller ones are merged into `OTHERS`.
 
     Returns:
-        By kind (``domain``, ``id prefix``, ``file``), the group of each row; kinds with less than two groups are left
-        out.
+        By kind (``domain``, ``id prefix``, ``file``), the group of each row; kinds with fewer than two groups are
+        omitted.
     """
     found = {"domain": rows["domain"], "id prefix": _prefixes(rows["id"])}
     if "file" in rows.columns:
@@ -53,7 +54,7 @@ def groupings(rows: pl.DataFrame, least: int) -> dict[str, pl.Series]:
 
 
 def _prefixes(ids: pl.Series) -> pl.Series:
-    """What ids begin with, where that differs between them; nulls where it does not."""
+    """The prefixes of ids, where they differ; nulls where they do not."""
     for pattern in PREFIXES:
         prefix = ids.str.extract(pattern, 1)
         if prefix.n_unique() > 1:
@@ -61,8 +62,8 @@ def _prefixes(ids: pl.Series) -> pl.Series:
     return ids.clear(len(ids))
 
 
-def judge_groups(kind: str, groups: pl.Series, rows: pl.DataFrame, names: Sequence[str]) -> dict[str, Any]:
-    """Measure how far a grouping gives the label away.
+def measure_groups(kind: str, groups: pl.Series, rows: pl.DataFrame, names: Sequence[str]) -> dict[str, Any]:
+    """Measure how well groups predict the label.
 
     Args:
         kind: what the groups are.
@@ -77,21 +78,21 @@ def judge_groups(kind: str, groups: pl.Series, rows: pl.DataFrame, names: Sequen
     """
     frame = rows.select("split", "label").with_columns(groups.alias("group"))
     counts = _crossed(frame["group"].to_numpy(), frame["label"].to_numpy(), len(names))
-    told = []
+    described = []
     for name in sorted(counts, key=lambda name: (name == OTHERS, -int(counts[name].sum()), name)):
-        own = frame.filter(pl.col("group") == name)
-        splits = _crossed(own["split"].to_numpy(), own["label"].to_numpy(), len(names))
-        told.append(
+        members = frame.filter(pl.col("group") == name)
+        splits = _crossed(members["split"].to_numpy(), members["label"].to_numpy(), len(names))
+        described.append(
             {
                 "name": name,
-                "rows": own.height,
+                "rows": members.height,
                 "labels": dict(zip(names, counts[name].tolist(), strict=True)),
                 "splits": {split: dict(zip(names, of.tolist(), strict=True)) for split, of in splits.items()},
                 "lacks": [label for label, count in zip(names, counts[name], strict=True) if not count],
             }
         )
     association, p = cramers_v(np.array(list(counts.values())))
-    return {"kind": kind, "association": association, "p": p, "guess": _guess(frame, names), "groups": told}
+    return {"kind": kind, "association": association, "p": p, "guess": _guess(frame, names), "groups": described}
 
 
 def _crossed(groups: Any, labels: Any, classes: int) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def _crossed(groups: Any, labels: Any, classes: int) -> dict[str, Any]:
 
 
 def cramers_v(counts: Any) -> tuple[float, float]:
-    """Association of two categories, from 0 (none) to 1 (one tells the other).
+    """Association of two categories, from 0 (none) to 1 (one determines the other).
 
     Args:
         counts: rows by category, (g, c).
@@ -116,18 +117,18 @@ def cramers_v(counts: Any) -> tuple[float, float]:
 
 
 def _guess(frame: pl.DataFrame, names: Sequence[str]) -> dict[str, Any]:
-    """How often the label is right when only the group is known, and when nothing is known."""
+    """Accuracy of predicting each group's most frequent label, and the most frequent label of all."""
     train, test = (frame.filter(pl.col("split") == split) for split in ("train", "test"))
     on = "test" if train.height and test.height else "all"
-    known, asked = (train, test) if on == "test" else (frame, frame)
+    known, predicted = (train, test) if on == "test" else (frame, frame)
     ranked = known.group_by("group", "label").len().sort(["len", "label"], descending=[True, False])
     usual = ranked.unique("group", keep="first", maintain_order=True).select("group", pl.col("label").alias("guess"))
     majority = known["label"].mode().sort()[0]
-    guessed = asked.join(usual, on="group", how="left").with_columns(pl.col("guess").fill_null(majority))
+    guessed = predicted.join(usual, on="group", how="left").with_columns(pl.col("guess").fill_null(majority))
     return {
         "on": on,
         "accuracy": (guessed["guess"] == guessed["label"]).mean(),
-        "majority": (asked["label"] == majority).mean(),
+        "majority": (predicted["label"] == majority).mean(),
         "majority_label": names[majority],
     }
 
@@ -135,8 +136,8 @@ def _guess(frame: pl.DataFrame, names: Sequence[str]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ traits
 
 
-def judge_trait(name: str, rows: pl.DataFrame, names: Sequence[str], least: int) -> dict[str, Any]:
-    """Measure how far a number read off the text, such as its length, gives the label away.
+def measure_trait(name: str, rows: pl.DataFrame, names: Sequence[str], least: int) -> dict[str, Any]:
+    """Measure how well a number computed from the text, such as its length, predicts the label.
 
     Args:
         name: one of `TRAITS`.
@@ -153,12 +154,12 @@ def judge_trait(name: str, rows: pl.DataFrame, names: Sequence[str], least: int)
     values, labels = rows.select(expression.fill_nan(0.0)).to_series().to_numpy(), rows["label"].to_numpy()
     ranks, classes = stats.rankdata(values), []
     for number, label in enumerate(names):
-        own = labels == number
-        size, rest = int(own.sum()), int((~own).sum())
-        quartiles = np.percentile(values[own], [25, 50, 75]).tolist() if size else None
-        above = float(ranks[own].sum()) - size * (size + 1) / 2  # Mann-Whitney's U
+        members = labels == number
+        size, rest = int(members.sum()), int((~members).sum())
+        quartiles = np.percentile(values[members], [25, 50, 75]).tolist() if size else None
+        above = float(ranks[members].sum()) - size * (size + 1) / 2  # Mann-Whitney's U
         auc = above / (size * rest) if min(size, rest) >= least else None
-        other = float(np.median(values[~own])) if rest else None
+        other = float(np.median(values[~members])) if rest else None
         classes.append({"label": label, "rows": size, "quartiles": quartiles, "median_of_others": other, "auc": auc})
     return {"name": name, "unit": unit, "eta_squared": _eta_squared(values, labels), "classes": classes}
 
@@ -174,33 +175,28 @@ def _eta_squared(values: Any, labels: Any) -> float:
 # ------------------------------------------------------------------------------------------------ sentences
 
 
-def percent(share: float, digits: int = 0) -> str:
-    """Write a share as the project writes it: ``4.8 %``."""
-    return f"{100 * share:.{digits}f} %"
-
-
-def sentences_of_groups(found: dict[str, Any], stage: InspectStage) -> list[str]:
-    """Say what a grouping gives away; nothing where it gives nothing away."""
+def describe_groups(found: dict[str, Any], stage: InspectStage) -> list[str]:
+    """Sentences about classes that a group lacks, and about groups that predict the label."""
     kind, groups = found["kind"], found["groups"]
     total = sum(group["rows"] for group in groups)
-    told = []
+    sentences = []
     for group in groups:
         if group["lacks"] and group["rows"] >= stage.group_rows:
             share = f"{group['rows']:,} rows, {percent(group['rows'] / total)} of all"
-            told.append(f"{kind} {group['name']} ({share}) has no {' and no '.join(group['lacks'])} rows.")
+            sentences.append(f"{kind} {group['name']} ({share}) has no {' and no '.join(group['lacks'])} rows.")
     if found["association"] >= stage.association and found["p"] < CHANCE:
         guess, of = found["guess"], "test rows" if found["guess"]["on"] == "test" else "rows"
-        told.append(
-            f"{kind} and label are confounded (Cramér's V {found['association']:.2f}): who knows only the {kind} "
-            f"guesses the label of {percent(guess['accuracy'], 1)} of the {of}; always saying "
-            f"{guess['majority_label']} is right for {percent(guess['majority'], 1)}. "
+        sentences.append(
+            f"{kind} and label are confounded (Cramér's V {found['association']:.2f}): the {kind} alone predicts "
+            f"the label of {percent(guess['accuracy'], 1)} of the {of}; the majority label "
+            f"{guess['majority_label']} is correct for {percent(guess['majority'], 1)}. "
             f"{_concentrated(kind, groups, total)} Report scores per {kind} as well."
         )
-    return told
+    return sentences
 
 
 def _concentrated(kind: str, groups: list[dict[str, Any]], total: int) -> str:
-    """The class and the group in which it stands out most."""
+    """The sentence about the class and the group in which it is most over-represented."""
     sizes = {label: sum(group["labels"][label] for group in groups) for label in groups[0]["labels"]}
     inside, outside, label, name = max(
         (
@@ -214,8 +210,8 @@ def _concentrated(kind: str, groups: list[dict[str, Any]], total: int) -> str:
     return f"{percent(inside)} of the {label} rows are {kind} {name}, which has {percent(outside)} of all rows."
 
 
-def sentences_of_trait(found: dict[str, Any], stage: InspectStage) -> list[str]:
-    """Say which class a trait gives away most; nothing where it is below ``stage.separation``."""
+def describe_trait(found: dict[str, Any], stage: InspectStage) -> list[str]:
+    """The sentence about the class that a trait predicts best; none where that is below ``stage.separation``."""
     judged = [one for one in found["classes"] if one["auc"] is not None]
     best = max(judged, key=lambda one: abs(one["auc"] - 0.5), default=None)
     if best is None or max(best["auc"], 1 - best["auc"]) < stage.separation:
@@ -226,7 +222,7 @@ def sentences_of_trait(found: dict[str, Any], stage: InspectStage) -> list[str]:
         for value in (best["quartiles"][1], best["median_of_others"])
     )
     return [
-        f"{found['name']} gives the label {best['label']} away: it is {'higher' if higher else 'lower'} than in a row "
+        f"{found['name']} predicts the label {best['label']}: it is {'higher' if higher else 'lower'} than in a row "
         f"of another label with probability {best['auc'] if higher else 1 - best['auc']:.2f} (0.5 would be chance); "
         f"median {middle} {found['unit']}, of the other labels {other}."
     ]

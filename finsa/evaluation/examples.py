@@ -1,29 +1,34 @@
-"""Rows as the model sees them: the tokens and the loss mask that training uses, taken apart for reading."""
+"""Examples of rows as the model sees them: the tokens and the loss mask of training, split into readable parts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any, Literal
+
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from finsa.config import RunConfig
 from finsa.data.rows import IGNORE, Row
 from finsa.data.tokenized import TokenizedDataset, TrainingRows
+from finsa.evaluation import tables
+from finsa.evaluation.tables import visible
 
-Part = Literal["prompt", "text", "cut", "answer", "end"]
-# What would end a line, or command a terminal, is shown as a sign of its own.
-SIGNS = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡", 0x0A: "↵\n", 0x0D: "␍", 0x09: "⇥"}
+Part = Literal["prompt", "text", "truncated", "answer", "end"]
+STYLES = {"prompt": "dim", "text": "cyan", "truncated": "red strike", "answer": "bold green", "end": "magenta"}
+TRUNCATED_SHOWN = 60  # characters of truncated text that the terminal shows
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens that are written together, because only together they are whole characters.
+    """A token, or several tokens that form a character together.
 
     Args:
-        text: what they stand for.
+        text: of the tokens.
         ids: the tokens.
-        loss: whether they are learnt.
+        loss: whether they carry loss.
     """
 
     text: str
@@ -36,9 +41,9 @@ class Segment:
     """A part of a row.
 
     Args:
-        part: prompt, text, answer, end; or cut: text that did not fit and that the model does not see.
-        pieces: its tokens; of cut text, one piece without ids.
-        tokens: how many tokens it has, or, of cut text, would have had.
+        part: prompt, text, answer, end; or truncated: text that did not fit and that the model does not see.
+        pieces: its tokens; of truncated text, one piece without ids.
+        tokens: number of tokens, of truncated text those that were removed.
     """
 
     part: Part
@@ -47,7 +52,7 @@ class Segment:
 
     @property
     def text(self) -> str:
-        """The whole part as text."""
+        """The text of the part."""
         return "".join(piece.text for piece in self.pieces)
 
     @property
@@ -58,12 +63,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Example:
-    """A row, taken apart.
+    """A row, split into its parts.
 
     Args:
         split, id, label: of the row.
-        segments: in the order of the tokens; the cut text stands where it was cut.
-        seen: whether the model is given the answer (in training), or has to find it.
+        segments: in the order of the tokens; truncated text is where it was removed.
+        seen: whether the model is given the answer, as in training.
     """
 
     split: str
@@ -74,8 +79,8 @@ class Example:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the row, without what was cut."""
-        return sum(segment.tokens for segment in self.segments if segment.part != "cut")
+        """Number of tokens of the row, without truncated text."""
+        return sum(segment.tokens for segment in self.segments if segment.part != "truncated")
 
     @property
     def learnt(self) -> int:
@@ -83,18 +88,13 @@ class Example:
         return sum(segment.learnt for segment in self.segments)
 
 
-def visible(text: str) -> str:
-    """Write control characters as signs; a line's end stays one, with a sign before it."""
-    return text.translate(SIGNS)
-
-
 def examples(job: TokenizedDataset, cfg: RunConfig, count: int) -> list[Example]:
-    """Take apart a few rows of every split.
+    """Choose a few rows of every split and split them into parts.
 
     Args:
-        job: the task; its own renderer and training rows are asked, nothing is rendered a second time.
-        cfg: says which training rows are used, and which tokens carry loss.
-        count: per split. One row of each class in turn; among them one whose text was cut, if there is one.
+        job: the task, whose tokens and training rows are used as they are.
+        cfg: decides which training rows are used, and which tokens carry loss.
+        count: per split. One row of each class in turn, with one truncated row among them if there is any.
     """
     found = []
     for split, table in job.dataset.splits.items():
@@ -117,7 +117,7 @@ def examples(job: TokenizedDataset, cfg: RunConfig, count: int) -> list[Example]
 
 
 def _rows(job: TokenizedDataset, cfg: RunConfig, split: str) -> TrainingRows:
-    """The rows that training would read; of a held-out split, the same with every row in its place."""
+    """The rows that training would read; of a held-out split, all rows in their order."""
     if split == "train":
         return job.training_rows(cfg)
     gold = job.gold(split)
@@ -125,23 +125,19 @@ def _rows(job: TokenizedDataset, cfg: RunConfig, split: str) -> TrainingRows:
 
 
 def _chosen(rows: TrainingRows, count: int) -> list[int]:
-    """Numbers of rows that show the most: every class once before any twice, and a cut text."""
+    """Row numbers: every class once before any twice, and a truncated row."""
     seen: dict[int, list[int]] = {}
     for at, row in enumerate(rows.order):
         of_class = seen.setdefault(rows.gold[row], [])
         if len(of_class) < count:
             of_class.append(at)
-    turns = chain.from_iterable(zip(*(_filled(seen[label], count) for label in sorted(seen)), strict=True))
+    turns = chain.from_iterable(zip_longest(*(seen[label] for label in sorted(seen))))
     chosen = [at for at in turns if at is not None][:count]
     cut = next((at for at, row in enumerate(rows.order) if rows.prompts.cut[row]), None)
     if cut is not None and not any(rows.prompts.cut[rows.order[at]] for at in chosen):
         of_cut = rows.gold[rows.order[cut]]
         chosen[next((n for n, at in enumerate(chosen) if rows.gold[rows.order[at]] == of_cut), -1)] = cut
     return chosen
-
-
-def _filled(numbers: list[int], count: int) -> list[int | None]:
-    return [*numbers, *[None] * (count - len(numbers))]
 
 
 def _segments(job: TokenizedDataset, rows: TrainingRows, at: int, text: str, learnt: bool) -> Iterator[Segment]:
@@ -159,14 +155,14 @@ def _segments(job: TokenizedDataset, rows: TrainingRows, at: int, text: str, lea
         cut = int(rows.prompts.cut[number])
         if part == "text" and cut:
             kept = tuple(_pieces(renderer.tokenizer, row, range(start, end), learnt))
-            yield Segment("cut", (Piece(_rest(text, kept), (), False),), cut)
+            yield Segment("truncated", (Piece(_rest(text, kept), (), False),), cut)
         start = end
 
 
 def _whole(job: TokenizedDataset, rows: TrainingRows, at: int) -> Row:
-    """A row with its answer: where it is one choice among the labels, that of its own label, which the loss raises.
+    """A row with its answer, which rows of objectives over all labels do not contain; their answer is the true label's.
 
-    A classification head reads no answer, and nothing behind the text.
+    A classification head reads no answer, and nothing after the text.
     """
     row = rows[at]
     if "target" not in row or "text_span" in row:
@@ -176,7 +172,7 @@ def _whole(job: TokenizedDataset, rows: TrainingRows, at: int) -> Row:
 
 
 def _pieces(tokenizer: Any, row: Row, positions: range, learnt: bool) -> Iterator[Piece]:
-    """Decode tokens as they come; a token that ends within a character waits for the next."""
+    """Decode tokens one by one; a token that ends within a character is decoded with the next."""
     ids: list[int] = []
     for at in positions:
         ids.append(row["input_ids"][at])
@@ -190,11 +186,41 @@ def _pieces(tokenizer: Any, row: Row, positions: range, learnt: bool) -> Iterato
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text that tokens stand for, special ones and spaces included."""
+    """Decode tokens, including special tokens and spaces."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _rest(text: str, pieces: Sequence[Piece]) -> str:
-    """What follows the kept tokens in the text; nothing where a tokenizer writes text in another way."""
+    """The text after the kept tokens; empty where a tokenizer normalizes text."""
     kept = "".join(piece.text for piece in pieces).rstrip("\ufffd")
     return text[len(kept) :] if text.startswith(kept) else ""
+
+
+def show(found: Sequence[Example]) -> None:
+    """Print examples part by part: the number of tokens, how many of them carry loss, and the text."""
+    out = tables.console()
+    legend = Text("examples as the model sees them: ", style="bold")
+    for part, style in STYLES.items():
+        legend.append(part, style=style).append(", ")
+    legend.append("with loss", style="underline").append(" (* in the column loss); ↵ is a line break")
+    out.print(legend)
+    for example in found:
+        title = f"{example.split}: {example.id}, {example.label}: {example.tokens} tokens, {example.learnt} with loss"
+        if not example.seen:
+            title += "; the answer is scored, not given" if example.split != "train" else "; not trained on"
+        table = RichTable(title=Text(title), title_justify="left", title_style="bold", expand=True)
+        table.add_column("part")
+        table.add_column("tokens", justify="right")
+        table.add_column("loss", justify="right")
+        table.add_column("content", overflow="fold", ratio=1)
+        for segment in example.segments:
+            style, content = STYLES[segment.part], Text()
+            if segment.part == "truncated":
+                more = "…" if len(segment.text) > TRUNCATED_SHOWN else ""
+                content.append(visible(segment.text[:TRUNCATED_SHOWN]) + more, style=style)
+            else:
+                for piece in segment.pieces:
+                    content.append(visible(piece.text), style=f"{style} underline" if piece.loss else style)
+            carried = f"* {segment.learnt}" if segment.learnt else tables.MISSING
+            table.add_row(Text(segment.part, style=style), str(segment.tokens), carried, content)
+        out.print(table)

@@ -1,4 +1,4 @@
-"""Figures as PNG files."""
+"""Figures as PNG files: what all of them share, and the figures of a single run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import logging
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,16 +17,22 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
-from matplotlib import font_manager, ft2font, pyplot
-from matplotlib.ticker import MaxNLocator
+from matplotlib import colormaps, font_manager, ft2font, pyplot
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
-# A Chinese font often has one weight only; that it is not quite "normal" is nothing to tell a user at every figure.
+# A Chinese font often has one weight only; no user needs a message at every figure that it is not quite "normal".
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
-MANY = 20  # classes that are too many to have a colour, a row or readable cells each
-FREQUENT = 9  # of those the ones that are shown beside the others
-LATIN = "DejaVu Sans"  # matplotlib's own
-CARRIED = Path(__file__).parent / "fonts" / "FinsaSansSC.otf"  # the 3,755 most frequent Chinese characters
+MANY = 20  # more classes have no colour, row or readable cells each
+FREQUENT = 9  # of many classes, those that are shown besides the others
+WIDTH, DPI = 6.8, 150  # inches: narrow, so that text is still large enough on a phone
+# Distinguishable by colour-blind readers (Okabe & Ito 2008); more lines or classes take the shades of a colour map.
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#B8A500")
+CLASSES = ("#D55E00", "#B0B0B0", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442")
+LATIN = "DejaVu Sans"  # comes with matplotlib
+CHINESE = Path(__file__).parent / "fonts" / "FinsaSansSC.otf"  # the 3,755 most frequent Chinese characters
 # Fonts for the characters that these two lack, in order of preference; then any other that has them.
 PREFERRED = (
     "Noto Sans CJK SC",
@@ -37,21 +43,61 @@ PREFERRED = (
     "PingFang SC",
     "SimHei",
 )
+Log = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture and what it shows.
+    """A picture and its description.
 
     Args:
         file: the PNG.
         title: of the figure.
-        alt: what a reader who cannot see it should know.
+        alt: a description for readers who cannot see it.
     """
 
     file: Path
     title: str
     alt: str
+
+
+@contextmanager
+def canvas(
+    file: Path, height: float, rows: int = 1, columns: int = 1, fonts: Sequence[str] = (), **options: Any
+) -> Iterator[Any]:
+    """Yield a figure and its axes (rows, columns) to draw on, then save it.
+
+    Args:
+        file: the PNG.
+        height: in inches.
+        rows, columns: number of axes.
+        fonts: families, the first preferred; empty for those that are set already.
+        options: of ``pyplot.subplots``.
+    """
+    settings: Any = {"axes.unicode_minus": False, "font.size": 10}
+    if fonts:
+        settings["font.family"] = list(dict.fromkeys([*fonts, LATIN]))
+    options = {"figsize": (WIDTH, height), "layout": "constrained", "squeeze": False, **options}
+    with pyplot.rc_context(settings):
+        figure, axes = pyplot.subplots(rows, columns, **options)
+        for one in axes.flat:
+            one.spines[["top", "right"]].set_visible(False)
+        try:
+            yield figure, axes
+            figure.savefig(file, dpi=DPI)
+        finally:
+            pyplot.close(figure)
+
+
+def palette(count: int, colours: Sequence[str]) -> list[Any]:
+    """As many colours: the given ones, or shades of a colour map where they are too few."""
+    return list(colours[:count]) if count <= len(colours) else list(colormaps["viridis"](np.linspace(0, 0.9, count)))
+
+
+def ink(colour: Any) -> str:
+    """Black or white, whichever has the higher contrast with a colour (relative luminance, WCAG 2)."""
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour))
+    return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 else "white"
 
 
 def frequent(counts: Iterable[Mapping[str, int]], labels: Sequence[str]) -> list[str]:
@@ -72,89 +118,181 @@ def folded(counts: Mapping[str, int], labels: Sequence[str], shown: Sequence[str
     return {label: counts.get(label, 0) for label in shown} | others
 
 
-def letters(text: str) -> int:
+def stacked_shares(axes: Any, table: Any, colours: Sequence[Any], least: float) -> None:
+    """Draw horizontal stacked bars of each row's shares, (rows, parts); shares of `least` or more are also written."""
+    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1e-12)
+    for part, colour in enumerate(colours):
+        left = shares[:, :part].sum(axis=1)
+        axes.barh(range(len(table)), shares[:, part], left=left, color=colour, height=0.78)
+        for row, share in enumerate(shares[:, part]):
+            if share >= least:
+                place = (left[row] + share / 2, row)
+                axes.text(*place, f"{share:.0%}", ha="center", va="center", color=ink(colour), fontsize=8)
+    axes.set_xlim(0, 1)
+
+
+def text_width(text: str) -> int:
     """Width of a text in Latin letters; a Chinese character is two wide."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
+# ------------------------------------------------------------------------------------------------ figures of a run
+
+
 def confusion_matrix(report: Mapping[str, Any], title: str, file: Path) -> None:
-    """Draw a confusion matrix: counts, coloured by the share of the true class; of many classes the colours alone."""
-    counts = np.array(report["confusion"])
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    """Draw a confusion matrix: counts, coloured by the share of the true class; of many classes only the colours."""
     font, names = font_and_names(list(report["per_class"]))
     title_font, (title,) = font_and_names([title], "run")
-    with pyplot.rc_context(
-        {"font.family": list(dict.fromkeys([font, title_font, LATIN])), "axes.unicode_minus": False}
-    ):
-        many = len(names) > MANY
-        cell = 0.13 if many else 0.75  # inches
-        size = 2.6 + cell * len(names)
-        figure, axes = pyplot.subplots(figsize=(size + 0.8, size), layout="constrained")
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for (row, column), count in [] if many else np.ndenumerate(counts):
-            colour = "white" if shares[row, column] > 0.6 else "black"
-            axes.text(column, row, f"{count}\n{shares[row, column]:.0%}", ha="center", va="center", color=colour)
+    many = len(names) > MANY
+    cell = 0.13 if many else 0.75  # inches
+    size = 2.6 + cell * len(names)
+    with canvas(file, size, fonts=[font, title_font], figsize=(size + 0.8, size)) as (figure, ((axes,),)):
+        axes.spines[:].set_visible(True)
+        image = draw_matrix(axes, np.array(report["confusion"]))
         font_size = 6 if many else 10
         axes.set_xticks(range(len(names)), names, fontsize=font_size)
         axes.set_yticks(range(len(names)), names, fontsize=font_size)
-        if many or max(map(letters, names)) * 0.085 > cell:  # inches of a letter
+        if many or max(map(text_width, names)) * 0.085 > cell:  # inches of a letter
             axes.tick_params("x", rotation=90)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         axes.set_title(f"{title}\naccuracy {report['accuracy']:.3f}, macro-F1 {report['macro_f1']:.3f}", fontsize=11)
         figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
-        figure.savefig(file, dpi=150)
-        pyplot.close(figure)
+
+
+def draw_matrix(axes: Any, counts: Any, x: float = 0, y: float = 0, font_size: float = 10) -> Any:
+    """Draw a confusion matrix (c, c) with the centre of its first cell at (x, y), and return the image."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    end = len(counts) - 0.5
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, extent=(x - 0.5, x + end, y + end, y - 0.5))
+    for (row, column), count in [] if len(counts) > MANY else np.ndenumerate(counts):
+        colour, text = "white" if shares[row, column] > 0.6 else "black", f"{count}\n{shares[row, column]:.0%}"
+        axes.text(x + column, y + row, text, ha="center", va="center", color=colour, fontsize=font_size)
+    return image
 
 
 def search(scores: Sequence[float | None], file: Path) -> None:
     """Draw a search's scores by trial, and the best so far; stopped trials (None) have none."""
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
-    ended = [(number, score) for number, score in enumerate(scores) if score is not None]
-    numbers, values = zip(*ended, strict=True)
-    axes.plot(numbers, values, "o", color="#4477aa", label="trial")
-    axes.step(numbers, np.maximum.accumulate(values), where="post", color="#cc6677", label="best so far")
-    stopped = [number for number, score in enumerate(scores) if score is None]
-    axes.plot(stopped, [min(values)] * len(stopped), "x", color="#999999", label="stopped early")
-    axes.set_xlabel("trial")
-    axes.set_ylabel("macro-F1 on validation")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False)
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
+    with canvas(file, 3.6) as (_, ((axes,),)):
+        ended = [(number, score) for number, score in enumerate(scores) if score is not None]
+        numbers, values = zip(*ended, strict=True)
+        axes.plot(numbers, values, "o", color="#4477aa", label="trial")
+        axes.step(numbers, np.maximum.accumulate(values), where="post", color="#cc6677", label="best so far")
+        stopped = [number for number, score in enumerate(scores) if score is None]
+        axes.plot(stopped, [min(values)] * len(stopped), "x", color="#999999", label="stopped early")
+        axes.set(xlabel="trial", ylabel="macro-F1 on validation")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False)
+
+
+def has_steps(log: Log) -> bool:
+    """Whether a log is of optimiser steps, not of a penalty grid."""
+    return any(("loss" in record or "eval_loss" in record) and "strength" not in record for record in log)
+
+
+def has_penalties(log: Log) -> bool:
+    """Whether a log is of a penalty grid."""
+    return any("strength" in record for record in log)
+
+
+def training_curves(lines: Sequence[tuple[str, Any, Sequence[Log]]], title: str, file: Path) -> Figure:
+    """Draw training losses and validation scores by step.
+
+    Args:
+        lines: name, colour and the logs of the runs; an unnamed line has no legend.
+        title: of the figure.
+        file: the PNG.
+    """
+    scored = any("eval_macro_f1" in record for *_, logs in lines for log in logs for record in log)
+    measure, what = ("eval_macro_f1", "macro-F1") if scored else ("eval_loss", "loss")
+    with canvas(file, 5.6, rows=2, sharex=True) as (figure, ((upper,), (lower,))):
+        for name, colour, logs in lines:
+            upper.plot([], [], color=colour, label=name)  # so that a run without losses is in the legend too
+            for axes, key, options in ((upper, "loss", {}), (lower, measure, {"marker": "o", "markersize": 3})):
+                for log in logs:
+                    points = [(record["step"], record[key]) for record in log if key in record]
+                    if points:
+                        axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.1, **options)
+        upper.set(yscale="log", ylabel="training loss")
+        upper.yaxis.set_major_formatter("{x:g}")
+        upper.yaxis.set_minor_formatter(NullFormatter())
+        lower.set(xlabel="optimiser step", ylabel=f"{what} on validation")
+        lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if any(name for name, *_ in lines):
+            figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    alt = f"Training loss and validation {what} by optimiser step, one line per run; losses on other tokens differ."
+    return Figure(file, title, alt)
+
+
+def penalty_grid(lines: Sequence[tuple[str, Any, Sequence[Log]]], file: Path) -> Figure:
+    """Draw the validation score of each penalty that a linear classifier was fitted with; see `training_curves`."""
+    described, tried = [], set[float]()
+    with canvas(file, 3.2) as (figure, ((axes,),)):
+        for name, colour, logs in lines:
+            for number, log in enumerate(logs):
+                points = sorted((one["strength"], one["eval_macro_f1"]) for one in log if "strength" in one)
+                strengths, values = zip(*points, strict=True)
+                tried |= set(strengths)
+                label = name if number == 0 else None
+                axes.plot(strengths, values, "o-", color=colour, linewidth=1.1, markersize=4, label=label)
+                described.append(", ".join(f"{strength:g}: {value:.3f}" for strength, value in points))
+        axes.set_xscale("log")
+        axes.set_xticks(sorted(tried), [f"{strength:g}" for strength in sorted(tried)], minor=False)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set(xlabel="C, the inverse strength of the penalty", ylabel="macro-F1 on validation")
+        if any(name for name, *_ in lines):
+            figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    return Figure(file, "Penalty grid: one fit for each C", f"Validation macro-F1 by C: {'; '.join(described)}.")
+
+
+def router(routers: Mapping[str, Mapping[str, Any]], file: Path) -> Figure:
+    """Draw the mean gates of every domain as stacked bars; `routers` has the ``router`` part of metrics by run."""
+    bars = [(f"{run}: {domain}", gates) for run, one in routers.items() for domain, gates in one["mean_gates"].items()]
+    experts = list(dict.fromkeys(expert for _, gates in bars for expert in gates))
+    font, names = font_and_names([name for name, _ in bars], "rows")
+    expert_font, expert_names = font_and_names(experts, "expert")
+    colours = palette(len(experts), LINES)
+    with canvas(file, 1.3 + 0.4 * len(bars), fonts=[font, expert_font]) as (_, ((axes,),)):
+        stacked_shares(axes, np.array([[gates.get(one, 0.0) for one in experts] for _, gates in bars]), colours, 0.06)
+        axes.set_yticks(range(len(bars)), names)
+        axes.set(ylim=(len(bars) - 0.4, -0.6), xlabel="mean share of each expert over the test rows")
+        patches = [Patch(color=colour) for colour in colours]
+        axes.legend(patches, expert_names, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
+    alt = "; ".join(
+        f"{name}: {', '.join(f'{expert} {share:.2f}' for expert, share in gates.items())}" for name, gates in bars
+    )
+    return Figure(file, "Router: mean share of each expert by domain", alt)
+
+
+# ------------------------------------------------------------------------------------------------ fonts
 
 
 def font_and_names(names: Sequence[str], kind: str = "class") -> tuple[str, list[str]]:
-    """A font that has all characters of the names beside matplotlib's own, and the names as they are to be written.
+    """Find a font for the characters of names that matplotlib's default font lacks, and the names as they are written.
 
-    Frequent Chinese characters are in the font that finsa carries; for others an installed font is looked for. Names
-    that no font can write become numbers of a kind, of which a warning is given.
+    Frequent Chinese characters are in the font that comes with finsa; for others an installed font is searched. Names
+    that no font can write become numbers of a kind, with a warning.
     """
     characters = frozenset(letter for name in names for letter in name if letter.isprintable() and not letter.isspace())
-    lacking = _lacking(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", characters)
-    if not lacking:
+    missing = _missing(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", characters)
+    if not missing:
         return LATIN, list(names)
-    carried, rare = _carried(), _lacking(CARRIED, lacking)
-    if not rare:
-        return carried, list(names)
-    if installed := _installed(lacking):
+    fonts = font_manager.fontManager
+    if not any(entry.fname == str(CHINESE) for entry in fonts.ttflist):
+        fonts.addfont(CHINESE)
+    rare = _missing(CHINESE, missing)
+    if rare and (installed := _installed(missing)):
         return installed, list(names)
+    if rare:
+        _warn("".join(sorted(rare)), kind)
     written = [f"{kind} {number}" if rare & set(name) else name for number, name in enumerate(names, start=1)]
-    _warn("".join(sorted(rare)), kind)
-    return carried, written
+    return "Finsa Sans SC", written
 
 
-def _lacking(font: Path | str, characters: frozenset[str]) -> frozenset[str]:
+def _missing(font: Path | str, characters: frozenset[str]) -> frozenset[str]:
     """Characters that a font does not have."""
     face = ft2font.FT2Font(str(font))
     return frozenset(letter for letter in characters if not face.get_char_index(ord(letter)))
-
-
-def _carried() -> str:
-    fonts = font_manager.fontManager
-    if not any(entry.fname == str(CARRIED) for entry in fonts.ttflist):
-        fonts.addfont(CARRIED)
-    return "Finsa Sans SC"
 
 
 @cache
@@ -168,19 +306,19 @@ def _installed(characters: frozenset[str]) -> str | None:
                 fonts.addfont(file)
     ranked = sorted(fonts.ttflist, key=lambda entry: (entry.name not in PREFERRED, entry.weight != 400))
     for entry in ranked:
-        if "Resort" in entry.name:  # "Last Resort": boxes for all characters there are
+        if "Resort" in entry.name:  # "Last Resort" has boxes for all characters
             continue
         with suppress(OSError, RuntimeError):  # listed, and removed since
-            if not _lacking(entry.fname, characters):
+            if not _missing(entry.fname, characters):
                 return str(entry.name)
     return None
 
 
 @cache
 def _warn(characters: str, kind: str) -> None:
-    """Once for the same characters."""
+    """Warn once for the same characters."""
     print(
-        f"warning: no font has {characters}; figures say '{kind} 1', '{kind} 2' ... instead of the names. Install one "
+        f"warning: no font has {characters}; figures show '{kind} 1', '{kind} 2' ... instead of the names. Install one "
         "that has them, such as Debian's fonts-noto-cjk; tables and pages are not affected",
         file=sys.stderr,
     )

@@ -1,10 +1,11 @@
-"""Finished runs, read from their folders."""
+"""Finished runs: read from their folders, checked for comparability, and grouped into runs that differ by the seed."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,15 @@ from finsa.config import locate
 from finsa.errors import RunError
 from finsa.runs import run_folder
 
+# Keys that do not make a run another configuration: where it was written and how it was started.
+IGNORED = {
+    *("seed", "experiment", "sweep", "published", "stage", "tracking", "output_dir", "output", "models"),
+    *("resume", "fresh", "reuse_outdated"),
+    *("run", "runs", "port", "input", "text", "format"),
+}
+IGNORED_OF_MIXTURES = ("name", "experts", "missing", "compare")  # where experts come from, what is reported
+IGNORED_PATHS = ("data.files", "data.cache", "data.origin")  # the rows themselves are compared instead
+
 
 @dataclass(frozen=True)
 class Run:
@@ -26,8 +36,8 @@ class Run:
     Args:
         path: its folder.
         config: of the run; for an evaluation, of the run that was evaluated.
-        facts: of ``run.json``.
-        report: the test part of ``metrics.json``.
+        facts: contents of ``run.json``.
+        report: the ``test`` part of ``metrics.json``.
         rows: id, text and true label of every test row.
         predicted: predicted classes, (n,).
         confidence: calibrated probability of the predicted class, (n,).
@@ -59,79 +69,109 @@ class Run:
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
-        """The records of ``log.jsonl``; none for a run that trained nothing."""
-        return _lines(self.path / "log.jsonl") if (self.path / "log.jsonl").is_file() else []
+        """The records of ``log.jsonl``; none for a run without training."""
+        return read_lines(self.path / "log.jsonl") if (self.path / "log.jsonl").is_file() else []
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """All of ``metrics.json``."""
-        return _json(self.path / "metrics.json")
+        return read_json(self.path / "metrics.json")
 
     @cached_property
     def ledger(self) -> dict[str, Any]:
         """``ledger.json``; empty where there is none."""
-        return _json(self.path / "ledger.json") if (self.path / "ledger.json").is_file() else {}
+        return read_json(self.path / "ledger.json") if (self.path / "ledger.json").is_file() else {}
 
 
-def folders(names: str | Sequence[str]) -> list[Path]:
-    """Run folders that were named, or that lie below a folder that was named.
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs of one configuration, which differ by the seed only.
+
+    Args:
+        name: method, and whatever else distinguishes the group from the others of a report.
+        runs: at least one, sorted by seed.
+    """
+
+    name: str
+    runs: list[Run]
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return str(self.runs[0].config["method"]["name"])
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.runs[0].config["model"]["name"])
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the runs."""
+        return [run.config["seed"] for run in self.runs]
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """Predicted classes, (runs, n)."""
+        return np.array([run.predicted for run in self.runs])
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def find_folders(names: str | Sequence[str]) -> list[Path]:
+    """Find the run folders at or below each path; in sweeps, also the earlier runs that jobs reused.
 
     Raises:
-        RunError: for a path without any.
+        RunError: for a path without any run folder.
     """
     found: list[Path] = []
     for name in [names] if isinstance(names, str) else names:
         path = locate(name)
-        here = [path] if (path / "run.json").is_file() else _below(path)
-        if not here:
+        if (path / "run.json").is_file():
+            found.append(path)
+            continue
+        runs = {file.parent: file.parent for file in path.rglob("run.json")}
+        for file in path.rglob(run_folder.JOB):
+            reused = read_json(file).get("run")
+            if reused is not None and Path(reused) not in runs:
+                if not (Path(reused) / "run.json").is_file():
+                    raise RunError(f"{file.parent} reused {reused}, which no longer exists; repeat the sweep's command")
+                runs[file.parent] = Path(reused)
+        if not runs:
             raise RunError(f"runs: there is no run folder at or below {path}; name one, or the folder of a sweep")
-        found += here
+        # Natural order: job 2 before job 10.
+        numbered = {job: [int(s) if s.isdecimal() else s for s in re.split(r"([0-9]+)", str(job))] for job in runs}
+        found += [runs[job] for job in sorted(runs, key=lambda job: numbered[job])]
     return list(dict.fromkeys(found))
 
 
-def _below(path: Path) -> list[Path]:
-    """Run folders below a folder, and those that a sweep's jobs there took over from earlier ones."""
-    places = {file.parent: file.parent for file in path.rglob("run.json")}
-    for file in path.rglob(run_folder.JOB):
-        run = _json(file).get("run")
-        if run is not None and Path(run) not in places:
-            if not (Path(run) / "run.json").is_file():
-                raise RunError(f"{file.parent} took over {run}, which is gone; repeat the sweep's command")
-            places[file.parent] = Path(run)
-    return [places[place] for place in sorted(places, key=_natural)]
-
-
-def _natural(path: Path) -> list[str | int]:
-    """Sorts job 2 before job 10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", str(path))]
-
-
-def read(paths: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
+def load(paths: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
     """Read run folders.
 
     Returns:
-        Those with test scores, and why the others are left out, by folder.
+        The runs with test scores, and the reasons why the others were skipped, by folder.
 
     Raises:
-        RunError: where none has any, or a file is damaged.
+        RunError: where no run has test scores, or a file is damaged.
     """
-    found, left_out = [], {}
+    runs, skipped = [], {}
     for path in paths:
-        facts = _json(path / "run.json")
+        facts = read_json(path / "run.json")
         if facts.get("status") != "complete":
-            left_out[str(path)] = f"{facts.get('status')}: {facts.get('error') or 'it may still be running'}"
-        elif not (path / "predictions.jsonl").is_file() or "test" not in (metrics := _json(path / "metrics.json")):
-            left_out[str(path)] = f"has no test scores (stage={facts.get('stage')})"
+            skipped[str(path)] = f"{facts.get('status')}: {facts.get('error') or 'it may still be running'}"
+        elif not (path / "predictions.jsonl").is_file() or "test" not in (metrics := read_json(path / "metrics.json")):
+            skipped[str(path)] = f"has no test scores (stage={facts.get('stage')})"
         else:
-            found.append(_run(path, facts, metrics["test"]))
-    if not found:
-        reasons = "; ".join(f"{path}: {reason}" for path, reason in left_out.items())
+            runs.append(_load_run(path, facts, metrics["test"]))
+    if not runs:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in skipped.items())
         raise RunError(f"runs: no finished run with test scores. {reasons}")
-    return found, left_out
+    return runs, skipped
 
 
-def _run(path: Path, facts: dict[str, Any], report: dict[str, Any]) -> Run:
-    records = _lines(path / "predictions.jsonl")
+def _load_run(path: Path, facts: dict[str, Any], report: dict[str, Any]) -> Run:
+    records = read_lines(path / "predictions.jsonl")
     number = {name: place for place, name in enumerate(report["per_class"])}
     try:
         predicted = np.array([number[record["label"]] for record in records], dtype=np.int64)
@@ -143,7 +183,7 @@ def _run(path: Path, facts: dict[str, Any], report: dict[str, Any]) -> Run:
 
 
 def _probs(record: dict[str, Any], facts: dict[str, Any]) -> dict[str, float]:
-    """The calibrated probabilities of a prediction; a run of an older version kept them uncalibrated, as ``scores``."""
+    """The calibrated probabilities of a prediction; older versions stored uncalibrated ones as ``scores``."""
     if "probs" in record or "scores" not in record:
         return dict(record["probs"])
     power = 1 / (facts.get("calibration") or {}).get("temperature", 1.0)
@@ -152,20 +192,25 @@ def _probs(record: dict[str, Any], facts: dict[str, Any]) -> dict[str, float]:
 
 
 def _config(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration as written, whatever version wrote it; an evaluation's is that of the run it scored."""
+    """A run's configuration as written by any version; for an evaluation, that of the evaluated run."""
     config: dict[str, Any] = yaml.load((path / "config.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
     if facts.get("stage") != "evaluate":
         return config
-    if facts.get("run") in (None, "None"):  # the bare model, whatever method the command's defaults name
-        kept = {"name": "zero_shot", "learn": "nothing", "quantization": config["method"].get("quantization")}
-        return {**config, "method": kept}
+    if facts.get("run") in (None, "None"):  # the base model, whatever method the command's defaults name
+        method = {"name": "zero_shot", "learn": "nothing", "quantization": config["method"].get("quantization")}
+        return {**config, "method": method}
     source = Path(facts["run"])
     if not (source / "config.yaml").is_file():
-        raise RunError(f"{path} evaluates {source}, which is gone; name a run that is still there")
+        raise RunError(f"{path} evaluates {source}, which no longer exists; name a run that does")
     return _config(source, {})
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Read an object from a JSON file of a run folder.
+
+    Raises:
+        RunError: where the file is missing or damaged.
+    """
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
@@ -175,9 +220,173 @@ def _json(file: Path) -> dict[str, Any]:
     return values
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Read the objects of a JSON Lines file of a run folder.
+
+    Raises:
+        RunError: where the file is damaged.
+    """
     try:
         with file.open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
     except ValueError:
         raise RunError(f"{file} is damaged; leave its run out, or repeat it") from None
+
+
+# ------------------------------------------------------------------------------------------------ comparability
+
+
+def comparable(
+    runs: Sequence[Run], training_rows: str, named: Collection[Path] = ()
+) -> tuple[list[Run], dict[str, str]]:
+    """Select runs of the same labels and test rows, without which scores cannot be compared.
+
+    A folder may hold others, such as the experts of a mixture, which are scored on the rows of their domains. The
+    largest set of runs that agree is selected.
+
+    Args:
+        training_rows: ``same``: training and validation rows must agree too; ``any``: only the test rows.
+        named: run folders that the user has named one by one; none of these may be skipped.
+
+    Returns:
+        The runs, and the reasons why the others were skipped, by folder.
+
+    Raises:
+        RunError: naming two runs and their differences, where several sets are the largest or a named run is skipped.
+    """
+    sets: list[list[Run]] = []
+    for run in runs:
+        fitting = (one for one in sets if not list(_differences(one[0], run, training_rows)))
+        if (same := next(fitting, None)) is None:
+            sets.append([run])
+        else:
+            same.append(run)
+    sets.sort(key=len, reverse=True)
+    kept, *others = sets
+    skipped = [run for one in others for run in one]
+    if others and (len(others[0]) == len(kept) or any(run.path in named for run in skipped)):
+        first, other = kept[0], others[0][0]
+        several = " or ".join(f"runs=[{','.join(str(run.path) for run in one)}]" for one in sets if len(one) > 1)
+        raise RunError(
+            f"runs: {first.path} and {other.path} cannot be compared in one report: "
+            f"{'; '.join(_differences(first, other, training_rows))}. "
+            + (f"Report {several}" if several else "Report them separately")
+            + ", or score them on the same rows with stage=evaluate"
+        )
+    reasons = {str(run.path): f"other {'; '.join(_differences(kept[0], run, training_rows))}" for run in skipped}
+    return [run for run in runs if str(run.path) not in reasons], reasons
+
+
+def _differences(first: Run, other: Run, training_rows: str) -> Iterator[str]:
+    if first.labels != other.labels:
+        yield f"labels: {', '.join(first.labels)} against {', '.join(other.labels)}"
+    one, its = _describe_data(first, other), _describe_data(other, first)
+    if first.rows != other.rows:
+        same = len(set(first.rows) & set(other.rows))
+        yield (
+            f"test rows: {one} ({len(first.rows):,} rows) against {its} ({len(other.rows):,} rows, {same:,} of them "
+            "the same)"
+        )
+    elif training_rows == "same" and first.facts["data_fingerprint"] != other.facts["data_fingerprint"]:
+        counts = [sum(run.ledger.get("splits", {}).get("train", {}).values()) for run in (first, other)]
+        yield (
+            f"training or validation rows: {one} ({counts[0]:,} training rows) against {its} ({counts[1]:,} training "
+            "rows); the test rows are the same, so stage.training_rows=any compares them"
+        )
+
+
+def _describe_data(run: Run, other: Run) -> str:
+    """A run's data: name, files, and the keys in which they differ from another run's."""
+    data, its = (dict(_flatten(one.config["data"])) for one in (run, other))
+    keys = ["files"]
+    if (data["name"], data.get("files")) == (its["name"], its.get("files")):
+        keys = [key for key in {**data, **its} if key != "cache" and data.get(key) != its.get(key)][:4]
+    if not keys:  # the contents of the files have changed
+        return f"data={data['name']} with fingerprint {run.facts['data_fingerprint']}"
+    values = {key: "null" if data.get(key) is None else str(data[key]) for key in keys}
+    return " ".join([f"data={data['name']}", *(f"data.{key}={value}" for key, value in values.items())])
+
+
+# ------------------------------------------------------------------------------------------------ grouping
+
+
+def group(runs: Sequence[Run]) -> tuple[list[RunGroup], list[str]]:
+    """Group runs that differ by the seed only.
+
+    Returns:
+        The groups, in the order of their first runs, and notes about them for the reader.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
+    notes = []
+    for members in groups.values():
+        kept = {(run.config["seed"], run.predicted.tobytes()): run for run in reversed(members)}
+        if len(kept) < len(members):
+            notes.append(f"{len(members) - len(kept)} copies of {members[0].path} (same seed and answers) count once.")
+        members[:] = sorted(kept.values(), key=lambda run: run.config["seed"])
+    settings = [_settings(members[0]) for members in groups.values()]
+    names, unnamed = _names(settings)
+    if unnamed:
+        differing = ", ".join(f"{key} ({', '.join(values)})" for key, values in unnamed.items())
+        notes.append(f"Besides what their names show, the configurations differ in {differing}.")
+    return [RunGroup(name, members) for name, members in zip(names, groups.values(), strict=True)], notes
+
+
+def _settings(run: Run) -> dict[str, str]:
+    """The settings that affect a run, flattened; null values are dropped, so that versions without a key agree."""
+    ignored = set(IGNORED)
+    config = dict(run.config)
+    method = config["method"]
+    if method["learn"] == "nothing" and not method.get("baseline"):  # settings of training then have no effect
+        ignored.add("train")
+        config["method"] = {key: config["method"].get(key) for key in ("name", "learn", "quantization")}
+    stage = config["stage"]
+    if stage["name"] == "moe_joint":  # a mixture is another method than an adapter, whatever its experts are
+        config["method"] = {**config["method"], "name": f"{method['name']} mixture"}
+        config["mixture"] = {key: value for key, value in stage.items() if key not in IGNORED_OF_MIXTURES}
+    return {
+        key: str(value)
+        for key, value in _flatten(config)
+        if value is not None and key.split(".")[0] not in ignored and not key.startswith(IGNORED_PATHS)
+    }
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _names(settings: Sequence[dict[str, str]]) -> tuple[list[str], dict[str, list[str]]]:
+    """Name groups by method, by model where there are several, and by the settings that distinguish equal names.
+
+    Returns:
+        The names, and the settings other than method and model in which groups differ without their names showing it.
+    """
+    several = len({one["model.name"] for one in settings}) > 1
+    short = [f"{one['method.name']} {one['model.name']}" if several else one["method.name"] for one in settings]
+    names, in_names = list(short), set()
+    for name, count in Counter(short).items():
+        if count > 1:
+            keys = _differing([one for one, other in zip(settings, short, strict=True) if other == name])
+            in_names |= set(keys)
+            for place, one in enumerate(settings):
+                if short[place] == name:
+                    names[place] = " ".join([name, *(f"{key}={one.get(key)}" for key in keys)])
+    trained = [one for one in settings if one["method.learn"] != "nothing"]
+    # Only mixtures have settings of mixtures; their names show that already.
+    differing = [
+        key
+        for key in _differing(trained)
+        if not key.startswith(("method.", "model.")) and key not in in_names
+        if not key.startswith("mixture.") or all(key in one for one in trained)
+    ]
+    return names, {key: sorted({one.get(key, "-") for one in trained}) for key in differing}
+
+
+def _differing(settings: Sequence[dict[str, str]]) -> list[str]:
+    keys = dict.fromkeys(key for one in settings for key in one)
+    return [key for key in keys if len({one.get(key) for one in settings}) > 1]

@@ -1,9 +1,9 @@
-"""What a data set holds, as numbers and as sentences: splits, tokens, near duplicates, what gives the label away."""
+"""Inspection of a data set: splits, tokens, near duplicates and shortcut features, as numbers, findings and tables."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,13 @@ from finsa.config import InspectStage, Near
 from finsa.data.ledger import Ledger
 from finsa.data.near_duplicates import NearDuplicates
 from finsa.data.tokenized import TokenizedDataset
-from finsa.evaluation import confounds
-from finsa.evaluation.confounds import percent
+from finsa.evaluation import confounds, tables
+from finsa.evaluation.tables import MANY, MISSING, Table, percent, visible
 
 BETWEEN = (("test", "train"), ("validation", "train"), ("test", "validation"))
 PERCENTILES = (5, 25, 50, 75, 95, 100)
 EXACT = {"duplicate": "exact duplicates", "conflicting label": "conflicting labels", "leak": "leaks"}
-SHORT = {"train": "training", "validation": "validation", "test": "test"}
+SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 
 
 def inspect(
@@ -31,8 +31,8 @@ def inspect(
     Args:
         job: the rows and their tokens.
         near: near duplicates across splits.
-        settings: with which they were looked for.
-        stage: from when on something is told.
+        settings: with which they were searched.
+        stage: the thresholds for findings.
         files: the file of every used row, split by split, where there are several per split.
 
     Returns:
@@ -40,16 +40,16 @@ def inspect(
     """
     rows, names = used_rows(job, files), job.dataset.labels.names
     kinds = confounds.groupings(rows, stage.group_rows)
-    groups = [confounds.judge_groups(kind, of, rows, names) for kind, of in kinds.items()] if rows.height else []
-    traits = [confounds.judge_trait(name, rows, names, stage.group_rows) for name in confounds.TRAITS]
+    groups = [confounds.measure_groups(kind, of, rows, names) for kind, of in kinds.items()] if rows.height else []
+    traits = [confounds.measure_trait(name, rows, names, stage.group_rows) for name in confounds.TRAITS]
     splits = _splits(job)
     close = _near(near, settings, job)
     findings = [
-        *_of_ledger(job.dataset.ledger),
-        *_of_splits(splits, job),
-        *_of_near(close),
-        *(sentence for found in groups for sentence in confounds.sentences_of_groups(found, stage)),
-        *(sentence for found in traits for sentence in confounds.sentences_of_trait(found, stage)),
+        *_describe_ledger(job.dataset.ledger),
+        *_describe_splits(splits, sum(job.truncated().values())),
+        *_describe_near(close),
+        *(sentence for found in groups for sentence in confounds.describe_groups(found, stage)),
+        *(sentence for found in traits for sentence in confounds.describe_trait(found, stage)),
     ]
     return {
         "findings": [sentence[:1].upper() + sentence[1:] for sentence in findings],
@@ -68,8 +68,26 @@ def used_rows(job: TokenizedDataset, files: pl.Series | None = None) -> pl.DataF
     return frame if files is None else frame.with_columns(files.alias("file"))
 
 
+def files_of(rows: pl.DataFrame, read: pl.DataFrame) -> pl.Series:
+    """Find the file that each used row comes from.
+
+    Args:
+        rows: used rows, columns id and text.
+        read: rows as read, columns id, text and file (a path).
+
+    Returns:
+        Paths below the folder that all files share, (n,).
+    """
+    paths = read["file"].unique().to_list()
+    shared = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120 - hub sets have no paths
+    short = {path: os.path.relpath(path, shared) for path in paths}
+    known = read.select("id", pl.col("text").str.strip_chars(), pl.col("file").replace_strict(short))
+    known = known.unique(["id", "text"], keep="first", maintain_order=True)
+    return rows.select("id", "text").join(known, on=["id", "text"], how="left", maintain_order="left")["file"]
+
+
 def row_lengths(job: TokenizedDataset, split: str) -> NDArray[np.int64]:
-    """Tokens of each row with the longest answer, as if no text was cut, (n,); cut is what is above max_length."""
+    """Tokens of each row with the longest answer, before truncation, (n,); those above max_length are truncated."""
     prompts = job.prompts(split)
     longest = max(map(len, job.renderer.answers)) + 1
     lengths: NDArray[np.int64] = prompts.lengths + np.asarray(prompts.cut) + longest
@@ -123,65 +141,161 @@ def _near(near: NearDuplicates, settings: Near, job: TokenizedDataset) -> dict[s
     return {**settings.model_dump(), **index, "between": between}
 
 
-# ------------------------------------------------------------------------------------------------ sentences
+# ------------------------------------------------------------------------------------------------ findings
 
 
-def exact(buckets: Mapping[str, int]) -> dict[str, int]:
-    """Rows that are left out as exact duplicates, for conflicting labels, and as leaks."""
-    return {
-        words: sum(count for bucket, count in buckets.items() if bucket.split(":")[0] == kind)
+def _describe_ledger(ledger: Ledger) -> list[str]:
+    kinds = {
+        words: sum(count for bucket, count in ledger.buckets.items() if bucket.split(":")[0] == kind)
         for kind, words in EXACT.items()
+    }
+    dropped = ", ".join(f"{words} {count:,}" for words, count in kinds.items())
+    first = f"{ledger.read.total():,} rows read, {ledger.dropped():,} not used ({dropped})."
+    return [first, *(f"{note}." for note in ledger.notes if "kept, because data.on_" in note)]
+
+
+def _describe_splits(splits: Mapping[str, Any], truncated: int) -> list[str]:
+    found = []
+    for split, of in splits.items():
+        lacking = [name for name, count in of["labels"].items() if not count]
+        if not of["rows"]:
+            found.append(f"the {SPLITS[split]} split is empty.")
+        elif lacking:
+            found.append(f"the {SPLITS[split]} split has no {' and no '.join(lacking)} rows.")
+    if truncated:
+        share = truncated / sum(of["rows"] for of in splits.values())
+        found.append(f"{truncated:,} texts ({percent(share, 1)}) do not fit and are truncated.")
+    return found
+
+
+def _describe_near(close: Mapping[str, Any]) -> list[str]:
+    found = []
+    for one in close["between"]:
+        if one["rows"]:
+            held, other = SPLITS[one["held_out"]], SPLITS[one["other"]]
+            differing = f"; in {one['other_label']:,} of {one['pairs']:,} pairs the labels differ"
+            found.append(
+                f"{one['rows']:,} of {one['of']:,} {held} rows ({percent(one['share'], 1)}) are near duplicates of a "
+                f"{other} row (similarity {close['threshold']} or more){differing if one['other_label'] else ''}."
+            )
+    return found or [f"no near duplicates across splits (similarity {close['threshold']} or more)."]
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def sections(
+    numbers: Mapping[str, Any], ledger: Mapping[str, Any], near: NearDuplicates, most_pairs: int
+) -> dict[str, list[Table]]:
+    """The tables of the page by section.
+
+    Args:
+        numbers: of `inspect`.
+        ledger: contents of ``ledger.json``.
+        near: near duplicates.
+        most_pairs: number of pairs of each two splits that are listed.
+    """
+    return {
+        "Ledger": _ledger_tables(ledger),
+        "Labels": [tables.rows_by_split(ledger), _rows_by_label(numbers["splits"])],
+        "Tokens": [_tokens_table(numbers["tokens"])],
+        "Near duplicates": [near_table(numbers["near_duplicates"]), *_pairs(near, numbers["labels"], most_pairs)],
+        "Groups and confounds": [*map(group_table, numbers["groups"]), *map(_trait_table, numbers["traits"])],
     }
 
 
-def _of_ledger(ledger: Ledger) -> list[str]:
-    left_out = ", ".join(f"{words} {count:,}" for words, count in exact(ledger.buckets).items())
-    told = [f"{ledger.read.total():,} rows read, {ledger.dropped():,} left out ({left_out})."]
-    return told + [f"{note}." for note in ledger.notes if "kept, because data.on_" in note]
+def _ledger_tables(ledger: Mapping[str, Any]) -> list[Table]:
+    rows = [
+        [bucket, f"{count:,}", "\n".join(map(visible, ledger["examples"].get(bucket, [])))]
+        for bucket, count in ledger["buckets"].items()
+    ]
+    caption = "Every row that was read is in exactly one bucket; dropped.jsonl has those that are not used."
+    read = [[visible(file), f"{count:,}"] for file, count in ledger["read"].items()]
+    found = [Table("Rows by bucket", ["bucket", "rows", "for example"], rows, caption, words=("for example",))]
+    found.append(Table("Rows read by file", ["file", "rows"], read))
+    notes = [[visible(note)] for note in ledger["notes"]]
+    return [*found, Table("Notes", ["note"], notes)] if notes else found
 
 
-def _of_splits(splits: Mapping[str, Any], job: TokenizedDataset) -> list[str]:
-    told = []
-    for split, found in splits.items():
-        lacks = [name for name, count in found["labels"].items() if not count]
-        if not found["rows"]:
-            told.append(f"the {SHORT[split]} split is empty.")
-        elif lacks:
-            told.append(f"the {SHORT[split]} split has no {' and no '.join(lacks)} rows.")
-    cut, used = sum(job.truncated().values()), sum(found["rows"] for found in splits.values())
-    if cut:
-        told.append(f"{cut:,} texts ({percent(cut / used, 1)}) do not fit and are cut.")
-    return told
+def _rows_by_label(splits: Mapping[str, Any]) -> Table:
+    labels = list(next(iter(splits.values()))["labels"])
+    rows = []
+    for label in labels:
+        counts = [of["labels"][label] for of in splits.values()]
+        rows.append([visible(label), *(f"{count:,}" for count in (*counts, sum(counts)))])
+    return Table("Used rows by label", ["label", *splits, "total"], rows)
 
 
-def _of_near(close: Mapping[str, Any]) -> list[str]:
-    told = []
+def _tokens_table(tokens: Mapping[str, Any]) -> Table:
+    rows = []
+    for split, of in tokens["splits"].items():
+        values = [*map(int, of["percentiles"].values()), of["cut_rows"], of["cut_tokens"]]
+        rows.append([split, *(f"{value:,}" for value in values)])
+    columns = ["split", *(f"{share} %" for share in PERCENTILES[:-1]), "longest", "rows truncated", "tokens truncated"]
+    caption = (
+        f"The prompt takes {tokens['prompt']} tokens, the longest answer with its end token {tokens['answer']}; a row "
+        f"has at most {tokens['max_length']}. Only the text is truncated."
+    )
+    return Table("Tokens per row, before truncation", columns, rows, caption)
+
+
+def near_table(close: Mapping[str, Any]) -> Table:
+    """How many rows of each split are near duplicates of rows of another."""
+    rows = []
     for one in close["between"]:
-        held, other = SHORT[one["held_out"]], SHORT[one["other"]]
-        if one["rows"]:
-            differing = f"; in {one['other_label']:,} of {one['pairs']:,} pairs the labels differ" * bool(
-                one["other_label"]
-            )
-            told.append(
-                f"{one['rows']:,} of {one['of']:,} {held} rows ({percent(one['share'], 1)}) are near duplicates of a "
-                f"{other} row (similarity {close['threshold']} or more){differing}."
-            )
-    return told or [f"no near duplicates across splits (similarity {close['threshold']} or more)."]
+        counts = [f"{one['pairs']:,}", f"{one['rows']:,} of {one['of']:,}", percent(one["share"], 1)]
+        rows.append([one["held_out"], one["other"], *counts, f"{one['other_label']:,}"])
+    columns = ["held out", "other", "pairs", "held-out rows", "share", "pairs of different labels"]
+    caption = (
+        f"Jaccard similarity of {close['shingle']}-character shingles, {close['threshold']} or more, of the texts "
+        "without case, width and white space. Found by MinHash and checked exactly; a pair at the threshold is found "
+        f"with probability {close['recall_at_threshold']:.4f}. near_duplicates.jsonl lists all of them."
+    )
+    return Table("near duplicates across splits", columns, rows, caption, words=("other",), optional=(5, 2))
 
 
-def files_of(rows: pl.DataFrame, read: pl.DataFrame) -> pl.Series:
-    """Find the file that each used row comes from.
+def _pairs(near: NearDuplicates, labels: Sequence[str], most: int) -> list[Table]:
+    pairs = near.pairs.group_by("split", "other_split", maintain_order=True).head(most)
+    rows = []
+    for pair in pairs.rows(named=True):
+        sides = [
+            f"{pair[f'{side}split']} {visible(pair[f'{side}id'])}, {visible(labels[pair[f'{side}label']])}:\n"
+            + visible(pair[f"{side}text"])
+            for side in ("", "other_")
+        ]
+        rows.append([f"{pair['similarity']:.3f}", *sides])
+    columns = ["similarity", "held-out row", "other row"]
+    title = f"The most similar pairs, up to {most} of each two splits"
+    return [Table(title, columns, rows, words=columns, folded=True)] if rows else []
 
-    Args:
-        rows: used rows, columns id and text.
-        read: rows as read, columns id, text and file (a path).
 
-    Returns:
-        Paths below the folder that all files share, (n,).
-    """
-    paths = read["file"].unique().to_list()
-    shared = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120 - hub sets have no paths
-    short = {path: os.path.relpath(path, shared) for path in paths}
-    known = read.select("id", pl.col("text").str.strip_chars(), pl.col("file").replace_strict(short))
-    known = known.unique(["id", "text"], keep="first", maintain_order=True)
-    return rows.select("id", "text").join(known, on=["id", "text"], how="left", maintain_order="left")["file"]
+def group_table(found: Mapping[str, Any]) -> Table:
+    """The labels of each group; of many labels, their number and the most frequent one."""
+    kind, guess = found["kind"], found["guess"]
+    labels = list(found["groups"][0]["labels"])
+    rows = []
+    for group in found["groups"]:
+        by_label = group["labels"]
+        cells = [f"{count:,}" for count in by_label.values()]
+        if len(labels) > MANY:
+            most = max(by_label, key=by_label.__getitem__)
+            cells = [str(sum(map(bool, by_label.values()))), visible(most), f"{by_label[most]:,}"]
+        rows.append([visible(group["name"]), *cells, f"{group['rows']:,}"])
+    columns = ["classes", "most frequent class", "rows of it"] if len(labels) > MANY else list(map(visible, labels))
+    caption = (
+        f"Cramér's V with the label {found['association']:.3f} (0: independent, 1: the {kind} determines the label); "
+        f"accuracy on {'the test rows' if guess['on'] == 'test' else 'all rows'} from the {kind} alone "
+        f"{percent(guess['accuracy'], 1)}, of the majority label {percent(guess['majority'], 1)}"
+    )
+    optional = () if len(labels) > MANY else range(len(labels), 0, -1)
+    return Table(f"labels by {kind}", [kind, *columns, "total"], rows, caption, optional=optional)
+
+
+def _trait_table(trait: Mapping[str, Any]) -> Table:
+    digits = 2 if trait["unit"].startswith("of") else 0
+    rows = []
+    for one in trait["classes"]:
+        quartiles = [MISSING if value is None else f"{value:.{digits}f}" for value in one["quartiles"] or [None] * 3]
+        rows.append([visible(one["label"]), *quartiles, MISSING if one["auc"] is None else f"{one['auc']:.3f}"])
+    columns = ["label", "25 %", "median", "75 %", "AUC against the other labels"]
+    return Table(f"{trait['name']} by label; eta squared {trait['eta_squared']:.3f}", columns, rows)

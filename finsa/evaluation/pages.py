@@ -1,31 +1,71 @@
-"""What all pages share: templates that escape whatever they are given, and pictures within the file."""
+"""Pages: one HTML file each, which needs no other file, no network and no script."""
 
 from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from finsa.evaluation.tables import Table, visible
+
+if TYPE_CHECKING:  # the service, which needs `environment` alone, does not load matplotlib
+    from finsa.evaluation.examples import Example
+    from finsa.evaluation.figures import Figure
+
+TEMPLATES = Path(__file__).parent / "templates"
+MANY_ROWS = 40  # longer tables are folded
+TRUNCATED_SHOWN = 400  # characters of truncated text that an example shows
+
 
 def environment(templates: Path) -> Environment:
-    """The templates of a folder, with the filters ``png`` (of a file) and ``language`` (of a text)."""
-    made = Environment(
+    """The templates of a folder, which escape all values; with filters for images, languages and control characters."""
+    templating = Environment(
         loader=FileSystemLoader(templates),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"png": _embedded, "language": _language}
-    return made
+    templating.filters |= {
+        "png": lambda file: "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode(),
+        # of a text from the data, so that it is drawn and read aloud in its language
+        "language": lambda text: "zh-Hans" if re.search(r"[\u4e00-\u9fff]", text) else "en",
+        "visible": visible,
+        "anchor": lambda name: name.lower().replace(" ", "-"),
+    }
+    return templating
 
 
-def _embedded(file: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+def render(
+    title: str,
+    facts: Mapping[str, str],
+    remarks: Sequence[str],
+    sections: Sequence[tuple[str, Sequence[Table], Sequence[Figure]]],
+    figure_folder: str = "",
+    examples: Sequence[Example] = (),
+) -> str:
+    """Render a page as HTML; names and texts of the runs and the data are escaped.
 
-
-def _language(text: str) -> str:
-    """The language of a text from the data, so that it is read aloud and drawn as what it is."""
-    return "zh-Hans" if re.search(r"[\u4e00-\u9fff]", text) else "en"
+    Args:
+        title: of the page.
+        facts: names and values, shown as a table below the summary.
+        remarks: the summary, one sentence each.
+        sections: names, tables and figures; empty sections are omitted.
+        figure_folder: of the figures' files, relative to the page.
+        examples: rows as the model sees them, shown in a last section.
+    """
+    template = environment(TEMPLATES).get_template("page.html.j2")
+    return template.render(
+        title=title,
+        facts=facts,
+        remarks=remarks,
+        sections=[section for section in sections if section[1] or section[2]],
+        figure_folder=figure_folder,
+        examples=examples,
+        many_rows=MANY_ROWS,
+        truncated_shown=TRUNCATED_SHOWN,
+    )

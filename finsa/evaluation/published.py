@@ -1,4 +1,4 @@
-"""Published tables: which row a run belongs to, and how much of such a table is beyond the noise."""
+"""Published tables: the row that corresponds to a run group, and which differences within a table are significant."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from finsa.config import Published, PublishedRow
 from finsa.evaluation import metrics, statistics
 from finsa.evaluation.comparison import SCORES, Record
-from finsa.evaluation.run_groups import Arm
+from finsa.evaluation.finished_runs import RunGroup
 from finsa.evaluation.statistics import LEVEL
 
 UNPAIRED = "pairs unknown"
 
 
 def confusion(row: PublishedRow) -> NDArray[np.int64] | None:
-    """A row's confusion matrix; where answers name no label, these are one more class without rows of its own."""
+    """A row's confusion matrix; answers that name no label are one more predicted class, without true rows."""
     if row.confusion is None:
         return None
     counts = np.array(row.confusion)
@@ -51,27 +51,27 @@ def printed(row: PublishedRow) -> dict[str, float]:
     return {str(name): value for name, value in row.scores.items()}
 
 
-def right(row: PublishedRow, n: int) -> int | None:
-    """Rows that are right: as counted, from the confusion matrix, or from the accuracy."""
+def correct_rows(row: PublishedRow, n: int) -> int | None:
+    """Number of correct rows: as published, from the confusion matrix, or from the accuracy."""
     accuracy = score(row, "accuracy")
     if row.correct is not None or accuracy is None:
         return row.correct
     return round(accuracy * n)
 
 
-# ------------------------------------------------------------------------------------------------ beside runs
+# ------------------------------------------------------------------------------------------------ compared with runs
 
 
-def row_of(published: Published, arm: Arm) -> str | None:
-    """The row an arm belongs to: of its method and model, or the one row of its method where the model is another."""
-    candidates = [name for name, row in published.rows.items() if arm.method in row.methods]
-    exact = [name for name in candidates if published.rows[name].model == arm.model]
+def matching_row(published: Published, group: RunGroup) -> str | None:
+    """The row of a group's method and model; where no row has the model, the only row of the method."""
+    candidates = [name for name, row in published.rows.items() if group.method in row.methods]
+    exact = [name for name in candidates if published.rows[name].model == group.model]
     return exact[0] if exact else candidates[0] if len(candidates) == 1 else None
 
 
-def beside(published: Published, arm: Arm, record: Record) -> Record:
-    """The published numbers of an arm's row, and how far the arm's own are from them."""
-    name = row_of(published, arm)
+def published_scores(published: Published, group: RunGroup, record: Record) -> Record:
+    """The published scores of a group's row, and the differences of the group's scores from them."""
+    name = matching_row(published, group)
     found: Record = {"published_row": name}
     for key in SCORES:
         theirs = score(published.rows[name], key) if name else None
@@ -80,20 +80,20 @@ def beside(published: Published, arm: Arm, record: Record) -> Record:
     return found
 
 
-def mismatches(published: Published, arms: Sequence[Arm]) -> list[str]:
-    """In what the runs differ from the publication; then a difference in scores is no failure to reproduce."""
-    run = arms[0].runs[0]
+def mismatches(published: Published, groups: Sequence[RunGroup]) -> list[str]:
+    """How the runs' setup differs from the published one; differing scores are then no failure to reproduce."""
+    run = groups[0].runs[0]
     found = []
     if run.config["data"]["name"] != published.data:
         found.append(f"data {run.config['data']['name']} instead of {published.data}")
     if len(run.rows) != published.n:
         found.append(f"{len(run.rows):,} test rows instead of {published.n:,}")
-    theirs = {published.rows[name].model for arm in arms if (name := row_of(published, arm))}
-    ours = {arm.model for arm in arms}
+    theirs = {published.rows[name].model for group in groups if (name := matching_row(published, group))}
+    ours = {group.model for group in groups}
     if theirs - {None} and not ours & theirs:
         found.append(f"model {', '.join(sorted(ours))} instead of {', '.join(sorted(str(one) for one in theirs))}")
     if not theirs:
-        found.append("no arm whose method and model have a row in the table")
+        found.append("no configuration whose method and model have a row in the table")
     return found
 
 
@@ -101,35 +101,35 @@ def mismatches(published: Published, arms: Sequence[Arm]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A published table with what its numbers allow to say.
+class Analysis:
+    """Intervals and tests of a published table.
 
     Args:
         records: one per row.
-        remarks: sentences, the first about the best row.
+        remarks: the summary, one sentence each; the first is about the best row.
     """
 
     records: list[Record]
     remarks: list[str]
 
 
-def judge(published: Published) -> Judged:
-    """Intervals and exact McNemar tests of a published table's rows, each against its own model untrained.
+def analyze(published: Published) -> Analysis:
+    """Compute intervals and exact McNemar tests of a published table's rows, each against its model without training.
 
-    Where the pairs are not published, p has a range: the smallest and the largest that any pairs with these totals
-    give. A verdict stands where it holds for the whole range, corrected for the number of tests (Holm).
+    Where the pairs are not published, the p-value has a range: the smallest and the largest over all pairs with these
+    totals. A verdict is given where it holds for the whole range, corrected for the number of tests (Holm).
     """
     bases = {name: base for name in published.rows if (base := _base(published, name))}
     tests = _against(published, bases)
     records = []
     for name, row in published.rows.items():
-        hits, again = right(row, published.n), recomputed(row) or {}
+        hits, again = correct_rows(row, published.n), recomputed(row) or {}
         low, high = (None, None) if hits is None else metrics.wilson(hits, published.n)
         record: Record = {"row": name, **{key: printed(row).get(key) for key in SCORES}}
         record |= {"accuracy_low": low, "accuracy_high": high, "right": hits, "n": published.n}
         record |= {"macro_f1_recomputed": again.get("macro_f1"), "against": bases.get(name)}
         records.append({**record, **tests.get(name, dict.fromkeys(_TEST)), "note": row.note})
-    return Judged(records, [_about_best(published), *published.notes])
+    return Analysis(records, [_about_best(published), *published.notes])
 
 
 _TEST = ("fixed", "broken", "p_low", "p_high", "p_high_holm", "verdict")
@@ -148,10 +148,10 @@ def _base(published: Published, name: str) -> str | None:
 
 
 def _against(published: Published, others: dict[str, str]) -> dict[str, Record]:
-    """Test rows against others of their table; rows without a count have no test."""
+    """Test rows against other rows of their table; rows without a count are skipped."""
     ranges, more, pairs = {}, {}, {}
     for name, other in others.items():
-        first, second = (right(published.rows[one], published.n) for one in (name, other))
+        first, second = (correct_rows(published.rows[one], published.n) for one in (name, other))
         if first is None or second is None:
             continue
         known = published.rows[name].pairs
@@ -181,8 +181,10 @@ def _verdict(more: int, lowest: float, highest: float) -> str:
 
 
 def _about_best(published: Published) -> str:
-    """The sentence about the row with most rows right: which others it cannot be told from."""
-    counted = {name: hits for name, row in published.rows.items() if (hits := right(row, published.n)) is not None}
+    """The sentence about the best row: the other rows that it does not significantly differ from."""
+    counted = {
+        name: count for name, row in published.rows.items() if (count := correct_rows(row, published.n)) is not None
+    }
     if len(counted) < 2:
         known = f"only {next(iter(counted))} has" if counted else "no row has"
         return f"Rows cannot be tested against each other: {known} an accuracy, a confusion matrix or a count."
@@ -191,14 +193,14 @@ def _about_best(published: Published) -> str:
     verdicts = {name: test["verdict"] for name, test in tests.items()}
     left = ", ".join(name for name in published.rows if name not in counted)
     unknown = f"; no accuracy or counts are published for {left}" if left else ""
-    told = f"{top} has the most rows right ({counted[top]:,} of {published.n:,}{unknown})"
+    best = f"{top} classifies most rows correctly ({counted[top]:,} of {published.n:,}{unknown})"
     close = [name for name, verdict in verdicts.items() if verdict == "inconclusive"]
     if close:
         return (
-            f"Inconclusive: {told}, but whatever the pairs, an exact McNemar test (Holm) cannot tell it from "
-            f"{', '.join(close)}."
+            f"Inconclusive: {best}, but its difference from {', '.join(close)} is not significant for any possible "
+            "pairs (exact McNemar test, Holm-corrected)."
         )
     unpaired = [name for name, verdict in verdicts.items() if verdict == UNPAIRED]
     if unpaired:
-        return f"{told}; whether that is more than noise cannot be told without the pairs for {', '.join(unpaired)}."
-    return f"{told}, more than any other row beyond the noise, whatever the pairs."
+        return f"{best}; without the pairs, its difference from {', '.join(unpaired)} cannot be tested."
+    return f"{best}, significantly more than any other row for all possible pairs."

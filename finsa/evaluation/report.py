@@ -1,4 +1,4 @@
-"""Write a report: from run folders to ``report.csv``, ``report.md``, ``report.html`` and figures."""
+"""Reports: from run folders to ``report.csv``, ``report.md``, ``report.html`` and figures."""
 
 from __future__ import annotations
 
@@ -12,33 +12,55 @@ import numpy as np
 
 from finsa.config import Published, ReportStage, data_title, demonstration
 from finsa.errors import RunError
-from finsa.evaluation import finished_runs, moe_tables, report_tables, run_groups, tables
-from finsa.evaluation import published as publications
-from finsa.evaluation.comparison import Comparison, compare
+from finsa.evaluation import finished_runs, moe, pages, report_figures, tables
+from finsa.evaluation import published as published_tables
+from finsa.evaluation.comparison import SCORES, Comparison, Record, compare
+from finsa.evaluation.figures import Figure
 from finsa.evaluation.finished_runs import Run
-from finsa.evaluation.report_tables import Sheet
+from finsa.evaluation.tables import MISSING, Table, format_value
 from finsa.runs import files
+
+# Sections of the page: title, tables by the first word of their key, figures by file name.
+SECTIONS = (
+    ("Scores", ("scores",), ("f1", "calibration")),
+    ("Tests", ("tests", "baseline"), ()),
+    ("Mixture", ("mixture",), ("router",)),
+    ("Published", ("beside", "published"), ()),
+    ("Classes", ("classes",), ("confusion_matrices", "precision_recall", "label_distribution")),
+    ("Training and cost", ("costs",), ("training_curves", "penalties")),
+    ("Runs", ("runs", "left_out"), ()),
+)
+ON_TERMINAL = ("scores", "tests", "baseline", "mixture", "beside", "costs", "published", "left_out")
+TITLES = {name: tables.SCORES[name] for name in SCORES}
+COSTS = {
+    "rows_per_second": "samples/s",
+    "peak_memory_gib": "peak memory (GiB)",
+    "trainable_parameters": "trainable parameters",
+    "seconds_to_best": "seconds to the best score",
+    "training_seconds": "training seconds",
+    "wall_seconds": "seconds in total",
+}
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says.
+    """The contents of a report.
 
     Args:
         title: of the page.
-        facts: what was compared, and with what.
-        remarks: what can be said, one sentence each.
-        sheets: the tables by section.
-        comparison: of the arms; None where only a published table is reported.
-        judged: the published table's rows; None where there is none.
+        facts: data, model, device and version of the runs.
+        remarks: the summary, one sentence each.
+        tables: by key; see `SECTIONS`.
+        comparison: of the run groups; None where only a published table is reported.
+        published: the published table's rows; None without one.
     """
 
     title: str
     facts: dict[str, str]
     remarks: list[str]
-    sheets: dict[str, Sheet]
+    tables: dict[str, Table]
     comparison: Comparison | None
-    judged: publications.Judged | None
+    published: published_tables.Analysis | None
 
 
 def build(
@@ -53,73 +75,51 @@ def build(
     Args:
         paths: run folders; none to report a published table alone.
         options: of the stage.
-        published: the table to hold the runs against; None: the one that the runs themselves name.
+        published: the table to compare the runs with; None: the one that the runs' configurations name.
         failed: jobs without a folder and their errors.
-        named: those of the paths that the user has named one by one, which may not be left out.
+        named: those of the paths that the user has named one by one, which may not be skipped.
 
     Raises:
         RunError: for folders that cannot be read, or runs that cannot be compared.
-        ConfigError: for a baseline that is none of the arms.
+        ConfigError: for an unknown ``stage.baseline``.
     """
-    found: dict[str, Sheet] = {}
+    found: dict[str, Table] = {}
     facts, remarks, comparison = {}, [], None
-    reasons = dict(failed)
+    skipped = dict(failed)
     if paths:
-        runs, left_out = finished_runs.read(paths)
-        runs, others = run_groups.comparable(runs, options.training_rows, named)
-        grouped, notes = run_groups.group(runs)
-        comparison = compare(grouped, options)
+        runs, unfinished = finished_runs.load(paths)
+        runs, others = finished_runs.comparable(runs, options.training_rows, named)
+        groups, notes = finished_runs.group(runs)
+        comparison = compare(groups, options)
         published = published or _own_table(runs)
-        reasons |= {**left_out, **others}
-        facts, remarks = _facts(runs), [*comparison.remarks, *notes, *moe_tables.remarks(comparison)]
+        skipped |= {**unfinished, **others}
+        facts, remarks = _facts(runs), [*comparison.remarks, *notes]
+        for group in comparison.groups:
+            remarks += moe.remarks(group.name, group.runs[0].metrics)
         remarks += list(dict.fromkeys(filter(None, (demonstration(run.config) for run in runs))))[:1]
-        found = _sheets(comparison, published)
-    judged = publications.judge(published) if published else None
-    if published is not None and judged is not None:
-        found["published"] = report_tables.published_table(judged, published.name, published.source)
-        remarks += [f"Published table {published.name}: {remark}" for remark in judged.remarks]
-    if reasons:
-        found["left_out"] = report_tables.left_out(reasons)
-        remarks.append(f"{len(reasons)} jobs or folders are left out: see the last table.")
+        found = _tables(comparison, published)
+    analysis = published_tables.analyze(published) if published else None
+    if published is not None and analysis is not None:
+        found["published"] = _published(analysis, published.name, published.source)
+        remarks += [f"Published table {published.name}: {remark}" for remark in analysis.remarks]
+    if skipped:
+        columns, rows = ["job or folder", "why"], [list(pair) for pair in skipped.items()]
+        found["left_out"] = Table("Left out", columns, rows, words=("why",))
+        remarks.append(f"{len(skipped)} jobs or folders are left out: see the last table.")
     title = f"{facts.get('data', published.name if published else '')}: report"
-    return Report(title, facts, remarks, found, comparison, judged)
-
-
-def _sheets(comparison: Comparison, published: Published | None) -> dict[str, Sheet]:
-    found = {"scores": report_tables.scores(comparison, "Scores on the test split")}
-    if len(comparison.arms) > 1:
-        top, baseline = comparison.arms[0].name, comparison.baseline
-        title = f"Against the best, {top}"
-        found["tests"] = report_tables.tests(comparison, top, "vs_best_", title)
-        if baseline != top and len(comparison.arms) > 2:
-            found["baseline"] = report_tables.tests(comparison, baseline, "", f"Against {baseline}")
-    if published is not None:
-        for arm, record in zip(comparison.arms, comparison.records, strict=True):
-            record |= publications.beside(published, arm, record)
-        differs = publications.mismatches(published, comparison.arms)
-        found["beside"] = report_tables.beside_published(comparison, published.name, differs)
-    for arm in comparison.arms:
-        for number, sheet in enumerate(moe_tables.of(arm.name, arm.runs[0].metrics)):
-            found[f"mixture {arm.name} {number}"] = sheet
-    return {
-        **found,
-        "classes": report_tables.classes(comparison),
-        "costs": report_tables.costs(comparison),
-        "runs": report_tables.runs(comparison),
-    }
+    return Report(title, facts, remarks, found, comparison, analysis)
 
 
 def _own_table(runs: Sequence[Run]) -> Published | None:
-    """The published table that the runs' own configurations name; None where they name none or several."""
-    tables = {str(run.config.get("published")): run.config.get("published") for run in runs}
-    (values, *others) = tables.values()
+    """The published table that the runs' configurations name; None where they name none or several."""
+    named = {str(run.config.get("published")): run.config.get("published") for run in runs}
+    (values, *others) = named.values()
     if others or values is None:
         return None
     return Published.model_validate(values, strict=False)  # lists where YAML knows no tuples
 
 
 def _facts(runs: Sequence[Run]) -> dict[str, str]:
-    """What was compared, and with what."""
     first = runs[0]
     counts = zip(first.labels, np.bincount(first.gold, minlength=len(first.labels)), strict=True)
     facts: dict[str, Any] = {
@@ -135,48 +135,203 @@ def _facts(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write tables, figures and the page into a folder."""
-    from finsa.evaluation import report_page  # matplotlib and jinja2 take a second
+    """Write tables, figures and the page into a folder.
 
+    Raises:
+        RunError: for a file that cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    drawn: list[Figure] = []
     if report.comparison is not None:
-        _put(folder / "report.csv", report_tables.as_csv(report.comparison.records))
-    if report.judged is not None:
-        _put(folder / "published.csv", report_tables.as_csv(report.judged.records))
-    figures = report_page.figures(report, folder / "figures")
-    _put(folder / "report.md", _markdown(report, [figure.file.relative_to(folder) for figure in figures]))
-    _put(folder / "report.html", report_page.render(report, figures))
+        drawn = report_figures.draw(report.comparison, folder / "figures")
+    figures = {figure.file.stem: figure for figure in drawn}
+    sections = [
+        (
+            name,
+            [table for one in keys for key, table in report.tables.items() if key.split(" ")[0] == one],
+            [figures[one] for one in pictures if one in figures],
+        )
+        for name, keys, pictures in SECTIONS
+    ]
+    texts = {"report.md": _markdown(report, [figure.file.relative_to(folder) for figure in drawn])}
+    texts["report.html"] = pages.render(report.title, report.facts, report.remarks, sections, "figures/")
+    if report.comparison is not None:
+        texts["report.csv"] = tables.to_csv(report.comparison.records)
+    if report.published is not None:
+        texts["published.csv"] = tables.to_csv(report.published.records)
+    for name, text in texts.items():
+        try:
+            files.write_text(folder / name, text)
+        except OSError as error:
+            raise RunError(f"{folder / name} cannot be written: {error.strerror}") from None
 
 
 def _markdown(report: Report, figures: Sequence[Path]) -> str:
     facts = "\n".join(f"- {name}: {value}" for name, value in report.facts.items())
-    said = "\n".join(f"- {remark}" for remark in report.remarks)
-    parts = [f"# {report.title}", facts, said, *(report_tables.as_markdown(sheet) for sheet in report.sheets.values())]
-    drawn = "\n".join(f"![{file.stem.replace('_', ' ')}]({file.as_posix()})" for file in figures)
-    return "\n\n".join(part.rstrip() for part in [*parts, drawn] if part) + "\n"
-
-
-def _put(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    try:
-        files.write_text(file, text)
-    except OSError as error:
-        raise RunError(f"{file} cannot be written: {error.strerror}") from None
+    remarks = "\n".join(f"- {remark}" for remark in report.remarks)
+    images = "\n".join(f"![{file.stem.replace('_', ' ')}]({file.as_posix()})" for file in figures)
+    parts = [f"# {report.title}", facts, remarks, *(table.markdown() for table in report.tables.values()), images]
+    return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
 
 
 def show(report: Report, folder: Path, again: str | None) -> None:
-    """Print what fits a terminal, and where the rest is.
+    """Print the main tables and the summary, and where the rest is.
 
     Args:
-        again: the command that writes this report anew; None where no runs were compared.
+        again: the command that writes this report again; None where no runs were compared.
     """
-    console = tables.console()
-    mixtures = [name for name in report.sheets if name.startswith("mixture ")]
-    for name in ("scores", "tests", "baseline", *mixtures, "beside", "costs", "published", "left_out"):
-        if name in report.sheets and (name != "published" or report.comparison is None):
-            report_tables.show(report.sheets[name])
+    for name in ON_TERMINAL:
+        for key, table in report.tables.items():
+            if key.split(" ")[0] == name and (name != "published" or report.comparison is None):
+                table.show()
     for remark in report.remarks:
-        console.print(remark, highlight=False, markup=False)
+        tables.console().print(remark, highlight=False, markup=False)
     print(f"report: {folder / 'report.html'} (also report.md, report.csv, figures/)")
     if again is not None:
-        print(f"with another baseline: {again} stage.baseline=<arm>")
+        print(f"with another baseline: {again} stage.baseline=<configuration>")
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def _tables(comparison: Comparison, published: Published | None) -> dict[str, Table]:
+    groups, records, baseline = comparison.groups, comparison.records, comparison.baseline
+    found = {"scores": _scores(records)}
+    if len(groups) > 1:
+        top = groups[0].name
+        found["tests"] = _tests(records, top, "vs_best_", f"Against the best, {top}")
+        if baseline != top and len(groups) > 2:
+            found["baseline"] = _tests(records, baseline, "", f"Against {baseline}")
+    if published is not None:
+        for group, record in zip(groups, records, strict=True):
+            record |= published_tables.published_scores(published, group, record)
+        found["beside"] = _beside_published(records, published.name, published_tables.mismatches(published, groups))
+    for group in groups:
+        for number, table in enumerate(moe.tables(group.name, group.runs[0].metrics)):
+            found[f"mixture {group.name} {number}"] = table
+    classes = [
+        [record["arm"], label, *(_cell(record, f"{name}_{label}") for name in ("precision", "recall", "f1"))]
+        for record in records
+        for label in groups[0].runs[0].labels
+    ]
+    columns = ["configuration", "class", "precision", "recall", "F1"]
+    found["classes"] = Table("By class", columns, classes, words=("class",))
+    found["costs"] = _costs(records)
+    runs = [
+        [
+            group.name,
+            str(run.config["seed"]),
+            f"{run.report['accuracy']:.4f}",
+            f"{run.report['macro_f1']:.4f}",
+            str(run.path),
+        ]
+        for group in groups
+        for run in group.runs
+    ]
+    columns = ["configuration", "seed", "accuracy", "macro-F1", "folder"]
+    return {**found, "runs": Table("Runs", columns, runs, words=("folder",))}
+
+
+def _cell(record: Record, name: str) -> str:
+    return format_value(name, record[name]) or MISSING
+
+
+def _scores(records: Sequence[Record]) -> Table:
+    """Scores of all groups, as ``0.6808 ± 0.0123 (0.6450-0.7170)``, the spread where there are several runs."""
+    rows = []
+    for record in records:
+        row = [record["arm"], str(record["runs"])]
+        for name in SCORES:
+            spread = f" ± {_cell(record, f'{name}_sd')}" if record[f"{name}_sd"] is not None else ""
+            interval = f"({_cell(record, f'{name}_low')}-{_cell(record, f'{name}_high')})"
+            row.append(f"{_cell(record, name)}{spread} {interval}")
+        rows.append(row + [_cell(record, name) for name in ("macro_precision", "macro_recall", "calibration_error")])
+    marked = next((number for number, record in enumerate(records) if record["best"]), None)
+    caption = "In brackets 95 % intervals: accuracy Wilson, F1 bootstrap over rows."
+    if any(record["runs"] > 1 for record in records):
+        caption += " Several runs: mean ± standard deviation over seeds, bootstrap over rows and runs."
+    columns = ["configuration", "runs", *TITLES.values(), "macro-P", "macro-R", "ECE"]
+    return Table("Scores on the test split", columns, rows, caption, marked, optional=(7, 6, 5, 4, 1))
+
+
+def _tests(records: Sequence[Record], reference: str, prefix: str, title: str) -> Table:
+    """Paired tests of all other groups against the group `reference`, whose columns begin with `prefix`."""
+    rows = []
+    for record in records:
+        if record["arm"] != reference:
+            low, high, fixed, broken = (
+                _cell(record, prefix + name) for name in ("difference_low", "difference_high", "fixed", "broken")
+            )
+            difference, p, mcnemar, verdict = (
+                _cell(record, prefix + name) for name in ("difference", "bootstrap_p_holm", "mcnemar_p_holm", "verdict")
+            )
+            cells = [difference, f"{low} to {high}", p, f"{fixed} / {broken}", mcnemar, verdict]
+            rows.append([record["arm"], *cells])
+    columns = ["configuration", "macro-F1 difference", "interval", "p", "fixed / broken", "McNemar p", "verdict"]
+    caption = (
+        f"Difference: macro-F1 of the configuration minus that of {reference}, by a paired bootstrap. Fixed, broken: "
+        f"rows that only the configuration, only {reference} classifies correctly, with the exact McNemar test. "
+    )
+    if len(rows) > 1:
+        columns = [f"{name} (Holm)" if name in ("interval", "p", "McNemar p") else name for name in columns]
+        caption += (
+            f"Holm: corrected for {len(rows)} comparisons; each interval has the confidence level of its comparison's "
+            "step in Holm's procedure, 95 % or more. "
+        )
+    else:
+        caption += "The interval is for 95 %. "
+    caption += "Better or worse: p of the difference below 0.05, which is where its interval excludes 0."
+    return Table(title, columns, rows, caption, words=("verdict",), optional=(5, 4, 2))
+
+
+def _costs(records: Sequence[Record]) -> Table:
+    rows = []
+    for record in records:
+        cells = {name: _cell(record, name) for name in COSTS}
+        if record["trainable_parameters"] is not None:
+            cells["trainable_parameters"] = f"{record['trainable_parameters']:,}"
+        rows.append([record["arm"], *cells.values()])
+    caption = "Best score: the validation that selected the checkpoint, counted from the start of training."
+    return Table("Cost", ["configuration", *COSTS.values()], rows, caption, optional=(5, 4, 3, 6))
+
+
+def _beside_published(records: Sequence[Record], name: str, mismatches: Sequence[str]) -> Table:
+    rows = [
+        [record["arm"], record["published_row"] or MISSING]
+        + [_cell(record, key) for score in SCORES for key in (f"published_{score}", f"{score}_minus_published")]
+        for record in records
+    ]
+    columns = ["configuration", "published row", *(text for title in TITLES.values() for text in (title, "difference"))]
+    caption = (
+        "Scores as published: from the confusion matrix where there is one, otherwise as printed. Differences: these "
+        "runs minus the publication."
+    )
+    if mismatches:
+        caption += f" These runs are another experiment: {'; '.join(mismatches)}."
+    title = f"Beside the published table {name}"
+    return Table(title, columns, rows, caption, words=("published row",), optional=(7, 6, 3, 2, 1))
+
+
+def _published(analysis: published_tables.Analysis, name: str, source: str) -> Table:
+    """The rows of a published table with intervals and tests."""
+    rows = []
+    for record in analysis.records:
+        accuracy = _cell(record, "accuracy")
+        if record["right"] is not None:
+            accuracy += f" ({_cell(record, 'accuracy_low')}-{_cell(record, 'accuracy_high')})"
+        low, high = _cell(record, "p_low"), _cell(record, "p_high")
+        scores = [_cell(record, key) for key in ("macro_f1", "macro_f1_recomputed", "weighted_f1", "against")]
+        row = [record["row"], _cell(record, "right"), accuracy, *scores, low if low == high else f"{low} to {high}"]
+        rows.append([*row, _cell(record, "p_high_holm"), _cell(record, "verdict")])
+    columns = ["row", "correct", "accuracy", "macro-F1", "recomputed", "weighted-F1", "against"]
+    columns += ["McNemar p", "largest p (Holm)", "verdict"]
+    caption = (
+        f"{source}. Scores as printed; recomputed: macro-F1 over the real classes, from the confusion matrix; 95 % "
+        "Wilson intervals. Where only totals are published, p is the range over all pairs that fit them, and a "
+        "verdict is given where it holds for all of them."
+    )
+    notes = [f"{record['row']}: {record['note']}" for record in analysis.records if record["note"]]
+    if notes:
+        caption += f" Notes. {'. '.join(notes)}."
+    title = f"The published table {name}"
+    return Table(title, columns, rows, caption, words=("against", "verdict"), optional=(5, 1, 7, 4, 6, 8))

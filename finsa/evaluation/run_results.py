@@ -1,8 +1,9 @@
-"""From scores to what a run folder keeps: a report, predictions, a figure."""
+"""Results of a run: its reports, predictions, figures and page, from scores to files of the run folder."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from finsa.config import RunConfig
 from finsa.data.tokenized import Labelled
 from finsa.evaluation import calibration as calibrating
-from finsa.evaluation import metrics
+from finsa.evaluation import metrics, moe, tables
+from finsa.evaluation.tables import Table
 from finsa.runs import files
 from finsa.runs.run_folder import RunFolder
 
@@ -89,10 +91,10 @@ def calibration(
 
 
 def validation(task: Labelled, scores: NDArray[np.float64]) -> dict[str, float]:
-    """The numbers that choose a checkpoint, from the validation split's scores (n, c).
+    """The metrics that select a checkpoint, from the validation split's scores (n, c).
 
-    The loss is the mean negative log-probability of the right label, on the response for every method, so that arms
-    with different training losses can be compared.
+    The loss is the mean negative log-probability of the true label, whatever the training loss of the method, so that
+    methods with different training losses can be compared.
     """
     gold = np.array(task.gold("validation")[: len(scores)])
     result = metrics.report(gold.tolist(), scores.argmax(axis=1).tolist(), task.dataset.labels.names)
@@ -104,22 +106,22 @@ def write_ledger(task: Labelled, folder: RunFolder, splits: Collection[str]) -> 
     """Write ``ledger.json``, and the rows that are not used with their reasons as ``dropped.jsonl``.
 
     Args:
-        task: of the run; another run of this process may have read further splits of it.
+        task: of the run; another run of this process may have read more of its splits.
         folder: of the run.
         splits: those that this run has read.
 
     Returns:
-        Rows of these splits whose text was cut.
+        Number of rows of these splits whose text was truncated.
     """
-    cut = {split: number for split, number in task.truncated().items() if split in splits}
-    folder.write_json("ledger.json", task.dataset.ledger.as_dict(cut))
+    truncated = {split: number for split, number in task.truncated().items() if split in splits}
+    folder.write_json("ledger.json", task.dataset.ledger.as_dict(truncated))
     folder.write_lines("dropped.jsonl", task.dataset.dropped.iter_rows(named=True))
-    return cut
+    return truncated
 
 
-def draw(result: dict[str, Any], title: str, folder: Path) -> Path:
-    """Draw the confusion matrix into a run folder."""
-    from finsa.evaluation import figures
+def draw_confusion_matrix(result: dict[str, Any], title: str, folder: Path) -> Path:
+    """Draw the confusion matrix of a report into a run folder."""
+    from finsa.evaluation import figures  # matplotlib takes a second, which no run has to wait for at its start
 
     file = folder / "confusion_matrix.png"
     with files.replacing(file) as temporary:
@@ -127,11 +129,105 @@ def draw(result: dict[str, Any], title: str, folder: Path) -> Path:
     return file
 
 
-def page(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) -> list[Path]:
-    """Write a run's page and the figures beside the confusion matrix: see `run_page.write`."""
-    from finsa.evaluation import run_page  # matplotlib and jinja2 take a second, for which no run waits at its start
+def write_page(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) -> list[Path]:
+    """Write a run's page, ``run.html``, and the figures besides the confusion matrix, as far as its files allow.
 
-    return run_page.write(cfg, folder, name, split)
+    Args:
+        cfg: of the run.
+        folder: with ``metrics.json``, and ``log.jsonl``, ``ledger.json`` and ``confusion_matrix.png`` where they exist.
+        name: of the scored model.
+        split: that was scored; None: none was.
+
+    Returns:
+        The figures that were drawn.
+    """
+    from finsa.evaluation import figures, pages  # see above; jinja2 as well
+
+    values, ledger = _read(folder.path / "metrics.json"), _read(folder.path / "ledger.json")
+    log = []
+    if folder.log_file.is_file():
+        log = [json.loads(line) for line in folder.log_file.read_text(encoding="utf-8").splitlines()]
+    scores: list[Table] = []
+    classes: list[Table] = []
+    remarks = []
+    if split is not None:
+        reports = {"base model (zero-shot)": values["base"]} if values.get("base") else {}
+        scores = [tables.scores({**reports, name: values[split]}, f"Scores on the {split} split")]
+        classes = [tables.by_class(values[split], "By class")]
+        if values.get("calibration"):
+            scores.append(_calibration_table(values["calibration"]))
+        low, high = values[split]["intervals"]["macro_f1"]
+        remarks.append(
+            f"Macro-F1 {values[split]['macro_f1']:.4f} ({low:.4f} to {high:.4f}, 95 %) on the {values[split]['n']:,} "
+            f"{split} rows. stage=report compares runs and tests their differences."
+        )
+    router = values.get("router") or {}
+    remarks += router.get("warnings", [])
+    with files.staged(folder.path) as place:
+        training = []
+        line = ("", figures.LINES[0], [log])
+        if figures.has_steps(log):
+            training.append(figures.training_curves([line], "Training", place / "training_curves.png"))
+        if figures.has_penalties(log):
+            training.append(figures.penalty_grid([line], place / "penalties.png"))
+        routers = [figures.router({name: router}, place / "router.png")] if router else []
+        matrices = []
+        if split is not None and (folder.path / "confusion_matrix.png").is_file():
+            title, alt = "Confusion matrix: rows, and shares of the true class", "The numbers of the table By class."
+            matrices = [figures.Figure(folder.path / "confusion_matrix.png", title, alt)]
+        sections = [
+            ("Scores", scores, []),
+            ("Classes", classes, matrices),
+            ("Mixture", moe.tables(name, values), routers),
+            ("Training", [], training),
+            ("Rows", [tables.rows_by_split(ledger)] if ledger else [], []),
+        ]
+        html = pages.render(f"{name}, {cfg.data.title}: run", _facts(cfg, folder.facts), remarks, sections)
+        (place / "run.html").write_text(html, encoding="utf-8")
+    return [folder.path / figure.file.name for figure in (*training, *routers)]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return values
+
+
+def _facts(cfg: RunConfig, facts: Mapping[str, Any]) -> dict[str, str]:
+    """How the run was made, as far as it is known."""
+    trainable, total = facts.get("trainable_parameters"), facts.get("total_parameters")
+    found = {
+        "stage": cfg.stage.name,
+        "method": cfg.method.name,
+        "model": None if cfg.method.baseline is not None else cfg.model.name,
+        "data": cfg.data.title,
+        "data fingerprint": facts.get("data_fingerprint"),
+        "run evaluated": facts.get("run"),
+        "seed": cfg.seed,
+        "scoring": facts.get("scoring"),
+        "device": facts.get("device"),
+        "commit": str(facts.get("git_commit") or "")[:12],
+        "parameters": None if trainable is None or total is None else f"{trainable:,} trainable of {total:,}",
+        "training seconds": facts.get("training_seconds"),
+        "samples per second": facts.get("rows_per_second"),
+    }
+    return {name: str(value) for name, value in found.items() if value not in (None, "", "None")}
+
+
+def _calibration_table(values: Mapping[str, Any]) -> Table:
+    """Per split, calibration error and log loss with and without the temperature."""
+    splits = {split: one for split, one in values.items() if isinstance(one, dict)}
+    keys = [key for key in next(iter(splits.values()), {}) if key != "n"]
+    rows = []
+    for split, one in splits.items():
+        cells = [
+            f"{one[key]:.4f}" if isinstance(one[key], float) else "-" if one[key] is None else str(one[key])
+            for key in keys
+        ]
+        rows.append([split, *cells])
+    caption = f"Temperature {values['temperature']:.4f}, fitted on the validation rows; ECE of {calibrating.BINS} bins."
+    if calibrating.at_bound(values["temperature"]):
+        caption += " The temperature is at its bound: these rows do not determine it, and nothing is calibrated."
+    return Table("Calibration", ["split", *(key.replace("_", " ") for key in keys)], rows, caption)
 
 
 def flat(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -1,58 +1,159 @@
-"""Tables on the terminal, and the comparison that ends a sweep."""
+"""Tables: one content for terminal, Markdown, CSV and pages, and the tables of a single run."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import rich.table
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
-from rich.table import Table
 
 from finsa.config import Majority, Method, Network
 from finsa.data.ledger import Ledger
 from finsa.runs import files
 
 WIDTH, UNBOUNDED = 120, 10_000  # columns of the screen
-CHOSEN = ("filtered: data.split.rows", "filtered: not of domain", "filtered: mixture ratio")  # no examples are needed
+MISSING = "-"
+FILTERED = ("filtered: data.split.rows", "filtered: not of domain", "filtered: mixture ratio")  # need no examples
 NAMED = 8  # hidden columns that a caption names
-MANY, WORST = 20, 10  # classes that are too many for a column each; of those the hardest ones and confusions shown
-COLUMNS = ("accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall")
+MANY, WORST = 20, 10  # more classes have no columns of their own; the hardest ones and most frequent errors are shown
+SCORES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "weighted_f1": "weighted-F1",
+    "macro_precision": "macro-P",
+    "macro_recall": "macro-R",
+}
+# Control characters, which would break lines or command a terminal, are replaced by visible signs.
+SIGNS = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡", 0x0A: "↵\n", 0x0D: "␍", 0x09: "⇥"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text cells.
+
+    Args:
+        title: of the table.
+        columns: names; the first column names the rows.
+        rows: cells.
+        caption: how to read it.
+        marked: number of the highlighted row; None for no highlight.
+        words: columns of words, which are aligned left; the first column always is.
+        optional: numbers of the columns that a narrow terminal omits, the least important first.
+        folded: whether a page shows the table only on request.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    marked: int | None = None
+    words: Collection[str] = ()
+    optional: Sequence[int] = ()
+    folded: bool = False
+
+    def show(self) -> None:
+        """Print the table on the terminal."""
+        table = rich.table.Table(
+            title=escape(self.title),
+            title_justify="left",
+            title_style="bold",
+            caption=escape(self.caption) or None,
+            caption_justify="left",
+        )
+        for number, name in enumerate(self.columns):
+            table.add_column(escape(name), justify="left" if number == 0 or name in self.words else "right")
+        for number, row in enumerate(self.rows):
+            table.add_row(*map(escape, row), style="bold" if number == self.marked else None)
+        show(table, self.optional)
+
+    def markdown(self) -> str:
+        """Format the table as Markdown; the highlighted row is bold."""
+        rule = ["---", *("---" if name in self.words else "---:" for name in self.columns[1:])]
+        lines = [self.columns, rule]
+        for number, row in enumerate(self.rows):
+            cells = [cell.replace("|", "\\|") for cell in row]
+            lines.append([f"**{cell}**" for cell in cells] if number == self.marked else cells)
+        caption = f"\n\n{self.caption}" if self.caption else ""
+        return f"## {self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + caption + "\n"
+
+
+def visible(text: str) -> str:
+    """Replace control characters by visible signs; a line break is kept, with a sign before it."""
+    return text.translate(SIGNS)
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Format a share: ``4.8 %``."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def format_value(name: str, value: Any) -> str:
+    """Format a value of a record by the name of its column; empty for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, float):
+        return str(value)
+    if name.endswith(("_p", "_holm")) or name.startswith("p_"):
+        return f"{value:.4f}" if value >= 1e-4 else f"{value:.0e}" if value > 0 else "<1e-300"
+    if "difference" in name or name.endswith("_minus_published"):
+        return f"{value:+.4f}"
+    if name.endswith(("_per_second", "_gib")):
+        return f"{value:.2f}"
+    return f"{value:.1f}" if "seconds" in name else f"{value:.4f}"
+
+
+def to_csv(records: Sequence[Mapping[str, Any]]) -> str:
+    """Format records as CSV, one column per key."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: format_value(name, value) for name, value in record.items()} for record in records)
+    return text.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------ terminal
 
 
 def console() -> Console:
-    """The console for results: as wide as ``COLUMNS`` or the terminal says, otherwise 120 columns."""
-    plain = Console()
-    return plain if _bounded(plain) else Console(width=WIDTH)
+    """The console for results: as wide as ``COLUMNS`` or the terminal, otherwise 120 columns."""
+    default = Console()
+    return default if _has_width(default) else Console(width=WIDTH)
 
 
-def _bounded(plain: Console) -> bool:
-    return plain.is_terminal or os.environ.get("COLUMNS", "").isdigit()
+def _has_width(default: Console) -> bool:
+    return default.is_terminal or os.environ.get("COLUMNS", "").isdigit()
 
 
-def show(table: Table, optional: Sequence[int] = ()) -> None:
-    """Print a table so that no border, header or word of it is lost.
+def show(table: rich.table.Table, optional: Sequence[int] = ()) -> None:
+    """Print a table without losing a border, a header or a part of a word.
 
-    Cells wrap between words. Where that is not enough, optional columns are left out and named in the caption; where
-    the output has no width of its own (a pipe, a file), the table is as wide as it has to be.
+    Cells wrap between words. Where that is not enough, optional columns are omitted and named in the caption. Where
+    the output has no width (a pipe, a file), the table is as wide as it needs to be.
 
     Args:
         table: any.
-        optional: numbers of the columns that can be left out, the least important first.
+        optional: numbers of the columns that can be omitted, the least important first.
     """
     out, hidden = console(), []
     for column in table.columns:
         column.overflow, column.no_wrap = "fold", False
-    if not _bounded(Console()):
-        out = Console(width=max(WIDTH, _narrowest(table, out)))
+    if not _has_width(Console()):
+        out = Console(width=max(WIDTH, _minimum_width(table, out)))
     columns = list(table.columns)
     for number in optional:
-        if _narrowest(table, out) <= out.width:
+        if _minimum_width(table, out) <= out.width:
             break
         table.columns.remove(columns[number])
         hidden.append(number)
@@ -61,24 +162,24 @@ def show(table: Table, optional: Sequence[int] = ()) -> None:
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         note = f"Not shown at this width: {', '.join(names[:NAMED])}{more}."
         table.caption = f"{table.caption}\n{note}" if table.caption else note
-    _lay_out(table, out)
+    _set_widths(table, out)
     out.print(table)
 
 
-def _narrowest(table: Table, out: Console) -> int:
+def _minimum_width(table: rich.table.Table, out: Console) -> int:
     """Columns of the screen that a table needs if its cells wrap between words."""
     return Measurement.get(out, out.options.update(max_width=UNBOUNDED), table).minimum
 
 
-def _lay_out(table: Table, out: Console) -> None:
-    """Set the widths of a table's columns, each at least its longest word, which rich does not see to."""
+def _set_widths(table: rich.table.Table, out: Console) -> None:
+    """Set the widths of a table's columns, each at least its longest word, which rich does not ensure."""
     options = out.options.update(max_width=UNBOUNDED)
     needs = [
         [Measurement.get(out, options, cell) for cell in (column.header, *column.cells)] for column in table.columns
     ]
     widths = [max(one.minimum for one in cells) for cells in needs]
     wanted = [max(one.maximum for one in cells) - width for cells, width in zip(needs, widths, strict=True)]
-    left = out.width - _narrowest(table, out)
+    left = out.width - _minimum_width(table, out)
     if left < 0 or left >= sum(wanted):
         return
     for number, place in enumerate(sorted(range(len(widths)), key=wanted.__getitem__)):
@@ -88,25 +189,39 @@ def _lay_out(table: Table, out: Console) -> None:
         column.width = width
 
 
-def show_comparison(reports: Mapping[str, Mapping[str, Any]], title: str) -> None:
-    """Print reports side by side, F1 and accuracy with their 95 % intervals.
+def show_plan(title: str, values: Mapping[str, object]) -> None:
+    """Print names and values."""
+    table = rich.table.Table(title=title, title_justify="left", title_style="bold", show_header=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in values.items():
+        table.add_row(name, str(value))
+    show(table)
 
-    The best macro-F1 is bold only where its interval does not meet the second's.
+
+# ------------------------------------------------------------------------------------------------ scores
+
+
+def scores(reports: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """Reports side by side, F1 and accuracy with their 95 % intervals.
+
+    The best macro-F1 is highlighted only where its interval does not overlap any other.
     """
-    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
-    table.add_column("")
-    for name in ("n", "accuracy", "macro-F1", "weighted-F1", "macro-P", "macro-R"):
-        table.add_column(name, justify="right")
-    best = clear_winner(reports)
+    rows = []
     for name, report in reports.items():
-        cells = [_cell(report, column) for column in COLUMNS]
-        table.add_row(name, str(report["n"]), *cells, style="bold" if name == best else None)
-    table.caption = "95 % intervals: accuracy Wilson, F1 bootstrap over rows"
-    show(table, optional=(6, 5, 4, 1))
+        cells = []
+        for score in SCORES:
+            interval = report["intervals"].get(score)
+            cells.append(f"{report[score]:.4f}" + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""))
+        rows.append([name, f"{report['n']:,}", *cells])
+    best = clear_winner(reports)
+    marked = None if best is None else list(reports).index(best)
+    caption = "95 % intervals: accuracy Wilson, F1 bootstrap over rows"
+    return Table(title, ["", "rows", *SCORES.values()], rows, caption, marked, optional=(6, 5, 4, 1))
 
 
 def clear_winner(reports: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The report whose macro-F1 interval lies above all others; None where none does."""
+    """The report whose macro-F1 interval lies above all others; None where there is none."""
     ranked = sorted(reports, key=lambda name: -reports[name]["macro_f1"])
     if len(ranked) < 2:
         return None
@@ -114,63 +229,62 @@ def clear_winner(reports: Mapping[str, Mapping[str, Any]]) -> str | None:
     return ranked[0] if reports[ranked[0]]["intervals"]["macro_f1"][0] > highest else None
 
 
-def _cell(report: Mapping[str, Any], column: str) -> str:
-    interval = report["intervals"].get(column)
-    value = f"{report[column]:.4f}"
-    return f"{value} ({interval[0]:.3f}-{interval[1]:.3f})" if interval else value
+def write_comparison(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Write the reports of a sweep's jobs as ``comparison.csv`` and ``comparison.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.replacing(folder / "comparison.csv") as place, place.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["job", "n", *SCORES, "macro_f1_low", "macro_f1_high"])
+        for name, report in reports.items():
+            values = [f"{report[score]:.6f}" for score in SCORES]
+            writer.writerow([name, report["n"], *values, *(f"{end:.6f}" for end in report["intervals"]["macro_f1"])])
+    files.write_text(folder / "comparison.json", json.dumps(reports, ensure_ascii=False, indent=1) + "\n")
+
+
+def by_class(report: Mapping[str, Any], title: str) -> Table:
+    """Precision, recall and F1 of the classes, and unless there are many, the confusion matrix."""
+    names = list(report["per_class"])
+    predicted = names if len(names) <= MANY else []
+    rows = []
+    for name, counts in zip(names, report["confusion"], strict=True):
+        values = report["per_class"][name]
+        cells = [f"{values[key]:.4f}" for key in ("precision", "recall", "f1")]
+        rows.append([name, *cells, f"{values['support']:,}", *(f"{count:,}" for count in counts if predicted)])
+    columns = ["class", "precision", "recall", "F1", "rows", *(f"→ {name}" for name in predicted)]
+    caption = "→: rows of the class by predicted label" if predicted else ""
+    return Table(title, columns, rows, caption, optional=range(4 + len(predicted), 4, -1))
 
 
 def show_report(report: Mapping[str, Any], title: str, method: Method) -> None:
-    """Print one report's classes and its confusion matrix.
+    """Print the classes of one report and its confusion matrix.
 
     Args:
         report: of one split.
         title: of the table.
-        method: what answered; it decides what is advised where all answers are the same.
+        method: what produced the answers; it decides what is advised where all answers are the same.
     """
-    names, per_class = list(report["per_class"]), report["per_class"]
-    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
-    for name in ("class", "precision", "recall", "F1", "rows"):
-        table.add_column(name, justify="left" if name == "class" else "right")
-    many = len(names) > MANY
-    for name in [] if many else names:
-        table.add_column(f"→ {name}", justify="right")
-    shown = sorted(names, key=lambda name: per_class[name]["f1"])[:WORST] if many else names
-    for name, counts in zip(names, report["confusion"], strict=True):
-        scores = per_class[name]
-        cells = [f"{scores[key]:.4f}" for key in ("precision", "recall", "f1")]
-        if name in shown:
-            table.add_row(name, *cells, str(scores["support"]), *([] if many else map(str, counts)))
-    table.caption = "→: rows of the class by predicted label"
-    if many:
-        table.caption = f"{len(shown)} of {len(names)} classes, those with the lowest F1; metrics.json has all of them"
-    show(table, optional=() if many else range(4 + len(names), 4, -1))
-    if many:
-        _show_confusions(report["confusion"], names)
-    predicted = [
-        name for name, total in zip(names, map(sum, zip(*report["confusion"], strict=True)), strict=True) if total
-    ]
+    names, confusion, table = list(report["per_class"]), report["confusion"], by_class(report, title)
+    if len(names) > MANY:
+        hardest = sorted(names, key=lambda name: report["per_class"][name]["f1"])[:WORST]
+        caption = f"{WORST} of {len(names)} classes, those with the lowest F1; metrics.json has all of them"
+        table = replace(table, rows=[row for row in table.rows if row[0] in hardest], caption=caption)
+    table.show()
+    wrong = [(rows, a, b) for a, line in enumerate(confusion) for b, rows in enumerate(line) if rows and a != b]
+    if len(names) > MANY and wrong:
+        errors = [
+            [names[a], names[b], f"{rows:,}", f"{rows / sum(confusion[a]):.0%}"]
+            for rows, a, b in sorted(wrong, key=lambda one: -one[0])[:WORST]
+        ]
+        columns, caption = ["class", "predicted", "rows", "share of the class"], f"{len(errors)} of {len(wrong)} pairs"
+        Table("most frequent errors", columns, errors, f"{caption} of classes", words=("predicted",)).show()
+    predicted = [name for name, total in zip(names, map(sum, zip(*confusion, strict=True)), strict=True) if total]
     if len(predicted) == 1 and report["n"] > 1 and not isinstance(method.baseline, Majority):
-        said = f"note: every row was predicted {predicted[0]}. {_advice(method, names)}".rstrip()
-        console().print(said, highlight=False, markup=False)
-
-
-def _show_confusions(counts: Sequence[Sequence[int]], names: Sequence[str]) -> None:
-    """Print the most frequent confusions of two classes, where a matrix would be too wide."""
-    wrong = [(rows, a, b) for a, line in enumerate(counts) for b, rows in enumerate(line) if rows and a != b]
-    if not wrong:
-        return
-    table = Table(title="most frequent errors", title_justify="left", title_style="bold", caption_justify="left")
-    for name in ("class", "predicted", "rows", "share of the class"):
-        table.add_column(name, justify="left" if name in ("class", "predicted") else "right")
-    for rows, a, b in sorted(wrong, key=lambda one: -one[0])[:WORST]:
-        table.add_row(names[a], names[b], str(rows), f"{rows / sum(counts[a]):.0%}")
-    table.caption = f"{min(WORST, len(wrong))} of {len(wrong)} pairs of classes"
-    show(table)
+        note = f"note: every row was predicted {predicted[0]}. {_advice(method, names)}".rstrip()
+        console().print(note, highlight=False, markup=False)
 
 
 def _advice(method: Method, names: Sequence[str]) -> str:
-    """What may help a method that gives all rows one label: only settings that it reads."""
+    """Settings that may help a method that predicts one label for all rows: only those that it reads."""
     if isinstance(method.baseline, Network):
         return "More epochs (method.baseline.epochs) or another method.baseline.learning_rate may help."
     if method.baseline is not None:  # its grid of penalties has been searched
@@ -182,61 +296,48 @@ def _advice(method: Method, names: Sequence[str]) -> str:
     )
     if method.head == "classifier":
         return more
-    if set(names) <= {"利好", "中性", "利空"}:  # words that were chosen
+    if set(names) <= {"利好", "中性", "利空"}:  # the default label words
         return "" if method.learn == "nothing" else more
     return words if method.learn == "nothing" else f"{more} {words}"
 
 
+# ------------------------------------------------------------------------------------------------ ledger
+
+
+def rows_by_split(ledger: Mapping[str, Any]) -> Table:
+    """Used rows by split and label, from ``ledger.json``; of many labels, only their number and extremes."""
+    splits = {split: counts for split, counts in ledger.get("splits", {}).items() if counts}
+    labels = list(next(iter(splits.values()), {}))
+    many, truncated = len(labels) > MANY, ledger.get("truncated", {})
+    rows = []
+    for split, by_label in splits.items():
+        counts = list(by_label.values())
+        numbers = [sum(map(bool, counts)), min(counts), max(counts)] if many else counts
+        last = MISSING if truncated.get(split) is None else f"{truncated[split]:,}"
+        rows.append([split, *(f"{number:,}" for number in (*numbers, sum(counts))), last])
+    columns = ["classes", "rows of the smallest", "of the largest"] if many else labels
+    buckets = ", ".join(f"{name} {count:,}" for name, count in ledger.get("buckets", {}).items() if count)
+    caption = f"read {sum(ledger.get('read', {}).values()):,}: {buckets}" if buckets else ""
+    optional = () if many else range(len(labels), 0, -1)
+    return Table("rows", ["split", *columns, "total", "truncated"], rows, caption, optional=optional)
+
+
 def show_ledger(ledger: Ledger, truncated: Mapping[str, int]) -> None:
-    """Print what became of the rows read."""
-    table = Table(title="rows", title_justify="left", title_style="bold", caption_justify="left")
-    labels = list(next(iter(ledger.splits.values())))
-    many = len(labels) > MANY
-    columns = ("classes", "rows of the smallest", "of the largest") if many else labels
-    for name in ("split", *columns, "together", "text cut"):
-        table.add_column(name, justify="left" if name == "split" else "right")
-    for split, counts in ledger.splits.items():
-        cut, found = truncated.get(split), list(counts.values())
-        shown = (sum(map(bool, found)), min(found), max(found)) if many else found
-        table.add_row(split, *map(str, shown), str(sum(found)), "-" if cut is None else str(cut))
-    table.caption = f"read {ledger.read.total():,}: {ledger.told(truncated)}"
-    show(table, optional=() if many else range(len(labels), 0, -1))
+    """Print how the rows that were read are used: by split and label, and those that are not used."""
+    rows_by_split(ledger.as_dict(truncated)).show()
     show_losses(ledger)
 
 
 def show_losses(ledger: Ledger) -> None:
-    """Print what happened to rows that are not used, with examples, and what was mended or is odd."""
-    lost = {fate: examples for fate, examples in ledger.examples.items() if not fate.startswith(CHOSEN)}
-    if lost:
-        table = Table(title="rows left out", title_justify="left", title_style="bold", caption_justify="left")
-        table.add_column("why")
-        table.add_column("rows", justify="right")
-        table.add_column("for example (file:line: text [label])")
-        for fate, examples in lost.items():
-            table.add_row(fate, f"{ledger.buckets[fate]:,}", escape("\n".join(examples)))
-        table.caption = "all of them, with reasons: dropped.jsonl in the run folder"
-        show(table)
+    """Print the rows that are not used, with reasons and examples, and the ledger's notes."""
+    rows = [
+        [bucket, f"{ledger.buckets[bucket]:,}", "\n".join(examples)]
+        for bucket, examples in ledger.examples.items()
+        if not bucket.startswith(FILTERED)
+    ]
+    if rows:
+        example = "for example (file:line: text [label])"
+        caption = "all of them, with reasons: dropped.jsonl in the run folder"
+        Table("rows left out", ["why", "rows", example], rows, caption, words=(example,)).show()
     for note in ledger.notes:
         console().print(f"note: {escape(note)}", highlight=False)
-
-
-def show_plan(title: str, values: Mapping[str, object]) -> None:
-    """Print names and values."""
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
-    table.add_column(style="dim")
-    table.add_column()
-    for name, value in values.items():
-        table.add_row(name, str(value))
-    show(table)
-
-
-def write_comparison(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """Write the comparison as ``comparison.csv`` and ``comparison.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.replacing(folder / "comparison.csv") as place, place.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["job", "n", *COLUMNS, "macro_f1_low", "macro_f1_high"])
-        for name, report in reports.items():
-            scores = [f"{report[column]:.6f}" for column in COLUMNS]
-            writer.writerow([name, report["n"], *scores, *(f"{end:.6f}" for end in report["intervals"]["macro_f1"])])
-    files.write_text(folder / "comparison.json", json.dumps(reports, ensure_ascii=False, indent=1) + "\n")

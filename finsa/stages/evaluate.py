@@ -8,7 +8,7 @@ from typing import Any
 from finsa.config import EvaluateStage, MoeJointStage, RunConfig
 from finsa.data import dataset, tokenized
 from finsa.errors import ConfigError, Problem
-from finsa.evaluation import metrics, router, run_results, tables
+from finsa.evaluation import metrics, moe, run_results, tables
 from finsa.inference import named_rows, predictor
 from finsa.inference.predictor import Predictor, Record
 from finsa.models import quantization, tokenizers
@@ -34,7 +34,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     from finsa.models.moe import mixture  # torch takes seconds to import: after the checks
 
     if record is not None and isinstance(trained.stage, MoeJointStage):
-        router.require_known(trained.stage, mixture.names(record.path), data.splits[split]["domain"].to_list())
+        moe.require_known_domains(trained.stage, mixture.names(record.path), data.splits[split]["domain"].to_list())
     job = _job(trained, data, record, session)
     hardware.prepare(cfg.train)
     with (
@@ -56,14 +56,16 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         run_results.write_ledger(job, folder, (split,) if trained.method.baseline is None else tuple(data.splits))
         folder.write_json("metrics.json", found)
         if processes.first():
-            tracker.figure("confusion matrix", run_results.draw(found[split], f"{name}, {split}", folder.path))
-            run_results.page(trained.model_copy(update={"stage": cfg.stage}), folder, name, split)
+            tracker.figure(
+                "confusion matrix", run_results.draw_confusion_matrix(found[split], f"{name}, {split}", folder.path)
+            )
+            run_results.write_page(trained.model_copy(update={"stage": cfg.stage}), folder, name, split)
         tracker.summary(run_results.flat(found))
     method = trained.method
     if record is None:  # the base model, whatever method the command's defaults name
         method = method.model_copy(update={"learn": "nothing", "head": "lm", "baseline": None})
     tables.show_report(found[split], f"{name} on the {split} split, by class", method)
-    tables.show_comparison({name: found[split]}, f"{trained.data.title}, {split} split")
+    tables.scores({name: found[split]}, f"{trained.data.title}, {split} split").show()
     print(f"run folder: {folder.path}")
     return Result("evaluate", folder.path, found, found[split]["macro_f1"] if split == "validation" else None)
 
@@ -87,7 +89,7 @@ def _judge(cfg: RunConfig, job: tokenized.Labelled, answerer: Predictor, folder:
         more: dict[str, Any] = {"calibration": run_results.calibration(job, {split: log_probs}, answerer.temperature)}
         if gates is not None:
             domains = job.dataset.splits[split]["domain"].to_list()
-            more["router"] = router.analysis(gates, domains, experts)
+            more["router"] = moe.analyze_gates(gates, domains, experts)
         return run_results.report(job, split, log_probs), more
     from finsa.inference.generation import Generator, parse
 

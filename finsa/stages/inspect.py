@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from finsa.config import InspectStage, RunConfig
 from finsa.data import dataset, discovery, near_duplicates, sources, tokenized
-from finsa.evaluation import (
-    examples,
-    inspect_figures,
-    inspect_page,
-    inspect_terminal,
-    inspection,
-    run_results,
-    tables,
-)
-from finsa.evaluation.figures import Figure
+from finsa.evaluation import examples, inspection, inspection_figures, pages, run_results, tables
 from finsa.models import tokenizers
 from finsa.runs import run_folder, trackers
 from finsa.runs.run_folder import Result
@@ -46,30 +36,28 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         run_folder.start(cfg, data.fingerprint, session) as folder,
         trackers.track(cfg, folder.path, session.group) as tracker,
     ):
-        figures = _draw(job, numbers, close, folder.path)
+        figures = inspection_figures.draw(job, numbers, close, folder.path)
         folder.note(**job.fingerprints())
         run_results.write_ledger(job, folder, tuple(data.splits))
         folder.write_json("inspect.json", numbers)
         folder.write_lines("near_duplicates.jsonl", _pairs(close.pairs, data.labels.names))
-        page = inspect_page.Page(
-            title=f"finsa: inspection of {cfg.data.title}",
-            facts=_facts(cfg, data, whose),
-            numbers=numbers,
-            ledger=data.ledger.as_dict(job.truncated()),
-            examples=shown,
-            figures=figures,
-            near=close,
-            shown=cfg.stage.pairs,
-        )
-        folder.write_text("inspect.html", inspect_page.render(page))
-        for figure in figures.values():
-            tracker.figure(figure.title, figure.file)
+        contents = inspection.sections(numbers, data.ledger.as_dict(job.truncated()), close, cfg.stage.pairs)
+        sections = [(name, found, figures[name]) for name, found in contents.items()]
+        title, facts = f"finsa: inspection of {cfg.data.title}", _facts(cfg, data, whose)
+        page = pages.render(title, facts, numbers["findings"], sections, examples=shown)
+        folder.write_text("inspect.html", page)
+        for _, _, drawn in sections:
+            for figure in drawn:
+                tracker.figure(figure.title, figure.file)
         tracker.summary(run_results.flat({"inspect": _summary(numbers)}))
-    inspect_terminal.show_examples(shown)
+    examples.show(shown)
     tables.show_ledger(data.ledger, job.truncated())
-    inspect_terminal.show_near(numbers["near_duplicates"])
-    inspect_terminal.show_groups(numbers["groups"], data.labels.names)
-    inspect_terminal.show_findings(numbers["findings"])
+    inspection.near_table(numbers["near_duplicates"]).show()
+    for group in numbers["groups"]:
+        inspection.group_table(group).show()
+    tables.console().print("findings", style="bold")
+    for sentence in numbers["findings"]:
+        tables.console().print(f"- {sentence}", markup=False, highlight=False)
     print(f"tokenizer: {whose}\npage: {folder.path / 'inspect.html'}")
     return Result("inspect", folder.path, _summary(numbers))
 
@@ -100,37 +88,6 @@ def _facts(cfg: RunConfig, data: dataset.Dataset, whose: str) -> dict[str, str]:
         "method": f"{cfg.method.name} (loss on {cfg.method.loss_on}, balance {cfg.method.balance})",
         "prompt": cfg.data.prompt,
     }
-
-
-def _draw(
-    job: tokenized.TokenizedDataset, numbers: dict[str, Any], close: near_duplicates.NearDuplicates, folder: Path
-) -> dict[str, Figure]:
-    labels, splits = job.dataset.labels.names, numbers["splits"]
-    lengths = {split: inspection.row_lengths(job, split) for split in splits}
-    of_splits = {"all": {split: of["labels"] for split, of in splits.items()}}
-    buckets = job.dataset.ledger.closed(job.truncated())
-    rows = inspection.used_rows(job)
-    drawn = {
-        "ledger": inspect_figures.ledger(buckets, folder / "ledger.png"),
-        "labels_by_split": inspect_figures.labels_by_group("split", of_splits, labels, folder / "labels_by_split.png"),
-        "token_lengths": inspect_figures.token_lengths(
-            lengths, numbers["tokens"]["max_length"], folder / "token_lengths.png"
-        ),
-        "traits": inspect_figures.traits(rows, labels, folder / "traits.png"),
-    }
-    if any(sum(of["cut"].values()) for of in splits.values()):
-        drawn["truncation"] = inspect_figures.truncation(splits, labels, folder / "truncation.png")
-    if close.pairs.height:
-        drawn["near_duplicates"] = inspect_figures.near_duplicates(
-            close.pairs, numbers["near_duplicates"]["threshold"], folder / "near_duplicates.png"
-        )
-    for found in numbers["groups"]:
-        name = f"labels_by_{found['kind'].replace(' ', '_')}"
-        counts = {
-            split: {group["name"]: group["splits"].get(split, {}) for group in found["groups"]} for split in splits
-        }
-        drawn[name] = inspect_figures.labels_by_group(found["kind"], counts, labels, folder / f"{name}.png")
-    return drawn
 
 
 def _summary(numbers: dict[str, Any]) -> dict[str, Any]:

@@ -10,15 +10,8 @@ from numpy.typing import NDArray
 
 from finsa.config import MoeJointStage, RunConfig
 from finsa.data import dataset, tokenized
-from finsa.evaluation import (
-    finished_runs,
-    moe_comparison,
-    moe_tables,
-    report_tables,
-    router,
-    run_results,
-)
-from finsa.evaluation.moe_comparison import MIXTURE, UNION
+from finsa.evaluation import finished_runs, moe, run_results
+from finsa.evaluation.moe import MIXTURE, UNION
 from finsa.inference.scoring import FloatArray, LabelScorer, scorer
 from finsa.models import base, factory, hardware, quantization, tokenizers
 from finsa.models.moe.mixture import Mixture
@@ -106,11 +99,11 @@ def _run(
     domains = rows.dataset.splits["test"]["domain"].to_list()
     metrics |= {
         "test": run_results.report(rows, "test", scores),
-        "router": router.analysis(gates, domains, model.experts),
+        "router": moe.analyze_gates(gates, domains, model.experts),
     }
     results.calibrate(cfg, rows, folder, metrics, {"validation": held, "test": scores})
     if stage.compare:
-        metrics["mixture"] = _compare(rows, made_of, {**arms, **moe_comparison.arms(alone, domains)}, folder)
+        metrics["mixture"] = _compare(rows, made_of, {**arms, **moe.expert_answers(alone, domains)}, folder)
     folder.note(**fitted.facts(), scoring=reader.rule)
     results.write(cfg, rows, folder, tracker, metrics, scores, gates, model.experts)
     factory.release(model)
@@ -167,17 +160,17 @@ def _compare(
             for place, identity in enumerate(test["id"].to_list())
         ),
     )
-    return moe_comparison.compare(arms, gold, domains, names)
+    return moe.compare(arms, gold, domains, names)
 
 
 def _of_union(path: Path) -> Classes:
     """The union's own answers: its rows are the mixture's, which is how it was found."""
-    found, _ = finished_runs.read([path])
+    found, _ = finished_runs.load([path])
     return found[0].predicted
 
 
 def _show(metrics: dict[str, Any]) -> None:
-    for sheet in moe_tables.of("this mixture", metrics):
-        report_tables.show(sheet)
+    for table in moe.tables("this mixture", metrics):
+        table.show()
     for warning in metrics["router"]["warnings"]:
         print(f"warning: {warning}")

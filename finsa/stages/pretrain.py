@@ -77,7 +77,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
             metrics = _adapted(cfg, model, fitted.best, len(watched), folder)
         folder.note(**fitted.facts(), **metrics)
         folder.write_json("metrics.json", metrics)
-        run_results.page(cfg, folder, f"pre-training of {cfg.model.name}", None)
+        run_results.write_page(cfg, folder, f"pre-training of {cfg.model.name}", None)
         tracker.summary(metrics)
     files.remove(folder.path / "checkpoints")  # once the run is complete: until then a kill may need them
     if cfg.output is not None:

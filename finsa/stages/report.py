@@ -14,7 +14,7 @@ from finsa.session import Session
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Report the runs that ``runs`` names, beside a published table where one is chosen."""
     assert isinstance(cfg.stage, ReportStage)
-    paths = finished_runs.folders(cfg.runs) if cfg.runs else []
+    paths = finished_runs.find_folders(cfg.runs) if cfg.runs else []
     names = [cfg.runs] if isinstance(cfg.runs, str) else cfg.runs or []
     made = report.build(paths, cfg.stage, cfg.published, {}, [locate(name) for name in names])
     folder = _folder(cfg)

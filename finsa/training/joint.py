@@ -9,7 +9,7 @@ import torch
 
 from finsa.config import MoeJointStage, RunConfig, Train
 from finsa.data.tokenized import TokenizedDataset
-from finsa.evaluation import router, run_results
+from finsa.evaluation import moe, run_results
 from finsa.inference.scoring import FloatArray, scorer
 from finsa.models.moe.experts import mean_head
 from finsa.models.moe.mixture import MANIFEST, Mixture
@@ -151,5 +151,5 @@ def validated(cfg: RunConfig, task: TokenizedDataset, model: Mixture, watch: Wat
     found = run_results.validation(task, log_probs)
     assert reader.gates is not None
     domains = task.dataset.splits["validation"]["domain"].to_list()[: len(log_probs)]
-    accuracy = router.analysis(reader.gates, domains, model.experts)["accuracy"]
+    accuracy = moe.analyze_gates(reader.gates, domains, model.experts)["accuracy"]
     return (found if accuracy is None else {**found, "routing_accuracy": accuracy}), log_probs

@@ -81,16 +81,17 @@ def write(
     if isinstance(job, tokenized.TokenizedDataset):
         _write_cards(cfg, job, folder)
     model = [] if cfg.method.baseline is not None else [cfg.model.name]
-    figure = run_results.draw(metrics["test"], ", ".join([cfg.method.name, *model, cfg.data.title]), folder.path)
+    title = ", ".join([cfg.method.name, *model, cfg.data.title])
+    figure = run_results.draw_confusion_matrix(metrics["test"], title, folder.path)
     tracker.summary(run_results.flat(metrics))
     tracker.figure("confusion matrix", figure)
     name = f"{cfg.method.name} mixture" if gates is not None else cfg.method.name
-    for drawn in run_results.page(cfg, folder, name, "test"):
+    for drawn in run_results.write_page(cfg, folder, name, "test"):
         tracker.figure(drawn.stem.replace("_", " "), drawn)
     rows = {f"{cfg.model.name} as it is": metrics["base"]} if "base" in metrics else {}
     tables.show_ledger(job.dataset.ledger, cut)
     tables.show_report(metrics["test"], f"{cfg.method.name} on the test split, by class", cfg.method)
-    tables.show_comparison({**rows, cfg.method.name: metrics["test"]}, f"{cfg.data.title}, test split")
+    tables.scores({**rows, cfg.method.name: metrics["test"]}, f"{cfg.data.title}, test split").show()
     print(f"run folder: {folder.path}")
 
 

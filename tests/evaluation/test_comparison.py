@@ -11,15 +11,16 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from finsa.config import ReportStage, RunConfig
 from finsa.errors import ConfigError
-from finsa.evaluation import comparison, finished_runs, metrics, run_groups, statistics
+from finsa.evaluation import comparison, finished_runs, metrics, statistics
+from finsa.evaluation.finished_runs import RunGroup
 
 GOLD = np.random.default_rng(0).integers(0, 3, 400)
 OPTIONS = ReportStage(name="report", baseline=None, training_rows="same", samples=2000, seed=0)
 Configure = Callable[..., RunConfig]
 
 
-def arms_of(folder: Path) -> list[run_groups.Arm]:
-    return run_groups.group(finished_runs.read(finished_runs.folders(str(folder)))[0])[0]
+def groups_of(folder: Path) -> list[RunGroup]:
+    return finished_runs.group(finished_runs.load(finished_runs.find_folders(str(folder)))[0])[0]
 
 
 def records_of(found: comparison.Comparison) -> dict[str, comparison.Record]:
@@ -27,8 +28,8 @@ def records_of(found: comparison.Comparison) -> dict[str, comparison.Record]:
 
 
 @pytest.fixture
-def five(config: Configure, tmp_path: Path) -> list[run_groups.Arm]:
-    """A weak base, two arms that are alike, one that is clearly better, and one with three seeds."""
+def five(config: Configure, tmp_path: Path) -> list[RunGroup]:
+    """A weak base, two groups that are alike, one that is clearly better, and one with three seeds."""
     for number, (method, right) in enumerate(
         [("zero_shot", 0.3), ("lora", 0.6), ("lora_downsample", 0.61), ("lora_response", 0.95)]
     ):
@@ -36,10 +37,10 @@ def five(config: Configure, tmp_path: Path) -> list[run_groups.Arm]:
     for seed in (1, 2, 3):
         cfg = config("method=lora_response_downsample", f"seed={seed}")
         write_run(tmp_path / f"1{seed}", cfg, GOLD, answers(GOLD, 0.5 + 0.1 * seed, 20 + seed))
-    return arms_of(tmp_path)
+    return groups_of(tmp_path)
 
 
-def test_scores_are_those_of_sklearn_and_intervals_those_of_the_run(five: list[run_groups.Arm]) -> None:
+def test_scores_are_those_of_sklearn_and_intervals_those_of_the_run(five: list[RunGroup]) -> None:
     found = comparison.compare(five, OPTIONS)
     lora, run = records_of(found)["lora"], five[1].runs[0]
     assert lora["accuracy"] == pytest.approx(accuracy_score(GOLD, run.predicted))
@@ -53,7 +54,7 @@ def test_scores_are_those_of_sklearn_and_intervals_those_of_the_run(five: list[r
     assert lora["macro_f1_sd"] is None
 
 
-def test_seeds_give_mean_and_spread(five: list[run_groups.Arm]) -> None:
+def test_seeds_give_mean_and_spread(five: list[RunGroup]) -> None:
     record = records_of(comparison.compare(five, OPTIONS))["lora_response_downsample"]
     scores = [run.report["macro_f1"] for run in five[4].runs]
     assert (record["runs"], record["seeds"]) == (3, "1 2 3")
@@ -64,7 +65,7 @@ def test_seeds_give_mean_and_spread(five: list[run_groups.Arm]) -> None:
     )
 
 
-def test_tests_are_paired_exact_and_corrected(five: list[run_groups.Arm]) -> None:
+def test_tests_are_paired_exact_and_corrected(five: list[RunGroup]) -> None:
     found = comparison.compare(five, OPTIONS)
     assert found.baseline == "zero_shot"
     tested = records_of(found)
@@ -81,7 +82,7 @@ def test_tests_are_paired_exact_and_corrected(five: list[run_groups.Arm]) -> Non
     assert {one["verdict"] for one in tested.values()} == {"better"}
 
 
-def test_against_another_baseline(five: list[run_groups.Arm]) -> None:
+def test_against_another_baseline(five: list[RunGroup]) -> None:
     found = comparison.compare(five, OPTIONS.model_copy(update={"baseline": "lora_downsample"}))
     verdicts = {record["arm"]: record["verdict"] for record in found.records}
     assert verdicts == {
@@ -91,11 +92,11 @@ def test_against_another_baseline(five: list[run_groups.Arm]) -> None:
         "lora_response": "better",
         "lora_response_downsample": verdicts["lora_response_downsample"],
     }
-    with pytest.raises(ConfigError, match=r"stage\.baseline: there is no arm 'lora_respons'\. Did you mean"):
+    with pytest.raises(ConfigError, match=r"stage\.baseline: there is no configuration 'lora_respons'\. Did you mean"):
         comparison.compare(five, OPTIONS.model_copy(update={"baseline": "lora_respons"}))
 
 
-def test_of_arms_with_seeds_the_least_clear_pair_counts(five: list[run_groups.Arm]) -> None:
+def test_of_groups_with_seeds_the_least_clear_pair_counts(five: list[RunGroup]) -> None:
     fixed, broken, p = comparison._mcnemar(five[4], five[0])
     base, values = five[0].runs[0].predicted == GOLD, []
     for run in five[4].runs:
@@ -105,30 +106,30 @@ def test_of_arms_with_seeds_the_least_clear_pair_counts(five: list[run_groups.Ar
     assert (p, (fixed, broken)) == max(values)
 
 
-def test_a_clear_win_is_marked_and_arms_are_sorted_by_score(five: list[run_groups.Arm]) -> None:
+def test_a_clear_win_is_marked_and_groups_are_sorted_by_score(five: list[RunGroup]) -> None:
     found = comparison.compare(five, OPTIONS)
     assert found.best == "lora_response"
     assert [record["best"] for record in found.records] == [True, False, False, False, False]
     scores = [record["macro_f1"] for record in found.records]
     assert scores == sorted(scores, reverse=True)
-    assert [arm.name for arm in found.arms] == [record["arm"] for record in found.records]
+    assert [group.name for group in found.groups] == [record["arm"] for record in found.records]
     assert found.remarks[0].startswith("lora_response has the highest macro-F1, ")
     assert found.remarks[0].endswith(
-        "and beats every other arm beyond the noise (paired bootstrap, Holm-corrected for 4 comparisons)."
+        "significantly better than every other configuration (paired bootstrap, Holm-corrected for 4 comparisons)."
     )
 
 
 def test_the_baseline_is_what_learns_nothing_not_a_classical_baseline(config: Configure, tmp_path: Path) -> None:
     for number, (method, right) in enumerate([("majority", 0.5), ("tfidf_lr", 0.9), ("zero_shot", 0.3)]):
         write_run(tmp_path / str(number), config(f"method={method}"), GOLD, answers(GOLD, right, number))
-    found = arms_of(tmp_path)
+    found = groups_of(tmp_path)
     assert comparison.compare(found, OPTIONS).baseline == "zero_shot"
     assert comparison.compare(found[:2], OPTIONS).baseline == "majority"
     assert comparison.compare(found[1:2], OPTIONS).baseline == "tfidf_lr"
 
 
-def test_the_best_arm_is_tested_against_every_other(five: list[run_groups.Arm]) -> None:
-    """The headline's tests are the table's: those of the best arm, corrected for their number."""
+def test_the_best_group_is_tested_against_every_other(five: list[RunGroup]) -> None:
+    """The headline's tests are the table's: those of the best group, corrected for their number."""
     found = comparison.compare(five, OPTIONS.model_copy(update={"baseline": "lora"}))
     top, *others = found.records
     assert top["vs_best_verdict"] is None
@@ -139,7 +140,7 @@ def test_the_best_arm_is_tested_against_every_other(five: list[run_groups.Arm]) 
         assert record["vs_best_difference"] == pytest.approx(record["macro_f1"] - top["macro_f1"])
 
 
-def test_one_pair_has_one_p_value_whichever_arm_it_is_tested_against(five: list[run_groups.Arm]) -> None:
+def test_one_pair_has_one_p_value_whichever_group_it_is_tested_against(five: list[RunGroup]) -> None:
     top, other = comparison.compare(five[1:3], OPTIONS).records
     found = comparison.compare(five[1:3], OPTIONS.model_copy(update={"baseline": other["arm"]}))
     top, other = found.records
@@ -152,23 +153,23 @@ def test_one_pair_has_one_p_value_whichever_arm_it_is_tested_against(five: list[
     assert f"({top['difference']:.4f} lower, p = {top['bootstrap_p_holm']:.4f})" in found.remarks[0]
 
 
-def test_a_win_inside_the_noise_is_not_marked(five: list[run_groups.Arm]) -> None:
+def test_a_win_inside_the_noise_is_not_marked(five: list[RunGroup]) -> None:
     found = comparison.compare([five[0], five[1], five[2]], OPTIONS)
     assert found.best is None
     assert not any(record["best"] for record in found.records)
     first, second = (record["arm"] for record in found.records[:2])
     assert found.remarks[0].startswith(f"Inconclusive: {first} has the highest macro-F1, ")
     assert f"it is not significantly better than {second} (0." in found.remarks[0]
-    assert "no arm is marked as the best" in found.remarks[0]
+    assert "No configuration is marked as the best" in found.remarks[0]
 
 
-def test_one_arm_has_nothing_to_be_compared_with(five: list[run_groups.Arm]) -> None:
+def test_one_group_has_nothing_to_be_compared_with(five: list[RunGroup]) -> None:
     found = comparison.compare([five[3]], OPTIONS)
     assert (found.best, found.records[0]["verdict"]) == (None, None)
-    assert found.remarks[0].startswith("One arm alone")
+    assert found.remarks[0].startswith("There is one configuration only")
 
 
-def test_75_questions_are_said_to_be_few(config: Configure, tmp_path: Path) -> None:
+def test_75_questions_are_reported_as_few(config: Configure, tmp_path: Path) -> None:
     """The supports of the published intent set: one question is 1.33 points, three are a class of their own."""
     gold, labels = np.repeat(np.arange(5), (10, 27, 3, 25, 10)), tuple("ABCDE")
     wrong = np.random.default_rng(1).permutation(75)[:16]
@@ -176,7 +177,7 @@ def test_75_questions_are_said_to_be_few(config: Configure, tmp_path: Path) -> N
         predicted = gold.copy()
         predicted[missed] = (gold[missed] + 1) % 5
         write_run(tmp_path / method, config(f"method={method}"), gold, predicted, labels)
-    found = comparison.compare(arms_of(tmp_path), OPTIONS)
+    found = comparison.compare(groups_of(tmp_path), OPTIONS)
     assert found.best is None
     assert "There are only 75 test rows: one row is 1.33 points of accuracy." in found.remarks
     assert any(remark.startswith("Few test rows of C (3)") for remark in found.remarks)
@@ -185,7 +186,7 @@ def test_75_questions_are_said_to_be_few(config: Configure, tmp_path: Path) -> N
     assert (round(tuned["accuracy"], 4), tuned["verdict"]) == (0.88, "inconclusive")
 
 
-def test_costs_are_read_and_never_made_up(five: list[run_groups.Arm], config: Configure, tmp_path: Path) -> None:
+def test_costs_are_read_and_never_made_up(five: list[RunGroup], config: Configure, tmp_path: Path) -> None:
     found = comparison.compare(five, OPTIONS)
     base, lora = (records_of(found)[name] for name in ("zero_shot", "lora"))
     assert lora["rows_per_second"] == 160
@@ -195,21 +196,21 @@ def test_costs_are_read_and_never_made_up(five: list[run_groups.Arm], config: Co
     assert [base[name] for name in ("rows_per_second", "seconds_to_best", "training_seconds")] == [None] * 3
     path = write_run(tmp_path / "more" / "x", config("method=lora"), GOLD, GOLD, peak_memory_bytes=None)
     (path / "log.jsonl").unlink()
-    (arm,) = arms_of(path)
-    record = comparison.compare([arm], OPTIONS).records[0]
+    (group,) = groups_of(path)
+    record = comparison.compare([group], OPTIONS).records[0]
     assert (record["peak_memory_gib"], record["seconds_to_best"]) == (None, None)
 
 
 def test_the_best_step_is_that_of_the_measure_that_selects(config: Configure, tmp_path: Path) -> None:
     cfg = config("method=lora", "train.select_by=loss")
-    (arm,) = arms_of(write_run(tmp_path / "a", cfg, GOLD, GOLD))
-    assert comparison.seconds_to_best(arm.runs[0]) == pytest.approx(20)  # lowest loss where F1 is highest
+    (group,) = groups_of(write_run(tmp_path / "a", cfg, GOLD, GOLD))
+    assert comparison.seconds_to_best(group.runs[0]) == pytest.approx(20)  # lowest loss where F1 is highest
     cfg = config("method=lora", "train.select_by=weighted_f1")
-    (arm,) = arms_of(write_run(tmp_path / "b", cfg, GOLD, GOLD))
-    assert comparison.seconds_to_best(arm.runs[0]) is None  # its log has no such score
+    (group,) = groups_of(write_run(tmp_path / "b", cfg, GOLD, GOLD))
+    assert comparison.seconds_to_best(group.runs[0]) is None  # its log has no such score
 
 
-def test_calibration_error_is_that_of_the_answers(five: list[run_groups.Arm]) -> None:
+def test_calibration_error_is_that_of_the_answers(five: list[RunGroup]) -> None:
     run = five[1].runs[0]
     gaps = [
         abs((run.predicted == GOLD)[inside].mean() - run.confidence[inside].mean()) * inside.sum() / 400
@@ -225,7 +226,7 @@ def test_a_temperature_at_its_bound_is_remarked(config: Configure, tmp_path: Pat
     for name, value in (("lora", 20.0), ("zero_shot", 1.3)):
         facts = {"calibration": {"temperature": value}}
         write_run(tmp_path / name, config(f"method={name}"), GOLD, answers(GOLD, 0.7, 1), **facts)
-    said = comparison.compare(arms_of(tmp_path), OPTIONS).remarks
+    said = comparison.compare(groups_of(tmp_path), OPTIONS).remarks
     assert "The temperature ended at its bound, so the probabilities are not calibrated: lora (seed 42)." in said
 
 
@@ -250,5 +251,5 @@ def test_a_dtype_is_no_device_and_counts_for_language_models_only(
 ) -> None:
     for name, device in zip((method, "zero_shot"), devices, strict=True):
         write_run(tmp_path / name, config(f"method={name}"), GOLD, answers(GOLD, 0.7, 1), device=device)
-    said = comparison.compare(arms_of(tmp_path), OPTIONS).remarks
+    said = comparison.compare(groups_of(tmp_path), OPTIONS).remarks
     assert [note for note in said if "different d" in note] == notes

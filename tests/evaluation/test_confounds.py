@@ -1,4 +1,4 @@
-"""What gives the label away without the text: known associations, known groups, plain sentences."""
+"""Shortcut features that predict the label: known associations, known groups, plain sentences."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _mixed(stage: InspectStage) -> tuple[pl.DataFrame, dict[str, object]]:
         parts.append(_rows(ids, labels, split))
     rows = pl.concat(parts)
     groups = confounds.groupings(rows, stage.group_rows)["id prefix"]
-    return rows, confounds.judge_groups("id prefix", groups, rows, NAMES)
+    return rows, confounds.measure_groups("id prefix", groups, rows, NAMES)
 
 
 def test_a_source_without_a_class_is_found(stage: InspectStage) -> None:
@@ -104,28 +104,33 @@ def test_a_source_without_a_class_is_found(stage: InspectStage) -> None:
 
 def test_sentences_of_a_confounded_source(stage: InspectStage) -> None:
     _, found = _mixed(stage)
-    lacks, confounded = confounds.sentences_of_groups(found, stage)
+    lacks, confounded = confounds.describe_groups(found, stage)
     assert lacks == "id prefix wx (300 rows, 50 % of all) has no 中性 rows."
-    assert "guesses the label of 75.0 % of the test rows; always saying 利好 is right for 50.0 %." in confounded
+    assert (
+        "alone predicts the label of 75.0 % of the test rows; the majority label 利好 is correct for 50.0 %."
+        in confounded
+    )
     assert "100 % of the 中性 rows are id prefix fpb, which has 50 % of all rows." in confounded
 
 
-def test_an_unrelated_group_is_not_told(stage: InspectStage) -> None:
+def test_an_unrelated_group_is_not_reported(stage: InspectStage) -> None:
     rows = _rows([f"{'ab'[n % 2]}-{n}" for n in range(600)], [n // 2 % 3 for n in range(600)])
     groups = confounds.groupings(rows, stage.group_rows)["id prefix"]
-    found = confounds.judge_groups("id prefix", groups, rows, NAMES)
+    found = confounds.measure_groups("id prefix", groups, rows, NAMES)
     assert found["association"] == pytest.approx(0.0, abs=1e-9)
-    assert confounds.sentences_of_groups(found, stage) == []
+    assert confounds.describe_groups(found, stage) == []
 
 
-def test_what_chance_makes_of_few_rows_is_not_told(stage: InspectStage) -> None:
+def test_what_chance_makes_of_few_rows_is_not_reported(stage: InspectStage) -> None:
     rng = np.random.default_rng(3)
-    told = 0
+    reported = 0
     for _ in range(200):
         rows = _rows([f"{'abc'[n % 3]}-{n}" for n in range(90)], rng.integers(0, 3, 90).tolist())
         groups = confounds.groupings(rows, 30)["id prefix"]
-        told += len(confounds.sentences_of_groups(confounds.judge_groups("id prefix", groups, rows, NAMES), stage)) > 0
-    assert told <= 8  # CHANCE of them, 2, are to be expected
+        reported += (
+            len(confounds.describe_groups(confounds.measure_groups("id prefix", groups, rows, NAMES), stage)) > 0
+        )
+    assert reported <= 8  # CHANCE of them, 2, are to be expected
 
 
 def test_traits_agree_with_scikit_learn() -> None:
@@ -137,19 +142,19 @@ def test_traits_agree_with_scikit_learn() -> None:
         ("text length", [len(text) for text in texts]),
         ("share of Chinese characters", [text.count("涨") / len(text) for text in texts]),
     ):
-        found = confounds.judge_trait(name, rows, NAMES, 30)
+        found = confounds.measure_trait(name, rows, NAMES, 30)
         for number, one in enumerate(found["classes"]):
             assert one["auc"] == pytest.approx(roc_auc_score(labels == number, values))
         assert 0 < found["eta_squared"] < 1
 
 
-def test_a_length_that_tells_the_class(stage: InspectStage) -> None:
+def test_a_length_that_predicts_the_class(stage: InspectStage) -> None:
     labels = [n % 3 for n in range(300)]
     texts = ["长" * (40 + n % 7) if label == 1 else "短" * (10 + n % 5) for n, label in enumerate(labels)]
-    found = confounds.judge_trait("text length", _rows([str(n) for n in range(300)], labels, text=texts), NAMES, 30)
-    (sentence,) = confounds.sentences_of_trait(found, stage)
+    found = confounds.measure_trait("text length", _rows([str(n) for n in range(300)], labels, text=texts), NAMES, 30)
+    (sentence,) = confounds.describe_trait(found, stage)
     assert sentence == (
-        "text length gives the label 中性 away: it is higher than in a row of another label with probability 1.00 "
+        "text length predicts the label 中性: it is higher than in a row of another label with probability 1.00 "
         "(0.5 would be chance); median 43 characters, of the other labels 12."
     )
 
@@ -157,7 +162,7 @@ def test_a_length_that_tells_the_class(stage: InspectStage) -> None:
 def test_equal_texts_and_a_missing_class_are_no_error(stage: InspectStage) -> None:
     rows = _rows(["a", "b", "c"], [0, 0, 2])
     for name in confounds.TRAITS:
-        found = confounds.judge_trait(name, rows, NAMES, 1)
+        found = confounds.measure_trait(name, rows, NAMES, 1)
         assert found["eta_squared"] == 0.0
-        assert confounds.sentences_of_trait(found, stage) == []
+        assert confounds.describe_trait(found, stage) == []
         assert found["classes"][1]["quartiles"] is None

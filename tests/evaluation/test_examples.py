@@ -63,15 +63,17 @@ def test_tokens_and_mask_are_those_of_training(
 
 
 @pytest.mark.parametrize("which", ["tokenizer", "qwen_tokenizer"])
-def test_kept_and_cut_text_are_the_whole_text(config: Configure, request: pytest.FixtureRequest, which: str) -> None:
+def test_kept_and_truncated_text_are_the_whole_text(
+    config: Configure, request: pytest.FixtureRequest, which: str
+) -> None:
     job, cfg = _job(config, request.getfixturevalue(which))
     for one in examples.examples(job, cfg, 6):
         number = int(one.id[1:])
         parts = [segment.part for segment in one.segments]
-        cut = _part(one, "cut").text if "cut" in parts else ""
+        cut = _part(one, "truncated").text if "truncated" in parts else ""
         assert _part(one, "text").text.rstrip("\ufffd") + cut == TEXTS[number]
-        assert ("cut" in parts) == (number == 3)
-        assert parts == ["prompt", "text", *["cut"] * (number == 3), "prompt", "answer", "end"]
+        assert ("truncated" in parts) == (number == 3)
+        assert parts == ["prompt", "text", *["truncated"] * (number == 3), "prompt", "answer", "end"]
         assert _part(one, "answer").text == one.label
 
 
@@ -85,10 +87,14 @@ def test_no_loss_in_held_out_rows(config: Configure, tokenizer: Any) -> None:
     }
 
 
-def test_every_class_and_a_cut_text_are_among_few_examples(config: Configure, tokenizer: Any) -> None:
+def test_every_class_and_a_truncated_text_are_among_few_examples(config: Configure, tokenizer: Any) -> None:
     job, cfg = _job(config, tokenizer)
     three = [one for one in examples.examples(job, cfg, 3) if one.split == "test"]
-    assert [one.id for one in three] == ["r3", "r2", "r0"]  # r3 is the cut one, and has the place of r1, its class's
+    assert [one.id for one in three] == [
+        "r3",
+        "r2",
+        "r0",
+    ]  # r3 is the truncated one, and has the place of r1, its class's
     six = [one for one in examples.examples(job, cfg, 6) if one.split == "test"]
     assert sorted(one.id for one in six) == [f"r{n}" for n in range(6)]
     assert {one.label for one in six[:3]} == {"利空", "中性", "利好"}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,14 +13,74 @@ from finsa.evaluation import figures, metrics
 REPORT = metrics.report([0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 2, 0], ("利空", "中性", "利好"))
 
 
-def test_the_figure_is_coloured_by_the_share_of_the_true_class(tmp_path: Path) -> None:
+def test_a_confusion_matrix_has_counts_and_is_coloured_by_the_share_of_the_true_class(
+    tmp_path: Path, drawn: list[Any]
+) -> None:
     figures.confusion_matrix(REPORT, "lora, tiny, sample", tmp_path / "a.png")
-    empty = dict(REPORT, confusion=[[0, 2, 0], [0, 1, 0], [3, 0, 0]])
-    figures.confusion_matrix(empty, "lora, tiny, sample", tmp_path / "b.png")
-    first, second = (image.imread(tmp_path / name)[..., :3] for name in ("a.png", "b.png"))
-    assert first.shape == second.shape
-    assert min(first.shape[:2]) > 400
-    assert np.abs(first - second).mean() > 0.01
+    axes, bar = drawn[0].axes
+    assert axes.get_title() == "lora, tiny, sample\naccuracy 0.667, macro-F1 0.656"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    counts = np.array([[1, 1, 0], [0, 1, 0], [1, 0, 2]])
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(axes.images[0].get_array(), shares)
+    written = {text.get_position(): text.get_text() for text in axes.texts}
+    assert written == {
+        (column, row): f"{counts[row, column]}\n{shares[row, column]:.0%}" for row in range(3) for column in range(3)
+    }
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["利空", "中性", "利好"]
+    assert bar.get_ylabel() == "share of the true class"
+    assert min(image.imread(tmp_path / "a.png").shape[:2]) > 400
+
+
+def test_a_search_is_drawn_by_trial_with_the_best_so_far(tmp_path: Path, drawn: list[Any]) -> None:
+    figures.search([0.5, None, 0.4, 0.7], tmp_path / "search.png")
+    trials, best, stopped = drawn[0].axes[0].lines
+    assert trials.get_xydata().tolist() == [[0, 0.5], [2, 0.4], [3, 0.7]]
+    assert best.get_ydata().tolist() == [0.5, 0.5, 0.7]
+    assert stopped.get_xydata().tolist() == [[1, 0.4]]
+
+
+def test_training_curves_have_the_records_of_the_log(tmp_path: Path, drawn: list[Any]) -> None:
+    log = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_macro_f1": 0.6}]
+    figure = figures.training_curves([("lora", "#0072B2", [log])], "Training", tmp_path / "curves.png")
+    upper, lower = drawn[0].axes
+    assert [line.get_xydata().tolist() for line in upper.lines] == [[], [[1, 2.0], [2, 1.0]]]
+    assert [line.get_xydata().tolist() for line in lower.lines] == [[[2, 0.6]]]
+    assert [text.get_text() for text in drawn[0].legends[0].texts] == ["lora"]
+    assert (upper.get_yscale(), lower.get_ylabel()) == ("log", "macro-F1 on validation")
+    assert figure.file.is_file()
+
+
+def test_the_axis_of_a_penalty_grid_is_its_penalty(tmp_path: Path, drawn: list[Any]) -> None:
+    grid = [{"step": n, "strength": c, "eval_macro_f1": 0.5 + n / 100} for n, c in enumerate((0.1, 1.0, 10.0), start=1)]
+    figures.penalty_grid([("", "#0072B2", [grid])], tmp_path / "penalties.png")
+    (axes,) = drawn[0].axes
+    assert (axes.get_xlabel(), axes.get_xscale()) == ("C, the inverse strength of the penalty", "log")
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.1", "1", "10"]
+    (line,) = axes.lines
+    assert line.get_xydata().tolist() == [[0.1, 0.51], [1.0, 0.52], [10.0, 0.53]]
+    assert figures.has_penalties(grid)
+    assert not figures.has_steps(grid)
+
+
+def test_a_router_is_drawn_as_the_mean_gates_of_each_domain(tmp_path: Path, drawn: list[Any]) -> None:
+    gates = {"news": {"news": 0.9, "forum": 0.1}, "forum": {"news": 0.25, "forum": 0.75}}
+    figure = figures.router({"lora mixture": {"mean_gates": gates}}, tmp_path / "router.png")
+    (axes,) = drawn[0].axes
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.9, 0.25, 0.1, 0.75])
+    assert [bar.get_x() for bar in axes.patches] == pytest.approx([0, 0, 0.9, 0.25])
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["lora mixture: news", "lora mixture: forum"]
+    assert [text.get_text() for text in axes.get_legend().texts] == ["news", "forum"]
+    assert figure.alt == "lora mixture: news: news 0.90, forum 0.10; lora mixture: forum: news 0.25, forum 0.75"
+
+
+@pytest.mark.parametrize(("colour", "ink"), [("#000000", "white"), ("#ffffff", "black"), ("#0072B2", "white")])
+def test_text_contrasts_with_its_background(colour: str, ink: str) -> None:
+    assert figures.ink(colour) == ink
+
+
+def test_many_classes_have_colours() -> None:
+    assert len({tuple(colour) for colour in figures.palette(50, figures.CLASSES)}) == 50
 
 
 def test_matrices_of_many_and_of_long_labels_can_be_looked_at(tmp_path: Path) -> None:
@@ -65,11 +126,11 @@ def test_names_that_need_no_chinese_font_get_none() -> None:
 
 
 @pytest.mark.usefixtures("no_fonts")
-def test_what_no_font_can_write_is_numbered_and_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_no_font_can_write_is_numbered_with_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         assert figures.font_and_names(["up", "鱻犇", "看涨"]) == ("Finsa Sans SC", ["up", "class 2", "看涨"])
     assert capsys.readouterr().err == (
-        "warning: no font has 犇鱻; figures say 'class 1', 'class 2' ... instead of the names. Install one that has "
+        "warning: no font has 犇鱻; figures show 'class 1', 'class 2' ... instead of the names. Install one that has "
         "them, such as Debian's fonts-noto-cjk; tables and pages are not affected\n"
     )
 
@@ -78,7 +139,7 @@ def test_a_font_that_was_installed_after_matplotlib_listed_them_is_found(
     no_fonts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The list is cached on disk; here it lacks a font that the system has."""
-    monkeypatch.setattr(figures, "CARRIED", Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    monkeypatch.setattr(figures, "CHINESE", Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
     new = tmp_path / "new.otf"
     new.write_bytes((Path(figures.__file__).parent / "fonts" / "FinsaSansSC.otf").read_bytes())
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(new)])
@@ -86,10 +147,10 @@ def test_a_font_that_was_installed_after_matplotlib_listed_them_is_found(
     assert font_manager.findfont("Finsa Sans SC") == str(new)
 
 
-def test_the_carried_font_is_the_first_level_of_gb_2312_and_its_licence_lies_beside_it() -> None:
+def test_the_chinese_font_is_the_first_level_of_gb_2312_and_its_licence_lies_beside_it() -> None:
     level = [bytes((row, cell)).decode("gb2312", "ignore") for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF)]
     level = [letter for letter in level if letter]
     assert len(level) == 3755
-    assert figures._lacking(figures.CARRIED, frozenset(level)) == frozenset()
-    assert figures.CARRIED.stat().st_size < 1_000_000
-    assert "SIL OPEN FONT LICENSE Version 1.1" in (figures.CARRIED.parent / "OFL.txt").read_text(encoding="utf-8")
+    assert figures._missing(figures.CHINESE, frozenset(level)) == frozenset()
+    assert figures.CHINESE.stat().st_size < 1_000_000
+    assert "SIL OPEN FONT LICENSE Version 1.1" in (figures.CHINESE.parent / "OFL.txt").read_text(encoding="utf-8")

@@ -57,11 +57,11 @@ def _numbers(job: tokenized.TokenizedDataset, config: Configure) -> dict[str, An
 
 def test_findings(job: tokenized.TokenizedDataset, config: Configure) -> None:
     assert _numbers(job, config)["findings"] == [
-        "9 rows read, 5 left out (exact duplicates 2, conflicting labels 1, leaks 2).",
+        "9 rows read, 5 not used (exact duplicates 2, conflicting labels 1, leaks 2).",
         "2 rows have an unknown label; kept, because data.on_unknown_label=keep.",
         "The validation split has no 中性 and no 利好 rows.",
         "The test split is empty.",
-        "1 texts (25.0 %) do not fit and are cut.",
+        "1 texts (25.0 %) do not fit and are truncated.",
         "1 of 1 validation rows (100.0 %) are near duplicates of a training row (similarity 0.7 or more); "
         "in 1 of 1 pairs the labels differ.",
     ]
@@ -74,7 +74,7 @@ def test_near_duplicates_by_pair_of_splits(job: tokenized.TokenizedDataset, conf
     assert found["recall_at_threshold"] > 0.999
 
 
-def test_lengths_above_the_cut_off_are_the_cut_rows(job: tokenized.TokenizedDataset, config: Configure) -> None:
+def test_lengths_above_the_limit_are_the_truncated_rows(job: tokenized.TokenizedDataset, config: Configure) -> None:
     numbers = _numbers(job, config)
     assert numbers["tokens"]["max_length"] == 60
     lengths = inspection.row_lengths(job, "train")

@@ -87,8 +87,8 @@ def test_pairs_of_the_intent_table_give_its_p_values(table: Callable[[str], Publ
 
 
 def test_the_75_questions_are_inconclusive_where_they_are(table: Callable[[str], Published]) -> None:
-    judged = published.judge(table("openfindata_intent"))
-    verdicts = {record["row"]: record["verdict"] for record in judged.records if record["against"]}
+    analysis = published.analyze(table("openfindata_intent"))
+    verdicts = {record["row"]: record["verdict"] for record in analysis.records if record["against"]}
     assert verdicts == {
         "Qwen2.5-7B-Instruct tuned": "inconclusive",
         "Baichuan2-7B-Chat tuned": "better",
@@ -96,11 +96,13 @@ def test_the_75_questions_are_inconclusive_where_they_are(table: Callable[[str],
         "ChatGLM3-6B tuned": "better",
         "Qwen2.5-0.5B-Instruct tuned": "better",
     }
-    assert judged.remarks[0].startswith("Inconclusive: Claude-3.5-Sonnet (untuned) has the most rows right (71 of 75)")
+    assert analysis.remarks[0].startswith(
+        "Inconclusive: Claude-3.5-Sonnet (untuned) classifies most rows correctly (71 of 75)"
+    )
     tuned = [name for name in table("openfindata_intent").rows if name.endswith(" tuned")]
     assert len(tuned) == 6
-    assert all(name in judged.remarks[0] for name in tuned)
-    (baichuan,) = (record for record in judged.records if record["row"] == "Baichuan2-7B-Chat tuned")
+    assert all(name in analysis.remarks[0] for name in tuned)
+    (baichuan,) = (record for record in analysis.records if record["row"] == "Baichuan2-7B-Chat tuned")
     assert (round(100 * baichuan["accuracy_low"], 1), round(100 * baichuan["accuracy_high"], 1)) == (78.7, 93.6)
 
 
@@ -111,8 +113,8 @@ def test_no_pairing_tells_two_tuned_models_of_the_intent_table_apart(table: Call
 
 
 def test_a_verdict_from_totals_waits_for_the_pairs_where_they_decide(table: Callable[[str], Published]) -> None:
-    judged = published.judge(table("aidf_ablation"))
-    verdicts = {record["row"]: record["verdict"] for record in judged.records}
+    analysis = published.analyze(table("aidf_ablation"))
+    verdicts = {record["row"]: record["verdict"] for record in analysis.records}
     assert verdicts["lora"] == verdicts["lora_downsample"] == "pairs unknown"
     assert verdicts["lora_response"] == verdicts["lora_response_downsample"] == "better"
 
@@ -123,7 +125,7 @@ def test_a_table_is_consistent(table: Callable[[str], Published], name: str) -> 
     found = table(name)
     assert found.data in compose.choices_of("data")
     for row in found.rows.values():
-        hits = published.right(row, found.n)
+        hits = published.correct_rows(row, found.n)
         if hits is None:
             assert set(row.scores) == {"weighted_f1"}  # all that FinGPT and FinDPO print
         if "accuracy" in row.scores:
@@ -146,19 +148,19 @@ def test_a_table_is_consistent(table: Callable[[str], Published], name: str) -> 
         ),
         (
             {"a": {"scores": {"macro_f1": 0.5}}, "b": {"correct": 700}, "c": {"scores": {"accuracy": 0.5}}},
-            "b has the most rows right (700 of 908; no accuracy or counts are published for a), more than any other "
-            "row beyond the noise, whatever the pairs.",
+            "b classifies most rows correctly (700 of 908; no accuracy or counts are published for a), significantly "
+            "more than any other row for all possible pairs.",
         ),
     ],
 )
-def test_a_table_without_accuracies_or_counts_is_judged_by_what_it_has(
+def test_a_table_without_accuracies_or_counts_is_analyzed_by_what_it_has(
     table: Callable[[str], Published], rows: dict[str, Any], remark: str
 ) -> None:
-    judged = published.judge(Published.model_validate({**table("aidf_ablation").model_dump(), "rows": rows}))
-    assert judged.remarks[0] == remark
-    assert [record["row"] for record in judged.records] == list(rows)
-    assert judged.records[0]["right"] is None
-    assert judged.records[0]["verdict"] is None
+    analysis = published.analyze(Published.model_validate({**table("aidf_ablation").model_dump(), "rows": rows}))
+    assert analysis.remarks[0] == remark
+    assert [record["row"] for record in analysis.records] == list(rows)
+    assert analysis.records[0]["right"] is None
+    assert analysis.records[0]["verdict"] is None
 
 
 @pytest.mark.parametrize(

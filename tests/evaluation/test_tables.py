@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from finsa.config import RunConfig
 from finsa.data.ledger import Ledger
-from finsa.evaluation import metrics, report_tables, tables
-from finsa.evaluation.report_tables import Sheet
+from finsa.evaluation import metrics, tables
+from finsa.evaluation.tables import Table
 
 Configure = Callable[..., RunConfig]
 NAMES = ("利空", "中性", "利好")
@@ -33,7 +33,7 @@ def test_the_comparison_shows_every_report_with_intervals(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    tables.show_comparison({"zero_shot": report(150), "lora": report(280)}, "a title")
+    tables.scores({"zero_shot": report(150), "lora": report(280)}, "a title").show()
     shown = capsys.readouterr().out
     low, high = report(280)["intervals"]["macro_f1"]  # type: ignore[index]
     assert "a title" in shown
@@ -82,13 +82,13 @@ def test_many_classes_are_counted_and_not_listed(
     tables.show_ledger(Ledger(splits={"train": counts}), {"train": 3})
     shown = capsys.readouterr().out
     assert "│ train │      76 │                    0 │             76 │ " in shown
-    assert "2926" in shown
+    assert "2,926" in shown
     assert "intent_00" not in shown
 
 
 # ------------------------------------------------------------------------------------------------ widths
 
-SHEET = Sheet(
+TABLE = Table(
     "成绩 Scores",
     ["arm", "runs", "accuracy", "macro-F1", "weighted-F1", "macro-P", "macro-R", "看涨情绪"],
     [
@@ -111,7 +111,7 @@ SHEET = Sheet(
 
 def shown_at(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
     monkeypatch.setenv("COLUMNS", str(width))
-    report_tables.show(SHEET)
+    TABLE.show()
     return capsys.readouterr().out.splitlines()
 
 
@@ -133,7 +133,7 @@ def test_a_table_keeps_to_the_width_and_loses_no_word_and_no_border(
     assert {line[-1] for line in body} == set("┓┩┃│┘")
     assert len({cell_len(line) for line in body}) == 1
     words = " ".join(body).split()
-    kept = [name for name in SHEET.columns if name not in hidden]
+    kept = [name for name in TABLE.columns if name not in hidden]
     for text in ["lora_response", "data.name=股吧评论", "0.7252", "(0.6431-0.8016)", *kept]:
         assert text in words, text
     note = f"Not shown at this width: {', '.join(hidden)}." if hidden else ""
@@ -146,7 +146,7 @@ def test_without_a_width_a_table_is_as_wide_as_it_has_to_be(
 ) -> None:
     """A pipe or a file: 120 columns, more where the words need them, and no column is left out."""
     monkeypatch.delenv("COLUMNS", raising=False)
-    table = Table()
+    table = RichTable()
     for number in range(40):
         table.add_column(f"column{number}")
     table.add_row(*(f"value{number}" for number in range(40)))
@@ -166,14 +166,14 @@ def test_all_tables_of_a_run_keep_to_the_width(
     gold = [row % 12 for row in range(240)]
     found = metrics.report(gold, [(one + row // 200) % 12 for row, one in enumerate(gold)], labels)
     tables.show_report(found, "by class", config("method=lora").method)
-    tables.show_comparison({"Qwen2.5-0.5B-Instruct as it is": found, "lora_response": found}, "compared")
+    tables.scores({"Qwen2.5-0.5B-Instruct as it is": found, "lora_response": found}, "compared").show()
     ledger = Ledger(splits={"train": dict.fromkeys(labels, 20_000), "test": dict.fromkeys(labels, 1234)})
     tables.show_ledger(ledger, {"train": 7})
     lines = capsys.readouterr().out.splitlines()
     assert max(map(cell_len, lines)) <= width
     assert all(line.rstrip()[-1] in "┓┩┃│┘" for line in lines if line[:1] in "┏┡┃│└")
     text = " ".join(lines)
-    for word in ("precision", "recall", "Not shown at this width: → 看涨情绪第", "together", "text cut", "240000"):
+    for word in ("precision", "recall", "Not shown at this width: → 看涨情绪第", "total", "truncated", "240,000"):
         assert word in text, word
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, RunError
-from finsa.evaluation import comparison, finished_runs, run_groups
+from finsa.evaluation import comparison, finished_runs
 from finsa.inference import predictor
 from finsa.stages import evaluate
 
@@ -62,9 +62,9 @@ def test_a_run_an_evaluation_and_a_report_have_one_calibration_error_and_one_int
     assert again.metrics["calibration"]["test"]["ece"] == pytest.approx(known["test"]["ece"], abs=1e-5)
     assert again.run_dir is not None
     for folder in (run, again.run_dir):
-        (found,), _ = finished_runs.read([folder])
+        (found,), _ = finished_runs.load([folder])
         (record,) = comparison.compare(
-            run_groups.group([found])[0], config("stage=report", f"runs={run}").stage
+            finished_runs.group([found])[0], config("stage=report", f"runs={run}").stage
         ).records
         assert record["calibration_error"] == pytest.approx(known["test"]["ece"], abs=1e-5)
         own = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["test"]["intervals"]

@@ -53,16 +53,16 @@ def test_the_sample(config: Configure, tmp_path: Path, capsys: pytest.CaptureFix
 def test_colours_on_a_terminal(config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    from finsa.evaluation import inspect_terminal
+    from finsa.evaluation import tables
 
     terminal = Console(force_terminal=True, width=120, record=True)
-    monkeypatch.setattr(inspect_terminal, "console", lambda: terminal)
+    monkeypatch.setattr(tables, "console", lambda: terminal)
     monkeypatch.delenv("NO_COLOR", raising=False)
     _run(config, tmp_path, "data.max_length=24")
     styled = terminal.export_text(styles=True)
     assert "\x1b[1;4;32m" in styled  # the answer, with loss
     assert "\x1b[36m" in styled  # the text
-    assert "\x1b[9;31m" in styled  # what was cut
+    assert "\x1b[9;31m" in styled  # truncated text
 
 
 def test_dropped_rows_near_duplicates_and_several_files(config: Configure, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_known_overlaps_and_confounds_of_public_news(shared_data: Path, config: 
     assert "Id prefix wx (8,062 rows, 60 % of all) has no neutral rows." in findings
     assert "Id prefix and label are confounded" in findings
     assert "94 % of the neutral rows are id prefix fpb" in findings
-    assert "Text length gives the label neutral away" in findings
+    assert "Text length predicts the label neutral" in findings
     assert prefixes["association"] == pytest.approx(0.477, abs=0.001)
     assert prefixes["guess"]["accuracy"] > prefixes["guess"]["majority"] + 0.1
 
@@ -134,4 +134,4 @@ def test_public_forum_posts_are_not_confounded(shared_data: Path, config: Config
     between = {(one["held_out"], one["other"]): one for one in numbers["near_duplicates"]["between"]}
     assert 0.005 <= between["test", "train"]["share"] <= 0.02
     assert [group["name"] for found in numbers["groups"] for group in found["groups"]] == ["finfe-train", "finfe-eval"]
-    assert not [sentence for sentence in numbers["findings"] if "confounded" in sentence or "away" in sentence]
+    assert not [sentence for sentence in numbers["findings"] if "confounded" in sentence or "predicts" in sentence]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from finsa.config import ROOT, RunConfig, command_line
 from finsa.errors import ConfigError, DataError, ModelError, RunError
-from finsa.evaluation import metrics, router, run_results
+from finsa.evaluation import metrics, moe, run_results
 from finsa.inference import named_rows
 from finsa.runs.run_folder import Result
 from finsa.stages import evaluate, moe_joint, report, train
@@ -68,7 +68,7 @@ def test_the_metrics_are_those_of_the_predictions(finished: tuple[RunConfig, Res
     gates = np.array([list(row["gates"].values()) for row in rows])
     assert {tuple(row["gates"]) for row in rows} == {("news", "forum")}
     np.testing.assert_allclose(gates.sum(1), 1, atol=1e-5)
-    again = router.analysis(gates, [row["domain"] for row in rows], ["news", "forum"])
+    again = moe.analyze_gates(gates, [row["domain"] for row in rows], ["news", "forum"])
     assert again["confusion"] == kept["router"]["confusion"]
     assert again["accuracy"] == kept["router"]["accuracy"]
     right = [max(row["gates"], key=row["gates"].get) == row["domain"] for row in rows]

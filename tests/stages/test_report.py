@@ -15,9 +15,8 @@ from matplotlib import image
 
 from finsa.config import ROOT, ReportStage, RunConfig
 from finsa.errors import ConfigError, RunError
-from finsa.evaluation import finished_runs as data
+from finsa.evaluation import finished_runs, report_figures
 from finsa.evaluation import report as reports
-from finsa.evaluation import report_figures
 from finsa.stages import report
 
 GOLD = np.random.default_rng(0).integers(0, 3, 300)
@@ -134,12 +133,19 @@ def test_the_terminal_shows_scores_tests_and_costs(
 ) -> None:
     options = config("stage=report", f"runs={sweep}", "stage.baseline=lora").stage
     assert isinstance(options, ReportStage)
-    made = reports.build(data.folders(str(sweep)), options, None, {"method=lora": "error: no room"})
+    made = reports.build(finished_runs.find_folders(str(sweep)), options, None, {"method=lora": "error: no room"})
     reports.show(made, sweep, "again")
     shown = " ".join(capsys.readouterr().out.split())
-    for text in ("Scores on the test split", "Against lora", "Cost", "Left out", "beats every other arm", "worse"):
+    for text in (
+        "Scores on the test split",
+        "Against lora",
+        "Cost",
+        "Left out",
+        "significantly better than every other",
+        "worse",
+    ):
         assert text in shown
-    assert "with another baseline: again stage.baseline=<arm>" in shown
+    assert "with another baseline: again stage.baseline=<configuration>" in shown
     assert "2 jobs or folders are left out" in shown
 
 
@@ -148,7 +154,7 @@ def test_single_folders_get_a_folder_of_their_own(sweep: Path, config: Configure
     assert result.run_dir is not None
     assert result.run_dir.parent == tmp_path
     assert list(records(result.run_dir)) == ["lora_response", "lora"]
-    assert records(result.run_dir)["lora"]["baseline"] == "lora_response"  # no arm is untrained: the best
+    assert records(result.run_dir)["lora"]["baseline"] == "lora_response"  # none is without training: the best
 
 
 def test_a_published_table_alone(config: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,11 +179,13 @@ def test_runs_name_their_own_published_table(config: Configure, tmp_path: Path) 
 
 def test_what_cannot_be_compared_is_refused(sweep: Path, config: Configure, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", config("method=lora"), GOLD[:100], GOLD[:100])
-    with pytest.raises(RunError, match=r"cannot stand in one report: test rows: .*\(300 rows\) against .*\(100 rows, "):
+    with pytest.raises(
+        RunError, match=r"cannot be compared in one report: test rows: .*\(300 rows\) against .*\(100 rows, "
+    ):
         report.run(config("stage=report", f"runs=[{sweep},{other}]"))
     with pytest.raises(RunError, match="there is no run folder at or below"):
         report.run(config("stage=report", "runs=nowhere"))
-    with pytest.raises(ConfigError, match="there is no arm 'lore'"):
+    with pytest.raises(ConfigError, match="there is no configuration 'lore'"):
         report.run(config("stage=report", f"runs={sweep}", "stage.baseline=lore"))
     with pytest.raises(ConfigError, match="stage=report needs runs="):
         config("stage=report")

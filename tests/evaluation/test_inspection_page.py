@@ -57,21 +57,24 @@ def opened(tmp_path_factory: pytest.TempPathFactory, config: Callable[..., RunCo
         driver.quit()
 
 
-def _cells(opened: Opened, body: str) -> dict[str, str]:
-    """First and second cell of each row of a table's body."""
-    script = "return [...document.querySelectorAll(arguments[0] + ' tr')].map(r => [...r.cells].map(c => c.innerText))"
-    return {cells[0]: cells[1] for cells in opened.driver.execute_script(script, body)}
+def _table(opened: Opened, caption: str) -> dict[str, list[str]]:
+    """The body of a table: by first cell, the other cells."""
+    script = (
+        "return [...document.querySelectorAll('table')].filter(t => t.caption && t.caption.textContent == arguments[0])"
+        ".map(t => [...t.tBodies[0].rows].map(r => [...r.cells].map(c => c.textContent)))[0]"
+    )
+    return {first: others for first, *others in opened.driver.execute_script(script, caption)}
 
 
 def test_title_and_sections(opened: Opened) -> None:
     assert opened.driver.title == "finsa: inspection of data0"  # of its files, which lie in a folder of that name
     headings = [heading.text for heading in opened.driver.find_elements("css selector", "h2")]
     assert headings == [
-        "Findings",
+        "Summary",
         "Ledger",
         "Labels",
-        "Tokens and cut texts",
-        "Near duplicates across splits",
+        "Tokens",
+        "Near duplicates",
         "Groups and confounds",
         "Examples as the model sees them",
     ]
@@ -79,17 +82,24 @@ def test_title_and_sections(opened: Opened) -> None:
 
 def test_the_ledger_is_that_of_the_file(opened: Opened) -> None:
     ledger = json.loads((opened.folder / "ledger.json").read_text(encoding="utf-8"))
-    assert _cells(opened, "#buckets") == {bucket: f"{count:,}" for bucket, count in ledger["buckets"].items()}
+    buckets = _table(opened, "Rows by bucket")
+    assert {name: cells[0] for name, cells in buckets.items()} == {
+        name: f"{n:,}" for name, n in ledger["buckets"].items()
+    }
+    assert buckets["empty text"][1] == "\n".join(ledger["examples"]["empty text"])
     assert ledger["buckets"] == {"used": 180, "used, text cut": 1, "empty text": 1, "duplicate": 1}
-    assert _cells(opened, "#read") == {file: f"{count:,}" for file, count in ledger["read"].items()}
-    script = "return [...document.querySelectorAll('#splits tr')].map(r => [...r.cells].map(c => c.innerText))"
-    rows = {name: list(map(int, counts)) for name, *counts in opened.driver.execute_script(script)}
-    assert rows == {split: [*of.values(), sum(of.values())] for split, of in ledger["splits"].items()}
+    assert _table(opened, "Rows read by file") == {file: [f"{count:,}"] for file, count in ledger["read"].items()}
+    rows = {split: list(map(int, cells)) for split, cells in _table(opened, "rows").items()}
+    splits = ledger["splits"]
+    assert rows == {split: [*of.values(), sum(of.values()), ledger["truncated"][split]] for split, of in splits.items()}
+    for label, cells in _table(opened, "Used rows by label").items():
+        counts = [of[label] for of in splits.values()]
+        assert list(map(int, cells)) == [*counts, sum(counts)]
 
 
 def test_findings_are_those_of_the_file(opened: Opened) -> None:
     findings = json.loads((opened.folder / "inspect.json").read_text(encoding="utf-8"))["findings"]
-    shown = [item.text.replace("\u00a0", " ") for item in opened.driver.find_elements("css selector", ".findings li")]
+    shown = [item.text for item in opened.driver.find_elements("css selector", ".remarks li")]
     assert shown == findings
     assert "Id prefix web (90 rows, 50 % of all) has no 中性 rows." in shown
 
@@ -115,12 +125,12 @@ def test_texts_of_the_data_are_text(opened: Opened) -> None:
     assert "\x1b" not in opened.text
 
 
-def test_examples_show_parts_loss_and_what_was_cut(opened: Opened) -> None:
+def test_examples_show_parts_loss_and_what_was_truncated(opened: Opened) -> None:
     articles = opened.driver.find_elements("css selector", "article")
     assert len(articles) == 9
-    cut = [article for article in articles if article.find_elements("css selector", ".cut")]
-    assert len(cut) == 1
-    assert "下跌下跌" in cut[0].find_element("css selector", ".cut del").text
+    truncated = [article for article in articles if article.find_elements("css selector", ".truncated")]
+    assert len(truncated) == 1
+    assert "下跌下跌" in truncated[0].find_element("css selector", ".truncated del").text
     training = [article for article in articles if article.text.startswith("train")]
     for article in training:
         loss = "".join(piece.text for piece in article.find_elements("css selector", ".t.loss"))
@@ -145,9 +155,9 @@ def test_the_keyboard_reaches_what_scrolls(opened: Opened) -> None:
     opened.driver.refresh()
     opened.driver.find_element("tag name", "body").send_keys(Keys.TAB)
     first = opened.driver.switch_to.active_element
-    assert first.text == "Skip to the findings"
+    assert first.text == "Skip to the summary"
     first.send_keys(Keys.ENTER)
-    assert opened.driver.switch_to.active_element.text == "Findings"
+    assert opened.driver.switch_to.active_element.text == "Summary"
     script = "return [...document.querySelectorAll('.scroll')].filter(e => e.tabIndex !== 0 || !e.ariaLabel).length"
     assert opened.driver.execute_script(script) == 0
 

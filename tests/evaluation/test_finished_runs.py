@@ -12,27 +12,28 @@ from folders import answers, write_run
 
 from finsa.config import RunConfig
 from finsa.errors import RunError
-from finsa.evaluation import finished_runs, run_groups
+from finsa.evaluation import finished_runs
+from finsa.evaluation.finished_runs import RunGroup
 
 GOLD = np.arange(90) % 3
 Configure = Callable[..., RunConfig]
 
 
-def grouped(*paths: Path) -> tuple[list[run_groups.Arm], list[str]]:
-    return run_groups.group(finished_runs.read(paths)[0])
+def grouped(*paths: Path) -> tuple[list[RunGroup], list[str]]:
+    return finished_runs.group(finished_runs.load(paths)[0])
 
 
-def test_runs_that_differ_in_the_seed_alone_are_one_arm(config: Configure, tmp_path: Path) -> None:
+def test_runs_that_differ_in_the_seed_alone_are_one_group(config: Configure, tmp_path: Path) -> None:
     for seed in (3, 1, 2):
         cfg = config("method=lora", f"seed={seed}", f"output_dir=elsewhere{seed}")
         write_run(tmp_path / f"a{seed}", cfg, GOLD, answers(GOLD, 0.5, seed))
     write_run(tmp_path / "b", config("method=lora_response"), GOLD, answers(GOLD, 0.5, 4))
-    found, notes = grouped(*finished_runs.folders(str(tmp_path)))
-    assert [(arm.name, arm.seeds) for arm in found] == [("lora", [1, 2, 3]), ("lora_response", [42])]
+    found, notes = grouped(*finished_runs.find_folders(str(tmp_path)))
+    assert [(group.name, group.seeds) for group in found] == [("lora", [1, 2, 3]), ("lora_response", [42])]
     assert notes == []
 
 
-def test_arms_are_named_by_what_tells_them_apart(config: Configure, tmp_path: Path) -> None:
+def test_groups_are_named_by_the_settings_that_differ(config: Configure, tmp_path: Path) -> None:
     commands = [
         ["method=lora", "train.learning_rate=0.001"],
         ["method=lora", "train.learning_rate=0.002"],
@@ -42,7 +43,7 @@ def test_arms_are_named_by_what_tells_them_apart(config: Configure, tmp_path: Pa
     paths = [
         write_run(tmp_path / str(n), config(*words), GOLD, answers(GOLD, 0.5, n)) for n, words in enumerate(commands)
     ]
-    assert [arm.name for arm in grouped(*paths)[0]] == [
+    assert [group.name for group in grouped(*paths)[0]] == [
         "lora tiny train.learning_rate=0.001",
         "lora tiny train.learning_rate=0.002",
         "lora_response tiny",
@@ -50,16 +51,18 @@ def test_arms_are_named_by_what_tells_them_apart(config: Configure, tmp_path: Pa
     ]
 
 
-def test_differences_that_names_do_not_say_are_noted(config: Configure, tmp_path: Path) -> None:
+def test_differences_that_names_do_not_show_are_noted(config: Configure, tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", config("method=lora", "train.epochs=2"), GOLD, answers(GOLD, 0.5, 1))
     other = write_run(tmp_path / "b", config("method=lora_response", "train.epochs=3"), GOLD, answers(GOLD, 0.5, 2))
-    assert grouped(first, other)[1] == ["Beyond what their names say, the arms differ in train.epochs (2.0, 3.0)."]
+    assert grouped(first, other)[1] == [
+        "Besides what their names show, the configurations differ in train.epochs (2.0, 3.0)."
+    ]
 
 
 def test_how_it_would_have_learnt_decides_nothing_for_what_learns_nothing(config: Configure, tmp_path: Path) -> None:
     paths = [write_run(tmp_path / str(n), config("method=zero_shot", f"train.epochs={n}"), GOLD, GOLD) for n in (1, 2)]
     found, notes = grouped(*paths)
-    assert [(arm.name, len(arm.runs)) for arm in found] == [("zero_shot", 1)]
+    assert [(group.name, len(group.runs)) for group in found] == [("zero_shot", 1)]
     assert notes == [f"1 copies of {paths[0]} (same seed and answers) count once."]
 
 
@@ -72,18 +75,18 @@ def test_an_evaluation_belongs_to_the_run_it_scored(config: Configure, tmp_path:
         tmp_path / "bare", config("stage=evaluate"), GOLD, answers(GOLD, 0.5, 3), stage="evaluate", run="None"
     )
     found, _ = grouped(trained, again, bare)
-    assert [(arm.name, len(arm.runs)) for arm in found] == [("lora", 2), ("zero_shot", 1)]
+    assert [(group.name, len(group.runs)) for group in found] == [("lora", 2), ("zero_shot", 1)]
     shutil.rmtree(trained)
-    with pytest.raises(RunError, match="which is gone"):
-        finished_runs.read([again])
+    with pytest.raises(RunError, match="which no longer exists"):
+        finished_runs.load([again])
 
 
 def test_runs_of_other_labels_are_refused(config: Configure, tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", config("method=lora"), GOLD, GOLD)
     other = write_run(tmp_path / "b", config("method=lora"), GOLD, GOLD, ("negative", "neutral", "positive"))
     with pytest.raises(RunError) as caught:
-        run_groups.comparable(finished_runs.read([first, other])[0], "any")
-    assert f"{first} and {other} cannot stand in one report" in str(caught.value)
+        finished_runs.comparable(finished_runs.load([first, other])[0], "any")
+    assert f"{first} and {other} cannot be compared in one report" in str(caught.value)
     assert "labels: 利空, 中性, 利好 against negative, neutral, positive" in str(caught.value)
 
 
@@ -91,7 +94,7 @@ def test_runs_of_other_test_rows_are_refused(config: Configure, tmp_path: Path) 
     first = write_run(tmp_path / "a", config("method=lora"), GOLD, GOLD)
     other = write_run(tmp_path / "b", config("method=lora", "data=generated"), GOLD[:60], GOLD[:60])
     with pytest.raises(RunError) as caught:
-        run_groups.comparable(finished_runs.read([first, other])[0], "any")
+        finished_runs.comparable(finished_runs.load([first, other])[0], "any")
     assert (
         "test rows: data=sample data.files=data/sample (90 rows) against data=generated data.files=null (60 rows, 60 "
         "of them the same). Report them separately, or score them on the same rows with stage=evaluate"
@@ -103,7 +106,7 @@ def test_rows_of_one_data_set_are_told_apart_by_the_key_that_differs(config: Con
     first = write_run(tmp_path / "a", config("method=lora", "data.domain=news"), GOLD, GOLD)
     other = write_run(tmp_path / "b", config("method=lora", "data.domain=forum"), GOLD[:60], GOLD[:60])
     with pytest.raises(RunError) as caught:
-        run_groups.comparable(finished_runs.read([first, other])[0], "any")
+        finished_runs.comparable(finished_runs.load([first, other])[0], "any")
     assert (
         "test rows: data=sample data.domain=news (90 rows) against data=sample data.domain=forum (60 rows, 60 of them "
         "the same)"
@@ -116,8 +119,8 @@ def test_of_a_folder_the_runs_that_can_be_compared_are_taken(config: Configure, 
     news = write_run(tmp_path / "1", config("method=lora", "data.domain=news"), GOLD[:50], GOLD[:50])
     forum = write_run(tmp_path / "2", config("method=lora", "data.domain=forum"), GOLD[:40], GOLD[:40])
     mixture = write_run(tmp_path / "3", config("stage=moe_joint"), GOLD, answers(GOLD, 0.6, 2))
-    runs = finished_runs.read(finished_runs.folders(str(tmp_path)))[0]
-    kept, reasons = run_groups.comparable(runs, "same")
+    runs = finished_runs.load(finished_runs.find_folders(str(tmp_path)))[0]
+    kept, reasons = finished_runs.comparable(runs, "same")
     assert [run.path for run in kept] == [union, mixture]
     assert reasons == {
         str(news): "other test rows: data=sample data.domain=null (90 rows) against data=sample data.domain=news (50 "
@@ -125,8 +128,8 @@ def test_of_a_folder_the_runs_that_can_be_compared_are_taken(config: Configure, 
         str(forum): "other test rows: data=sample data.domain=null (90 rows) against data=sample data.domain=forum (40 "
         "rows, 40 of them the same)",
     }
-    with pytest.raises(RunError, match="cannot stand in one report"):  # each was asked for
-        run_groups.comparable(runs, "same", named=[union, news, mixture])
+    with pytest.raises(RunError, match="cannot be compared in one report"):  # each was asked for
+        finished_runs.comparable(runs, "same", named=[union, news, mixture])
 
 
 def test_of_two_groups_of_equal_size_none_is_preferred(config: Configure, tmp_path: Path) -> None:
@@ -136,7 +139,7 @@ def test_of_two_groups_of_equal_size_none_is_preferred(config: Configure, tmp_pa
         for method in ("lora", "zero_shot")
     ]
     with pytest.raises(RunError) as caught:
-        run_groups.comparable(finished_runs.read(paths)[0], "same")
+        finished_runs.comparable(finished_runs.load(paths)[0], "same")
     sets = [f"runs=[{paths[at]},{paths[at + 1]}]" for at in (0, 2)]
     assert f"Report {sets[0]} or {sets[1]}, or score them on the same rows with stage=evaluate" in str(caught.value)
 
@@ -144,12 +147,12 @@ def test_of_two_groups_of_equal_size_none_is_preferred(config: Configure, tmp_pa
 def test_runs_of_other_training_rows_are_refused_unless_the_user_wants_them(config: Configure, tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", config("method=lora"), GOLD, GOLD)
     other = write_run(tmp_path / "b", config("method=lora"), GOLD, GOLD, data_fingerprint="beef")
-    runs = finished_runs.read([first, other])[0]
+    runs = finished_runs.load([first, other])[0]
     with pytest.raises(
         RunError, match=r"rows: .* f00d \(90 .*\) against .* beef \(90 .* stage\.training_rows=any compares them"
     ):
-        run_groups.comparable(runs, "same")
-    run_groups.comparable(runs, "any")
+        finished_runs.comparable(runs, "same")
+    finished_runs.comparable(runs, "any")
 
 
 def test_the_same_rows_in_another_place_are_the_same(config: Configure, tmp_path: Path) -> None:
@@ -159,9 +162,9 @@ def test_the_same_rows_in_another_place_are_the_same(config: Configure, tmp_path
         )
         for n in (1, 2)
     ]
-    runs = finished_runs.read(paths)[0]
-    run_groups.comparable(runs, "same")
-    assert len(run_groups.group(runs)[0]) == 1
+    runs = finished_runs.load(paths)[0]
+    finished_runs.comparable(runs, "same")
+    assert len(finished_runs.group(runs)[0]) == 1
 
 
 def test_unfinished_and_scoreless_runs_are_left_out_with_the_reason(config: Configure, tmp_path: Path) -> None:
@@ -169,24 +172,24 @@ def test_unfinished_and_scoreless_runs_are_left_out_with_the_reason(config: Conf
     failed = write_run(tmp_path / "1", config("method=lora"), GOLD, GOLD, status="failed", error="RunError: no room")
     pretrained = write_run(tmp_path / "2", config("method=lora"), GOLD, GOLD, stage="pretrain")
     (pretrained / "metrics.json").write_text("{}", encoding="utf-8")
-    found, left_out = finished_runs.read(finished_runs.folders(str(tmp_path)))
+    found, left_out = finished_runs.load(finished_runs.find_folders(str(tmp_path)))
     assert [run.path for run in found] == [good]
     assert left_out == {
         str(failed): "failed: RunError: no room",
         str(pretrained): "has no test scores (stage=pretrain)",
     }
     with pytest.raises(RunError, match="no finished run with test scores.*no room"):
-        finished_runs.read([failed])
+        finished_runs.load([failed])
 
 
 def test_folders_are_found_below_and_in_the_order_of_the_jobs(config: Configure, tmp_path: Path) -> None:
     for number in (0, 1, 2, 10):
         write_run(tmp_path / "sweeps" / str(number), config("method=lora"), GOLD, GOLD)
-    found = finished_runs.folders(str(tmp_path))
+    found = finished_runs.find_folders(str(tmp_path))
     assert [path.name for path in found] == ["0", "1", "2", "10"]
-    assert finished_runs.folders([str(tmp_path / "sweeps" / "10"), str(tmp_path)])[0].name == "10"
+    assert finished_runs.find_folders([str(tmp_path / "sweeps" / "10"), str(tmp_path)])[0].name == "10"
     with pytest.raises(RunError, match="there is no run folder at or below"):
-        finished_runs.folders(str(tmp_path / "nowhere"))
+        finished_runs.find_folders(str(tmp_path / "nowhere"))
 
 
 def test_damaged_files_are_named(config: Configure, tmp_path: Path) -> None:
@@ -194,10 +197,10 @@ def test_damaged_files_are_named(config: Configure, tmp_path: Path) -> None:
     lines = (path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     (path / "predictions.jsonl").write_text(lines[0].replace("利空", "看跌"), encoding="utf-8")
     with pytest.raises(RunError, match=r"predictions\.jsonl does not fit metrics\.json: '看跌' is missing"):
-        finished_runs.read([path])
+        finished_runs.load([path])
     (path / "predictions.jsonl").write_text(lines[0][:20], encoding="utf-8")
     with pytest.raises(RunError, match=r"predictions\.jsonl is damaged"):
-        finished_runs.read([path])
+        finished_runs.load([path])
 
 
 def test_a_run_of_an_older_version_can_be_read(config: Configure, tmp_path: Path) -> None:
@@ -210,6 +213,6 @@ def test_a_run_of_an_older_version_can_be_read(config: Configure, tmp_path: Path
     del values["method"]["rows_per_class"]
     (old / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     found, _ = grouped(new, old)
-    assert [(arm.name, arm.seeds) for arm in found] == [("lora", [1, 2])]
+    assert [(group.name, group.seeds) for group in found] == [("lora", [1, 2])]
     assert found[0].runs[1].ledger["splits"]["test"] == dict.fromkeys(("利空", "中性", "利好"), 30)
     assert json.loads((old / "run.json").read_text(encoding="utf-8"))["status"] == "complete"

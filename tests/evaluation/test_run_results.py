@@ -9,12 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from folders import answers, write_run
 from matplotlib import image
 
 from finsa.config import RunConfig
-from finsa.evaluation import metrics, report_figures, router, run_results
+from finsa.evaluation import metrics, moe, run_results
 from finsa.runs.run_folder import RunFolder
 from finsa.stages import report
 
@@ -38,7 +37,7 @@ def test_a_trained_run_has_its_curve_and_a_page_with_its_numbers(trained: Traine
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     text = page(folder)
     low, high = found["test"]["intervals"]["macro_f1"]
-    assert f"{found['test']['macro_f1']:.4f} ({low:.4f}-{high:.4f})" in text
+    assert f"{found['test']['macro_f1']:.4f} ({low:.3f}-{high:.3f})" in text
     for label, one in found["test"]["per_class"].items():
         assert f"{label}</span></th>" in text
         assert f"{one['f1']:.4f}" in text
@@ -51,26 +50,10 @@ def test_a_trained_run_has_its_curve_and_a_page_with_its_numbers(trained: Traine
 def test_a_penalty_grid_is_drawn_over_its_penalties(trained: Trained) -> None:
     folder = trained("tfidf_lr")
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    told = ", ".join(f"{one['strength']:g}: {one['eval_macro_f1']:.3f}" for one in log)
-    assert f"Validation macro-F1 by C: {told}." in page(folder)
+    described = ", ".join(f"{one['strength']:g}: {one['eval_macro_f1']:.3f}" for one in log)
+    assert f"Validation macro-F1 by C: {described}." in page(folder)
     assert (folder / "penalties.png").is_file()
     assert not (folder / "training_curves.png").exists()
-
-
-def test_the_axis_of_a_grid_is_its_penalty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = []
-    monkeypatch.setattr(report_figures.pyplot, "close", kept.append)
-    figure = report_figures.run_penalties(GRID, tmp_path)
-    assert figure is not None
-    assert figure.file == tmp_path / "penalties.png"
-    (axes,) = kept[0].axes
-    assert (axes.get_xlabel(), axes.get_xscale()) == ("C, the inverse strength of the penalty", "log")
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.1", "1", "10"]
-    (line,) = axes.lines
-    assert line.get_xydata().tolist() == [[0.1, 0.51], [1.0, 0.52], [10.0, 0.53]]
-    assert report_figures.run_curves(GRID, tmp_path) is None
-    monkeypatch.undo()
-    report_figures.pyplot.close(kept[0])
 
 
 def test_a_report_draws_grids_apart_from_training(config: Configure, tmp_path: Path) -> None:
@@ -91,11 +74,11 @@ def test_a_mixture_has_its_routers_figure(config: Configure, tmp_path: Path) -> 
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     gates = np.random.default_rng(1).dirichlet((1, 1), len(GOLD))
     domains = ["news", "forum"] * (len(GOLD) // 2)
-    found["router"] = router.analysis(gates, domains, ["news", "forum"])
+    found["router"] = moe.analyze_gates(gates, domains, ["news", "forum"])
     found["base"] = metrics.report(GOLD.tolist(), GOLD.tolist(), list(found["test"]["per_class"]))
     (folder / "metrics.json").write_text(json.dumps(found), encoding="utf-8")
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    drawn = run_results.page(cfg, RunFolder(folder, facts), "lora mixture", "test")
+    drawn = run_results.write_page(cfg, RunFolder(folder, facts), "lora mixture", "test")
     assert drawn == [folder / "training_curves.png", folder / "router.png"]
     assert all(file.is_file() for file in drawn)
     text = page(folder)
@@ -103,7 +86,9 @@ def test_a_mixture_has_its_routers_figure(config: Configure, tmp_path: Path) -> 
     assert "Router of lora mixture" in text
     assert "base model (zero-shot)" in text
     again = Path(shutil.copytree(folder, tmp_path / "again"))
-    assert run_results.page(cfg, RunFolder(again, facts), "lora mixture", "test") == [again / one.name for one in drawn]
+    assert run_results.write_page(cfg, RunFolder(again, facts), "lora mixture", "test") == [
+        again / one.name for one in drawn
+    ]
     assert not [entry for entry in again.iterdir() if entry.is_dir()]
 
 
@@ -111,6 +96,6 @@ def test_a_page_names_the_users_own_data_by_their_file(config: Configure, tmp_pa
     cfg = config("method=tfidf_lr", "data=table", f"data.files={tmp_path / 'my_posts.csv'}")
     folder = write_run(tmp_path / "run", cfg, GOLD, answers(GOLD, 0.6, 1))
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    run_results.page(cfg, RunFolder(folder, facts), "tfidf_lr", "test")
+    run_results.write_page(cfg, RunFolder(folder, facts), "tfidf_lr", "test")
     assert "tfidf_lr, my_posts: run" in page(folder)
     assert ">table<" not in page(folder)
