@@ -21,7 +21,7 @@ from pydantic import BaseModel
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from finsa import config
-from finsa.config import compose, headers
+from finsa.config import catalogue, compose
 
 # Where the remarks and the default values of a section stand.
 WRITTEN = {"model": "qwen05b_instruct", "method": "lora", "data": "table", "train": "default", "tracking": "wandb"}
@@ -62,8 +62,8 @@ def choices() -> str:
     """All files of all groups, each with the first sentence it says about itself."""
     parts = []
     for group in ("model", "method", "data", "train", "stage", "experiment", "published", "tracking"):
-        names = compose.choices_of(group)
-        rows = [f"| `{name}` | {_cell(headers.summary(compose.file_of(group, name)))} |" for name in names]
+        names = catalogue.choices_of(group)
+        rows = [f"| `{name}` | {_cell(catalogue.summary(catalogue.file_of(group, name)))} |" for name in names]
         parts.append("\n".join([f"## `{group}=`", "", "| name | what it is |", "|---|---|", *rows]))
     return "\n\n".join(parts)
 
@@ -80,28 +80,31 @@ def reference() -> str:
 
 def sections() -> Iterator[tuple[str, list[Key]]]:
     """Every section of the configuration with its keys; a stage's and a baseline's own ones under their names."""
-    main = _read(compose.CONF / "config.yaml")
-    remarks = headers.remarks(compose.CONF / "config.yaml")
+    main = _read(catalogue.CONF / "config.yaml")
+    remarks = catalogue.key_comments(catalogue.CONF / "config.yaml")
     tops = [name for name in config.RunConfig.model_fields if name not in (*WRITTEN, "stage")]
     told = documented(config.RunConfig)
     yield "At the top", [_key(config.RunConfig, name, name, main.get(name), told, remarks) for name in tops]
     for name in WRITTEN:
         model = typing.cast(type[BaseModel], config.RunConfig.model_fields[name].annotation)
         values = compose.compose_values([f"{name}={DEFAULT[name]}"])[0][name]
-        remarks = headers.remarks(compose.file_of(name, WRITTEN[name]))
+        remarks = catalogue.key_comments(catalogue.file_of(name, WRITTEN[name]))
         yield f"`{name}`", list(_keys(model, name, values, remarks, ""))
     for baseline in branches(config.Baseline):
         kind = typing.get_args(baseline.model_fields["kind"].annotation)[0]
-        file = compose.file_of("method", kind)
+        file = catalogue.file_of("method", kind)
         values = compose.compose_values([f"method={kind}"])[0]["method"]["baseline"]
         yield (
             f"`method.baseline`, kind `{kind}`",
-            list(_keys(baseline, "method.baseline", values, headers.remarks(file), "baseline.")),
+            list(_keys(baseline, "method.baseline", values, catalogue.key_comments(file), "baseline.")),
         )
     for stage in branches(config.Stage):
         name = typing.get_args(stage.model_fields["name"].annotation)[0]
-        file = compose.file_of("stage", name)
-        yield f"`stage`, with `stage={name}`", list(_keys(stage, "stage", _read(file), headers.remarks(file), ""))
+        file = catalogue.file_of("stage", name)
+        yield (
+            f"`stage`, with `stage={name}`",
+            list(_keys(stage, "stage", _read(file), catalogue.key_comments(file), "")),
+        )
 
 
 def branches(union: Any) -> tuple[type[BaseModel], ...]:
@@ -140,8 +143,8 @@ def _keys(model: type[BaseModel], path: str, values: Any, remarks: dict[str, str
             given = value
             if f"{path}.{name}" in INNER:
                 group, file, section = INNER[f"{path}.{name}"]
-                given = value or _read(compose.file_of(group, file)).get(section)
-                written = headers.remarks(compose.file_of(group, file))
+                given = value or _read(catalogue.file_of(group, file)).get(section)
+                written = catalogue.key_comments(catalogue.file_of(group, file))
                 rest |= {k.removeprefix(f"{section}."): t for k, t in written.items() if k.startswith(f"{section}.")}
             yield from _keys(inner, f"{path}.{name}", given, rest, "")
 

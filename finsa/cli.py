@@ -53,7 +53,7 @@ def run() -> int:
     """Run the command line of this process and return its exit code."""
     session, errors = Session(), list[BaseException]()
 
-    @hydra.main(version_base="1.3", config_path=str(compose.CONF), config_name="config")
+    @hydra.main(version_base="1.3", config_path=str(catalogue.CONF), config_name="config")
     def main(config: DictConfig) -> float | None:
         """Run one job and return its objective (the validation score a sweeper may maximise)."""
         job = current_job()
@@ -88,15 +88,16 @@ def guard(main: Callable[[], object], argv: list[str], errors: list[BaseExceptio
     try:
         argv[1:] = [command_line.quote(word) for word in argv[1:]]
         safety.require_plain_command(argv[1:])
-        argv[1:] = command_line.own_folder(argv[1:])
+        argv[1:], added = command_line.added_folders(argv[1:])
         if {"--help", "-h"} & set(argv[1:]):
-            print(catalogue.page())
+            print(catalogue.help_page(added))
             return 0
         if not any(word.split("=")[0] in _HYDRA_FLAGS for word in argv[1:]):
-            command_line.require_words(argv[1:])
-            argv[1:] = command_line.expand(argv[1:])
+            command_line.require_words(argv[1:], added)
+            argv[1:] = command_line.expand(argv[1:], added)
             sweep = bool({"-m", "--multirun"} & set(argv[1:]))
-            folders.require(command_line.check([word for word in argv[1:] if not word.startswith("-")], sweep))
+            overrides = [word for word in argv[1:] if not word.startswith("-")]
+            folders.require(command_line.check(overrides, sweep, added))
             GlobalHydra.instance().clear()
         if processes.world() > 1 and {"-m", "--multirun"} & set(argv[1:]):
             text = f"one job is shared by the {processes.world()} processes, and a sweep has many; start one job each"
@@ -105,7 +106,7 @@ def guard(main: Callable[[], object], argv: list[str], errors: list[BaseExceptio
             main()
             if errors:
                 raise errors.pop()
-            return sweeps.conclude()
+            return sweeps.conclude(added)
     except KeyboardInterrupt as stop:
         print(f"{stop or 'interrupted'}. Continue with: {resuming(typed)}", file=sys.stderr)
         return 128 + getattr(stop, "number", signal.SIGINT)

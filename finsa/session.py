@@ -18,6 +18,7 @@ class Job:
     Args:
         overrides: what the command line sets for this job.
         choices: the file chosen from each configuration group.
+        folders: added to ``conf/`` with ``--config-dir``.
         output_dir: the folder that Hydra gives the job.
         sweep_dir: folder of the sweep that the job belongs to; None outside of a sweep.
         number: of the job within the sweep, from 0.
@@ -25,6 +26,7 @@ class Job:
 
     overrides: tuple[str, ...]
     choices: dict[str, str | None]
+    folders: tuple[Path, ...]
     output_dir: Path
     sweep_dir: Path | None
     number: int
@@ -39,6 +41,7 @@ def current_job() -> Job | None:
     return Job(
         overrides=tuple(hydra.overrides.task),
         choices=dict(hydra.runtime.choices),
+        folders=tuple(Path(s.path) for s in hydra.runtime.config_sources if s.provider == "command-line"),
         output_dir=Path(hydra.runtime.output_dir).absolute(),
         sweep_dir=Path(hydra.sweep.dir).absolute() if sweep else None,
         number=int(hydra.job.num) if sweep else 0,
@@ -96,6 +99,11 @@ class Session:
     def overrides(self) -> tuple[str, ...]:
         """What the command line sets for the job that is running."""
         return self.job.overrides if self.job else ()
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders that the command adds to ``conf/`` with ``--config-dir``."""
+        return self.job.folders if self.job else ()
 
     @property
     def group(self) -> str | None:

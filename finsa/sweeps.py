@@ -16,6 +16,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 
 from finsa.config import ReportStage, RunConfig, Tracking, compose
+from finsa.config.catalogue import Folders
 from finsa.errors import FinsaError
 from finsa.runs import run_folder, trackers
 from finsa.runs.run_folder import JOB, Result, RunFolder
@@ -99,8 +100,11 @@ def _note(cfg: RunConfig, job: Job, **facts: Any) -> None:
 # ------------------------------------------------------------------------------------------------ the end
 
 
-def conclude() -> int:
+def conclude(added: Folders = ()) -> int:
     """Write and print the report of the sweep that this process started, and return the exit code.
+
+    Args:
+        added: folders of ``--config-dir``.
 
     Returns:
         0 where no sweep ran or all its jobs finished; 1 where some failed.
@@ -113,7 +117,7 @@ def conclude() -> int:
     failures = {name: job.error for name, job in jobs.items() if job.status != "complete"}
     scored = {name: metrics["test"] for name, job in jobs.items() if "test" in (metrics := _metrics(job.run))}
     if scored:
-        _compare(folder, jobs, scored, failures)
+        _compare(folder, jobs, scored, failures, added)
         print(f"sweep folder: {folder}")
     for error in dict.fromkeys(failures.values()):
         names = [name for name, other in failures.items() if other == error]
@@ -162,7 +166,9 @@ def _names(jobs: list[SweepJob]) -> dict[str, SweepJob]:
     return names
 
 
-def _compare(folder: Path, jobs: dict[str, SweepJob], scored: dict[str, Any], failures: dict[str, str]) -> None:
+def _compare(
+    folder: Path, jobs: dict[str, SweepJob], scored: dict[str, Any], failures: dict[str, str], added: Folders
+) -> None:
     """Write the jobs' scores as they are, then the report; where the jobs cannot be compared, say why instead."""
     from finsa.evaluation import report, tables
 
@@ -171,7 +177,7 @@ def _compare(folder: Path, jobs: dict[str, SweepJob], scored: dict[str, Any], fa
     print(title)
     try:
         paths = [job.run for name, job in jobs.items() if name in scored and job.run is not None]
-        cfg = _report_config(folder, {job.published for job in jobs.values()})
+        cfg = _report_config(folder, {job.published for job in jobs.values()}, added)
         assert isinstance(cfg.stage, ReportStage)
         made = report.build(list(dict.fromkeys(paths)), cfg.stage, cfg.published, failures)
         report.write(made, folder)
@@ -183,10 +189,9 @@ def _compare(folder: Path, jobs: dict[str, SweepJob], scored: dict[str, Any], fa
     trackers.log_report(next(iter(jobs.values())).tracking, folder)
 
 
-def _report_config(folder: Path, published: set[str | None]) -> RunConfig:
+def _report_config(folder: Path, published: set[str | None], added: Folders) -> RunConfig:
     """The report's options as ``conf/stage/report.yaml`` has them, and the published table that all jobs name."""
     overrides = ["stage=report", f"runs='{folder}'"]
     if len(published) == 1 and None not in published:
         overrides.append(f"published={published.copy().pop()}")
-    values, choices = compose.compose_values(overrides)
-    return compose.build(values, choices, overrides)
+    return compose.build(*compose.compose_values(overrides, added), overrides)

@@ -87,9 +87,8 @@ def config() -> Callable[..., RunConfig]:
 
 
 @cache
-def _config(*overrides: str) -> RunConfig:
-    values, choices = compose.compose_values(overrides)
-    return compose.build(values, choices, overrides)
+def _config(*overrides: str, folders: tuple[Path, ...] = ()) -> RunConfig:
+    return compose.build(*compose.compose_values(overrides, folders), overrides)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from finsa import cli
-from finsa.config import RunConfig, command_line, compose
+from finsa.config import RunConfig, catalogue, command_line, compose
+from finsa.config import keys as dotted
+from finsa.errors import ConfigError, nearest
 
 NEEDS = {
     "stage=augment": ["output=somewhere"],
@@ -89,8 +91,8 @@ class Verdict:
 def bases() -> tuple[tuple[str, ...], ...]:
     """Every choice of every group with what it cannot do without; the command without words comes first."""
     found: list[tuple[str, ...]] = [()]
-    for group in compose.groups():
-        for choice in compose.choices_of(group):
+    for group in catalogue.groups():
+        for choice in catalogue.choices_of(group):
             word = f"{group}={choice}"
             found.append((word, *NEEDS.get(word, ())))
     return tuple(base for base in found if _valid(base))
@@ -99,7 +101,7 @@ def bases() -> tuple[tuple[str, ...], ...]:
 def _valid(base: tuple[str, ...]) -> bool:
     try:
         command_line.check(base)
-    except compose.ConfigError:
+    except ConfigError:
         return False  # a method that the default data or model does not fit
     return True
 
@@ -122,7 +124,7 @@ def annotation(key: str) -> Any:
     """The type of a key; None below a mapping."""
     known: Any = RunConfig
     for part in key.split("."):
-        fields = compose.fields_below(known)
+        fields = dotted.fields_of(known)
         if not fields or part not in fields:
             return None
         known = fields[part]
@@ -168,7 +170,7 @@ def misspelt_key(base: tuple[str, ...], chance: random.Random) -> Mutation | Non
     parts = key.split(".")
     at = chance.randrange(1, len(parts))
     wrong = [*parts[:at], misspelt(parts[at], chance), *parts[at + 1 :]]
-    if len(parts[at]) < 4 or compose.unknown_key(".".join(wrong)) is None:
+    if len(parts[at]) < 4 or dotted.unknown_key(".".join(wrong)) is None:
         return None
     plus = chance.choice(["", "", "+", "++"])
     return Mutation("misspelt key", (f"{plus}{'.'.join(wrong)}=1",), ".".join(wrong), ".".join(parts[: at + 1]))
@@ -176,10 +178,10 @@ def misspelt_key(base: tuple[str, ...], chance: random.Random) -> Mutation | Non
 
 def misspelt_choice(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
     """A choice with a typing error."""
-    group = chance.choice([group for group in compose.groups() if group not in {w.split("=")[0] for w in base}])
-    choice = chance.choice(compose.choices_of(group))
+    group = chance.choice([group for group in catalogue.groups() if group not in {w.split("=")[0] for w in base}])
+    choice = chance.choice(catalogue.choices_of(group))
     wrong = misspelt(choice, chance)
-    if len(choice) < 4 or wrong in compose.choices_of(group):
+    if len(choice) < 4 or wrong in catalogue.choices_of(group):
         return None
     return Mutation("misspelt choice", (f"{group}={wrong}",), group, choice)
 
@@ -221,7 +223,7 @@ def wrong_nesting(base: tuple[str, ...], chance: random.Random) -> Mutation | No
     key = chance.choice([key for key in keys(base) if key.count(".") == 1])
     section, name = key.split(".")
     if how == 0:
-        if isinstance(values_of(base)[key], dict) or compose.fields_below(annotation(key)) is None:
+        if isinstance(values_of(base)[key], dict) or dotted.fields_of(annotation(key)) is None:
             return None
         return Mutation("wrong nesting", (f"{key}.inner=1",), f"{key}.inner")
     if how == 1:
@@ -233,9 +235,9 @@ def wrong_nesting(base: tuple[str, ...], chance: random.Random) -> Mutation | No
     if name in ("name",) or section == "stage" or base[:1] == ("stage=synthesize",):
         return None
     other = chance.choice([group for group in ("train", "tracking") if group != section])
-    sections = compose.fields_below(RunConfig) or {}
-    owners = [each for each, kind in sections.items() if name in (compose.fields_below(kind) or {})]
-    if owners != [section] or compose.nearest(name, compose.fields_below(sections[other]) or {}):
+    sections = dotted.fields_of(RunConfig) or {}
+    owners = [each for each, kind in sections.items() if name in (dotted.fields_of(kind) or {})]
+    if owners != [section] or nearest(name, dotted.fields_of(sections[other]) or {}):
         return None
     return Mutation("wrong nesting", (f"{other}.{name}=1",), f"{other}.{name}", key)
 
@@ -268,10 +270,10 @@ def out_of_range(base: tuple[str, ...], chance: random.Random) -> Mutation | Non
 def smuggled(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
     """What a plus or another package would bring in."""
     key = chance.choice([key for key in keys(base) if key.count(".") == 1 and annotation(key) is not None])
-    if compose.below_mapping(key):
+    if dotted.below_mapping(key):
         return None
     group = chance.choice(["train", "tracking"])
-    choice = chance.choice(compose.choices_of(group))
+    choice = chance.choice(catalogue.choices_of(group))
     return chance.choice(
         [
             Mutation("smuggled", (f"+{key}=1",), key, f"write {key}=1 without the +"),
@@ -287,7 +289,7 @@ def smuggled(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
 
 def deleted(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
     """A key or a group taken away."""
-    key = chance.choice([*keys(base), *compose.groups()])
+    key = chance.choice([*keys(base), *catalogue.groups()])
     return Mutation("deleted", (f"~{key}",), f"~{key}")
 
 
@@ -327,7 +329,7 @@ def twice(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
         group = chance.choice([group for group in ("train", "tracking") if f"{group}=" not in " ".join(base)] or ["x"])
         if group == "x":
             return None
-        first, second = chance.sample(list(compose.choices_of(group)), 2)
+        first, second = chance.sample(list(catalogue.choices_of(group)), 2)
         return Mutation("given twice", (f"{group}={first}", f"{group}={second}"), group)
     key = chance.choice(keys(base))
     return Mutation("given twice", (f"{key}=1", f"{key}=2"), key)
@@ -338,7 +340,7 @@ def empty(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
     key = chance.choice(keys(base))
     if isinstance(values_of(base)[key], int | float):
         return Mutation("empty", (f"{key}=",), key)
-    group = chance.choice([group for group in compose.groups() if group not in {w.split("=")[0] for w in base}])
+    group = chance.choice([group for group in catalogue.groups() if group not in {w.split("=")[0] for w in base}])
     return chance.choice([Mutation("empty", (f"{group}=",), group), Mutation("empty", (key,), key)])
 
 
@@ -362,8 +364,8 @@ def alike(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
         key = chance.choice(keys(base))
         wrong = spoil(key)
         return Mutation("look-alike", (f"{wrong}=1",), wrong, key)
-    group = chance.choice([group for group in compose.groups() if group not in {w.split("=")[0] for w in base}])
-    choice = chance.choice(compose.choices_of(group))
+    group = chance.choice([group for group in catalogue.groups() if group not in {w.split("=")[0] for w in base}])
+    choice = chance.choice(catalogue.choices_of(group))
     return Mutation("look-alike", (f"{group}={spoil(choice)}",), group, choice)
 
 

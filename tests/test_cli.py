@@ -16,7 +16,7 @@ import commands
 import pytest
 
 from finsa import cli
-from finsa.config import ROOT, command_line, compose
+from finsa.config import ROOT, catalogue, command_line
 from finsa.errors import ConfigError
 
 
@@ -79,7 +79,7 @@ def test_debug_shows_the_traceback_too(tmp_path: Path) -> None:
 def test_help_lists_the_groups(tmp_path: Path) -> None:
     done = command(tmp_path, "--help")
     assert done.returncode == 0
-    assert all(group in done.stdout for group in compose.groups())
+    assert all(group in done.stdout for group in catalogue.groups())
     whole = ["import sys; sys.argv[1:] = ['--help']", "from finsa.cli import main", "main()"]
     by_hydra = subprocess.run([sys.executable, "-c", "\n".join(whole)], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.rstrip() == by_hydra.stdout.rstrip()
@@ -153,7 +153,7 @@ def test_several_problems_are_listed() -> None:
 
 
 def test_every_stage_that_can_run_has_a_file_and_the_reverse() -> None:
-    assert set(cli.available_stages()) == set(compose.choices_of("stage"))
+    assert set(cli.available_stages()) == set(catalogue.choices_of("stage"))
 
 
 @pytest.mark.parametrize(

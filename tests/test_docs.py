@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel
 
 from finsa import config
-from finsa.config import ROOT, command_line, compose
+from finsa.config import ROOT, catalogue, command_line, compose
 
 TITLED = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 EXTEND = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
@@ -39,7 +39,7 @@ def _hooks() -> Any:
 
 
 @pytest.fixture
-def my_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def my_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The files that the page shows, written where it says."""
     shown = {name: text for name, text in TITLED.findall(EXTEND) if name.startswith("my_conf/")}
     assert len(shown) == 5
@@ -49,9 +49,7 @@ def my_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     rows = "".join(f"第{n}条帖子,{('看空', '观望', '看多')[n % 3]}\n" for n in range(90))
     (tmp_path / "my_forum.csv").write_text(f"post,mood\n{rows}", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    compose.added.clear()
-    compose.choices_of.cache_clear()
+    return tmp_path
 
 
 def _commands(text: str) -> list[list[str]]:
@@ -64,11 +62,11 @@ def test_every_command_with_the_shown_files_passes_the_check(my_conf: Path) -> N
     commands = _commands(EXTEND)
     assert len(commands) == 9
     for words in commands:
-        rest = command_line.own_folder(
+        rest, folders = command_line.added_folders(
             ["--config-dir", *words[1:]] if words[0] != "my_conf" else ["--config-dir", *words]
         )
-        expanded = command_line.expand(rest)
-        command_line.check([word for word in expanded if not word.startswith("-")])
+        expanded = command_line.expand(rest, folders)
+        command_line.check([word for word in expanded if not word.startswith("-")], folders=folders)
 
 
 def test_shown_data_set_is_planned_by_the_real_command(my_conf: Path) -> None:
@@ -177,4 +175,4 @@ def test_pages_hold_what_is_made(site: Path) -> None:
     choices = (site / "choices.html").read_text(encoding="utf-8")
     assert "<code>train.learning_rate</code>" in reference
     assert "made: reference" not in reference
-    assert all(f"<code>{name}</code>" in choices for name in compose.choices_of("method"))
+    assert all(f"<code>{name}</code>" in choices for name in catalogue.choices_of("method"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mutations
 
-from finsa.config import compose
+from finsa.config import catalogue
 
 BASES: tuple[tuple[str, ...], ...] = ((), ("train=smoke",), ("stage=check",))
 
@@ -24,7 +24,7 @@ def test_spoilt_commands_are_refused_and_the_right_one_is_suggested() -> None:
 
 
 def test_every_stage_is_spoilt() -> None:
-    stages = {f"stage={name}" for name in compose.choices_of("stage")}
+    stages = {f"stage={name}" for name in catalogue.choices_of("stage")}
     assert stages <= {base[0] for base in mutations.bases() if base}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finsa.config import ROOT, command_line, compose
+from finsa.config import ROOT, catalogue, command_line
 from finsa.errors import ConfigError
 
 READMES = ("README.md", "README_zh.md")
@@ -146,11 +146,8 @@ def test_files_that_contributing_shows_compose(tmp_path: Path) -> None:
         group = re.findall(rf"(\w+)={name}", command)[0]
         (tmp_path / name / group).mkdir(parents=True)
         (tmp_path / name / group / f"{name}.yaml").write_text(content, encoding="utf-8")
-        compose.add_folder(tmp_path / name)
-        command_line.check(_overrides(command))
+        command_line.check(_overrides(command), folders=(tmp_path / name,))
         checked.append(name)
-    compose.added.clear()
-    compose.choices_of.cache_clear()
     assert checked == ["my_forum", "lora_wide"]
 
 
@@ -186,7 +183,7 @@ def test_relative_links_exist(document: str) -> None:
 @pytest.mark.parametrize("page", CHOICES)
 @pytest.mark.parametrize("group", ["model", "method", "data", "stage", "train", "tracking", "experiment"])
 def test_every_choice_is_named(page: str, group: str) -> None:
-    choices = compose.choices_of(group)
+    choices = catalogue.choices_of(group)
     assert choices
     assert [name for name in choices if f"`{name}`" not in _read(page)] == []
 

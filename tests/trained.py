@@ -72,10 +72,8 @@ def of_instructions(config: Callable[..., RunConfig], base: Path) -> tuple[Path,
         "labels: [多, 空, 平]\nprompt: '{text}：'\n",
         encoding="utf-8",
     )
-    from finsa.config import compose
-
-    with compose.folder_added(base / "conf"):
-        cfg = config("data=both", "method=lora_response", *SHORT[1:], "train.max_steps=2", f"output_dir={base / 'out'}")
+    words = ("data=both", "method=lora_response", *SHORT[1:], "train.max_steps=2", f"output_dir={base / 'out'}")
+    cfg = config(*words, folders=(base / "conf",))
     done = train.run(cfg)
     assert done.run_dir is not None
     return done.run_dir, base

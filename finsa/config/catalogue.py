@@ -1,133 +1,95 @@
-"""Where the choices of the configuration lie: ``conf/``, and folders of the user's beside it."""
+"""The files of ``conf/`` and of ``--config-dir`` folders: the choices of each group, and what their comments say.
+
+``folders`` are those that a command adds with ``--config-dir``. They are laid out like ``conf/``, and files of the same
+name in ``conf/`` take precedence.
+"""
 
 from __future__ import annotations
 
-import copy
-import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from finsa.config import ROOT, locate
-from finsa.errors import ConfigError, Problem
+from finsa.config.base import ROOT
 
 CONF = ROOT / "conf"
-# Owner and name, or the name alone of some old repositories; never a path such as ./weights or /weights.
+COMMAND = "python run.py"
+# Owner and name on the hub, or only the name for some old repositories; never a path such as ./weights or /weights.
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-added: list[Path] = []  # folders that are read like conf/
-Choices = dict[str, str | None]
+Folders = tuple[Path, ...]
+Files = Mapping[str, Path | None]  # the chosen file of each group
 
 
-@cache
 def groups() -> tuple[str, ...]:
     """Names of the configuration groups."""
     return tuple(sorted(folder.name for folder in CONF.iterdir() if folder.is_dir()))
 
 
-def add_folder(folder: Path) -> None:
-    """Look for choices in a folder of the user's as well; ``--config-dir`` on the command line."""
-    added.append(folder.absolute())
-    choices_of.cache_clear()
-
-
-@contextmanager
-def folder_added(folder: Path) -> Iterator[None]:
-    """Look for choices in a folder as well, for as long as this lasts."""
-    add_folder(folder)
-    try:
-        yield
-    finally:
-        added.remove(folder.absolute())
-        choices_of.cache_clear()
-
-
-@cache
-def choices_of(group: str) -> tuple[str, ...]:
+def choices_of(group: str, folders: Folders = ()) -> tuple[str, ...]:
     """Names of the files in a group."""
-    return tuple(sorted({file.stem for folder in (CONF, *added) for file in (folder / group).glob("*.yaml")}))
+    return tuple(sorted({file.stem for folder in (CONF, *folders) for file in (folder / group).glob("*.yaml")}))
 
 
-def page() -> str:
-    """What ``--help`` prints, as Hydra does; asked for the choices, Hydra copies its whole state once per group."""
-    template: str = _read(CONF / "config.yaml")["hydra"]["help"]["template"]
-    told = "".join(f"{group}: {', '.join(choices_of(group))}\n" for group in groups())
-    return template.replace("$APP_CONFIG_GROUPS", told)
+def file_of(group: str, name: str, folders: Folders = ()) -> Path:
+    """The file of a choice; the path that it would have in ``conf/`` if there is none."""
+    files = [folder / group / f"{name}.yaml" for folder in (CONF, *folders)]
+    return next((file for file in files if file.is_file()), files[0])
 
 
-def file_of(group: str, name: str) -> Path:
-    """The file of a choice: below ``conf/``, or in a folder that was added."""
-    places = [folder / group / f"{name}.yaml" for folder in (CONF, *added)]
-    return next((file for file in places if file.is_file()), places[0])
+def read(file: Path | None) -> dict[str, Any]:
+    """What a file itself states, without its defaults; empty if there is no such file."""
+    if file is None or not file.is_file():
+        return {}
+    return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
 
 
-def stated(group: str, name: str) -> dict[str, Any]:
-    """What the file of a choice itself states, defaults not followed."""
-    return _read(file_of(group, name))
+def help_page(folders: Folders = ()) -> str:
+    """The text of ``--help``; Hydra would copy its whole state once per group to list the choices."""
+    template: str = read(CONF / "config.yaml")["hydra"]["help"]["template"]
+    choices = "".join(f"{group}: {', '.join(choices_of(group, folders))}\n" for group in groups())
+    return template.replace("$APP_CONFIG_GROUPS", choices)
 
 
-def experiment(name: str) -> dict[str, Any]:
-    """What an experiment's file itself states, defaults not followed."""
-    return stated("experiment", name)
-
-
-def of_hub(repository: str) -> str:
-    """The words of a command that choose a model of the hub."""
-    for choice in choices_of("model"):
-        if str(stated("model", choice).get("hub_id")).lower() == repository.lower():
+def hub_model(repository: str, folders: Folders = ()) -> str:
+    """The overrides that choose a model of the hub: its file, or ``model=local``."""
+    for choice in choices_of("model", folders):
+        if str(read(file_of("model", choice, folders)).get("hub_id")).lower() == repository.lower():
             return f"model={choice}"
     return f"model=local model.hub_id={repository}"
 
 
-def options_of_another_stage(choices: Choices, overrides: Sequence[str]) -> list[str]:
-    """Stage options that an experiment's file states for its own stage, where the command has chosen another one.
-
-    Those that the command itself sets are not among them: it means them for the stage it chose.
-    """
-    stated = experiment(choices.get("experiment") or "").get("stage") or {}
-    own = _read(file_of("stage", choices.get("stage") or ""))
-    said = [text.lstrip("+").split("=", 1)[0] for text in overrides]
-    return [key for key in stated if key not in own and not any(f"{one}.".startswith(f"stage.{key}.") for one in said)]
-
-
-def origin_of(path: str, choices: Choices, overrides: Sequence[str]) -> str:
-    """Name the place where a value was written."""
+def origin_of(path: str, files: Files, overrides: Sequence[str]) -> str:
+    """Where a value was written: ``command line``, or a file, found by following the defaults of the chosen files."""
     for text in overrides:
         key = text.split("=", 1)[0].lstrip("+~")
         if key not in groups() and (path == key or path.startswith(key + ".") or key.startswith(path + ".")):
             return "command line"
-    group, *rest = path.split(".")
-    experiment = choices.get("experiment")
-    if experiment and _states(file_of("experiment", experiment), path.split(".")):
-        return _told(file_of("experiment", experiment))
-    choice = choices.get(group)
-    if not choice:
-        return "conf/config.yaml"
-    return _told(file_of(group, _writer(group, choice, rest)))
+    keys = path.split(".")
+    chosen = files.get(keys[0])
+    experiment = files.get("experiment")
+    written = experiment and _writer(experiment, keys)
+    if not written:
+        written = _writer(chosen, keys[1:]) or chosen if chosen else CONF / "config.yaml"
+    return written.relative_to(CONF.parent).as_posix() if written.is_relative_to(CONF) else str(written)
 
 
-def _told(file: Path) -> str:
-    return file.relative_to(CONF.parent).as_posix() if file.is_relative_to(CONF) else str(file)
-
-
-def _writer(group: str, choice: str, rest: list[str]) -> str:
-    """Follow a file's defaults to the one that states the key; the chosen one where none does."""
-    if _states(file_of(group, choice), rest):
-        return choice
-    for parent in _read(file_of(group, choice)).get("defaults", []):
+def _writer(file: Path, keys: list[str]) -> Path | None:
+    """The file that states a key: the given one, or one of its defaults."""
+    values = read(file)
+    if _states(values, keys):
+        return file
+    for parent in values.get("defaults", []):
         if isinstance(parent, str) and parent != "_self_":
-            found = _writer(group, parent, rest)
-            if _states(file_of(group, found), rest):
-                return found
-    return choice
+            written = _writer(file_of(file.parent.name, parent, (file.parent.parent,)), keys)
+            if written:
+                return written
+    return None
 
 
-def _states(file: Path, keys: list[str]) -> bool:
-    values: Any = _read(file)
+def _states(values: Any, keys: list[str]) -> bool:
     for key in keys:
         if not isinstance(values, dict) or key not in values:
             return isinstance(values, list)
@@ -135,50 +97,41 @@ def _states(file: Path, keys: list[str]) -> bool:
     return True
 
 
-@cache
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+# ------------------------------------------------------------------------------------------------ comments
 
 
-def with_local_models(values: dict[str, Any]) -> dict[str, Any]:
-    """Values in which the model and the encoder of a baseline have the path of their folder below ``models``."""
-    if not isinstance(values.get("models"), str):
-        return values
-    files = locate(values["models"]).glob("*/origin.json")  # none where the folder is missing, which a start reports
-    origins = {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in files}
-    folders = {origin.get("original"): str(folder) for folder, origin in sorted(origins.items(), reverse=True)}
-
-    def located(section: dict[str, Any] | None) -> dict[str, Any] | None:
-        if not section or section.get("path") is not None or section.get("hub_id") not in folders:
-            return section
-        return section | {"path": folders[section["hub_id"]]}
-
-    method = values["method"]
-    if method.get("baseline"):
-        method = method | {"baseline": located(method["baseline"])}
-    return values | {"model": located(values["model"]), "method": method}
+def description(file: Path) -> str:
+    """The comment at the top of a file, up to the command that uses it, as one line."""
+    words: list[str] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#") or COMMAND in line:
+            break
+        if "@package" not in line:
+            words.append(line.removeprefix("#").strip())
+    return " ".join(words)
 
 
-def with_method_settings(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Values with those in their places that ``per_method`` has for the chosen method and the command does not set.
+def summary(file: Path) -> str:
+    """The first sentence of the description."""
+    return re.split(r"(?<! al)\. ", description(file), maxsplit=1)[0].rstrip(".") + "."
 
-    Raises:
-        ConfigError: for a key below another one that is no section.
+
+def key_comments(file: Path) -> dict[str, str]:
+    """The comments beside the keys of a file.
+
+    Returns:
+        By dotted key, the text after ``#`` on its line and on following lines that only consist of a comment.
     """
-    settings, method = values.get("per_method"), values["method"]["name"]
-    if not isinstance(settings, dict) or not isinstance(settings.get(method, {}), dict):
-        return values  # what it is instead is reported with the other wrong values
-    given = {override.partition("=")[0] for override in overrides}
-    values = copy.deepcopy(values | {"per_method": None})
-    for key, value in settings.get(method, {}).items():
-        *parents, last = key.split(".")
-        section = values
-        for parent in parents:
-            section = section.setdefault(parent, {})
-            if not isinstance(section, dict):
-                raise ConfigError([Problem(f"per_method.{method}", f"{key} is no key; {parent} has none below it")])
-        if key not in given:
-            section[last] = value
-    return values
+    comments: dict[str, str] = {}
+    path: list[tuple[int, str]] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        key = re.match(r"( *)(\w+):", line)
+        comment = re.search(r"(?:^|\s)#(?!.*['\"]) (.*)$", line)
+        if key:
+            path = [(indent, name) for indent, name in path if indent < len(key[1])] + [(len(key[1]), key[2])]
+        dotted = ".".join(name for _, name in path)
+        if comment and path and (key or (re.match(r" +#", line) and dotted in comments)):
+            comments[dotted] = f"{comments[dotted]} {comment[1].strip()}" if dotted in comments else comment[1].strip()
+        elif not key:
+            path = path if line.startswith(" ") else []
+    return comments

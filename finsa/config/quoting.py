@@ -1,7 +1,7 @@
-"""Lists and maps as a command line writes them: more than Hydra's grammar takes, which knows Chinese in quotes only.
+"""Lists and maps as users type them, which is more than Hydra's grammar accepts: it allows Chinese only in quotes.
 
-Hydra takes no quoted keys at all, so a map with Chinese keys reaches the configuration as one quoted text and is read
-here once its place is known to hold a map.
+Hydra accepts no quoted keys at all, so a map with Chinese keys is passed on as one quoted text, and parsed here where
+the type of its key says that it is a map.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 _CLOSING = {"{": "}", "[": "]"}
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(\d+|(\d+\.\d*|\.\d+|\d+)([eE][+-]?\d+)?)")
-_WORDS = {"true": True, "false": False, "null": None}
+_CONSTANTS = {"true": True, "false": False, "null": None}
 
 
 def split(text: str, separators: str) -> list[str]:
-    """Split a text at characters that stand outside of quotes and brackets; the pieces keep everything else."""
+    """Split a text at separators outside of quotes and brackets."""
     pieces, start, depth, place = [], 0, 0, 0
     while place < len(text):
         letter, before = text[place], text[:place].rstrip()
@@ -40,63 +40,71 @@ def is_bracketed(text: str) -> bool:
 
 
 def is_quoted(text: str) -> bool:
-    """Whether a text is one word in quotes."""
+    """Whether a text is one quoted string."""
     return _QUOTED.fullmatch(text.strip()) is not None
 
 
-def read(text: str) -> Any:
-    """Read a list, a map or a plain value, with ASCII or full-width punctuation.
+def parse(text: str) -> Any:
+    """Parse a list, a map or a plain value, with ASCII or full-width punctuation.
 
     Raises:
-        ValueError: for an entry of a map that is no ``key: value``, or a key that stands there twice.
+        ValueError: for an entry of a map that is not ``key: value``, or a duplicate key.
     """
     text = text.strip()
     if is_bracketed(text) and text[0] == "[":
-        return [read(item) for item in items(text)]
+        return [parse(item) for item in _items(text)]
     if is_bracketed(text):
-        found: dict[str, Any] = {}
-        for key, value in entries(text):
-            name = str(_plain(key))
-            if name in found:
+        values: dict[str, Any] = {}
+        for key, value in _entries(text):
+            name = _unquoted(key)
+            if name in values:
                 raise ValueError(f"the key {name} is given twice")
-            found[name] = read(value)
-        return found
+            values[name] = parse(value)
+        return values
     if is_quoted(text):
-        return _plain(text)
+        return _unquoted(text)
     if _NUMBER.fullmatch(text):
         return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
-    return _WORDS.get(text.lower(), text)
+    return _CONSTANTS.get(text.lower(), text)
 
 
 def for_hydra(text: str) -> str:
-    """The same list, map or plain value with every word quoted that Hydra's grammar takes in quotes only."""
-    stripped = text.strip()
-    if is_bracketed(stripped) and stripped[0] == "[":
-        return f"[{', '.join(map(for_hydra, items(stripped)))}]"
-    if is_bracketed(stripped):
-        return f"{{{', '.join(f'{key}: {for_hydra(value)}' for key, value in entries(stripped))}}}"
-    return stripped if stripped.isascii() or is_quoted(stripped) else quoted(stripped)
+    """A list, map or plain value, with quotes added where Hydra's grammar needs them."""
+    text = text.strip()
+    if is_bracketed(text) and text[0] == "[":
+        return f"[{', '.join(map(for_hydra, _items(text)))}]"
+    if is_bracketed(text):
+        return f"{{{', '.join(f'{key}: {for_hydra(value)}' for key, value in _entries(text))}}}"
+    return text if text.isascii() or is_quoted(text) else quoted(text)
 
 
-def items(text: str) -> list[str]:
-    """Items of a list; full-width commas separate them where there are no others."""
-    found = split(text.strip()[1:-1], ",")
-    if len(found) == 1:
-        found = split(found[0], "，、")
-    return [item.strip() for item in found if item.strip()]
+def quoted(text: str) -> str:
+    """A text in Hydra's quotes, in which a backslash only counts before a quote, and ``${`` is an interpolation."""
+    inner = re.sub(r"(\\*)(?='|$)", r"\1\1", text).replace("'", r"\'")
+    return "'" + re.sub(r"(\\*)\$\{", r"\1\1\\${", inner) + "'"
 
 
-def entries(text: str) -> list[tuple[str, str]]:
-    """Keys and values of a map; a full-width comma separates entries where a key follows it.
+def for_shell(word: str) -> str:
+    """A word as it is typed into a shell, in double quotes if it needs quotes and these suffice."""
+    safe = shlex.quote(word)
+    return safe if safe == word or re.search(r'["$`\\!]', word) else f'"{word}"'
 
-    Raises:
-        ValueError: for an entry that is no ``key: value``.
-    """
-    found = []
+
+def _items(text: str) -> list[str]:
+    """Items of a list; full-width commas separate them if there are no others."""
+    items = split(text.strip()[1:-1], ",")
+    if len(items) == 1:
+        items = split(items[0], "，、")
+    return [item.strip() for item in items if item.strip()]
+
+
+def _entries(text: str) -> list[tuple[str, str]]:
+    """Keys and values of a map; a full-width comma separates entries if a key follows it."""
+    parts = []
     for part in split(text.strip()[1:-1], ","):
         pieces = split(part, "，")
-        found += pieces if all(len(split(piece, ":：")) > 1 for piece in pieces) else [part]
-    return [_entry(part.strip()) for part in found if part.strip()]
+        parts += pieces if all(len(split(piece, ":：")) > 1 for piece in pieces) else [part]
+    return [_entry(part.strip()) for part in parts if part.strip()]
 
 
 def _entry(text: str) -> tuple[str, str]:
@@ -104,20 +112,8 @@ def _entry(text: str) -> tuple[str, str]:
         key, *rest = split(text, colon)
         if rest and key.strip():
             return key.strip(), text[len(key) + 1 :].strip()
-    raise ValueError(f"'{text}' is no entry of a map; write {{key: value, key: value}}")
+    raise ValueError(f"'{text}' is not an entry of a map; write {{key: value, key: value}}")
 
 
-def quoted(text: str) -> str:
-    """A text in Hydra's quotes: a backslash counts there before a quote alone, and ${ asks for another value."""
-    inner = re.sub(r"(\\*)(?='|$)", r"\1\1", text).replace("'", r"\'")
-    return "'" + re.sub(r"(\\*)\$\{", r"\1\1\\${", inner) + "'"
-
-
-def for_shell(word: str) -> str:
-    """A word of a command as it is typed into a shell, in double quotes where it needs some and they suffice."""
-    safe = shlex.quote(word)
-    return safe if safe == word or re.search(r'["$`\\!]', word) else f'"{word}"'
-
-
-def _plain(text: str) -> str:
+def _unquoted(text: str) -> str:
     return re.sub(r"\\(['\"\\])", r"\1", text[1:-1]) if _QUOTED.fullmatch(text) else text

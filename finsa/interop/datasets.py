@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finsa.config import compose
+from finsa.config.catalogue import Folders, choices_of
 from finsa.data.conversations import CHATS
 from finsa.data.readers import READERS
 from finsa.errors import DataError, suggest
@@ -136,20 +136,21 @@ def _alpaca(account: Account, columns: Mapping[str, Any], name: str) -> None:
     account.set("columns", "columns.label", own["response"])
 
 
-def of_training(account: Account, info: Mapping[str, Any] | None, where: str) -> list[str]:
+def of_training(account: Account, info: Mapping[str, Any] | None, where: str, folders: Folders = ()) -> list[str]:
     """Decide the data of a training file: names of entries that have to be written, or a file of ``conf/data``.
 
     Args:
         account: of the training file; takes note.
         info: content of ``dataset_info.json``; None where there is none.
         where: its path, for messages.
+        folders: added with ``--config-dir``.
     """
     written = account.get("dataset", "")
     names = [str(word).strip() for word in (written if isinstance(written, list) else str(written).split(",")) if word]
     known = [name for name in names if info is not None and name in info]
     if names and known == names:
         account.choose("dataset", "data", names[0] if len(names) == 1 else "_".join(names)[:60])
-    elif len(names) == 1 and names[0] in compose.choices_of("data"):
+    elif len(names) == 1 and names[0] in choices_of("data", folders):
         account.choose("dataset", "data", names[0])
     else:
         account.choices["data"] = "table"

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from finsa.config import compose
+from finsa.config import catalogue
 from finsa.errors import ConfigError, DataError, Problem, nearest, suggest
 from finsa.interop.keys import IGNORED, UNSUPPORTED
 from finsa.interop.summary import Account
@@ -28,20 +28,21 @@ SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size")
 ANOTHER = "For another model write one, and name its folder: --config-dir <folder> with <folder>/model/<name>.yaml"
 
 
-def translate(given: Mapping[str, Any], name: str, processes: int) -> Account:
+def translate(given: Mapping[str, Any], name: str, processes: int, folders: catalogue.Folders = ()) -> Account:
     """Translate a training file, but for its data sets.
 
     Args:
         given: the file's content.
         name: of the file, for messages.
         processes: that it was started on.
+        folders: added with ``--config-dir``.
 
     Raises:
         ConfigError: for what is no supervised fine-tuning, or a model that no file below ``conf/model`` describes.
     """
     account = Account(given, name)
     _kind(account, name)
-    _model(account, name)
+    _model(account, name, folders)
     _method(account, name)
     _schedule(account, processes)
     _rest(account)
@@ -63,14 +64,16 @@ def _kind(account: Account, name: str) -> None:
     account.tell("do_train", "translated", "stage=train")
 
 
-def _model(account: Account, name: str) -> None:
+def _model(account: Account, name: str, folders: catalogue.Folders) -> None:
     written = str(account.get("model_name_or_path", ""))
     if not written:
         raise _refused("model_name_or_path", "is missing, so this is no training file of LLaMA-Factory", name)
+    choices = catalogue.choices_of("model", folders)
+    models = {choice: catalogue.read(catalogue.file_of("model", choice, folders)) for choice in choices}
     if LOCAL.match(written) or Path(written).is_dir():
-        _local_model(account, name, Path(written).expanduser().absolute())
+        _local_model(account, name, Path(written).expanduser().absolute(), models)
     else:
-        _hub_model(account, name, written)
+        _hub_model(account, name, written, models)
     if account.get("model_revision", "main") != "main":
         account.set("model_revision", "model.revision", str(account.given["model_revision"]))
     _prompt(account)
@@ -80,8 +83,8 @@ def _model(account: Account, name: str) -> None:
     _precision(account)
 
 
-def _hub_model(account: Account, name: str, written: str) -> None:
-    known = {_hub_id(choice): choice for choice in compose.choices_of("model")}
+def _hub_model(account: Account, name: str, written: str, models: dict[str, Any]) -> None:
+    known = {_hub_id(values): choice for choice, values in models.items()}
     last = {hub_id.rpartition("/")[2]: choice for hub_id, choice in known.items() if hub_id}
     choice = known.get(written.lower()) or last.get(written.rpartition("/")[2].lower())
     if choice is None:
@@ -93,17 +96,23 @@ def _hub_model(account: Account, name: str, written: str) -> None:
         account.values["model.revision"] = "main"
 
 
-def _local_model(account: Account, name: str, folder: Path) -> None:
+def _local_model(account: Account, name: str, folder: Path, models: dict[str, Any]) -> None:
     """A folder is never the hub's model: its weights are taken, and its configuration says which file describes it."""
     if (folder / "adapter_config.json").is_file():
         text = f"{folder} is an adapter (adapter_config.json) and no model; name the model that it was trained on"
         raise _refused("model_name_or_path", text, name)
-    same_name = [choice for choice in compose.choices_of("model") if _last(choice) == folder.name.lower()]
+    same_name = [
+        choice for choice, values in models.items() if _hub_id(values).rpartition("/")[2] == folder.name.lower()
+    ]
     file = folder / "config.json"
     remark = "its architecture agrees"
     if file.is_file():
         shape = {key: value for key, value in read(file).items() if key in SHAPE}
-        fitting = [choice for choice in compose.choices_of("model") if _fits(choice, shape)]
+        fitting = [
+            choice
+            for choice, values in models.items()
+            if shape and shape.items() <= (values.get("architecture") or {}).items()
+        ]
         said = ", ".join(f"{key} {value}" for key, value in shape.items())
         missing = f"no file of conf/model describes the model in {folder} ({said})."
     else:
@@ -115,22 +124,8 @@ def _local_model(account: Account, name: str, folder: Path) -> None:
     account.set("model_name_or_path", "model.path", str(folder), remark)
 
 
-def _fits(choice: str, shape: Mapping[str, Any]) -> bool:
-    architecture = _values(choice).get("architecture") or {}
-    return bool(shape) and all(architecture.get(key) == value for key, value in shape.items())
-
-
-def _values(choice: str) -> dict[str, Any]:
-    values: dict[str, Any] = yaml.safe_load(compose.file_of("model", choice).read_text(encoding="utf-8"))
-    return values
-
-
-def _last(choice: str) -> str:
-    return _hub_id(choice).rpartition("/")[2]
-
-
-def _hub_id(choice: str) -> str:
-    return str(_values(choice).get("hub_id") or "").lower()
+def _hub_id(values: dict[str, Any]) -> str:
+    return str(values.get("hub_id") or "").lower()
 
 
 def _prompt(account: Account) -> None:

@@ -203,7 +203,7 @@ def _missing(model: Model, path: Path) -> str:
         return f"{text}. Did you mean '{parent / near}'?"
     written = str(model.path)
     if catalogue.REPOSITORY.fullmatch(written) and "/" in written:
-        return f"{text}. If it is a model of the hub: {catalogue.of_hub(written)}"
+        return f"{text}. If it is a model of the hub: {catalogue.hub_model(written)}"
     return f"{text}. It has to hold {CONFIG}, weights and a tokenizer"
 
 

@@ -171,7 +171,7 @@ def refusal(place: str, values: dict[str, Any], run: Path | None = None) -> str:
     """
     base = values.get("base_model_name_or_path")
     kind = str(values.get("peft_type") or "of PEFT").replace("LORA", "LoRA")
-    own = "model=<its base>" if not base else f"model.path={base}" if Path(base).is_dir() else catalogue.of_hub(base)
+    own = "model=<its base>" if not base else f"model.path={base}" if Path(base).is_dir() else catalogue.hub_model(base)
     merge = (
         'python -c "from peft import AutoPeftModelForCausalLM as M; '
         f"M.from_pretrained('{place}').merge_and_unload().save_pretrained('<folder>')\""

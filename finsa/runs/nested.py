@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from finsa.config import ChainStage, CheckStage, RunConfig, compose
+from finsa.config import ChainStage, CheckStage, RunConfig, catalogue, compose
 from finsa.errors import ConfigError, Problem, suggest
 from finsa.runs.run_folder import Result
 from finsa.session import Session
@@ -21,7 +21,7 @@ def run(cfg: RunConfig, session: Session) -> Result:
     return result
 
 
-def configure(cfg: RunConfig, name: str, done: Mapping[str, str]) -> RunConfig:
+def configure(cfg: RunConfig, name: str, done: Mapping[str, str], session: Session) -> RunConfig:
     """The configuration of a link: the chain's own with what the link changes.
 
     Args:
@@ -34,7 +34,7 @@ def configure(cfg: RunConfig, name: str, done: Mapping[str, str]) -> RunConfig:
     assert cfg.stage.links is not None
     where = f"stage.links.{name}"
     changes = _resolved(cfg.stage.links[name], done, where)
-    chosen, rest = _choices(changes, where)
+    chosen, rest = _choices(changes, where, session)
     if "stage" not in chosen:
         raise ConfigError([Problem(where, "names no stage, as in {stage: train}")])
     if chosen["stage"] not in (*RUNS, *NO_FOLDER):
@@ -42,7 +42,8 @@ def configure(cfg: RunConfig, name: str, done: Mapping[str, str]) -> RunConfig:
         raise ConfigError([Problem(f"{where}.stage", f"{chosen['stage']} is no link of a chain: {text}")])
     # What values of one section are made of in another.
     made_of = [f"model.adapter_learning_rate={cfg.model.adapter_learning_rate}", f"output_dir='{cfg.output_dir}'"]
-    composed, _ = compose.compose_values([*(f"{group}={choice}" for group, choice in chosen.items()), *made_of])
+    words = [*(f"{group}={choice}" for group, choice in chosen.items()), *made_of]
+    composed, _ = compose.compose_values(words, session.folders)
     values = cfg.model_dump(mode="json") | {group: composed[group] for group in chosen}
     for section, change in rest.items():
         values[section] = _merged(values.get(section), change)
@@ -52,18 +53,18 @@ def configure(cfg: RunConfig, name: str, done: Mapping[str, str]) -> RunConfig:
         raise ConfigError([Problem(f"{where}.{one.path}", one.text) for one in error.problems]) from None
 
 
-def _choices(changes: dict[str, Any], where: str) -> tuple[dict[str, str], dict[str, Any]]:
+def _choices(changes: dict[str, Any], where: str, session: Session) -> tuple[dict[str, str], dict[str, Any]]:
     """Part what a link says into choices of groups and changed values."""
     chosen, rest = dict[str, str](), dict[str, Any]()
     for section, change in changes.items():
-        named = {"name": change} if section in compose.groups() and isinstance(change, str) else change
-        if section in compose.groups() and isinstance(named, dict):
+        named = {"name": change} if section in catalogue.groups() and isinstance(change, str) else change
+        if section in catalogue.groups() and isinstance(named, dict):
             named = dict(named)
             if "name" in named:
                 chosen[section] = named.pop("name")
         rest[section] = named
     for group, choice in chosen.items():
-        known = compose.choices_of(group)
+        known = catalogue.choices_of(group, session.folders)
         if choice not in known:
             text = f"there is no '{choice}'. {suggest(choice, known)}"
             raise ConfigError([Problem(f"{where}.{group}", text)])

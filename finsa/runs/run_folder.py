@@ -327,8 +327,9 @@ def read(folder: str) -> tuple[Path, RunConfig, dict[str, Any]]:
             f"run: {path} is {facts.get('status')}, not complete ({facts.get('error') or 'its process was killed'}). "
             "Repeat its command with resume=true"
         )
-    cfg = migration.read(path / "config.yaml")
-    if cfg.model.trust_remote_code and not safety.consents(job.overrides if (job := current_job()) else ()):
+    job = current_job()
+    cfg = migration.read(path / "config.yaml", job.folders if job else ())
+    if cfg.model.trust_remote_code and not safety.consents(job.overrides if job else ()):
         raise RunError(
             f"run: {path} says {safety.REMOTE_CODE}=true, so its model ships Python code that would be run. "
             f"If you trust whoever made the folder, add {safety.REMOTE_CODE}=true to the command"

@@ -23,12 +23,12 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         raise ConfigError([Problem("stage.links", "names no stage; experiment=finsa_moe has some to look at")])
     # All of them before the first one runs: a wrong key in the last should not cost the time of the others.
     for name in links:
-        configure(cfg, name, {earlier: f"@{earlier}" for earlier in links})
+        configure(cfg, name, {earlier: f"@{earlier}" for earlier in links}, session)
     done: dict[str, str] = {}
     last = Result("chain")
     session = session.with_own_folders()
     for number, name in enumerate(links, start=1):
-        result = _link(configure(cfg, name, done), f"link {number} of {len(links)}, {name}", session)
+        result = _link(configure(cfg, name, done, session), f"link {number} of {len(links)}, {name}", session)
         if result.run_dir is not None:
             done[name] = str(result.run_dir)
         last = result if "test" in result.metrics else last

@@ -58,7 +58,9 @@ def _chain(cfg: RunConfig, links: dict[str, dict[str, Any]], session: Session) -
     Raises:
         ConfigError: with everything that is missing.
     """
-    configs = {name: nested.configure(cfg, name, {earlier: f"@{earlier}" for earlier in links}) for name in links}
+    configs = {
+        name: nested.configure(cfg, name, {earlier: f"@{earlier}" for earlier in links}, session) for name in links
+    }
     problems: dict[str, Problem] = {}
     metrics: dict[str, Any] = {}
     for number, (name, link) in enumerate(configs.items(), start=1):

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from finsa.config import ImportStage, RunConfig, command_line, compose, locate
+from finsa.config import ImportStage, RunConfig, catalogue, command_line, locate
+from finsa.config.catalogue import Folders
 from finsa.errors import DataError, FinsaError
 from finsa.evaluation import tables
 from finsa.interop import datasets, llamafactory
@@ -30,7 +31,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         DataError: where nothing can be translated; then nothing is written.
     """
     assert isinstance(cfg.stage, ImportStage)
-    source, folder = locate(str(cfg.input)), Path(str(cfg.output))
+    source, folder, added = locate(str(cfg.input)), Path(str(cfg.output)), session.folders if session else ()
     if not source.is_file():
         raise DataError(f"input: no such file: {source}")
     content, refused = llamafactory.read(source), dict[str, str]()
@@ -38,19 +39,18 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     if datasets.is_dataset_info(content):
         for name in content:
             try:
-                made.append(_composing([_data(content, name, source.parent, folder)]))
+                made.append(_composing([_data(content, name, source.parent, folder)], added))
             except FinsaError as error:
                 refused[name] = str(error).removeprefix(f"{_name(name)}: ")
         if not made:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
             raise DataError(f"input: no entry of {source} can be translated: {reasons}")
     else:
-        made.append(_composing(_experiment(content, source, folder, cfg.stage)))
+        made.append(_composing(_experiment(content, source, folder, cfg.stage, added), added))
     for written in made:
         for file, lines in written.files.items():
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             files.write_text(folder / file, "\n".join(lines) + "\n")
-    compose.add_folder(folder)
     accounts = {name: account for written in made for name, account in written.accounts.items()}
     for name, account in accounts.items():
         _show(name, account)
@@ -78,7 +78,7 @@ class Translated:
     accounts: dict[str, Account]
 
 
-def _composing(parts: list[Translated]) -> Translated:
+def _composing(parts: list[Translated], added: Folders) -> Translated:
     """Join translations, after composing them in a folder of their own.
 
     Raises:
@@ -93,15 +93,14 @@ def _composing(parts: list[Translated]) -> Translated:
         for file, lines in whole.files.items():
             (Path(place) / file).parent.mkdir(parents=True, exist_ok=True)
             (Path(place) / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        with compose.folder_added(Path(place)):
-            command_line.check([whole.command])
+        command_line.check([whole.command], folders=(*added, Path(place)))
     return whole
 
 
 def _name(written: str, group: str = "data") -> str:
     """A name that a command line takes, and that no file of ``conf/`` has."""
     name = re.sub(r"[^A-Za-z0-9_]+", "_", written).strip("_") or "imported"
-    return f"{name}_imported" if (compose.CONF / group / f"{name}.yaml").exists() else name
+    return f"{name}_imported" if (catalogue.CONF / group / f"{name}.yaml").exists() else name
 
 
 def _data(info: dict[str, Any], entry: str, place: Path, folder: Path) -> Translated:
@@ -113,11 +112,13 @@ def _data(info: dict[str, Any], entry: str, place: Path, folder: Path) -> Transl
     return Translated(f"data={name}", {Path("data", f"{name}.yaml"): lines}, {entry: account})
 
 
-def _experiment(content: dict[str, Any], source: Path, folder: Path, stage: ImportStage) -> list[Translated]:
-    account = llamafactory.translate(content, source.name, stage.processes)
+def _experiment(
+    content: dict[str, Any], source: Path, folder: Path, stage: ImportStage, added: Folders
+) -> list[Translated]:
+    account = llamafactory.translate(content, source.name, stage.processes, added)
     file = _datasets(account, source, stage)
     info = llamafactory.read(file) if file.is_file() else {}
-    needed = datasets.of_training(account, info, str(file))
+    needed = datasets.of_training(account, info, str(file), added)
     parts = [_data(info, entry, file.parent, folder) for entry in needed]
     names = [_name(entry) for entry in needed]
     if len(names) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from finsa.config import ListStage, RunConfig, compose, headers
+from finsa.config import ListStage, RunConfig, catalogue
 from finsa.evaluation import tables
 from finsa.runs.run_folder import Result
 from finsa.session import Session
@@ -15,6 +15,7 @@ ORDER = ("model", "method", "data", "train", "stage", "experiment", "published",
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Print names and first sentences: cut to the terminal's width for all groups, whole for one."""
     assert isinstance(cfg.stage, ListStage)
+    folders = session.folders if session else ()
     shown = (cfg.stage.group,) if cfg.stage.group else ORDER
     console = tables.console()
     counts: dict[str, int] = {}
@@ -22,8 +23,8 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         lines = Table(title=f"{group}=", title_justify="left", title_style="bold", show_header=False, box=None)
         lines.add_column(no_wrap=True, style="cyan")
         lines.add_column(no_wrap=cfg.stage.group is None and console.is_terminal, overflow="ellipsis")
-        for name in compose.choices_of(group):
-            lines.add_row(name, headers.summary(compose.file_of(group, name)))
+        for name in catalogue.choices_of(group, folders):
+            lines.add_row(name, catalogue.summary(catalogue.file_of(group, name, folders)))
         console.print(lines, highlight=False)
         counts[group] = lines.row_count
     if cfg.stage.group is None:

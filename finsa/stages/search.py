@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from finsa.config import Axis, RunConfig, SearchStage, compose
+from finsa.config import Axis, RunConfig, SearchStage, catalogue, compose, keys
 from finsa.data import dataset
 from finsa.errors import ConfigError, FinsaError, Problem, Pruned
 from finsa.evaluation import figures
@@ -49,15 +49,15 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
 
 def _check(knobs: SearchStage, session: Session) -> None:
     """Refuse a space whose keys or first values do not fit, all of it at once."""
-    keys = [axis.key for axis in knobs.space]
+    searched = [axis.key for axis in knobs.space]
     fixed = ("data", "seed", "stage", "run", "output_dir")
-    known = [key for key in keys if key.split(".")[0] not in fixed]
+    known = [key for key in searched if key.split(".")[0] not in fixed]
     problems = [
         Problem("stage.space", f"{key} decides what a score means, so it is not searched")
-        for key in keys
+        for key in searched
         if key not in known
     ]
-    unknown = (compose.unknown_key(key) for key in known if key not in compose.groups())
+    unknown = (keys.unknown_key(key) for key in known if key not in catalogue.groups())
     problems += [Problem("stage.space", f"{one.path}: {one.text}") for one in unknown if one]
     if problems:
         raise ConfigError(problems)
@@ -175,8 +175,7 @@ def _config(values: dict[str, Any], session: Session) -> RunConfig:
     kept = [text for text in session.overrides if text.split("=")[0].split(".")[0] not in ("stage", "resume")]
     overrides = [*kept, "stage=train", "stage.compare_base=false"]
     overrides += [f"{key}={_written(value)}" for key, value in values.items()]
-    composed, choices = compose.compose_values(overrides)
-    return compose.build(composed, choices, overrides)
+    return compose.build(*compose.compose_values(overrides, session.folders), overrides)
 
 
 def _conclude(study: Any, knobs: SearchStage, folder: RunFolder) -> Result:

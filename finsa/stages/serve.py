@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from finsa.config import ROOT, RunConfig, ServeStage, TrainStage, compose, demonstration
+from finsa.config import ROOT, RunConfig, ServeStage, TrainStage, catalogue, demonstration
 from finsa.data import dataset
 from finsa.data.reading import Reading
 from finsa.errors import RunError
@@ -95,7 +95,7 @@ def _source(cfg: RunConfig, session: Session) -> Path:
         return run_folder.latest(cfg.output_dir)
     if cfg.run != "default":
         return run_folder.read(str(cfg.run))[0]
-    written = yaml.safe_load((compose.CONF / "stage" / "train.yaml").read_text(encoding="utf-8"))
+    written = yaml.safe_load((catalogue.CONF / "stage" / "train.yaml").read_text(encoding="utf-8"))
     default = cfg.model_copy(update={"stage": TrainStage.model_validate(written), "run": None})
     fingerprint = dataset.load(default.data, session).fingerprint
     found = run_folder.finished(default, fingerprint)

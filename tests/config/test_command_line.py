@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,22 +30,13 @@ def _only(*overrides: str) -> Problem:
     return problems[0]
 
 
-def _forget() -> None:
-    for member in vars(command_line).values():
-        if hasattr(member, "cache_clear"):
-            member.cache_clear()
-
-
 @pytest.fixture
-def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of conf/ that a test may spoil."""
     copy = tmp_path / "conf"
-    shutil.copytree(compose.CONF, copy)
-    monkeypatch.setattr(compose, "CONF", copy)
+    shutil.copytree(catalogue.CONF, copy)
     monkeypatch.setattr(catalogue, "CONF", copy)
-    _forget()
-    yield copy
-    _forget()
+    return copy
 
 
 def _write(file: Path, old: str, new: str) -> None:
@@ -132,7 +123,7 @@ WRONG_NAMES = [
     ("train.epochs.x=1", "train.epochs.x", "unknown key"),
     ("+train.epohcs=1", "train.epohcs", "unknown key. Did you mean 'train.epochs'?"),
     ("++train.warmpu=1", "train.warmpu", "unknown key. Did you mean 'train.warmup'?"),
-    ("+train.epochs=3", "train.epochs", "is there already; write train.epochs=3 without the +"),
+    ("+train.epochs=3", "train.epochs", "already exists; write train.epochs=3 without the +"),
     ("+method=lora", "method", "is chosen without a +: write method=lora"),
     ("~train.epochs", "~train.epochs", "nothing can be removed; set a value instead, such as train.epochs=null"),
     ("~method", "~method", "nothing can be removed"),
@@ -256,7 +247,7 @@ def test_a_stage_called_as_a_key_of_another_is_no_part_of_the_path() -> None:
         ("train.packing=ture", "there is no 'ture'. Did you mean 'true'?"),
         (
             "stage=export stage.difference=atuo run=x format=onnx",
-            "there is no 'atuo'. Did you mean 'auto'? A number is right as well",
+            "there is no 'atuo'. Did you mean 'auto'? A number is also allowed",
         ),
     ],
 )
@@ -291,10 +282,8 @@ def test_a_map_of_the_users_words_is_taken_as_it_is_typed(written: str, meant: o
 
 def test_maps_of_a_sweep_are_its_jobs() -> None:
     word = command_line.quote("data.labels={利好: 正, 利空: 负},{利好: 多, 利空: 空}")
-    assert [job for (job,) in command_line._jobs(command_line._parse([word])[0])] == [
-        "data.labels='{利好: 正, 利空: 负}'",
-        "data.labels='{利好: 多, 利空: 空}'",
-    ]
+    jobs = command_line.check([word])
+    assert [job.data.labels for job in jobs] == [{"利好": "正", "利空": "负"}, {"利好": "多", "利空": "空"}]
     assert command_line.quote("data.labels=choice([利好,利空],[正,负])") == "data.labels='[利好,利空]','[正,负]'"
 
 
@@ -316,16 +305,19 @@ def test_maps_below_other_keys_take_chinese_too(config: Configure) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.labels={利好: 正面, 利空}", "data.labels: '利空' is no entry of a map; write {key: value, key: value}"),
+        (
+            "data.labels={利好: 正面, 利空}",
+            "data.labels: '利空' is not an entry of a map; write {key: value, key: value}",
+        ),
         ("data.labels={利好: 正面, 利好: 负面}", "data.labels: the key 利好 is given twice"),
         (
             "+data.label_map.看空=利空",
-            '+data.label_map.看空: words of your own are written as a map: "data.label_map={看空: 利空}"',
+            '+data.label_map.看空: your own words are written as a map: "data.label_map={看空: 利空}"',
         ),
         ("data.labels＝[利空,利好]", "data.labels＝[利空,利好]: has a full-width ＝; write data.labels=[利空,利好]"),
         (
             "data.prompt={text} is: a",
-            "data.prompt: the value cannot be read; put it in quotes: \"data.prompt='{text} is: a'\"",
+            "data.prompt: the value cannot be parsed; put it in quotes: \"data.prompt='{text} is: a'\"",
         ),
     ],
 )
@@ -336,14 +328,14 @@ def test_what_cannot_be_read_is_told_with_the_way_to_write_it(override: str, mes
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--epochs 3", "--epochs: is no flag of finsa; values are set by key: write train.epochs=3"),
-        ("--train.epochs=3", "--train.epochs: is no flag of finsa; values are set by key: write train.epochs=3"),
-        ("--batch-size 8", "--batch-size: is no flag of finsa; values are set by key: write train.batch_size=8"),
-        ("--lr=1e-4", "--lr: is no flag of finsa; values are set by key: write train.learning_rate=1e-4"),
-        ("--method lora", "--method: is no flag of finsa; values are set by key: write method=lora"),
-        ("-seed 3", "-seed: is no flag of finsa; values are set by key: write seed=3"),
-        ("--multirunn seed=1,2", "--multirunn: is no flag of finsa. Did you mean '--multirun'?"),
-        ("-x", "-x: is no flag of finsa. python run.py --help shows them all"),
+        ("--epochs 3", "--epochs: is not a flag of finsa; values are set by key: write train.epochs=3"),
+        ("--train.epochs=3", "--train.epochs: is not a flag of finsa; values are set by key: write train.epochs=3"),
+        ("--batch-size 8", "--batch-size: is not a flag of finsa; values are set by key: write train.batch_size=8"),
+        ("--lr=1e-4", "--lr: is not a flag of finsa; values are set by key: write train.learning_rate=1e-4"),
+        ("--method lora", "--method: is not a flag of finsa; values are set by key: write method=lora"),
+        ("-seed 3", "-seed: is not a flag of finsa; values are set by key: write seed=3"),
+        ("--multirunn seed=1,2", "--multirunn: is not a flag of finsa. Did you mean '--multirun'?"),
+        ("-x", "-x: is not a flag of finsa. python run.py --help lists all flags"),
         ("-m=seed=1,2", "-m=seed=1,2: takes no value; write -m seed=1,2"),
         ("help", "help: is not of the form key=value; write --help"),
         ("check", "check: is not of the form key=value; write stage=check"),
@@ -353,7 +345,7 @@ def test_what_cannot_be_read_is_told_with_the_way_to_write_it(override: str, mes
         ("method:lora", "method:lora: is not of the form key=value; write method=lora"),
         (
             "stage=predict run=x text=two words",
-            "words: is not of the form key=value; a value with blanks needs quotes, as in text='two words'",
+            "words: is not of the form key=value; a value with spaces needs quotes, as in text='two words'",
         ),
     ],
 )
@@ -387,10 +379,10 @@ def test_several_values_without_the_flag_of_a_sweep(override: str, message: str)
 @pytest.mark.parametrize(
     ("override", "use"),
     [
-        ("hydra.run.dir=x", "runs are made below output_dir: write output_dir=x"),
-        ("hydra.sweep.subdir=x", "jobs are numbered in the sweep's folder, hydra.sweep.dir=x"),
-        ("hydra.job.name=x", "of Hydra's keys those of its launcher and sweeper, and hydra.sweep.dir, are used"),
-        ("hydra/job_logging=default", "of Hydra's keys those of its launcher and sweeper, and hydra.sweep.dir, are"),
+        ("hydra.run.dir=x", "run folders are made below output_dir: write output_dir=x"),
+        ("hydra.sweep.subdir=x", "jobs are numbered in the folder of the sweep, hydra.sweep.dir=x"),
+        ("hydra.job.name=x", "only hydra.sweep.dir and the keys of Hydra's launcher and sweeper are used"),
+        ("hydra/job_logging=default", "only hydra.sweep.dir and the keys of Hydra's launcher and sweeper are"),
     ],
 )
 def test_hydras_keys_without_an_effect_are_refused(override: str, use: str) -> None:
@@ -596,7 +588,7 @@ def test_an_experiment_brings_its_own_sweep(words: list[str], expanded: list[str
 
 def test_a_launcher_that_is_not_installed_is_told_with_the_extra_that_brings_it() -> None:
     with pytest.raises(
-        ConfigError, match=r"hydra/launcher: no 'cloud' is installed, only basic.*pip install 'finsa\[la"
+        ConfigError, match=r"hydra/launcher: 'cloud' is not installed, only basic.*pip install 'finsa\[la"
     ):
         command_line.check(["method=lora,full", "hydra/launcher=cloud"])
 
@@ -621,5 +613,5 @@ def test_what_the_run_brings_is_not_given_beside_it(stage: str) -> None:
 def test_predict_names_the_key_of_the_input_files_column() -> None:
     problem = _only("stage=predict", "run=somewhere", "input=a.csv", "output=b.csv", "data.columns.text=正文")
     assert str(problem) == (
-        "data.columns.text: is the run's own; for the input file write stage.text_column='正文'  [command line]"
+        "data.columns.text: comes from the run; for the input file, write stage.text_column='正文'  [command line]"
     )

@@ -100,16 +100,11 @@ def test_flags_that_print_do_not_open_a_way(flag: tuple[str, ...]) -> None:
 def test_an_experiment_file_that_names_code_is_refused(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(compose.CONF, tmp_path / "conf")
+    shutil.copytree(catalogue.CONF, tmp_path / "conf")
     (tmp_path / "conf" / "experiment" / "evil.yaml").write_text(content, encoding="utf-8")
-    for module in (catalogue, compose):
-        monkeypatch.setattr(module, "CONF", tmp_path / "conf")
-    compose.choices_of.cache_clear()
-    try:
-        with pytest.raises(ConfigError, match=r"names code to be run, 'builtins\.exec'"):
-            command_line.check(["experiment=evil"])
-    finally:
-        compose.choices_of.cache_clear()
+    monkeypatch.setattr(catalogue, "CONF", tmp_path / "conf")
+    with pytest.raises(ConfigError, match=r"names code to be run, 'builtins\.exec'"):
+        command_line.check(["experiment=evil"])
 
 
 def test_a_folder_of_files_that_names_code_is_refused(tmp_path: Path) -> None:
@@ -208,7 +203,7 @@ def test_a_checkpoint_with_a_bomb_does_not_go_off(name: str, tmp_path: Path, tok
 
 
 def test_remote_code_is_off_unless_said(config: Compose) -> None:
-    for name in compose.choices_of("model"):
+    for name in catalogue.choices_of("model"):
         words = ["model.path=somewhere"] if name == "local" else []
         assert config(f"model={name}", *words).model.trust_remote_code is False
 
@@ -308,22 +303,17 @@ def _command(*words: str) -> int:
 def test_a_file_alone_cannot_allow_code_that_ships_with_weights(
     group: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(compose.CONF, tmp_path / "conf")
+    shutil.copytree(catalogue.CONF, tmp_path / "conf")
     (tmp_path / "conf" / group / "evil.yaml").write_text(content, encoding="utf-8")
-    for module in (catalogue, compose):
-        monkeypatch.setattr(module, "CONF", tmp_path / "conf")
-    compose.choices_of.cache_clear()
-    try:
-        words = command_line.expand([f"{group}=evil"])
-        if "trust" not in content:
-            command_line.check([word for word in words if word != "-m"])
-            return
-        with pytest.raises(ConfigError, match=r"model\.trust_remote_code: .*on the command line|to the command"):
-            command_line.check([word for word in words if word != "-m"])
-        if "sweep" not in content:
-            command_line.check([*words, "model.trust_remote_code=true"])
-    finally:
-        compose.choices_of.cache_clear()
+    monkeypatch.setattr(catalogue, "CONF", tmp_path / "conf")
+    words = command_line.expand([f"{group}=evil"])
+    if "trust" not in content:
+        command_line.check([word for word in words if word != "-m"])
+        return
+    with pytest.raises(ConfigError, match=r"model\.trust_remote_code: .*on the command line|to the command"):
+        command_line.check([word for word in words if word != "-m"])
+    if "sweep" not in content:
+        command_line.check([*words, "model.trust_remote_code=true"])
 
 
 def test_a_chain_cannot_consent_for_its_links(config: Compose) -> None:
@@ -331,7 +321,7 @@ def test_a_chain_cannot_consent_for_its_links(config: Compose) -> None:
 
     cfg = config("stage=chain", "stage.links={a: {stage: train, model: {trust_remote_code: true}}}")
     with pytest.raises(ConfigError, match=r"^stage\.links\.a\.model\.trust_remote_code: true runs Python code"):
-        chain.configure(cfg, "a", {})
+        chain.configure(cfg, "a", {}, Session())
 
 
 # ------------------------------------------------------------------------------------------------ names that lead out

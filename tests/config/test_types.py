@@ -268,7 +268,7 @@ def test_an_experiments_settings_for_a_method_take_their_places_unless_the_comma
     for settings, message in (
         ({"train.learning_rat": 1.0}, "train.learning_rat: unknown key. Did you mean 'train.learning_rate'"),
         ({"train.learning_rate": "x"}, "train.learning_rate: input should be a valid number"),
-        ({"seed.x": 1}, r"per_method.lora: seed.x is no key; seed has none below it"),
+        ({"seed.x": 1}, r"per_method.lora: seed.x is not a key; seed is not a section"),
     ):
         with pytest.raises(ConfigError, match=message):
             composed("method=lora", lora=settings)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from finsa.config import ROOT, Published, RunConfig, compose
+from finsa.config import ROOT, Published, RunConfig, catalogue
 from finsa.evaluation import metrics, published, statistics
 
-TABLES = compose.choices_of("published")
+TABLES = catalogue.choices_of("published")
 ARMS = ("zero_shot", "lora", "lora_downsample", "lora_response", "lora_response_downsample")
 
 
@@ -123,7 +123,7 @@ def test_a_verdict_from_totals_waits_for_the_pairs_where_they_decide(table: Call
 def test_a_table_is_consistent(table: Callable[[str], Published], name: str) -> None:
     """Counts, confusion matrices and printed accuracies say the same; models and methods have files."""
     found = table(name)
-    assert found.data in compose.choices_of("data")
+    assert found.data in catalogue.choices_of("data")
     for row in found.rows.values():
         hits = published.correct_rows(row, found.n)
         if hits is None:
@@ -131,8 +131,8 @@ def test_a_table_is_consistent(table: Callable[[str], Published], name: str) -> 
         if "accuracy" in row.scores:
             assert hits is not None
             assert round(hits / found.n, found.decimals) == pytest.approx(row.scores["accuracy"], abs=1e-4)
-        assert row.model is None or row.model in compose.choices_of("model")
-        assert set(row.methods) <= set(compose.choices_of("method"))
+        assert row.model is None or row.model in catalogue.choices_of("model")
+        assert set(row.methods) <= set(catalogue.choices_of("method"))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from base_models import small
 from safetensors.torch import load_file, save_file
 
-from finsa.config import ROOT, Model, RunConfig, compose
+from finsa.config import ROOT, Model, RunConfig, catalogue, compose
 from finsa.errors import ConfigError, ModelError
 from finsa.models import adapters, base, tokenizers
 from finsa.session import Session
@@ -57,7 +56,7 @@ def composed(*overrides: str) -> RunConfig:
 
 
 def test_every_model_file_has_a_known_total() -> None:
-    assert set(compose.choices_of("model")) - {"local"} == set(TOTALS)
+    assert set(catalogue.choices_of("model")) - {"local"} == set(TOTALS)
 
 
 @pytest.mark.parametrize(("name", "total"), TOTALS.items())
@@ -164,20 +163,12 @@ def folder_of(path: Path, model_type: str = "llama", **changed: Any) -> Path:
     return path
 
 
-@pytest.fixture
-def own_files(tmp_path: Path) -> Iterator[Path]:
-    """A folder as ``--config-dir`` adds it."""
-    (tmp_path / "conf" / "model").mkdir(parents=True)
-    compose.add_folder(tmp_path / "conf")
-    yield tmp_path / "conf"
-    compose.added.clear()
-    compose.choices_of.cache_clear()
-
-
-def test_a_file_with_name_and_path_alone_plans_what_config_json_says(own_files: Path, tmp_path: Path) -> None:
+def test_a_file_with_name_and_path_alone_plans_what_config_json_says(tmp_path: Path) -> None:
     place = folder_of(tmp_path / "weights")
-    (own_files / "model" / "mine.yaml").write_text(f"name: mine\npath: {place}\n")
-    cfg = composed("model=mine", "method=lora_all")
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text(f"name: mine\npath: {place}\n")
+    words = ("model=mine", "method=lora_all")
+    cfg = compose.build(*compose.compose_values(words, (tmp_path / "conf",)), words)
     assert (cfg.train.learning_rate, cfg.model.prompt, cfg.model.revision) == (1e-4, "plain", "main")
     assert cfg.method.adapter is not None
     planned = base.on_meta(cfg.model)

@@ -40,10 +40,10 @@ def ran(place: Path) -> list[tuple[str, str]]:
 def test_a_link_is_the_ordinary_run_of_its_command(config: Compose, tmp_path: Path) -> None:
     cfg = config("stage=chain", PAIR, "method=qlora", "train.epochs=3", f"output_dir={tmp_path}")
     plain = config("method=qlora", "train.epochs=3", "data.domain=forum", "seed=7", f"output_dir={tmp_path}")
-    assert chain.configure(cfg, "two", {}) == plain
+    assert chain.configure(cfg, "two", {}, Session()) == plain
     links = "stage.links={a: {stage: {name: moe_joint, warmup_steps: 7, experts: {x: '@b', y: null}}, train: pretrain}}"
     cfg = config("stage=chain", links, "model=qwen05b")
-    link = chain.configure(cfg, "a", {"b": "/some/folder"})
+    link = chain.configure(cfg, "a", {"b": "/some/folder"}, Session())
     plain = config(
         "stage=moe_joint",
         "stage.warmup_steps=7",
@@ -169,7 +169,7 @@ def test_the_mixture_finds_the_chains_experts(config: Compose, files: Path, tmp_
     """The links of a chain and the convention of stage=moe_joint name the same runs."""
     links = "stage.links={a: {stage: train, data: {domain: news}}}"
     cfg = config(*SHORT, "stage=chain", links, f"data.files={files}", f"output_dir={tmp_path}")
-    link = chain.configure(cfg, "a", {})
+    link = chain.configure(cfg, "a", {}, Session())
     joined = config(*SHORT, "stage=moe_joint", f"data.files={files}", f"output_dir={tmp_path}")
     wanted = moe_joint.expert_runs.expert_config(joined, "news")
     assert run_folder.config_hash(link) == run_folder.config_hash(wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,6 @@ AIDF: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _folders() -> Iterator[None]:
-    yield
-    compose.added.clear()
-    compose.choices_of.cache_clear()
-
-
 @pytest.fixture
 def imported(config: Callable[..., RunConfig], tmp_path: Path) -> Callable[..., RunConfig]:
     """Write a training file, translate it, and compose what was written."""
@@ -80,7 +73,7 @@ def imported(config: Callable[..., RunConfig], tmp_path: Path) -> Callable[..., 
         file = tmp_path / "tuned.yaml"
         file.write_text(yaml.safe_dump(content), encoding="utf-8")
         _run(config, file, tmp_path / "out", *words)
-        values, choices = compose.compose_values(["experiment=tuned"])
+        values, choices = compose.compose_values(["experiment=tuned"], (tmp_path / "out",))
         return compose.build(values, choices, [])
 
     return of
@@ -191,7 +184,7 @@ def test_data_sets_are_read_as_their_entries_say(
     _run(config, tmp_path / "dataset_info.json", tmp_path / "out")
     assert "data=sample_imported" in capsys.readouterr().out  # the name is taken by conf/data/sample.yaml
     for name, first in (("posts", "判断情绪\n第"), ("chats", "第"), ("sample_imported", "第")):
-        values, choices = compose.compose_values([f"data={name}"])
+        values, choices = compose.compose_values([f"data={name}"], (tmp_path / "out",))
         read = dataset.load(compose.build(values, choices, []).data)
         assert sum(part.height for part in read.splits.values()) == 60
         assert read.labels.names == ("negative", "positive")
@@ -311,7 +304,7 @@ def test_each_entry_is_translated_by_itself_and_the_others_are_listed(
         assert f"not translated: {line}" in said
     turns = {}
     for name in ("posts", "talk"):  # a field that columns does not name is not read by LLaMA-Factory
-        values, choices = compose.compose_values([f"data={name}"])
+        values, choices = compose.compose_values([f"data={name}"], (tmp_path / "out",))
         turns[name] = compose.build(values, choices, []).data.turns
     assert turns == {"posts": "last", "talk": "all"}
 
@@ -325,7 +318,6 @@ def test_an_experiment_is_written_whole_or_not_at_all(config: Callable[..., RunC
         with pytest.raises(FinsaError, match=message):
             _run(config, tmp_path / "t.yaml", tmp_path / "out")
         assert not (tmp_path / "out").exists()
-    assert compose.added == []
 
 
 def test_a_local_folder_is_not_the_hubs_model(
@@ -365,7 +357,7 @@ def test_data_sets_are_found_above_the_training_file(
         content = {"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "mine", "lora_target": ["q_proj", "v_proj"]}
         file.write_text(yaml.safe_dump(content | words), encoding="utf-8")
         _run(config, file, tmp_path / "out")
-        values, choices = compose.compose_values([f"experiment={place}"])
+        values, choices = compose.compose_values([f"experiment={place}"], (tmp_path / "out",))
         cfg = compose.build(values, choices, [])
         assert cfg.data.files == str(tmp_path / place / "mine.json")
         assert cfg.method.adapter is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finsa.config import ROOT, RunConfig, compose, headers
+from finsa.config import ROOT, RunConfig, catalogue
 from finsa.stages import list as listing
 
 GROUPS = ("model", "method", "data", "train", "stage", "experiment", "published", "tracking")
@@ -18,13 +18,13 @@ GROUPS = ("model", "method", "data", "train", "stage", "experiment", "published"
 def test_every_choice_is_listed_with_its_own_first_sentence(
     config: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert set(GROUPS) == set(compose.groups())
+    assert set(GROUPS) == set(catalogue.groups())
     for group in GROUPS:
         done = listing.run(config("stage=list", f"stage.group={group}"))
         shown = " ".join(capsys.readouterr().out.split())
-        assert done.metrics == {group: len(compose.choices_of(group))}
-        for name in compose.choices_of(group):
-            assert f"{name} {headers.summary(compose.file_of(group, name))}" in shown
+        assert done.metrics == {group: len(catalogue.choices_of(group))}
+        for name in catalogue.choices_of(group):
+            assert f"{name} {catalogue.summary(catalogue.file_of(group, name))}" in shown
 
 
 FILES = [
@@ -41,7 +41,7 @@ FILES = [
 def test_summary_is_the_first_sentence(tmp_path: Path, text: str, summary: str, whole: str) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(text, encoding="utf-8")
-    assert (headers.summary(file), headers.about(file)) == (summary, whole)
+    assert (catalogue.summary(file), catalogue.description(file)) == (summary, whole)
 
 
 def test_list_needs_no_torch() -> None:

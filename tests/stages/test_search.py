@@ -101,7 +101,7 @@ def test_a_poor_trial_is_stopped_and_marked(config: Callable[..., RunConfig], tm
     study = Study(stop=True)
     folder = run_folder.RunFolder(tmp_path, {})
     words = ["train=smoke", "train.validate_every=1", "tracking=none"]
-    job = Job(("stage=search", *words), {}, tmp_path, None, 0)
+    job = Job(("stage=search", *words), {}, (), tmp_path, None, 0)
     said = search._trial(optuna, study, cfg.stage, folder, 0, Session(job))
     assert "stopped: after 1 steps" in said
     assert study.told == [((), {"state": optuna.trial.TrialState.PRUNED})]
