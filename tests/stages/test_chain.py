@@ -15,6 +15,7 @@ from finsa.data import dataset
 from finsa.errors import ConfigError
 from finsa.models.moe import experts
 from finsa.runs import run_folder
+from finsa.session import Session
 from finsa.stages import chain, moe_joint, pretrain, train
 from finsa.synthetic import generator
 
