@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from finsa import cli
 from finsa.config import RunConfig, compose
 from finsa.data import dataset
-from finsa.data.reading import Reading
+from finsa.data.schema import Reading
 from finsa.errors import FinsaError
 from finsa.inference import row_files
 

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from finsa.config import Articles, Data
-from finsa.data import cleaning
+from finsa.data.labels import translate, unused_keys
 from finsa.data.readers import FATE, LINE, Doubled, as_text, load_json
 from finsa.data.sources import Rows, article_files
 from finsa.errors import DataError
@@ -94,8 +94,8 @@ def _sentiments(records: list[Any], spec: Articles, file: Path) -> pl.DataFrame:
 def _valid(sentiments: pl.DataFrame, data: Data) -> tuple[dict[str, list[str]], list[str]]:
     """Valid sentiments per article, written as the classes are, and what there is to say about the others."""
     names = tuple(data.labels or ())
-    labels, used, notes = cleaning.mapped(sentiments["label"], data)
-    notes += cleaning.unused_keys(data, used, labels)
+    labels, used, notes = translate(sentiments["label"], data)
+    notes += unused_keys(data, used, labels)
     sentiments = sentiments.with_columns(labels)
     strange = sentiments.filter(~pl.col("label").is_in(names))["label"]
     listed = ", ".join(f"'{value}' ({count:,})" for value, count in Counter(strange).most_common(5))

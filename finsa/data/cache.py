@@ -11,26 +11,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 
 from finsa import synthetic
-from finsa.data.labels import LabelSpace
-from finsa.data.ledger import Ledger
 from finsa.errors import DataError
 from finsa.runs import files, locks
-
-if TYPE_CHECKING:
-    from finsa.data.dataset import Dataset
 
 T = TypeVar("T")
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -192,35 +185,6 @@ def _add(place: Path, write: Callable[[Path], None]) -> None:
 def folder_of(cache: str, name: str) -> Path:
     """Where an entry of ``data.cache`` is kept."""
     return Path(cache).expanduser().absolute() / name
-
-
-# ------------------------------------------------------------------------------------------------ tables
-
-
-def table(cache: str, settings: str, files: Iterable[Path], build: Callable[[], Dataset]) -> Dataset:
-    """Read a table from the cache; build and keep it where it is not there."""
-    name = key("table", settings, *(f"{file} {file_hash(file)}" for file in files))
-    return kept(folder_of(cache, f"table-{name}"), build, _write_table, _read_table)
-
-
-def _write_table(table: Dataset, place: Path) -> None:
-    for split, frame in table.splits.items():
-        frame.write_ipc(place / f"{split}.arrow")
-    table.dropped.write_ipc(place / "dropped.arrow")
-    facts = {"ledger": vars(table.ledger), "labels": asdict(table.labels), "fingerprint": table.fingerprint}
-    (place / "table.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
-
-
-def _read_table(place: Path) -> Dataset:
-    from finsa.data.dataset import Dataset
-    from finsa.data.splits import SPLITS
-
-    facts = json.loads((place / "table.json").read_text(encoding="utf-8"))
-    ledger = Ledger(**facts["ledger"])
-    ledger.read, ledger.buckets = Counter(ledger.read), Counter(ledger.buckets)
-    parts = {split: pl.read_ipc(place / f"{split}.arrow") for split in SPLITS}
-    labels = LabelSpace(**{name: tuple(words) for name, words in facts["labels"].items()})
-    return Dataset(parts, labels, ledger, facts["fingerprint"], pl.read_ipc(place / "dropped.arrow"))
 
 
 # ------------------------------------------------------------------------------------------------ arrays

@@ -1,8 +1,8 @@
 """Instruction rows and chats as one text with its answer: the same rendering in training, prediction and serving.
 
-A single user turn is its own text. Where there is more, a system turn, earlier turns, the result of a tool, the text is
-the whole conversation, a line ``role: content`` per turn. Only the last turn (of an instruction row: its input) may be
-truncated; what comes before it is the row's fixed part.
+A single user turn is the text itself. Where there is more, a system turn, earlier turns, the result of a tool, the text
+is the whole conversation, a line ``role: content`` per turn. Only the last turn (of an instruction row: its input) may
+be truncated; what precedes it is the row's fixed part.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finsa.config import Data
+from finsa.data.cleaning import normalize
 from finsa.data.readers import as_text
-from finsa.data.texts import normalize
 
 CHATS = ("messages", "conversations")
 INSTRUCTION = ("instruction", "output")
@@ -32,13 +32,13 @@ Turn = tuple[str, str]  # role, content
 
 
 @dataclass(frozen=True)
-class Read:
-    """What was read of a row.
+class Rendered:
+    """The text of a row and its answer.
 
     Args:
         text: the conversation up to the answer.
         fixed: number of its leading characters that are never truncated.
-        answer: what the row answers; None where it has no answer.
+        answer: the label; None where there is none.
         fault: why the row cannot be used.
         unused: what the row holds and the text leaves out, such as ``earlier turns``.
     """
@@ -68,63 +68,63 @@ def chat_column(data: Data, columns: Collection[str]) -> str | None:
 
 
 def fields_of(data: Data, columns: Collection[str]) -> list[str]:
-    """The columns that `read` looks at."""
+    """The columns that `render` looks at."""
     wanted = {*USED[data.source], *MEDIA, "tools", data.columns.label, chat_column(data, columns)}
     return [name for name in columns if name in wanted]
 
 
-def read(row: Mapping[str, Any], data: Data) -> Read:
-    """Read an instruction row or a chat.
+def render(row: Mapping[str, Any], data: Data) -> Rendered:
+    """Write an instruction row or a chat as one text with its answer.
 
     Args:
-        row: by column; lists and objects as they are, or as JSON text.
+        row: by column; lists and objects unchanged, or as JSON text.
         data: its ``source`` is ``alpaca`` or ``messages``; ``turns`` says how much of a conversation is read.
     """
     try:
         if any(_filled(row.get(name)) for name in MEDIA):
             raise _RowError("unreadable: images, video or audio belong to the row")
-        return _instruction(row, data) if data.source == "alpaca" else _chat(row, data)
+        system = row.get("system")
+        if isinstance(system, list | dict):
+            raise _RowError("unreadable: system is a list or object")
+        turns = [("system", str(system))] if _filled(system) else []
+        return _instruction(row, turns, data) if data.source == "alpaca" else _chat(row, turns, data)
     except _RowError as fault:
-        return Read(fault=str(fault))
+        return Rendered(fault=str(fault))
 
 
-def _instruction(row: Mapping[str, Any], data: Data) -> Read:
+def _instruction(row: Mapping[str, Any], turns: list[Turn], data: Data) -> Rendered:
     if any(isinstance(row.get(name), list | dict) for name in ("instruction", "input", "output")):
         raise _RowError(NOT_TEXT)
     instruction, given = (as_text(row.get(name)) or "" for name in ("instruction", "input"))
     given = normalize(given)
-    turns = [*_system(row), *_history(row.get("history"))]
-    last = f"{instruction}\n{given}" if given else instruction
-    return _rendered([*turns, ("user", last)], given or instruction, as_text(row.get("output")), data, [])
-
-
-def _history(value: Any) -> list[Turn]:
-    """Earlier questions and answers: ``[[question, answer], ...]``."""
-    pairs = _parsed(value) if _filled(value) else []
+    pairs = _parsed(row.get("history")) if _filled(row.get("history")) else []
     if not isinstance(pairs, list) or not all(
-        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(said, str) for said in pair)
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
         for pair in pairs
     ):
         raise _RowError("unreadable: history is not a list of [question, answer]")
-    return [turn for question, answer in pairs for turn in (("user", question), ("assistant", answer))]
+    for question, answer in pairs:
+        turns += [("user", question), ("assistant", answer)]
+    turns.append(("user", f"{instruction}\n{given}" if given else instruction))
+    return _joined(turns, given or instruction, as_text(row.get("output")), data, [])
 
 
-def _chat(row: Mapping[str, Any], data: Data) -> Read:
+def _chat(row: Mapping[str, Any], turns: list[Turn], data: Data) -> Rendered:
     column = chat_column(data, row)
     chat = _parsed(row.get(column)) if column else None
     if not isinstance(chat, list) or not chat or not all(isinstance(turn, dict) for turn in chat):
         raise _RowError("unreadable: not a list of turns")
-    turns = [_turn(turn) for turn in chat]
-    label, unused = row.get(data.columns.label), []
-    if turns[-1][0] == "assistant":
-        answer: str | None = turns.pop()[1]
+    spoken = [_turn(turn) for turn in chat]
+    label, unused = row.get(data.columns.label), list[str]()
+    if spoken[-1][0] == "assistant":
+        answer: str | None = spoken.pop()[1]
         unused += [f"the field '{data.columns.label}' (the last turn is the label)"] * _filled(label)
     else:
         answer = as_text(label) if _filled(label) and not isinstance(_parsed(label), list | dict) else None
-    if "user" not in [role for role, _ in turns]:
+    if "user" not in [role for role, _ in spoken]:
         raise _RowError("unreadable: no user turn")
     unused += ["the field 'tools'"] * _filled(row.get("tools"))
-    return _rendered([*_system(row), *turns], turns[-1][1], answer, data, unused)
+    return _joined([*turns, *spoken], spoken[-1][1], answer, data, unused)
 
 
 def _turn(turn: Mapping[str, Any]) -> Turn:
@@ -132,7 +132,14 @@ def _turn(turn: Mapping[str, Any]) -> Turn:
     role = str(turn.get("role") or turn.get("from") or "")
     content = turn.get("content") if turn.get("content") is not None else turn.get("value")
     if isinstance(content, list):
-        content = "".join(map(_part, content))
+        parts = list[str]()
+        for part in content:
+            text = part.get("text") if isinstance(part, dict) else part
+            if not isinstance(text, str):
+                kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+                raise _RowError(f"unreadable: a turn has a part of type '{kind}', which is not text")
+            parts.append(text)
+        content = "".join(parts)
     called = turn.get("tool_calls") or turn.get("function_call")
     if content is None and called:
         content = json.dumps(called, ensure_ascii=False)
@@ -141,29 +148,12 @@ def _turn(turn: Mapping[str, Any]) -> Turn:
     return ROLES.get(role, role), content
 
 
-def _part(part: Any) -> str:
-    """The text of one part of a content; the only kind that a model of text reads."""
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-        raise _RowError(f"unreadable: a turn has a part of type '{kind}', which is no text")
-    return str(part["text"])
-
-
-def _system(row: Mapping[str, Any]) -> list[Turn]:
-    value = row.get("system")
-    if isinstance(value, list | dict):
-        raise _RowError("unreadable: system is a list or object")
-    return [("system", str(value))] if _filled(value) else []
-
-
-def _rendered(turns: list[Turn], tail: str, answer: str | None, data: Data, unused: list[str]) -> Read:
+def _joined(turns: list[Turn], last: str, answer: str | None, data: Data, unused: list[str]) -> Rendered:
     """Write the turns before the answer as one text.
 
     Args:
-        turns: the last of them ends in `tail`.
-        tail: what may be truncated.
+        turns: at least one; the last of them ends in `last`.
+        last: what may be truncated.
         answer: the label.
         data: ``turns`` decides between all of them and the last user turn.
         unused: what has been left out so far.
@@ -171,22 +161,19 @@ def _rendered(turns: list[Turn], tail: str, answer: str | None, data: Data, unus
     if data.turns == "last" and len(turns) > 1:
         at = max(number for number, (role, _) in enumerate(turns) if role == "user")
         left_out = [role for number, (role, _) in enumerate(turns) if number != at]
-        unused = [*unused, *dict.fromkeys(_kind(role) for role in left_out)]
-        tail = tail if at == len(turns) - 1 else turns[at][1]
+        kinds = (f"{role} turns" if role in ("system", "tool") else "earlier turns" for role in left_out)
+        unused = [*unused, *dict.fromkeys(kinds)]
+        last = last if at == len(turns) - 1 else turns[at][1]
         turns = [turns[at]]
     if len(turns) == 1:
         text = turns[0][1]
     else:
         kept = [turn for turn in turns[:-1] if normalize(turn[1])] + turns[-1:]
         text = "\n".join(f"{role}: {normalize(content)}" for role, content in kept)
-    text, tail = normalize(text), normalize(tail)
-    if not tail:
-        return Read("", 0, answer, None, tuple(unused))
-    return Read(text, len(text) - len(tail), answer, None, tuple(unused))
-
-
-def _kind(role: str) -> str:
-    return f"{role} turns" if role in ("system", "tool") else "earlier turns"
+    text, last = normalize(text), normalize(last)
+    if not last:
+        return Rendered("", 0, answer, None, tuple(unused))
+    return Rendered(text, len(text) - len(last), answer, None, tuple(unused))
 
 
 def _parsed(value: Any) -> Any:

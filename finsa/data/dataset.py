@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from finsa.config import Data
-from finsa.data import cache, cleaning, discovery, sources, splits
+from finsa.data import articles, cache, cleaning, discovery, labels, sources, splits
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import USED, Ledger
 from finsa.data.readers import FATE, LINE
@@ -20,21 +23,21 @@ from finsa.runs import progress
 from finsa.session import Session
 
 EXAMPLES = 3
-SHIFTED, LEAST_SHIFTED = 0.25, 100  # total variation of label shares, and held-out rows, from which a note is made
+SHIFTED, LEAST_SHIFTED = 0.25, 100  # total variation of label shares, and held-out rows, from which on it is noted
 DROPPED = ("file", "line", "id", "text", "label", "fate")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set, read and divided.
+    """A data set, read and split.
 
     Args:
         splits: train, validation and test; columns id, text, domain, parent, group (text), label (class number) and
             fixed (leading characters of the text that are never truncated).
         labels: the classes in their order.
-        ledger: what became of every row.
+        ledger: the fate of every row.
         fingerprint: hash over ids, texts, labels and splits.
-        dropped: rows that are not used: file, line, id, text, label, fate.
+        dropped: rows that are not used; columns file, line, id, text, label, fate.
     """
 
     splits: dict[str, pl.DataFrame]
@@ -44,7 +47,7 @@ class Dataset:
     dropped: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=dict.fromkeys(DROPPED, pl.String())))
 
     def sizes(self) -> str:
-        """Rows per split, in words."""
+        """Rows per split, as text."""
         return ", ".join(f"{name} {part.height:,}" for name, part in self.splits.items())
 
     def require(self, *names: str) -> None:
@@ -80,11 +83,42 @@ def load(data: Data, session: Session | None = None) -> Dataset:
     key = f"{settings}{stamps}"
     shared = session.datasets if session else {}
     if key not in shared:
-        build = partial(_make_shown, data, sum(size for _, size, _, _ in stamps))
-        # What is drawn or fetched is not kept: there is no file whose content could tell that it is still the same.
-        kept = data.cache if sources.only_files(data) and cache.worthwhile(files) else None
-        shared[key] = cache.table(kept, settings, files, build) if kept else build()
+        build = partial(_build, data, sum(size for _, size, _, _ in stamps))
+        # Generated or fetched rows are not cached: no file's content shows whether they are still the same.
+        folder = data.cache if sources.only_files(data) and cache.worthwhile(files) else None
+        shared[key] = _cached(folder, settings, files, build) if folder else build()
     return shared[key]
+
+
+def _cached(folder: str, settings: str, files: Iterable[Path], build: Callable[[], Dataset]) -> Dataset:
+    """Read a data set from the cache; build and keep it where it is not there."""
+    name = cache.key("table", settings, *(f"{file} {cache.file_hash(file)}" for file in files))
+
+    def write(made: Dataset, place: Path) -> None:
+        for split, frame in made.splits.items():
+            frame.write_ipc(place / f"{split}.arrow")
+        made.dropped.write_ipc(place / "dropped.arrow")
+        facts = {"ledger": vars(made.ledger), "labels": asdict(made.labels), "fingerprint": made.fingerprint}
+        (place / "table.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+
+    def read(place: Path) -> Dataset:
+        facts = json.loads((place / "table.json").read_text(encoding="utf-8"))
+        ledger = Ledger(**facts["ledger"])
+        ledger.read, ledger.buckets = Counter(ledger.read), Counter(ledger.buckets)
+        parts = {split: pl.read_ipc(place / f"{split}.arrow") for split in splits.SPLITS}
+        classes = LabelSpace(**{name: tuple(words) for name, words in facts["labels"].items()})
+        return Dataset(parts, classes, ledger, facts["fingerprint"], pl.read_ipc(place / "dropped.arrow"))
+
+    return cache.kept(cache.folder_of(folder, f"table-{name}"), build, write, read)
+
+
+def _build(data: Data, size: int) -> Dataset:
+    """Read, clean and split a data set of `size` bytes, with a progress message where that takes long."""
+    megabytes = f" ({size / 1e6:,.0f} MB)" if size >= 1e6 else ""
+    with progress.Display(progress.PREPARING).work(f"reading data={data.title}{megabytes}", None):
+        rows = collect(data)
+        frame, classes, notes = _prepared(data, rows)
+        return _divided(frame, classes, Ledger(read=rows.counts(), notes=notes))
 
 
 def collect(data: Data) -> Rows:
@@ -94,16 +128,12 @@ def collect(data: Data) -> Rows:
         DataError: for files or columns that cannot be used.
     """
     if data.generator is not None:
-        from finsa.data.generate import generate
-
-        return Rows(generate(data), set(splits.SPLITS))
+        return sources.generate(data)
     if data.source == "mixture":
         return _mixture(data)
     if data.from_hub:
         return sources.collect_hub(data)
     if data.source == "articles":
-        from finsa.data import articles
-
         return articles.collect(data)
     found = discovery.find(data)
     rows = sources.collect(data, found.splits)
@@ -112,59 +142,70 @@ def collect(data: Data) -> Rows:
 
 
 def _mixture(data: Data) -> Rows:
-    """Rows of the parts, each treated and divided by its own rules; the part's name or domain is the rows' domain."""
+    """Rows of the parts, each cleaned and split by its own rules; the part's name or domain is the rows' domain."""
     frames, notes = [], list[str]()
     for name, part in (data.parts or {}).items():
         part = part.model_copy(update={"labels": part.labels or data.labels})
-        with sources.telling_part(name):
-            frame, _, said = _prepared(part, collect(part), 0)
+        with sources.errors_of_part(name):
+            frame, _, notes_of_part = _prepared(part, collect(part), 0)
         domain = pl.coalesce("domain", pl.lit(part.domain or name))
         frames.append(frame.with_columns(domain.alias("domain"), pl.lit(name).alias("part")))
-        notes += [f"{name}: {sources.of_part(note, name)}" for note in said]
+        notes += [f"{name}: {sources.with_keys_of_part(note, name)}" for note in notes_of_part]
     return Rows(pl.concat(frames), set(splits.SPLITS), notes)
 
 
-def _make_shown(data: Data, size: int) -> Dataset:
-    """Make a table, with a sign of life where that takes long."""
-    shown = f" ({size / 1e6:,.0f} MB)" if size >= 1e6 else ""
-    with progress.Display(progress.PREPARING).work(f"reading data={data.title}{shown}", None):
-        return _make(data)
-
-
-def _make(data: Data) -> Dataset:
-    rows = collect(data)
-    frame, labels, notes = _prepared(data, rows)
-    return _finished(frame, labels, Ledger(read=rows.counts(), notes=notes))
-
-
 def _prepared(data: Data, rows: Rows, least_labels: int = 2) -> tuple[pl.DataFrame, LabelSpace, list[str]]:
-    """Give every row a fate or a class and a split.
+    """Give every row a fate, or a class and a split.
 
     Returns:
-        The rows, the classes, and notes, those of the files included.
+        The rows, the classes, and notes, including those of the files.
     """
-    frame = cleaning.texts(rows.frame)
-    ids = cleaning.doubled_ids(frame) if data.source != "mixture" else []  # whose parts have told already
-    labels = cleaning.label_space(frame, data, least_labels)
-    frame, mended = cleaning.classes(frame, data, labels)
-    labels = cleaning.widened(frame, labels, data)
-    frame, doubled = cleaning.copies(frame, data)
-    frame, leaks = cleaning.without_leaks(_divide(frame, data, rows.declared), data)
-    frame = cleaning.limited(cleaning.of_domain(cleaning.in_proportion(frame, data), data), data)
-    return frame, labels, [*rows.notes, *ids, *mended, *doubled, *leaks]
+    notes = list(rows.notes)
+    frame = cleaning.clean_texts(rows.frame)
+    if data.source != "mixture":  # whose parts have been checked already
+        notes += cleaning.repeated_ids(frame)
+    classes = labels.find_labels(frame, data, least_labels)
+    frame, more = labels.mark_unknown(frame, data, classes)
+    notes += more
+    classes = labels.with_unlisted(classes, frame, data)
+    frame, more = cleaning.mark_copies(frame, data)
+    notes += more
+    frame, more = cleaning.mark_leaks(_fill_splits(frame, data, rows.declared), data)
+    notes += more
+    frame = cleaning.limit_splits(cleaning.keep_domain(cleaning.mix(frame, data), data), data)
+    return frame, classes, notes
 
 
-def _finished(frame: pl.DataFrame, labels: LabelSpace, ledger: Ledger) -> Dataset:
+def _fill_splits(rows: pl.DataFrame, data: Data, declared: set[str]) -> pl.DataFrame:
+    """Fill in the splits that the files leave open: all of them, or the missing ones out of the training rows.
+
+    A split that has a file is what that file says, even if it is empty in the end.
+    """
+    declared = declared & set(splits.SPLITS)
+    if declared and ("train" not in declared or declared == set(splits.SPLITS)):
+        return rows
+    open_rows = rows.with_row_index("_row").filter(
+        pl.col(FATE).is_null() & ((pl.col("split") == "train") | pl.col("split").is_null())
+    )
+    shares = {name: 0.0 if name in declared else getattr(data.split, name) for name in ("validation", "test")}
+    assigned = splits.divide(open_rows, data.split, shares["validation"], shares["test"])
+    filled = open_rows.select("_row").with_columns(pl.Series("_split", assigned, dtype=pl.String))
+    joined = rows.with_row_index("_row").join(filled, on="_row", how="left", maintain_order="left")
+    return joined.with_columns(pl.coalesce("_split", "split").alias("split")).drop("_row", "_split")
+
+
+def _divided(frame: pl.DataFrame, classes: LabelSpace, ledger: Ledger) -> Dataset:
+    """Divide finished rows into splits and dropped ones, and complete the ledger."""
     dropped = frame.filter(pl.col(FATE).is_not_null()).rename({LINE: "line", FATE: "fate"}).select(DROPPED)
     used = frame.filter(pl.col(FATE).is_null())
     ledger.buckets.update(dict(dropped.group_by("fate", maintain_order=True).len().iter_rows()))
     ledger.buckets[USED] += used.height
     ledger.balance()
     for fate in ledger.buckets:
-        shown = dropped.filter(pl.col("fate") == fate).head(EXAMPLES).select("file", "line", "text", "label")
-        if shown.height:
-            ledger.examples[fate] = [_shown(*row) for row in shown.iter_rows()]
-    numbers = {name: number for number, name in enumerate(labels.names)}
+        examples = dropped.filter(pl.col("fate") == fate).head(EXAMPLES).select("file", "line", "text", "label")
+        if examples.height:
+            ledger.examples[fate] = [cleaning.example(Path(file).name, *row) for file, *row in examples.iter_rows()]
+    numbers = {name: number for number, name in enumerate(classes.names)}
     used = used.with_columns(pl.col("label").replace_strict(numbers, return_dtype=pl.Int64))
     parts = {
         name: used.filter(pl.col("split") == name).select("id", "text", "label", "domain", "parent", "group", FIXED)
@@ -174,50 +215,28 @@ def _finished(frame: pl.DataFrame, labels: LabelSpace, ledger: Ledger) -> Datase
         counts = dict(part.group_by("label").len().iter_rows())
         ledger.splits[name] = {label: counts.get(number, 0) for label, number in numbers.items()}
     ledger.notes += _shifted(ledger.splits)
-    return Dataset(parts, labels, ledger, cache.fingerprint(used.select("split", "id", "text", "label")), dropped)
+    fingerprint = cache.fingerprint(used.select("split", "id", "text", "label"))
+    return Dataset(parts, classes, ledger, fingerprint, dropped)
 
 
 def _shifted(counts: dict[str, dict[str, int]]) -> list[str]:
-    """Notes on held-out splits whose labels are distributed unlike the training rows', as where a file has two swapped.
+    """Notes on held-out splits whose label distribution differs from training, as where a file has two swapped.
 
     The distance of two distributions is their total variation; that of small splits is mostly chance.
     """
     notes, training = [], counts.get("train", {})
+    trained = sum(training.values())
     for split in ("validation", "test"):
         held = counts.get(split, {})
-        rows, trained = sum(held.values()), sum(training.values())
-        if not rows or not trained:
+        rows = sum(held.values())
+        if rows < LEAST_SHIFTED or not trained:
             continue
         change = {label: count / rows - training[label] / trained for label, count in held.items()}
-        if rows >= LEAST_SHIFTED and sum(map(abs, change.values())) / 2 > SHIFTED:
+        if sum(map(abs, change.values())) / 2 > SHIFTED:
             label = max(change, key=lambda name: abs(change[name]))
-            shares = (
-                f"{training[label] / trained:.0%} of the training rows, {held[label] / rows:.0%} of the {split} rows"
-            )
+            before, now = training[label] / trained, held[label] / rows
             notes.append(
-                f"labels are distributed differently: '{label}' is {shares}; check that both use the same labels"
+                f"labels are distributed differently: '{label}' is {before:.0%} of the training rows, {now:.0%} of the "
+                f"{split} rows; check that both use the same labels"
             )
     return notes
-
-
-def _shown(file: str, line: int, text: str | None, label: str | None) -> str:
-    start = (text or "").replace("\n", " ")[:60]
-    return f"{Path(file).name}:{line}: {start} [{label or 'no label'}]"
-
-
-def _divide(rows: pl.DataFrame, data: Data, present: set[str]) -> pl.DataFrame:
-    """Fill in what the files leave open: all splits, or the missing ones out of the training rows.
-
-    A split that has a file stays what that file says, be it empty in the end.
-    """
-    present = present & set(splits.SPLITS)
-    if present and ("train" not in present or present == set(splits.SPLITS)):
-        return rows
-    open_rows = rows.with_row_index("_row").filter(
-        pl.col(FATE).is_null() & ((pl.col("split") == "train") | pl.col("split").is_null())
-    )
-    shares = {name: 0.0 if name in present else getattr(data.split, name) for name in ("validation", "test")}
-    assigned = splits.divide(open_rows, data.split, shares["validation"], shares["test"])
-    filled = open_rows.select("_row").with_columns(pl.Series("_split", assigned, dtype=pl.String))
-    joined = rows.with_row_index("_row").join(filled, on="_row", how="left", maintain_order="left")
-    return joined.with_columns(pl.coalesce("_split", "split").alias("split")).drop("_row", "_split")

@@ -1,16 +1,23 @@
-"""The classes of a task: their order, fixed once for every array in the project, and the words that stand for them."""
+"""The classes of a data set, in an order fixed once for every array of the project, and how labels are written."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from finsa.config import Data
+import polars as pl
 
-# A leading zero makes a code of digits ("007"), which is no number.
+from finsa.config import Data
+from finsa.data.cleaning import OPEN, decide, folded, keep_domain, mark
+from finsa.data.readers import FATE
+from finsa.errors import DataError, nearest, suggest
+
+MANY_LABELS = 50  # number of labels found above which each needs some rows
+ROWS_PER_LABEL = 4
+# A leading zero makes a code of digits ("007"), which is not a number.
 _NUMBER = re.compile(r"[+-]?(?:0|[1-9]\d{0,17})(?:\.\d{0,18})?(?:e[+-]?\d{1,2})?")
 
 
@@ -43,12 +50,171 @@ class LabelSpace:
         """Take the configured labels; without any, the distinct ones found, sorted; numbers are sorted by value."""
         if isinstance(data.labels, dict):
             return cls(tuple(data.labels), tuple(data.labels.values()))
-        names = data.labels or tuple(_sorted(set(found)))
+        names = data.labels
+        if not names:
+            numbers = {label: number(label) for label in sorted(set(found))}
+            numeric = all(value is not None for value in numbers.values())
+            names = tuple(sorted(numbers, key=lambda label: Decimal(str(numbers[label]))) if numeric else numbers)
         return cls(names, names)
 
 
-def _sorted(labels: set[str]) -> list[str]:
-    numbers = {label: number(label) for label in labels}
-    if all(value is not None for value in numbers.values()):
-        return sorted(labels, key=lambda label: Decimal(str(numbers[label])))
-    return sorted(labels)
+def find_labels(frame: pl.DataFrame, data: Data, least: int = 2) -> LabelSpace:
+    """The classes: as configured, or the distinct labels of the training split, sorted.
+
+    Spellings that differ only in case, width or white space are one class, under the most frequent spelling. So are
+    equal numbers; a whole number is written as one, whatever the most frequent spelling.
+
+    Args:
+        frame: the rows; only those without a fate count.
+        data: its ``labels``.
+        least: how many there must be.
+
+    Raises:
+        DataError: for fewer, or for so many that it is not a label column.
+    """
+    label = pl.col("label").str.strip_chars()
+    rows = keep_domain(frame, data).filter(OPEN).select(label, "split").filter(pl.col("label").fill_null("") != "")
+    if "train" in rows["split"]:
+        rows = rows.filter(pl.col("split") == "train")
+    spellings = rows.group_by("label").len().sort(["len", "label"], descending=[True, False])["label"].to_list()
+    distinct = dict(zip(reversed(_folds(spellings)), reversed(spellings), strict=True))  # the most frequent wins
+    labels = LabelSpace.of(data, map(_without_zeros, distinct.values()))
+    numbers = [value for value in map(number, labels.names) if value is not None]
+    if len(set(numbers)) < len(numbers):
+        twice = next(value for value in numbers if numbers.count(value) > 1)
+        raise DataError(f"data.labels: the number {twice} is listed more than once: {', '.join(labels.names)}")
+    if len(labels) < least:
+        lost = dict(frame.filter(~OPEN).group_by(FATE, maintain_order=True).len().iter_rows())
+        if frame.height and sum(lost.values()) == frame.height:
+            reasons = ", ".join(f"{fate} ({count:,} rows)" for fate, count in lost.items())
+            raise DataError(f"data.files: no row of data={data.name} can be used: {reasons}")
+        raise DataError(
+            f"data.labels: at least two labels are needed, found {list(labels.names)} in data={data.name}. "
+            f"Name another column by data.columns.label, or list data.labels; dropped rows: {lost or 'none'}"
+        )
+    if data.labels is None:
+        _require_label_column(labels.names, rows.height, data)
+    return labels
+
+
+def _require_label_column(found: Sequence[str], rows: int, data: Data) -> None:
+    """Refuse many labels that were found and not listed, unless most of them occur several times, as 77 intents do."""
+    if len(found) > MANY_LABELS and rows < ROWS_PER_LABEL * len(found):
+        raise DataError(
+            f"data.columns.label: column '{data.columns.label}' has {len(found)} distinct values in {rows:,} rows, "
+            f"such as {list(found[:3])}; that is no label column. Name another, or list data.labels"
+        )
+
+
+def with_unlisted(labels: LabelSpace, frame: pl.DataFrame, data: Data) -> LabelSpace:
+    """Add the labels that ``on_unknown_label=keep`` let in, as further classes after the listed ones."""
+    if data.on_unknown_label != "keep":
+        return labels
+    found = frame.filter(OPEN)["label"].unique().sort().to_list()
+    unlisted = tuple(label for label in found if label not in labels.names)
+    _require_label_column(unlisted, frame.filter(OPEN & pl.col("label").is_in(unlisted)).height, data)
+    return LabelSpace(labels.names + unlisted, labels.words + unlisted)
+
+
+# ------------------------------------------------------------------------------------------------ spelling
+
+
+def respell(labels: pl.Series, names: Sequence[str]) -> tuple[pl.Series, list[str]]:
+    """Write labels that differ from a name only in case, width or white space as that name.
+
+    Where names differ only in such ways from each other, only white space around a label is ignored.
+
+    Returns:
+        The labels, those that are no name without white space around; and notes on what was changed.
+    """
+    by_fold: dict[str, list[str]] = {}
+    for name, fold in zip(names, _folds(names), strict=True):
+        by_fold.setdefault(fold, []).append(name)
+    written = labels.drop_nulls().value_counts(sort=True).to_series(0).to_list()
+    respelled = dict[str, str]()
+    for label, fold in zip(written, _folds(written), strict=True):
+        alike = [label.strip()] if label.strip() in names else by_fold.get(fold, [])
+        respelled[label] = label if label in names else alike[0] if len(alike) == 1 else label.strip()
+    changed = {old: new for old, new in respelled.items() if old != new and new in names}
+    counts = dict(labels.filter(labels.is_in(list(changed))).value_counts().iter_rows())
+    notes = [f"label '{old}' ({counts[old]:,} rows) is read as '{changed[old]}'" for old in [*changed][:5]]
+    if len(changed) > len(notes):
+        notes.append(f"{len(changed) - len(notes)} more spellings of labels are read as another")
+    return labels.replace(respelled), notes
+
+
+def _folds(names: Sequence[str]) -> list[str]:
+    """Labels as they are compared: numbers by value, words without regard to case, width and white space."""
+    words = pl.DataFrame({"name": names}, schema={"name": pl.String}).select(folded("name"))["name"].to_list()
+    return [number(name) or word for name, word in zip(names, words, strict=True)]
+
+
+def _without_zeros(name: str) -> str:
+    """A whole number without decimals, where a table writes it as 1.0."""
+    return number(name) or name if name.partition(".")[2].strip("0") == "" else name
+
+
+def translate(labels: pl.Series, data: Data) -> tuple[pl.Series, set[str], list[str]]:
+    """Translate labels by ``data.label_map``; what it does not list is left unchanged.
+
+    Returns:
+        The labels; the map's keys that occur in them; and notes on their spelling.
+    """
+    translation = data.label_map or {}
+    written, notes = respell(labels, tuple(dict.fromkeys((*translation, *(data.labels or ())))))
+    used = set(written.drop_nulls().unique().to_list()) & set(translation)
+    return written.replace(translation), used, notes
+
+
+def unused_keys(data: Data, used: set[str], labels: pl.Series) -> list[str]:
+    """A note on keys of ``data.label_map`` that are not a label of the data set.
+
+    None where no label needs the map: a copy of the set that has the classes already.
+
+    Args:
+        data: the map.
+        used: its keys that occur.
+        labels: after translation.
+
+    Raises:
+        DataError: where no key occurs, and no label is what the map translates to.
+    """
+    translation = data.label_map or {}
+    unused = [key for key in translation if key not in used]
+    found = labels.drop_nulls().value_counts(sort=True).to_series(0).to_list()
+    untranslated = [label for label in found if label not in translation.values()]
+    if not unused or not found or not (used or untranslated):
+        return []
+    near = nearest(unused[0], untranslated)
+    hint = f" Did you mean '{near}'?" if near else ""
+    listed = ", ".join(f"'{key}'" for key in unused[:5])
+    left = f" Not translated: {', '.join(map(repr, untranslated[:5]))}." if untranslated else ""
+    text = f"data.label_map: no row has the label {listed}.{hint}{left}"
+    if not used and len(untranslated) == len(found):
+        raise DataError(f"{text} The map translates no label of data={data.name}; write its keys as the labels are")
+    return [text]
+
+
+def mark_unknown(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataFrame, list[str]]:
+    """Write labels as the classes are written, and apply ``on_unknown_label`` to the others.
+
+    Raises:
+        DataError: where the policy is error.
+    """
+    column, spelling = respell(frame["label"], labels.names)
+    frame = frame.with_columns(column)
+    missing = pl.col("label").fill_null("") == ""
+    unknown = ~pl.col("label").is_in(list(labels.names)).fill_null(False)
+    frame = keep_domain(frame, data, only=unknown)
+    if data.on_unknown_label == "keep":
+        frame, unknown = mark(frame, missing, "unknown label"), unknown & ~missing
+    unlisted = frame.filter(OPEN & unknown).group_by("label").len().sort(["len", "label"], descending=[True, False])
+    listed = ", ".join(f"'{label or '(none)'}' ({count:,} rows)" for label, count in unlisted.head(5).iter_rows())
+    first = next((label for label in unlisted["label"] if label), "")
+    advice = f" {suggest(first, labels.names)} List them all in data.labels." if unlisted.height else ""
+    if first.lower() in ("yes", "no", "on", "off") and {"true", "false"} & set(labels.names):
+        advice = " YAML reads yes, no, on and off as true and false: quote them, as in ['yes', 'no']."
+    what = f"have an unknown label: {listed}; known are {', '.join(labels.names)}"
+    key = "data.on_unknown_label"
+    frame, notes = decide(frame, unknown, data.on_unknown_label, key, "unknown label", what, advice)
+    return frame, spelling + notes

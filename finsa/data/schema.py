@@ -1,135 +1,126 @@
-"""Bring what a file holds into one shape: id, text, label, domain, parent, group, fixed."""
+"""The common schema: what a file or a single row holds becomes id, text, label, domain, parent, group and fixed."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from finsa.config import Columns, Data
-from finsa.data import cleaning, conversations
+from finsa.data import conversations, labels
+from finsa.data.cleaning import mark, normalize
 from finsa.data.readers import FATE, LINE, Raw
 from finsa.errors import DataError, nearest
 
 FIXED = "fixed"
+NO_MATCH = "unreadable: data.extract finds nothing"
+_DAMAGED = re.compile("[\ufffd\ud800-\udfff]")  # JSON can write half of a surrogate pair, which no encoding can
 
 
 def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
-    """Bring a file's own columns into the common shape.
+    """Bring the columns of a file into the common schema.
 
     Args:
-        raw: the file as read; takes notes of what is changed, and the keys of ``data.label_map`` that occur.
-        data: says what the columns are called and what is made of them.
+        raw: the file as read; gains notes on what is changed, and the keys of ``data.label_map`` that occur.
+        data: names the columns and says how they are read.
         place: named in errors.
         stem: begins the ids of rows that have none.
 
     Returns:
         Columns id, text, label, domain, parent, group, ``LINE``, ``FATE``, and fixed: the number of the text's leading
         characters that are never truncated.
+
+    Raises:
+        DataError: for a missing column, or a text column that does not hold text.
     """
-    raw, columns = _as_table(raw, data, place)
-    frame = _checked_text(raw, columns, place)
-    picked = [_column(raw, place, columns, name) for name in ("text", "label")]
-    picked += [_optional(raw, place, columns, name) for name in ("domain", "parent", "group")]
-    numbers = pl.lit(f"{stem}-") + pl.int_range(1, pl.len() + 1).cast(pl.String)
-    picked.append(pl.coalesce(_optional(raw, place, columns, "id"), numbers).alias("id"))
-    picked.append((pl.col("_fixed") if data.source in conversations.USED else pl.lit(0)).alias(FIXED))
-    shaped = frame.select(*picked, LINE, FATE)
+    columns = data.columns
+    if data.source in conversations.USED:
+        raw, columns = _render_conversations(raw, data, place)
+    nested = raw.nested.get(columns.text, [])
+    kind = raw.kinds.get(columns.text) or ("lists or objects" if nested and len(nested) == raw.frame.height else None)
+    if kind is not None:
+        raise DataError(f"data.columns.text: column '{columns.text}' of {place} holds {kind}, not text. Name another")
+    frame = mark(raw.frame, pl.col(LINE).is_in(nested), conversations.NOT_TEXT)
+    selected = [_column(raw, place, columns, name) for name in ("text", "label", "domain", "parent", "group")]
+    numbered = pl.lit(f"{stem}-") + pl.int_range(1, pl.len() + 1).cast(pl.String)
+    ids = pl.coalesce(_column(raw, place, columns, "id"), numbered).alias("id")
+    fixed = (pl.col("_fixed") if data.source in conversations.USED else pl.lit(0)).alias(FIXED)
+    shaped = frame.select(*selected, ids, fixed, LINE, FATE)
     if data.options:
-        shaped = _chosen_option(shaped, raw, data, place)
+        # A label that names an option becomes that option's text; any other is left, and is unknown later.
+        _require(raw, place, data.options, "data.options")
+        names = tuple(dict.fromkeys((*data.options, *(data.labels or ()))))
+        letter, notes = labels.respell(shaped["label"], names)
+        raw.notes += [f"{Path(place).name}: {note}" for note in notes]
+        texts = (pl.when(letter == name).then(raw.frame[name].str.strip_chars()) for name in data.options)
+        shaped = shaped.with_columns(pl.coalesce(*texts, letter).alias("label"))
     if data.extract:
-        shaped = _extracted(shaped, data.extract)
+        # Python's search, because it is what the configuration has checked.
+        search = re.compile(data.extract, re.DOTALL).search
+        matches = [search(text) if text is not None else None for text in shaped["text"].to_list()]
+        found = pl.Series("_found", [match[1] if match else None for match in matches], dtype=pl.String)
+        missed = pl.col("_found").is_null() & (pl.col("text").str.strip_chars() != "")
+        shaped = mark(shaped.with_columns(found), missed, NO_MATCH)
+        shaped = shaped.with_columns(pl.coalesce("_found", "text").alias("text"), pl.lit(0).alias(FIXED))
     if data.label_map:
-        labels, used, notes = cleaning.mapped(shaped["label"], data)
+        translated, used, notes = labels.translate(shaped["label"], data)
         raw.notes += [f"{Path(place).name}: {note}" for note in notes]
         raw.mapped |= used
-        shaped = shaped.with_columns(labels)
+        shaped = shaped.with_columns(translated)
     return shaped.select("id", "text", "label", "domain", "parent", "group", LINE, FATE, FIXED)
 
 
-def has_text(data: Data, columns: list[str]) -> bool:
-    """Whether columns of these names hold what a data set reads its texts from."""
+def has_text(data: Data, columns: Collection[str], answered: bool = True) -> bool:
+    """Whether columns of these names hold what a data set reads its texts from.
+
+    Args:
+        data: its source and columns.
+        columns: names.
+        answered: whether instruction rows need their answers, as they do for training.
+    """
     if data.source == "alpaca":
-        return set(conversations.INSTRUCTION) <= set(columns)
+        return {*conversations.INSTRUCTION} <= {*columns} if answered else "instruction" in columns
     if data.source == "messages":
         return conversations.chat_column(data, columns) is not None
     return data.columns.text in columns
 
 
-def _spelt(labels: pl.Series, names: tuple[str, ...], raw: Raw, place: str) -> pl.Series:
-    mended, notes = cleaning.spelt(labels, tuple(dict.fromkeys(names)))
-    raw.notes += [f"{Path(place).name}: {note}" for note in notes]
-    return mended
-
-
-def _extracted(shaped: pl.DataFrame, pattern: str) -> pl.DataFrame:
-    """Take the text out of its wording; Python's own search, because that is what the configuration checks."""
-    search = re.compile(pattern, re.DOTALL).search
-    matches = [search(text) if text is not None else None for text in shaped["text"].to_list()]
-    found = pl.Series("_found", [match[1] if match else None for match in matches], dtype=pl.String)
-    shaped = shaped.with_columns(found)
-    missed = pl.col("_found").is_null() & (pl.col("text").str.strip_chars() != "")
-    shaped = cleaning.mark(shaped, missed, "unreadable: data.extract finds nothing")
-    return shaped.with_columns(pl.coalesce("_found", "text").alias("text"), pl.lit(0).alias(FIXED))
-
-
-def _as_table(raw: Raw, data: Data, place: str) -> tuple[Raw, Columns]:
-    """Turn instruction rows and chats into a table of text and label; what of them is not read is noted."""
-    if data.source not in conversations.USED:
-        return raw, data.columns
+def _render_conversations(raw: Raw, data: Data, place: str) -> tuple[Raw, Columns]:
+    """Turn instruction rows and chats into columns of text and label; what of them is not read is noted."""
     if data.source == "alpaca":
         _require(raw, place, conversations.INSTRUCTION, "data.source=alpaca")
     elif conversations.chat_column(data, raw.columns()) is None:
         _require(raw, place, conversations.CHATS[:1], "data.source=messages")
     wanted = conversations.fields_of(data, raw.columns())
-    found = [conversations.read(row, data) for row in raw.frame.select(wanted).iter_rows(named=True)]
+    found = [conversations.render(row, data) for row in raw.frame.select(wanted).iter_rows(named=True)]
     frame = raw.frame.with_columns(
         pl.Series("_text", [row.text for row in found], dtype=pl.String),
         pl.Series("_label", [row.answer for row in found], dtype=pl.String),
         pl.Series("_fixed", [row.fixed for row in found], dtype=pl.Int64),
         pl.Series("_fault", [row.fault for row in found], dtype=pl.String),
     )
-    lists = [line for name in ("instruction", "input", "output") for line in raw.nested.get(name, [])]
     if data.source == "alpaca":
-        frame = cleaning.mark(frame, pl.col(LINE).is_in(lists), conversations.NOT_TEXT)
-    frame = cleaning.mark(frame, pl.col("_fault").is_not_null(), pl.col("_fault"))
+        lists = [line for name in ("instruction", "input", "output") for line in raw.nested.get(name, [])]
+        frame = mark(frame, pl.col(LINE).is_in(lists), conversations.NOT_TEXT)
+    frame = mark(frame, pl.col("_fault").is_not_null(), pl.col("_fault"))
     if data.source == "messages":
-        unanswered = "unreadable: the last turn is no answer, and there is no label"
-        frame = cleaning.mark(frame, pl.col("_label").is_null(), unanswered)
+        frame = mark(frame, pl.col("_label").is_null(), "unreadable: the last turn is no answer, and there is no label")
     counts = Counter(name for row in found if row.fault is None for name in row.unused)
-    unused = [f"{name} of {rows:,} rows" for name, rows in counts.items()]
-    last = " (data.turns=last)" if data.turns == "last" else ""
-    raw.notes += [f"{Path(place).name}: not read: {', '.join(unused)}{last}"] * bool(unused)
+    if counts:
+        unused = ", ".join(f"{name} of {rows:,} rows" for name, rows in counts.items())
+        last = " (data.turns=last)" if data.turns == "last" else ""
+        raw.notes.append(f"{Path(place).name}: not read: {unused}{last}")
     columns = data.columns.model_copy(update={"text": "_text", "label": "_label"})
     return replace(raw, frame=frame.drop("_fault"), nested={}), columns
 
 
-def _chosen_option(shaped: pl.DataFrame, raw: Raw, data: Data, place: str) -> pl.DataFrame:
-    """Replace a label that names an option by that option's text; a letter that is no option stays, as unknown."""
-    options = data.options or ()
-    _require(raw, place, options, "data.options")
-    letter = _spelt(shaped["label"], (*options, *(data.labels or ())), raw, place)
-    chosen = pl.coalesce(
-        *(pl.when(letter == option).then(raw.frame[option].str.strip_chars()) for option in options), letter
-    )
-    return shaped.with_columns(chosen.alias("label"))
-
-
-def _checked_text(raw: Raw, columns: Columns, place: str) -> pl.DataFrame:
-    """Check that the text column holds text; single rows that do not are unreadable.
-
-    Raises:
-        DataError: where no row does.
-    """
-    nested = raw.nested.get(columns.text, [])
-    kind = raw.kinds.get(columns.text) or ("lists or objects" if nested and len(nested) == raw.frame.height else None)
-    if kind is not None:
-        raise DataError(f"data.columns.text: column '{columns.text}' of {place} holds {kind}, not text. Name another")
-    return cleaning.mark(raw.frame, pl.col(LINE).is_in(nested), "unreadable: the text is a list or object")
+# ------------------------------------------------------------------------------------------------ columns
 
 
 def _require(raw: Raw, place: str, wanted: Iterable[str], key: str) -> None:
@@ -137,35 +128,45 @@ def _require(raw: Raw, place: str, wanted: Iterable[str], key: str) -> None:
     if missing:
         raise DataError(
             f"data.files: {place} has no field '{missing[0]}', which {key} needs; it has {', '.join(raw.columns())}"
-            f"{_other_form(raw)}"
+            f"{_other_source(raw)}"
         )
 
 
-def _other_form(raw: Raw) -> str:
-    """Which choice of data reads rows with these fields, where it is not a table."""
+def _other_source(raw: Raw) -> str:
+    """Which choice of data reads rows with these fields, where they are not a table's."""
     form = conversations.form_of(raw.columns())
     kinds = {"messages": "chats", "alpaca": "instruction rows"}
     return f". These are {kinds[form]}, which data={form} data.files=<files> reads" if form else ""
 
 
 def _column(raw: Raw, place: str, columns: Columns, name: str) -> pl.Expr:
-    wanted = str(getattr(columns, name))
-    if wanted not in raw.columns():
-        raise _missing(raw, place, wanted, name)
-    return pl.col(wanted).alias(name)
+    """A column of the schema.
 
+    Text and label must be there. The others may be absent, and their empty cells are null, so that these do not count
+    as equal.
 
-def _missing(raw: Raw, place: str, wanted: str, name: str) -> DataError:
-    near = nearest(wanted, raw.columns())
+    Raises:
+        DataError: for a missing column.
+    """
+    wanted, present = getattr(columns, name), raw.columns()
+    required = name in ("text", "label")
+    if wanted in present:
+        value = pl.col(wanted)
+        if not required:
+            value = value.str.strip_chars()
+            value = pl.when(value != "").then(value)
+        return value.alias(name)
+    if not required and wanted in (None, name):  # a default name may be absent, a name that the user wrote may not
+        return pl.lit(None, dtype=pl.String).alias(name)
+    near = nearest(wanted, present)
     hint = f"Did you mean data.columns.{name}={near}?" if near else f"Set data.columns.{name}=<column>."
-    if name in ("text", "label"):
-        hint = _other_form(raw).removeprefix(". ") or hint
-    hint = _no_header(raw, place) or hint
-    has = ", ".join(raw.columns())
-    return DataError(f"data.columns.{name}: {place} has no column '{wanted}'; it has {has}. {hint}")
+    if required:
+        hint = _other_source(raw).removeprefix(". ") or hint
+    hint = _without_header(raw, place) or hint
+    raise DataError(f"data.columns.{name}: {place} has no column '{wanted}'; it has {', '.join(present)}. {hint}")
 
 
-def _no_header(raw: Raw, place: str) -> str | None:
+def _without_header(raw: Raw, place: str) -> str | None:
     """What to set where the first row of a file looks like the others: it is long, or repeated below."""
     names, frame = raw.columns(), raw.frame
     alike = [name for name in names if len(name) > 40 or (frame[name] == name).sum() > 0]
@@ -178,12 +179,83 @@ def _no_header(raw: Raw, place: str) -> str | None:
     return f'Where its first row is no header, name the columns: "data.csv.header=[{guess}]"'
 
 
-def _optional(raw: Raw, place: str, columns: Columns, name: str) -> pl.Expr:
-    """A column that a table may lack, and whose cells may be empty: null, so that empty ones are not alike."""
-    wanted = getattr(columns, name)
-    if wanted not in (None, name, *raw.columns()):  # the default name may be absent, a name the user wrote may not
-        raise _missing(raw, place, str(wanted), name)
-    if wanted not in raw.columns():
-        return pl.lit(None, dtype=pl.String).alias(name)
-    given = pl.col(str(wanted)).str.strip_chars()
-    return pl.when(given != "").then(given).alias(name)
+# ------------------------------------------------------------------------------------------------ single rows
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the text of a single row is found, as training found it: for prediction over files and for the service.
+
+    Args:
+        column: of plain texts, taken unchanged.
+        sections: the data of the run, of a mixture all parts; a row is read as the first section whose fields it has.
+    """
+
+    column: str
+    sections: tuple[Data, ...] = ()
+
+    @classmethod
+    def of(cls, data: Data, column: str | None = None) -> Reading:
+        """The reading of a run.
+
+        Args:
+            data: of its configuration.
+            column: of plain texts, where the user names one; then nothing else is looked at.
+        """
+        return cls(data.columns.text, tuple(_sections(data))) if column is None else cls(column)
+
+    @property
+    def fields(self) -> list[str]:
+        """Names of the fields that are read, besides a column of plain texts: for messages."""
+        names = {"alpaca": "instruction, input", "messages": " or ".join(conversations.CHATS)}
+        return list(dict.fromkeys(names[data.source] for data in self.sections if data.source in names))
+
+    def section(self, columns: Collection[str]) -> Data | None:
+        """The section that reads rows with these columns."""
+        return next((data for data in self.sections if has_text(data, columns, answered=False)), None)
+
+    def fits(self, columns: Collection[str]) -> bool:
+        """Whether rows with these columns have a text."""
+        return self.column in columns or self.section(columns) is not None
+
+    def text_of(self, values: Mapping[str, Any]) -> tuple[str, int, str | None]:
+        """Read a row.
+
+        Returns:
+            The text, the number of its leading characters that are never truncated, and why it cannot be used.
+        """
+        data, fixed, fault = self.section(values), 0, None
+        if data is not None and data.source in conversations.USED:
+            found = conversations.render(values, data)
+            value: Any = found.text
+            fixed, fault = found.fixed, found.fault
+        else:
+            value = values.get(self.column if data is None else data.columns.text)
+            if value is None:
+                fault = "no text"
+            elif not isinstance(value, str):
+                fault = f"the text is no text but {type(value).__name__}"  # a JSON number is not text here
+        if fault is not None:
+            return "", 0, fault
+        if data is not None and data.extract and str(value).strip():
+            match = self._patterns[data.extract].search(value)
+            if match is None or match[1] is None:
+                return "", 0, NO_MATCH
+            value, fixed = match[1], 0
+        text = normalize(str(value))
+        if "\x00" in text:
+            return "", 0, "unreadable: NUL byte in the text"
+        if _DAMAGED.search(text):
+            return "", 0, "unreadable: damaged characters"
+        return text, fixed, None if text else "empty text"
+
+    @cached_property
+    def _patterns(self) -> dict[str, re.Pattern[str]]:
+        return {data.extract: re.compile(data.extract, re.DOTALL) for data in self.sections if data.extract}
+
+
+def _sections(data: Data) -> list[Data]:
+    if data.source == "mixture":
+        return [section for part in (data.parts or {}).values() for section in _sections(part)]
+    plain = ("table", "hub")  # sources whose text is one column
+    return [data] if data.generator is None and data.source in (*plain, *conversations.USED) else []

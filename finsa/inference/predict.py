@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from finsa.data.reading import Reading
+from finsa.data.schema import Reading
 from finsa.errors import RunError
 from finsa.inference.predictor import Predictions, Predictor
 from finsa.inference.row_files import Row, Stream, Writer

@@ -26,7 +26,7 @@ from finsa.data import tokenized
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
 from finsa.data.rows import LEAST, Renderer
-from finsa.data.texts import normalize
+from finsa.data.cleaning import normalize
 from finsa.errors import ModelError, RunError
 from finsa.evaluation import metrics
 from finsa.models import folders, quantization, tokenizers

@@ -23,7 +23,7 @@ from finsa.config import Csv, locate
 from finsa.data.delimited import DELIMITERS, SAMPLE_LINES, open_delimited
 from finsa.data.encodings import open_text
 from finsa.data.readers import LINE, PLAIN, Doubled, as_text, first_line, ipc, json_lines, json_rows, read
-from finsa.data.reading import Reading
+from finsa.data.schema import Reading
 from finsa.errors import DataError, suggest
 
 WHOLE = ("json", "xlsx", "arrow", "feather")  # formats that have to be in memory whole, and cannot be piped

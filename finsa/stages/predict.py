@@ -9,8 +9,8 @@ from rich.table import Table
 
 from finsa.config import Csv, PredictStage, RunConfig, locate
 from finsa.data import encodings
-from finsa.data.reading import Reading
-from finsa.data.texts import normalize
+from finsa.data.cleaning import normalize
+from finsa.data.schema import Reading
 from finsa.errors import DataError, RunError
 from finsa.evaluation import tables
 from finsa.inference import predict, predictor, row_files

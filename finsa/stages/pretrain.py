@@ -51,7 +51,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         model = _model(cfg)
         folder.write_json("ledger.json", found.ledger.as_dict({}))
         print(f"{len(found.learn):,} documents, {len(rows):,} blocks of {corpus.block} tokens", flush=True)
-        print(f"read {found.ledger.read.total():,}: {found.ledger.told({})}")
+        print(f"read {found.ledger.read.total():,}: {found.ledger.summary({})}")
 
         loss = partial(_shown_loss, watch, watched)
         fitted = fit.fit(

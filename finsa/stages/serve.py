@@ -15,7 +15,7 @@ import yaml
 
 from finsa.config import ROOT, RunConfig, ServeStage, TrainStage, catalogue, demonstration
 from finsa.data import dataset
-from finsa.data.reading import Reading
+from finsa.data.schema import Reading
 from finsa.errors import RunError
 from finsa.inference import predictor
 from finsa.inference.predictor import Predictor

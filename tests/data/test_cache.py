@@ -70,7 +70,7 @@ def test_table_from_the_cache_is_the_table(config: Configure, tmp_path: Path) ->
 def test_second_reading_builds_nothing(config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = _data(config, tmp_path)
     first = _load(data)
-    monkeypatch.setattr(dataset, "_make", lambda data: pytest.fail("built again"))
+    monkeypatch.setattr(dataset, "collect", lambda data: pytest.fail("built again"))
     assert _same(_load(data), first)
 
 

@@ -9,16 +9,15 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from row_frames import fates, row_frame
 
 from finsa.config import Data, RunConfig, SplitRows
 from finsa.data import cleaning
-from finsa.data.labels import LabelSpace
-from finsa.data.readers import FATE, LINE
+from finsa.data.readers import FATE
 from finsa.data.sources import Rows
 from finsa.errors import DataError
 
 Configure = Callable[..., RunConfig]
-ABC = LabelSpace(("a", "b", "c"), ("a", "b", "c"))
 FATES = {
     "on_unknown_label": "unknown label",
     "on_conflict": "conflicting label",
@@ -33,43 +32,23 @@ def data(config: Configure) -> Data:
     return config("data=table").data.model_copy(update=dict.fromkeys(FATES, "drop"))
 
 
-def _frame(*rows: tuple[str | None, ...], columns: tuple[str, ...] = ("text", "label"), **more: Any) -> pl.DataFrame:
-    schema = dict.fromkeys(columns, pl.String())
-    numbered = pl.DataFrame(rows, schema=schema, orient="row").with_columns(
-        pl.lit("/d/t.csv").alias("file"),
-        pl.int_range(2, pl.len() + 2).alias(LINE),
-        *(pl.lit(value).alias(name) for name, value in more.items()),
-    )
-    if "id" not in columns:
-        numbered = numbered.with_columns(pl.int_range(pl.len()).cast(pl.String).alias("id"))
-    return Rows(numbered, set()).frame
-
-
-def _fates(frame: pl.DataFrame) -> list[str | None]:
-    return frame[FATE].to_list()
-
-
-def _keyed(frame: pl.DataFrame) -> pl.DataFrame:
-    return cleaning.texts(frame)
-
-
 # ------------------------------------------------------------------------------------------------ fates
 
 
 def test_first_fate_stays() -> None:
-    frame = cleaning.mark(_frame(("x", "a"), ("y", "a")), pl.col("text") == "x", "first")
-    assert _fates(cleaning.mark(frame, pl.lit(True), "second")) == ["first", "second"]
+    frame = cleaning.mark(row_frame(("x", "a"), ("y", "a")), pl.col("text") == "x", "first")
+    assert fates(cleaning.mark(frame, pl.lit(True), "second")) == ["first", "second"]
 
 
 def test_unknown_condition_is_not_met() -> None:
-    assert _fates(cleaning.mark(_frame((None, "a")), pl.col("text") == "x", "first")) == [None]
+    assert fates(cleaning.mark(row_frame((None, "a")), pl.col("text") == "x", "first")) == [None]
 
 
 def test_policies_on_the_same_rows() -> None:
-    frame, met = _frame(("x", "a"), ("y", None)), pl.col("text") == "y"
-    assert _fates(cleaning.decide(frame, met, "drop", "data.on_x", "gone", "are y")[0]) == [None, "gone"]
+    frame, met = row_frame(("x", "a"), ("y", None)), pl.col("text") == "y"
+    assert fates(cleaning.decide(frame, met, "drop", "data.on_x", "gone", "are y")[0]) == [None, "gone"]
     kept, notes = cleaning.decide(frame, met, "keep", "data.on_x", "gone", "are y")
-    assert _fates(kept) == [None, None]
+    assert fates(kept) == [None, None]
     assert notes == ["1 rows are y; kept, because data.on_x=keep"]
     with pytest.raises(DataError) as caught:
         cleaning.decide(frame, met, "error", "data.on_x", "gone", "are y", " Look again.")
@@ -81,7 +60,7 @@ def test_policies_on_the_same_rows() -> None:
 
 @pytest.mark.parametrize("policy", ["error", "drop", "keep"])
 def test_nothing_met_is_nothing_said(policy: Any) -> None:
-    frame = _frame(("x", "a"))
+    frame = row_frame(("x", "a"))
     same, notes = cleaning.decide(frame, pl.lit(False), policy, "k", "f", "w")
     assert same.equals(frame)
     assert notes == []
@@ -104,122 +83,39 @@ def test_nothing_met_is_nothing_said(policy: Any) -> None:
     ],
 )
 def test_text_that_cannot_be_used(text: str | None, fate: str | None) -> None:
-    assert _fates(cleaning.texts(_frame((text, "a")))) == [fate]
+    assert fates(cleaning.clean_texts(row_frame((text, "a")))) == [fate]
 
 
 def test_white_space_around_a_text_goes() -> None:
-    assert cleaning.texts(_frame(("\u3000x y\n", "a")))["text"].to_list() == ["x y"]
+    assert cleaning.clean_texts(row_frame(("\u3000x y\n", "a")))["text"].to_list() == ["x y"]
+
+
+def test_columns_and_single_texts_lose_the_same_characters() -> None:
+    every = [chr(number) for number in range(0x10000) if not 0xD800 <= number < 0xE000]
+    around = [f"{sign}涨 了{sign}" for sign in every]
+    frame = pl.DataFrame({"text": around, FATE: pl.Series([None] * len(every), dtype=pl.String)})
+    wanted = [cleaning.normalize(text) for text in around]
+    assert cleaning.clean_texts(frame)["text"].to_list() == wanted
+    assert [sign for sign, text in zip(every, wanted, strict=True) if text == "涨 了"] == sorted(cleaning.WHITE_SPACE)
 
 
 def test_other_domains_are_filtered(data: Data) -> None:
-    frame = _frame(("x", "a", "news"), ("y", "a", "forum"), ("z", "a", None), columns=("text", "label", "domain"))
+    frame = row_frame(("x", "a", "news"), ("y", "a", "forum"), ("z", "a", None), columns=("text", "label", "domain"))
     news = data.model_copy(update={"domain": "news"})
-    assert _fates(cleaning.of_domain(frame, news)) == [None, *["filtered: not of domain news"] * 2]
+    assert fates(cleaning.keep_domain(frame, news)) == [None, *["filtered: not of domain news"] * 2]
     with pytest.raises(DataError, match=r"data\.domain: no row is of domain 'nwes'\. Did you mean 'news'\?"):
-        cleaning.of_domain(frame, data.model_copy(update={"domain": "nwes"}))
+        cleaning.keep_domain(frame, data.model_copy(update={"domain": "nwes"}))
 
 
 def test_table_without_domains_is_of_the_domain(data: Data) -> None:
-    assert _fates(cleaning.of_domain(_frame(("x", "a")), data.model_copy(update={"domain": "news"}))) == [None]
+    assert fates(cleaning.keep_domain(row_frame(("x", "a")), data.model_copy(update={"domain": "news"}))) == [None]
 
 
 def test_rows_of_one_file_with_one_id_are_noted() -> None:
     rows = [("1", "/d/a.csv"), ("1", "/d/b.csv"), ("2", "/d/a.csv"), ("1", "/d/a.csv"), ("1", "/d/a.csv")]
     frame = Rows(pl.DataFrame(rows, schema=["id", "file"], orient="row"), set()).frame
-    assert cleaning.doubled_ids(frame) == ["3 rows share their id with another row of their file, such as '1'"]
-    assert cleaning.doubled_ids(frame[:3]) == []
-
-
-# ------------------------------------------------------------------------------------------------ labels
-
-
-@pytest.mark.parametrize(
-    ("written", "name"), [("a", "a"), (" a\n", "a"), ("A", "a"), ("ａ", "a"), (" Ａ ", "a"), ("d", "d"), (" d ", "d")]
-)
-def test_spelling(written: str, name: str) -> None:
-    labels, notes = cleaning.spelt(pl.Series("label", [written, None]), ABC.names)
-    assert labels.to_list() == [name, None]
-    mended = name in ABC.names and written != name
-    assert notes == [f"label '{written}' (1 rows) is read as '{name}'"] * mended
-
-
-def test_classes_that_differ_in_case_are_written_exactly() -> None:
-    labels, _ = cleaning.spelt(pl.Series("label", ["Up", "up", " up ", "UP"]), ("up", "Up"))
-    assert labels.to_list() == ["Up", "up", "up", "UP"]
-
-
-def test_many_spellings_are_told_in_short() -> None:
-    spellings = [" " * n + "a" for n in range(1, 9)]
-    labels, notes = cleaning.spelt(pl.Series("label", spellings), ABC.names)
-    assert labels.to_list() == ["a"] * 8
-    assert len(notes) == 6
-    assert notes[-1] == "3 more spellings of labels are read as another"
-
-
-@settings(deadline=None)
-@given(labels=st.lists(st.none() | st.text(max_size=4) | st.sampled_from(["a", " A", "b", "Ｂ"]), max_size=10))
-def test_spelling_again_changes_nothing(labels: list[str | None]) -> None:
-    once, notes = cleaning.spelt(pl.Series("label", labels, dtype=pl.String), ABC.names)
-    again, none = cleaning.spelt(once, ABC.names)
-    assert again.equals(once, null_equal=True)
-    assert none == []
-    changed = sum(old != new and new in ABC.names for old, new in zip(labels, once, strict=True))
-    assert bool(notes) == (changed > 0)
-    assert [label is None for label in labels] == once.is_null().to_list()
-
-
-def test_found_spellings_of_one_class_are_one_class(data: Data) -> None:
-    labels = ["Positive", "positive", "positive", "POSITIVE ", "negative"]
-    frame = _keyed(_frame(*((str(number), label) for number, label in enumerate(labels))))
-    space = cleaning.label_space(frame, data)
-    assert space.names == ("negative", "positive")
-    assert cleaning.classes(frame, data, space)[0]["label"].to_list() == ["positive"] * 4 + ["negative"]
-
-
-def test_labels_are_those_of_the_training_split(data: Data) -> None:
-    frame = _frame(("x", "a", "train"), ("y", "b", "train"), ("z", "c", "test"), columns=("text", "label", "split"))
-    assert cleaning.label_space(frame, data).names == ("a", "b")
-    assert cleaning.label_space(frame.with_columns(split=pl.lit(None, pl.String)), data).names == ("a", "b", "c")
-
-
-def test_labels_of_rows_that_are_not_used_are_none(data: Data) -> None:
-    frame = _frame(("x", "a"), ("y", "b"), ("", "c"))
-    assert cleaning.label_space(_keyed(frame), data).names == ("a", "b")
-
-
-def test_too_few_labels_are_told_unless_it_is_a_part(data: Data) -> None:
-    frame = _frame(("x", "a"))
-    assert cleaning.label_space(frame, data, 0).names == ("a",)
-    with pytest.raises(DataError, match=r"at least two labels are needed, found \['a'\] in data=table\. Name another"):
-        cleaning.label_space(frame, data)
-
-
-def test_too_many_labels_are_told_also_where_all_are_kept(data: Data) -> None:
-    frame = _frame(*((f"t{n}", f"label {n:02d}") for n in range(60)))
-    with pytest.raises(DataError, match="column 'label' has 60 distinct values in 60 rows, .* that is no label column"):
-        cleaning.label_space(frame, data)
-    listed = data.model_copy(update={"labels": tuple(f"label {n:02d}" for n in range(60))})
-    assert len(cleaning.label_space(frame, listed)) == 60
-    listed = data.model_copy(update={"labels": ("label 00", "label 01"), "on_unknown_label": "keep"})
-    with pytest.raises(DataError, match="column 'label' has 58 distinct values in 58 rows"):
-        cleaning.widened(frame, cleaning.label_space(frame, listed), listed)
-
-
-def test_unknown_labels_by_policy(data: Data) -> None:
-    frame = _frame(("x", "a"), ("y", "strange"), ("z", None), ("w", "Strange "), ("v", ""))
-    dropped, _ = cleaning.classes(frame, data, ABC)
-    assert _fates(dropped) == [None, *["unknown label"] * 4]
-    keep = data.model_copy(update={"on_unknown_label": "keep"})
-    kept, notes = cleaning.classes(frame, keep, ABC)
-    assert _fates(kept) == [None, None, "unknown label", None, "unknown label"], "no label at all is no class"
-    assert len(notes) == 1
-    assert "2 rows have an unknown label" in notes[0]
-    assert cleaning.widened(kept, ABC, keep).names == ("a", "b", "c", "Strange", "strange")
-    assert cleaning.widened(dropped, ABC, data) == ABC
-    with pytest.raises(
-        DataError, match=r"data\.on_unknown_label: 4 rows have an unknown label: .*'\(none\)' \(1 rows\)"
-    ):
-        cleaning.classes(frame, data.model_copy(update={"on_unknown_label": "error"}), ABC)
+    assert cleaning.repeated_ids(frame) == ["3 rows share their id with another row of their file, such as '1'"]
+    assert cleaning.repeated_ids(frame[:3]) == []
 
 
 # ------------------------------------------------------------------------------------------------ copies
@@ -229,8 +125,8 @@ SAME = [("净利 润", "a"), ("净利润", "a"), ("NET up", "b"), ("ｎｅｔ　
 
 
 def test_copies_by_policy(data: Data) -> None:
-    frame = _keyed(_frame(*SAME))
-    assert _fates(cleaning.copies(frame, data)[0]) == [
+    frame = cleaning.clean_texts(row_frame(*SAME))
+    assert fates(cleaning.mark_copies(frame, data)[0]) == [
         None,
         "duplicate",
         None,
@@ -240,8 +136,8 @@ def test_copies_by_policy(data: Data) -> None:
         None,
     ]
     keep = data.model_copy(update={"on_duplicate": "keep", "on_conflict": "keep"})
-    kept, notes = cleaning.copies(frame, keep)
-    assert _fates(kept) == [None] * 7
+    kept, notes = cleaning.mark_copies(frame, keep)
+    assert fates(kept) == [None] * 7
     assert notes == [
         "2 rows have the text of another row and a different label; kept, because data.on_conflict=keep",
         "2 rows have text and label of an earlier row; kept, because data.on_duplicate=keep",
@@ -250,26 +146,26 @@ def test_copies_by_policy(data: Data) -> None:
 
 @pytest.mark.parametrize(("policy", "count"), [("on_conflict", 2), ("on_duplicate", 2)])
 def test_copies_can_stop_the_run(data: Data, policy: str, count: int) -> None:
-    frame = _keyed(_frame(*SAME))
+    frame = cleaning.clean_texts(row_frame(*SAME))
     with pytest.raises(DataError, match=rf"data\.{policy}: {count} rows have .*\n  /d/t\.csv:\d"):
-        cleaning.copies(frame, data.model_copy(update={policy: "error"}))
+        cleaning.mark_copies(frame, data.model_copy(update={policy: "error"}))
 
 
 def test_copies_are_looked_for_within_a_split(data: Data) -> None:
-    frame = _frame(
+    frame = row_frame(
         ("x", "a", "train"),
         ("x", "a", "test"),
         ("y", "a", "train"),
         ("y", "b", "test"),
         columns=("text", "label", "split"),
     )
-    assert _fates(cleaning.copies(_keyed(frame), data)[0]) == [None] * 4
+    assert fates(cleaning.mark_copies(cleaning.clean_texts(frame), data)[0]) == [None] * 4
 
 
 def test_copy_of_a_row_that_is_not_used_is_none(data: Data) -> None:
-    frame = cleaning.mark(_frame(("x", "a"), ("x", "a"), ("x", "b")), pl.col("id") == "0", "gone")
+    frame = cleaning.mark(row_frame(("x", "a"), ("x", "a"), ("x", "b")), pl.col("id") == "0", "gone")
     frame = cleaning.mark(frame, pl.col("id") == "2", "gone too")
-    assert _fates(cleaning.copies(_keyed(frame), data)[0]) == ["gone", None, "gone too"]
+    assert fates(cleaning.mark_copies(cleaning.clean_texts(frame), data)[0]) == ["gone", None, "gone too"]
 
 
 # ------------------------------------------------------------------------------------------------ leaks
@@ -279,8 +175,8 @@ COLUMNS = ("id", "text", "split", "parent", "group", "part")
 
 
 def _leaks(data: Data, *rows: tuple[str | None, ...]) -> dict[str, str | None]:
-    frame = _keyed(_frame(*(row + (None,) * (6 - len(row)) for row in rows), columns=COLUMNS))
-    return dict(cleaning.without_leaks(frame, data)[0].select("id", FATE).iter_rows())
+    frame = cleaning.clean_texts(row_frame(*(row + (None,) * (6 - len(row)) for row in rows), columns=COLUMNS))
+    return dict(cleaning.mark_leaks(frame, data)[0].select("id", FATE).iter_rows())
 
 
 def test_copies_of_held_out_rows(data: Data) -> None:
@@ -324,8 +220,8 @@ def test_variants_of_held_out_rows_at_any_remove(data: Data, held: str) -> None:
 
 def test_same_id_alone_makes_no_family(data: Data) -> None:
     """FinNF numbers the rows of every split from 1."""
-    frame = _keyed(_frame(("1", "x", "train"), ("1", "y", "test"), columns=("id", "text", "split")))
-    assert _fates(cleaning.without_leaks(frame, data)[0]) == [None, None]
+    frame = cleaning.clean_texts(row_frame(("1", "x", "train"), ("1", "y", "test"), columns=("id", "text", "split")))
+    assert fates(cleaning.mark_leaks(frame, data)[0]) == [None, None]
 
 
 def test_ids_of_two_parts_of_a_mixture_are_different(data: Data) -> None:
@@ -349,14 +245,14 @@ def test_group_that_the_files_tear_apart_leaks(data: Data) -> None:
 
 def test_leaks_by_policy(data: Data) -> None:
     rows = [("t", "x", "train"), ("s", "x", "test")]
-    frame = _keyed(_frame(*rows, columns=("id", "text", "split")))
-    kept, notes = cleaning.without_leaks(frame, data.model_copy(update={"on_leak": "keep"}))
-    assert _fates(kept) == [None, None]
+    frame = cleaning.clean_texts(row_frame(*rows, columns=("id", "text", "split")))
+    kept, notes = cleaning.mark_leaks(frame, data.model_copy(update={"on_leak": "keep"}))
+    assert fates(kept) == [None, None]
     assert notes == ["1 rows are a training copy of a test row; kept, because data.on_leak=keep"]
     with pytest.raises(
         DataError, match=r"data\.on_leak: 1 rows are a training copy of a test row\. Set data\.on_leak=drop"
     ):
-        cleaning.without_leaks(frame, data.model_copy(update={"on_leak": "error"}))
+        cleaning.mark_leaks(frame, data.model_copy(update={"on_leak": "error"}))
 
 
 # ------------------------------------------------------------------------------------------------ mixtures
@@ -365,7 +261,7 @@ def test_leaks_by_policy(data: Data) -> None:
 def _parts(counts: dict[str, int]) -> pl.DataFrame:
     rows = [(f"{part}{n}", part, "train") for part, count in counts.items() for n in range(count)]
     rows += [(f"{part} test", part, "test") for part in counts]
-    return _frame(*rows, columns=("text", "part", "split"))
+    return row_frame(*rows, columns=("text", "part", "split"))
 
 
 def _kept(frame: pl.DataFrame, split: str) -> dict[str, int]:
@@ -382,20 +278,20 @@ def test_ratios_hold_in_training_and_the_scarcest_part_is_whole(
     config: Configure, counts: dict[str, int], ratios: dict[str, int]
 ) -> None:
     settings = config("data=table").data.model_copy(update={"ratios": ratios})
-    frame = cleaning.in_proportion(_parts(counts), settings)
+    frame = cleaning.mix(_parts(counts), settings)
     scarcest = min(counts, key=lambda part: counts[part] / ratios[part])
     kept = _kept(frame, "train")
     for part in counts:
         assert kept.get(part, 0) == counts[scarcest] * ratios[part] // ratios[scarcest]
     assert kept[scarcest] == counts[scarcest]
     assert _kept(frame, "test") == dict.fromkeys(counts, 1)
-    assert cleaning.in_proportion(_parts(counts), settings).equals(frame)
+    assert cleaning.mix(_parts(counts), settings).equals(frame)
 
 
 def test_part_without_training_rows_is_told(data: Data) -> None:
     ratios = data.model_copy(update={"ratios": {"x": 1.0, "y": 1.0}})
     with pytest.raises(DataError, match=r"data\.ratios: part y has no training row"):
-        cleaning.in_proportion(_parts({"x": 3, "y": 0}), ratios)
+        cleaning.mix(_parts({"x": 3, "y": 0}), ratios)
 
 
 @settings(deadline=None)
@@ -405,8 +301,8 @@ def test_a_limited_split_keeps_the_proportions_of_its_classes(config: Configure,
     rows_kept = SplitRows(train=most, validation=None, test=None)
     limit = limit.model_copy(update={"split": limit.split.model_copy(update={"rows": rows_kept})})
     rows = [(f"{label} {n}", f"label {label}", "train") for label, count in enumerate(counts) for n in range(count)]
-    frame = _frame(*rows, ("held", "label 0", "test"), columns=("text", "label", "split"))
-    limited = cleaning.limited(frame, limit)
+    frame = row_frame(*rows, ("held", "label 0", "test"), columns=("text", "label", "split"))
+    limited = cleaning.limit_splits(frame, limit)
     used = limited.filter(cleaning.OPEN & (pl.col("split") == "train"))
     kept = dict(used.group_by("label").len().iter_rows())
     assert used.height == min(most, sum(counts))
@@ -415,4 +311,4 @@ def test_a_limited_split_keeps_the_proportions_of_its_classes(config: Configure,
     assert limited.filter(pl.col("split") == "test")[FATE].null_count() == 1
     fates = limited[FATE].drop_nulls().unique().to_list()
     assert fates == ([] if most >= sum(counts) else [f"filtered: data.split.rows.train={most}"])
-    assert cleaning.limited(frame, limit).equals(limited)
+    assert cleaning.limit_splits(frame, limit).equals(limited)

@@ -58,4 +58,4 @@ def test_cut_texts_part_the_used_rows_and_the_sum_stays(buckets: dict[str, int],
     assert closed["used"] + closed["used, text cut"] == used
     assert closed["used, text cut"] == sum(cut.values())
     assert ledger.dropped() == closed.total() - used
-    assert ledger.told(cut) == ", ".join(f"{name} {count:,}" for name, count in closed.items() if count)
+    assert ledger.summary(cut) == ", ".join(f"{name} {count:,}" for name, count in closed.items() if count)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finsa.data.reading import Reading
+from finsa.data.schema import Reading
 from finsa.errors import RunError
 from finsa.inference import predict
 from finsa.inference.predict import Columns, Share

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finsa.data.reading import Reading
+from finsa.data.schema import Reading
 from finsa.errors import DataError
 from finsa.inference import row_files
 

@@ -371,7 +371,7 @@ def test_rows_that_training_would_refuse_are_rejected(
     room = predictor.restore(str(instructed[0]), 16384).renderer.room  # type: ignore[union-attr]
     assert [(row["line"], row["reason"]) for row in bad] == [
         (2, f"no room for the input: the fixed part takes 401 tokens, and the text may have {room}"),
-        (3, "unreadable: a turn has a part of type 'image_url', which is no text"),
+        (3, "unreadable: a turn has a part of type 'image_url', which is not text"),
         (5, "no text"),
     ]
 

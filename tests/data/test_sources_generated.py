@@ -10,8 +10,8 @@ from pathlib import Path
 import polars as pl
 
 from finsa.config import Data, RunConfig
-from finsa.data import dataset, sources
-from finsa.data.generate import generate
+from finsa.data import dataset
+from finsa.data.sources import generate
 from finsa.stages.generate import FILE_OF_SPLIT, run
 
 Configure = Callable[..., RunConfig]
@@ -59,15 +59,14 @@ def test_stage_writes_these_files(config: Configure, project: Path, tmp_path: Pa
 
 
 def test_generated_rows_look_like_rows_of_a_file(config: Configure) -> None:
-    rows = generate(_small(config))
-    assert set(sources.SHAPE) - {"part", sources.FIXED} == set(rows.columns)
+    rows = generate(_small(config)).frame
     assert rows["_line"].to_list() == list(range(1, 401))
     assert rows.height == rows["id"].n_unique() == rows["text"].n_unique() == 400
     assert set(rows["file"]) == {"generator seed 7"}
 
 
 def test_split_is_by_domain_and_label(config: Configure) -> None:
-    rows = generate(_small(config))
+    rows = generate(_small(config)).frame
     counts = Counter(rows.select("domain", "label").iter_rows())
     held = Counter(rows.filter(pl.col("split") == "test").select("domain", "label").iter_rows())
     assert len(counts) == 6
@@ -75,11 +74,14 @@ def test_split_is_by_domain_and_label(config: Configure) -> None:
 
 
 def test_knobs_turn(config: Configure) -> None:
-    base = generate(_small(config))
-    assert base.equals(generate(_small(config)))
-    assert set(base["text"]).isdisjoint(generate(_small(config, seed=8))["text"])
-    assert generate(_small(config, rows=60)).height == 60
-    assert set(generate(_small(config, domains={"forum": 1.0}))["domain"]) == {"forum"}
+    def rows(**changes: object) -> pl.DataFrame:
+        return generate(_small(config, **changes)).frame
+
+    base = rows()
+    assert base.equals(rows())
+    assert set(base["text"]).isdisjoint(rows(seed=8)["text"])
+    assert rows(rows=60).height == 60
+    assert set(rows(domains={"forum": 1.0})["domain"]) == {"forum"}
     shares = {"news": {"利空": 1.0, "利好": 1.0}}
-    only = generate(_small(config, domains={"news": 1.0}, imbalance=shares, noise=0.0))
+    only = rows(domains={"news": 1.0}, imbalance=shares, noise=0.0)
     assert Counter(only["label"]) == {"利空": 200, "利好": 200}
