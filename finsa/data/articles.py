@@ -11,7 +11,7 @@ import polars as pl
 
 from finsa.config import Articles, Data
 from finsa.data.labels import translate, unused_keys
-from finsa.data.readers import FATE, LINE, Doubled, as_text, load_json
+from finsa.data.readers import FATE, LINE, Doubled, as_text, load_json, object_fault
 from finsa.data.sources import Rows, article_files
 from finsa.errors import DataError
 
@@ -31,17 +31,29 @@ def collect(data: Data) -> Rows:
     """
     assert data.articles is not None
     if not data.labels:
-        raise DataError("data.labels: source=articles needs the classes in the order in which ties of the vote go")
+        raise DataError(
+            "data.labels: source=articles needs the classes in the order in which ties of the vote are broken"
+        )
     spec, (news_file, labels_file) = data.articles, article_files(data)
-    (articles, notes), (records, said) = (_load(file, spec, data.csv.encoding) for file in (news_file, labels_file))
-    _check_fields(articles, spec, news_file)
-    votes, mended = _valid(_sentiments(records, spec, labels_file), data)
+    articles, notes = _load(news_file, spec, data.csv.encoding)
+    records, more = _load(labels_file, spec, data.csv.encoding)
+    notes += more
+    # A field that no article has is a wrong name; one that some lack is their own business.
+    fields = {field for article in articles if isinstance(article, dict) for field in article}
+    wanted = [("id", spec.id), *(("parts", part) for part in spec.parts), *([("kind", spec.kind)] if spec.kind else [])]
+    for key, name in wanted:
+        if name not in fields:
+            has = ", ".join(sorted(fields))
+            raise DataError(f"data.articles.{key}: no article of {news_file} has a field '{name}'; they have {has}")
+    votes, more = _votes(_sentiments(records, spec, labels_file), data)
+    notes += more
     rows = [_row(article, line, votes, spec, tuple(data.labels)) for line, article in enumerate(articles, 1)]
     schema = dict.fromkeys(("id", "text", "label"), pl.String()) | {LINE: pl.Int64(), FATE: pl.String()}
     frame = pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.lit(str(news_file)).alias("file"))
-    strangers = len(votes.keys() - set(frame["id"]))
-    lost = [f"{strangers:,} articles of {labels_file.name} are not in {news_file.name}"] * bool(strangers)
-    return Rows(frame, set(), [*notes, *said, *mended, *lost])
+    without_article = len(votes.keys() - set(frame["id"]))
+    if without_article:
+        notes.append(f"{without_article:,} articles of {labels_file.name} are not in {news_file.name}")
+    return Rows(frame, set(), notes)
 
 
 def _load(file: Path, spec: Articles, codec: str | None) -> tuple[list[Any], list[str]]:
@@ -51,25 +63,11 @@ def _load(file: Path, spec: Articles, codec: str | None) -> tuple[list[Any], lis
         raise DataError(f"data.files: {file} has a duplicate key, so that one of its records would be lost")
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
-        content = lists[0] if len(lists) == 1 else [_with_id(key, value, spec) for key, value in content.items()]
+        records = [{spec.id: key, **value} if isinstance(value, dict) else value for key, value in content.items()]
+        content = lists[0] if len(lists) == 1 else records
     if not isinstance(content, list) or not content:
         raise DataError(f"data.files: {file} holds no list of records")
     return content, notes
-
-
-def _with_id(key: str, record: Any, spec: Articles) -> Any:
-    return {spec.id: key, **record} if isinstance(record, dict) else record
-
-
-def _check_fields(articles: list[Any], spec: Articles, file: Path) -> None:
-    """A field that no article has is written wrong; one that some lack is their own affair."""
-    has = {field for article in articles if isinstance(article, dict) for field in article}
-    wanted = [("id", spec.id), *(("parts", part) for part in spec.parts), *([("kind", spec.kind)] if spec.kind else [])]
-    for key, name in wanted:
-        if name not in has:
-            raise DataError(
-                f"data.articles.{key}: no article of {file} has a field '{name}'; they have {', '.join(sorted(has))}"
-            )
 
 
 def _sentiments(records: list[Any], spec: Articles, file: Path) -> pl.DataFrame:
@@ -78,7 +76,8 @@ def _sentiments(records: list[Any], spec: Articles, file: Path) -> pl.DataFrame:
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict) or isinstance(record, Doubled) or record.get(spec.id) is None:
             raise DataError(
-                f"data.files: record {number} of {file} has no '{spec.id}' or a key twice; set data.articles.id=<field>"
+                f"data.files: record {number} of {file} has no '{spec.id}' or a duplicate key; set "
+                "data.articles.id=<field>"
             )
         entities = record.get(spec.entities, record if spec.sentiment in record else [])
         values: Iterable[Any] = [entities]
@@ -91,28 +90,27 @@ def _sentiments(records: list[Any], spec: Articles, file: Path) -> pl.DataFrame:
     return pl.DataFrame(found, schema={"id": pl.String, "label": pl.String}, orient="row")
 
 
-def _valid(sentiments: pl.DataFrame, data: Data) -> tuple[dict[str, list[str]], list[str]]:
-    """Valid sentiments per article, written as the classes are, and what there is to say about the others."""
+def _votes(sentiments: pl.DataFrame, data: Data) -> tuple[dict[str, list[str]], list[str]]:
+    """Valid sentiments per article, written as the classes are, and notes on the others."""
     names = tuple(data.labels or ())
     labels, used, notes = translate(sentiments["label"], data)
     notes += unused_keys(data, used, labels)
     sentiments = sentiments.with_columns(labels)
-    strange = sentiments.filter(~pl.col("label").is_in(names))["label"]
-    listed = ", ".join(f"'{value}' ({count:,})" for value, count in Counter(strange).most_common(5))
-    if len(strange):
-        notes.append(f"{len(strange):,} sentiments of entities are no label and take no part in the vote: {listed}")
+    invalid = sentiments.filter(~pl.col("label").is_in(names))["label"]
+    if len(invalid):
+        listed = ", ".join(f"'{value}' ({count:,})" for value, count in Counter(invalid).most_common(5))
+        notes.append(f"{len(invalid):,} sentiments of entities are no label and take no part in the vote: {listed}")
     valid = pl.col("label").filter(pl.col("label").is_in(names))
     return dict(sentiments.group_by("id", maintain_order=True).agg(valid).iter_rows()), notes
 
 
 def _row(article: Any, line: int, votes: dict[str, list[str]], spec: Articles, labels: tuple[str, ...]) -> Row:
     name = f"article-{line}"
-    if not isinstance(article, dict):
-        return name, None, None, line, "unreadable: not a JSON object"
-    if isinstance(article, Doubled):
-        return name, None, None, line, "unreadable: duplicate key"
-    if article.get(spec.id) is None:
-        return name, None, None, line, f"unreadable: no field '{spec.id}'"
+    fault = object_fault(article)
+    if fault is None and article.get(spec.id) is None:
+        fault = f"unreadable: no field '{spec.id}'"
+    if fault is not None:
+        return name, None, None, line, fault
     name, parts = str(article[spec.id]), [article.get(part) for part in spec.parts]
     if any(isinstance(part, list | dict) for part in parts):
         return name, None, None, line, "unreadable: the text is a list or object"

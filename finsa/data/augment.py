@@ -1,4 +1,4 @@
-"""Variants of training rows: which rows get them, synonyms from a dictionary, and the filters that all of them pass.
+"""Variants of training rows: which rows get them, synonyms from a dictionary, and the filters that they all pass.
 
 The counterpart of FinSA-MoE's augmentation (20 % of the rows with synonyms, 80 % with paraphrases, three variants each)
 without its leak: variants are made of training rows only, after the split, and each names its original.
@@ -22,7 +22,7 @@ COLUMNS = ("id", "text", "label", "domain", "parent")
 PROPOSAL = {**dict.fromkeys(COLUMNS, pl.String), "kind": pl.String, FATE: pl.String}
 
 
-def chosen(rows: pl.DataFrame, share: float, seed: int, last: bool = False) -> pl.DataFrame:
+def draw(rows: pl.DataFrame, share: float, seed: int, last: bool = False) -> pl.DataFrame:
     """Draw a share of the rows.
 
     Args:
@@ -37,37 +37,39 @@ def chosen(rows: pl.DataFrame, share: float, seed: int, last: bool = False) -> p
 
 
 def with_unique_ids(train: pl.DataFrame, held_ids: set[str]) -> pl.DataFrame:
-    """Give ids that are there twice, or also in a held-out split, to one row only, so that a parent is one row.
+    """Rename ids that occur twice, or also in a held-out split, so that a parent is exactly one row.
 
     Args:
         train: training rows; the variants among them follow their original's new id.
         held_ids: ids of validation and test rows.
     """
-    taken, ids, renamed = set(held_ids), [], dict[str, str]()
-    for old in train["id"].to_list():
-        ids.append(unused(old, taken))
-        renamed.setdefault(old, ids[-1])
-        taken.add(ids[-1])
-    return train.with_columns(pl.Series("id", ids, dtype=pl.String), pl.col("parent").replace(renamed))
+    ids = unique_ids(train["id"], held_ids)
+    renamed = dict(zip(reversed(train["id"].to_list()), reversed(ids.to_list()), strict=True))  # the first row's wins
+    return train.with_columns(ids, pl.col("parent").replace(renamed))
 
 
-def unused(name: str, taken: set[str]) -> str:
-    """The name, or where it is taken, the name with the lowest number that makes it new."""
-    number, new = 1, name
-    while new in taken:
-        number, new = number + 1, f"{name}-{number + 1}"
-    return new
+def unique_ids(ids: pl.Series, taken: set[str]) -> pl.Series:
+    """Append to every id that is taken, or occurs before, the lowest number that makes it unique."""
+    taken, unique = set(taken), []
+    for name in ids.to_list():
+        number, new = 1, name
+        while new in taken:
+            number += 1
+            new = f"{name}-{number}"
+        unique.append(new)
+        taken.add(new)
+    return pl.Series("id", unique, dtype=pl.String)
 
 
 # ------------------------------------------------------------------------------------------------ synonyms
 
 
-def replaced(text: str, words: Mapping[str, Sequence[str]], count: int, rng: random.Random) -> list[str]:
-    """Replace every dictionary word of a text, in one pass, the longest match first, so that nothing is replaced twice.
+def replace_words(text: str, words: Mapping[str, Sequence[str]], count: int, rng: random.Random) -> list[str]:
+    """Replace every dictionary word of a text in one pass, the longest match first, so that nothing is replaced twice.
 
     Args:
         text: the original.
-        words: what may stand for a word.
+        words: replacements by word.
         count: how many variants are wanted.
         rng: draws among the combinations.
 
@@ -90,46 +92,46 @@ def replaced(text: str, words: Mapping[str, Sequence[str]], count: int, rng: ran
     return variants
 
 
-def synonyms(rows: pl.DataFrame, words: Mapping[str, Sequence[str]], variants: int, seed: int) -> pl.DataFrame:
-    """Propose synonym variants of rows; what cannot be made is there too, with its reason."""
+def propose_synonyms(rows: pl.DataFrame, words: Mapping[str, Sequence[str]], variants: int, seed: int) -> pl.DataFrame:
+    """Propose synonym variants of rows; those that cannot be made are included, with the reason."""
     texts: list[list[tuple[str, str | None]]] = []
     for row, text in rows.select("id", "text").iter_rows():
-        # A generator per row: what becomes of one row does not depend on the others.
-        made = replaced(text, words, variants, random.Random(f"{seed}-{row}"))
+        # A generator per row: the variants of one row do not depend on the others.
+        made = replace_words(text, words, variants, random.Random(f"{seed}-{row}"))
         rest = (variants - len(made)) * [("", NO_OTHER if made else NO_WORD)]
         texts.append([*((text, None) for text in made), *rest])
-    return proposals(rows, "synonyms", texts)
+    return propose(rows, "synonyms", texts)
 
 
 # ------------------------------------------------------------------------------------------------ filters
 
 
-def proposals(rows: pl.DataFrame, kind: str, texts: Sequence[Sequence[tuple[str, str | None]]]) -> pl.DataFrame:
+def propose(rows: pl.DataFrame, kind: str, texts: Sequence[Sequence[tuple[str, str | None]]]) -> pl.DataFrame:
     """Make rows of proposed texts.
 
     Args:
         rows: the originals, (n,).
         kind: how the texts were made; its first letter goes into the ids.
-        texts: per original, texts, each with the reason why there is none, or None.
+        texts: per original its variants, each with the reason why it has no text, or None.
 
     Returns:
         The columns of a row, kind and fate.
     """
-    made = [
+    proposed = [
         (f"{row}-{kind[0]}{number}", text, label, domain, row, kind, fate)
         for (row, label, domain), variants in zip(rows.select("id", "label", "domain").iter_rows(), texts, strict=True)
         for number, (text, fate) in enumerate(variants, 1)
     ]
-    return pl.DataFrame(made, schema=PROPOSAL, orient="row")
+    return pl.DataFrame(proposed, schema=PROPOSAL, orient="row")
 
 
-def filtered(
+def judge(
     proposed: pl.DataFrame, train: pl.DataFrame, held: pl.Series, shortest: float, longest: float
 ) -> pl.DataFrame:
     """Give every proposal that cannot be used its fate; texts are compared as the ledger compares them.
 
     Args:
-        proposed: from `proposals`.
+        proposed: from `propose`.
         train: all training rows; the parents are among them.
         held: texts of the validation and test rows.
         shortest, longest: characters of a variant relative to its parent's.
@@ -154,17 +156,8 @@ def _keys(texts: pl.Series) -> pl.Series:
     return pl.DataFrame({"text": texts.unique()}).select(folded("text")).to_series()
 
 
-def with_unused_ids(variants: pl.DataFrame, taken: set[str]) -> pl.DataFrame:
-    """Give variants whose id a row has already another one."""
-    ids, taken = [], set(taken)
-    for name in variants["id"].to_list():
-        ids.append(unused(name, taken))
-        taken.add(ids[-1])
-    return variants.with_columns(pl.Series("id", ids, dtype=pl.String))
-
-
-def counts(judged: pl.DataFrame) -> dict[str, Any]:
-    """What became of the proposals: how many were wanted, made, and dropped for which reason."""
+def count(judged: pl.DataFrame) -> dict[str, Any]:
+    """How many proposals were wanted, made, and dropped for which reason."""
     dropped = judged.filter(pl.col(FATE).is_not_null()).group_by(FATE, maintain_order=True).len()
     made = judged[FATE].null_count()
     return {"wanted": judged.height, "made": made, "dropped": dict(dropped.iter_rows())}

@@ -1,8 +1,8 @@
-"""What was computed once, kept on disk under a hash of everything that it depends on.
+"""Computed results on disk, under a hash of everything that they depend on.
 
-An entry is a folder that appears whole, by a rename; whoever comes second throws the own copy away. The name is made of
+An entry is a folder that appears whole, by a rename; of two processes the second discards its copy. The name is made of
 the content of the input, the settings and the source code that makes the entry, so a stale one is never found. An entry
-whose files are not those that were written, or cannot be read, is thrown away and made anew.
+whose files are not those that were written, or cannot be read, is discarded and rebuilt.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def key(*parts: object) -> str:
 
 
 def worthwhile(files: Iterable[Path]) -> bool:
-    """Whether reading the files takes longer than a glance at the cache; what is small leaves nothing behind."""
+    """Whether the files are large enough for the cache to be faster than reading them."""
     return sum(file.stat().st_size for file in files) >= MANY_BYTES
 
 
@@ -89,11 +89,9 @@ def text_hash(texts: pl.Series) -> str:
     """Hash of texts and of where each ends."""
     column = texts.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())  # one buffer of offsets, one of characters
     _, ends, characters = column.buffers()
-    offsets = (
-        np.frombuffer(ends, np.int64)[column.offset : column.offset + len(column) + 1]
-        if len(column)
-        else np.zeros(1, np.int64)
-    )
+    offsets = np.zeros(1, np.int64)
+    if len(column):
+        offsets = np.frombuffer(ends, np.int64)[column.offset : column.offset + len(column) + 1]
     digest = hashlib.sha256((offsets - offsets[0]).tobytes())
     if characters is not None:
         digest.update(memoryview(characters)[offsets[0] : offsets[-1]])
@@ -108,9 +106,9 @@ def kept(place: Path, build: Callable[[], T], write: Callable[[T, Path], None], 
 
     Args:
         place: the entry's folder.
-        build: computes what is not there.
-        write: writes it into the folder it is given.
-        read: the inverse.
+        build: computes the result.
+        write: writes it into a folder.
+        read: reads it from one.
 
     Raises:
         DataError: where the folder cannot be written.
@@ -122,21 +120,21 @@ def kept(place: Path, build: Callable[[], T], write: Callable[[T, Path], None], 
         with _writing(place):
             place.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locks.waited(place.parent / f"{locks.LOCK}-{place.name}"))
-        found = _found(place, read)  # by whoever was waited for
+        found = _found(place, read)  # written by the process that held the lock
         if found is not None:
             return found
         for left in place.parent.glob(f".{place.name}-*"):
             shutil.rmtree(left, ignore_errors=True)  # of a process that was killed while it built this entry
-        made = build()
+        built = build()
         with _writing(place):
-            _add(place, lambda folder: write(made, folder))
-    again = _found(place, read)  # arrays are now mapped from the disk, and what was made leaves the memory
-    return made if again is None else again
+            _add(place, lambda folder: write(built, folder))
+    again = _found(place, read)  # arrays are now mapped from the disk, and what was built is freed
+    return built if again is None else again
 
 
 @contextmanager
 def _writing(place: Path) -> Iterator[None]:
-    """Tell what goes wrong with the disk."""
+    """Turn errors of the disk into one that names the setting."""
     try:
         yield
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -154,7 +152,7 @@ def _found(place: Path, read: Callable[[Path], T]) -> T | None:
         if json.loads((place / SIZES).read_text(encoding="utf-8")) == _sizes(place):
             found = read(place)
             with suppress(OSError):  # of a folder that others have filled
-                os.utime(place)  # so that entries which nobody uses any more can be told by their age
+                os.utime(place)  # so that unused entries can be recognized by their age
             return found
     except UNREADABLE:
         pass
@@ -167,19 +165,19 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _add(place: Path, write: Callable[[Path], None]) -> None:
-    made = place.parent / f".{place.name}-{os.getpid()}-{token_hex(4)}"
-    made.mkdir(parents=True)
+    prepared = place.parent / f".{place.name}-{os.getpid()}-{token_hex(4)}"
+    prepared.mkdir(parents=True)
     try:
-        write(made)
-        (made / SIZES).write_text(json.dumps(_sizes(made)), encoding="utf-8")
-        files.sync_tree(made)
+        write(prepared)
+        (prepared / SIZES).write_text(json.dumps(_sizes(prepared)), encoding="utf-8")
+        files.sync_tree(prepared)
         try:
-            made.rename(place)
+            prepared.rename(place)
         except OSError:  # another process was faster; its entry has the same content
             if not place.is_dir():
                 raise
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(prepared, ignore_errors=True)
 
 
 def folder_of(cache: str, name: str) -> Path:
@@ -187,19 +185,16 @@ def folder_of(cache: str, name: str) -> Path:
     return Path(cache).expanduser().absolute() / name
 
 
-# ------------------------------------------------------------------------------------------------ arrays
-
-
 def arrays(place: Path, build: Callable[[], Arrays]) -> Arrays:
     """Read arrays from the cache, mapped into memory; build and keep them where they are not there."""
-    return kept(place, build, _write_arrays, _read_arrays)
 
+    def write(built: Arrays, folder: Path) -> None:
+        for name, values in built.items():
+            np.save(folder / f"{name}.npy", values, allow_pickle=False)
 
-def _write_arrays(made: Arrays, place: Path) -> None:
-    for name, values in made.items():
-        np.save(place / f"{name}.npy", values, allow_pickle=False)
+    def read(folder: Path) -> Arrays:
+        # An array without elements, whose file is a header of 128 bytes, cannot be mapped.
+        found = sorted(folder.glob("*.npy"))
+        return {file.stem: np.load(file, mmap_mode="r" if file.stat().st_size > 128 else None) for file in found}
 
-
-def _read_arrays(place: Path) -> Arrays:
-    files = sorted(place.glob("*.npy"))
-    return {file.stem: np.load(file, mmap_mode="r" if file.stat().st_size > 128 else None) for file in files}
+    return kept(place, build, write, read)

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
-from typing import Any
 
 from finsa.config import ROOT, Data, locate
 from finsa.data.readers import READERS
 from finsa.errors import DataError, nearest
 
-# Keywords as in the datasets library: one counts where no letter stands beside it. Chinese words need no gap.
+# Keywords as in the datasets library: one counts where no letter is next to it. Chinese words need no gap.
 _KEYWORDS = {
     "train": r"(?<![a-z])train(?:ing)?(?:set)?(?![a-z])|训练",
     "validation": r"(?<![a-z])(?:valid(?:ation)?|val|dev)(?:set)?(?![a-z])|验证",
@@ -32,8 +31,8 @@ class Found:
     """The files of a data set.
 
     Args:
-        splits: files in a fixed order, each with its split; None: its rows are to be divided.
-        notes: which files became which split and which were skipped, where that is not plain from their names.
+        splits: files in a fixed order, each with its split; None: its rows are to be split.
+        notes: which files became which split and which were skipped, where that is not obvious from their names.
     """
 
     splits: dict[Path, str | None]
@@ -42,7 +41,7 @@ class Found:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What one path of ``data.files`` stands for; names of folders count below ``root``."""
+    """The files of one path of ``data.files``; names of folders count below ``root``."""
 
     root: Path
     files: list[Path]
@@ -64,23 +63,55 @@ def find(data: Data) -> Found:
             f"data.files: data={data.name} needs files; for instance data.files=<folder or file>{origin(data)}"
         )
     if isinstance(data.files, Mapping):
-        return Found(_assigned(data.files, data))
-    entries = [_expand(entry, data) for entry in _listed(data.files)]
+        splits = dict[Path, str | None]()
+        for split, paths in data.files.items():
+            for file in (file for path in _as_tuple(paths) for file in _expand(path, data).files):
+                if splits.setdefault(file, split) != split:
+                    raise DataError(f"data.files: {file} is assigned to two splits, {splits[file]} and {split}")
+        return Found(splits)
+    entries = [_expand(path, data) for path in _as_tuple(data.files)]
     root = Path(os.path.commonpath([entry.root for entry in entries]))
     named = {file: _keywords(file.relative_to(root)) for entry in entries for file in entry.files}
     skipped = list[str]()
     if any(len(words) == 1 for words in named.values()):
         for entry in entries:
-            others = [file for file in entry.files if entry.is_folder and not named[file]]
-            read = {
-                file.suffix for file in entry.files if file not in others
-            }  # a recipe.json beside tables is no table
-            skipped += [file.relative_to(entry.root).as_posix() for file in others if file.suffix in read]
+            others = {file for file in entry.files if entry.is_folder and not named[file]}
+            # A file of another kind than the tables, such as a recipe.json beside them, needs no note.
+            kinds = {file.suffix for file in entry.files if file not in others}
+            skipped += [
+                file.relative_to(entry.root).as_posix()
+                for file in entry.files
+                if file in others and file.suffix in kinds
+            ]
             named = {file: words for file, words in named.items() if file not in others}
-        _require_split(named)
-    _require_all_shards([file for entry in entries if entry.is_folder for file in entry.files])
-    splits = _splits(named)
-    return Found(splits, [*_notes(splits, named), *_skip_note(skipped)])
+        for file, words in named.items():
+            if not words:
+                raise DataError(
+                    f"data.files: {file.name} names no split while others do; call it train, valid or test, or assign "
+                    f"every file: {_ASSIGN}"
+                )
+            if len(words) > 1:
+                raise DataError(
+                    f"data.files: {file.name} names two splits, {words[0]} and {words[1]}; rename it, or assign every "
+                    f"file: {_ASSIGN}"
+                )
+    _require_all_shards({file for entry in entries if entry.is_folder for file in entry.files})
+    # As in the datasets library, eval is the test split, unless another file is named test.
+    words_of = {file: words[0] if len(words) == 1 else None for file, words in named.items()}
+    given = set(words_of.values())
+    evaluation = "validation" if "test" in given and "validation" not in given else "test"
+    splits = {file: evaluation if word == "eval" else word for file, word in words_of.items()}
+    notes = list[str]()
+    for split in ("train", "validation", "test"):
+        files = [file for file, assigned in splits.items() if assigned == split]
+        if any(file.stem.lower() not in _PLAIN for file in files):
+            notes.append(f"{split} split, by file name: {_first([file.name for file in files])}")
+    unclear = [file.name for file, words in named.items() if len(words) > 1]
+    if unclear:
+        notes.append(f"names two splits, so its rows are divided: {_first(unclear)}")
+    if skipped:
+        notes.append(f"skipped, because it names no split while others do: {_first(skipped)}")
+    return Found(splits, notes)
 
 
 def find_files(data: Data) -> dict[Path, str | None]:
@@ -93,20 +124,8 @@ def origin(data: Data) -> str:
     return f"\n  data={data.name} is {data.origin}" if data.origin else ""
 
 
-# ------------------------------------------------------------------------------------------------ paths
-
-
-def _listed(entries: str | Iterable[str]) -> tuple[str, ...]:
-    return (entries,) if isinstance(entries, str) else tuple(entries)
-
-
-def _assigned(assigned: Mapping[Any, str | tuple[str, ...]], data: Data) -> dict[Path, str | None]:
-    splits = dict[Path, str | None]()
-    for split, entries in assigned.items():
-        for file in (file for entry in _listed(entries) for file in _expand(entry, data).files):
-            if splits.setdefault(file, split) != split:
-                raise DataError(f"data.files: {file} is assigned to two splits, {splits[file]} and {split}")
-    return splits
+def _as_tuple(paths: str | Iterable[str]) -> tuple[str, ...]:
+    return (paths,) if isinstance(paths, str) else tuple(paths)
 
 
 def _expand(entry: str, data: Data) -> _Entry:
@@ -132,24 +151,22 @@ def _expand(entry: str, data: Data) -> _Entry:
 
 def _tables(folder: Path) -> list[Path]:
     """The tables in a folder, in its subfolders named after splits, and in all of them where it has none itself."""
-    tables = sorted(file for file in folder.iterdir() if _is_table(file))
-    named = any(_keywords(Path(file.name)) for file in tables)
-    below = [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and not sub.name.startswith((".", "__"))]
+    entries = sorted(folder.iterdir())
+    # Names that begin with . or ~$ were left behind by editors and systems.
+    tables = [
+        file
+        for file in entries
+        if file.suffix.lower() in READERS and not file.name.startswith((".", "~$")) and file.is_file()
+    ]
+    below = [sub for sub in entries if sub.is_dir() and not sub.name.startswith((".", "__"))]
     if tables:
+        named = any(_keywords(Path(file.name)) for file in tables)
         below = [sub for sub in below if _keywords(Path(sub.name)) or (sub.name == _HUB_FOLDER and not named)]
     return [*tables, *(file for sub in below for file in _tables(sub))]
 
 
-def _is_table(file: Path) -> bool:
-    left_behind = file.name.startswith((".", "~$"))  # by editors and systems
-    return file.suffix.lower() in READERS and not left_behind and file.is_file()
-
-
-# ------------------------------------------------------------------------------------------------ splits
-
-
 def _keywords(path: Path) -> list[str]:
-    """What splits a path names: those of its file name, else of its nearest folder that names any."""
+    """The splits that a path names: those of its file name, else of its nearest folder that names any."""
     for part in (path.stem, *reversed(path.parent.parts)):
         spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", part).lower()  # fpbTrain
         words = [word for word, pattern in _KEYWORDS.items() if re.search(pattern, spaced)]
@@ -160,34 +177,20 @@ def _keywords(path: Path) -> list[str]:
     return []
 
 
-def _splits(named: Mapping[Path, list[str]]) -> dict[Path, str | None]:
-    """One split per file; ``eval`` is the test split, as in the datasets library, unless another file is named test."""
-    words = {file: found[0] if len(found) == 1 else None for file, found in named.items()}
-    given = set(words.values())
-    evaluation = "validation" if "test" in given and "validation" not in given else "test"
-    return {file: evaluation if word == "eval" else word for file, word in words.items()}
-
-
-def _require_all_shards(files: Iterable[Path]) -> None:
+def _require_all_shards(files: set[Path]) -> None:
     """Refuse a folder that lacks shards, such as train-00001-of-00002 beside train-00000-of-00002.
 
     Raises:
         DataError: naming the first that is missing.
     """
-    there = set(files)
-    for file in sorted(there):
+    for file in sorted(files):
         shard = _SHARD.search(file.name)
         if shard is None:
             continue
-        before, width, total, behind = (
-            file.name[: shard.start(1)],
-            len(shard[1]),
-            int(shard[2]),
-            file.name[shard.end(1) :],
-        )
-        shards = [file.with_name(f"{before}{number:0{width}}{behind}") for number in range(total + 1)]
-        wanted = shards[1:] if shards[total] in there else shards[:total]  # counted from 1, or from 0 as usual
-        missing = next((other.name for other in wanted if other not in there), None)
+        before, after, total = file.name[: shard.start(1)], file.name[shard.end(1) :], int(shard[2])
+        shards = [file.with_name(f"{before}{number:0{len(shard[1])}}{after}") for number in range(total + 1)]
+        wanted = shards[1:] if shards[total] in files else shards[:total]  # counted from 1, or from 0 as usual
+        missing = next((other.name for other in wanted if other not in files), None)
         if missing is not None:
             raise DataError(
                 f"data.files: {missing} is missing beside {file.name}; download it too, or rename the files if they "
@@ -195,35 +198,6 @@ def _require_all_shards(files: Iterable[Path]) -> None:
             )
 
 
-def _require_split(named: Mapping[Path, list[str]]) -> None:
-    """Refuse a file whose split is open while others state theirs."""
-    for file, words in named.items():
-        if not words:
-            raise DataError(
-                f"data.files: {file.name} names no split while others do; call it train, valid or test, or assign "
-                f"every file: {_ASSIGN}"
-            )
-        if len(words) > 1:
-            raise DataError(
-                f"data.files: {file.name} names two splits, {words[0]} and {words[1]}; rename it, or assign every "
-                f"file: {_ASSIGN}"
-            )
-
-
-def _notes(splits: Mapping[Path, str | None], named: Mapping[Path, list[str]]) -> list[str]:
-    notes = list[str]()
-    for split in ("train", "validation", "test"):
-        files = [file for file, assigned in splits.items() if assigned == split]
-        if any(file.stem.lower() not in _PLAIN for file in files):
-            notes.append(f"{split} split, by file name: {_shown([file.name for file in files])}")
-    unclear = [file.name for file, words in named.items() if len(words) > 1]
-    return notes + [f"names two splits, so its rows are divided: {_shown(unclear)}"] * bool(unclear)
-
-
-def _skip_note(skipped: list[str]) -> list[str]:
-    return [f"skipped, because it names no split while others do: {_shown(skipped)}"] * bool(skipped)
-
-
-def _shown(names: list[str]) -> str:
+def _first(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

@@ -10,19 +10,19 @@ from typing import Any
 from finsa.errors import DataError
 
 USED = "used"
-TRUNCATED = "used, text cut"
+TRUNCATED = "used, truncated"
 
 
 @dataclass
 class Ledger:
-    """Counts of what became of the rows read.
+    """How many rows met which fate.
 
     Args:
         read: rows per file.
         buckets: rows per fate: ``used``, ``empty text``, ``duplicate``, ``conflicting label``, ``unknown label``,
             ``unreadable``, ``filtered: <reason>``, ``leak: <kind>``.
         splits: used rows per split and label.
-        notes: what was mended or is odd: encodings, spellings of labels, ids that occur twice.
+        notes: what was corrected or looks wrong: encodings, spellings of labels, ids that occur twice.
         examples: of each bucket but ``used``, a few rows as ``file:line: beginning of the text``.
     """
 
@@ -42,13 +42,13 @@ class Ledger:
             raise DataError(f"the ledger does not balance: {self.read.total()} rows read, buckets {dict(self.buckets)}")
 
     def closed(self, truncated: Mapping[str, int]) -> Counter[str]:
-        """Buckets with the used rows parted into whole and cut ones, once it is known how many were cut per split."""
-        cut = sum(truncated.values())
-        buckets = Counter({USED: self.buckets[USED] - cut, TRUNCATED: cut})
+        """Buckets with the used rows divided into whole and truncated ones; `truncated` counts them per split."""
+        total = sum(truncated.values())
+        buckets = Counter({USED: self.buckets[USED] - total, TRUNCATED: total})
         buckets += Counter({name: count for name, count in self.buckets.items() if name != USED})
         return buckets
 
-    def told(self, truncated: Mapping[str, int]) -> str:
+    def summary(self, truncated: Mapping[str, int]) -> str:
         """The buckets in one line."""
         return ", ".join(f"{bucket} {count:,}" for bucket, count in self.closed(truncated).items() if count)
 
@@ -57,7 +57,7 @@ class Ledger:
         return self.buckets.total() - self.buckets[USED]
 
     def as_dict(self, truncated: Mapping[str, int]) -> dict[str, Any]:
-        """Return plain values for ``ledger.json``; `truncated` counts the used rows per split whose text was cut."""
+        """Plain values for ``ledger.json``; `truncated` counts the truncated rows per split."""
         return {
             "read": dict(self.read),
             "buckets": dict(self.closed(truncated)),

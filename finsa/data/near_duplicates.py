@@ -14,26 +14,17 @@ from datasketch.hashfunc import sha1_hash32
 from finsa.config import Near
 from finsa.data.cleaning import folded
 
-MISSED = 1e-3  # most of the pairs exactly at the threshold that the candidates may lack; above it far fewer are missed
-SCHEMA = {
-    "split": pl.String(),
-    "id": pl.String(),
-    "text": pl.String(),
-    "label": pl.Int64(),
-    "other_split": pl.String(),
-    "other_id": pl.String(),
-    "other_text": pl.String(),
-    "other_label": pl.Int64(),
-    "similarity": pl.Float64(),
-}
+MISSED = 1e-3  # largest share of pairs exactly at the threshold that may be missed; above it far fewer are
+_ROW = {"split": pl.String(), "id": pl.String(), "text": pl.String(), "label": pl.Int64()}
+SCHEMA = {**_ROW, **{f"other_{name}": kind for name, kind in _ROW.items()}, "similarity": pl.Float64()}
 
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Pairs of texts in different splits that are alike.
+    """Pairs of similar texts in different splits.
 
     Args:
-        pairs: a row per pair, most alike first: split, id, text and label of the held-out row, then ``other_split``,
+        pairs: a row per pair, most similar first: split, id, text and label of the held-out row, then ``other_split``,
             ``other_id``, ``other_text`` and ``other_label``, and ``similarity``.
         bands, rows: of the index; see `bands`.
         recall: probability that a pair exactly at the threshold is found.
@@ -53,13 +44,13 @@ def shingles(text: str, size: int) -> frozenset[str]:
 
 
 def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
-    """Shared shingles by all shingles of two texts, in [0, 1]; 0 where there are none."""
+    """Number of common shingles over the number of all shingles of two texts, in [0, 1]; 0 where there are none."""
     common = len(first & second)
     return common / (len(first) + len(second) - common) if common else 0.0
 
 
 def bands(threshold: float, permutations: int) -> tuple[int, int]:
-    """Divide a signature into bands, in favour of recall: a false candidate costs a comparison, a missed one is lost.
+    """Divide a signature into bands, favouring recall: a false candidate costs a comparison, a missed one is lost.
 
     Two texts of similarity s agree in a band of r hashes with s^r and are candidates with 1 - (1 - s^r)^b
     (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.4).
@@ -82,14 +73,14 @@ def recall(similarity: float, count: int, rows: int) -> float:
 def find(splits: dict[str, pl.DataFrame], settings: Near) -> NearDuplicates:
     """Find near duplicates between held-out rows and the other splits.
 
-    Only held-out rows are indexed; training rows pass by one at a time, so that there may be millions of them.
+    Only held-out rows are indexed; training rows are compared one at a time, so there may be millions of them.
 
     Args:
         splits: rows per split with id, text and label.
         settings: threshold, shingle size, permutations.
 
     Returns:
-        Exactly the pairs whose Jaccard similarity reaches the threshold, but for the few that MinHash misses.
+        Exactly the pairs whose Jaccard similarity reaches the threshold, except the few that MinHash misses.
     """
     count, rows = bands(settings.threshold, settings.permutations)
     index = _Index(settings, (count, rows))
@@ -104,7 +95,7 @@ def find(splits: dict[str, pl.DataFrame], settings: Near) -> NearDuplicates:
 
 
 class _Index:
-    """Held-out rows by the bands of their signatures."""
+    """Held-out rows, indexed by the bands of their signatures."""
 
     def __init__(self, settings: Near, params: tuple[int, int]) -> None:
         self.settings = settings
@@ -114,17 +105,17 @@ class _Index:
         self.sets = list[frozenset[str]]()
 
     def add(self, split: str, held: pl.DataFrame) -> None:
-        """Take the rows of a held-out split."""
-        for row, own in self._rows(held):
-            self.lsh.insert(len(self.rows), self._signature(own), check_duplication=False)
+        """Add the rows of a held-out split."""
+        for row, found in self._rows(held):
+            self.lsh.insert(len(self.rows), self._signature(found), check_duplication=False)
             self.rows.append((split, *row))
-            self.sets.append(own)
+            self.sets.append(found)
 
     def matches(self, split: str, others: pl.DataFrame) -> Iterator[tuple[Any, ...]]:
-        """Yield the pairs of a split's rows with the rows taken so far that reach the threshold."""
-        for row, own in self._rows(others) if self.rows else ():
-            for number in self.lsh.query(self._signature(own)):
-                similarity = jaccard(self.sets[number], own)
+        """Yield the pairs of a split's rows with the rows added so far that reach the threshold."""
+        for row, found in self._rows(others) if self.rows else ():
+            for number in self.lsh.query(self._signature(found)):
+                similarity = jaccard(self.sets[number], found)
                 if similarity >= self.settings.threshold:
                     yield (*self.rows[number], split, *row, similarity)
 
@@ -132,12 +123,12 @@ class _Index:
         """Id, text and label of the rows that have a shingle, with their shingles."""
         folds = rows.select(folded("text"))["text"]
         for row, fold in zip(rows.select("id", "text", "label").iter_rows(), folds, strict=True):
-            if own := shingles(fold, self.settings.shingle):
-                yield row, own
+            if found := shingles(fold, self.settings.shingle):
+                yield row, found
 
-    def _signature(self, own: frozenset[str]) -> MinHash:
-        signature = self.empty.copy()  # shares the permutations, whose making takes longer than their use
-        signature.update_batch(own)
+    def _signature(self, found: frozenset[str]) -> MinHash:
+        signature = self.empty.copy()  # shares the permutations, which take longer to make than to use
+        signature.update_batch(found)
         return signature
 
 

@@ -38,8 +38,9 @@ def _write(cfg: RunConfig, partial: Path, session: Session) -> Result:
     held = pl.concat([splits["validation"], splits["test"]])
     train = augment.with_unique_ids(splits["train"], set(held["id"]))
     proposed = _proposed(train.filter(pl.col("parent").is_null()), knobs, chat, cfg.seed)
-    judged = augment.filtered(proposed, train, held["text"], knobs.shortest, knobs.longest)
-    made = augment.with_unused_ids(judged.filter(pl.col(FATE).is_null()), {*train["id"], *held["id"]})
+    judged = augment.judge(proposed, train, held["text"], knobs.shortest, knobs.longest)
+    made = judged.filter(pl.col(FATE).is_null())
+    made = made.with_columns(augment.unique_ids(made["id"], {*train["id"], *held["id"]}))
     splits["train"] = pl.concat([train, made.select(augment.COLUMNS)])
     recipe = _recipe(cfg, data, train, judged)
     for split in ("validation", "test"):  # only a column with something in it: these files stay what they were
@@ -73,15 +74,15 @@ def _named(data: Dataset) -> dict[str, pl.DataFrame]:
 def _proposed(rows: pl.DataFrame, knobs: AugmentStage, chat: Chat | None, seed: int) -> pl.DataFrame:
     parts = []
     if knobs.synonyms is not None:
-        own = augment.chosen(rows, knobs.synonyms.share, seed)
-        parts.append(augment.synonyms(own, knobs.synonyms.words, knobs.synonyms.variants, seed))
+        own = augment.draw(rows, knobs.synonyms.share, seed)
+        parts.append(augment.propose_synonyms(own, knobs.synonyms.words, knobs.synonyms.variants, seed))
     if knobs.paraphrase is not None and chat is not None:
         parts.append(_paraphrases(rows, knobs.paraphrase, chat, seed))
     return pl.concat(parts)
 
 
 def _paraphrases(rows: pl.DataFrame, paraphrase: Paraphrase, chat: Chat, seed: int) -> pl.DataFrame:
-    own = augment.chosen(rows, paraphrase.share, seed, last=True)
+    own = augment.draw(rows, paraphrase.share, seed, last=True)
     questions = [
         Question(paraphrase.prompt.format(text=text, label=label), number)
         for text, label in own.select("text", "label").iter_rows()
@@ -89,7 +90,7 @@ def _paraphrases(rows: pl.DataFrame, paraphrase: Paraphrase, chat: Chat, seed: i
     ]
     answers = [(answer.text, answer.fault) for answer in chat.ask(questions)]
     starts = range(0, len(answers), paraphrase.variants)
-    return augment.proposals(own, "paraphrase", [answers[start : start + paraphrase.variants] for start in starts])
+    return augment.propose(own, "paraphrase", [answers[start : start + paraphrase.variants] for start in starts])
 
 
 def _recipe(cfg: RunConfig, data: Dataset, train: pl.DataFrame, judged: pl.DataFrame) -> dict[str, Any]:
@@ -105,6 +106,6 @@ def _recipe(cfg: RunConfig, data: Dataset, train: pl.DataFrame, judged: pl.DataF
         "stage": cfg.stage.model_dump(),
         "data": {"name": cfg.data.name, "files": cfg.data.files, "fingerprint": data.fingerprint},
         "ledger": dict(data.ledger.buckets),
-        "variants": {str(kind[0]): augment.counts(part) for kind, part in kinds.items()},
+        "variants": {str(kind[0]): augment.count(part) for kind, part in kinds.items()},
         "labels": per_label,
     }

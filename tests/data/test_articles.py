@@ -176,7 +176,7 @@ def test_wrong_names_are_told(config: Configure, tmp_path: Path, changes: dict[s
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([{"nr": 1}], "record 1 of .*labels.json has no 'id' or a key twice; set data.articles.id=<field>"),
+        ([{"nr": 1}], "record 1 of .*labels.json has no 'id' or a duplicate key; set data.articles.id=<field>"),
         ([_labels(1, "positive"), 3], "record 2 of .* has no 'id'"),
         ("[]", "labels.json holds no list of records"),
         ("3", "labels.json holds no list of records"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from finsa.config import AugmentStage, RunConfig
 from finsa.data import augment, dataset
-from finsa.data.augment import NO_OTHER, NO_WORD, replaced
+from finsa.data.augment import NO_OTHER, NO_WORD, replace_words
 from finsa.data.readers import FATE
 
 Configure = Callable[..., RunConfig]
@@ -39,8 +39,8 @@ def _rows(*rows: tuple[str, str], parents: Sequence[str | None] = ()) -> pl.Data
     return pl.DataFrame(filled, schema=dict.fromkeys(augment.COLUMNS, pl.String), orient="row")
 
 
-def _replaced(text: str, words: Mapping[str, Sequence[str]], count: int = 100) -> set[str]:
-    variants = replaced(text, words, count, random.Random(1))
+def _replace_words(text: str, words: Mapping[str, Sequence[str]], count: int = 100) -> set[str]:
+    variants = replace_words(text, words, count, random.Random(1))
     assert len(variants) == len(set(variants))
     return set(variants)
 
@@ -50,25 +50,25 @@ def _replaced(text: str, words: Mapping[str, Sequence[str]], count: int = 100) -
 
 def test_every_word_is_replaced_in_every_combination() -> None:
     words = {"涨": ["升", "扬"], "跌": ["落", "挫"]}
-    assert _replaced("先涨后跌", words) == {"先升后落", "先升后挫", "先扬后落", "先扬后挫"}
-    assert len(_replaced("先涨后跌", words, 3)) == 3
-    assert _replaced("涨涨", words) == {"升升", "升扬", "扬升", "扬扬"}
+    assert _replace_words("先涨后跌", words) == {"先升后落", "先升后挫", "先扬后落", "先扬后挫"}
+    assert len(_replace_words("先涨后跌", words, 3)) == 3
+    assert _replace_words("涨涨", words) == {"升升", "升扬", "扬升", "扬扬"}
 
 
 def test_nothing_chains_and_the_longest_match_is_first() -> None:
-    assert _replaced("看好后市", {"看好": ["看多"], "看多": ["看好"]}) == {"看多后市"}
-    assert _replaced("利润负增长", {"增长": ["提升"], "负增长": ["下滑"]}) == {"利润下滑"}
-    assert _replaced("a+b", {"a+": ["c"]}) == {"cb"}, "a word is no pattern"
+    assert _replace_words("看好后市", {"看好": ["看多"], "看多": ["看好"]}) == {"看多后市"}
+    assert _replace_words("利润负增长", {"增长": ["提升"], "负增长": ["下滑"]}) == {"利润下滑"}
+    assert _replace_words("a+b", {"a+": ["c"]}) == {"cb"}, "a word is no pattern"
 
 
 def test_a_text_without_a_word_has_no_variant() -> None:
-    assert _replaced("横盘", {"涨": ["升"]}) == set()
+    assert _replace_words("横盘", {"涨": ["升"]}) == set()
 
 
 @given(st.text("涨跌平", max_size=60), st.integers(1, 5), st.integers(0, 99))
 def test_number_of_variants(text: str, count: int, seed: int) -> None:
     words = {"涨": ["升", "扬"], "跌": ["落"]}
-    variants = replaced(text, words, count, random.Random(seed))
+    variants = replace_words(text, words, count, random.Random(seed))
     ups, hits = text.count("涨"), text.count("涨") + text.count("跌")
     assert len(set(variants)) == len(variants) == (min(count, 2**ups) if hits else 0)
     back = str.maketrans({"升": "涨", "扬": "涨", "落": "跌"})
@@ -91,7 +91,7 @@ def test_the_dictionary_meets_the_sample(config: Configure) -> None:
 
 def test_synonyms_account_for_every_wanted_variant() -> None:
     rows = _rows(("a", "涨了"), ("b", "横盘"), ("c", "跌了"))
-    made = augment.synonyms(rows, {"涨": ["升", "扬", "攀"], "跌": ["落"]}, 2, seed=7)
+    made = augment.propose_synonyms(rows, {"涨": ["升", "扬", "攀"], "跌": ["落"]}, 2, seed=7)
     assert made["id"].to_list() == ["a-s1", "a-s2", "b-s1", "b-s2", "c-s1", "c-s2"]
     assert made["parent"].to_list() == ["a", "a", "b", "b", "c", "c"]
     assert made[FATE].to_list() == [None, None, NO_WORD, NO_WORD, None, NO_OTHER]
@@ -102,10 +102,10 @@ def test_synonyms_account_for_every_wanted_variant() -> None:
 
 def test_variants_of_a_row_do_not_depend_on_the_others() -> None:
     words = {"涨": [str(number) for number in range(9)]}
-    both = augment.synonyms(_rows(("a", "涨涨"), ("b", "涨涨涨")), words, 3, seed=7)
-    alone = augment.synonyms(_rows(("b", "涨涨涨")), words, 3, seed=7)
+    both = augment.propose_synonyms(_rows(("a", "涨涨"), ("b", "涨涨涨")), words, 3, seed=7)
+    alone = augment.propose_synonyms(_rows(("b", "涨涨涨")), words, 3, seed=7)
     assert both.filter(pl.col("parent") == "b").equals(alone)
-    assert not alone.equals(augment.synonyms(_rows(("b", "涨涨涨")), words, 3, seed=8))
+    assert not alone.equals(augment.propose_synonyms(_rows(("b", "涨涨涨")), words, 3, seed=8))
 
 
 # ------------------------------------------------------------------------------------------------ which rows
@@ -115,15 +115,15 @@ def test_variants_of_a_row_do_not_depend_on_the_others() -> None:
 def test_share_of_the_rows(share: float, size: int) -> None:
     rows = _rows(*((str(number), f"第{number}条") for number in range(100)))
     for last in (False, True):
-        drawn = augment.chosen(rows, share, 42, last)
+        drawn = augment.draw(rows, share, 42, last)
         assert drawn.height == drawn["id"].n_unique() == size
-        assert drawn.equals(augment.chosen(rows, share, 42, last))
-    assert share in (1.0, 0.001) or not drawn.equals(augment.chosen(rows, share, 43, True))
+        assert drawn.equals(augment.draw(rows, share, 42, last))
+    assert share in (1.0, 0.001) or not drawn.equals(augment.draw(rows, share, 43, True))
 
 
 def test_two_draws_share_no_row_while_they_sum_to_one() -> None:
     rows = _rows(*((str(number), f"第{number}条") for number in range(99)))
-    first, second = augment.chosen(rows, 0.2, 42), augment.chosen(rows, 0.8, 42, last=True)
+    first, second = augment.draw(rows, 0.2, 42), augment.draw(rows, 0.8, 42, last=True)
     assert sorted([*first["id"], *second["id"]]) == sorted(rows["id"])
 
 
@@ -139,7 +139,7 @@ def test_ids_that_are_not_unique_become_so() -> None:
 
 def test_a_new_variant_takes_no_id_of_a_row() -> None:
     variants = _rows(("a-s1", "一"), ("a-s2", "二"), ("b-s1", "三"))
-    assert augment.with_unused_ids(variants, {"a-s1", "b-s1", "b-s1-2"})["id"].to_list() == ["a-s1-2", "a-s2", "b-s1-3"]
+    assert augment.unique_ids(variants["id"], {"a-s1", "b-s1", "b-s1-2"}).to_list() == ["a-s1-2", "a-s2", "b-s1-3"]
 
 
 # ------------------------------------------------------------------------------------------------ filters
@@ -159,8 +159,8 @@ def test_every_filter_and_its_count() -> None:
         ("公司业绩\ufffdC大涨", None),
         ("", "malformed answer"),
     ]
-    proposed = augment.proposals(train[:1], "paraphrase", [texts])
-    judged = augment.filtered(proposed, train, pl.Series(["测试集里的那句话"]), 0.4, 2.0)
+    proposed = augment.propose(train[:1], "paraphrase", [texts])
+    judged = augment.judge(proposed, train, pl.Series(["测试集里的那句话"]), 0.4, 2.0)
     assert judged[FATE].to_list() == [
         None,
         "empty",
@@ -173,7 +173,7 @@ def test_every_filter_and_its_count() -> None:
         "unreadable: damaged characters",
         "malformed answer",
     ]
-    numbers = augment.counts(judged)
+    numbers = augment.count(judged)
     assert (numbers["wanted"], numbers["made"]) == (10, 1)
     assert numbers["wanted"] == numbers["made"] + sum(numbers["dropped"].values())
     assert judged.columns == proposed.columns
@@ -182,13 +182,13 @@ def test_every_filter_and_its_count() -> None:
 
 def test_lengths_at_the_bounds_stay() -> None:
     train = _rows(("a", "一二三四"))
-    proposed = augment.proposals(train, "p", [[("五六", None), ("五六七八九十百千", None), ("五", None)]])
-    judged = augment.filtered(proposed, train, pl.Series([], dtype=pl.String), 0.5, 2.0)
+    proposed = augment.propose(train, "p", [[("五六", None), ("五六七八九十百千", None), ("五", None)]])
+    judged = augment.judge(proposed, train, pl.Series([], dtype=pl.String), 0.5, 2.0)
     assert judged[FATE].to_list() == [None, None, "too short"]
 
 
 def test_a_dropped_variant_is_no_reason_to_drop_another() -> None:
     train = _rows(("a", "一二三四五六七八"), ("b", "一二"))
-    proposed = augment.proposals(train, "p", [[("三四", None)], [("三四", None)]])
-    judged = augment.filtered(proposed, train, pl.Series([], dtype=pl.String), 0.5, 2.0)
+    proposed = augment.propose(train, "p", [[("三四", None)], [("三四", None)]])
+    judged = augment.judge(proposed, train, pl.Series([], dtype=pl.String), 0.5, 2.0)
     assert judged[FATE].to_list() == ["too short", None]

@@ -28,7 +28,7 @@ def test_as_dict_is_plain_json() -> None:
     ledger = Ledger(Counter({"a.csv": 2}), Counter(used=2), {"train": {"利好": 2}})
     plain = {
         "read": {"a.csv": 2},
-        "buckets": {"used": 1, "used, text cut": 1},
+        "buckets": {"used": 1, "used, truncated": 1},
         "splits": {"train": {"利好": 2}},
         "truncated": {"train": 1},
         "notes": [],
@@ -55,7 +55,7 @@ def test_cut_texts_part_the_used_rows_and_the_sum_stays(buckets: dict[str, int],
     cut = {split: int(share * used) // 3 for split, share in zip(("train", "validation", "test"), shares, strict=True)}
     closed = ledger.closed(cut)
     assert closed.total() == ledger.read.total()
-    assert closed["used"] + closed["used, text cut"] == used
-    assert closed["used, text cut"] == sum(cut.values())
+    assert closed["used"] + closed["used, truncated"] == used
+    assert closed["used, truncated"] == sum(cut.values())
     assert ledger.dropped() == closed.total() - used
     assert ledger.summary(cut) == ", ".join(f"{name} {count:,}" for name, count in closed.items() if count)

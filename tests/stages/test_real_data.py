@@ -26,7 +26,7 @@ def test_a_real_table_goes_through_the_whole_stage(
     assert result.run_dir is not None
     ledger = json.loads((result.run_dir / "ledger.json").read_text(encoding="utf-8"))
     assert tuple(sum(counts.values()) for counts in ledger["splits"].values()) == ROWS[name]
-    assert set(ledger["buckets"]) <= {"used", "used, text cut"}
+    assert set(ledger["buckets"]) <= {"used", "used, truncated"}
     assert sum(ledger["buckets"].values()) == sum(ROWS[name])
     assert list(result.metrics["test"]["per_class"]) == ["negative", "neutral", "positive"]
     assert result.metrics["test"]["n"] == ROWS[name][2]
