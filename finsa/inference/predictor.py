@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from finsa import baselines
 from finsa.config import RunConfig
 from finsa.data import tokenized
+from finsa.data.cleaning import normalize
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
 from finsa.data.rows import LEAST, Renderer
-from finsa.data.cleaning import normalize
 from finsa.errors import ModelError, RunError
 from finsa.evaluation import metrics
 from finsa.models import folders, quantization, tokenizers

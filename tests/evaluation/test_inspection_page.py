@@ -82,7 +82,6 @@ def test_title_and_sections(opened: Opened) -> None:
 
 def test_the_ledger_is_that_of_the_file(opened: Opened) -> None:
     ledger = json.loads((opened.folder / "ledger.json").read_text(encoding="utf-8"))
-<<<<<<< HEAD:tests/evaluation/test_inspection_page.py
     buckets = _table(opened, "Rows by bucket")
     assert {name: cells[0] for name, cells in buckets.items()} == {
         name: f"{n:,}" for name, n in ledger["buckets"].items()
@@ -96,14 +95,6 @@ def test_the_ledger_is_that_of_the_file(opened: Opened) -> None:
     for label, cells in _table(opened, "Used rows by label").items():
         counts = [of[label] for of in splits.values()]
         assert list(map(int, cells)) == [*counts, sum(counts)]
-=======
-    assert _cells(opened, "#buckets") == {bucket: f"{count:,}" for bucket, count in ledger["buckets"].items()}
-    assert ledger["buckets"] == {"used": 180, "used, truncated": 1, "empty text": 1, "duplicate": 1}
-    assert _cells(opened, "#read") == {file: f"{count:,}" for file, count in ledger["read"].items()}
-    script = "return [...document.querySelectorAll('#splits tr')].map(r => [...r.cells].map(c => c.innerText))"
-    rows = {name: list(map(int, counts)) for name, *counts in opened.driver.execute_script(script)}
-    assert rows == {split: [*of.values(), sum(of.values())] for split, of in ledger["splits"].items()}
->>>>>>> 59bb776 (Discovery, articles, cache, ledger and augmentation: shorter and in plainer words):tests/evaluation/test_inspect_page.py
 
 
 def test_findings_are_those_of_the_file(opened: Opened) -> None:
