@@ -1,6 +1,7 @@
-"""Fills the pages that are made from the project itself, when ``make docs`` builds them: nothing to keep in step.
+"""MkDocs hooks: the parts of the documentation that are generated from the code and from ``conf/``.
 
-A line ``<!-- made: reference -->`` becomes the table of all keys, ``<!-- made: choices -->`` the list of all files.
+A line ``<!-- generated: reference -->`` becomes the reference of all keys, ``<!-- generated: choices -->`` the tables
+of all files below ``conf/``. The benchmark chart is taken from ``benchmarks/results/``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from mkdocs.structure.files import File
 from pydantic import BaseModel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -23,10 +25,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from finsa import config
 from finsa.config import catalogue, compose
 
-# Where the remarks and the default values of a section stand.
-WRITTEN = {"model": "qwen05b_instruct", "method": "lora", "data": "table", "train": "default", "tracking": "wandb"}
+ROOT = Path(__file__).parent.parent
+CHARTS = "benchmarks/results/"  # a page names a chart by its path in the repository, so that GitHub shows it too
+
+# The file whose comments document a section, and the one whose values are the defaults.
+COMMENTED = {"model": "qwen05b_instruct", "method": "lora", "data": "table", "train": "default", "tracking": "wandb"}
 DEFAULT = {"model": "tiny", "method": "lora_response", "data": "sample", "train": "default", "tracking": "wandb"}
-INNER = {  # sections that a default leaves empty, and the file that has them
+INNER = {  # sections that are null by default, and the file that sets them
     "data.hub": ("data", "hub", "hub"),
     "data.articles": ("data", "aidf_news", "articles"),
     "data.generator": ("data", "generated", "generator"),
@@ -40,10 +45,10 @@ class Key:
     """One key of the configuration.
 
     Args:
-        path: dotted.
-        kind: what it takes.
-        default: as a YAML value; empty where there is none.
-        meaning: in words.
+        path: dotted path.
+        kind: type, in words.
+        default: as a YAML value; empty if there is none.
+        meaning: description.
     """
 
     path: str
@@ -52,44 +57,55 @@ class Key:
     meaning: str
 
 
+def on_files(files: Any, config: Any) -> Any:
+    """Called by MkDocs with all files of the site: add the benchmark charts."""
+    for chart in (ROOT / CHARTS).glob("*.png"):
+        files.append(File.generated(config, f"pictures/{chart.name}", abs_src_path=str(chart)))
+    return files
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Called by MkDocs for every page: put in what is made."""
-    made = {"reference": reference, "choices": choices}
-    return re.sub(r"<!-- made: (\w+) -->", lambda found: made[found[1]](), markdown)
+    """Called by MkDocs for every page: insert the generated parts."""
+    generators = {"reference": reference, "choices": choices}
+    markdown = re.sub(r"<!-- generated: (\w+) -->", lambda match: generators[match[1]](), markdown)
+    return markdown.replace(f"../{CHARTS}", "pictures/")
 
 
 def choices() -> str:
-    """All files of all groups, each with the first sentence it says about itself."""
+    """Tables of all files of all config groups, each with the first sentence of its header."""
     parts = []
     for group in ("model", "method", "data", "train", "stage", "experiment", "published", "tracking"):
         names = catalogue.choices_of(group)
         rows = [f"| `{name}` | {_cell(catalogue.summary(catalogue.file_of(group, name)))} |" for name in names]
-        parts.append("\n".join([f"## `{group}=`", "", "| name | what it is |", "|---|---|", *rows]))
+        parts.append("\n".join([f"## `{group}=`", "", "| name | description |", "|---|---|", *rows]))
     return "\n\n".join(parts)
 
 
 def reference() -> str:
-    """Tables of all keys, a section each."""
+    """All keys, one section of the page per section of the configuration."""
     parts = []
     for title, keys in sections():
-        rows = [f"| `{key.path}` | {_cell(key.kind)} | {_code(key.default)} | {_cell(key.meaning)} |" for key in keys]
-        head = [f"## {title}", "", "| key | type | default | meaning |", "|---|---|---|---|"]
-        parts.append("\n".join([*head, *rows]))
+        entries = []
+        for key in keys:
+            default = f", default `{key.default}`" if key.default else ""
+            entries += [f'<a id="{key.path}"></a>`{key.path}` <small>{key.kind}{default}</small>']
+            entries += [f":   {key.meaning.replace('<', '&lt;')}", ""]
+        parts.append("\n".join([f"## {title}", "", '<div class="keys" markdown>', "", *entries, "</div>"]))
     return "\n\n".join(parts)
 
 
 def sections() -> Iterator[tuple[str, list[Key]]]:
-    """Every section of the configuration with its keys; a stage's and a baseline's own ones under their names."""
+    """Every section of the configuration with its keys; those of a stage or baseline under its name."""
     main = _read(catalogue.CONF / "config.yaml")
-    remarks = catalogue.key_comments(catalogue.CONF / "config.yaml")
-    tops = [name for name in config.RunConfig.model_fields if name not in (*WRITTEN, "stage")]
-    told = documented(config.RunConfig)
-    yield "At the top", [_key(config.RunConfig, name, name, main.get(name), told, remarks) for name in tops]
-    for name in WRITTEN:
+    comments = catalogue.key_comments(catalogue.CONF / "config.yaml")
+    tops = [name for name in config.RunConfig.model_fields if name not in (*COMMENTED, "stage")]
+    documentation = documented(config.RunConfig)
+    yield "Top level", [_key(config.RunConfig, name, name, main.get(name), documentation, comments) for name in tops]
+    for name in COMMENTED:
         model = typing.cast(type[BaseModel], config.RunConfig.model_fields[name].annotation)
         values = compose.compose_values([f"{name}={DEFAULT[name]}"])[0][name]
-        remarks = catalogue.key_comments(catalogue.file_of(name, WRITTEN[name]))
-        yield f"`{name}`", list(_keys(model, name, values, remarks, ""))
+        comments = catalogue.key_comments(catalogue.file_of(name, COMMENTED[name]))
+        yield f"`{name}`", list(_keys(model, name, values, comments, ""))
     for baseline in branches(config.Baseline):
         kind = typing.get_args(baseline.model_fields["kind"].annotation)[0]
         file = catalogue.file_of("method", kind)
@@ -113,30 +129,31 @@ def branches(union: Any) -> tuple[type[BaseModel], ...]:
 
 
 def documented(model: type[BaseModel]) -> dict[str, str]:
-    """What the docstrings of a section and its bases say about its keys."""
-    found: dict[str, str] = {}
+    """Descriptions of a section's keys, from its docstring and those of its base classes."""
+    descriptions: dict[str, str] = {}
     for parent in reversed(model.__mro__):
         if not issubclass(parent, BaseModel) or parent is BaseModel or not parent.__doc__:
             continue
         args = inspect.cleandoc(parent.__doc__).partition("Args:\n")[2]
         for names, text in re.findall(r"^ {4}([\w, ]+): (.*(?:\n {8}.*)*)", args, re.MULTILINE):
-            found |= dict.fromkeys(names.split(", "), " ".join(text.split()))
-    return found
+            descriptions |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return descriptions
 
 
-def _keys(model: type[BaseModel], path: str, values: Any, remarks: dict[str, str], prefix: str) -> Iterator[Key]:
+def _keys(model: type[BaseModel], path: str, values: Any, comments: dict[str, str], prefix: str) -> Iterator[Key]:
     """The keys of a section and of those within it.
 
     Args:
-        path: of the section.
-        values: its default values.
-        remarks: of the file it is written in, by key below ``prefix``.
+        path: dotted path of the section.
+        values: default values of the section.
+        comments: comments of the file that documents the section, by key.
+        prefix: what precedes the section's keys in ``comments``.
     """
-    told = documented(model)
+    documentation = documented(model)
     for name, field in model.model_fields.items():
         value = values.get(name) if isinstance(values, dict) else None
-        below = {key.removeprefix(prefix): text for key, text in remarks.items() if key.startswith(prefix)}
-        yield _key(model, name, f"{path}.{name}", value, told, below)
+        below = {key.removeprefix(prefix): text for key, text in comments.items() if key.startswith(prefix)}
+        yield _key(model, name, f"{path}.{name}", value, documentation, below)
         inner = _section(field.annotation)
         if inner is not None:
             rest = {key.removeprefix(f"{name}."): text for key, text in below.items() if key.startswith(f"{name}.")}
@@ -150,51 +167,51 @@ def _keys(model: type[BaseModel], path: str, values: Any, remarks: dict[str, str
 
 
 def _key(
-    model: type[BaseModel], name: str, path: str, value: Any, told: dict[str, str], remarks: dict[str, str]
+    model: type[BaseModel], name: str, path: str, value: Any, documentation: dict[str, str], comments: dict[str, str]
 ) -> Key:
     field = model.model_fields[name]
-    kind = shown(field.annotation, field.metadata)
+    kind = type_in_words(field.annotation, field.metadata)
     inner = _section(field.annotation)
-    own = {"name": "the file's name", "kind": "what learns"}.get(name, "")
+    fallback = {"name": "name of the file", "kind": "kind of the baseline"}.get(name, "")
     about = (inspect.getdoc(inner) or "").split("\n")[0] if inner is not None else ""
-    meaning = next((part for part in (told.get(name), remarks.get(name), own, about) if part), "")
-    default = "" if isinstance(value, dict) and inner is not None else composition_line(value)
+    meaning = next((part for part in (documentation.get(name), comments.get(name), fallback, about) if part), "")
+    default = "" if isinstance(value, dict) and inner is not None else yaml_line(value)
     return Key(path, kind, default, meaning.rstrip(".;").replace("``", "`"))
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The one section that an annotation allows; none where it is a union of several, or a mapping."""
+    """The nested section that an annotation allows, or None."""
     for part in [annotation, *typing.get_args(annotation)]:
         if isinstance(part, type) and issubclass(part, BaseModel):
             return part
     return None
 
 
-def composition_line(value: Any) -> str:
-    """A default on one line, cut where it is long."""
+def yaml_line(value: Any) -> str:
+    """A default value as one line of YAML, truncated if it is long."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).removesuffix("...\n").strip()
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def shown(annotation: Any, metadata: Any = ()) -> str:
-    """A type in words: the allowed values, or what kind of value."""
+def type_in_words(annotation: Any, metadata: Any = ()) -> str:
+    """A type in words: the allowed values, or the kind of value."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     bounds = [f"{sign} {getattr(limit, name)}" for limit in metadata for name, sign in _BOUNDS if hasattr(limit, name)]
     suffix = f" {', '.join(bounds)}" if bounds else ""
     if origin is typing.Literal:
-        return " \\| ".join(f"`{value}`" for value in args)
+        return " | ".join(f"`{value}`" for value in args)
     if origin is typing.Annotated:
         inner = [limit for part in annotation.__metadata__ for limit in getattr(part, "metadata", [part])]
-        return shown(args[0], inner)
+        return type_in_words(args[0], inner)
     if origin in (typing.Union, types.UnionType):
-        return " \\| ".join(dict.fromkeys(shown(part, metadata) for part in args))
+        return " | ".join(dict.fromkeys(type_in_words(part, metadata) for part in args))
     if origin is tuple:
-        return f"list of {shown(args[0])}"
+        return f"list of {type_in_words(args[0])}"
     if origin is dict:
-        return f"mapping of {shown(args[0])} to {shown(args[1])}"
+        return f"mapping of {type_in_words(args[0])} to {type_in_words(args[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
-    words = {str: "text", int: "whole number", float: "number", bool: "`true` \\| `false`", type(None): "`null`"}
+    words = {str: "string", int: "integer", float: "number", bool: "`true` | `false`", type(None): "`null`"}
     return words.get(annotation, "any value") + suffix
 
 
@@ -207,7 +224,3 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _cell(text: str) -> str:
     return re.sub(r"(?<!\\)\|", "\\|", text).replace("<", "&lt;").replace("\n", " ")
-
-
-def _code(text: str) -> str:
-    return f"`{_cell(text)}`".replace("&lt;", "<") if text else ""

@@ -136,14 +136,14 @@ def test_reference_has_every_key_with_a_type_and_a_meaning() -> None:
     assert len(keys) > 280
 
 
-def test_reference_tells_the_defaults_that_a_command_gets() -> None:
+def test_reference_has_the_defaults_of_a_command() -> None:
     values = compose.compose_values([])[0]
-    told = {key.path: key.default for _, section in list(_hooks().sections())[:6] for key in section}
+    defaults = {key.path: key.default for _, section in list(_hooks().sections())[:6] for key in section}
     for path in ("seed", "model.dtype", "method.adapter.rank", "data.max_length", "train.epochs", "tracking.mode"):
         value: Any = values
         for part in path.split("."):
             value = value[part]
-        assert yaml.safe_load(told[path]) == value, path
+        assert yaml.safe_load(defaults[path]) == value, path
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +170,9 @@ def test_pages_use_no_outside_resource(site: Path) -> None:
     assert [page.name for page in pages if loaded.search(page.read_text(encoding="utf-8"))] == []
 
 
-def test_pages_hold_what_is_made(site: Path) -> None:
+def test_pages_hold_the_generated_parts(site: Path) -> None:
     reference = (site / "reference.html").read_text(encoding="utf-8")
     choices = (site / "choices.html").read_text(encoding="utf-8")
     assert "<code>train.learning_rate</code>" in reference
-    assert "made: reference" not in reference
+    assert "generated: reference" not in reference
     assert all(f"<code>{name}</code>" in choices for name in catalogue.choices_of("method"))
