@@ -1,4 +1,4 @@
-"""What stands before and after a text: one rendering for training, evaluation, prediction and serving."""
+"""Prefix and suffix of a text: one rendering of the prompt for training, evaluation, prediction and serving."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jinja2 import TemplateError
 from finsa.data.labels import LabelSpace
 from finsa.errors import ConfigError, Problem
 
-# Stand-ins while a chat template is rendered; no template or tokenizer gives them a meaning.
+# Placeholders while a chat template is rendered; no template or tokenizer gives them a meaning.
 _TEXT, _ANSWER = "\u2063finsa-text\u2063", "\u2063finsa-answer\u2063"
 OPEN, CLOSE = "<think>", "</think>"
-# Templates that ask for today's date (Llama 3.2) are given this one, so that a run has the same prompt on every day. It
-# is the date that Llama 3.1's template has where none is given.
+# Templates that ask for today's date (Llama 3.2) get this one, so that the prompt of a run does not change from day to
+# day. It is the default date of Llama 3.1's template.
 DATE = datetime(2024, 7, 26)
 _DATED = "".join(f"|replace('%{code}', '{DATE:%{code}}')" for code in "dmyYbBaAjHIMSp")
 _FIXED_DATE = f"{{%- macro strftime_now(form) -%}}{{{{ form{_DATED} }}}}{{%- endmacro -%}}"
@@ -25,11 +25,11 @@ _FIXED_DATE = f"{{%- macro strftime_now(form) -%}}{{{{ form{_DATED} }}}}{{%- end
 
 @dataclass(frozen=True)
 class Prompt:
-    """What surrounds a text.
+    """The parts of a prompt around the text.
 
     Args:
-        prefix: before it.
-        suffix: after it; ends exactly where the answer starts.
+        prefix: before the text.
+        suffix: after the text; ends exactly where the answer starts.
     """
 
     prefix: str
@@ -41,14 +41,14 @@ class Prompt:
 
         Args:
             template: with ``{text}`` once and optionally ``{labels}``.
-            labels: whose words fill ``{labels}``, joined by `` / ``.
+            labels: their words fill ``{labels}``, joined by `` / ``.
             style: ``plain``, or ``chat`` to wrap it into the tokenizer's chat template.
             think: ``closed`` switches thinking off: as the chat template does it, or with an empty think block before
                 the answer.
-            tokenizer: asked for its chat template.
+            tokenizer: has the chat template.
 
         Raises:
-            ConfigError: where a chat template is asked for and there is none.
+            ConfigError: where a chat template is needed and missing, or cannot render a message.
         """
         user = template.format(text=_TEXT, labels=" / ".join(labels.words))
         if style == "chat":
@@ -82,26 +82,26 @@ def _chat(user: str, think: str, tokenizer: Any) -> str:
         text = f"this tokenizer's chat template cannot render a user's message ({str(error)[:120]})"
         raise ConfigError([Problem("model.prompt", f"{text}; set model.prompt=plain model.think=none")]) from None
     if think == "closed" and rendered == plain and not rendered.rstrip().endswith(CLOSE):
-        # The template has no switch. It opens the block itself (R1, GLM-Z1) or leaves it to the model.
+        # The template has no switch for thinking. It opens the block itself (R1, GLM-Z1) or leaves it to the model.
         opened = rendered.rstrip().endswith(OPEN)
         rendered = rendered.rstrip("\n") + f"\n\n{CLOSE}\n\n" if opened else rendered + f"{OPEN}\n\n{CLOSE}\n\n"
     try:
         turn = render(user, _ANSWER, **switches).split(_ANSWER)[0]
     except (TemplateError, TypeError, ValueError):
         return rendered
-    # Some templates (ChatGLM3, early ones of GLM-4-0414) leave the line end before an answer to the model.
+    # Some templates (ChatGLM3, early ones of GLM-4-0414) leave the line break before an answer to the model.
     gap = turn.removeprefix(rendered).rstrip(" ") if turn.startswith(rendered) else ""
     return rendered + gap if gap.isspace() else rendered
 
 
 def without_thoughts(text: str) -> str:
-    """Strip ``<think>`` blocks; also one whose opening was part of the prompt, and one that never ends."""
+    """Remove ``<think>`` blocks, including one that the prompt opened and one that is never closed."""
     text = re.sub(f"{OPEN}.*?{CLOSE}", "", text, flags=re.DOTALL | re.IGNORECASE)
     text = re.split(CLOSE, text, flags=re.IGNORECASE)[-1]
     return re.split(OPEN, text, flags=re.IGNORECASE)[0].strip()
 
 
-# Parts of what sentiments are called; a label that has none of them is no sentiment.
+# Parts of the names of sentiments; a label without any of them is not a sentiment.
 _SENTIMENTS = (
     *("posi", "nega", "neut", "bull", "bear", "利好", "利空", "利多", "利淡", "中性", "正面", "负面", "积极", "消极"),
     *("看多", "看空", "看涨", "看跌", "乐观", "悲观", "好评", "差评", "good", "bad", "涨", "跌", "opti", "pessi"),
@@ -109,14 +109,14 @@ _SENTIMENTS = (
 
 
 def mismatch(prompt: str, labels: Sequence[str]) -> str | None:
-    """What to set where a prompt asks for the sentiment and the labels, such as intents, are none.
+    """How to fix a prompt that asks for the sentiment where the labels, such as intents, are not sentiments.
 
     Args:
         prompt: the template.
         labels: names and words of the labels.
 
     Returns:
-        A sentence; None where prompt and labels go together, or numbers and single letters leave it open.
+        A sentence; None where prompt and labels fit, or where numbers and single letters leave it open.
     """
     asks = "情感" in prompt or "sentiment" in prompt.lower()
     words = [label.lower() for label in labels if len(label) > 1 and not re.fullmatch(r"[-+\d.]+", label)]

@@ -25,7 +25,7 @@ from finsa.runs.progress import Moved, ignored
 
 IGNORE = -100
 CHUNK = 10_000  # texts encoded at a time
-LEAST = 8  # tokens that the part of a text that may be truncated keeps at least
+LEAST = 8  # tokens that the truncated part of a text keeps at least
 IntArray = NDArray[Any]
 
 
@@ -34,11 +34,11 @@ class Row(TypedDict):
 
     Args:
         input_ids: token ids, (s,).
-        labels: per position, the id that is learnt there (-100: none), (s,).
-        weight: how much the row counts; absent: 1.
-        target: its class, where the row is one choice among the classes.
-        text_span: first position of the text and the one after its last, where a head or router reads the text tokens.
-        domain: number of the expert whose domain it is; -1: none's.
+        labels: the id to predict at each position, -100 where there is no loss, (s,).
+        weight: of the row in the loss; 1 if absent.
+        target: number of its class, where the loss is over the classes.
+        text_span: start and end of the text tokens, where a head or router reads them.
+        domain: number of the expert of its domain; -1 where the domain has no expert.
     """
 
     input_ids: list[int]
@@ -51,13 +51,13 @@ class Row(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Encoded(Sequence[list[int]]):
-    """Prompts of texts, as tokens: a sequence of id lists, kept in flat arrays so that millions of them fit.
+    """Tokenized prompts: a sequence of id lists, stored in flat arrays so that millions of them fit into memory.
 
     Args:
         prefix, suffix: tokens before and after every text.
-        tokens: ids of all texts, one after another, (t,).
-        ends: where each text ends in `tokens`, (n,).
-        cut: number of text tokens that did not fit, per text, (n,).
+        tokens: ids of all texts, concatenated, (t,).
+        ends: end of each text in `tokens`, (n,).
+        cut: number of tokens that were truncated from each text, (n,).
     """
 
     prefix: list[int]
@@ -78,7 +78,7 @@ class Encoded(Sequence[list[int]]):
         if isinstance(at, slice):
             first, last, step = at.indices(len(self))
             if step != 1:
-                raise ValueError(f"prompts can be taken in runs only, not in steps of {step}")
+                raise ValueError(f"prompts can be sliced without gaps only, not in steps of {step}")
             start = self._start(first) if first < last else 0
             stop = int(self.ends[last - 1]) if first < last else 0
             return replace(
@@ -97,7 +97,7 @@ class Encoded(Sequence[list[int]]):
 
     @property
     def truncated(self) -> int:
-        """How many texts were cut."""
+        """Number of truncated texts."""
         return int((self.cut > 0).sum())
 
 
@@ -106,20 +106,21 @@ class Renderer:
 
     Args:
         tokenizer: a fast tokenizer of transformers.
-        prompt: what surrounds a text.
-        labels: classes and their words.
-        max_length: most tokens of a whole row.
+        prompt: prefix and suffix of every text.
+        labels: classes and the words that answer them.
+        max_length: of a whole row, in tokens.
 
     Raises:
-        ConfigError: where prompt and answer leave no room for text, words are encoded alike, or there is no end token.
+        ConfigError: where prompt and answer leave no room for text, two words have the same tokens, or there is no end
+            token.
     """
 
     def __init__(self, tokenizer: Any, prompt: Prompt, labels: LabelSpace, max_length: int) -> None:
         self.tokenizer, self.labels = tokenizer, labels
         self._literal, self._tokenizer_hash = _literal(tokenizer, len(tokenizer))
-        self.prefix = _leading(tokenizer) * (not _starts_special(tokenizer, prompt.prefix)) + _encode(
-            tokenizer, prompt.prefix
-        )
+        prefix, leading = _encode(tokenizer, prompt.prefix), _leading(tokenizer)
+        # A rendered chat template may begin with the leading tokens already.
+        self.prefix = prefix if prefix[: len(leading)] == leading else leading + prefix
         self.suffix = _encode(tokenizer, prompt.suffix)
         self.answers = [tuple(_encode(tokenizer, word)) for word in labels.words]
         if tokenizer.eos_token_id is None:
@@ -144,11 +145,11 @@ class Renderer:
 
     @property
     def literal(self) -> Tokenizer:
-        """A copy of the tokenizer for texts, which takes none of them for markup."""
+        """A copy of the tokenizer for texts, which never reads them as markup."""
         return Tokenizer.from_str(self._literal.to_str())
 
     def encode(self, texts: Sequence[str]) -> Encoded:
-        """Encode texts into prompts, cutting each text to the room there is."""
+        """Encode texts into prompts, truncating each text to the room for it."""
         return self.wrap(**self.encode_texts(texts))
 
     def wrap(self, tokens: IntArray, ends: IntArray, cut: IntArray) -> Encoded:
@@ -160,10 +161,10 @@ class Renderer:
 
         Args:
             texts: n texts.
-            moved: is told how many more are encoded.
+            moved: receives the number of texts encoded since its last call.
 
         Returns:
-            ``tokens`` (t,), ``ends`` (n,) and ``cut`` (n,), as `Encoded` has them.
+            ``tokens`` (t,), ``ends`` (n,) and ``cut`` (n,) of `Encoded`.
         """
         lengths, kept = np.zeros(len(texts), np.int64), [np.zeros(0, np.int32)]
         for start in range(0, len(texts), CHUNK):
@@ -177,7 +178,7 @@ class Renderer:
         return {"tokens": np.concatenate(kept), "ends": np.cumsum(fitting), "cut": lengths - fitting}
 
     def crowded(self, texts: Sequence[str], fixed: Sequence[int]) -> dict[int, int]:
-        """Find texts that do not fit, and whose fixed part leaves less than ``LEAST`` tokens for the rest.
+        """Find texts that do not fit and whose fixed part leaves fewer than ``LEAST`` tokens for the rest.
 
         Args:
             texts: n texts.
@@ -201,17 +202,17 @@ class Renderer:
         return np.array([len(one.ids) for one in encoded], np.int64)
 
     def fingerprint(self) -> str:
-        """Hash of what decides a text's tokens: the tokenizer and the room for a text."""
+        """Hash of what the tokens of a text depend on: the tokenizer and the room for a text."""
         return f"{self._tokenizer_hash}-{self.room}"
 
     def row(self, prompt: Sequence[int], label: int, loss_on: Literal["all", "response", "label"]) -> Row:
-        """Append the answer and its end token to a prompt, and mark what is learnt.
+        """Append the answer and its end token to a prompt, and set the loss mask.
 
         Args:
             prompt: from `encode`.
             label: class number.
-            loss_on: ``all`` marks every token but the first (nothing predicts it), ``response`` answer and end token.
-                ``label`` marks none and appends nothing: the row is one choice among the classes.
+            loss_on: ``all``: every token but the first, which nothing predicts; ``response``: answer and end token;
+                ``label``: none, and no answer is appended, because the loss is over the classes.
         """
         if loss_on == "label":
             return Row(input_ids=list(prompt), labels=[IGNORE] * len(prompt), target=label)
@@ -220,12 +221,12 @@ class Renderer:
         return Row(input_ids=[*prompt, *answer], labels=[*context, *answer])
 
     def text_row(self, prompt: Sequence[int], label: int) -> Row:
-        """The part of a prompt that a head over the text tokens reads: what follows the text cannot reach them."""
+        """A row for a head over the text tokens: the prompt up to their end, since a causal model reads no further."""
         ids = self.until_text_end(prompt)
         return Row(input_ids=ids, labels=[IGNORE] * len(ids), target=label, text_span=self.text_span(prompt))
 
     def text_span(self, prompt: Sequence[int]) -> tuple[int, int]:
-        """First position of a prompt's text and the one after its last."""
+        """Start and end of the text tokens in a prompt."""
         return len(self.prefix), len(prompt) - len(self.suffix)
 
     def until_text_end(self, prompt: Sequence[int]) -> list[int]:
@@ -239,18 +240,18 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 @lru_cache(maxsize=4)
 def _literal(tokenizer: Any, size: int) -> tuple[Tokenizer, str]:
-    """The tokenizer for texts, which are never markup: "<|im_end|>" or "</think>" in one is encoded as characters.
+    """The tokenizer for texts, which never contain markup: "<|im_end|>" or "</think>" is encoded as characters.
 
     Args:
         tokenizer: of transformers; rebuilding a large one takes a second, so the result is kept.
-        size: its vocabulary's, which tells whether tokens were added since.
+        size: of its vocabulary, which changes when tokens are added.
 
     Returns:
         The tokenizer, and a hash of all its settings.
     """
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in settings["added_tokens"]:
-        token["special"] = True  # tokens added as ordinary ones would be matched in texts all the same
+        token["special"] = True  # otherwise added tokens would be matched in texts all the same
     written = json.dumps(settings)
     literal = Tokenizer.from_str(written)
     literal.encode_special_tokens = True
@@ -260,13 +261,7 @@ def _literal(tokenizer: Any, size: int) -> tuple[Tokenizer, str]:
 
 
 def _leading(tokenizer: Any) -> list[int]:
-    """Tokens that this tokenizer puts before every text (<s>, [gMASK]<sop>); what it puts behind is not wanted."""
+    """Tokens that a tokenizer adds before every text (<s>, [gMASK]<sop>), without those that it adds after it."""
     probe = _encode(tokenizer, "a")
     whole = list(tokenizer("a")["input_ids"])
     return whole[: whole.index(probe[0])] if probe and probe[0] in whole else []
-
-
-def _starts_special(tokenizer: Any, prefix: str) -> bool:
-    """Whether a rendered chat template already begins with the leading tokens."""
-    leading = _leading(tokenizer)
-    return bool(leading) and _encode(tokenizer, prefix)[: len(leading)] == leading

@@ -1,4 +1,4 @@
-"""Which training rows are used, and how much a class counts."""
+"""Which training rows are used, and the weight of each class in the loss."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from finsa.errors import ConfigError, Problem
 
 
 def chosen(gold: Sequence[int], method: Method, seed: int) -> list[int]:
-    """Numbers of the training rows that a method uses: capped per class, then balanced.
+    """Numbers of the training rows that a method uses: limited per class, then balanced.
 
     Args:
         gold: the class of each training row, (n,).
         method: its ``rows_per_class`` and ``balance``.
-        seed: of the choice.
+        seed: of the sample.
     """
     order = list(range(len(gold))) if method.rows_per_class is None else cap(gold, method.rows_per_class, seed)
     if method.balance == "none":
@@ -28,7 +28,7 @@ def chosen(gold: Sequence[int], method: Method, seed: int) -> list[int]:
 
 
 def downsample(labels: Sequence[object], seed: int) -> list[int]:
-    """Cut every class to the size of the smallest (AIDF ablation).
+    """Reduce every class to the size of the smallest (AIDF ablation).
 
     Args:
         labels: the class of each row, (n,).
@@ -87,7 +87,7 @@ def class_counts(gold: Sequence[int], order: Sequence[int], names: Sequence[str]
 
 
 def class_weights(counts: Sequence[int], rule: Literal["inverse", "effective"], beta: float = 0.9999) -> list[float]:
-    """How much a class's rows count in the loss; the mean over the classes is 1.
+    """Weight of each class in the loss; the mean over the classes is 1.
 
     Args:
         counts: training rows per class, each at least 1.

@@ -1,4 +1,4 @@
-"""Divide rows into splits."""
+"""Divide rows into train, validation and test."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def divide(rows: pl.DataFrame, split: Split, validation: float, test: float) -> list[str]:
-    """Assign splits by the configured rule; rows of one family (variants) or group go together.
+    """Assign splits by the configured rule; rows of one family (variants) or group get the same split.
 
     Args:
         rows: columns id, part, label, parent, group.
@@ -29,19 +30,26 @@ def divide(rows: pl.DataFrame, split: Split, validation: float, test: float) -> 
     """
     if not rows.height:
         return []
-    if rows["parent"].null_count() + rows["group"].null_count() == 2 * rows.height:
-        return _by_rule(rows["label"].to_list(), split, validation, test)
-    units = rows.select(families(rows, "parent", "group").alias("unit"), "label")
-    firsts = units.unique("unit", keep="first", maintain_order=True)
-    assigned = _by_rule(firsts["label"].to_list(), split, validation, test)
+    firsts, units = rows, None
+    if rows["parent"].null_count() + rows["group"].null_count() < 2 * rows.height:
+        units = rows.select(families(rows, "parent", "group").alias("unit"), "label")
+        firsts = units.unique("unit", keep="first", maintain_order=True)
+    labels = firsts["label"].to_list()
+    if split.rule == "random":
+        assigned = at_random(len(labels), validation, test, split.seed)
+    else:
+        rule = stratified if split.rule == "stratified" else by_class
+        assigned = rule(labels, validation, test, split.seed)
+    if units is None:
+        return assigned
     return units["unit"].replace_strict(dict(zip(firsts["unit"], assigned, strict=True))).to_list()
 
 
 def families(rows: pl.DataFrame, *links: str) -> pl.Series:
-    """Number the families: rows joined through any number of steps, by one original, by a group.
+    """Number the families of rows: those connected through any number of steps by a common original or group.
 
     Args:
-        rows: columns id, part and those of `links`; ids of different parts of a mixture are different.
+        rows: columns id, part and those of `links`; equal ids in different parts of a mixture are different ids.
         links: ``parent``, which names the id of another row, or ``group``, which rows share.
 
     Returns:
@@ -49,12 +57,14 @@ def families(rows: pl.DataFrame, *links: str) -> pl.Series:
     """
     if all(rows[link].null_count() == rows.height for link in links):
         return pl.Series(np.arange(rows.height, dtype=np.int32))
-    from scipy.sparse import coo_matrix  # most of a second, which a wrong option need not wait for
+    from scipy.sparse import coo_matrix  # takes most of a second, which other runs need not wait for
     from scipy.sparse.csgraph import connected_components
 
     part = pl.col("part").fill_null("") + pl.lit("\x1f")
     ids, parents = part + pl.col("id"), part + pl.col("parent")
-    originals = pl.when(ids.is_in(parents.drop_nulls().implode())).then(ids)  # of no others: ids may occur twice
+    originals = pl.when(ids.is_in(parents.drop_nulls().implode())).then(
+        ids
+    )  # only ids that are a parent: others may occur twice
     named = {"parent": [originals, parents], "group": [pl.lit("\x1e") + pl.col("group")]}
     ends = pl.concat([rows.select(end.alias("end"))["end"] for link in links for end in named[link]])
     known = ends.is_not_null().to_numpy()
@@ -63,14 +73,6 @@ def families(rows: pl.DataFrame, *links: str) -> pl.Series:
     size = rows.height + ends.drop_nulls().n_unique()
     graph = coo_matrix((np.ones(len(nodes), bool), (starts, nodes)), shape=(size, size))
     return pl.Series(connected_components(graph, directed=False)[1][: rows.height])
-
-
-def _by_rule(labels: list[str], split: Split, validation: float, test: float) -> list[str]:
-    if split.rule == "random":
-        return at_random(len(labels), validation, test, split.seed)
-    if split.rule == "stratified":
-        return stratified(labels, validation, test, split.seed)
-    return by_class(labels, validation, test, split.seed)
 
 
 def at_random(n: int, validation: float, test: float, seed: int) -> list[str]:
@@ -87,7 +89,7 @@ def at_random(n: int, validation: float, test: float, seed: int) -> list[str]:
     assigned, left = np.full(n, "train", dtype=object), np.arange(n)
     for name, share in (("test", test), ("validation", validation / (1 - test))):
         size = math.ceil(round(share * len(left), 9))
-        # datasets permutes all rows, takes the first as test and the next as train
+        # datasets permutes all rows and takes the first ones as test, the next as train
         order = np.random.default_rng(seed).permutation(len(left))
         assigned[left[order[:size]]] = name
         left = left[order[size:]]
@@ -130,18 +132,13 @@ def by_class(labels: Sequence[object], validation: float, test: float, seed: int
     """
     assigned = ["train"] * len(labels)
     for rows in shuffled_classes(labels, seed).values():
-        n_validation = _size(validation, len(rows))
-        n_test = _size(test, len(rows))
-        for row in rows[:n_validation]:
-            assigned[row] = "validation"
-        for row in rows[n_validation : n_validation + n_test]:
-            assigned[row] = "test"
+        left = iter(rows)
+        for name, share in (("validation", validation), ("test", test)):
+            # The tiny addend keeps floor(0.2 * 5) at 1 where binary fractions fall just below the whole number.
+            size = max(1, int(share * len(rows) + 1e-9)) if share > 0 else 0
+            for row in islice(left, size):
+                assigned[row] = name
     return assigned
-
-
-def _size(share: float, n: int) -> int:
-    # The tiny addend keeps floor(0.2 * 5) at 1 where binary fractions fall just below the whole number.
-    return max(1, int(share * n + 1e-9)) if share > 0 else 0
 
 
 def shuffled_classes(labels: Sequence[object], seed: int) -> dict[object, list[int]]:

@@ -1,4 +1,4 @@
-"""Rows that a model made up: taking texts out of its answers, and keeping what is new of them."""
+"""Synthetic rows written by a model: extracting texts from its answers, and keeping the new ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _QUOTES = {"“": "”", '"': '"', "「": "」", "'": "'"}
 
 
 def texts_of(answer: str) -> list[str]:
-    """Take the texts out of an answer: a JSON list, or one text per line; of numbered lines, the numbered ones only.
+    """Extract the texts of an answer: a JSON list, or one text per line; if any lines are numbered, only those.
 
     Args:
         answer: without thoughts. A fence around it (```json) is ignored.
@@ -30,25 +30,18 @@ def texts_of(answer: str) -> list[str]:
     lines = [line.strip() for line in answer.splitlines() if line.strip() and not line.lstrip().startswith("```")]
     written = "\n".join(lines)
     if _JSON.match(written):
-        return [_unquoted(text) for text in map(_text, _entries(written)) if text]
+        try:
+            content = json.loads(written)
+        except (ValueError, RecursionError):
+            return []
+        if isinstance(content, dict) and len(content) == 1:  # {"texts": [...]}
+            content = next(iter(content.values()))
+        entries = content if isinstance(content, list) else []
+        texts = [entry.get("text") if isinstance(entry, dict) else entry for entry in entries]
+        stripped = [text.strip() for text in texts if isinstance(text, str)]
+        return [_unquoted(text) for text in stripped if text]
     numbered = [_NUMBER.sub("", line, count=1) for line in lines if _NUMBER.match(line)]
     return [_unquoted(text) for text in numbered or lines if text and not text.endswith((":", "："))]
-
-
-def _entries(written: str) -> list[object]:
-    try:
-        content = json.loads(written)
-    except (ValueError, RecursionError):
-        return []
-    if isinstance(content, dict) and len(content) == 1:  # {"texts": [...]}
-        content = next(iter(content.values()))
-    return content if isinstance(content, list) else []
-
-
-def _text(entry: object) -> str:
-    if isinstance(entry, dict):
-        entry = entry.get("text")
-    return entry.strip() if isinstance(entry, str) else ""
 
 
 def _unquoted(text: str) -> str:
@@ -57,12 +50,13 @@ def _unquoted(text: str) -> str:
 
 @dataclass
 class Harvest:
-    """Texts per class, none of them twice in any class, so that no text has two labels or is in two splits.
+    """The texts collected per class. A text occurs only once, so none has two labels or is in two splits.
 
     Args:
-        wanted: per class.
-        texts: those that are kept.
-        counts: what became of the answers and their texts.
+        wanted: number of texts per class.
+        texts: kept so far, by class.
+        counts: number of answers, and of their texts by fate.
+        seen: keys of the kept texts.
     """
 
     wanted: int
@@ -72,36 +66,31 @@ class Harvest:
 
     @classmethod
     def of(cls, labels: Sequence[str], wanted: int) -> Harvest:
-        """Begin with nothing."""
+        """An empty harvest."""
         return cls(wanted, {label: [] for label in labels})
 
     def missing(self, label: str) -> int:
-        """How many texts of a class are still wanted."""
+        """Number of texts of a class that are still needed."""
         return self.wanted - len(self.texts[label])
 
     def add(self, label: str, answer: str) -> None:
-        """Keep the new texts of an answer, as far as they are wanted, and count the others."""
+        """Keep the new texts of an answer up to the wanted number, and count the others."""
         found = texts_of(answer)
         self.counts["answers"] += 1
         self.counts["answers without a text"] += not found
-        for text, key in zip(found, _keys(found), strict=True):
-            fate = self._fate(label, text, key)
-            self.counts[fate] += 1
-            if fate == "kept":
+        keys = pl.DataFrame({"text": found}, schema={"text": pl.String}).select(folded("text"))["text"].to_list()
+        for text, key in zip(found, keys, strict=True):
+            if not key or "\x00" in text or "\ufffd" in text:
+                fate = "dropped: unreadable"
+            elif key in self.seen:
+                fate = "dropped: repeated"
+            elif not self.missing(label):
+                fate = "dropped: more than wanted"
+            else:
+                fate = "kept"
                 self.seen.add(key)
                 self.texts[label].append(text)
-
-    def _fate(self, label: str, text: str, key: str) -> str:
-        if not key or "\x00" in text or "\ufffd" in text:
-            return "dropped: unreadable"
-        if key in self.seen:
-            return "dropped: repeated"
-        return "kept" if self.missing(label) else "dropped: more than wanted"
-
-
-def _keys(texts: list[str]) -> list[str]:
-    """Texts as the ledger compares them."""
-    return pl.DataFrame({"text": texts}, schema={"text": pl.String}).select(folded("text"))["text"].to_list()
+            self.counts[fate] += 1
 
 
 def in_blocks(texts: dict[str, list[str]], first: int, last: int, block: int, split: str) -> pl.DataFrame:
@@ -113,8 +102,8 @@ def in_blocks(texts: dict[str, list[str]], first: int, last: int, block: int, sp
     rows = [
         (text, label)
         for start in range(first, last, block)
-        for label, own in texts.items()
-        for text in own[start : min(start + block, last)]
+        for label, of_class in texts.items()
+        for text in of_class[start : min(start + block, last)]
     ]
     numbered = [(f"{split}-{number:05}", *row) for number, row in enumerate(rows, 1)]
     return pl.DataFrame(numbered, schema=dict.fromkeys(("id", "text", "label"), pl.String), orient="row")

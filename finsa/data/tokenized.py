@@ -1,4 +1,4 @@
-"""A data set meets a tokenizer: prompts and rows of every split, made once per process."""
+"""A data set with a tokenizer: prompts and training rows of its splits, tokenized once."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Crowded = Callable[[Sequence[str], Sequence[int]], dict[int, int]]
 
 @dataclass(frozen=True)
 class Labelled:
-    """A table, and what every method asks of it.
+    """A data set, and what every method needs of it, with or without a language model.
 
     Args:
         dataset: rows per split, labels, ledger.
-        cut: rows whose text is not read whole, per split; a method that reads texts whole leaves it empty.
+        cut: number of truncated texts per split; empty for a method that reads texts whole.
     """
 
     dataset: Dataset
@@ -39,20 +39,20 @@ class Labelled:
         return self.dataset.splits[split]["text"].to_list()
 
     def fixed(self, split: str) -> list[int]:
-        """Leading characters of each text of a split that are never truncated."""
+        """Number of leading characters of each text of a split that are never truncated."""
         rows = self.dataset.splits[split]
         return rows["fixed"].to_list() if "fixed" in rows.columns else [0] * rows.height
 
     def gold(self, split: str) -> list[int]:
-        """True classes of a split."""
+        """True classes of a split, as numbers."""
         return self.dataset.splits[split]["label"].to_list()
 
     def truncated(self) -> dict[str, int]:
-        """Rows whose text was cut, per split."""
+        """Number of truncated texts per split."""
         return self.cut
 
     def fingerprints(self) -> dict[str, str | None]:
-        """Hashes of the template (without a language model there is none) and of the labels."""
+        """Hashes of the template, which exists for language models only, and of the labels."""
         labels = "\x1f".join([*self.dataset.labels.names, *self.dataset.labels.words])
         return {"template_fingerprint": None, "label_fingerprint": _short(labels)}
 
@@ -63,14 +63,14 @@ class Labelled:
 
 @dataclass(frozen=True)
 class TokenizedDataset(Labelled):
-    """A table and the renderer that turns its texts into prompts.
+    """A data set and the renderer that turns its texts into prompts.
 
     Args:
         dataset: rows per split, labels, ledger.
         renderer: the one renderer of this run.
         prompt: what the renderer puts around a text.
-        cache: folder where tokens are kept; None: nowhere.
-        base_scores: of the test rows, (n, c), by the base model that has scored them.
+        cache: folder of cached tokens; None: tokens are not cached.
+        base_scores: label scores of the test rows, (n, c), by base model.
     """
 
     renderer: Renderer
@@ -80,7 +80,7 @@ class TokenizedDataset(Labelled):
     _encoded: dict[str, Encoded] = field(default_factory=dict)
 
     def prompts(self, split: str) -> Encoded:
-        """Prompts of a split, in the table's order; their tokens come from the cache where they are in it."""
+        """Prompts of a split in the order of its rows; tokens come from the cache where it has them."""
         if split not in self._encoded:
             texts = self.dataset.splits[split]["text"]
 
@@ -97,25 +97,25 @@ class TokenizedDataset(Labelled):
         return self._encoded[split]
 
     def truncated(self) -> dict[str, int]:
-        """Rows whose text was cut, per split that was encoded so far."""
+        """Number of truncated texts per split, of those encoded so far."""
         return {split: self._encoded[split].truncated for split in self.dataset.splits if split in self._encoded}
 
     def fingerprints(self) -> dict[str, str | None]:
-        """Hashes of the template and of the labels, to tell whether two runs can be compared."""
+        """Hashes of the template and of the labels, which decide whether two runs can be compared."""
         template = f"{self.prompt.prefix}\x1f{self.prompt.suffix}\x1f{self.renderer.room}"
         return {**super().fingerprints(), "template_fingerprint": _short(template)}
 
     def domains(self, split: str, experts: Sequence[str]) -> list[int]:
-        """For each row of a split the number of the expert whose domain it is; -1 where it is none's."""
-        number = {name: place for place, name in enumerate(experts)}
-        return [number.get(domain, -1) for domain in self.dataset.splits[split]["domain"].to_list()]
+        """Number of the expert of each row's domain, (n,); -1 where the domain has no expert."""
+        numbers = {name: number for number, name in enumerate(experts)}
+        return [numbers.get(domain, -1) for domain in self.dataset.splits[split]["domain"].to_list()]
 
     def training_rows(self, cfg: RunConfig, experts: Sequence[str] = (), balance: str = "none") -> TrainingRows:
-        """Rows to learn from: sampled and weighted as the method says, with loss where the method says.
+        """Rows to learn from: sampled, weighted and with the loss mask that the method configures.
 
         Args:
-            cfg: its method says it.
-            experts: of a mixture, whose rows also tell their text's place and their domain.
+            cfg: its method.
+            experts: of a mixture, whose rows also need the position of the text and their domain.
             balance: of the domains: none, downsample or oversample.
         """
         rule, weights = cfg.method.loss.class_weights, None
@@ -143,13 +143,16 @@ class TokenizedDataset(Labelled):
 
 @dataclass(frozen=True)
 class TrainingRows(Sequence[Row]):
-    """Training rows, put together when they are asked for.
+    """Training rows, built on access.
 
     Args:
-        order: numbers of the rows that are used.
-        method: where the loss is.
-        weights: how much a class's rows count; None: all the same.
-        domains: number of the expert whose domain a row is; None: rows for no mixture.
+        renderer: builds a row of a prompt and its class.
+        prompts: of the training split.
+        gold: class of each of them.
+        order: numbers of the rows that are used, in order.
+        method: its head and ``loss_on`` decide the form of a row.
+        weights: weight of the rows of each class; None: all are equal.
+        domains: number of the expert of each row's domain; None: the rows are not for a mixture.
     """
 
     renderer: Renderer
@@ -188,10 +191,10 @@ def _short(text: str) -> str:
 
 
 def build(cfg: RunConfig, table: Dataset, tokenizer: Any, session: Session | None = None) -> TokenizedDataset:
-    """Build a task; jobs of a sweep with the same data and tokenizer share it, its tokens included.
+    """Combine a data set and a tokenizer; jobs of a session with the same data and tokenizer share the tokens.
 
     Raises:
-        ConfigError: where prompt, labels and tokenizer do not go together.
+        ConfigError: where prompt, labels and tokenizer do not fit together.
         DataError: where the part of a text that is never truncated leaves no room for the rest.
     """
     settings = (cfg.data.prompt, cfg.data.max_length, cfg.data.cache, cfg.model.prompt, cfg.model.think)
@@ -200,9 +203,9 @@ def build(cfg: RunConfig, table: Dataset, tokenizer: Any, session: Session | Non
     if key not in shared:
         prompt = Prompt.of(cfg.data.prompt, table.labels, cfg.model.prompt, cfg.model.think, tokenizer)
         renderer = Renderer(tokenizer, prompt, table.labels, cfg.data.max_length)
-        made = TokenizedDataset(table, renderer, prompt, cfg.data.cache)
-        require_room(made, renderer.crowded, renderer.room, cfg.data)
-        shared[key] = made
+        built = TokenizedDataset(table, renderer, prompt, cfg.data.cache)
+        require_room(built, renderer.crowded, renderer.room, cfg.data)
+        shared[key] = built
     tokenized: TokenizedDataset = shared[key]
     return tokenized
 
@@ -211,10 +214,10 @@ def require_room(job: Labelled, crowded: Crowded, room: int, data: Data) -> None
     """Check that no instruction, and no earlier part of a chat, pushes the input out of the text.
 
     Args:
-        job: whose texts are checked.
-        crowded: finds texts whose fixed part leaves no room; `Renderer.crowded`, or the same of another tokenizer.
+        job: its texts are checked.
+        crowded: finds texts whose fixed part leaves no room: `Renderer.crowded`, or its counterpart of an encoder.
         room: tokens for a text.
-        data: names the settings.
+        data: its settings are named in the message.
 
     Raises:
         DataError: with the number of rows and of tokens.
