@@ -40,7 +40,7 @@ from finsa.inference.scoring import label_log_probs
 from finsa.models import base, hardware
 from finsa.models.moe import experts
 from finsa.models.moe.mixture import Mixture
-from finsa.training.loss import labelled_loss
+from finsa.training.objective import labelled_loss
 
 AXES = {"prompt tokens": (32, 128, 512), "rows": (1, 8, 32), "classes": (2, 8, 32), "experts": (1, 2, 4)}
 Step = Callable[[], None]

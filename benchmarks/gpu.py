@@ -43,7 +43,6 @@ SECTIONS = {
     "glm9b": 130,
     "memory": 80,
     "behaviour": 70,
-    "compiled": 80,
     "runs": 100,
 }
 FRESH = ("training", "glm9b", "behaviour")  # on a GPU these begin another process, with nothing left in its memory

@@ -1,14 +1,13 @@
-"""Rows side by side, in packs behind masks, and in one line whose attention is computed row by row.
+"""Micro-batches whose rows are padded, or packed into one sequence with attention computed row by row.
 
     python benchmarks/lines.py            the embedded shape, and Qwen2.5-0.5B's with 8 of its layers
     python benchmarks/lines.py --quick    two cases of the embedded shape, one turn; nothing is written
 
-Each case is one micro-batch: its rows, and tokens that all of them begin with; the last one of a shape is a step of 32
-rows, cut by the number of rows and by padded tokens. Held equal: architecture, weights, LoRA rank 8 on query and value,
-rows, loss on the last three tokens. A turn is forward and backward; arms take turns, after one that is not measured, in
-which layers are compiled where an arm has them so; medians. The loss of each arm is that of the first to 1e-5 (in half
-precision 5e-3), or the script ends. Ratios are how many times as fast as the first arm. The operations that
-`train.packing=auto` counts are beside what was measured.
+Each case is one micro-batch: its rows, and tokens that all of them begin with. Held equal: architecture, weights, LoRA
+rank 8 on query and value, rows, loss on the last three tokens. A turn is forward and backward; arms take turns, after
+one that is not measured; medians. The loss of each arm is that of the first to 1e-5 (in half precision 5e-3), or the
+script ends. Ratios are how many times as fast as the first arm. The operations that `train.packing=auto` counts are
+beside what was measured.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ from finsa.config import compose
 from finsa.data.rows import IGNORE
 from finsa.evaluation import tables
 from finsa.models import base, flops, hardware
-from finsa.training import compiling, objective, packing
-from finsa.training.batching import Cutter, Step
-from finsa.training.collate import Collator, Packer
+from finsa.training import layout, objective
+from finsa.training.batches import Collator, Packer
 
 ANSWER = 3
 # Rows, their shortest and longest own tokens, and the tokens that all begin with.
@@ -53,7 +51,6 @@ CASES = {
         (16, 20, 60, 16),
         (16, 20, 60, 40),
         (16, 20, 60, 100),
-        (32, 28, 224, 0),
     ),
     "qwen05b": (
         (4, 110, 110, 0),
@@ -61,12 +58,9 @@ CASES = {
         (8, 28, 224, 0),
         (4, 58, 160, 100),
         (8, 20, 60, 100),
-        (32, 28, 224, 0),
     ),
 }
-STEP = 32  # rows of a case that is a whole step
-SIDE, COMPILED = "side by side", "side by side, compiled layers"
-Arms = dict[str, list[dict[str, torch.Tensor]]]
+Arms = dict[str, dict[str, torch.Tensor]]
 
 
 def rows(number: int, shortest: int, longest: int, prefix: int) -> list[dict[str, Any]]:
@@ -80,53 +74,28 @@ def rows(number: int, shortest: int, longest: int, prefix: int) -> list[dict[str
     return made
 
 
-def arms(made: list[dict[str, Any]], prefix: int, compiled: bool) -> Arms:
-    """The micro-batch, put together in each way."""
-    found = {
-        SIDE: [Collator(0)(made)],
-        "packs behind masks": [Packer(0, 256)(made)],
-        "one line": [Packer(0, None)(made)],
-    }
-    if compiled:
-        found[COMPILED] = found[SIDE]
+def arms(made: list[dict[str, Any]], prefix: int) -> Arms:
+    """The micro-batch in each layout."""
+    found = {"side by side": Collator(0)(made), "one line": Packer()(made)}
     if prefix:
-        found["prefix once, side by side"] = [Collator(0, (), prefix)(made)]
-        found["prefix once, one line"] = [Packer(0, None, prefix)(made)]
+        found["prefix once, side by side"] = Collator(0, (), prefix)(made)
+        found["prefix once, one line"] = Packer(prefix)(made)
     return found
 
 
-def cuts(made: list[dict[str, Any]]) -> Arms:
-    """A step cut in each way: eight rows to a micro-batch, or as many padded tokens as eight mean rows have."""
-    step, tokens = Step(made), 8 * round(statistics.mean(len(row["input_ids"]) for row in made))
-    ways: dict[str, tuple[Collator | Packer, int | None]] = {
-        f"{SIDE}, 8 rows": (Collator(0), None),
-        f"{SIDE}, {tokens} tokens": (Collator(0), tokens),
-    }
-    ways |= {"one line, 8 rows": (Packer(0, None), None), f"one line, {tokens} tokens": (Packer(0, None), tokens)}
-    return {name: Cutter(collate, 8, budget)(step) for name, (collate, budget) in ways.items()}
-
-
 def measure(model: Any, given: Arms, turns: int) -> dict[str, float]:
-    """Median seconds of each way."""
+    """Median seconds of each layout."""
     goal, seconds, losses = objective.tokens(), {name: list[float]() for name in given}, dict[str, float]()
-    given = {name: [_moved(batch) for batch in batches] for name, batches in given.items()}
-    layers = [(layer, layer._compiled_call_impl) for layer in compiling.layers(model)] if COMPILED in given else []
+    given = {name: {key: tensor.to(base.device()) for key, tensor in batch.items()} for name, batch in given.items()}
     for turn in range(turns + 1):
-        for name, batches in given.items():
-            for layer, compiled in layers:
-                layer._compiled_call_impl = compiled if name == COMPILED else None
+        for name, batch in given.items():
             started = time.perf_counter()
-            losses[name] = 0.0
-            for batch in batches:
-                loss = goal.total(model, batch)
-                loss.backward()
-                losses[name] += loss.item()
+            loss = goal.total(model, batch)
+            loss.backward()
+            losses[name] = loss.item()
             if turn:
                 seconds[name].append(time.perf_counter() - started)
-            elif name == COMPILED:
-                print(f"first turn with compiled layers: {time.perf_counter() - started:.1f} s", flush=True)
             model.zero_grad()
-    compiling.undo([layer for layer, _ in layers])
     first = next(iter(losses.values()))
     limit = 1e-5 if flops.dtype_of(model) == torch.float32 else 5e-3
     off = {name: loss for name, loss in losses.items() if abs(loss - first) > limit * abs(first)}
@@ -135,25 +104,17 @@ def measure(model: Any, given: Arms, turns: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _moved(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(base.device()) for name, tensor in batch.items()}
-
-
-def counted(model: Any, made: list[dict[str, Any]]) -> float:
-    """How many times as cheap one line is by its operations, without a prefix."""
-    costs, lengths = flops.of(model), [len(row["input_ids"]) for row in made]
-    return packing.padded(costs, lengths, 0) / packing.one_line(costs, lengths, 0)
-
-
-def case(model: Any, of: tuple[int, int, int, int], turns: int, compiled: bool) -> dict[str, Any]:
-    """Measure one micro-batch, or one step, in all ways."""
+def case(model: Any, of: tuple[int, int, int, int], turns: int) -> dict[str, Any]:
+    """Measure one micro-batch in all layouts."""
     number, shortest, longest, prefix = of
     made = rows(*of)
-    seconds = measure(model, cuts(made) if number == STEP else arms(made, prefix, compiled), turns)
+    seconds = measure(model, arms(made, prefix), turns)
     tokens, first = f"{shortest}" if shortest == longest else f"{shortest} to {longest}", next(iter(seconds.values()))
+    costs, lengths = flops.of(model), [len(row["input_ids"]) for row in made]
+    counted = layout.padded_cost(costs, lengths, 0) / layout.packed_cost(costs, lengths, 0)  # without a prefix
     return {
         "case": f"{number} rows of {tokens} tokens" + (f", {prefix} shared" if prefix else ""),
-        "line_by_operations": round(counted(model, made), 3),
+        "line_by_operations": round(counted, 3),
         "arms": {
             name: {"seconds": round(value, 4), "ratio": round(first / value, 2)} for name, value in seconds.items()
         },
@@ -172,11 +133,10 @@ def measured(name: str, cases: tuple[tuple[int, int, int, int], ...], turns: int
     learner = get_peft_model(model, adapter).train()
     found = []
     for of in cases:
-        found.append(case(learner, of, turns, compiled=of == cases[1] and turns > 1))
-        told = {arm: f"{one['seconds']:.3f} s   {one['ratio']:.2f}x" for arm, one in found[-1]["arms"].items()}
-        if of[0] != STEP:
-            told["one line, by operations"] = f"{found[-1]['line_by_operations']:.2f}x"
-        tables.show_plan(f"{name}: {found[-1]['case']}", told)
+        found.append(case(learner, of, turns))
+        shown = {arm: f"{one['seconds']:.3f} s   {one['ratio']:.2f}x" for arm, one in found[-1]["arms"].items()}
+        shown["one line, by operations"] = f"{found[-1]['line_by_operations']:.2f}x"
+        tables.show_plan(f"{name}: {found[-1]['case']}", shown)
     return found
 
 
@@ -187,7 +147,7 @@ def main() -> None:
     options.add_argument("--turns", type=int, default=7)
     given = options.parse_args()
     if given.quick:
-        measured("tiny", CASES["tiny"][1:5:3] + CASES["tiny"][-1:], 1)
+        measured("tiny", CASES["tiny"][1:5:3], 1)
         return
     shapes = {name: measured(name, cases, given.turns) for name, cases in CASES.items()}
     kept.write("lines", {"held_equal": "weights, LoRA, rows, labels", "shapes": shapes})

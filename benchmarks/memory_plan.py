@@ -36,7 +36,7 @@ from finsa.data.rows import IGNORE, Row
 from finsa.evaluation import tables
 from finsa.models import base, factory, hardware, memory
 from finsa.training import fit
-from finsa.training.loss import labelled_loss
+from finsa.training.objective import labelled_loss
 
 ANSWER = 3
 # Architectures by name; qwen05b and tiny are those of conf/model. None of the values needs a download.

@@ -43,7 +43,7 @@ from finsa.inference.scoring import label_log_probs
 from finsa.models import base, hardware
 from finsa.models.moe import experts
 from finsa.models.moe.mixture import Mixture
-from finsa.training.loss import labelled_loss
+from finsa.training.objective import labelled_loss
 
 RANK, ANSWER = 16, 3
 LAYERS = "model.architecture.num_hidden_layers"

@@ -45,7 +45,7 @@ from finsa.data.rows import IGNORE, Row
 from finsa.evaluation import tables
 from finsa.models import base, flops, hardware, tokenizers
 from finsa.training import fit
-from finsa.training.loss import labelled_loss
+from finsa.training.objective import labelled_loss
 
 ANSWER = 3  # two answer tokens and the end token
 # Tokens of a prompt, by tenths: mean 103, 90th percentile 171, at most 224.

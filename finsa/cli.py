@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module, util
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach `guard` instead of being printed by Hydra
 
@@ -23,15 +22,12 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from finsa import sweeps
-from finsa.config import USED_BY, CheckStage, Lexicon, RunConfig, catalogue, command_line, compose, safety
+from finsa.config import USED_BY, RunConfig, catalogue, command_line, compose, safety
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.models import folders
 from finsa.runs import processes, run_folder, signals
 from finsa.runs.run_folder import Result
 from finsa.session import Job, Session, current_job
-
-if TYPE_CHECKING:  # what reads data is imported where it is used: a wrong option need not wait for it
-    from finsa.data.dataset import Dataset
 
 # Flags with which Hydra only prints something, or that change where it reads from: nothing for us to check before.
 _HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
@@ -222,58 +218,14 @@ def _going_on(cfg: RunConfig, session: Session) -> RunConfig:
 
 
 def _run(cfg: RunConfig, session: Session) -> Result:
-    """Check what can be checked without torch, then import the stage and run it."""
+    """Import the stage and run it; a run folder that it reads is checked first."""
     path = require_stage(cfg.stage.name)
     processes.require(cfg)
-    if cfg.run is not None:
-        if cfg.run not in run_folder.NAMED:  # the stage finds these, or makes them
-            run_folder.read(cfg.run)
-    elif _has_rows(cfg):
-        from finsa.data import dataset
-
-        _preflight(cfg, dataset.load(cfg.data, session), session)
+    if cfg.run is not None and cfg.run not in run_folder.NAMED:  # the stage finds these, or makes them
+        run_folder.read(cfg.run)
     with processes.joined(cfg):
         result: Result = import_module(path).run(cfg, session)
     return result
-
-
-def _has_rows(cfg: RunConfig) -> bool:
-    """Whether a stage begins with the rows of a data set; a plan of a chain or of pre-training reads its own."""
-    if isinstance(cfg.stage, CheckStage) and (cfg.stage.links or cfg.data.corpus is not None):
-        return False
-    return cfg.stage.name in ("train", "check", "evaluate", "search", "moe_joint")
-
-
-def _preflight(cfg: RunConfig, data: Dataset, session: Session) -> None:
-    """Tell about rows and prompts that cannot be trained on in a second rather than after torch is there."""
-    from finsa.baselines import lexicon
-    from finsa.data import prompts, sampling
-    from finsa.models import quantization
-    from finsa.training import schedule
-
-    quantization.require_library(cfg.method)
-    if cfg.method.baseline is not None:
-        data.require("train", "validation", "test")
-        if isinstance(cfg.method.baseline, Lexicon):
-            lexicon.require_classes(cfg.method.baseline, data.labels.names)
-        return
-    note = prompts.mismatch(cfg.data.prompt, [*data.labels.names, *data.labels.words])
-    if note and processes.first():
-        print(f"note: {note}", flush=True)
-    if cfg.stage.name != "evaluate" and cfg.method.learn != "nothing":
-        data.require("train", "validation", "test")
-        gold = data.splits["train"]["label"].to_list()
-        order = sampling.chosen(gold, cfg.method, cfg.seed)
-        counts = sampling.class_counts(gold, order, data.labels.names, cfg.method.loss)
-        schedule.steps_of(cfg.train, sum(counts), processes.world())
-    from finsa.data import tokenized
-    from finsa.models import tokenizers  # a second of imports that most errors need not wait for
-
-    if cfg.stage.name != "check":  # which makes do with an estimate
-        tokenizers.require_source(cfg.model)
-    tokenizer = tokenizers.peek(cfg.model)
-    if tokenizer is not None:
-        tokenized.build(cfg, data, tokenizer, session)
 
 
 def require_stage(name: str) -> str:

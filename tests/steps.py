@@ -19,7 +19,7 @@ from finsa.models.classifier import Classifier
 from finsa.models.moe import experts
 from finsa.models.moe.mixture import Mixture
 from finsa.training import fit
-from finsa.training.objective import Objective, answered, choice, classified, joint, tokens
+from finsa.training.objective import Objective, choice, classifier_logits, joint, label_word_log_probs, tokens
 
 LORA = Adapter(variant="lora", rank=4, alpha=8, dropout=0.0, targets=("q_proj", "v_proj"), lr_ratio=1.0, init=None)
 TREE = LabelTree.of([(7, 3), (7, 4), (9,)])
@@ -67,8 +67,8 @@ def objective(kind: str, model: Any = None) -> Objective:
     values = {"name": "focal", "gamma": 2.0, "smoothing": 0.1, "class_weights": "none", "beta": 0.9}
     loss = Loss.model_validate({**values, "logit_adjustment": 1.0})
     if kind == "classifier":
-        return choice(classified, loss, COUNTS)
-    return choice(answered(TREE), loss, COUNTS, TREE.tokens)
+        return choice(classifier_logits, loss, COUNTS)
+    return choice(label_word_log_probs(TREE), loss, COUNTS, TREE.tokens)
 
 
 def learner(kind: str) -> torch.nn.Module:

@@ -25,7 +25,7 @@ from gpu_parts.common import GPUError, Part, Setting, configured, reason, releas
 from gpu_parts.equalities import attention, correctness, precision
 from gpu_parts.needs import glm9b, memory
 from gpu_parts.running import behaviour, runs
-from gpu_parts.speed import compiled, inference_speed, machine, training
+from gpu_parts.speed import inference_speed, machine, training
 
 SECTIONS: dict[str, Callable[[Setting], Iterator[Part]]] = {
     "machine": machine,
@@ -37,7 +37,6 @@ SECTIONS: dict[str, Callable[[Setting], Iterator[Part]]] = {
     "glm9b": glm9b,
     "behaviour": behaviour,
     "memory": memory,
-    "compiled": compiled,
     "runs": runs,
 }
 

@@ -23,8 +23,8 @@ from finsa.inference.generation import Generator
 from finsa.inference.scoring import LabelScorer
 from finsa.models import base, factory, masks, packed_attention, quantization
 from finsa.training import objective
-from finsa.training.collate import Collator, Packer
-from finsa.training.loss import labelled_loss
+from finsa.training.batches import Collator, Packer
+from finsa.training.objective import labelled_loss
 from gpu_parts.common import (
     IGNORE,
     LOSS,
@@ -77,10 +77,8 @@ def _token_steps(at: Setting, reference: Any, model: Any) -> Iterator[dict[str, 
     number, longest, goal = (6, 40, objective.tokens()) if at.small else (8, 200, objective.tokens())
     rows, behind = (tokens_only(made_rows(number, 12, longest, prefix)) for prefix in (0, PREFIX))
     wanted = plain_step(reference, rows)
-    ways: dict[str, Collator | Packer] = {"side by side": Collator(0), "packs behind masks": Packer(0, 64)}
-    ways["one line"] = Packer(0, None)
-    for name, collate in ways.items():
-        yield from equal(name, step(goal, model, [collate(rows)]), wanted)
+    yield from equal("padded", step(goal, model, [Collator(0)(rows)]), wanted)
+    yield from equal("packed", step(goal, model, [Packer()(rows)]), wanted)
     halves = [Collator(0)(rows[::2]), Collator(0)(rows[1::2])]
     yield from equal("two micro-batches", step(goal, model, halves), wanted)
     yield from equal(
@@ -144,7 +142,7 @@ def _kind(at: Setting, name: str, words: tuple[str, ...]) -> Iterator[dict[str, 
     renderer = stand_in(PHRASES[:3])
     reference = factory.build(cfg, base.load_base(cfg.model, 0).cpu(), renderer).cpu()
     wake(reference)
-    model, goal = copy.deepcopy(reference).to(at.device), objective.of(cfg.method, renderer, (5, 3, 2))
+    model, goal = copy.deepcopy(reference).to(at.device), objective.build(cfg.method, renderer, (5, 3, 2))
     yield from _batch_against_rows(name, goal, reference, model, Collator(0, goal.suffix), made_rows(6, 12, 30))
 
 
@@ -308,11 +306,10 @@ def _kernels(at: Setting, dtype: str) -> list[str]:
 
 
 def _ways(kernel: str) -> dict[str, Collator | Packer]:
-    ways: dict[str, Collator | Packer] = {"side by side": Collator(0), "packs behind masks": Packer(0, 256)}
-    line: dict[str, Collator | Packer] = {"one line": Packer(0, None)}
+    packed: dict[str, Collator | Packer] = {"packed": Packer()}
     if kernel in ("row by row", "varlen"):
-        return line
-    return {"side by side": ways["side by side"], **line} if "flash" in kernel else ways
+        return packed
+    return {"padded": Collator(0), **(packed if "flash" in kernel else {})}
 
 
 def _attended(

@@ -17,7 +17,7 @@ from finsa.inference.scoring import LabelScorer, label_log_probs
 from finsa.models import base, factory, hardware, quantization
 from finsa.models import memory as plan
 from finsa.training import objective
-from finsa.training.collate import Collator
+from finsa.training.batches import Collator
 from gpu_parts.common import (
     OFF,
     PHRASES,

@@ -1,12 +1,10 @@
-"""How fast is it: the card, the training step, inference, compiled layers."""
+"""How fast is it: the card, the training step, inference."""
 
 from __future__ import annotations
 
 import statistics
 import subprocess
-import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
@@ -15,25 +13,18 @@ import torch
 from gpu import row
 
 from finsa.config import RunConfig
-from finsa.models import base, factory, hardware
-from finsa.training import compiling, objective
-from finsa.training.collate import Collator
+from finsa.models import base, hardware
 from gpu_parts.common import (
     GRADIENT,
     LOSS,
-    OFF,
     SCORE,
     Part,
     Setting,
     configured,
-    made_rows,
-    moved,
     need_gpu,
     reason,
     release,
     seconds_of,
-    tokens_only,
-    wake,
 )
 
 
@@ -201,41 +192,3 @@ def _inference(at: Setting) -> Iterator[dict[str, Any]]:
         exact = "fp32" in name
         ok = one["largest_difference"] <= SCORE and one["same_argmax"] == 1 if exact else None
         yield row(name, text, ok, f"<= {SCORE:.0e}, 100 %" if exact else "", **one)
-
-
-def compiled(at: Setting) -> Iterator[Part]:
-    """Compiled layers (train.compile): what the first step costs, what later ones gain, and the loss."""
-    for dtype in ("bfloat16", "float32"):
-        yield f"compiled layers, {dtype}", partial(_compiled, at, dtype)
-
-
-def _compiled(at: Setting, dtype: str) -> Iterator[dict[str, Any]]:
-    need_gpu(at)
-    import drawn
-
-    cfg = configured(f"model={at.model}", f"model.dtype={dtype}", "method=lora_response", OFF)
-    model = factory.build(cfg, drawn.on_device(cfg.model, getattr(torch, dtype)), None).train()
-    wake(model)
-    rows, goal = tokens_only(made_rows(16, 28, 224)), objective.tokens()
-    batches = [moved(Collator(0)(part), at.device) for part in (rows, rows[:8])]  # two shapes: one form serves both
-
-    def both() -> float:
-        total = 0.0
-        for batch in batches:
-            loss = goal.total(model, batch)
-            loss.backward()
-            total += float(loss.detach())
-        return total
-
-    plain, before = both(), seconds_of(both, 5)
-    layers, started = compiling.layers(model), time.perf_counter()
-    try:
-        found = both()
-        first, after = time.perf_counter() - started, seconds_of(both, 5)
-    finally:
-        compiling.undo(layers)
-    limit, off = LOSS if dtype == "float32" else 1e-2, abs(found - plain) / plain
-    text = f"first step {first:.1f} s; {before / after:.2f}x as fast after; loss off by {off:.1e}"
-    yield row(
-        f"compiled layers, {dtype}", text, off <= limit, f"<= {limit:.0e}", first=first, before=before, after=after
-    )

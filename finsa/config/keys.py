@@ -11,6 +11,9 @@ from pydantic import BaseModel
 from finsa.config.run import RunConfig
 from finsa.errors import Problem, nearest, suggest
 
+# Keys that older versions had and that changed no result; `finsa.config.migration` leaves them out.
+REMOVED = ("train.batch_tokens", "train.compile")
+
 
 def fields_of(annotation: Any) -> dict[str, Any] | None:
     """Annotations of the fields below an annotation: {} for a plain value, None for a mapping, where any key goes."""
@@ -73,6 +76,8 @@ def unknown_key(key: str) -> Problem | None:
     unknown = _unknown_part(key)
     if unknown is None:
         return None
+    if key in REMOVED:
+        return Problem(key, "was removed, because it made nothing faster; leave it out", "command line")
     near = nearest_key(key)
     hint = f"Did you mean '{near}'?" if near else suggest(*unknown)
     return Problem(key, f"unknown key. {hint}".strip(), "command line")

@@ -1,8 +1,8 @@
 """Read the configuration of a run folder, including those written by an older version of finsa.
 
 A key that has been added since is filled in from ``conf/`` for the same choices, or with what older versions did if
-that was different (``BEFORE``), and reported once per folder. A key that has been removed, or a value that is no longer
-allowed, is refused: its effect cannot be reproduced.
+that was different (``BEFORE``), and reported once per folder. A key of ``keys.REMOVED`` is left out, because it changed
+no result. Any other unknown key, and a value that is no longer allowed, is refused: its effect cannot be reproduced.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from finsa.config import catalogue, compose
+from finsa.config.keys import REMOVED
 from finsa.config.run import RunConfig
 from finsa.errors import ConfigError, RunError
 
@@ -38,6 +39,10 @@ def read(file: Path, folders: catalogue.Folders = ()) -> RunConfig:
         raise RunError(f"run: {file} is damaged: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise RunError(f"run: {file} is damaged: it holds no keys")
+    for key in REMOVED:
+        section, name = key.split(".")
+        if isinstance(values.get(section), dict):
+            values[section].pop(name, None)
     try:
         return _validated(values)
     except ValidationError:

@@ -33,15 +33,13 @@ class Train(Section):
         batch_size: sequences per optimiser step, over all processes.
         micro_batch_size: maximum number of sequences per forward pass and process; if it does not divide batch_size,
             the largest size that does is used, unless that is less than half of it.
-        batch_tokens: padded tokens per micro-batch; replaces micro_batch_size.
         warmup: below 1: a fraction of all steps; otherwise a number of steps.
         max_grad_norm: gradients are clipped to this norm.
         group_by_length: batch sequences of similar length, to reduce padding.
         shared_prefix: compute the tokens that all rows begin with once per micro-batch; ``auto``: if that saves enough
             tokens. With dropout, all rows of a micro-batch then share one dropout mask on these tokens.
-        packing: concatenate rows instead of padding them, with attention computed per row, or masked for models that
-            cannot do so; ``auto``: if that takes fewer operations.
-        compile: compile the model's layers with torch.compile; the first steps are slow.
+        packing: concatenate the rows of a micro-batch instead of padding them, without attention across rows;
+            ``auto``: on a CPU, if that takes fewer operations.
         gradient_checkpointing: ``auto``: only if the model does not fit into memory without it.
         memory: memory budget per process, such as 16GiB; the micro-batch is the largest one estimated to fit. null:
             the configured micro-batch is used.
@@ -72,7 +70,6 @@ class Train(Section):
     max_steps: PositiveInt | None
     batch_size: PositiveInt
     micro_batch_size: PositiveInt
-    batch_tokens: PositiveInt | None
     learning_rate: PositiveFloat
     schedule: Literal["cosine", "linear", "constant"]
     warmup: NonNegativeFloat
@@ -81,7 +78,6 @@ class Train(Section):
     group_by_length: bool
     shared_prefix: Toggle
     packing: Toggle
-    compile: bool
     gradient_checkpointing: Toggle
     memory: str | None
     validate_every: PositiveInt | None

@@ -24,12 +24,11 @@ def is_remote(model: Any) -> bool:
 
 
 def plain_layers(model: Any) -> Any:
-    """The decoder's layers; None where they run again in backward, are compiled, divided (FSDP), or unknown."""
+    """The decoder's layers; None where they run again in backward, are sharded (FSDP), or unknown."""
     layers = getattr(getattr(body(model), "base_model", None), "layers", None)
     if not layers or is_remote(model) or processes.divided(model):
         return None
-    last = layers[-1]
-    return None if getattr(last, "gradient_checkpointing", False) or last._compiled_call_impl is not None else layers
+    return None if getattr(layers[-1], "gradient_checkpointing", False) else layers
 
 
 def keeps_everything(model: Any, longest: int = sys.maxsize) -> bool:

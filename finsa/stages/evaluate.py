@@ -16,6 +16,7 @@ from finsa.runs import processes, run_folder, trackers
 from finsa.runs.progress import Display
 from finsa.runs.run_folder import Result, RunFolder
 from finsa.session import Session
+from finsa.training import preflight
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
@@ -23,11 +24,14 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     session = session or Session()
     record = None if cfg.run is None else predictor.read(cfg.run)
     trained = cfg if record is None else named_rows.with_rows_of(cfg, record, session)
-    quantization.require_library(trained.method)
     assert isinstance(cfg.stage, EvaluateStage)
     split: str = cfg.stage.split
     data = dataset.load(trained.data, session)
     data.require(split)
+    if record is None and cfg.method.baseline is None:
+        preflight.require_prompt(cfg, data, session)
+    else:
+        quantization.require_library(trained.method)
     _check_protocol(cfg.stage, trained, record, data)
     predictor.announce(record.name if record else trained.model.name)
     from finsa.models import hardware

@@ -17,6 +17,7 @@ from finsa.evaluation import figures
 from finsa.runs import files, nested, run_folder
 from finsa.runs.run_folder import Result, RunFolder
 from finsa.session import Parent, Session
+from finsa.training import preflight
 
 SCORE = "eval_macro_f1"
 CUT = "cut short"  # marks a trial that a kill ended
@@ -33,7 +34,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     _check(knobs, session)
     optuna = _optuna()
     data = dataset.load(cfg.data, session)
-    data.require("train", "validation", "test")
+    preflight.require_trainable(cfg, data, session)
     with run_folder.start(cfg, data.fingerprint, session) as folder:
         study = _study(optuna, knobs, folder.path)
         while (number := _done(study)) < knobs.trials:

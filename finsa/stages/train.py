@@ -1,4 +1,4 @@
-"""The main stage: source, ledger, splits, rows, model, trainer, scorer, report, run folder."""
+"""The main stage: train a language model or a baseline, score the test split, write the run folder."""
 
 from __future__ import annotations
 
@@ -12,28 +12,34 @@ from finsa.runs import files, run_folder, trackers
 from finsa.runs.progress import Display
 from finsa.runs.run_folder import Result
 from finsa.session import Session
-from finsa.training import results
+from finsa.training import preflight, results
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Fit on the training split, choose on validation, score the test split once, write the run folder."""
+    """Check the rows, fit on the training split, choose on validation, score the test split once."""
     session = session or Session()
-    if cfg.method.baseline is not None:
-        return _run_baseline(cfg, cfg.method.baseline.kind, session)
-    from finsa.training import run_training  # trainers take seconds to import, which a baseline need not wait for
-
-    return run_training.run(cfg, session)
-
-
-def _run_baseline(cfg: RunConfig, kind: str, session: Session) -> Result:
-    """The same for a classifier that uses no language model."""
     data = dataset.load(cfg.data, session)
-    data.require("train", "validation", "test")
-    rows = tokenized.Labelled(data)
-    device = _prepared(cfg) if cfg.method.uses_torch else None
+    preflight.require_trainable(cfg, data, session)
+    if cfg.method.baseline is not None:
+        return _run_baseline(cfg, data, cfg.method.baseline.kind, session)
+    from finsa.training import run as training_run  # torch and trl take seconds to import; a baseline does without
+
+    return training_run.run(cfg, session)
+
+
+def _run_baseline(cfg: RunConfig, data: dataset.Dataset, kind: str, session: Session) -> Result:
+    """Do the same with a classifier that uses no language model."""
+    rows, device = tokenized.Labelled(data), None
+    if cfg.method.uses_torch:
+        import torch  # other baselines do without it
+
+        from finsa.models import hardware
+
+        hardware.prepare(cfg.train)
+        device = hardware.describe(torch.float32)
     model = baselines.build(cfg, data.labels.names)
     texts, gold, order = rows.texts("train"), rows.gold("train"), rows.training_order(cfg)
-    held = rows.texts("validation")[: cfg.train.validation_rows]
+    held_out = rows.texts("validation")[: cfg.train.validation_rows]
     chosen = [texts[row] for row in order]
     model.start(chosen)
     baselines.require_room(model, rows, cfg.data)
@@ -42,35 +48,28 @@ def _run_baseline(cfg: RunConfig, kind: str, session: Session) -> Result:
         trackers.track(cfg, folder.path, session.group) as tracker,
     ):
         folder.note(device=device, scoring=f"baseline: {kind}")
-        folder.log_file.unlink(missing_ok=True)  # a baseline that was killed learns from its beginning
+        folder.log_file.unlink(missing_ok=True)  # a baseline that was killed is trained from the beginning
         started = time.monotonic()
         fitted = model.fit(
             chosen,
             [gold[row] for row in order],
-            held,
-            judge=lambda scores: run_results.validation(rows, scores),
+            held_out,
+            judge=lambda log_probs: run_results.validation(rows, log_probs),
             record=results.recorder(folder, tracker, session),
         )
         folder.note(**fitted.facts(time.monotonic() - started))
-        with files.staged(folder.path) as place:
-            baselines.save(model, data.labels.names, place)
+        with files.staged(folder.path) as staging:
+            baselines.save(model, data.labels.names, staging)
         rows.cut.update(baselines.cut(model, rows))
         display, texts = Display(cfg.train.progress_seconds), rows.texts("test")
         with display.work("scoring test", len(texts)) as work:
-            scores = model.score(texts, work.moved)
-        with display.work("scoring validation", len(held)) as work:
-            known = model.score(held, work.moved)
-        metrics = {"validation": run_results.validation(rows, known), "test": run_results.report(rows, "test", scores)}
-        results.calibrate(cfg, rows, folder, metrics, {"validation": known, "test": scores})
-        results.write(cfg, rows, folder, tracker, metrics, scores)
+            log_probs = model.score(texts, work.moved)
+        with display.work("scoring validation", len(held_out)) as work:
+            validation = model.score(held_out, work.moved)
+        metrics = {
+            "validation": run_results.validation(rows, validation),
+            "test": run_results.report(rows, "test", log_probs),
+        }
+        results.calibrate(cfg, rows, folder, metrics, {"validation": validation, "test": log_probs})
+        results.write(cfg, rows, folder, tracker, metrics, log_probs)
     return Result("train", folder.path, metrics, metrics["validation"]["macro_f1"])
-
-
-def _prepared(cfg: RunConfig) -> str:
-    """Set torch up and name the device; a baseline that does without torch does not wait for its import."""
-    import torch
-
-    from finsa.models import hardware
-
-    hardware.prepare(cfg.train)
-    return hardware.describe(torch.float32)

@@ -15,21 +15,20 @@ from finsa.models import base, factory, hardware, quantization, tokenizers
 from finsa.runs import processes
 from finsa.runs.run_folder import Result
 from finsa.session import Session
-from finsa.training import expert_runs, memory_plan, schedule
+from finsa.training import expert_runs, memory_plan, preflight
 
 MEASURED_ROWS = 20_000
 MEASURED_DOCUMENTS = 2_000
 
 
-def of_training(cfg: RunConfig, further: dict[str, object], session: Session) -> Result:
-    """Plan fine-tuning.
+def show_training(cfg: RunConfig, lines: dict[str, object], session: Session) -> Result:
+    """Print the plan of fine-tuning.
 
     Args:
-        further: lines for the table, known to whoever asks.
+        cfg: checked by `preflight.require_trainable`.
+        lines: further ones for the table.
     """
-    quantization.require_library(cfg.method)
     data = dataset.load(cfg.data, session)
-    data.require(*(("test",) if cfg.method.learn == "nothing" else ("train", "validation", "test")))
     tokenizer, whose, style = tokenizers.own_or_embedded(cfg.model, local_only=True)
     job = tokenized.build(cfg.model_copy(update={"model": style}), data, tokenizer, session)
     hardware.prepare(cfg.train)
@@ -38,34 +37,35 @@ def of_training(cfg: RunConfig, further: dict[str, object], session: Session) ->
     lengths = (sample.lengths + max(map(len, job.renderer.answers)) + 1).tolist()
     used = sum(job.class_counts(cfg))
     words = zip(data.labels.names, data.labels.words, strict=True)
-    told: dict[str, object] = {
+    truncated = sum(cut > 0 for cut in sample.cut)
+    table: dict[str, object] = {
         "rows": data.sizes(),
         "labels": ", ".join(f"{name} → {word}" for name, word in words),
         "tokens per row": f"{_percentiles(lengths)} (tokenizer: {whose})",
-        "texts cut": f"{sum(cut > 0 for cut in sample.cut):,} of the rows measured, at {cfg.data.max_length} tokens",
+        "truncated texts": f"{truncated:,} of {len(lengths):,}, at {cfg.data.max_length} tokens",
     }
     world, steps = processes.world(), 0
     planned = memory_plan.make(cfg, job, sample.lengths, world)
     if isinstance(cfg.stage, MoeJointStage):
         experts = expert_runs.names(cfg.stage, data)
         planned = _of_experts(planned, len(experts), trainable)
-        told["experts"] = ", ".join(experts)
+        table["experts"] = ", ".join(experts)
         trainable, total = trainable * len(experts), total + trainable * (len(experts) - 1)
-    told["parameters"] = f"{trainable:,} trainable of {total:,} total"
+    table["parameters"] = f"{trainable:,} trainable of {total:,} total"
     if cfg.method.learn != "nothing":
-        steps = schedule.steps_of(planned.of(cfg.train), used, world)
-        told["training"] = f"{used:,} rows, {steps:,} steps of {cfg.train.batch_size} sequences"
+        steps = preflight.optimiser_steps(planned.apply(cfg.train), used, world)
+        table["training"] = f"{used:,} rows, {steps:,} steps of {cfg.train.batch_size} sequences"
         if isinstance(cfg.stage, MoeJointStage) and cfg.stage.warmup_steps:
-            told["training"] = f"{told['training']}, after {cfg.stage.warmup_steps:,} of router and head"
+            table["training"] = f"{table['training']}, after {cfg.stage.warmup_steps:,} of router and head"
     least, most = memory_plan.seconds(cfg, job, sample.lengths, steps, planned.gradient_checkpointing, world)
-    judged = memory_plan.verdict(planned, cfg, job, sample.lengths, world)
-    told |= (
-        memory_plan.show(planned, cfg, judged)
+    verdict = memory_plan.verdict(planned, cfg, job, sample.lengths, world)
+    table |= (
+        memory_plan.show(planned, cfg, verdict)
         | {"time": memory_plan.show_seconds(cfg, least, most)}
         | _weights(cfg)
-        | further
+        | lines
     )
-    tables.show_plan(_title(cfg), told)
+    tables.show_plan(_title(cfg), table)
     if cfg.stage.name == "check":  # of a chain's links, the plans alone
         tables.show_ledger(data.ledger, job.truncated())
     metrics: dict[str, Any] = {
@@ -91,8 +91,8 @@ def _of_experts(planned: memory_plan.Plan, experts: int, trainable: int) -> memo
 # ------------------------------------------------------------------------------------------------ pre-training
 
 
-def of_pretraining(cfg: RunConfig, further: dict[str, object]) -> Result:
-    """Plan causal pre-training: documents, blocks, steps, memory."""
+def show_pretraining(cfg: RunConfig, lines: dict[str, object]) -> Result:
+    """Print the plan of causal pre-training: documents, blocks, steps, memory."""
     corpus = cfg.data.corpus
     assert corpus is not None
     quantization.require_library(cfg.method)
@@ -107,16 +107,16 @@ def of_pretraining(cfg: RunConfig, further: dict[str, object]) -> Result:
     model = factory.on_meta(cfg, None)
     trainable, total = base.count_parameters(model)
     planned = memory_plan.of_blocks(cfg, model, corpus.block)
-    told: dict[str, object] = {
+    table: dict[str, object] = {
         "documents": f"{len(found.learn):,} to learn from, {len(found.held):,} held out",
         "blocks": f"about {blocks:,} of {corpus.block} tokens (tokenizer: {whose})",
         "parameters": f"{trainable:,} trainable of {total:,} total",
     }
     if blocks:
-        steps = schedule.steps_of(cfg.train, blocks, processes.world())
-        told["training"] = f"about {steps:,} steps of {cfg.train.batch_size} blocks"
-    told |= memory_plan.show(planned, cfg) | _weights(cfg) | further
-    tables.show_plan(_title(cfg), told)
+        steps = preflight.optimiser_steps(cfg.train, blocks, processes.world())
+        table["training"] = f"about {steps:,} steps of {cfg.train.batch_size} blocks"
+    table |= memory_plan.show(planned, cfg) | _weights(cfg) | lines
+    tables.show_plan(_title(cfg), table)
     metrics = {"trainable_parameters": trainable, "total_parameters": total, "memory_bytes": planned.peak()}
     return Result("check", None, metrics)
 
@@ -130,25 +130,24 @@ def _heldout(cfg: RunConfig) -> float:
     return stage.heldout
 
 
-def without_rows(link: RunConfig, session: Session) -> dict[str, Any]:
-    """Plan a link whose rows cannot be read, as if each filled ``data.max_length``: an upper bound of the memory."""
+def show_without_rows(link: RunConfig, session: Session) -> dict[str, Any]:
+    """Print the plan of a link whose rows cannot be read, as if each had ``data.max_length`` tokens: an upper bound."""
     if link.method.baseline is not None or link.stage.name == "pretrain":
         return {}
     values, choices = compose.compose_values(["data=sample", f"data.max_length={link.data.max_length}"])
     sample = compose.build(values, choices, []).data
     tokenizer, _, style = tokenizers.own_or_embedded(link.model, local_only=True)
-    job = tokenized.build(
-        link.model_copy(update={"model": style, "data": sample}), dataset.load(sample, session), tokenizer, session
-    )
+    rendered = link.model_copy(update={"model": style, "data": sample})
+    job = tokenized.build(rendered, dataset.load(sample, session), tokenizer, session)
     trainable, total = base.count_parameters(factory.on_meta(link, job.renderer))
     planned = memory_plan.make(link, job, np.full(1, link.data.max_length), processes.world())
-    told: dict[str, object] = {
+    table: dict[str, object] = {
         "rows": "missing, see below",
         "parameters": f"{trainable:,} trainable of {total:,} total",
         "training": f"steps of {link.train.batch_size} sequences; their number follows from the rows",
     }
-    told |= memory_plan.show(planned, link) | _weights(link)
-    tables.show_plan(f"{_title(link)}, rows of {link.data.max_length} tokens at most", told)
+    table |= memory_plan.show(planned, link) | _weights(link)
+    tables.show_plan(f"{_title(link)}, rows of {link.data.max_length} tokens at most", table)
     return {"trainable_parameters": trainable, "total_parameters": total, "memory_bytes": planned.peak()}
 
 

@@ -1,14 +1,15 @@
-"""What a fit needs where several processes share it: the strategy's arguments, and an order of rows that all follow."""
+"""Training in several processes: the arguments of a strategy, and one order of rows for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import util
 from typing import Any, overload
 
 import numpy as np
-from accelerate.utils import DistributedType
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -20,7 +21,7 @@ from finsa.runs import processes
 
 
 def arguments(train: Train, model: Any) -> dict[str, Any]:
-    """The trainer's arguments that carry out ``train.strategy``.
+    """The trainer's arguments for ``train.strategy``.
 
     Raises:
         ConfigError: where DeepSpeed is not installed.
@@ -36,35 +37,31 @@ def arguments(train: Train, model: Any) -> dict[str, Any]:
     return {"ddp_find_unused_parameters": False}
 
 
-def allow_on_cpu(trainer: Any) -> None:
-    """Let accelerate divide a model on processors too, where FSDP2 computes but accelerate does not offer it."""
+def allow_fsdp_on_cpu(trainer: Any) -> None:
+    """Let accelerate shard a model on CPUs too, where FSDP2 works but accelerate does not offer it."""
     plugin, state = trainer.args.fsdp_plugin_args, trainer.accelerator.state
-    if plugin is None or state.distributed_type != DistributedType.MULTI_CPU:
-        return
-    from accelerate import PartialState
-    from accelerate.utils import FullyShardedDataParallelPlugin
-
-    state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin)
-    state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-    trainer.is_fsdp_enabled = True
+    if plugin is not None and state.distributed_type == DistributedType.MULTI_CPU:
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin)
+        state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        trainer.is_fsdp_enabled = True
 
 
 @dataclass(frozen=True)
-class Filled(Sequence[Row]):
-    """Rows followed by blank ones, which have weight 0; made when they are asked for, so that millions of them fit.
+class FilledRows(Sequence[Row]):
+    """Rows followed by blank ones of weight 0; they are made on access, so that millions of them fit into memory.
 
     Args:
         rows: the real ones.
         blank: the blank one.
-        lacking: number of blank ones.
+        missing: number of blank ones.
     """
 
     rows: Sequence[Row]
     blank: Row
-    lacking: int
+    missing: int
 
     def __len__(self) -> int:
-        return len(self.rows) + self.lacking
+        return len(self.rows) + self.missing
 
     @overload
     def __getitem__(self, at: int) -> Row: ...
@@ -78,45 +75,45 @@ class Filled(Sequence[Row]):
         return Row(**{"weight": 1.0, **self.rows[at]}) if at < len(self.rows) else self.blank
 
 
-def filled(rows: Sequence[Row], each: int) -> Sequence[Row]:
-    """Add blank rows, so that every process has as many in an epoch's last step; accelerate would repeat real ones.
+def fill_up(rows: Sequence[Row], each: int) -> Sequence[Row]:
+    """Add blank rows, so that an epoch's last step has as many for every process; accelerate would repeat real ones.
 
     Args:
         rows: all of them; they are not copied.
         each: rows per optimiser step and process.
     """
-    lacking = -len(rows) % (each * processes.world())
-    if not lacking:
+    missing = -len(rows) % (each * processes.world())
+    if not missing:
         return rows
-    short = min(rows[:CHUNK], key=lambda row: len(row["input_ids"]))  # costs little to compute
-    return Filled(rows, Row(**{**short, "weight": 0.0}), lacking)
+    shortest = min(rows[:CHUNK], key=lambda row: len(row["input_ids"]))  # costs little to compute
+    return FilledRows(rows, Row(**{**shortest, "weight": 0.0}), missing)
 
 
-class Order(Sampler[int]):
-    """The order of the rows in an epoch, process 0's in every process, and the blank rows last.
+class SameOrder(Sampler[int]):
+    """The order of the rows in an epoch: process 0's in every process, and the blank rows last.
 
-    Each process draws its own order, which is the same until dropout has drawn other amounts of random numbers.
+    Each process draws an order, and they differ once dropout has drawn different amounts of random numbers.
 
     Args:
-        inner: gives the order of the real rows.
-        size: of the data, blank rows included.
+        sampler: draws the order of the real rows.
+        size: number of rows, blank ones included.
     """
 
-    def __init__(self, inner: Any, size: int) -> None:
-        if isinstance(inner, LengthGroupedSampler):
-            inner.batch_size *= processes.world()  # rows of a whole step are of like length, as in one process
-        self.inner, self.size = inner, size
+    def __init__(self, sampler: Any, size: int) -> None:
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.batch_size *= processes.world()  # the rows of a whole step are of similar length, as in one process
+        self.sampler, self.size = sampler, size
 
     def __len__(self) -> int:
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        order = np.fromiter(self.inner, dtype=np.int64)
+        order = np.fromiter(self.sampler, dtype=np.int64)
         order *= processes.first()
         yield from processes.total(order).tolist()
         yield from range(len(order), self.size)
 
 
-def order(inner: Any, rows: Sized) -> Any:
-    """The sampler of a fit; one process keeps its own."""
-    return Order(inner, len(rows)) if processes.together() else inner
+def same_order(sampler: Any, size: int) -> Any:
+    """The sampler of a fit of `size` rows; a single process keeps its own."""
+    return SameOrder(sampler, size) if processes.together() else sampler

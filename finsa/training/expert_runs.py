@@ -1,4 +1,4 @@
-"""The runs that a mixture is made of: named, found by convention, or trained, and checked before a weight is loaded."""
+"""The training runs of a mixture's experts: named, found by configuration, or trained; checked before weights load."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from finsa.config import FOLDER_NAME, MoeJointStage, RunConfig, compose
 from finsa.data import dataset
@@ -17,15 +16,15 @@ from finsa.models import factory
 from finsa.models.moe import experts
 from finsa.runs import provenance, run_folder
 from finsa.session import Session
-from finsa.training import run_training
+from finsa.training import preflight, run
 
-# What must be the same for an adapter to fit a base: weights, tokens, and what stands around a prompt.
+# What must be equal for an adapter to fit a base: weights, tokens, and the rendering of a prompt.
 BASE = ("hub_id", "revision", "weights", "path", "tokenizer", "prompt", "think")
 
 
 @dataclass(frozen=True)
-class Members:
-    """What a mixture is made of and held against.
+class ExpertRuns:
+    """The runs that a mixture consists of and is compared with.
 
     Args:
         runs: run folder by expert, in the mixture's order.
@@ -49,10 +48,11 @@ def names(stage: MoeJointStage, data: dataset.Dataset) -> tuple[str, ...]:
     domains = tuple(reversed(counts["domain"].to_list()))
     if stage.experts is None:
         if len(domains) < 2:
-            said = f"are all of domain {domains[0]}" if domains else "have no domain"
+            state = f"are all of domain {domains[0]}" if domains else "have no domain"
             raise DataError(
-                f"data: the training rows {said}, and a mixture needs two. Name the column that tells them with "
-                "data.columns.domain=<column>, join tables as data=finnf_joint does, or name experts with stage.experts"
+                f"data: the training rows {state}, and a mixture needs two. Name the column that holds it with "
+                "data.columns.domain=<column>, join data sets as data=finnf_joint does, or name experts with "
+                "stage.experts"
             )
         for domain in domains:
             if not re.match(FOLDER_NAME, domain):
@@ -68,57 +68,57 @@ def names(stage: MoeJointStage, data: dataset.Dataset) -> tuple[str, ...]:
 
 
 def gather(
-    cfg: RunConfig, stage: MoeJointStage, task: TokenizedDataset, tell: Callable[[str], None], session: Session
-) -> Members:
-    """Find every expert's run, or train it, and the union's where it is compared with.
+    cfg: RunConfig, stage: MoeJointStage, data: TokenizedDataset, report: Callable[[str], None], session: Session
+) -> ExpertRuns:
+    """Find or train every expert's run, and the union's where the mixture is compared with it.
 
     Args:
         cfg: of the mixture.
-        task: its rows and prompt.
-        tell: takes what is being done, a sentence at a time.
+        data: its rows and prompt.
+        report: takes a message per run.
 
     Raises:
         ConfigError: for a missing expert that is not to be trained.
-        RunError: for a named folder that is no run, or one whose base, prompt or labels are others.
+        RunError: for a named folder that is no run, or one whose base, prompt or labels differ.
         ModelError: for experts that differ in rank, alpha or targets.
     """
-    named = stage.experts or dict.fromkeys(names(stage, task.dataset))
-    known = {name: _known(cfg, name, place, session) for name, place in named.items()}
-    lacking = [name for name, path in known.items() if path is None]
-    if lacking and stage.missing == "error":
-        commands = "\n".join(f"  {command(expert_config(cfg, name), session)}" for name in lacking)
-        text = f"no finished run has trained {', '.join(lacking)}. Train with stage.missing=train, or by\n{commands}"
+    named = stage.experts or dict.fromkeys(names(stage, data.dataset))
+    existing = {name: _existing(cfg, name, place, session) for name, place in named.items()}
+    missing = [name for name, path in existing.items() if path is None]
+    if missing and stage.missing == "error":
+        commands = "\n".join(f"  {command(expert_config(cfg, name), session)}" for name in missing)
+        text = f"no finished run has trained {', '.join(missing)}. Train with stage.missing=train, or by\n{commands}"
         raise ConfigError([Problem("stage.experts", text)])
-    for name, path in known.items():
+    for name, path in existing.items():
         if path is not None:
-            _check(cfg, stage, task, name, path)
-            tell(f"expert {name}: {path}")
-    folders = {
-        name: path or _train(expert_config(cfg, name), f"expert {name}", tell, cfg.resume, session)
-        for name, path in known.items()
+            _check(cfg, stage, data, name, path)
+            report(f"expert {name}: {path}")
+    runs = {
+        name: path or _train(expert_config(cfg, name), f"expert {name}", report, cfg.resume, session)
+        for name, path in existing.items()
     }
-    adapters = {name: _adapter(path) for name, path in folders.items()}
-    found = experts.read(adapters)
+    adapters = {name: factory.adapter_folder(run_folder.read(str(path))[1], path) for name, path in runs.items()}
+    read = experts.read(adapters)
     if cfg.method.head == "classifier" and stage.head_init == "experts":
-        experts.check_heads(found, task.dataset.labels.names)
+        experts.check_heads(read, data.dataset.labels.names)
     union = None
     if stage.compare:
         wanted = expert_config(cfg, None)
-        union = run_folder.finished(wanted, task.dataset.fingerprint)
-        union = union or _train(wanted, "one adapter on all domains", tell, cfg.resume, session)
-    return Members(folders, adapters, union)
+        union = run_folder.finished(wanted, data.dataset.fingerprint)
+        union = union or _train(wanted, "one adapter on all domains", report, cfg.resume, session)
+    return ExpertRuns(runs, adapters, union)
 
 
 def begun(cfg: RunConfig, stage: MoeJointStage, data: dataset.Dataset, session: Session) -> bool:
-    """Whether an expert's own run was begun: what there is to go on with before the mixture itself has a run."""
+    """Whether an expert's run was begun, which can be resumed before the mixture itself has a run."""
     unnamed = [name for name, place in (stage.experts or dict.fromkeys(names(stage, data))).items() if place is None]
-    wanted = [expert_config(cfg, name) for name in unnamed]
-    pairs = zip(wanted, unnamed, strict=True)
-    return any(_known(one, name, None, session) or run_folder.unfinished(one) for one, name in pairs)
+    return any(
+        _existing(cfg, name, None, session) or run_folder.unfinished(expert_config(cfg, name)) for name in unnamed
+    )
 
 
 def expert_config(cfg: RunConfig, domain: str | None) -> RunConfig:
-    """The ordinary training run of one domain's expert, or of one adapter on all domains."""
+    """The training run of one domain's expert, or of one adapter on all domains."""
     values, choices = compose.compose_values(["stage=train"])
     stage = compose.build(values, choices, ["stage=train"]).stage
     data = cfg.data.model_copy(update={"domain": domain})
@@ -129,14 +129,15 @@ def command(cfg: RunConfig, session: Session) -> str:
     """The command of a training run: this command's with another stage, or by the names of its choices."""
     words = [f"{group}={getattr(cfg, group).name}" for group in ("model", "method", "data", "train")]
     words += [f"seed={cfg.seed}", f"output_dir={cfg.output_dir}"]
-    if session.job is not None and cfg.experiment is None:  # an experiment's own values would not go with stage=train
+    if session.job is not None and cfg.experiment is None:  # an experiment's values do not fit stage=train
         skipped = ("stage=", "stage.", "resume=", "data.domain=")
         words = [text for text in session.overrides if not text.startswith(skipped)]
     domain = [f"data.domain={cfg.data.domain}"] if cfg.data.domain else []
     return shlex.join(["python", "run.py", *words, *domain])
 
 
-def _known(cfg: RunConfig, name: str, place: str | None, session: Session) -> Path | None:
+def _existing(cfg: RunConfig, name: str, place: str | None, session: Session) -> Path | None:
+    """The named run of an expert, or the finished one of its configuration; None where it has to be trained."""
     if place is not None:
         return run_folder.read(place)[0]
     wanted = expert_config(cfg, name)
@@ -148,20 +149,20 @@ def _known(cfg: RunConfig, name: str, place: str | None, session: Session) -> Pa
     return run_folder.finished(wanted, fingerprint)
 
 
-def _train(cfg: RunConfig, what: str, tell: Callable[[str], None], resume: bool, session: Session) -> Path:
-    before = run_folder.unfinished(cfg) if resume else None
-    tell(
-        f"{what}: no finished run of this configuration; training it as\n  {command(cfg, session)}"
-        if before is None
-        else f"{what}: going on with {before}"
-    )
-    result = run_training.run(cfg.model_copy(update={"resume": before is not None}), session.with_own_folders())
+def _train(cfg: RunConfig, title: str, report: Callable[[str], None], resume: bool, session: Session) -> Path:
+    unfinished = run_folder.unfinished(cfg) if resume else None
+    if unfinished is None:
+        report(f"{title}: no finished run of this configuration; training it as\n  {command(cfg, session)}")
+    else:
+        report(f"{title}: resuming {unfinished}")
+    preflight.require_trainable(cfg, dataset.load(cfg.data, session), session)
+    result = run.run(cfg.model_copy(update={"resume": unfinished is not None}), session.with_own_folders())
     assert result.run_dir is not None
     return result.run_dir
 
 
-def _check(cfg: RunConfig, stage: MoeJointStage, task: TokenizedDataset, name: str, path: Path) -> None:
-    """Check one expert's run against the mixture."""
+def _check(cfg: RunConfig, stage: MoeJointStage, data: TokenizedDataset, name: str, path: Path) -> None:
+    """Check that the run of one expert fits the mixture."""
     _, trained, facts = run_folder.read(str(path))
     provenance.require_weights(path, facts)
     if trained.method.adapter is None or trained.stage.name not in ("train", "pretrain"):
@@ -172,28 +173,16 @@ def _check(cfg: RunConfig, stage: MoeJointStage, task: TokenizedDataset, name: s
     if stage.domain_weight > 0 and trained.data.domain not in (None, name):
         raise RunError(f"expert {name}: {path} was trained on domain {trained.data.domain}; are experts swapped?")
     for key in BASE:
-        own, theirs = getattr(cfg.model, key), getattr(trained.model, key)
-        if own != theirs:
+        ours, theirs = getattr(cfg.model, key), getattr(trained.model, key)
+        if ours != theirs:
             raise RunError(
                 f"expert {name}: {path} was trained on model={trained.model.name} (model.{key}={theirs}), the mixture "
-                f"is of model={cfg.model.name} (model.{key}={own}). Choose one base for all"
+                f"is of model={cfg.model.name} (model.{key}={ours}). Choose one base for all"
             )
-    for key, what, remedy in (
+    for key, what, fix in (
         ("template_fingerprint", "prompt or maximal length", "Train it with the same data.prompt and data.max_length"),
         ("label_fingerprint", "labels or label words", "Train it with the same data.labels"),
     ):
-        theirs, own = facts.get(key), task.fingerprints()[key]
-        if theirs is not None and theirs != own:
-            raise RunError(f"expert {name}: {path} was trained with other {what} than the mixture's. {remedy}")
-
-
-def _adapter(path: Path) -> Path:
-    return factory.adapter_folder(run_folder.read(str(path))[1], path)
-
-
-def facts(members: Members) -> dict[str, Any]:
-    """What the run's record says of its parts."""
-    return {
-        "experts": {name: str(path) for name, path in members.runs.items()},
-        "union": None if members.union is None else str(members.union),
-    }
+        theirs, ours = facts.get(key), data.fingerprints()[key]
+        if theirs is not None and theirs != ours:
+            raise RunError(f"expert {name}: {path} was trained with other {what} than the mixture's. {fix}")

@@ -1,13 +1,15 @@
-"""What the trainer makes small: a weighted sum of losses over the weights of the whole optimiser step.
+"""Training objectives: a weighted sum of losses, divided by the sum of the weights of the whole optimiser step.
 
-An objective gives both parts, so that the trainer can divide one by the other over all micro-batches and processes.
+An objective gives both sums, so that the trainer can divide one by the other over all micro-batches and processes.
+
+Letters: b rows of a batch, s tokens, k positions that predict a labelled token, c classes, v vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -16,14 +18,12 @@ from finsa.config import Loss, Method
 from finsa.data.rows import IGNORE, Renderer
 from finsa.inference.label_tree import LabelTree, scored_answers
 from finsa.inference.scoring import label_log_probs
-from finsa.models import masks, packed_attention
+from finsa.models import hardware, last_positions, masks, packed_attention
 from finsa.models.moe.mixture import Mixture
 from finsa.models.moe.routing import balance_loss
-from finsa.training import prefix
-from finsa.training.collate import HEAD
-from finsa.training.loss import choice_loss, labelled_loss
+from finsa.training.batches import Batch, read_positions
+from finsa.training.layout import forward_prefix
 
-Batch = dict[str, torch.Tensor]
 Scores = Callable[[torch.nn.Module, Batch], torch.Tensor]
 
 
@@ -32,39 +32,109 @@ class Objective:
     """A weighted sum of losses, and the sum of its weights.
 
     Args:
-        total: of a model and a batch; a scalar with gradients, or (p,) for several parts that are added once each is
-            divided by its own weight.
+        total: of a model and a batch; a scalar with gradients, or (p,) for p parts that are added once each is divided
+            by its weight.
         weight: of a batch; a scalar on the batch's device, or (p,).
-        suffix: ids that a batch needs behind every row.
-        packs: whether a batch may be a pack.
+        suffix: ids that a batch appends to every row.
+        packable: whether the rows of a batch may be packed.
     """
 
     total: Callable[[torch.nn.Module, Batch], torch.Tensor]
     weight: Callable[[Batch], torch.Tensor]
     suffix: tuple[int, ...] = ()
-    packs: bool = False
+    packable: bool = False
+
+
+def build(method: Method, renderer: Renderer, counts: Sequence[int]) -> Objective:
+    """Build the objective of a method.
+
+    Args:
+        method: its ``loss_on``, ``head`` and ``loss``.
+        renderer: knows the tokens of the labels.
+        counts: training rows per class, (c,), of the rows that are used.
+    """
+    if method.loss_on != "label":
+        return tokens()
+    needed = counts if method.loss.logit_adjustment > 0 else None
+    if method.head == "classifier":
+        return choice(classifier_logits, method.loss, needed)
+    tree = LabelTree.of(scored_answers(renderer)[0])
+    return choice(label_word_log_probs(tree), method.loss, needed, tree.tokens)
+
+
+# ------------------------------------------------------------------------------------------------ labelled tokens
 
 
 def tokens() -> Objective:
     """Cross-entropy per labelled token; a row's weight counts for each of its tokens."""
 
     def total(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        past, shared = prefix.forward(model, batch)
-        ids, weights = batch["input_ids"], batch.get("weights")
-        with _rows_apart(model, batch) as given:
-            given |= _routed(batch)
-            loss = labelled_loss(model, ids, batch["labels"], weights, batch["read"], past, **given)
-        return loss + shared * _weighed(torch.ones_like(batch["labels"][:, 0]), batch) if past is not None else loss
+        past, prefix_loss = forward_prefix(model, batch)
+        ids, labels, weights, read = batch["input_ids"], batch["labels"], batch.get("weights"), batch["read"]
+        given = _router_inputs(batch)
+        if "position_ids" not in batch:
+            loss = labelled_loss(model, ids, labels, weights, read, past, **given)
+            return (
+                loss + prefix_loss * _weighted_sum(torch.ones_like(labels[:, 0]), batch) if past is not None else loss
+            )
+        given["position_ids"] = batch["position_ids"]
+        if masks.maskless(model):  # flash-attention finds the rows of a packed sequence by their positions
+            return labelled_loss(model, ids, labels, weights, read, **given)
+        with packed_attention.apart(model, batch["lengths"], ids.shape[1]):
+            return labelled_loss(model, ids, labels, weights, read, **given)
 
     def weight(batch: Batch) -> torch.Tensor:
-        if "segments" in batch:  # weights of a pack are its positions'
-            return _weighed(batch["labels"].gather(1, batch["read"] + 1) != IGNORE, batch)
-        learnt = (batch["labels"][:, 1:] != IGNORE).sum(dim=1)
+        if "position_ids" in batch:  # packed rows have a weight per position
+            return _weighted_sum(batch["labels"].gather(1, batch["read"] + 1) != IGNORE, batch)
+        labelled = (batch["labels"][:, 1:] != IGNORE).sum(dim=1)
         if "prefix_labels" in batch:
-            learnt = learnt + (batch["prefix_labels"] != IGNORE).sum()
-        return _weighed(learnt, batch)
+            labelled = labelled + (batch["prefix_labels"] != IGNORE).sum()
+        return _weighted_sum(labelled, batch)
 
-    return Objective(total, weight, packs=True)
+    return Objective(total, weight, packable=True)
+
+
+def labelled_loss(
+    model: torch.nn.Module,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    read: torch.Tensor | None = None,
+    past: Any = None,
+    **inputs: torch.Tensor,
+) -> torch.Tensor:
+    """Sum the cross-entropy over labelled positions.
+
+    Only the positions that predict a label are projected to the vocabulary: with a prompt of a hundred tokens and an
+    answer of one, the projection of all positions is most of a small model's work.
+
+    Args:
+        model: a causal language model of transformers, wrapped by PEFT or DDP or not.
+        input_ids: (b, s), padded on the right.
+        labels: (b, s), -100 where there is no loss; column 0 is never predicted.
+        weights: of each row's tokens, (b,), or of each of the positions that are read, (b, k); None: 1.
+        read: positions that predict labelled tokens, (b, k), as the collator has them; None: computed here, for which
+            the host waits for the device.
+        past: keys and values of what precedes `input_ids`, (b, ...) per layer.
+        inputs: further inputs of the model: a mixture's ``text_span``, positions of packed rows.
+
+    Returns:
+        A scalar in float32, not divided by anything.
+    """
+    read = read_positions(labels) if read is None else read
+    if past is not None:
+        inputs["past_key_values"] = past
+    with last_positions.reading(model, read, input_ids.shape[1]):
+        output = model(input_ids=input_ids, logits_to_keep=read, use_cache=past is not None, **inputs)
+    logits = output.logits.flatten(0, 1).float()  # (b * k, v)
+    targets = labels.gather(1, read + 1).flatten()
+    if weights is None:
+        return functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    losses = functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none").view_as(read)
+    return (losses * (weights if weights.dim() == 2 else weights[:, None])).sum()
+
+
+# ------------------------------------------------------------------------------------------------ one class per row
 
 
 def choice(
@@ -77,71 +147,86 @@ def choice(
 
     Args:
         scores: gives (b, c) scores of a model and a batch.
-        loss: what a row costs.
-        counts: training rows per class, for logit adjustment.
-        suffix: ids that the scores need behind every row.
+        loss: of a row.
+        counts: training rows per class, (c,), for logit adjustment.
+        suffix: ids that the scores need at the end of every row.
     """
-    shares = None if counts is None else torch.tensor(counts, dtype=torch.float32).log()
+    log_shares = None if counts is None else torch.tensor(counts, dtype=torch.float32).log()
 
     def total(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        return _weighed(choice_loss(scores(model, batch), batch["targets"], loss, shares), batch)
+        return _weighted_sum(choice_loss(scores(model, batch), batch["targets"], loss, log_shares), batch)
 
     def weight(batch: Batch) -> torch.Tensor:
-        return _weighed(torch.ones_like(batch["targets"]), batch)
+        return _weighted_sum(torch.ones_like(batch["targets"]), batch)
 
     return Objective(total, weight, suffix)
 
 
-def _weighed(values: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Sum a value per row, (b,), times the rows' weights; or per position, (b, k)."""
-    return (values * batch["weights"]).sum() if "weights" in batch else values.sum()
+def choice_loss(
+    scores: torch.Tensor, targets: torch.Tensor, loss: Loss, log_shares: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Loss of each row as one choice among the classes.
 
-
-def of(method: Method, renderer: Renderer, counts: Sequence[int]) -> Objective:
-    """The objective that a method names.
+    With smoothing s over c classes the target q is 1 - s + s/c at the true class and s/c elsewhere, and ce = -q log p.
+    ``focal`` (Lin et al. 2017) is (1 - p_y)^gamma * ce. ``adaptive_balanced`` (FinSA-MoE) takes exp(-ce), the
+    *smoothed* ce, in place of p_y: with its smoothing of 0.1 and 3 classes that is never above 0.7474, so that the
+    factor never falls below 0.064 and the loss never below 0.018575, however certain and right the model is. Its class
+    weights, (1 - beta) / (1 - beta^n) with beta 0.99, are all the same from about 1,000 rows per class. It divides by
+    the number of rows; here weighted losses are divided by their weights, as all of them are.
 
     Args:
-        method: its ``loss_on``, ``head`` and ``loss``.
-        renderer: knows the labels' tokens.
-        counts: training rows per class, of the rows that are used.
+        scores: of the classes, (b, c): logits, or log-probabilities that need not sum to 1.
+        targets: true classes, (b,).
+        loss: name, gamma, smoothing, and the tau of logit adjustment.
+        log_shares: log of each class's share of the training rows, (c,), for logit adjustment (Menon et al. 2021).
+
+    Returns:
+        (b,), not weighted.
     """
-    if method.loss_on != "label":
-        return tokens()
-    needed = counts if method.loss.logit_adjustment > 0 else None
-    if method.head == "classifier":
-        return choice(classified, method.loss, needed)
-    tree = LabelTree.of(scored_answers(renderer)[0])
-    return choice(answered(tree), method.loss, needed, tree.tokens)
+    if log_shares is not None and loss.logit_adjustment > 0:
+        scores = scores + loss.logit_adjustment * hardware.onto(log_shares, scores.device).to(scores.dtype)
+    log_p = torch.log_softmax(scores.float(), dim=1)
+    log_true = log_p.gather(1, targets[:, None]).squeeze(1)
+    entropy = -(1 - loss.smoothing) * log_true - loss.smoothing * log_p.mean(dim=1)
+    if loss.name == "cross_entropy":
+        return entropy
+    log_confidence = log_true if loss.name == "focal" else -entropy
+    # The lower bound keeps the gradient of small powers finite where the model is certain of a row.
+    doubt = (-torch.expm1(log_confidence)).clamp(min=torch.finfo(log_p.dtype).tiny)
+    return doubt**loss.gamma * entropy
 
 
-def answered(tree: LabelTree) -> Scores:
-    """Scores of label words, by the LM head."""
+def label_word_log_probs(tree: LabelTree) -> Scores:
+    """Scores of the classes by the LM head: log-probabilities of their label words."""
 
     def scores(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        past, _ = prefix.forward(model, batch)
-        return label_log_probs(model, batch["input_ids"], batch["lengths"], tree, past, **_routed(batch))
+        past, _ = forward_prefix(model, batch)
+        return label_log_probs(model, batch["input_ids"], batch["lengths"], tree, past, **_router_inputs(batch))
 
     return scores
 
 
-def classified(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Scores of classes, by a classification head: (b, c)."""
-    past, _ = prefix.forward(model, batch)
+def classifier_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """Scores of the classes by a classification head: (b, c)."""
+    past, _ = forward_prefix(model, batch)
     given = {} if past is None else {"past": past}
     logits: torch.Tensor = model(batch["input_ids"], batch["text_span"], **given)
     return logits
 
 
-def joint(task: Objective, mixture: Mixture, domain_weight: float, balance_weight: float) -> Objective:
-    """A mixture's objective: the task's, the router's cross-entropy against the domains, and balance.
+# ------------------------------------------------------------------------------------------------ mixture of experts
 
-    Each part is a mean over the whole optimiser step: the task's over its own weights, the router's over the rows that
-    are of an expert's domain, balance over rows, where a micro-batch's value counts for each of its rows: a mean gate
-    cannot be had of rows that are not there at the same time, so this part alone depends on the micro-batch.
+
+def joint(task: Objective, mixture: Mixture, domain_weight: float, balance_weight: float) -> Objective:
+    """A mixture's objective: the task's, the router's cross-entropy against the domains, and balance of the experts.
+
+    Each part is a mean over the whole optimiser step: the task's over its weights, the router's over the rows whose
+    domain is an expert's, balance over rows. Balance alone depends on the micro-batch, because a mean gate can only be
+    computed over rows that are forwarded at the same time; a micro-batch's value counts for each of its rows.
 
     Args:
-        task: what the method makes small.
-        mixture: whose last pass has the router's logits.
+        task: the method's objective.
+        mixture: its last forward pass has the router's logits.
         domain_weight: lambda of the router's cross-entropy.
         balance_weight: lambda of balance.
     """
@@ -149,42 +234,22 @@ def joint(task: Objective, mixture: Mixture, domain_weight: float, balance_weigh
     def total(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         loss, logits = task.total(model, batch), mixture.route.logits
         assert logits is not None
-        routed = functional.cross_entropy(logits, batch["domains"], ignore_index=-1, reduction="sum")
+        routing = functional.cross_entropy(logits, batch["domains"], ignore_index=-1, reduction="sum")
         balance = balance_loss(logits.softmax(dim=1)) * len(logits)
-        return torch.stack([loss, domain_weight * routed, balance_weight * balance])
+        return torch.stack([loss, domain_weight * routing, balance_weight * balance])
 
     def weight(batch: Batch) -> torch.Tensor:
-        known = (batch["domains"] >= 0).sum().clamp(min=1e-6)  # a step without any costs 0
+        known = (batch["domains"] >= 0).sum().clamp(min=1e-6)  # a step without any has a routing loss of 0
         return torch.stack([task.weight(batch), known, torch.ones_like(batch["domains"]).sum()]).float()
 
     return Objective(total, weight, task.suffix)
 
 
-def _routed(batch: Batch) -> Batch:
+def _router_inputs(batch: Batch) -> Batch:
     """What a mixture's router needs of a batch; nothing for other models."""
     return {"text_span": batch["text_span"]} if "domains" in batch else {}
 
 
-@contextmanager
-def _rows_apart(model: torch.nn.Module, batch: Batch) -> Iterator[Batch]:
-    """Keep packed rows from seeing each other: by attention itself, by a kernel that reads it off the positions, or by
-    a mask; gives what the model takes for it."""
-    if "segments" not in batch:
-        yield {}
-    elif "lengths" in batch and packed_attention.possible(model):
-        with packed_attention.apart(model, batch["lengths"], batch["input_ids"].shape[1]):
-            yield {"position_ids": batch["position_ids"]}
-    elif masks.maskless(model):
-        yield {"position_ids": batch["position_ids"]}
-    else:
-        yield {"position_ids": batch["position_ids"], "attention_mask": _mask(model, batch["segments"])}
-
-
-def _mask(model: torch.nn.Module, segments: torch.Tensor) -> torch.Tensor:
-    """What each position of lines sees, added to the scores of attention: (l, 1, s, s)."""
-    order = torch.arange(segments.shape[1], device=segments.device)
-    sees = (segments[:, :, None] == segments[:, None, :]) | (segments == HEAD)[:, None, :]
-    sees &= order[:, None] >= order
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
-    return mask.masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+def _weighted_sum(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Sum a value per row, (b,), times the rows' weights; or per position, (b, k)."""
+    return (values * batch["weights"]).sum() if "weights" in batch else values.sum()

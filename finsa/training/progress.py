@@ -1,20 +1,164 @@
-"""What a user sees and keeps of a training run while it goes on."""
+"""Progress of a training run: steps, loss and time left, and its throughput in samples, tokens, memory and MFU.
+
+Nothing here waits for the device while steps run: all that is counted is known on the host. Several processes add up
+their counts when a record is logged, and at the end.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import torch
 from rich.measure import Measurement
 from transformers import TrainerCallback
 
+from finsa.data.rows import IGNORE
+from finsa.models import flops, hardware
+from finsa.runs import processes
 from finsa.runs.progress import Display, Work
-from finsa.training.throughput import Meter
+
+
+@dataclass
+class Counts:
+    """Work done by a process, or by all of them.
+
+    Args:
+        steps: of the optimiser.
+        rows: their number.
+        positions: tokens with padding that were forwarded.
+        pairs: of positions, for which attention was computed.
+        tokens: real tokens.
+        labelled: tokens with a label, or rows where a class is chosen.
+        projected: positions that the LM head was applied to.
+        seconds: of training, without validation and saving.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    positions: int = 0
+    pairs: int = 0
+    tokens: int = 0
+    labelled: int = 0
+    projected: int = 0
+    seconds: float = 0.0
+
+    def since(self, earlier: Counts) -> Counts:
+        """The work done after `earlier`."""
+        return Counts(**{name: value - getattr(earlier, name) for name, value in vars(self).items()})
+
+
+class Meter:
+    """Counts the batches and the time of a fit.
+
+    Args:
+        model: gives the operations that a batch takes.
+        suffix: number of label-tree tokens behind every row.
+        checkpointing: whether gradient checkpointing is used.
+    """
+
+    def __init__(self, model: Any, suffix: int, checkpointing: bool) -> None:
+        self.costs, self.dtype = flops.of(model, checkpointing), flops.dtype_of(model)
+        self.reads = 0 if getattr(model, "head", None) is not None else 1 + suffix
+        self.done, self.last = Counts(), Counts()
+        self.rate = hardware.matmul_rate(self.dtype)  # measured before the clock runs
+        self._since: float | None = None
+
+    def count(self, rows: Sequence[dict[str, Any]], batches: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Count an optimiser step of this process.
+
+        Args:
+            rows: of the step.
+            batches: its micro-batches; each forwards a shared prefix once.
+        """
+        done = self.done
+        done.steps += 1
+        done.rows += len(rows)
+        done.tokens += sum(len(row["input_ids"]) for row in rows)
+        done.labelled += sum(
+            1 if "target" in row else sum(label != IGNORE for label in row["labels"][1:]) for row in rows
+        )
+        for batch in batches:
+            b, s = batch["input_ids"].shape
+            prefix = len(batch.get("prefix", ()))
+            done.positions += b * s + prefix
+            if "position_ids" in batch:  # packed: each row attends to itself and to the prefix of the sequence
+                lengths = batch["lengths"]
+                packed_prefix = s - int(lengths.sum())
+                done.pairs += int((lengths * (packed_prefix + lengths)).sum()) + packed_prefix**2
+            else:
+                done.pairs += b * s * (prefix + s) + prefix * prefix
+            read = b * self.reads if "targets" in batch else batch["read"].numel()
+            done.projected += read + len(batch.get("prefix_labels", ()))
+
+    def start(self) -> None:
+        """Start the clock."""
+        self._since = time.monotonic()
+
+    def stop(self) -> None:
+        """Stop the clock."""
+        if self._since is not None:
+            hardware.wait()  # the operations that are still queued on the device belong to the time
+            self.done.seconds += time.monotonic() - self._since
+            self._since = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock within: for validation and saving."""
+        running = self._since is not None
+        self.stop()
+        try:
+            yield
+        finally:
+            if running:
+                self.start()
+
+    def lap(self) -> dict[str, float]:
+        """Figures since the last lap, for the log; all processes take their laps at the same step."""
+        with self.paused():
+            now = replace(self.done)
+        since, self.last = now.since(self.last), now
+        return self.figures(since)
+
+    def facts(self) -> dict[str, float]:
+        """Figures of the whole fit, and the rate that MFU refers to, for ``run.json``."""
+        with self.paused():
+            done = self.done
+        rate = processes.total(np.array([self.rate]))[0]
+        return {**self.figures(done), "matmul_gflops": round(rate / 1e9, 1), "seconds": round(done.seconds, 2)}
+
+    def figures(self, done: Counts) -> dict[str, float]:
+        """Throughput of all processes, which call this at the same step.
+
+        Args:
+            done: by this process.
+
+        Returns:
+            Samples and real tokens per second, the share of real tokens that have a label, operations per second over
+            the measured rates of matrix products (MFU), and the largest peak memory of a process in GiB.
+        """
+        peaks = np.zeros(processes.world())
+        peaks[processes.rank()] = hardware.peak_memory()
+        values = processes.total(np.array([1, self.rate, *vars(done).values(), *peaks])).tolist()
+        number, rate, summed, peak = values[0], values[1], values[2 : -len(peaks)], max(values[-len(peaks) :])
+        work: dict[str, Any] = dict(zip(vars(done), summed, strict=True))
+        seconds = max(work["seconds"] / number, 1e-9)
+        operations = self.costs.total(work["positions"], work["pairs"], work["projected"], work["rows"])
+        return {
+            "samples_per_second": round(work["rows"] / seconds, 2),
+            "tokens_per_second": round(work["tokens"] / seconds, 1),
+            "trainable_token_share": round(work["labelled"] / max(work["tokens"], 1), 4),
+            "mfu": round(operations / seconds / rate, 4),
+            "peak_memory_gib": round(peak / 2**30, 3),
+        }
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
-    """Shows steps with loss, throughput and time left, and passes every record on.
+    """Shows steps with loss, throughput and time left, and passes on every log record.
 
     Args:
         meter: gives the trainer's meter, once there is a trainer.
@@ -37,7 +181,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
             yield
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the bar where the run stands."""
+        """Start the bar, of a resumed run where it was."""
         self.meter().start()
         self.step = state.global_step
         shown = self.display.work("training", state.max_steps, done=state.global_step, at_once=True)
@@ -50,7 +194,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
             self.work.move(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Show and pass on a record; step records get their throughput."""
+        """Show and pass on a record; records of steps get their throughput."""
         logs = dict(logs or {})
         if "loss" in logs:
             logs |= self.meter().lap()
@@ -71,7 +215,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         self.record(state.global_step, logs)
 
     def _fitting(self, work: Work, numbers: Sequence[str]) -> str:
-        """The first of the numbers, as many as leave room for the step, the total and the time left."""
+        """As many of the numbers as leave room on the line for the step, the total and the time left."""
         self.bar.update(work.task, numbers="")
         width = Measurement.get(self.console, self.console.options, self.bar.make_tasks_table(self.bar.tasks)).maximum
         shown, room = "", self.console.width - width

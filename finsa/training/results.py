@@ -1,4 +1,4 @@
-"""What a training run of any kind writes down and shows; no trainer here, for which baselines need not wait."""
+"""Calibration, files and tables of a training run of any kind; no torch here, which some baselines do without."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from finsa.session import Session
 
 
 def calibrate(
-    cfg: RunConfig, job: tokenized.Labelled, folder: RunFolder, metrics: dict[str, Any], log_probs: dict[str, Any]
+    cfg: RunConfig, data: tokenized.Labelled, folder: RunFolder, metrics: dict[str, Any], log_probs: dict[str, Any]
 ) -> None:
-    """Fit the temperature of the run's probabilities, and report the calibration.
+    """Fit the temperature of the run's probabilities, and report the calibration error.
 
     Args:
         metrics: gets ``calibration``.
@@ -24,7 +24,7 @@ def calibrate(
             validation rows, or with ``train.calibrate=false``, it is 1.
     """
     fitted = cfg.train.calibrate and "validation" in log_probs
-    metrics["calibration"] = run_results.calibration(job, log_probs, None if fitted else 1.0)
+    metrics["calibration"] = run_results.calibration(data, log_probs, None if fitted else 1.0)
     if not fitted:
         return
     temperature = metrics["calibration"]["temperature"]
@@ -39,7 +39,7 @@ def calibrate(
 
 
 def recorder(folder: RunFolder, tracker: trackers.Tracker, session: Session) -> Callable[[int, dict[str, float]], None]:
-    """Takes log records for a run folder and its tracker."""
+    """A function that writes log records to a run folder and its tracker."""
 
     def record(step: int, values: dict[str, float]) -> None:
         folder.log(step, values)
@@ -52,7 +52,7 @@ def recorder(folder: RunFolder, tracker: trackers.Tracker, session: Session) -> 
 
 def write(
     cfg: RunConfig,
-    job: tokenized.Labelled,
+    data: tokenized.Labelled,
     folder: RunFolder,
     tracker: trackers.Tracker,
     metrics: dict[str, Any],
@@ -60,26 +60,28 @@ def write(
     gates: Any = None,
     experts: Sequence[str] = (),
 ) -> None:
-    """Write what a run has found, and show it.
+    """Write the results of a run, and show them.
 
     Args:
-        metrics: with the test split's report and ``calibration``; ``base`` is shown beside it where it is there.
+        metrics: with ``test`` and ``calibration``; ``base``, the base model's report, is shown beside ``test``.
         log_probs: of the test split, (n, c).
         gates: of a mixture, (n, E).
         experts: of a mixture.
     """
     if not processes.first():
         return
-    folder.note(**job.fingerprints(), labels=dict(zip(job.dataset.labels.names, job.dataset.labels.words, strict=True)))
+    folder.note(
+        **data.fingerprints(), labels=dict(zip(data.dataset.labels.names, data.dataset.labels.words, strict=True))
+    )
     reads_all = cfg.method.learn != "nothing" or cfg.method.baseline is not None
-    cut = run_results.write_ledger(job, folder, tuple(job.dataset.splits) if reads_all else ("test",))
+    truncated = run_results.write_ledger(data, folder, tuple(data.dataset.splits) if reads_all else ("test",))
     folder.write_json("metrics.json", metrics)
     temperature = metrics["calibration"]["temperature"]
     folder.write_lines(
-        "predictions.jsonl", run_results.predictions(job, "test", log_probs, temperature, gates, experts)
+        "predictions.jsonl", run_results.predictions(data, "test", log_probs, temperature, gates, experts)
     )
-    if isinstance(job, tokenized.TokenizedDataset):
-        _write_cards(cfg, job, folder)
+    if isinstance(data, tokenized.TokenizedDataset):
+        _write_cards(cfg, data, folder)
     model = [] if cfg.method.baseline is not None else [cfg.model.name]
     title = ", ".join([cfg.method.name, *model, cfg.data.title])
     figure = run_results.draw_confusion_matrix(metrics["test"], title, folder.path)
@@ -88,18 +90,18 @@ def write(
     name = f"{cfg.method.name} mixture" if gates is not None else cfg.method.name
     for drawn in run_results.write_page(cfg, folder, name, "test"):
         tracker.figure(drawn.stem.replace("_", " "), drawn)
-    rows = {f"{cfg.model.name} as it is": metrics["base"]} if "base" in metrics else {}
-    tables.show_ledger(job.dataset.ledger, cut)
+    rows = {f"{cfg.model.name} (zero-shot)": metrics["base"]} if "base" in metrics else {}
+    tables.show_ledger(data.dataset.ledger, truncated)
     tables.show_report(metrics["test"], f"{cfg.method.name} on the test split, by class", cfg.method)
     tables.scores({**rows, cfg.method.name: metrics["test"]}, f"{cfg.data.title}, test split").show()
     print(f"run folder: {folder.path}")
 
 
-def _write_cards(cfg: RunConfig, job: tokenized.TokenizedDataset, folder: RunFolder) -> None:
+def _write_cards(cfg: RunConfig, data: tokenized.TokenizedDataset, folder: RunFolder) -> None:
     """Write a model card beside the weights of the run, in the place of PEFT's empty one."""
     from finsa.inference import model_cards  # it needs torch, and baselines write no card
 
     for place in sorted((folder.path / "adapters").glob("*/")):
-        model_cards.write(place, "adapter", cfg, folder.path, folder.facts, job.renderer)
+        model_cards.write(place, "adapter", cfg, folder.path, folder.facts, data.renderer)
     if (folder.path / "model").is_dir():
-        model_cards.write(folder.path / "model", "merged", cfg, folder.path, folder.facts, job.renderer)
+        model_cards.write(folder.path / "model", "merged", cfg, folder.path, folder.facts, data.renderer)

@@ -1,133 +1,109 @@
-"""The one trainer: trl's SFTTrainer fed with finished rows, loss where labels are, validation by the scorer."""
+"""The trainer: trl's SFTTrainer on finished rows, resumed exactly, and stopped by the first loss that is not finite.
+
+A checkpoint of transformers has weights, optimiser, schedule and random states. `FinsaTrainer` also restores the order
+of the rows within an epoch, patience, the loss that is not logged yet, the token count, and whether training is over.
+
+On a GPU, checking every step for a non-finite loss would make the host wait. There a flag on the device makes the
+optimiser skip its steps from the first bad one on, and the host looks at it when it logs or saves; so weights and
+optimiser are still those from before the bad step. On a CPU the check costs nothing and is made at once.
+
+Private methods of transformers' Trainer that are overridden, for which transformers and trl are pinned to a minor
+version: `_get_train_sampler`, `_run_epoch`, `_clip_grad_norm`, `_save_checkpoint`, `_save`. Each gives its reason.
+"""
 
 from __future__ import annotations
 
+import gc
+import json
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from transformers import EarlyStoppingCallback, TrainerCallback
+from trl import SFTTrainer
 
+from finsa.errors import FinsaError, RunError, Stopped
 from finsa.models import hardware
 from finsa.models.classifier import Classifier
 from finsa.models.moe.mixture import Mixture
-from finsa.training import distributed
-from finsa.training.batching import Step
+from finsa.runs import files, processes
+from finsa.training import checkpoints, distributed
+from finsa.training.batches import Batch, Step, StepSplitter
+from finsa.training.checkpoints import EPOCH, STATE, Checkpoint, Progress
 from finsa.training.objective import Objective
-from finsa.training.recovery import Recovery
-from finsa.training.resumable import DurableTrainer
-from finsa.training.throughput import Meter
+from finsa.training.progress import Meter
 
-Validate = Callable[[torch.nn.Module], dict[str, float]]
+NOT_FINITE = "not_finite.json"  # losses of the rows of a step that was not finite
 
 
-class FinsaTrainer(DurableTrainer):
-    """Trains on finished rows.
+class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
+    """Trains on finished rows. To transformers a batch is a whole optimiser step, which is split here.
 
     Args:
-        validate: called with the model; its numbers choose the checkpoint.
-        objective: what a step makes small.
+        objective: of a step.
+        splitter: splits a step into micro-batches; they become smaller where memory does not suffice.
+        validate: called with the model; its metrics choose the checkpoint.
+        pause: entered while a checkpoint is written.
+        rows: number of real rows; further rows of the data set fill up the last step and have weight 0.
         lr_ratio: learning rate of LoRA's B over that of A (LoRA+, Hayou et al. 2024).
-        recovery: cuts smaller micro-batches where memory does not suffice.
-        saving: entered while a checkpoint is written.
-        rows: how many of the rows are real; those behind them weigh nothing.
-        **kwargs: as DurableTrainer takes them.
+        log_file: file whose length a checkpoint records; None: there is none.
+        resumed: checkpoint to resume from; `train` gets the same folder.
+        stopped: gives the signal that asks to save and stop; None while there is none.
+        identify: gives a training row's id by its number, for messages.
+        on_smaller: called with the new sizes when micro-batches become smaller.
+        **kwargs: as SFTTrainer takes them.
     """
 
-    loss_is_scaled_for_ga = True  # `compute_loss` has divided by the whole step
+    loss_is_scaled_for_ga = True  # `compute_loss` has divided by the weight of the whole step
 
     def __init__(
         self,
         *,
-        validate: Validate,
         objective: Objective,
-        lr_ratio: float,
-        recovery: Recovery,
-        saving: Callable[[], AbstractContextManager[None]],
+        splitter: StepSplitter,
+        validate: Callable[[torch.nn.Module], dict[str, float]],
+        pause: Callable[[], AbstractContextManager[None]],
         rows: int,
+        lr_ratio: float,
+        log_file: Path | None,
+        resumed: Checkpoint | None,
+        stopped: Callable[[], int | None],
+        identify: Callable[[int], str],
+        on_smaller: Callable[[dict[str, float]], None],
+        callbacks: Sequence[TrainerCallback] = (),
         **kwargs: Any,
     ) -> None:
-        self.saving = saving
-        self.validate, self.objective, self.lr_ratio, self.rows = validate, objective, lr_ratio, rows
-        self.recovery, self.step = recovery, Step([])
-        self.validated: list[int] = []  # steps, of this sitting
-        self.first_step: float | None = None  # seconds of forward and backward: what compilation costs
-        self.tokens = 0  # real tokens trained on, counted where the rows are, so that no step waits for the device
-        exact = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
-        super().__init__(cut=recovery.cut, **kwargs)
-        for parameter, data in exact:
+        self.objective, self.splitter, self.validate, self.pause = objective, splitter, validate, pause
+        self.rows, self.lr_ratio, self.log_file, self.resumed = rows, lr_ratio, log_file, resumed
+        self.stopped, self.identify, self.on_smaller = stopped, identify, on_smaller
+        self.step, self.halved = Step([]), False
+        self.tokens = 0  # real tokens trained on, counted on the host, so that no step waits for the device
+        self.validated: list[int] = []  # steps at which this process has validated
+        self.recent: list[tuple[int, float, list[int]]] = []  # steps since the last check: number, epoch before, rows
+        self.seconds_before, self.started = resumed.progress.seconds if resumed else 0.0, time.monotonic()
+        trainable = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
+        super().__init__(callbacks=[_Resume(self), *callbacks], **kwargs)
+        for parameter, data in trainable:
             parameter.data = data  # trl rounds adapters on a quantised base to bfloat16; they stay in float32 here
+        self.args.logging_nan_inf_filter = False  # it would hide a loss that is not finite, and waits for the device
+        self.place = Path(self.args.output_dir)
+        self.has_bad_loss = torch.zeros((), dtype=torch.bool, device=self.args.device)
+        self.first_bad_step = torch.full((), -1, device=self.args.device)
         self.meter = Meter(kwargs["model"], len(objective.suffix), self.args.gradient_checkpointing)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Make the accelerator; FSDP on processors as on GPUs."""
+        """Make the accelerator; FSDP on a CPU as on GPUs."""
         super().create_accelerator_and_postprocess()
-        distributed.allow_on_cpu(self)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """The order of the rows, the same in all processes."""
-        inner = super()._get_train_sampler(self.train_dataset.select(range(self.rows)))
-        return distributed.order(inner, self.train_dataset)
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], torch.Tensor | None]:
-        """Fetch an optimiser step, cut into micro-batches, and the sum of its weights over all processes.
-
-        To the trainer a step is one batch, so how it is cut is decided with its rows at hand.
-        """
-        step: Step | None = next(epoch_iterator, None)
-        if step is None:
-            return [], None
-        real = [row for row in step.rows if row["row"] < self.rows]
-        self.tokens += sum(len(row["input_ids"]) for row in real)
-        self.note([row["row"] for row in real])
-        self.step, batches = step, self.cut(step)
-        self.meter.count(real, batches)
-        weight = hardware.onto(torch.stack([self.objective.weight(batch) for batch in batches]).sum(0), device)
-        return [batches], self.accelerator.gather(weight).view(-1, *weight.shape).sum(0)
-
-    def training_step(
-        self, model: torch.nn.Module, inputs: list[dict[str, torch.Tensor]], num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        """Forward and backward of a whole optimiser step, micro-batch after micro-batch.
-
-        Returns:
-            The step's loss, as this process sees it.
-        """
-        started, plain = time.monotonic(), super().training_step
-
-        def make(batches: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-            losses = []
-            for left, batch in zip(reversed(range(len(batches))), batches, strict=True):
-                self.accelerator.gradient_state._set_sync_gradients(left == 0)
-                moved = {name: hardware.onto(tensor, self.args.device) for name, tensor in batch.items()}
-                with self.accelerator.no_sync(model) if left else nullcontext():
-                    losses.append(plain(model, moved, num_items_in_batch))
-            return torch.stack(losses).sum()
-
-        loss = self.recovery.run(model, self.step, inputs, make)
-        if self.first_step is None:
-            self.first_step = round(time.monotonic() - started, 2)
-        return loss
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Average the loss over the weights of the whole optimiser step, all processes and micro-batches."""
-        loss = self.objective.total(model, inputs)
-        if num_items_in_batch is None:
-            return (loss / self.objective.weight(inputs)).sum()
-        # DDP averages gradients over processes, while the weights are already those of all of them.
-        return (loss / num_items_in_batch).sum() * self.accelerator.num_processes
+        distributed.allow_fsdp_on_cpu(self)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Make the optimiser; with LoRA+ the matrices B get groups of their own with their own learning rate."""
+        """Make the optimiser; with LoRA+ the matrices B get parameter groups with a learning rate of their own."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if self.lr_ratio == 1:
             return optimizer
@@ -139,8 +115,197 @@ class FinsaTrainer(DurableTrainer):
                 optimizer.add_param_group({**group, "params": moved, "lr": group["lr"] * self.lr_ratio})
         return optimizer
 
+    # ------------------------------------------------------------------------------------------------ a step
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Sample the order of the rows.
+
+        Private, because no argument makes several processes use one order, and blank rows come last (test_steps).
+        """
+        sampler = super()._get_train_sampler(self.train_dataset.select(range(self.rows)))
+        return distributed.same_order(sampler, len(self.train_dataset))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | None]:
+        """Fetch a step, split into micro-batches, and the sum of its weights over all processes."""
+        step: Step | None = next(epoch_iterator, None)
+        if step is None:
+            return [], None
+        real = [row for row in step.rows if row["row"] < self.rows]
+        self.tokens += sum(len(row["input_ids"]) for row in real)
+        self.recent.append((self.state.global_step + 1, self.state.epoch or 0.0, [row["row"] for row in real]))
+        self.step, batches = step, self.splitter(step)
+        self.meter.count(real, batches)
+        weight = hardware.onto(torch.stack([self.objective.weight(batch) for batch in batches]).sum(0), device)
+        return [batches], self.accelerator.gather(weight).view(-1, *weight.shape).sum(0)
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: list[Batch], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of a step; where memory does not suffice, again with half the micro-batch.
+
+        Returns:
+            The step's loss, as this process sees it.
+
+        Raises:
+            RunError: where a single row does not fit.
+        """
+        batches = inputs
+        while True:
+            try:
+                return self._accumulate(model, batches, num_items_in_batch)
+            except (RuntimeError, MemoryError) as error:
+                if not hardware.out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0]
+            # Outside of the handler, whose traceback holds the tensors that did not fit. The loss divides by the weight
+            # of the whole step, so that smaller micro-batches add up to the same gradients.
+            self._halve_micro_batch(reason)
+            model.zero_grad()
+            hardware.release_memory()
+            batches = self.splitter(self.step)
+
+    def _accumulate(self, model: torch.nn.Module, batches: list[Batch], weight: Any) -> torch.Tensor:
+        """Forward and backward of one micro-batch after the other; processes exchange gradients at the last one."""
+        losses = []
+        for left, batch in zip(reversed(range(len(batches))), batches, strict=True):
+            self.accelerator.gradient_state._set_sync_gradients(left == 0)
+            moved = {name: hardware.onto(tensor, self.args.device) for name, tensor in batch.items()}
+            with self.accelerator.no_sync(model) if left else nullcontext():
+                losses.append(super().training_step(model, moved, weight))
+        loss = torch.stack(losses).sum()
+        self.has_bad_loss = self.has_bad_loss | ~torch.isfinite(loss)
+        return loss
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Divide the loss by the weight of the whole step: of all processes and micro-batches."""
+        loss = self.objective.total(model, inputs)
+        if num_items_in_batch is None:
+            return (loss / self.objective.weight(inputs)).sum()
+        # DDP averages gradients over processes, while the weight is already that of all of them.
+        return (loss / num_items_in_batch).sum() * self.accelerator.num_processes
+
+    def _halve_micro_batch(self, reason: str) -> None:
+        """Halve the micro-batch from now on; one of several processes would leave the others waiting, and stops."""
+        most = max(map(len, self.splitter.groups([len(row["input_ids"]) for row in self.step.rows])))
+        if most == 1 or processes.world() > 1:
+            size = "one row" if most == 1 else f"{most} rows in one of several processes"
+            longest = max(len(row["input_ids"]) for row in self.step.rows)
+            raise RunError(
+                f"out of memory at a micro-batch of {size}, {longest} tokens ({reason}). Set "
+                f"{'' if most == 1 else 'train.micro_batch_size smaller, '}train.gradient_checkpointing=true, a "
+                "smaller data.max_length or method.quantization=nf4; stage=check estimates what is needed. Where "
+                "more memory is free, the same command with resume=true resumes from the last checkpoint"
+            )
+        self.splitter.rows, self.halved = -(-most // 2), True
+        self.on_smaller(self.sizes())
+        gc.collect()
+
+    def sizes(self) -> dict[str, float]:
+        """Rows of a micro-batch, and micro-batches of a step of this process."""
+        rows = self.args.per_device_train_batch_size
+        return {"micro_batch_size": self.splitter.rows, "accumulation": -(-rows // self.splitter.rows)}
+
+    # ------------------------------------------------------------------------------------------------ non-finite losses
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Clip gradients; from the first step that is not finite on, the optimiser makes no step.
+
+        Private, because the norm is known here alone before the optimiser's step, and computing it again is costly
+        (test_checkpoints: a loss that is not finite).
+        """
+        norm = super()._clip_grad_norm(model)
+        whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        bad = self.has_bad_loss | ~torch.isfinite(torch.as_tensor(whole, device=self.has_bad_loss.device))
+        step = self.state.global_step + 1
+        self.first_bad_step = torch.where((self.first_bad_step < 0) & bad, step, self.first_bad_step)
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        if getattr(optimizer, "_step_supports_amp_scaling", False):  # fused: it reads the flag on the device
+            optimizer.found_inf = (self.first_bad_step >= 0).float()
+        if self.args.device.type == "cpu":
+            self.require_finite()
+        return norm
+
+    def require_finite(self) -> None:
+        """Stop where a step since the last check was not finite.
+
+        Raises:
+            FinsaError: naming step and rows; a checkpoint from before the step is saved.
+        """
+        step = int(self.first_bad_step)
+        if step < 0:
+            self.recent.clear()
+            return
+        epoch, numbers = next(((epoch, rows) for number, epoch, rows in self.recent if number == step), (0.0, []))
+        self.first_bad_step.fill_(-1)
+        self.has_bad_loss.fill_(False)
+        self.recent.clear()
+        saved = self._save_before(step, epoch)
+        rows = self._row_losses(numbers)
+        bad = [row for row in rows if not row["finite"]]
+        file = self.place / NOT_FINITE
+        if processes.first():
+            files.write_text(file, json.dumps({"step": step, "rows": rows}, ensure_ascii=False, indent=1) + "\n")
+        names = ", ".join(row["id"] for row in bad[:5]) or "none alone; the whole step is too large"
+        raise FinsaError(
+            f"training: loss or gradient of step {step} is not finite. Rows: {names} ({len(bad)} of {len(rows)}, "
+            f"{file}). {saved}. Inspect these rows, or lower train.learning_rate"
+        )
+
+    def _save_before(self, step: int, epoch: float) -> str:
+        """Save the state before a step, if the step is of the current epoch, and describe what is saved."""
+        self.model.zero_grad()
+        if int(epoch) != int(self.state.epoch or 0.0) or step == 1:
+            return "Checkpoints up to then are intact"
+        if self.state.global_step != step - 1:  # seen late: the optimiser has made no step since, the schedule has
+            self.state.global_step, self.state.epoch = step - 1, epoch
+            self.lr_scheduler.step(step - 1)
+        if not (self.place / f"checkpoint-{step - 1}").is_dir():
+            self._save_checkpoint(self.model, None)
+        return f"Step {step - 1} is saved"
+
+    def _row_losses(self, numbers: list[int]) -> list[dict[str, Any]]:
+        """The loss of each row alone, and whether it and its gradient are finite."""
+        results = []
+        self.model.eval()
+        for number in numbers:
+            (batch,) = self.splitter(Step([self.train_dataset[number]]))
+            self.model.zero_grad()
+            loss = self.compute_loss(self.model, self._prepare_inputs(batch))
+            loss.backward()  # type: ignore[no-untyped-call]
+            grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+            finite = bool(torch.isfinite(loss)) and all(bool(torch.isfinite(grad).all()) for grad in grads)
+            results.append({"row": number, "id": self.identify(number), "loss": float(loss.detach()), "finite": finite})
+        self.model.zero_grad()
+        self.model.train()
+        return results
+
+    # ------------------------------------------------------------------------------------------------ log, validation
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the training, including the parts before it was resumed."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; a loss is checked first, and the speed of a resumed training counts all its parts."""
+        if "loss" in logs:
+            self.require_finite()
+        if self.resumed and "train_runtime" in logs:
+            share = logs["train_runtime"] / max(self.seconds, 1e-9)
+            logs["train_runtime"] = round(self.seconds, 4)
+            logs |= {name: round(logs[name] * share, 3) for name in logs if name.endswith("_per_second")}
+        super().log(logs, start_time)
+
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
-        """Validate with the project's own scorer instead of a loss over padded batches."""
+        """Validate with finsa's scorer instead of a loss over padded batches."""
         self.validated.append(self.state.global_step)
         with self.meter.paused():
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.validate(self.model).items()}
@@ -149,13 +314,89 @@ class FinsaTrainer(DurableTrainer):
         self.control: Any = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save, which is no training time."""
-        with self.saving(), self.meter.paused():
-            super()._save_checkpoint(*args, **kwargs)
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """Run an epoch; the order of its rows is drawn from the random states that it begins with.
+
+        Private, because these have to be saved and restored before the rows are drawn, and because a training that is
+        over must not validate again (test_checkpoints: a training that was stopped).
+        """
+        if self.resumed and kwargs["epoch"] == kwargs["epochs_trained"]:
+            if self.resumed.progress.over or self.state.global_step >= self.state.max_steps:
+                self.control.should_training_stop = True
+                return
+            within = kwargs["steps_trained_in_current_epoch"] > 0
+            self._load_rng_state(str(self.resumed.path / EPOCH if within else self.resumed.path))
+        self.place.mkdir(parents=True, exist_ok=True)
+        self._save_rng_state(str(self.place / EPOCH))
+        super()._run_epoch(**kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint into a staging folder, seal it, and move it to its place.
+
+        Private, because transformers writes in place and removes older checkpoints before the new one is sealed
+        (test_checkpoints: a full disk, damaged checkpoints).
+
+        Raises:
+            RunError: where it cannot be written.
+        """
+        with self.pause(), self.meter.paused():
+            self.require_finite()
+            name = f"checkpoint-{self.state.global_step}"
+            staging = self.place / f"{files.STAGING}{name}"
+            try:
+                self._write_checkpoint(staging, name, model, trial)
+            except (OSError, SafetensorError, RuntimeError) as error:
+                reason = str(error).splitlines()[0]
+                if isinstance(error, RuntimeError) and "writ" not in reason:
+                    raise
+                shutil.rmtree(staging, ignore_errors=True)
+                raise RunError(
+                    f"{self.place / name} cannot be written: {reason}. Earlier checkpoints are intact: free disk "
+                    "space, and repeat the command with resume=true"
+                ) from None
+
+    def _write_checkpoint(self, staging: Path, name: str, model: Any, trial: Any) -> None:
+        folder, wait = staging / name, self.accelerator.wait_for_everyone
+        progress = Progress(
+            over=self.control.should_training_stop and self.state.global_step < self.state.max_steps,
+            tokens=int(processes.total(np.array([int(self.tokens)]))[0]),
+            seconds=round(self.seconds, 3),
+            open_loss=float(self.accelerator.gather(self._tr_loss.detach()).mean()),
+            logged_loss=self._total_loss_scalar,
+            logged_step=self._globalstep_last_logged,
+            log_bytes=self.log_file.stat().st_size if self.log_file and self.log_file.is_file() else 0,
+        )
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        wait()
+        self.args.output_dir = str(staging)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir = str(self.place)
+        wait()
+        best = self.place / f"checkpoint-{self.state.best_global_step}" if self.state.best_global_step else None
+        self.state.best_model_checkpoint = None if best is None else str(best)
+        if self.args.should_save:
+            shutil.copytree(self.place / EPOCH, folder / EPOCH)
+            self.state.save_to_json(str(folder / STATE))
+            checkpoints.seal(folder, progress)
+            files.sync_tree(folder)
+            if self.log_file is not None and self.log_file.is_file():
+                files.sync(self.log_file)
+            files.move(folder, self.place / name)
+            shutil.rmtree(staging, ignore_errors=True)
+            checkpoints.rotate(self.place, self.args.save_total_limit, best, self.place / name)
+        wait()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write a checkpoint, by process 0; of a model with a head only what learns, not the base again."""
+        """Write the weights of a checkpoint, by process 0.
+
+        Private, because `save_model` gathers the pieces of a sharded model and then calls it. Of a model with a
+        classification head or a router, only what was trained is written, not the base (test_moe_joint).
+        """
         if not self.args.should_save:
             return
         if isinstance(self.model, Classifier | Mixture):
@@ -164,4 +405,39 @@ class FinsaTrainer(DurableTrainer):
         super()._save(output_dir, state_dict)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none: the run folder says more, and trl's asks wandb for a URL."""
+        """Write none: the run folder has its own, and trl's asks wandb for a URL."""
+
+    def restore(self) -> None:
+        """Restore what finsa's part of a checkpoint holds."""
+        if self.resumed is None:
+            return
+        progress = self.resumed.progress
+        self.tokens = progress.tokens if processes.first() else 0  # they are summed over the processes
+        self._tr_loss = torch.tensor(progress.open_loss, device=self.args.device)
+        self._total_loss_scalar, self._globalstep_last_logged = progress.logged_loss, progress.logged_step
+        self._initial_global_step = 0
+        self.state.best_model_checkpoint = None if self.resumed.best is None else str(self.resumed.best)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, EarlyStoppingCallback):
+                saved = self.state.stateful_callbacks[type(callback).__name__]["attributes"]
+                callback.early_stopping_patience_counter = saved["early_stopping_patience_counter"]
+
+
+class _Resume(TrainerCallback):  # type: ignore[misc]
+    """Restores a resumed training when it begins; saves and stops one that got a signal."""
+
+    def __init__(self, trainer: FinsaTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.restore()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The last step of an epoch waits for the validation that follows, and is saved with it.
+        if self.trainer.stopped() is not None and not control.should_training_stop and state.epoch % 1 != 0:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        number = self.trainer.stopped()
+        if number is not None:
+            raise Stopped(number, f"step {state.global_step} is saved")

@@ -114,6 +114,7 @@ WRONG_NAMES = [
     ("method=choice(lora,full_)", "method", "there is no 'full_'. Did you mean 'full'?"),
     ("data.split={ruel: random}", "data.split.ruel", "unknown key. Did you mean 'data.split.rule'?"),
     ("data.split.rows={trian: 5}", "data.split.rows.trian", "unknown key. Did you mean 'data.split.rows.train'?"),
+    ("train.compile=true", "train.compile", "was removed, because it made nothing faster; leave it out"),
     ("train.lerning_rate=1", "train.lerning_rate", "unknown key. Did you mean 'train.learning_rate'?"),
     ("method.adapter.rnk=4", "method.adapter.rnk", "unknown key. Did you mean 'method.adapter.rank'?"),
     ("trian.epochs=1", "trian.epochs", "unknown key. Did you mean 'train'?"),

@@ -55,6 +55,12 @@ def test_missing_keys_are_those_of_the_same_choices_and_told_once(
     assert "max_steps" not in told
 
 
+def test_removed_keys_are_left_out(folder: Path, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    place = change(folder, lambda values: values["train"].update(batch_tokens=4096, compile=True))
+    assert run_folder.read(place)[1] == config(*WORDS, f"output_dir={folder.parent}")
+    assert capsys.readouterr().out == ""
+
+
 def test_a_run_from_before_whole_conversations_reads_as_it_did(folder: Path) -> None:
     def act(values: Any) -> None:
         del values["data"]["turns"]

@@ -35,7 +35,8 @@ NO_TORCH = (
     "sweeps",
     "synthetic",
     "data",
-    "training.schedule",
+    "training.preflight",
+    "training.results",
     "models.folders",
     "evaluation",
     "serving",
@@ -43,11 +44,15 @@ NO_TORCH = (
     "inference.predict",
     "inference.row_files",
     "inference.named_rows",
+    "stages.check",
     "stages.evaluate",
     "stages.export",
+    "stages.moe_joint",
     "stages.predict",
     "stages.report",
+    "stages.search",
     "stages.serve",
+    "stages.train",
 )
 
 

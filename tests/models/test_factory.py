@@ -82,7 +82,7 @@ def trained(
         seed=cfg.seed,
         folder=folder / "checkpoints",
         record=lambda step, values: None,
-        objective=objective.of(cfg.method, job.renderer, job.class_counts(cfg)),
+        objective=objective.build(cfg.method, job.renderer, job.class_counts(cfg)),
         lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
     )
     factory.save(cfg, model, folder, job.dataset.labels.names)

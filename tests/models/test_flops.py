@@ -17,9 +17,9 @@ from finsa.models import adapters, flops
 from finsa.models.classifier import Classifier
 from finsa.models.moe import experts
 from finsa.models.moe.mixture import Mixture
-from finsa.training.collate import Collator
-from finsa.training.loss import labelled_loss
-from finsa.training.throughput import Meter
+from finsa.training.batches import Collator
+from finsa.training.objective import labelled_loss
+from finsa.training.progress import Meter
 
 TARGETS: dict[str, tuple[str, ...]] = {
     "lora": ("q_proj", "v_proj"),

@@ -15,7 +15,7 @@ from finsa.inference.scoring import label_log_probs
 from finsa.models import adapters, last_positions
 from finsa.models.moe import experts
 from finsa.models.moe.mixture import Mixture
-from finsa.training.loss import labelled_loss
+from finsa.training.objective import labelled_loss
 
 TREE = LabelTree.of([(7, 3), (7, 4), (9,)])
 IDS = torch.randint(10, 50, (4, 30), generator=torch.Generator().manual_seed(0))

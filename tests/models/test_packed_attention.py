@@ -10,15 +10,15 @@ import torch
 from base_models import EXTRA, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.modeling.test_flops import counted, learner
-from tests.modeling.test_masks import other
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from finsa.data.rows import IGNORE
 from finsa.models import masks, packed_attention
-from finsa.training import prefix
-from finsa.training.collate import Collator, Packer
+from finsa.training import layout
+from finsa.training.batches import Collator, Packer
 from finsa.training.objective import tokens
+from tests.models.test_flops import counted, learner
+from tests.models.test_masks import other
 
 Learnt = tuple[float, torch.Tensor]
 
@@ -59,7 +59,7 @@ def separate(model: Any, made: list[dict[str, Any]]) -> Learnt:
 def test_every_weight_learns_from_a_line_as_from_separate_rows(model_type: str, head: int) -> None:
     model, made = small(model_type).requires_grad_(True).train(), rows([3, 9, 1, 6, 9], head, learnt=100)
     assert packed_attention.possible(model)
-    assert_same(step(model, [Packer(0, None, head)(made)]), separate(model, made))
+    assert_same(step(model, [Packer(head)(made)]), separate(model, made))
 
 
 @settings(max_examples=25, deadline=None)
@@ -71,22 +71,10 @@ def test_every_weight_learns_from_a_line_as_from_separate_rows(model_type: str, 
 )
 def test_any_line_means_what_its_rows_mean(lengths: list[int], head: int, learnt: int, weights: bool) -> None:
     model, made = small().requires_grad_(True).train(), rows(lengths, head, learnt, weights)
-    shared = prefix.Common()
+    shared = layout.CommonPrefix()
     shared.add(made)  # type: ignore[arg-type]
     # Rows also agree on what of the head is learnt, which a row of one token may end early.
-    assert_same(step(model, [Packer(0, None, min(head, shared.tokens))(made)]), separate(model, made))
-
-
-@pytest.mark.parametrize("head", [0, 5])
-def test_a_mask_does_the_same_where_attention_cannot(head: int) -> None:
-    """Eager attention, and layers that run again in backward, when no line is at hand any more."""
-    made = rows([3, 9, 6, 9], head, learnt=100)
-    expected = separate(small().requires_grad_(True).train(), made)
-    eager, again = (small(attention=kind).requires_grad_(True).train() for kind in ("eager", "sdpa"))
-    again.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for model in (eager, again):
-        assert not packed_attention.possible(model)
-        assert_same(step(model, [Packer(0, None, head)(made)]), expected)
+    assert_same(step(model, [Packer(min(head, shared.tokens))(made)]), separate(model, made))
 
 
 def test_the_first_layers_that_keep_something_else_are_refused() -> None:
@@ -94,7 +82,7 @@ def test_the_first_layers_that_keep_something_else_are_refused() -> None:
 
 
 def test_a_layer_that_does_not_ask_is_an_error_and_attention_is_as_before() -> None:
-    model, batch = small(), Packer(0, None)(rows([4, 5], 0))
+    model, batch = small(), Packer()(rows([4, 5], 0))
     kept = model.model.layers[0].self_attn.config
     model.model.layers[0].self_attn.config = small().config  # asks for attention of its own
     with pytest.raises(RuntimeError, match="1 of 2 layers keep"):
@@ -111,6 +99,6 @@ def test_a_line_takes_what_the_counter_sees(head: int) -> None:
     model = learner("lora_all")
     model.set_attn_implementation("sdpa")
     made = rows([20, 23, 30, 41], head)
-    batch = Packer(0, None, head)(made)
+    batch = Packer(head)(made)
     with sdpa_kernel(SDPBackend.MATH):  # its products are seen by the counter
         assert counted(model, lambda: tokens().total(model, batch), batch, False, 0) == pytest.approx(1, abs=0.02)

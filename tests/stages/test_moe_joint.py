@@ -19,7 +19,7 @@ from finsa.evaluation import metrics, moe, run_results
 from finsa.inference import named_rows
 from finsa.runs.run_folder import Result
 from finsa.stages import evaluate, moe_joint, report, train
-from finsa.training import expert_runs, joint
+from finsa.training import expert_runs, joint_training
 
 Compose = Callable[..., RunConfig]
 SHORT = ("train=smoke", "tracking=none", "train.max_steps=4", "train.warmup=0", "data.cache=null")
@@ -124,7 +124,7 @@ def test_the_checkpoints_say_what_has_learnt(finished: tuple[RunConfig, Result])
             file.relative_to(place / name).as_posix(): load_file(file)
             for file in (place / name).glob("*/**/*.safetensors")
         }
-        for name in (joint.INIT, joint.WARMUP, joint.JOINT)
+        for name in (joint_training.INIT, joint_training.WARMUP, joint_training.JOINT)
     }
     init, warm, end = found.values()
     for file, tensors in init.items():
@@ -202,7 +202,7 @@ def test_a_run_that_breaks_is_resumed_after_its_warm_up(
     named = f"stage.experts={{news: {experts['news']}, forum: {experts['forum']}}}"
     short = (*SHORT, *JOINT, named, "stage.compare=false", "train.validate_every=2", f"data.files={files}")
     whole = moe_joint.run(config(*short, f"output_dir={tmp_path}/whole"))
-    real, calls = joint.validated, []
+    real, calls = joint_training.validate, []
 
     def breaks(*arguments: Any) -> Any:
         calls.append(1)
@@ -210,10 +210,10 @@ def test_a_run_that_breaks_is_resumed_after_its_warm_up(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(joint, "validated", breaks)
+    monkeypatch.setattr(joint_training, "validate", breaks)
     with pytest.raises(KeyboardInterrupt):
         moe_joint.run(config(*short, f"output_dir={tmp_path}/cut"))
-    monkeypatch.setattr(joint, "validated", real)
+    monkeypatch.setattr(joint_training, "validate", real)
     resumed = moe_joint.run(config(*short, f"output_dir={tmp_path}/cut", "resume=true"))
     assert resumed.metrics == whole.metrics
     assert stages(tmp_path / "cut") == ["moe_joint"]
@@ -269,7 +269,7 @@ def test_experts_that_do_not_fit_are_refused_before_weights(
 ) -> None:
     facts = read(folder(finished[1]) / "run.json")
     news, forum = facts["experts"]["news"], facts["experts"]["forum"]
-    monkeypatch.setattr(moe_joint.base, "load_base", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(joint_training.base, "load_base", lambda *_, **__: pytest.fail("weights were loaded"))
     short = (*SHORT, *JOINT, f"data.files={files}", f"output_dir={tmp_path}")
     for further, error, message in (
         ((named(files, forum),), RunError, "is no run folder"),

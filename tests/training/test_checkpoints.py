@@ -255,7 +255,7 @@ def test_a_full_disk_is_told_and_the_checkpoints_before_it_are_whole(
 def test_a_loss_that_is_no_number_stops_before_it_does_harm(tokenizer: Any, tmp_path: Path) -> None:
     rows = steps.rows("weighted tokens") * 2
     rows[5] = {**rows[5], "weight": float("inf")}
-    with pytest.raises(FinsaError, match=r"no number. Rows: row 5 \(1 of 4, "):
+    with pytest.raises(FinsaError, match=r"not finite. Rows: row 5 \(1 of 4, "):
         training(tmp_path, tokenizer, rows=rows)
     told = json.loads((tmp_path / "checkpoints" / "not_finite.json").read_text())
     assert [row["id"] for row in told["rows"] if not row["finite"]] == ["row 5"]

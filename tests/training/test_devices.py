@@ -14,7 +14,7 @@ from finsa.config import RunConfig
 from finsa.inference.label_tree import LabelTree
 from finsa.inference.scoring import label_log_probs
 from finsa.models import hardware
-from finsa.training.collate import Collator, Packer
+from finsa.training.batches import Collator, Packer
 
 META = torch.device("meta")
 
@@ -53,11 +53,10 @@ def test_everything_a_step_makes_is_on_the_models_device(kind: str, shared: int)
     assert {gradient.device for gradient in gradients} == {META}
 
 
-@pytest.mark.parametrize("line", [None, 32])
-def test_everything_a_pack_makes_is_on_the_models_device(line: int | None) -> None:
+def test_everything_packed_rows_make_is_on_the_models_device() -> None:
     model, objective = steps.learner("tokens").train().to(META), steps.objective("tokens")
     with Queued():
-        loss = objective.total(model, _batch(Packer(0, line), "weighted tokens"))
+        loss = objective.total(model, _batch(Packer(), "weighted tokens"))
         loss.backward()
     assert loss.device == META
 

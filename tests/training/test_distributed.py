@@ -31,19 +31,19 @@ class Made(Sequence[Row]):
 
 def test_blank_rows_follow_the_real_ones_up_to_whole_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    rows = distributed.filled(Made(11), 4)
+    rows = distributed.fill_up(Made(11), 4)
     assert len(rows) == 16
     assert list(rows)[:11] == rows[:11] == [Row(**{**row, "weight": 1.0}) for row in Made(11)]
     assert rows[11:] == [Row(input_ids=[0, 1], labels=[IGNORE, 1], weight=0.0)] * 5
     assert rows[-1] == rows[15]
-    assert len(distributed.filled(Made(16), 4)) == 16
+    assert len(distributed.fill_up(Made(16), 4)) == 16
 
 
 def test_filling_makes_no_list_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with a million rows would hold gigabytes each."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     source = Made(10 * CHUNK + 1)
-    rows = distributed.filled(source, 4)
+    rows = distributed.fill_up(source, 4)
     assert source.made <= CHUNK
     assert rows[10 * CHUNK]["weight"] == 1
     assert rows[10 * CHUNK + 1]["weight"] == 0

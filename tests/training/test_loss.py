@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from finsa.config import Loss
 from finsa.data.rows import IGNORE
-from finsa.training.collate import Collator
-from finsa.training.loss import choice_loss, labelled_loss
+from finsa.training.batches import Collator
+from finsa.training.objective import choice_loss, labelled_loss
 
 
 def batch(labelled: str, seed: int = 0) -> dict[str, torch.Tensor]:

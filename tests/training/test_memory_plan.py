@@ -19,7 +19,7 @@ from finsa.data import dataset, tokenized
 from finsa.errors import ConfigError
 from finsa.models import adapters, hardware, memory, tokenizers
 from finsa.training import memory_plan
-from finsa.training.loss import labelled_loss
+from finsa.training.objective import labelled_loss
 
 Compose = Callable[..., RunConfig]
 

@@ -18,7 +18,7 @@ from finsa.data.rows import Renderer
 from finsa.inference import scoring
 from finsa.models.classifier import Classifier
 from finsa.training import objective
-from finsa.training.collate import Collator
+from finsa.training.batches import Collator
 
 Configure = Callable[..., RunConfig]
 TEXTS = ["净利润同比增长三成", "跌停", "公司召开董事会会议，审议通过三项议案", "减持"]
@@ -52,7 +52,7 @@ def test_loss_on_the_label_is_that_of_the_scorers_scores(
     config: Configure, qwen_tokenizer: Any, words: tuple[str, ...]
 ) -> None:
     made, model = renderer(qwen_tokenizer, words), model_for(qwen_tokenizer)
-    goal = objective.of(config("method=lora_label").method, made, [1, 1, 1])
+    goal = objective.build(config("method=lora_label").method, made, [1, 1, 1])
     scores = torch.from_numpy(scoring.scorer(model, made, 1000)(TEXTS))
     expected = functional.cross_entropy(scores, torch.tensor(GOLD), reduction="sum")
     assert float(goal.total(model, batch(made, "lm", goal))) == pytest.approx(float(expected), rel=1e-5)
@@ -70,7 +70,7 @@ def test_answers_differ_in_length_and_beginning_as_the_test_means(qwen_tokenizer
 
 def test_loss_on_the_label_reaches_every_layer_through_the_tree(config: Configure, qwen_tokenizer: Any) -> None:
     made, model = renderer(qwen_tokenizer, WORDS["shared beginnings"]), model_for(qwen_tokenizer).requires_grad_(True)
-    goal = objective.of(config("method=lora_label").method, made, [1, 1, 1])
+    goal = objective.build(config("method=lora_label").method, made, [1, 1, 1])
     goal.total(model, batch(made, "lm", goal)).backward()
     gradients = [parameter.grad for parameter in model.model.layers.parameters()]
     assert gradients
@@ -80,7 +80,7 @@ def test_loss_on_the_label_reaches_every_layer_through_the_tree(config: Configur
 def test_a_classifiers_loss_is_that_of_its_scorer(config: Configure, qwen_tokenizer: Any) -> None:
     made = renderer(qwen_tokenizer, WORDS["one token each"])
     model = Classifier(model_for(qwen_tokenizer), 3, dropout=0.5, seed=1).eval()
-    goal = objective.of(config("method=classifier").method, made, [1, 1, 1])
+    goal = objective.build(config("method=classifier").method, made, [1, 1, 1])
     scored = scoring.scorer(model, made, 40)(TEXTS)
     np.testing.assert_allclose(np.exp(scored).sum(axis=1), 1, atol=1e-6)
     expected = -scored[np.arange(4), GOLD].sum()
@@ -100,7 +100,7 @@ def test_what_follows_the_text_cannot_reach_a_classifier(config: Configure, qwen
 
 def test_logit_adjustment_is_for_learning_alone(config: Configure, qwen_tokenizer: Any) -> None:
     made, model = renderer(qwen_tokenizer, WORDS["one token each"]), model_for(qwen_tokenizer)
-    goal = objective.of(config("method=lora_logit_adjustment").method, made, [10, 1, 4])
+    goal = objective.build(config("method=lora_logit_adjustment").method, made, [10, 1, 4])
     scores = torch.from_numpy(scoring.scorer(model, made, 1000)(TEXTS))
     shares = torch.tensor([10, 1, 4]).double() / 15
     expected = functional.cross_entropy(scores + shares.log(), torch.tensor(GOLD), reduction="sum")

@@ -83,7 +83,7 @@ def test_what_the_step_had_done_before_is_not_doubled(
 ) -> None:
     whole, loss = steps.step("tokens", 4, tokenizer)
     seen: list[int] = []
-    plain = trainer.DurableTrainer.training_step
+    plain = trainer.SFTTrainer.training_step
 
     def second_fails(self: Any, model: Any, batch: Any, *args: Any) -> torch.Tensor:
         seen.append(len(batch["lengths"]))
@@ -92,7 +92,7 @@ def test_what_the_step_had_done_before_is_not_doubled(
             raise error
         return found
 
-    monkeypatch.setattr(trainer.DurableTrainer, "training_step", second_fails)
+    monkeypatch.setattr(trainer.SFTTrainer, "training_step", second_fails)
     parts, found = steps.step("tokens", 4, tokenizer)
     assert seen == [4, 4, 2, 2, 2, 2]
     assert found == pytest.approx(loss, rel=1e-5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from functools import cache
 from typing import Any
@@ -14,7 +13,6 @@ import steps
 import torch
 
 from finsa.errors import ConfigError
-from finsa.training import compiling
 
 
 @cache
@@ -34,7 +32,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 @pytest.mark.parametrize("kind", steps.KINDS)
 def test_the_step_is_the_weighted_mean_of_its_rows(kind: str, tokenizer: Any) -> None:
     """One row at a time through the objective itself, added up by hand."""
-    from finsa.training.collate import Collator
+    from finsa.training.batches import Collator
 
     model, objective = steps.learner(kind).train(), steps.objective(kind)
     collate = Collator(tokenizer.pad_token_id, objective.suffix)
@@ -61,31 +59,6 @@ def test_micro_batches_change_nothing(kind: str, micro: int, tokenizer: Any) -> 
 def test_checkpointing_of_activations_changes_nothing(kind: str, tokenizer: Any) -> None:
     found, _ = steps.step(kind, 8, tokenizer, "train.gradient_checkpointing=true")
     assert_same(found, whole(kind, tokenizer)[0])
-
-
-def test_compiled_layers_change_nothing(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Traced forward and backward, run without a compiler for C++, which not every machine has."""
-    real, compiled = torch.nn.Module.compile, []
-
-    def traced(self: torch.nn.Module, **given: Any) -> None:
-        compiled.append(self)
-        real(self, backend="aot_eager", **given)
-
-    expected, loss = whole("weighted tokens", tokenizer)
-    assert "compiled layers" not in capsys.readouterr().err
-    monkeypatch.setattr(torch.nn.Module, "compile", traced)
-    found, logged = steps.step("weighted tokens", 8, tokenizer, "train.compile=true")
-    assert len(compiled) == 2  # layers of the small model
-    assert all(layer._compiled_call_impl is None for layer in compiled)  # the base is as it was
-    assert logged == pytest.approx(loss, rel=1e-5)
-    assert_same(found, expected)
-    assert re.search(r"compiled layers: first step \d+\.\d s\n", capsys.readouterr().err)
-
-
-def test_the_cost_of_compilation_is_told() -> None:
-    assert compiling.told(3.04, 5, 5.04) == "compiled layers: first step 3.0 s, later ones 0.500 s on average"
 
 
 TOGETHER = ["weighted tokens", "label", "classifier", steps.MIXTURE]
@@ -120,14 +93,13 @@ def test_two_processes_change_nothing(kind: str, of_ranks: list[dict[str, Any]],
         assert logged == pytest.approx(loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("way", ["train.batch_tokens=24", "train.packing=true"])
-def test_neither_a_token_budget_nor_a_pack_changes_the_step(way: str, tokenizer: Any) -> None:
+def test_packing_changes_nothing(tokenizer: Any) -> None:
     expected, loss = whole("weighted tokens", tokenizer)
-    found, logged = steps.step("weighted tokens", 4, tokenizer, way)
+    found, logged = steps.step("weighted tokens", 4, tokenizer, "train.packing=true")
     assert logged == pytest.approx(loss, rel=1e-5)
     assert_same(found, expected)
 
 
 def test_a_choice_among_labels_is_not_packed(tokenizer: Any) -> None:
-    with pytest.raises(ConfigError, match="train.packing: packs are of a loss on tokens"):
+    with pytest.raises(ConfigError, match="train.packing: only a loss on tokens is defined on packed rows"):
         steps.step("label", 4, tokenizer, "train.packing=true")

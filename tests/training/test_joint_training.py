@@ -14,7 +14,7 @@ from torch.nn import functional
 from finsa.config import MoeJointStage, RunConfig
 from finsa.data import dataset, tokenized
 from finsa.models.moe.routing import balance_loss
-from finsa.training import fit, joint, objective
+from finsa.training import fit, joint_training, objective
 from finsa.training.watchdog import Watch
 
 Configure = Callable[..., RunConfig]
@@ -58,10 +58,10 @@ def test_a_step_without_known_domains_costs_nothing() -> None:
 def test_schedules(config: Configure) -> None:
     cfg = config("stage=moe_joint", "stage.rate=0.5", "stage.epochs=null", "train.validate_every=7", "train.warmup=500")
     assert isinstance(cfg.stage, MoeJointStage)
-    warm = joint.warmup(cfg.train, cfg.stage)
+    warm = joint_training.warmup_schedule(cfg.train, cfg.stage)
     assert (warm.max_steps, warm.validate_every, warm.warmup, warm.patience) == (60, 60, 0.1, None)
     assert warm.learning_rate == cfg.train.learning_rate
-    after = joint.schedule(cfg.train, cfg.stage)
+    after = joint_training.joint_schedule(cfg.train, cfg.stage)
     assert (after.learning_rate, after.epochs) == (cfg.train.learning_rate / 2, cfg.train.epochs)
     assert after.warmup == 500
 
@@ -88,7 +88,7 @@ def test_the_run_folder_takes_the_heartbeat_of_both_steps(
     job = tokenized.build(cfg, dataset.load(cfg.data), tokenizer)
     monkeypatch.setattr(fit, "fit", lambda **passed: given.update(passed))
     mixture: Any = SimpleNamespace(experts=("news", "forum"))
-    place = tmp_path / "checkpoints" / joint.WARMUP
-    log, watch = tmp_path / "log.jsonl", Watch(cfg.train, tmp_path)
-    joint._fit(cfg, cfg.stage, mixture, job, cfg.train, place, "none", print, log, watch)
+    place = tmp_path / "checkpoints" / joint_training.WARMUP
+    watch = Watch(cfg.train, tmp_path)
+    joint_training._fit(cfg, cfg.stage, mixture, job, cfg.train, joint_training.WARMUP, "none", print, watch)
     assert (given["watch"].folder, given["folder"]) == (tmp_path, place / "steps")

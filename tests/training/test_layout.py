@@ -1,10 +1,12 @@
-"""A shared prefix and a pack mean what separate rows mean: the same loss, the same gradients."""
+"""A shared prefix and packed rows have the loss and the gradients of separate rows."""
 
 from __future__ import annotations
 
+import random
 import traceback
 from typing import Any
 
+import numpy as np
 import pytest
 import steps
 import torch
@@ -13,10 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from finsa.config import Train, compose
 from finsa.data.rows import IGNORE, Row
-from finsa.training import prefix
-from finsa.training.batching import Cutter, Step
-from finsa.training.collate import Collator, Packer, first_fit
+from finsa.errors import ConfigError
+from finsa.models import flops
+from finsa.training import layout
+from finsa.training.batches import Collator, Packer, Step, StepSplitter
 from finsa.training.objective import Objective, tokens
+from tests.models.test_masks import convolutions
 
 HEAD = [11, 12, 13, 14, 15, 16, 17]
 KINDS = ("tokens", "weighted tokens", "all tokens", "label", "classifier")
@@ -41,8 +45,8 @@ def rows(kind: str) -> list[Row]:
     return made
 
 
-def common(made: list[Row]) -> prefix.Common:
-    found = prefix.Common()
+def common(made: list[Row]) -> layout.CommonPrefix:
+    found = layout.CommonPrefix()
     found.add(made[:3])
     found.add(made[3:])
     return found
@@ -72,10 +76,10 @@ def separate(model: Any, objective: Objective, made: list[Row]) -> tuple[float, 
 def test_a_shared_prefix_changes_neither_loss_nor_gradients(kind: str, rows_each: int) -> None:
     made, name = rows(kind), "tokens" if kind == "all tokens" else kind
     model, objective = steps.learner(name).train(), steps.objective(name)
-    shared = prefix.plan(common(made), model, settings("train.shared_prefix=true"))
+    shared = layout.plan_prefix(common(made), model, settings("train.shared_prefix=true"))
     assert shared.used >= len(HEAD) - 1, shared
-    cut = Cutter(Collator(0, objective.suffix, shared.used), rows_each)
-    batches = cut(Step([dict(row) for row in made]))
+    split = StepSplitter(Collator(0, objective.suffix, shared.used), rows_each)
+    batches = split(Step([dict(row) for row in made]))
     assert all(batch["prefix"].tolist() == HEAD[: shared.used] for batch in batches)
     assert ("prefix_labels" in batches[0]) == (kind == "all tokens")
     assert_same(learnt(model, objective, batches), separate(model, objective, made))
@@ -97,32 +101,13 @@ def test_a_shared_prefix_in_bfloat16_is_within_its_rounding() -> None:
     assert_same((found[0], found[1].float()), exact, within=1e-2)
 
 
-@pytest.mark.parametrize("line", [None, 40])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("shared", [0, 6])
 @pytest.mark.parametrize("kind", ["tokens", "weighted tokens", "all tokens"])
-def test_packed_rows_do_not_see_each_other(kind: str, attention: str, line: int | None) -> None:
-    made, model = rows(kind), small(attention=attention).requires_grad_(True).train()
-    batch = Packer(0, line)([dict(row) for row in made])
-    assert len(batch["input_ids"]) < len(made)
+def test_packed_rows_do_not_see_each_other(kind: str, shared: int) -> None:
+    made, model = rows(kind), small().requires_grad_(True).train()
+    batch = Packer(shared)([dict(row) for row in made])
+    assert batch["input_ids"].shape == (1, shared + sum(len(row["input_ids"]) - shared for row in made))
     assert_same(learnt(model, tokens(), [batch]), separate(model, tokens(), made))
-
-
-def test_lines_of_a_pack_hold_every_row_once_and_no_more_than_fits() -> None:
-    lengths = [5, 9, 3, 4, 1, 9, 2]
-    lines = first_fit(lengths, 9)
-    assert sorted(row for line in lines for row in line) == list(range(7))
-    assert all(sum(lengths[row] for row in line) <= 9 for line in lines)
-    assert len(lines) == 4
-
-
-@pytest.mark.parametrize("budget", [1, 16, 24, 1000])
-def test_a_budget_of_tokens_cuts_a_step_and_changes_nothing(budget: int) -> None:
-    made, model, objective = steps.rows("label"), steps.learner("label").train(), steps.objective("label")
-    cut = Cutter(Collator(0, objective.suffix), 2, budget)
-    batches = cut(Step([dict(row) for row in made]))
-    assert sum(len(batch["input_ids"]) for batch in batches) == len(made)
-    assert all(batch["input_ids"].numel() <= budget or len(batch["input_ids"]) == 1 for batch in batches)
-    assert_same(learnt(model, objective, batches), separate(model, objective, made))
 
 
 def test_what_is_common_ends_before_what_differs_and_before_a_text_that_is_read() -> None:
@@ -137,9 +122,9 @@ def test_what_is_common_ends_before_what_differs_and_before_a_text_that_is_read(
 def test_auto_asks_for_tokens_and_for_their_share() -> None:
     model = small()
 
-    def planned(head: int, text: int, *overrides: str) -> prefix.Prefix:
+    def planned(head: int, text: int, *overrides: str) -> layout.Prefix:
         made = [Row(input_ids=[3] * head + [4 + number] * text, labels=[IGNORE] * (head + text)) for number in range(8)]
-        return prefix.plan(common(made), model, settings(*overrides))
+        return layout.plan_prefix(common(made), model, settings(*overrides))
 
     assert planned(100, 50).used == 99
     assert planned(100, 500).used == 0
@@ -149,18 +134,20 @@ def test_auto_asks_for_tokens_and_for_their_share() -> None:
     refused = planned(100, 50, "train.shared_prefix=true", "train.gradient_checkpointing=true")
     assert (refused.used, refused.reason) == (0, "gradient checkpointing keeps no keys and values")
     assert planned(100, 50, "train.packing=true").used == 99
-    assert "packed" in planned(100, 50, "train.packing=true", "train.compile=true").reason
+    flash = small()
+    flash.config._attn_implementation = "flash_attention_2"
+    assert "flash-attention" in str(layout.prefix_obstacle(flash, settings("train.packing=true"), 150))
 
 
 def test_a_mixture_has_no_prefix_that_means_the_same_before_every_text() -> None:
-    assert "mixture" in str(prefix.obstacle(steps.mixture(), settings(), 100))
+    assert "mixture" in str(layout.prefix_obstacle(steps.mixture(), settings(), 100))
 
 
 @pytest.mark.parametrize(("window", "suffix", "used"), [(150, 0, 99), (149, 0, 0), (150, 1, 0), (151, 1, 99)])
 def test_rows_share_a_prefix_where_they_fit_into_the_sliding_window(window: int, suffix: int, used: int) -> None:
     made = [Row(input_ids=[3] * 100 + [4 + number] * 50, labels=[IGNORE] * 150) for number in range(8)]
     model = small("gemma3_text", sliding_window=window)
-    assert prefix.plan(common(made), model, settings(), suffix).used == used
+    assert layout.plan_prefix(common(made), model, settings(), suffix).used == used
 
 
 class NoAnswers(TorchDispatchMode):
@@ -192,11 +179,84 @@ def test_no_step_waits_for_the_device(kind: str, shared: int) -> None:
         objective.total(model, batch).backward()
 
 
-@pytest.mark.parametrize("line", [None, 40])
-def test_no_packed_step_waits_for_the_device(line: int | None) -> None:
+def test_no_packed_step_waits_for_the_device() -> None:
     model = steps.learner("tokens").train()
-    batch = Packer(0, line)([dict(row) for row in rows("weighted tokens")])
+    batch = Packer()([dict(row) for row in rows("weighted tokens")])
     with NoAnswers():
         tokens().total(model, batch).backward()
     with NoAnswers(), pytest.raises(AssertionError, match="waits"):
         batch["labels"][batch["labels"] != IGNORE]  # what the guard is there for
+
+
+def planned_packing(
+    lengths: list[int], *further: str, prefix: int = 0, packable: bool = True, model: Any = None
+) -> layout.Packing:
+    train = settings("train.batch_size=8", "train.micro_batch_size=8", *further)
+    splitter = StepSplitter(Collator(0, (), prefix), train.micro_batch_size)
+    return layout.plan_packing(np.asarray(lengths), model or small(), train, splitter, prefix, packable)
+
+
+UNLIKE = [5, 60] * 4
+
+
+def test_rows_of_unlike_lengths_are_packed_and_rows_of_like_lengths_are_not() -> None:
+    assert planned_packing(UNLIKE).used
+    assert not planned_packing([60] * 8).used
+    draw = random.Random(0)
+    many = [draw.randint(5, 60) for _ in range(4000)]
+    assert not planned_packing(many).used  # drawn in groups of like lengths
+    assert planned_packing(many, "train.group_by_length=false").used
+
+
+@pytest.mark.parametrize("prefix", [0, 16])
+def test_what_packing_saves_is_a_ratio_of_the_operations_of_the_batches(prefix: int) -> None:
+    """Counted the other way: from the real tensors of both."""
+    lengths = [20, 100, 30, 80, 50, 60, 70, 120]
+    rows: list[dict[str, Any]] = [{"input_ids": [5] * n, "labels": [-100] * n} for n in lengths]
+    costs = flops.of(small())
+    before = costs.position * prefix + costs.pair * prefix * prefix / 2
+    b, width = Collator(0, (), prefix)(rows)["input_ids"].shape
+    seen = prefix + (1.0 if prefix else 0.5) * width
+    side = before + costs.position * b * width + costs.pair * b * width * seen
+    own = Packer(prefix)(rows)["lengths"].tolist()
+    pairs = sum(n * (prefix + (n if prefix else n / 2)) for n in own)
+    found = planned_packing(lengths, "train.packing=true", prefix=prefix)
+    assert found.saves == pytest.approx(side / (before + costs.position * sum(own) + costs.pair * pairs), abs=1e-3)
+
+
+def test_the_user_has_the_last_word_where_packed_rows_are_defined() -> None:
+    assert planned_packing([60] * 8, "train.packing=true").used
+    refused = planned_packing(UNLIKE, "train.packing=false")
+    assert (refused.used, refused.reason) == (False, "train.packing=false")
+    assert not planned_packing(UNLIKE, packable=False).used
+    with pytest.raises(ConfigError, match="train.packing: only a loss on tokens is defined on packed rows"):
+        planned_packing(UNLIKE, "train.packing=true", packable=False)
+
+
+def test_rows_are_packed_where_attention_is_computed_row_by_row() -> None:
+    longer = [length + 16 for length in UNLIKE]
+    assert planned_packing(longer, prefix=16).used
+    ways: list[tuple[Any, tuple[str, ...]]] = [
+        (small(attention="eager"), ()),
+        (small(), ("train.gradient_checkpointing=true",)),
+    ]
+    for model, words in ways:
+        refused = planned_packing(longer, *words, prefix=16, model=model)
+        assert (refused.used, refused.saves) == (False, None)
+        assert "row by row" in refused.reason
+        with pytest.raises(ConfigError, match="train.packing: attention has to be computed row by row"):
+            planned_packing(longer, "train.packing=true", *words, model=model)
+
+
+def test_flash_attention_packs_where_it_is_asked_to() -> None:
+    model = small()
+    model.config._attn_implementation = "flash_attention_2"
+    assert planned_packing(UNLIKE, "train.packing=true", model=model).used
+    assert not planned_packing(UNLIKE, model=model).used
+
+
+def test_no_layer_may_keep_a_state_across_packed_rows() -> None:
+    """The state of a convolution goes on from row to row."""
+    assert not planned_packing(UNLIKE, model=convolutions()).used
+    with pytest.raises(ConfigError, match="layers keep something other"):
+        planned_packing(UNLIKE, "train.packing=true", model=convolutions())

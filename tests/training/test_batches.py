@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from finsa.training.collate import Collator
+from finsa.training.batches import Collator
 
 
 def test_rows_are_padded_on_the_right_and_padding_is_never_learnt() -> None:

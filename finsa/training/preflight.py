@@ -1,0 +1,88 @@
+"""Checks of a run's rows, prompt and schedule that need no torch, whose import takes seconds."""
+
+from __future__ import annotations
+
+import math
+
+from finsa.config import RunConfig, Train, divisor
+from finsa.data import prompts, sampling, tokenized
+from finsa.data.dataset import Dataset
+from finsa.errors import ConfigError, Problem
+from finsa.models import quantization, tokenizers
+from finsa.runs import processes
+from finsa.session import Session
+
+
+def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: bool = False) -> None:
+    """Check that a configuration can be trained on a data set, or scored on it where nothing is learnt.
+
+    Args:
+        cfg: of a language model or a baseline.
+        data: its rows.
+        session: takes the rendered rows.
+        planned: nothing is run; a plan uses the embedded tokenizer where the model's cannot be loaded.
+
+    Raises:
+        ConfigError: for a missing library, or a batch, class weights or a prompt that do not fit the rows.
+        DataError: for an empty split, or rows without room for their text.
+        ModelError: for a tokenizer that is neither on this machine nor can be downloaded.
+    """
+    zero_shot = cfg.method.learn == "nothing" and cfg.method.baseline is None
+    data.require(*(("test",) if zero_shot else ("train", "validation", "test")))
+    if cfg.method.baseline is not None:
+        return
+    if not zero_shot:
+        gold = data.splits["train"]["label"].to_list()
+        order = sampling.chosen(gold, cfg.method, cfg.seed)
+        counts = sampling.class_counts(gold, order, data.labels.names, cfg.method.loss)
+        optimiser_steps(cfg.train, sum(counts), processes.world())
+    require_prompt(cfg, data, session, planned)
+
+
+def require_prompt(cfg: RunConfig, data: Dataset, session: Session, planned: bool = False) -> None:
+    """Check that prompt, labels and tokenizer fit together, as far as the tokenizer can be read without torch.
+
+    Args:
+        cfg, data, session, planned: as `require_trainable` takes them.
+
+    Raises:
+        ConfigError, DataError, ModelError: as `require_trainable` does.
+    """
+    quantization.require_library(cfg.method)
+    note = prompts.mismatch(cfg.data.prompt, [*data.labels.names, *data.labels.words])
+    if note and processes.first():
+        print(f"note: {note}", flush=True)
+    if not planned:
+        tokenizers.require_source(cfg.model)
+    tokenizer = tokenizers.peek(cfg.model)
+    if tokenizer is not None:
+        tokenized.build(cfg, data, tokenizer, session)
+
+
+def optimiser_steps(train: Train, rows: int, world: int = 1) -> int:
+    """Number of optimiser steps of a fit; every epoch's last, incomplete step counts.
+
+    Raises:
+        ConfigError: where a batch is larger than the data.
+    """
+    if train.batch_size > rows:
+        text = f"{train.batch_size} is more than the {rows} training rows. Set train.batch_size={rows} or less"
+        raise ConfigError([Problem("train.batch_size", text)])
+    micro_batches = -(-rows // (train.micro_batch_size * world))
+    per_epoch = -(-micro_batches // accumulation_steps(train, world))
+    return min(train.max_steps or 10**12, max(1, math.ceil(per_epoch * train.epochs)))
+
+
+def accumulation_steps(train: Train, world: int = 1) -> int:
+    """Number of micro-batches per optimiser step and process.
+
+    Raises:
+        ConfigError: where the processes do not divide the batch.
+    """
+    per_process, rest = divmod(train.batch_size, train.micro_batch_size * world)
+    if rest:
+        text = f"{train.batch_size} is no multiple of micro_batch_size x processes = {train.micro_batch_size} x {world}"
+        if train.batch_size % world == 0:
+            text += f"; set train.micro_batch_size={divisor(train.batch_size // world, train.micro_batch_size)}"
+        raise ConfigError([Problem("train.batch_size", text)])
+    return per_process

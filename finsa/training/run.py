@@ -1,0 +1,157 @@
+"""A training run from top to bottom: load data, render rows, load the model, train, score, evaluate, write."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from finsa.config import RunConfig, TrainStage
+from finsa.data import dataset, tokenized
+from finsa.data.rows import Encoded
+from finsa.evaluation import run_results
+from finsa.inference.scoring import FloatArray, LabelScorer, scorer
+from finsa.models import base, factory, hardware, tokenizers
+from finsa.runs import files, processes, run_folder, trackers
+from finsa.runs.run_folder import Result, RunFolder
+from finsa.session import Session
+from finsa.training import fit, memory_plan, objective, results
+from finsa.training.watchdog import Watch
+
+
+def run(cfg: RunConfig, session: Session) -> Result:
+    """Fit on the training split, choose on validation, score the test split once, write the run folder.
+
+    Args:
+        cfg: of a language model; `preflight.require_trainable` has checked it.
+        session: of the command.
+    """
+    stage = cfg.stage
+    assert isinstance(stage, TrainStage)
+    learns, world = cfg.method.learn != "nothing", processes.world()
+
+    # Data: the rows of every split, and the renderer that makes prompts and training rows of them.
+    data = tokenized.build(cfg, dataset.load(cfg.data, session), tokenizers.load_tokenizer(cfg.model), session)
+
+    # Memory: the micro-batch that fits, from shapes alone.
+    hardware.prepare(cfg.train)
+    lengths = data.prompts("train" if learns else "test").lengths
+    plan = memory_plan.make(cfg, data, lengths, world)
+    if problem := memory_plan.verdict(plan, cfg, data, lengths, world):
+        print(f"warning: about {plan.peak() / 2**30:.2f} GiB of memory are needed: {problem}", file=sys.stderr)
+
+    with (
+        run_folder.start(cfg, data.dataset.fingerprint, session) as folder,
+        trackers.track(cfg, folder.path, session.group) as tracker,
+        Watch(cfg.train, folder.path).watching() as watch,
+    ):
+        folder.note(memory_plan=plan.facts())
+        cfg = cfg.model_copy(update={"train": plan.apply(cfg.train)})
+        shared = session
+        if cfg.method.learn == "all":  # training changes the base, and needs the memory of one that is still loaded
+            session.base_models.clear()
+            shared = Session()
+        with watch.display.work("loading the model", None):
+            backbone = base.load_base(cfg.model, cfg.seed, cfg.method.quantization, shared)
+        metrics: dict[str, Any] = {}
+        log_probs: dict[str, FloatArray] = {}  # by split, (n, c)
+        # The base model is scored after training, so that training starts sooner, unless training changes it for good.
+        compares = learns and stage.compare_base
+        base_changes = cfg.method.learn == "all" or cfg.train.strategy in ("fsdp", "deepspeed")
+        try:
+            if compares and base_changes:
+                metrics["base"] = run_results.report(data, "test", _base_log_probs(cfg, data, backbone, watch))
+
+            # Model: the base with an adapter, a classification head or neither, and which parameters are trained.
+            model = factory.build(cfg, backbone, data.renderer)
+            trainable, total = base.count_parameters(model)
+            device = hardware.describe(base.dtype(cfg.model))
+            folder.note(trainable_parameters=trainable, total_parameters=total, device=device)
+            reader = scorer(model, data.renderer, cfg.train.score_tokens)
+
+            # Train, leave the model at its best checkpoint, and save what was trained.
+            if learns:
+                record = results.recorder(folder, tracker, session)
+                log_probs["validation"] = _train(cfg, data, model, reader, record, folder, watch)
+                metrics["validation"] = run_results.validation(data, log_probs["validation"])
+                with processes.whole(model):
+                    if processes.first():
+                        with files.staged(folder.path) as staging:
+                            factory.save(cfg, model, staging, data.dataset.labels.names)
+                            data.renderer.tokenizer.save_pretrained(staging / "tokenizer")
+
+            # Score the test split: log-probabilities of the labels.
+            if learns:
+                log_probs["test"] = _score(reader, data.prompts("test"), "test", watch)
+            else:
+                log_probs["test"] = _base_log_probs(cfg, data, backbone, watch)
+            factory.release(model)
+            if compares and not base_changes:
+                metrics["base"] = run_results.report(data, "test", _base_log_probs(cfg, data, backbone, watch))
+        except BaseException:
+            session.base_models.clear()  # the base may still have adapters or changed weights
+            raise
+
+        # Evaluate and write: metrics, calibration, predictions, ledger, model cards, figures and the page.
+        metrics["test"] = run_results.report(data, "test", log_probs["test"])
+        results.calibrate(cfg, data, folder, metrics, log_probs)
+        folder.note(scoring=reader.rule)
+        results.write(cfg, data, folder, tracker, metrics, log_probs["test"])
+    return Result("train", folder.path, metrics, metrics.get("validation", {}).get("macro_f1"))
+
+
+def _train(
+    cfg: RunConfig,
+    data: tokenized.TokenizedDataset,
+    model: torch.nn.Module,
+    reader: LabelScorer,
+    record: fit.Record,
+    folder: RunFolder,
+    watch: Watch,
+) -> FloatArray:
+    """Train the model; returns the log-probabilities of the validation rows by its best checkpoint, (n, c)."""
+    held_out = data.prompts("validation")[: cfg.train.validation_rows]
+    rows, ids = data.training_rows(cfg), data.dataset.splits["train"]["id"]
+    validated: list[FloatArray] = []
+
+    def validate(_: torch.nn.Module) -> dict[str, float]:
+        validated.append(_score(reader, held_out, "validation", watch))
+        return run_results.validation(data, validated[-1])
+
+    fitted = fit.fit(
+        model=model,
+        tokenizer=data.renderer.tokenizer,
+        rows=rows,
+        validate=validate,
+        train=cfg.train,
+        seed=cfg.seed,
+        folder=folder.path / "checkpoints",
+        record=record,
+        objective=objective.build(cfg.method, data.renderer, data.class_counts(cfg)),
+        lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
+        log=folder.log_file,
+        watch=watch,
+        identify=lambda row: str(ids[rows.order[row]]),
+    )
+    folder.note(**fitted.facts())
+    if fitted.best_validation is None:  # a resumed training whose best checkpoint is of before
+        return _score(reader, held_out, "validation", watch)
+    return validated[fitted.best_validation]
+
+
+def _score(reader: LabelScorer, prompts: Encoded, split: str, watch: Watch) -> FloatArray:
+    hardware.trim()
+    with watch.display.work(f"scoring {split}", len(prompts)) as work:
+        return reader.score(prompts, work.moved)
+
+
+def _base_log_probs(cfg: RunConfig, data: tokenized.TokenizedDataset, backbone: Any, watch: Watch) -> FloatArray:
+    """Log-probabilities of the test rows by the base model, (n, c); the runs of a sweep on the same rows share them."""
+    train = cfg.train
+    settings = (train.score_tokens, train.matmul_precision, train.threads)
+    key = f"{base.key(cfg.model, cfg.seed, cfg.method.quantization)} {settings}"
+    if key not in data.base_scores:
+        reader = LabelScorer(backbone, data.renderer, train.score_tokens)
+        data.base_scores[key] = _score(reader, data.prompts("test"), "test with the base model", watch)
+    return data.base_scores[key]
