@@ -27,68 +27,74 @@ def show_training(cfg: RunConfig, lines: dict[str, object], session: Session) ->
     Args:
         cfg: checked by `preflight.require_trainable`.
         lines: further ones for the table.
+        session: of the command.
     """
-    data = dataset.load(cfg.data, session)
+    world, learns = processes.world(), cfg.method.learn != "nothing"
     tokenizer, whose, style = tokenizers.own_or_embedded(cfg.model, local_only=True)
-    job = tokenized.build(cfg.model_copy(update={"model": style}), data, tokenizer, session)
+    rows = dataset.load(cfg.data, session)
+    data = tokenized.build(cfg.model_copy(update={"model": style}), rows, tokenizer, session)
     hardware.prepare(cfg.train)
-    trainable, total = base.count_parameters(factory.on_meta(cfg, job.renderer))
-    sample = _sample(job, "train" if job.dataset.splits["train"].height else "test")
-    lengths = (sample.lengths + max(map(len, job.renderer.answers)) + 1).tolist()
-    used = sum(job.class_counts(cfg))
-    words = zip(data.labels.names, data.labels.words, strict=True)
+    trainable, total = base.count_parameters(factory.on_meta(cfg, data.renderer))
+
+    split = "train" if rows.splits["train"].height else "test"
+    texts = rows.splits[split]["text"]
+    if len(texts) <= MEASURED_ROWS:
+        sample = data.prompts(split)
+    else:
+        sample = data.renderer.encode(texts[:MEASURED_ROWS].to_list())
+    lengths = sample.lengths + max(map(len, data.renderer.answers)) + 1
+    low, median, high, longest = np.percentile(lengths, [5, 50, 95, 100])
+    tokens = f"5 % {low:.0f}, median {median:.0f}, 95 % {high:.0f}, longest {longest:.0f}"
     truncated = sum(cut > 0 for cut in sample.cut)
+    words = zip(rows.labels.names, rows.labels.words, strict=True)
     table: dict[str, object] = {
-        "rows": data.sizes(),
+        "rows": rows.sizes(),
         "labels": ", ".join(f"{name} → {word}" for name, word in words),
-        "tokens per row": f"{_percentiles(lengths)} (tokenizer: {whose})",
+        "tokens per row": f"{tokens} (tokenizer: {whose})",
         "truncated texts": f"{truncated:,} of {len(lengths):,}, at {cfg.data.max_length} tokens",
     }
-    world, steps = processes.world(), 0
-    planned = memory_plan.make(cfg, job, sample.lengths, world)
+
+    plan = memory_plan.make(cfg, data, sample.lengths, world)
     if isinstance(cfg.stage, MoeJointStage):
-        experts = expert_runs.names(cfg.stage, data)
-        planned = _of_experts(planned, len(experts), trainable)
+        experts = expert_runs.names(cfg.stage, rows)
+        plan = _with_experts(plan, len(experts), trainable)
         table["experts"] = ", ".join(experts)
         trainable, total = trainable * len(experts), total + trainable * (len(experts) - 1)
     table["parameters"] = f"{trainable:,} trainable of {total:,} total"
-    if cfg.method.learn != "nothing":
-        steps = preflight.optimiser_steps(planned.apply(cfg.train), used, world)
+    steps = 0
+    if learns:
+        used = sum(data.class_counts(cfg))
+        steps = preflight.optimiser_steps(plan.apply(cfg.train), used, world)
         table["training"] = f"{used:,} rows, {steps:,} steps of {cfg.train.batch_size} sequences"
         if isinstance(cfg.stage, MoeJointStage) and cfg.stage.warmup_steps:
             table["training"] = f"{table['training']}, after {cfg.stage.warmup_steps:,} of router and head"
-    least, most = memory_plan.seconds(cfg, job, sample.lengths, steps, planned.gradient_checkpointing, world)
-    verdict = memory_plan.verdict(planned, cfg, job, sample.lengths, world)
-    table |= (
-        memory_plan.show(planned, cfg, verdict)
-        | {"time": memory_plan.show_seconds(cfg, least, most)}
-        | _weights(cfg)
-        | lines
-    )
-    tables.show_plan(_title(cfg), table)
+    least, most = memory_plan.seconds(cfg, data, sample.lengths, steps, plan.gradient_checkpointing, world)
+    verdict = memory_plan.verdict(plan, cfg, data, sample.lengths, world)
+    table |= memory_plan.show(plan, cfg, verdict) | {"time": memory_plan.show_seconds(cfg, least, most)}
+    tables.show_plan(_title(cfg), table | _missing_weights(cfg) | lines)
     if cfg.stage.name == "check":  # of a chain's links, the plans alone
-        tables.show_ledger(data.ledger, job.truncated())
-    metrics: dict[str, Any] = {
-        "trainable_parameters": trainable,
-        "total_parameters": total,
-        "memory_bytes": planned.peak(),
-    }
-    metrics |= {"memory_plan": planned.facts(), "fits": planned.fits(), "seconds": [round(least, 1), round(most, 1)]}
-    return Result("check", None, metrics)
-
-
-def _of_experts(planned: memory_plan.Plan, experts: int, trainable: int) -> memory_plan.Plan:
-    """A plan of one adapter's training as that of several on one base; the router is small beside them."""
-    more = 4 * trainable * (experts - 1)  # float32, as adapters are
-    training = planned.training and replace(
-        planned.training,
-        weights=planned.training.weights + more,
-        optimiser=planned.training.optimiser * experts,
+        tables.show_ledger(rows.ledger, data.truncated())
+    return Result(
+        "check",
+        None,
+        {
+            "trainable_parameters": trainable,
+            "total_parameters": total,
+            "memory_bytes": plan.peak(),
+            "memory_plan": plan.facts(),
+            "fits": plan.fits(),
+            "seconds": [round(least, 1), round(most, 1)],
+        },
     )
-    return replace(planned, training=training, scoring=replace(planned.scoring, weights=planned.scoring.weights + more))
 
 
-# ------------------------------------------------------------------------------------------------ pre-training
+def _with_experts(plan: memory_plan.Plan, experts: int, trainable: int) -> memory_plan.Plan:
+    """The plan of several adapters on one base, given that of one; the router is small beside them."""
+    more = 4 * trainable * (experts - 1)  # adapters are in float32
+    training = plan.training and replace(
+        plan.training, weights=plan.training.weights + more, optimiser=plan.training.optimiser * experts
+    )
+    return replace(plan, training=training, scoring=replace(plan.scoring, weights=plan.scoring.weights + more))
 
 
 def show_pretraining(cfg: RunConfig, lines: dict[str, object]) -> Result:
@@ -96,38 +102,32 @@ def show_pretraining(cfg: RunConfig, lines: dict[str, object]) -> Result:
     corpus = cfg.data.corpus
     assert corpus is not None
     quantization.require_library(cfg.method)
-    found = documents.load(cfg.data, _heldout(cfg))
+    if isinstance(cfg.stage, PretrainStage):
+        heldout = cfg.stage.heldout
+    else:  # that of conf/stage/pretrain.yaml
+        heldout = float(compose.compose_values(["stage=pretrain", "data=tiny_corpus"])[0]["stage"]["heldout"])
+    loaded = documents.load(cfg.data, heldout)
     tokenizer, whose, _ = tokenizers.own_or_embedded(cfg.model, local_only=True)
-    measured = found.learn[:MEASURED_DOCUMENTS]
+    measured = loaded.learn[:MEASURED_DOCUMENTS]
     tokens = sum(len(ids) + 1 for ids in tokenizer(measured, add_special_tokens=False)["input_ids"])
-    blocks = int(tokens * len(found.learn) / len(measured)) // corpus.block
+    blocks = int(tokens * len(loaded.learn) / len(measured)) // corpus.block
     if corpus.vocabulary is not None:
         whose = f"an estimate, because one of {corpus.vocabulary:,} entries is trained on the documents"
     hardware.prepare(cfg.train)
     model = factory.on_meta(cfg, None)
     trainable, total = base.count_parameters(model)
-    planned = memory_plan.of_blocks(cfg, model, corpus.block)
+    plan = memory_plan.of_blocks(cfg, model, corpus.block)
     table: dict[str, object] = {
-        "documents": f"{len(found.learn):,} to learn from, {len(found.held):,} held out",
+        "documents": f"{len(loaded.learn):,} to train on, {len(loaded.held):,} held out",
         "blocks": f"about {blocks:,} of {corpus.block} tokens (tokenizer: {whose})",
         "parameters": f"{trainable:,} trainable of {total:,} total",
     }
     if blocks:
         steps = preflight.optimiser_steps(cfg.train, blocks, processes.world())
         table["training"] = f"about {steps:,} steps of {cfg.train.batch_size} blocks"
-    table |= memory_plan.show(planned, cfg) | _weights(cfg) | lines
-    tables.show_plan(_title(cfg), table)
-    metrics = {"trainable_parameters": trainable, "total_parameters": total, "memory_bytes": planned.peak()}
+    tables.show_plan(_title(cfg), table | memory_plan.show(plan, cfg) | _missing_weights(cfg) | lines)
+    metrics = {"trainable_parameters": trainable, "total_parameters": total, "memory_bytes": plan.peak()}
     return Result("check", None, metrics)
-
-
-def _heldout(cfg: RunConfig) -> float:
-    """The share of documents that is held out: the configured one, or that of ``conf/stage/pretrain.yaml``."""
-    stage = cfg.stage
-    if not isinstance(stage, PretrainStage):
-        values, _ = compose.compose_values(["stage=pretrain", "data=tiny_corpus"])
-        return float(values["stage"]["heldout"])
-    return stage.heldout
 
 
 def show_without_rows(link: RunConfig, session: Session) -> dict[str, Any]:
@@ -138,39 +138,28 @@ def show_without_rows(link: RunConfig, session: Session) -> dict[str, Any]:
     sample = compose.build(values, choices, []).data
     tokenizer, _, style = tokenizers.own_or_embedded(link.model, local_only=True)
     rendered = link.model_copy(update={"model": style, "data": sample})
-    job = tokenized.build(rendered, dataset.load(sample, session), tokenizer, session)
-    trainable, total = base.count_parameters(factory.on_meta(link, job.renderer))
-    planned = memory_plan.make(link, job, np.full(1, link.data.max_length), processes.world())
+    data = tokenized.build(rendered, dataset.load(sample, session), tokenizer, session)
+    trainable, total = base.count_parameters(factory.on_meta(link, data.renderer))
+    plan = memory_plan.make(link, data, np.full(1, link.data.max_length), processes.world())
     table: dict[str, object] = {
         "rows": "missing, see below",
         "parameters": f"{trainable:,} trainable of {total:,} total",
         "training": f"steps of {link.train.batch_size} sequences; their number follows from the rows",
     }
-    table |= memory_plan.show(planned, link) | _weights(link)
-    tables.show_plan(f"{_title(link)}, rows of {link.data.max_length} tokens at most", table)
-    return {"trainable_parameters": trainable, "total_parameters": total, "memory_bytes": planned.peak()}
+    title = f"{_title(link)}, rows of {link.data.max_length} tokens at most"
+    tables.show_plan(title, table | memory_plan.show(plan, link) | _missing_weights(link))
+    return {"trainable_parameters": trainable, "total_parameters": total, "memory_bytes": plan.peak()}
 
 
-# ------------------------------------------------------------------------------------------------ lines
-
-
-def _weights(cfg: RunConfig) -> dict[str, object]:
+def _missing_weights(cfg: RunConfig) -> dict[str, object]:
     """A line where the weights are neither a folder nor in the hub's cache."""
     if cfg.model.weights != "pretrained" or cfg.model.path is not None or cfg.model.hub_id is None:
         return {}
-    found = try_to_load_from_cache(cfg.model.hub_id, "config.json", revision=cfg.model.revision)
-    return {} if isinstance(found, str) else {"weights": f"not on this machine: {cfg.model.hub_id} is downloaded first"}
+    cached = try_to_load_from_cache(cfg.model.hub_id, "config.json", revision=cfg.model.revision)
+    return (
+        {} if isinstance(cached, str) else {"weights": f"not on this machine: {cfg.model.hub_id} is downloaded first"}
+    )
 
 
 def _title(cfg: RunConfig) -> str:
     return f"{cfg.stage.name}: {cfg.model.name}, {cfg.method.name}, {cfg.data.title}"
-
-
-def _sample(job: tokenized.TokenizedDataset, split: str) -> Any:
-    texts = job.dataset.splits[split]["text"]
-    return job.prompts(split) if len(texts) <= MEASURED_ROWS else job.renderer.encode(texts[:MEASURED_ROWS].to_list())
-
-
-def _percentiles(lengths: list[int]) -> str:
-    low, middle, high, top = np.percentile(lengths, [5, 50, 95, 100])
-    return f"5 % {low:.0f}, median {middle:.0f}, 95 % {high:.0f}, longest {top:.0f}"

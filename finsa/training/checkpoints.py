@@ -1,8 +1,8 @@
-"""Checkpoints that can be trusted: each appears whole, carries the SHA-256 of its files, and is verified before use.
+"""Sealed checkpoints: each is written completely or not at all, and its SHA-256 checksums are verified before use.
 
-``checkpoint-<step>/`` is what transformers writes, and beside it ``manifest.json`` with the checksums and with what a
-training is besides weights, optimiser and schedule: tokens, the loss that has not been logged yet, where the log ends.
-``epoch/`` holds the random states that the epoch began with: the order of its rows is drawn from them.
+``checkpoint-<step>/`` is what transformers writes, with ``manifest.json``, which has the checksums and the state of a
+training besides weights, optimiser and schedule: tokens, the loss that has not been logged yet, the length of the log.
+``epoch/`` has the random states at the beginning of the epoch, from which the order of its rows is drawn.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ STATE = "trainer_state.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """What a training is besides what transformers keeps of it.
+    """The state of a training that transformers does not save.
 
     Args:
-        over: no step is to follow, because patience has run out.
+        over: no step follows, because patience has run out.
         tokens: real tokens trained on.
         seconds: wall time so far.
         open_loss: sum of the losses since the last log record.
         logged_loss: sum of those before.
         logged_step: of the last log record.
-        log_bytes: where ``log.jsonl`` ends.
+        log_bytes: length of ``log.jsonl``.
     """
 
     over: bool
@@ -63,30 +63,30 @@ def seal(folder: Path, progress: Progress) -> None:
 
 
 def fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it is what was written."""
+    """What is wrong with a checkpoint; None where it is unchanged since it was sealed."""
     try:
         known = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
-        return "it is incomplete" if folder.is_dir() else "it is gone"
+        return "it is incomplete" if folder.is_dir() else "it is missing"
     except (ValueError, LookupError, TypeError):
         return f"{MANIFEST} is damaged"
     except OSError as error:
         return f"{MANIFEST} cannot be read: {error.strerror}"
     try:
-        found = files.digests(folder)
+        digests = files.digests(folder)
     except OSError as error:
         return f"{error.filename} cannot be read: {error.strerror}"
-    found.pop(MANIFEST)
-    wrong = sorted(name for name in known | found if known.get(name) != found.get(name))
-    return f"{wrong[0]} is missing or not what was written" if wrong else None
+    digests.pop(MANIFEST)
+    wrong = sorted(name for name in known | digests if known.get(name) != digests.get(name))
+    return f"{wrong[0]} is missing or damaged" if wrong else None
 
 
-def newest(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is whole, and whose best one is; what a kill left behind is removed.
+def newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is intact, and whose best one is; what a kill left behind is removed.
 
     Args:
-        folder: of the checkpoints; it need not be there.
-        tell: takes what is passed over, a sentence at a time.
+        folder: of the checkpoints; it may be missing.
+        report: takes a message for each checkpoint that is skipped.
     """
     files.clear(folder)
     places = numbered(folder)
@@ -94,36 +94,36 @@ def newest(folder: Path, tell: Callable[[str], None]) -> Checkpoint | None:
         wrong = fault(place)
         best = None if wrong else _best(place)
         if wrong is None and best not in (None, place) and best is not None and fault(best):
-            wrong = f"its best one, {best.name}, is not whole: {fault(best)}"
+            wrong = f"its best one, {best.name}, is not intact: {fault(best)}"
         if wrong is None:
             known = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
             return Checkpoint(place, best, Progress(**known["progress"]))
-        tell(f"{place} is passed over: {wrong}")
+        report(f"{place} is skipped: {wrong}")
     if places:
-        tell(f"no checkpoint in {folder} can be used; training starts from its beginning")
+        report(f"no checkpoint in {folder} can be used; training starts from the beginning")
     return None
 
 
 def numbered(folder: Path) -> list[Path]:
     """The checkpoints of a folder, the oldest first."""
-    found = [place for place in folder.glob("checkpoint-*") if place.name.rpartition("-")[2].isdigit()]
-    return sorted(found, key=lambda place: int(place.name.rpartition("-")[2]))
+    places = [place for place in folder.glob("checkpoint-*") if place.name.rpartition("-")[2].isdigit()]
+    return sorted(places, key=lambda place: int(place.name.rpartition("-")[2]))
 
 
-def rewind(log: Path, folder: Path, found: Checkpoint | None) -> None:
-    """Cut a log back to where a checkpoint left it; where there is none, to where the training began.
+def rewind(log: Path, folder: Path, checkpoint: Checkpoint | None) -> None:
+    """Truncate a log to its length at a checkpoint; where there is none, to its length when the training began.
 
     Args:
-        log: need not be there.
-        folder: of the checkpoints; it takes a note of where the log ends when a training first begins.
-        found: the checkpoint that is gone on from.
+        log: may be missing.
+        folder: of the checkpoints; it also records the length of the log when a training first begins.
+        checkpoint: the one to resume from.
     """
     size, begins = log.stat().st_size if log.is_file() else 0, folder / "log_begins"
     if not begins.is_file():
         with files.replacing(begins) as temporary:
             temporary.write_text(f"{size}\n")
         return
-    end = found.progress.log_bytes if found else int(begins.read_text())
+    end = checkpoint.progress.log_bytes if checkpoint else int(begins.read_text())
     if size > end:
         with log.open("r+b") as stream:
             stream.truncate(end)
@@ -137,7 +137,7 @@ def _best(place: Path) -> Path | None:
 def rotate(folder: Path, keep: int, best: Path | None, newest: Path) -> None:
     """Keep the best checkpoint and the newest ones, `keep` in all and at least the best and the newest.
 
-    One with a later step than `newest` was damaged, and passed over when the training went on from before it.
+    One with a later step than `newest` was damaged, and skipped when the training was resumed from before it.
     """
     places = numbered(folder)
     earlier = places[: places.index(newest) + 1]

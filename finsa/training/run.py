@@ -48,17 +48,16 @@ def run(cfg: RunConfig, session: Session) -> Result:
     ):
         folder.note(memory_plan=plan.facts())
         cfg = cfg.model_copy(update={"train": plan.apply(cfg.train)})
-        shared = session
-        if cfg.method.learn == "all":  # training changes the base, and needs the memory of one that is still loaded
-            session.base_models.clear()
-            shared = Session()
+        trains_base = cfg.method.learn == "all"
+        if trains_base:
+            session.base_models.clear()  # the memory of a base that is still loaded is needed
         with watch.display.work("loading the model", None):
-            backbone = base.load_base(cfg.model, cfg.seed, cfg.method.quantization, shared)
+            backbone = base.load_base(cfg.model, cfg.seed, cfg.method.quantization, None if trains_base else session)
         metrics: dict[str, Any] = {}
         log_probs: dict[str, FloatArray] = {}  # by split, (n, c)
         # The base model is scored after training, so that training starts sooner, unless training changes it for good.
         compares = learns and stage.compare_base
-        base_changes = cfg.method.learn == "all" or cfg.train.strategy in ("fsdp", "deepspeed")
+        base_changes = trains_base or cfg.train.strategy in ("fsdp", "deepspeed")
         try:
             if compares and base_changes:
                 metrics["base"] = run_results.report(data, "test", _base_log_probs(cfg, data, backbone, watch))

@@ -1,4 +1,4 @@
-"""A heartbeat and progress for whoever looks after a long run, and a watchdog for a training that stands still."""
+"""A heartbeat for whoever monitors a long run, and a watchdog for a training step that stalls."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ HEARTBEAT, BEATS, STACKS = "heartbeat.json", "heartbeat.jsonl", "stalled.txt"
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Writes ``heartbeat.json`` every few seconds, keeps each beat in ``heartbeat.jsonl``, and tells of a long step.
+    """Writes ``heartbeat.json`` every few seconds, appends it to ``heartbeat.jsonl``, and reports a step that stalls.
 
-    A thread of its own looks: a main thread that waits for a data loader or a device cannot.
+    It does so in a thread, because the main thread may be waiting for a data loader or a device.
 
     Args:
         train: its ``heartbeat_seconds``, ``stall_seconds`` and ``stall_ends``.
         folder: takes the files.
 
     Attributes:
-        display: shows what the run is doing.
+        display: shows progress of the run.
     """
 
     def __init__(self, train: Train, folder: Path) -> None:
         self.train, self.folder, self.display = train, folder, Display(train.progress_seconds)
-        self.step, self.moved, self.paused, self.told = 0, time.monotonic(), True, False
+        self.step, self.moved, self.paused, self.reported = 0, time.monotonic(), True, False
         self.beating = False
         self.over = threading.Event()
 
     @contextmanager
     def watching(self) -> Iterator[Watch]:
-        """Beat for as long as this lasts, the whole run; a fit within it asks again, which changes nothing."""
+        """Write the heartbeat within; a fit inside of a run enters this again, which changes nothing."""
         waits = [seconds for seconds in (self.train.heartbeat_seconds, self.train.stall_seconds) if seconds]
         if self.beating or not waits or not processes.first():
             yield self
             return
-        thread = threading.Thread(target=self._look, args=(min(waits),), name="finsa heartbeat", daemon=True)
+        thread = threading.Thread(target=self._monitor, args=(min(waits),), name="finsa heartbeat", daemon=True)
         self._moved(0)
         self.beating = True
         thread.start()
@@ -64,7 +64,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """Report a step that stands still while this lasts; loading and scoring take the time they take."""
+        """Report a step that stalls within; loading and scoring outside of it may take long."""
         self._moved(self.step)
         self.paused = False
         try:
@@ -74,7 +74,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Validation and checkpoints take the time they take."""
+        """Do not report within: validation and checkpoints may take long."""
         self.paused = True
         try:
             yield
@@ -83,7 +83,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             self._moved(self.step)
 
     def pausing(self, act: Callable[[Any], T]) -> Callable[[Any], T]:
-        """A function that is not watched while it works."""
+        """A function during which nothing is reported."""
 
         def paused(given: Any) -> T:
             with self.pause():
@@ -92,22 +92,22 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         return paused
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note that it moves."""
+        """Note that a step has ended."""
         self._moved(state.global_step)
 
     def _moved(self, step: int) -> None:
-        self.step, self.moved, self.told = step, time.monotonic(), False
+        self.step, self.moved, self.reported = step, time.monotonic(), False
 
-    def _look(self, wait: float) -> None:
+    def _monitor(self, wait: float) -> None:
         beat = 0.0
         while not self.over.wait(min(wait, 1.0)):
             now, still = time.monotonic(), time.monotonic() - self.moved
             if self.train.heartbeat_seconds and now - beat >= self.train.heartbeat_seconds:
                 beat = now
                 self._beat(still)
-            if self.train.stall_seconds and still > self.train.stall_seconds and not (self.paused or self.told):
-                self.told = True
-                self._tell(still)
+            if self.train.stall_seconds and still > self.train.stall_seconds and not (self.paused or self.reported):
+                self.reported = True
+                self._report(still)
 
     def _beat(self, still: float) -> None:
         values = {
@@ -119,26 +119,26 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             "memory_bytes": provenance.memory(),
         }
         line = json.dumps(values) + "\n"
-        with suppress(OSError):  # a full disk ends elsewhere
+        with suppress(OSError):  # a full disk is reported where a checkpoint is written
             with files.replacing(self.folder / HEARTBEAT) as temporary:
                 temporary.write_text(line, encoding="utf-8")
             with (self.folder / BEATS).open("a", encoding="utf-8") as log:  # half a megabyte a day at one in 30 s
                 log.write(line)
 
-    def _tell(self, still: float) -> None:
-        """Show where every thread stands; end the training where that is wished."""
+    def _report(self, still: float) -> None:
+        """Write the stack of every thread; end the training where that is configured."""
         file = self.folder / STACKS
         with suppress(OSError), file.open("w", encoding="utf-8") as stream:
             print(f"step {self.step + 1} has taken {still:.0f} s so far", file=stream, flush=True)
             faulthandler.dump_traceback(stream)
-        ends = "; it is ended (train.stall_ends=true)" if self.train.stall_ends else "; it goes on waiting"
+        ends = "; ending it (train.stall_ends=true)" if self.train.stall_ends else "; still waiting"
         print(
             f"step {self.step + 1} has not ended for {still:.0f} s, more than train.stall_seconds="
-            f"{self.train.stall_seconds:g}{ends}. Where each thread stands: {file}",
+            f"{self.train.stall_seconds:g}{ends}. The stack of each thread: {file}",
             file=sys.stderr,
             flush=True,
         )
         if self.train.stall_ends:
-            for _ in range(2):  # the first one asks for a checkpoint, which a standing step never comes to
+            for _ in range(2):  # the first one asks for a checkpoint, which a stalled step never reaches
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.5)

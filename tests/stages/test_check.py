@@ -118,7 +118,7 @@ def test_pre_training_is_planned_by_its_documents(config: Compose, capsys: pytes
     short = ("data.corpus.documents=600", "data.corpus.block=64")
     check.run(config("experiment=tiny_base", "stage=check", *short))
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "documents 594 to learn from, 6 held out" in shown
+    assert "documents 594 to train on, 6 held out" in shown
     assert "of 64 tokens (tokenizer: an estimate, because one of 6,144 entries is trained on the documents)" in shown
     assert "3,739,904 trainable of 3,739,904 total" in shown
 

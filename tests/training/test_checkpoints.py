@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(damage: str, s
     found = checkpoints.newest(tmp_path, told.append)
     assert found is not None
     assert found.path == first
-    assert told[0].startswith(f"{last} is passed over: ")
+    assert told[0].startswith(f"{last} is skipped: ")
 
 
 def test_a_checkpoint_whose_best_one_is_damaged_is_of_no_use(stopped: Path, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_checkpoint_whose_best_one_is_damaged_is_of_no_use(stopped: Path, tmp_
     told: list[str] = []
     assert checkpoints.newest(tmp_path, told.append) is None
     assert len(told) == 3
-    assert "training starts from its beginning" in told[-1]
+    assert "training starts from the beginning" in told[-1]
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
