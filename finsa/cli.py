@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module, util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach `guard` instead of being printed by Hydra
 
@@ -27,9 +28,12 @@ from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.models import folders
 from finsa.runs import processes, run_folder, signals
 from finsa.runs.run_folder import Result
-from finsa.session import Job, Session, current_job
+from finsa.session import Session, current_job
 
-# Flags with which Hydra only prints something, or that change where it reads from: nothing for us to check before.
+if TYPE_CHECKING:  # what reads data is imported where it is used: a wrong option need not wait for it
+    from finsa.data.dataset import Dataset
+
+# Flags with which Hydra only prints something or reads other files: there is nothing to check first.
 _HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
 QUIET = {
@@ -60,16 +64,16 @@ def run() -> int:
 
 
 def guard(main: Callable[[], object], argv: list[str], errors: list[BaseException] | None = None) -> int:
-    """Run a command; show what the user can mend as one message.
+    """Run a command and report errors that the user can fix in one message.
 
     Args:
         main: the function decorated by ``hydra.main``.
-        errors: where `main` leaves the error of a job.
-        argv: the command line; ``--debug`` is taken out of it.
+        argv: the command line; changed in place to what Hydra reads.
+        errors: receives the error of a job from `main`.
 
     Returns:
-        The exit code: 0, 1 (jobs of a sweep failed, or a fault of finsa's own, shown with its traceback), 2 (to be
-        mended by the user), 130 (interrupted) or 143 (terminated).
+        The exit code: 0; 1 if jobs of a sweep failed, or for a bug of finsa, shown with its traceback; 2 for an error
+        that the user can fix; 130 if interrupted; 143 if terminated.
     """
     if "--debug" in argv:
         argv.remove("--debug")
@@ -77,9 +81,9 @@ def guard(main: Callable[[], object], argv: list[str], errors: list[BaseExceptio
     argv[1:] = _flags_first(argv[1:])
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a faster kernel that few need
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a faster kernel that few need
     if not processes.first():
-        sys.stdout = Path(os.devnull).open("w")  # process 0 speaks for all  # noqa: SIM115
+        sys.stdout = Path(os.devnull).open("w")  # process 0 prints for all  # noqa: SIM115
     typed = list(argv)
     try:
         argv[1:] = [command_line.quote(word) for word in argv[1:]]
@@ -96,7 +100,7 @@ def guard(main: Callable[[], object], argv: list[str], errors: list[BaseExceptio
             folders.require(command_line.check(overrides, sweep, added))
             GlobalHydra.instance().clear()
         if processes.world() > 1 and {"-m", "--multirun"} & set(argv[1:]):
-            text = f"one job is shared by the {processes.world()} processes, and a sweep has many; start one job each"
+            text = f"the {processes.world()} processes share one job, and a sweep has several: start them one by one"
             raise ConfigError([Problem("-m", text, "command line")])
         with signals.stopping():
             main()
@@ -107,17 +111,21 @@ def guard(main: Callable[[], object], argv: list[str], errors: list[BaseExceptio
         print(f"{stop or 'interrupted'}. Continue with: {resuming(typed)}", file=sys.stderr)
         return 128 + getattr(stop, "number", signal.SIGINT)
     except FinsaError as error:
-        return _tell(error)
+        return _report(error)
     except compose.REFUSALS as error:
-        return _tell(compose.refused(error))
+        return _report(compose.refused(error))
     except OSError as error:
-        return _tell(FinsaError(f"{error.filename or 'input or output'}: {error.strerror or error}"))
+        return _report(FinsaError(f"{error.filename or 'input or output'}: {error.strerror or error}"))
     except Exception as error:
-        return _unexpected(error, typed)
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
+            text = "out of memory. Set train.micro_batch_size and train.score_tokens lower, or choose a smaller model"
+            return _report(FinsaError(f"{text}. Checkpoints are kept: {resuming(typed)}"))
+        _print_traceback()
+        return 1
 
 
 def _flags_first(words: list[str]) -> list[str]:
-    """Words with the flags in front, wherever they were typed: argparse takes overrides in one run only."""
+    """Move the flags to the front, wherever they were typed: argparse reads overrides in one block only."""
     flags, rest, after = list[str](), list[str](), False
     for word in words:
         (flags if after or word.startswith("-") else rest).append(word)
@@ -125,40 +133,32 @@ def _flags_first(words: list[str]) -> list[str]:
     return [*flags, *rest]
 
 
-def _unexpected(error: Exception, typed: list[str]) -> int:
-    """Tell what nobody has put into words: too little memory, or a fault of finsa's own."""
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
-        text = "out of memory. Set train.micro_batch_size and train.score_tokens lower, or choose a smaller model"
-        return _tell(FinsaError(f"{text}. Checkpoints are kept: {resuming(typed)}"))
-    _show_traceback()
-    return 1
-
-
-def _show_traceback() -> None:
-    """Show the error at hand as Python does, without secrets of the environment."""
+def _print_traceback() -> None:
+    """Print the current exception as Python does, without secrets from the environment."""
     print(safety.masked(traceback.format_exc()), end="", file=sys.stderr)
 
 
 def resuming(argv: list[str]) -> str:
-    """The command that goes on where one was stopped; sweeps and predictions do so by themselves."""
+    """The command that resumes a stopped one; sweeps and predictions resume without being asked to."""
     words = [word for word in argv[1:] if not word.startswith("resume=")]
     stages = [word.partition("=")[2] for word in words if word.startswith("stage=")]
     resumes = "-m" not in words and "--multirun" not in words and (stages or ["train"])[-1] in USED_BY["resume"]
     return shlex.join(["python", "run.py", *words, *(["resume=true"] if resumes else [])])
 
 
-def _tell(error: FinsaError) -> int:
+def _report(error: FinsaError) -> int:
+    """Print an error once, whatever the number of processes, and return the exit code."""
     if os.environ.get("FINSA_DEBUG") == "1":
-        _show_traceback()
+        _print_traceback()
     if processes.first():
         print(describe(error), file=sys.stderr)
-    elif not isinstance(error, ConfigError):  # a wrong command is told once
+    elif not isinstance(error, ConfigError):  # all processes have the same command
         print(f"process {processes.rank()}: {describe(error)}", file=sys.stderr)
     return error.exit_code
 
 
-def describe(error: BaseException) -> str:
-    """One message for an error: a list where a configuration has several problems."""
+def describe(error: BaseException | str) -> str:
+    """Format an error as one message: a list if a configuration has several problems."""
     if isinstance(error, ConfigError) and len(error.problems) > 1:
         lines = "\n".join(f"  {problem}" for problem in error.problems)
         return safety.masked(f"error: {len(error.problems)} problems\n{lines}")
@@ -168,53 +168,43 @@ def describe(error: BaseException) -> str:
 def run_job(cfg: RunConfig, session: Session, errors: list[BaseException]) -> float | None:
     """Run one job's stage.
 
-    In a sweep a failing job is recorded and told at the end, so that the others go on. Outside of one its error is
-    added to `errors` for `guard`, because Hydra would print a line of its own about it.
+    In a sweep, a failed job is recorded and the others still run. Outside of a sweep, the error is added to `errors`
+    for `guard`, because Hydra would print a message of its own.
 
     Returns:
-        The stage's objective; NaN for a failed job.
+        The stage's objective, which a sweeper may maximize; NaN for a failed job.
     """
     job = session.job if session.job is not None and session.job.sweep_dir is not None else None
     try:
-        if job is not None:
-            sweeps.begin(cfg, job)
-            result = _earlier(cfg, job, session) or _run(_going_on(cfg, session), session)
-        else:
+        if job is None:
+            return _run(cfg, session).objective
+        sweeps.begin(cfg, job)
+        result = None
+        if cfg.stage.name in ("train", "evaluate") and cfg.run is None:
+            result = sweeps.earlier(cfg, job, _load(cfg, session).fingerprint)
+        if result is None:
+            if cfg.stage.name == "train" and not cfg.fresh and not cfg.resume:  # killed before: resume in its folder
+                path = run_folder.unfinished(cfg, _load(cfg, session).fingerprint)
+                if path is not None:
+                    print(f"resuming {path}; fresh=true starts over", flush=True)
+                    cfg = cfg.model_copy(update={"resume": True})
             result = _run(cfg, session)
     except Exception as error:
         if job is None:
             errors.append(error)
         else:
             if os.environ.get("FINSA_DEBUG") == "1":
-                _show_traceback()
-            text = describe(error) if isinstance(error, FinsaError) else safety.masked(f"error: {error!r}")
-            sweeps.failed(cfg, job, text)
+                _print_traceback()
+            sweeps.failed(cfg, job, describe(error if isinstance(error, FinsaError) else repr(error)))
         return float("nan")
-    if job is not None:
-        sweeps.finished(cfg, job, result)
+    sweeps.finished(cfg, job, result)
     return result.objective
 
 
-def _earlier(cfg: RunConfig, job: Job, session: Session) -> Result | None:
-    """The job's result where it was finished before on the same rows."""
-    if cfg.stage.name not in ("train", "evaluate") or cfg.run is not None:
-        return None
-    from finsa.data import dataset
+def _load(cfg: RunConfig, session: Session) -> Dataset:
+    from finsa.data import dataset  # reads data: a wrong option need not wait for its import
 
-    return sweeps.earlier(cfg, job, dataset.load(cfg.data, session).fingerprint)
-
-
-def _going_on(cfg: RunConfig, session: Session) -> RunConfig:
-    """A sweep's job that was killed before goes on in its own folder, unless another process is at it."""
-    if cfg.stage.name != "train" or cfg.fresh or cfg.resume:
-        return cfg
-    from finsa.data import dataset
-
-    path = run_folder.unfinished(cfg, dataset.load(cfg.data, session).fingerprint)
-    if path is None:
-        return cfg
-    print(f"going on with {path}; fresh=true starts anew", flush=True)
-    return cfg.model_copy(update={"resume": True})
+    return dataset.load(cfg.data, session)
 
 
 def _run(cfg: RunConfig, session: Session) -> Result:

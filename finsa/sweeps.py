@@ -1,6 +1,6 @@
-"""What a sweep's jobs came to, and the report at its end.
+"""Records of a sweep's jobs, and the report at the end of the sweep.
 
-Every job leaves ``job.json`` in its folder, so that the end of a sweep sees jobs of other processes and machines too.
+Every job writes ``job.json`` to its folder, so that jobs that ran in other processes or on other machines count too.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Remember(Callback):
 
 @dataclass(frozen=True)
 class SweepJob:
-    """One job of a sweep, as its ``job.json`` tells.
+    """One job of a sweep, as recorded in ``job.json``.
 
     Args:
-        overrides: what its part of the command line says.
-        status: ``complete``, ``failed``, or ``running`` for one that did not come to its end.
+        overrides: of the command line, for this job.
+        status: ``complete``, ``failed``, or ``running`` for one that was stopped.
         run: its run folder, which an earlier sweep may have made; None for a stage that writes none.
         error: why it failed.
         published: name of the published table it belongs to.
@@ -54,29 +54,26 @@ class SweepJob:
     tracking: Tracking
 
 
-# ------------------------------------------------------------------------------------------------ one job
-
-
 def begin(cfg: RunConfig, job: Job) -> None:
-    """Leave a note that a job has started."""
-    _note(cfg, job, status="running")
+    """Record that a job has started."""
+    _record(cfg, job, status="running")
 
 
 def finished(cfg: RunConfig, job: Job, result: Result) -> None:
-    """Note a job that came to its end."""
-    _note(cfg, job, status="complete", run=None if result.run_dir is None else str(result.run_dir))
+    """Record that a job has finished."""
+    _record(cfg, job, status="complete", run=None if result.run_dir is None else str(result.run_dir))
 
 
 def failed(cfg: RunConfig, job: Job, error: str) -> None:
-    """Note a job that failed, and say so at once; what ended an earlier job of the sweep is not repeated."""
+    """Record that a job has failed and report it at once; an error that earlier jobs had too is not repeated."""
     assert job.sweep_dir is not None
     known = error in (other.error for other in _jobs(job.sweep_dir))
-    _note(cfg, job, status="failed", error=error)
+    _record(cfg, job, status="failed", error=error)
     print(f"job {job.number} failed{' for the same reason' if known else f': {error}'}", file=sys.stderr)
 
 
 def earlier(cfg: RunConfig, job: Job, data_fingerprint: str | None) -> Result | None:
-    """The result of this very job where it was finished before, by this sweep's command or another one's."""
+    """Return the result of the same job if an earlier command has finished it."""
     path = None if cfg.fresh else run_folder.finished(cfg, data_fingerprint)
     if path is None:
         return None
@@ -85,7 +82,7 @@ def earlier(cfg: RunConfig, job: Job, data_fingerprint: str | None) -> Result | 
     return Result(cfg.stage.name, path, metrics, metrics.get("validation", {}).get("macro_f1"))
 
 
-def _note(cfg: RunConfig, job: Job, **facts: Any) -> None:
+def _record(cfg: RunConfig, job: Job, **facts: Any) -> None:
     folder = job.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     known = {
@@ -97,9 +94,6 @@ def _note(cfg: RunConfig, job: Job, **facts: Any) -> None:
     RunFolder(folder, {}).write_json(JOB, {**known, **facts})
 
 
-# ------------------------------------------------------------------------------------------------ the end
-
-
 def conclude(added: Folders = ()) -> int:
     """Write and print the report of the sweep that this process started, and return the exit code.
 
@@ -107,7 +101,7 @@ def conclude(added: Folders = ()) -> int:
         added: folders of ``--config-dir``.
 
     Returns:
-        0 where no sweep ran or all its jobs finished; 1 where some failed.
+        0 if there was no sweep or all its jobs finished; 1 if some failed.
     """
     started = os.environ.pop(STARTED, None)
     if started is None:
@@ -122,7 +116,7 @@ def conclude(added: Folders = ()) -> int:
     for error in dict.fromkeys(failures.values()):
         names = [name for name, other in failures.items() if other == error]
         text = f"failed: {_listed(names)}" if len(names) < len(jobs) else f"failed: all {len(jobs)} jobs"
-        # Where nothing was scored, no report stands between this line and the reasons, which were told as they came.
+        # Without scores there is no report between this line and the reasons, which were printed as they occurred.
         print(f"{text}\n  {error}" if scored else text, file=sys.stderr)
     return 1 if failures else 0
 
@@ -137,7 +131,7 @@ def _jobs(folder: Path) -> list[SweepJob]:
     for file in sorted(folder.glob(f"*/{JOB}"), key=lambda file: (len(file.parent.name), file.parent.name)):
         values = json.loads(file.read_text(encoding="utf-8"))
         run, status = values.get("run"), values["status"]
-        lost = "did not come to its end: its process was stopped" if status == "running" else ""
+        lost = "its process was stopped" if status == "running" else ""
         found.append(
             SweepJob(
                 tuple(values["overrides"]),
@@ -157,7 +151,7 @@ def _metrics(run: Path | None) -> dict[str, Any]:
 
 
 def _names(jobs: list[SweepJob]) -> dict[str, SweepJob]:
-    """Name every job by what distinguishes it from the others."""
+    """Name every job by the overrides that distinguish it from the others."""
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     names: dict[str, SweepJob] = {}
     for number, job in enumerate(jobs):
@@ -169,7 +163,7 @@ def _names(jobs: list[SweepJob]) -> dict[str, SweepJob]:
 def _compare(
     folder: Path, jobs: dict[str, SweepJob], scored: dict[str, Any], failures: dict[str, str], added: Folders
 ) -> None:
-    """Write the jobs' scores as they are, then the report; where the jobs cannot be compared, say why instead."""
+    """Write the jobs' scores, then the report, or the reason why the jobs cannot be compared."""
     from finsa.evaluation import report, tables
 
     title = f"sweep of {len(jobs)} jobs, test split"

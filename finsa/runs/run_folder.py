@@ -1,4 +1,4 @@
-"""Run folders: the record of a run, complete or marked failed, never half a file.
+"""Run folders: the record of a run, complete or marked as failed, with every file written whole or not at all.
 
 A folder holds ``config.yaml`` (resolved), ``run.json`` (status, provenance), ``ledger.json``, ``log.jsonl``,
 ``metrics.json``, ``predictions.jsonl``, ``adapters/<domain>/``, ``checkpoints/`` and figures.
@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,14 +21,13 @@ import yaml
 
 from finsa.config import MoeJointStage, RunConfig, locate, migration, safety
 from finsa.errors import Pruned, RunError, Stopped, suggest
-from finsa.runs import locks, processes, provenance
-from finsa.runs.open_folder import RunFolder as RunFolder
+from finsa.runs import files, locks, processes, provenance
 from finsa.session import Session, current_job
 
-JOB = "job.json"  # what a sweep notes about each of its jobs
-NAMED = ("latest", "default")  # runs that stage=serve finds itself
+JOB = "job.json"  # record of a job of a sweep
+NAMED = ("latest", "default")  # names of runs that stage=serve resolves
 
-EXPORTED = "exported_run.json"  # an export's copy of run.json: under that name it would be counted as another run
+EXPORTED = "exported_run.json"  # copy of run.json in an export; as run.json it would count as another run
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class Result:
     Args:
         stage: its name.
         run_dir: the run folder; None for a stage that writes none.
-        metrics: numbers by name, the ones that ``metrics.json`` holds.
-        objective: what a sweeper may maximise; a validation score, never a test score.
+        metrics: the contents of ``metrics.json``.
+        objective: the score that a sweeper may maximize; of the validation split, never of the test split.
     """
 
     stage: str
@@ -48,19 +47,69 @@ class Result:
     objective: float | None = None
 
 
+@dataclass
+class RunFolder:
+    """A run folder that is being written.
+
+    Args:
+        path: the folder.
+        facts: contents of ``run.json``; `note` adds to them.
+    """
+
+    path: Path
+    facts: dict[str, Any]
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to ``run.json``."""
+        self.facts.update(facts)
+        self.write_json("run.json", self.facts)
+
+    def write_json(self, name: str, values: Any) -> None:
+        """Write a JSON file, whole or not at all."""
+        self.write_text(name, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file, whole or not at all; of several processes the first one writes."""
+        if not processes.first():
+            return
+        files.write_text(self.path / name, text)
+
+    def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
+        """Write JSON lines, whole or not at all; records may be many more than fit into memory."""
+        if not processes.first():
+            return
+        with (
+            files.replacing(self.path / name) as temporary,
+            temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+        ):
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+    @property
+    def log_file(self) -> Path:
+        """``log.jsonl``: grows by a record at a time; `fit` cuts back what a kill left behind the last checkpoint."""
+        return self.path / "log.jsonl"
+
+    def log(self, step: int, record: dict[str, float]) -> None:
+        """Append a record to ``log.jsonl``."""
+        if not processes.first():
+            return
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **record}) + "\n")
+
+
 @contextmanager
 def start(cfg: RunConfig, data_fingerprint: str | None, session: Session) -> Iterator[RunFolder]:
-    """Open a run's folder; on leaving it is complete, or marked failed with the error.
+    """Open a run folder; on exit it is marked complete, or failed with the error.
 
-    With ``resume=true`` it is the newest unfinished folder of this very configuration.
+    With ``resume=true`` it is the newest unfinished folder of the same configuration.
 
     Args:
         cfg: the configuration.
-        data_fingerprint: of the rows; a run is not resumed on others than it was started with. None: of no rows.
-        session: says where the folder belongs.
+        data_fingerprint: of the rows, which have to be the same for a run to be resumed; None for stages without rows.
+        session: determines the place of the folder.
 
     Raises:
-        RunError: where there is nothing to resume, or the data have changed since.
+        RunError: if there is nothing to resume, or the data have changed since.
     """
     if not processes.first():
         yield RunFolder(Path(processes.agreed(None)), {})
@@ -75,11 +124,11 @@ def start(cfg: RunConfig, data_fingerprint: str | None, session: Session) -> Ite
             yield folder
         except BaseException as error:
             status = "pruned" if isinstance(error, Pruned) else "stopped" if isinstance(error, Stopped) else "failed"
-            with suppress(OSError):  # a full disk: the error itself is what has to be told
+            with suppress(OSError):  # the disk may be full; the error itself is more important
                 folder.note(status=status, error=safety.masked(f"{type(error).__name__}: {error}")[:2000])
             raise
         if any("unknown" in files.values() for files in folder.facts["base_weights"].values()):
-            folder.note(base_weights=starting_weights(cfg))  # a branch of the hub, which is on this machine now
+            folder.note(base_weights=starting_weights(cfg))  # a branch of the hub, downloaded by now
         folder.note(
             status="complete",
             error=None,
@@ -91,7 +140,7 @@ def start(cfg: RunConfig, data_fingerprint: str | None, session: Session) -> Ite
 
 
 def _opened(cfg: RunConfig, path: Path, data_fingerprint: str | None) -> RunFolder:
-    """Write down what begins; wall seconds are those of this sitting, of which there may be several."""
+    """Record the start of a run, or of its resumption."""
     known = _read_json(path / "run.json")
     if known.get("status") == "complete" and known.get("config_hash") == config_hash(cfg):
         raise RunError(f"run folder {path} has just been finished by another process")
@@ -102,7 +151,7 @@ def _opened(cfg: RunConfig, path: Path, data_fingerprint: str | None) -> RunFold
         text = f"resume: weights have changed since {path} was started ({other[0]})"
         raise RunError(f"{text}; run the command without resume=true")
     if changes:
-        print(f"{path} is resumed, although it was started otherwise: {'; '.join(changes)}", flush=True)
+        print(f"{path} is resumed, although it was started with a different setup: {'; '.join(changes)}", flush=True)
     facts = {
         **known,
         **provenance.of(cfg),
@@ -140,7 +189,7 @@ def _new_path(cfg: RunConfig, session: Session) -> Path:
 
 
 def starting_weights(cfg: RunConfig) -> dict[str, dict[str, str]]:
-    """Fingerprints of all weights that a run starts from: base, saved adapter, a run it evaluates, runs as experts."""
+    """Fingerprints of all weights that a run starts from: base model, saved adapter, evaluated run, experts."""
     if cfg.run in NAMED:
         return {}
     if cfg.run is not None:
@@ -152,24 +201,24 @@ def starting_weights(cfg: RunConfig) -> dict[str, dict[str, str]]:
 
 
 def other_weights(facts: dict[str, Any], now: dict[str, dict[str, str]]) -> list[str]:
-    """Which weights a run started from are other ones now; a run of an older version did not note them."""
+    """Describe which of the weights that a run started from have changed; older versions did not record them."""
     noted: dict[str, dict[str, str]] = facts.get("base_weights") or now
     found = []
     for what in noted | now:
         before, after = noted.get(what, {}), now.get(what, {})
         for name in sorted(before | after):
-            came = before.get(name) == "unknown" and facts.get("status") != "complete"  # the run itself downloaded it
+            came = before.get(name) == "unknown" and facts.get("status") != "complete"  # the run itself downloaded them
             if before.get(name) != after.get(name) and not came:
                 found.append(f"{name} of the {what}: {before.get(name)}, now {after.get(name)}")
     return found
 
 
 def unfinished(cfg: RunConfig, data_fingerprint: str | None = None) -> Path | None:
-    """The newest unfinished run of this very configuration below ``output_dir``; None where there is none.
+    """Find the newest unfinished run of the same configuration below ``output_dir``.
 
     Args:
-        data_fingerprint: skips runs of other rows, those started with other weights, code or libraries, and those that
-            another process is at; None: takes them.
+        data_fingerprint: skips runs of other rows, weights, code, or libraries, and runs in use by another process;
+            None: considers them all.
     """
 
     def fits(path: Path, facts: dict[str, Any]) -> bool:
@@ -180,30 +229,33 @@ def unfinished(cfg: RunConfig, data_fingerprint: str | None = None) -> Path | No
         return facts.get("data_fingerprint") == data_fingerprint and not locks.holder(path / locks.LOCK)
 
     wanted = config_hash(cfg)
-    found = _newest(cfg.output_dir, "started", fits, pass_over=False)
+    found = _newest(cfg.output_dir, "started", fits, skip_damaged=False)
     if data_fingerprint is None:
         return found[0][0] if found else None
     return _usable(cfg, found, "resumed")
 
 
 def _usable(cfg: RunConfig, found: list[tuple[Path, dict[str, Any]]], use: str) -> Path | None:
-    """The first of some runs of one configuration and rows that would come out the same now.
+    """Return the first of several runs of one configuration and rows whose weights and code are still the same.
 
     Args:
-        found: folders and facts, the newest first.
-        use: what would be done with it, for the message: ``reused``, ``resumed``.
+        found: folders and facts, newest first.
+        use: for the message: ``reused`` or ``resumed``.
     """
     now = starting_weights(cfg) if found else {}
     refused = []
     for path, facts in found:
         weights, changes = other_weights(facts, now), provenance.changes(facts)
-        told = "; ".join([*weights, *changes])
+        reasons = "; ".join([*weights, *changes])
         if weights or (changes and not cfg.reuse_outdated):
-            remedy = "" if weights else f"; reuse_outdated=true says that it may be {use} all the same"
-            refused.append(f"{path} is not {use}, because it was made otherwise: {told}{remedy}")
+            remedy = "" if weights else f"; reuse_outdated=true allows it to be {use} all the same"
+            refused.append(f"{path} is not {use}, because it was made with a different setup: {reasons}{remedy}")
             continue
         if changes:
-            print(f"{path} is {use}, as reuse_outdated=true says, although it was made otherwise: {told}", flush=True)
+            print(
+                f"{path} is {use} (reuse_outdated=true), although it was made with a different setup: {reasons}",
+                flush=True,
+            )
         return path
     if refused:
         print(refused[0], flush=True)
@@ -211,15 +263,15 @@ def _usable(cfg: RunConfig, found: list[tuple[Path, dict[str, Any]]], use: str) 
 
 
 def to_resume(cfg: RunConfig, data_fingerprint: str | None, session: Session) -> Path:
-    """The run that ``resume=true`` goes on with.
+    """Find the run that ``resume=true`` resumes.
 
     Raises:
-        RunError: where there is none.
+        RunError: if there is none.
     """
     found = unfinished(cfg, data_fingerprint if session.group else None)
     if found is not None:
         return found
-    others = sum(facts.get("status") != "complete" for _, facts in _records(cfg.output_dir, pass_over=False))
+    others = sum(facts.get("status") != "complete" for _, facts in _records(cfg.output_dir, skip_damaged=False))
     raise RunError(
         f"resume: no unfinished run of this configuration below {cfg.output_dir} ({others} of other configurations). "
         "Run the same command without resume=true to start one"
@@ -227,10 +279,10 @@ def to_resume(cfg: RunConfig, data_fingerprint: str | None, session: Session) ->
 
 
 def finished(cfg: RunConfig, data_fingerprint: str | None) -> Path | None:
-    """The newest complete run of this very configuration and these rows below ``output_dir``; None where there is none.
+    """Find the newest complete run of the same configuration and rows below ``output_dir``.
 
-    It has to be made with the same weights, code and libraries, but for ``reuse_outdated``; what else is there is said.
-    A folder that cannot be read is skipped: what it held is made again.
+    Weights, code, and libraries have to be the same too, unless ``reuse_outdated`` is set; differences are reported.
+    Damaged folders are skipped: the run is repeated.
     """
     wanted = {"config_hash": config_hash(cfg), "data_fingerprint": data_fingerprint, "status": "complete"}
     found = _newest(cfg.output_dir, "finished", lambda _, facts: wanted.items() <= facts.items())
@@ -238,10 +290,10 @@ def finished(cfg: RunConfig, data_fingerprint: str | None) -> Path | None:
 
 
 def latest(output_dir: str) -> Path:
-    """The newest complete training run below a folder.
+    """Find the newest complete training run below a folder.
 
     Raises:
-        RunError: where there is none.
+        RunError: if there is none.
     """
 
     def trained(_: Path, facts: dict[str, Any]) -> bool:
@@ -254,35 +306,35 @@ def latest(output_dir: str) -> Path:
 
 
 def _newest(
-    output_dir: str, moment: str, fits: Callable[[Path, dict[str, Any]], bool], pass_over: bool = True
+    output_dir: str, moment: str, fits: Callable[[Path, dict[str, Any]], bool], skip_damaged: bool = True
 ) -> list[tuple[Path, dict[str, Any]]]:
-    """The runs that fit with their facts, by their moment, ``started`` or ``finished``, the latest first."""
-    found = [(path, facts) for path, facts in _records(output_dir, pass_over) if fits(path, facts)]
+    """Runs that fit with their facts, newest first by `moment`, which is ``started`` or ``finished``."""
+    found = [(path, facts) for path, facts in _records(output_dir, skip_damaged) if fits(path, facts)]
     return sorted(found, key=lambda run: (_instant(run[1].get(moment)), run[0]), reverse=True)
 
 
 def _instant(written: Any) -> float:
-    """Seconds since 1970 of a time in a record, whatever its offset: local times go back by an hour once a year."""
+    """Convert a recorded time to seconds since 1970; local times without offset would be ambiguous."""
     try:
         return datetime.fromisoformat(str(written)).timestamp()
     except ValueError:
         return -math.inf
 
 
-def _records(output_dir: str, pass_over: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Run folders below a folder with their facts; what cannot be read is passed over, or an error."""
+def _records(output_dir: str, skip_damaged: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Run folders below a folder, with their facts; damaged ones are skipped or an error."""
     for file in Path(output_dir).absolute().rglob("run.json"):
         try:
             facts = _read_json(file)
         except RunError:
-            if pass_over:
+            if skip_damaged:
                 continue
             raise
         yield file.parent, facts
 
 
 def config_hash(cfg: RunConfig) -> str:
-    """Hash of what decides a run's result: the configuration but for how it is kept, shown and watched."""
+    """Hash of the part of the configuration that determines the result of a run."""
     beside = {"resume", "fresh", "output_dir", "tracking", "output", "experiment", "sweep", "published", "port"}
     beside |= {"reuse_outdated", "models"}
     values = cfg.model_dump(mode="json", exclude=beside)
@@ -307,10 +359,10 @@ def read(folder: str) -> tuple[Path, RunConfig, dict[str, Any]]:
     """Read a finished run, or an export of one.
 
     Returns:
-        Its folder, its configuration and the facts of ``run.json``.
+        Its folder, its configuration, and the contents of ``run.json``.
 
     Raises:
-        RunError: for a folder that is missing, no run, unfinished or damaged, or whose model ships code that the
+        RunError: for a folder that is missing, not a run, unfinished, or damaged, or whose model ships code that the
             command does not allow.
     """
     path = locate(folder)

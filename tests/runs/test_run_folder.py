@@ -165,13 +165,13 @@ def test_a_run_of_other_code_or_versions_is_used_where_the_user_says_so(
         assert find(config(*words), "rows") == (None if told else folder.path)
         said = capsys.readouterr().out
         if told:
-            assert said.startswith(f"{folder.path} is not {use}, because it was made otherwise: {told}")
-            assert said.endswith(f"; reuse_outdated=true says that it may be {use} all the same\n")
+            assert said.startswith(f"{folder.path} is not {use}, because it was made with a different setup: {told}")
+            assert said.endswith(f"; reuse_outdated=true allows it to be {use} all the same\n")
         else:
             assert said == ""
         assert find(config(*words, "reuse_outdated=true"), "rows") == folder.path
         said = capsys.readouterr().out
-        assert said.startswith(f"{folder.path} is {use}, as reuse_outdated=true says") == bool(told)
+        assert said.startswith(f"{folder.path} is {use} (reuse_outdated=true)") == bool(told)
         changed(folder.path, status="pruned", config_hash="")
 
 
@@ -192,7 +192,7 @@ def test_a_run_of_other_weights_is_never_used(config: Config, base: Path, tmp_pa
     for line, path, use in zip(
         capsys.readouterr().out.splitlines(), (done.path, begun.path), ("reused", "resumed"), strict=True
     ):
-        assert re.fullmatch(f"{path} is not {use}, because it was made otherwise: {told}", line)
+        assert re.fullmatch(f"{path} is not {use}, because it was made with a different setup: {told}", line)
     with (
         pytest.raises(RunError, match=rf"resume: weights have changed since {begun.path} was started \({told}\)"),
         run_folder.start(config(*words, "resume=true"), "rows", Session()),
@@ -223,7 +223,9 @@ def test_a_run_that_is_resumed_by_other_code_says_so(config: Config, tmp_path: P
     with run_folder.start(config(f"output_dir={tmp_path}", "resume=true"), None, Session()) as folder:
         assert folder.path == begun.path
     told = f"peft: 0.1, now {VERSIONS['peft']}"
-    assert capsys.readouterr().out == f"{folder.path} is resumed, although it was started otherwise: {told}\n"
+    assert (
+        capsys.readouterr().out == f"{folder.path} is resumed, although it was started with a different setup: {told}\n"
+    )
     assert run_folder.read(str(folder.path))[2]["resumed_with"] == [told]
 
 
