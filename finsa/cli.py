@@ -51,23 +51,27 @@ QUIET = {
 
 def run() -> int:
     """Run the command line of this process and return its exit code."""
-    session, errors = Session(), list[BaseException]()
+    errors: list[BaseException] = []
+    return guard(hydra_main(Session(), errors), sys.argv, errors)
+
+
+def hydra_main(session: Session, errors: list[BaseException]) -> Callable[[], object]:
+    """Build the function in which Hydra reads the command line and runs its jobs, see `run_job`."""
 
     @hydra.main(version_base="1.3", config_path=str(catalogue.CONF), config_name="config")
     def main(config: DictConfig) -> float | None:
-        """Run one job and return its objective (the validation score a sweeper may maximise)."""
         job = current_job()
         assert job is not None
         return run_job(compose.from_hydra(config, job), session.for_job(job), errors)
 
-    return guard(main, sys.argv, errors)
+    return main
 
 
 def guard(main: Callable[[], object], argv: list[str], errors: list[BaseException] | None = None) -> int:
     """Run a command and report errors that the user can fix in one message.
 
     Args:
-        main: the function decorated by ``hydra.main``.
+        main: built by `hydra_main`.
         argv: the command line; changed in place to what Hydra reads.
         errors: receives the error of a job from `main`.
 

@@ -80,7 +80,11 @@ def test_help_lists_the_groups(tmp_path: Path) -> None:
     done = command(tmp_path, "--help")
     assert done.returncode == 0
     assert all(group in done.stdout for group in catalogue.groups())
-    whole = ["import sys; sys.argv[1:] = ['--help']", "from finsa.cli import main", "main()"]
+    whole = [
+        "import sys; sys.argv[1:] = ['--help']",
+        "from finsa import cli, session",
+        "cli.hydra_main(session.Session(), [])()",
+    ]
     by_hydra = subprocess.run([sys.executable, "-c", "\n".join(whole)], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.rstrip() == by_hydra.stdout.rstrip()
 
