@@ -1,4 +1,4 @@
-"""Folders of rows that a stage writes: prepared beside their place, and put there whole by a rename."""
+"""Data sets that a stage writes: prepared in a folder beside the output, which is renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ FILE_OF_SPLIT = {"train": "train.csv", "validation": "valid.csv", "test": "test.
 ANSWERS = "answers.jsonl"
 
 
-def preparing(output: str | None) -> Path:
-    """Name the folder in which an output is prepared, ``<output>.partial``; nothing is made yet.
+def partial_folder(output: str | None) -> Path:
+    """Name of the folder in which an output is prepared, ``<output>.partial``; nothing is created yet.
 
     Raises:
-        RunError: where the output is there already.
+        RunError: where the output exists already.
     """
     place = Path(str(output)).absolute()
     if place.is_file() or (place.is_dir() and any(place.iterdir())):
-        raise RunError(f"output: {place} is there already; name another folder, or remove it")
+        raise RunError(f"output: {place} exists already; name another folder, or remove it")
     if any(parent.is_file() for parent in place.parents):
         raise RunError(f"output: {place} lies below a file; name another folder")
     return place.with_name(f"{place.name}.partial")
@@ -35,12 +35,12 @@ def preparing(output: str | None) -> Path:
 
 @contextmanager
 def claimed(output: str | None) -> Iterator[Path]:
-    """Name the folder in which an output is prepared, and keep other processes away from it.
+    """Name of the folder in which an output is prepared, which is locked against other processes.
 
     Raises:
-        RunError: where the output is there already, or another process is making it.
+        RunError: where the output exists already, or another process is writing it.
     """
-    partial = preparing(output)
+    partial = partial_folder(output)
     with locks.making(_finished(partial)):
         yield partial
 
@@ -50,10 +50,10 @@ def _finished(partial: Path) -> Path:
 
 
 def publish(partial: Path, splits: Mapping[str, pl.DataFrame], recipe: tuple[str, Mapping[str, Any]]) -> Path:
-    """Write rows and recipe, and put the folder in its place.
+    """Write rows and recipe, and rename the folder to its final name.
 
     Args:
-        partial: from `preparing`; the journal of answers in it is kept, the rest of a stopped command is not.
+        partial: from `partial_folder`; of an interrupted command the journal of answers is kept, the rest is removed.
         splits: rows by split.
         recipe: a file's name and content.
 
@@ -74,16 +74,13 @@ def publish(partial: Path, splits: Mapping[str, pl.DataFrame], recipe: tuple[str
     return finished
 
 
-def reading(data: Data, folder: Path, columns: Iterable[str]) -> str:
-    """Say how a written folder is read with the prompt and the labels of the data set that it was made for.
+def overrides(data: Data, folder: Path, columns: Iterable[str]) -> str:
+    """Overrides of a command that read a written folder, with prompt and labels of the data set it was made for.
 
     Args:
         data: that data set.
         folder: what was written.
         columns: its columns.
-
-    Returns:
-        The overrides of a command.
     """
     words = [f"data={data.name}", f"data.files={folder}"]
     if data.source != "table":

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from finsa.config import Corpus, Data
+from finsa.config import Data
 from finsa.data import dataset, discovery, readers
 from finsa.data.cleaning import OPEN, folded, mark
 from finsa.data.ledger import USED, Ledger
@@ -25,7 +25,7 @@ LIMITED = "filtered: more than data.corpus.documents"
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents to learn from, held out ones, and what became of every row read."""
+    """Documents to train on, held-out ones, and the fate of every row read."""
 
     learn: list[str]
     held: list[str]
@@ -33,56 +33,33 @@ class Documents:
 
 
 def load(data: Data, heldout: float) -> Documents:
-    """Draw or read the documents of ``data.corpus``.
+    """Generate or read the documents of ``data.corpus``.
 
     Args:
         data: where ``files`` names a labelled set, no document contains a text of its validation or test split.
-        heldout: share of documents whose loss is watched, where no file is named after the validation split.
+        heldout: share of documents that is held out, where no file is named after the validation split.
 
     Raises:
         DataError: for files that cannot be read or hold no document.
     """
-    assert data.corpus is not None
-    if data.corpus.files is not None:
-        return _read(data, data.corpus, heldout)
-    assert data.corpus.documents is not None
-    number, seed, role = data.corpus.documents, data.corpus.seed, data.corpus.role
-    held = protected(data)
-    made = generator.corpus(number, seed, held, role)
-    ledger = Ledger(Counter(generator=len(made)), Counter({USED: len(made)}))
-    return Documents(*_parted(made, data.corpus.seed, heldout), ledger)
-
-
-def protected(data: Data) -> list[str]:
-    """Texts that no document may contain."""
-    if data.files is None:
-        return []
-    held = dataset.load(data)
-    return [text for split in ("validation", "test") for text in held.splits[split]["text"].to_list()]
-
-
-def _parted(documents: list[str], seed: int, heldout: float) -> tuple[list[str], list[str]]:
-    random.Random(seed).shuffle(documents)
-    kept = max(1, int(heldout * len(documents)))
-    return documents[kept:], documents[:kept]
-
-
-def _read(data: Data, corpus: Corpus, heldout: float) -> Documents:
+    corpus = data.corpus
+    assert corpus is not None
+    if corpus.files is None:
+        assert corpus.documents is not None
+        generated = generator.corpus(corpus.documents, corpus.seed, protected(data), corpus.role)
+        ledger = Ledger(Counter(generator=len(generated)), Counter({USED: len(generated)}))
+        return Documents(*_hold_out(generated, corpus.seed, heldout), ledger)
     found = discovery.find(data.model_copy(update={"files": corpus.files}))
-    parts, notes = [], found.notes
-    for file, split in found.splits.items():
-        raw = readers.read(file, data.csv, lambda columns: corpus.column in columns)
-        notes += raw.notes
-        place = pl.lit(str(file)).alias("file"), pl.lit(split, dtype=pl.String).alias("split")
-        parts.append(raw.frame.select(_text(raw.frame, file, corpus.column), FATE).with_columns(*place))
-    frame = mark(_cleaned(pl.concat(parts)), pl.col("split") == "test", "filtered: test split")
-    ledger = Ledger(Counter(dict(frame.group_by("file", maintain_order=True).len().iter_rows())), notes=notes)
+    frame, notes = _read(found.splits, data, corpus.column)
+    frame = mark(_clean(frame), pl.col("split") == "test", "filtered: test split")
+    ledger = Ledger(Counter(dict(frame.group_by("file", maintain_order=True).len().iter_rows())))
+    ledger.notes += [*found.notes, *notes]
     ledger.buckets.update(dict(frame.filter(~OPEN).group_by(FATE, maintain_order=True).len().iter_rows()))
     used = frame.filter(OPEN)
     held = used.filter(pl.col("split") == "validation")["text"].to_list()
     learn = used.filter(pl.col("split").is_null() | (pl.col("split") == "train"))["text"].to_list()
     if not held:
-        learn, held = _parted(learn, corpus.seed, heldout)
+        learn, held = _hold_out(learn, corpus.seed, heldout)
     surplus = 0 if corpus.documents is None else max(0, len(learn) - corpus.documents)
     learn = learn[: corpus.documents]
     if not learn:
@@ -92,18 +69,38 @@ def _read(data: Data, corpus: Corpus, heldout: float) -> Documents:
     return Documents(learn, held, ledger)
 
 
-def _text(frame: pl.DataFrame, file: Path, column: str) -> pl.Expr:
-    if column not in frame.columns:
-        near = nearest(column, frame.columns)
-        hint = f" Did you mean data.corpus.column={near}?" if near else ""
-        raise DataError(
-            f"data.corpus.column: {file} has no column '{column}'; it has {', '.join(frame.columns)}.{hint}"
-        )
-    return pl.col(column).str.strip_chars().alias("text")
+def protected(data: Data) -> list[str]:
+    """Held-out texts of the labelled set, which no document may contain."""
+    if data.files is None:
+        return []
+    held = dataset.load(data)
+    return [text for split in ("validation", "test") for text in held.splits[split]["text"].to_list()]
 
 
-def _cleaned(frame: pl.DataFrame) -> pl.DataFrame:
-    """Give empty and damaged documents and later copies their fate; a held-out document keeps its place."""
+def _hold_out(documents: list[str], seed: int, heldout: float) -> tuple[list[str], list[str]]:
+    random.Random(seed).shuffle(documents)
+    size = max(1, int(heldout * len(documents)))
+    return documents[size:], documents[:size]
+
+
+def _read(files: Mapping[Path, str | None], data: Data, column: str) -> tuple[pl.DataFrame, list[str]]:
+    """Rows of all files with text, fate, file and split, and notes."""
+    parts, notes = [], list[str]()
+    for file, split in files.items():
+        raw = readers.read(file, data.csv, lambda columns: column in columns)
+        if column not in raw.frame.columns:
+            near = nearest(column, raw.frame.columns)
+            hint = f" Did you mean data.corpus.column={near}?" if near else ""
+            has = ", ".join(raw.frame.columns)
+            raise DataError(f"data.corpus.column: {file} has no column '{column}'; it has {has}.{hint}")
+        place = pl.lit(str(file)).alias("file"), pl.lit(split, dtype=pl.String).alias("split")
+        parts.append(raw.frame.select(pl.col(column).str.strip_chars().alias("text"), FATE).with_columns(*place))
+        notes += raw.notes
+    return pl.concat(parts), notes
+
+
+def _clean(frame: pl.DataFrame) -> pl.DataFrame:
+    """Mark empty and damaged documents and copies; of two copies the held-out one is kept, or else the first."""
     frame = mark(frame, pl.col("text").fill_null("") == "", "empty text")
     frame = mark(frame, pl.col("text").str.contains("[\x00\ufffd]"), "unreadable: damaged characters")
     rank = pl.col("split").replace_strict({"test": 0, "validation": 1}, default=2, return_dtype=pl.Int8)

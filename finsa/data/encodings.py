@@ -1,4 +1,4 @@
-"""How a text file is encoded: found out from its bytes, and said where it is not plain UTF-8."""
+"""Encodings of text files: detected from the bytes, and noted where they are not plain UTF-8."""
 
 from __future__ import annotations
 
@@ -18,18 +18,24 @@ _MARKS = {
     b"\x84\x31\x95\x33": "gb18030",
 }
 _BLOCK = 1 << 20
-_SAMPLE = 20_000  # characters beyond ASCII that decide
-# What Western European text has besides letters; within a word only an apostrophe.
+_SAMPLE = 20_000  # characters beyond ASCII that decide the encoding
+# Characters of Western European text besides letters; within a word only an apostrophe.
 _WESTERN = frozenset("€‚„…‘’“”•–—™¡£©«®°±·»¿§½¼¾²³\xa0×ºª\xad")
 _LOST = "rows with damaged characters are left out"
+_NAMES = {"gb18030": "GB18030", "big5hkscs": "Big5", "cp1252": "cp1252 (Western European)"}
+# Lead bytes of punctuation and of the common characters (level 1) of each encoding.
+_COMMON = {
+    "gb18030": frozenset((0xA1, 0xA3, *range(0xB0, 0xD8))),
+    "big5hkscs": frozenset((0xA1, 0xA2, *range(0xA4, 0xC7))),
+}
 
 
 def open_text(file: Path, codec: str | None = None) -> tuple[TextIO, list[str]]:
-    """Open a file as text, behind its byte order mark; line ends stay as they are.
+    """Open a file as text, after its byte order mark; line ends are left unchanged.
 
     Args:
         file: any text file.
-        codec: how it is encoded; None: detected.
+        codec: its encoding; None: detected.
 
     Returns:
         The stream, in which bytes that cannot be decoded are U+FFFD; and a note where UTF-8 was not what was detected.
@@ -78,16 +84,13 @@ def encoding(file: Path) -> tuple[str, str | None]:
     return found, f"{file.name}: is not UTF-8 (byte {bad:,}), read as {_NAMES[found]}{also}"
 
 
-_NAMES = {"gb18030": "GB18030", "big5hkscs": "Big5", "cp1252": "cp1252 (Western European)"}
-
-
 def is_utf8(file: Path) -> bool:
     """Whether all of a file is UTF-8."""
     return _first_bad_byte(file, "utf-8") is None
 
 
 def _utf16(start: bytes) -> str | None:
-    """UTF-16 without a mark: zero bytes, from characters below 256, all at odd places or all at even ones."""
+    """UTF-16 without a mark: the zero bytes of characters below 256 are all at odd places or all at even ones."""
     zeros = [start[0::2].count(0), start[1::2].count(0)]
     if min(zeros) > 0 or max(zeros) < 4:
         return None
@@ -97,30 +100,20 @@ def _utf16(start: bytes) -> str | None:
 
 
 def _national(file: Path) -> str | None:
-    """What a file that is not UTF-8 is encoded in; None where that is not certain.
+    """The encoding of a file that is not UTF-8; None where that is not certain.
 
-    Bytes of Chinese text in the wrong encoding give rare characters, and so does Western text, whose bytes beyond ASCII
-    stand alone between letters.
+    Chinese text decoded with the wrong encoding gives rare characters, and so does Western text, whose bytes beyond
+    ASCII are single ones between letters.
     """
-    shares = {codec: _common(file, codec, leads) for codec, leads in _COMMON.items()}
+    shares = dict[str, float]()  # of the characters beyond ASCII that are common in an encoding
+    for codec, leads in _COMMON.items():
+        text = _beyond_ascii(file, codec)
+        coded = [sign.encode(codec, "ignore") for sign in text]
+        shares[codec] = sum(len(sign) == 2 and sign[0] in leads for sign in coded) / max(1, len(text))
     best, other = sorted(shares, key=lambda codec: -shares[codec])
     if shares[best] > 0.65 and shares[best] > shares[other] + 0.2:
         return best
     return "cp1252" if _is_western(file) else None
-
-
-# Lead bytes of punctuation and of the common characters (level 1) of each encoding.
-_COMMON = {
-    "gb18030": frozenset((0xA1, 0xA3, *range(0xB0, 0xD8))),
-    "big5hkscs": frozenset((0xA1, 0xA2, *range(0xA4, 0xC7))),
-}
-
-
-def _common(file: Path, codec: str, leads: frozenset[int]) -> float:
-    """Share of a file's characters beyond ASCII that are common in an encoding; its first 20,000 decide."""
-    text = _beyond_ascii(file, codec)
-    coded = [sign.encode(codec, "ignore") for sign in text]
-    return sum(len(sign) == 2 and sign[0] in leads for sign in coded) / max(1, len(text))
 
 
 def _is_western(file: Path) -> bool:
@@ -141,14 +134,14 @@ def _first_bad_byte(file: Path, codec: str) -> int | None:
     decoder, at = codecs.getincrementaldecoder(codec)(), 0
     with file.open("rb") as stream:
         while block := stream.read(_BLOCK):
-            begun = len(decoder.getstate()[0])  # bytes of a character that the last block cut
+            pending = len(decoder.getstate()[0])  # bytes of a character that the last block has split
             try:
                 decoder.decode(block)
             except UnicodeDecodeError as error:
-                return at - begun + error.start
+                return at - pending + error.start
             at += len(block)
-    begun = len(decoder.getstate()[0])
-    return at - begun if begun else None
+    pending = len(decoder.getstate()[0])
+    return at - pending if pending else None
 
 
 def _beyond_ascii(file: Path, codec: str) -> str:

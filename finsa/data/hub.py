@@ -1,7 +1,7 @@
-"""The hub of models and data sets: what is in its cache, and whether it answers at all.
+"""The hub of models and data sets: whether it answers, and what its cache has.
 
 huggingface_hub repeats every refused request five times, over half a minute, and logs each attempt. So the hub is asked
-once here, and where it does not answer the libraries are left with their caches.
+once here, and where it does not answer the libraries use their caches only.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def unreachable() -> str | None:
 
 
 def refusal(source: str) -> str | None:
-    """Why a source cannot be asked for; None for a local folder, and where the hub answers."""
+    """Why a source cannot be requested; None for a local folder, and where the hub answers."""
     return None if Path(source).exists() else unreachable()
 
 
 @contextmanager
 def cache_alone(refused: str | None) -> Iterator[None]:
-    """Keep the libraries to their caches within, where the hub does not answer.
+    """Restrict the libraries to their caches within the block, where the hub does not answer.
 
-    This is their offline mode, switched on for a moment: some of their requests ignore ``local_files_only``.
+    This is their offline mode, switched on temporarily: some of their requests ignore ``local_files_only``.
 
     Args:
         refused: from `refusal`; None changes nothing.
@@ -67,15 +67,15 @@ def cache_alone(refused: str | None) -> Iterator[None]:
 def _downloads_shown() -> Iterator[None]:
     """Show the progress bars of downloads on a terminal, and no bars elsewhere.
 
-    `launch.QUIET` switches the bars of huggingface_hub off by its environment variable, because transformers follows it
+    `cli.QUIET` switches the bars of huggingface_hub off by its environment variable, because transformers follows it
     and would show one for every loaded checkpoint.
     """
     bars: Any = import_module("huggingface_hub.utils.tqdm")
-    before, shown = bars.HF_HUB_DISABLE_PROGRESS_BARS, sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    before, visible = bars.HF_HUB_DISABLE_PROGRESS_BARS, sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
     if "datasets" in sys.modules:
-        (sys.modules["datasets"].enable_progress_bars if shown else sys.modules["datasets"].disable_progress_bars)()
+        (sys.modules["datasets"].enable_progress_bars if visible else sys.modules["datasets"].disable_progress_bars)()
     try:
-        bars.HF_HUB_DISABLE_PROGRESS_BARS = None if shown else before
+        bars.HF_HUB_DISABLE_PROGRESS_BARS = None if visible else before
         yield
     finally:
         bars.HF_HUB_DISABLE_PROGRESS_BARS = before

@@ -49,7 +49,7 @@ def _write(cfg: RunConfig, partial: Path, session: Session) -> Result:
     for kind, numbers in recipe["variants"].items():
         print(f"{kind}: {numbers}")
     print(f"wrote {train.height:,} training rows and {made.height:,} variants to {folder}")
-    print(f"read them with: {dataset_writer.reading(cfg.data, folder, augment.COLUMNS)}")
+    print(f"read them with: {dataset_writer.overrides(cfg.data, folder, augment.COLUMNS)}")
     return Result("augment", None, {"rows": {split: part.height for split, part in splits.items()}})
 
 

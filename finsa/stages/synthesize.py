@@ -43,7 +43,7 @@ def _write(cfg: RunConfig, partial: Path) -> Result:
     folder = dataset_writer.publish(partial, splits, ("recipe.json", _recipe(cfg, labels, harvest)))
     rows = {split: part.height for split, part in splits.items()}
     print(f"{dict(harvest.counts)}\nwrote {rows} to {folder}")
-    print(f"read them with: {dataset_writer.reading(cfg.data, folder, COLUMNS)}")
+    print(f"read them with: {dataset_writer.overrides(cfg.data, folder, COLUMNS)}")
     return Result("synthesize", None, {"rows": rows})
 
 

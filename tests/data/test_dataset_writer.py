@@ -19,7 +19,7 @@ ROWS = pl.DataFrame({"id": ["1"], "text": ["涨\n了"], "label": ["利好"]})
 
 
 def test_the_folder_appears_whole_with_the_journal_and_nothing_older(tmp_path: Path) -> None:
-    partial = dataset_writer.preparing(str(tmp_path / "new" / "out"))
+    partial = dataset_writer.partial_folder(str(tmp_path / "new" / "out"))
     assert partial == tmp_path / "new" / "out.partial"
     assert not partial.parent.exists(), "nothing is made before there is something to keep"
     (partial / "old").mkdir(parents=True)
@@ -35,7 +35,7 @@ def test_the_folder_appears_whole_with_the_journal_and_nothing_older(tmp_path: P
 
 def test_an_empty_folder_is_as_good_as_none(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    partial = dataset_writer.preparing(str(tmp_path / "out"))
+    partial = dataset_writer.partial_folder(str(tmp_path / "out"))
     assert dataset_writer.publish(partial, {"train": ROWS}, ("recipe.json", {})) == tmp_path / "out"
 
 
@@ -45,7 +45,7 @@ def test_what_is_there_is_not_touched(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder" / "mine").write_text("x", encoding="utf-8")
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(RunError, match="output: .* name another folder"):
-        dataset_writer.preparing(str(tmp_path / name))
+        dataset_writer.partial_folder(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_is_there_is_not_touched(tmp_path: Path, name: str) -> None:
 )  # fmt: skip
 def test_how_to_read_it_keeps_prompt_and_labels(config: Configure, overrides: list[str], expected: str) -> None:
     data = config(*overrides).data
-    said = dataset_writer.reading(data, Path("/out"), ("id", "text", "label", "domain", "parent"))
+    said = dataset_writer.overrides(data, Path("/out"), ("id", "text", "label", "domain", "parent"))
     assert said == expected
     read = config(*shlex.split(said)).data
     assert (read.prompt, read.labels, read.source, read.files) == (data.prompt, data.labels, "table", "/out")
