@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
 import finsa.cli
-from finsa.baselines import neural, tfidf
+from finsa.baselines import linear, neural
 from finsa.evaluation import figures, report, run_results
 from finsa.inference import predictor
 from finsa.stages import chain, check, evaluate, moe_joint, predict, search, train

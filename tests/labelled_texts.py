@@ -1,4 +1,4 @@
-"""A tiny set of texts that words tell apart, and the numbers that a stage would judge by."""
+"""A tiny set of texts that differ by words, and the metrics that select a model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from finsa.baselines import FloatArray, Judge
+from finsa.baselines import Evaluate, FloatArray
 
 WORDS = ("大跌 亏损 跌停", "公告 会议 持平", "大涨 盈利 涨停")
 
@@ -23,7 +23,7 @@ def texts(rows: int, classes: int = 3, seed: int = 0) -> tuple[list[str], list[i
     return made, labels
 
 
-def judge(labels: Sequence[int]) -> Judge:
+def evaluate(labels: Sequence[int]) -> Evaluate:
     """The share of right answers, under the name that chooses."""
 
     def numbers(scores: FloatArray) -> dict[str, float]:

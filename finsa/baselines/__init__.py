@@ -1,4 +1,4 @@
-"""Classical learners behind the same data, scorer and report as the language models: one module a kind."""
+"""Classical classifiers behind the same data, metrics and report as the language models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -23,7 +23,7 @@ from finsa.runs.progress import Moved, ignored
 FloatArray = NDArray[np.float64]
 Texts = Sequence[str]
 Classes = Sequence[int]
-Judge = Callable[[FloatArray], dict[str, float]]  # scores (n, c) of the validation rows -> loss, macro_f1, ...
+Evaluate = Callable[[FloatArray], dict[str, float]]  # log-probabilities (n, c) of the validation rows -> metrics
 Record = Callable[[int, dict[str, float]], None]  # step, values
 LABELS = "labels.json"
 NEVER = -50.0  # log-probability of a class without training rows: finite, so that a mean over rows stays a number
@@ -31,14 +31,14 @@ NEVER = -50.0  # log-probability of a class without training rows: finite, so th
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of a fit.
+    """The outcome of a fit.
 
     Args:
-        parameters: numbers that were learnt.
-        best: macro-F1 on the validation rows of what was kept.
-        rows: rows read while learning, a row once per epoch or fit.
+        parameters: number of learnt values.
+        best: macro-F1 of the selected model on the validation rows.
+        rows: rows read during training, counted once per epoch or fit.
         steps: optimiser steps; None where there are none.
-        chosen: what the validation rows chose, by name.
+        chosen: settings selected by the validation rows, by name.
     """
 
     parameters: int
@@ -48,7 +48,7 @@ class Fitted:
     chosen: dict[str, Any] = field(default_factory=dict)
 
     def facts(self, seconds: float) -> dict[str, Any]:
-        """What the run's record keeps, under the names that all methods use."""
+        """The entries of ``run.json``, under the names that all methods use."""
         return {
             "trainable_parameters": self.parameters,
             "total_parameters": self.parameters,
@@ -60,40 +60,76 @@ class Fitted:
         }
 
 
-class Learner(Protocol):
+class Learner:
     """A classifier of texts."""
 
     def start(self, texts: Texts) -> None:
-        """Load or make what `cut` needs, from the texts of the training rows; `fit` does it where it was not done."""
+        """Load or build what `count_truncated` needs, from the texts of the training rows; `fit` calls it if needed."""
 
-    def fit(self, texts: Texts, labels: Classes, held: Texts, judge: Judge, record: Record) -> Fitted:
-        """Learn.
+    def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
+        """Train.
 
         Args:
-            texts, labels: training rows, (n,); a row that counts more often stands here more often.
-            held: texts of the validation rows, which choose.
-            judge: tells the numbers of their scores.
-            record: takes numbers as they come up.
+            texts, labels: training rows, (n,); a row that counts more often is repeated.
+            held: texts of the validation rows, by which a model is selected.
+            evaluate: computes the metrics of their log-probabilities.
+            record: takes metrics as they become known.
         """
+        raise NotImplementedError
 
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
-        """Log-probability of each class: (n, c), natural logarithms; `moved` may be told how many more are scored."""
+        """Log-probability of each class: (n, c), natural logarithms; `moved` receives the numbers of scored texts."""
+        raise NotImplementedError
 
-    def cut(self, texts: Texts) -> int | None:
-        """How many of the texts are longer than what is read; None: all are read whole."""
+    def count_truncated(self, texts: Texts) -> int | None:
+        """Number of texts that are truncated; None for a learner that reads whole texts."""
+        return None
 
     def plan(self, texts: Texts) -> dict[str, object]:
-        """What `fit` would do with these training rows, as lines of a plan; no weights are loaded."""
+        """Describe what `fit` would do with these training rows; no weights are loaded."""
+        raise NotImplementedError
 
     def save(self, folder: Path) -> None:
-        """Write what was learnt, without pickle."""
+        """Write the learnt values, without pickle."""
+        raise NotImplementedError
 
     def restore(self, folder: Path) -> None:
         """Read what `save` wrote."""
+        raise NotImplementedError
+
+
+class Majority(Learner):
+    """Predicts the class shares of the training rows for every text."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.counts = np.zeros(classes, np.int64)
+
+    def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
+        """Count the classes."""
+        self.counts = np.bincount(labels, minlength=self.classes)
+        return Fitted(self.classes, evaluate(self.score(held))["macro_f1"], len(texts))
+
+    def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
+        """Logarithms of the shares, for each text: (n, c)."""
+        shares = np.where(self.counts > 0, self.counts / self.counts.sum(), np.exp(NEVER))
+        return np.tile(np.log(shares), (len(texts), 1))
+
+    def plan(self, texts: Texts) -> dict[str, object]:
+        """Describe the counts."""
+        return {"parameters": f"{self.classes} shares of classes", "training": f"{len(texts):,} rows are counted"}
+
+    def save(self, folder: Path) -> None:
+        """Write the counts."""
+        (folder / "shares.json").write_text(json.dumps(self.counts.tolist()) + "\n", encoding="utf-8")
+
+    def restore(self, folder: Path) -> None:
+        """Read the counts."""
+        self.counts = np.array(json.loads((folder / "shares.json").read_text(encoding="utf-8")))
 
 
 def build(cfg: RunConfig, labels: Sequence[str]) -> Learner:
-    """The learner that a method names, before it has learnt.
+    """Build the untrained learner of a method.
 
     Args:
         cfg: the run's configuration.
@@ -101,20 +137,18 @@ def build(cfg: RunConfig, labels: Sequence[str]) -> Learner:
 
     Raises:
         ConfigError: for a lexicon whose classes are not among them, or that is not installed.
-        ModelError: where weights or a tokenizer that it starts from cannot be had.
+        ModelError: where weights or a tokenizer that it starts from are not available.
     """
     classes = len(labels)
-    match cfg.method.baseline:
+    match cfg.method.baseline:  # each import only where it is needed: scikit-learn and torch take seconds
         case config.Majority():
-            from finsa.baselines.majority import Majority
-
             return Majority(classes)
         case config.Lexicon() as section:
             from finsa.baselines.lexicon import Lexicon
 
             return Lexicon(section, labels)
         case config.TfidfLr() as section:
-            from finsa.baselines.tfidf import TfidfLr
+            from finsa.baselines.linear import TfidfLr
 
             return TfidfLr(section, classes)
         case config.Encoder() as section:
@@ -122,24 +156,24 @@ def build(cfg: RunConfig, labels: Sequence[str]) -> Learner:
 
             return Encoder(section, cfg, classes)
         case config.LinearProbe() as section:
-            from finsa.baselines.linear_probe import LinearProbe
+            from finsa.baselines.encoder import LinearProbe
 
             return LinearProbe(section, cfg, classes)
         case config.TextCnn() | config.BiLstm() as section:
             from finsa.baselines.neural import FromScratch
 
             return FromScratch(section, cfg, classes)
-    raise ValueError(f"method={cfg.method.name} is no baseline")
+    raise ValueError(f"method={cfg.method.name} is not a baseline")
 
 
-def cut(learner: Learner, job: Labelled) -> dict[str, int]:
-    """Texts that a learner does not read whole, per split; empty for one that reads all of them whole."""
-    counts = {split: learner.cut(job.texts(split)) for split in job.dataset.splits}
+def count_truncated(learner: Learner, job: Labelled) -> dict[str, int]:
+    """Number of truncated texts per split; empty for a learner that reads whole texts."""
+    counts = {split: learner.count_truncated(job.texts(split)) for split in job.dataset.splits}
     return {split: count for split, count in counts.items() if count is not None}
 
 
 def crowded(learner: Learner, texts: Texts, fixed: Sequence[int]) -> list[int]:
-    """Find texts whose fixed part leaves less than ``LEAST`` characters of the rest to be read.
+    """Find texts whose fixed part leaves room for less than ``LEAST`` characters of the rest.
 
     Args:
         learner: that reads the texts; it has been started.
@@ -150,13 +184,13 @@ def crowded(learner: Learner, texts: Texts, fixed: Sequence[int]) -> list[int]:
         Their numbers.
     """
     probes = {number: texts[number][: count + LEAST] for number, count in enumerate(fixed) if count}
-    if not probes or not learner.cut(list(probes.values())):
+    if not probes or not learner.count_truncated(list(probes.values())):
         return []
-    return [number for number, probe in probes.items() if learner.cut([probe])]
+    return [number for number, probe in probes.items() if learner.count_truncated([probe])]
 
 
 def require_room(learner: Learner, job: Labelled, data: config.Data) -> None:
-    """Check that no instruction, and no earlier part of a chat, pushes the input out of the text.
+    """Check that no instruction, and no earlier part of a chat, leaves no room for the input.
 
     Raises:
         DataError: with the number of rows.
@@ -180,7 +214,7 @@ def save(learner: Learner, labels: Sequence[str], run: Path) -> None:
 
 
 def restore(cfg: RunConfig, labels: Sequence[str], run: Path) -> Learner:
-    """Rebuild a run's learner.
+    """Load the learner of a run.
 
     Args:
         cfg: the run's configuration.
@@ -194,7 +228,7 @@ def restore(cfg: RunConfig, labels: Sequence[str], run: Path) -> Learner:
     try:
         known = json.loads((folder / LABELS).read_text(encoding="utf-8"))
         if known != list(labels):
-            raise ModelError(f"run: {run} tells {', '.join(known)} apart; these rows have {', '.join(labels)}")
+            raise ModelError(f"run: the classes of {run} are {', '.join(known)}; these rows have {', '.join(labels)}")
         learner = build(cfg, known)
         learner.restore(folder)
     except (OSError, EOFError, KeyError, ValueError, BadZipFile, SafetensorError) as error:

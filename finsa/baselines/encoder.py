@@ -1,15 +1,18 @@
-"""A BERT-style encoder, its tokenizer and a fresh classification head, all fine-tuned (Devlin et al. 2019)."""
+"""Encoders of BERT's kind: fine-tuned with a new classification head, or frozen under logistic regression."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -17,10 +20,13 @@ from transformers import (
 )
 
 from finsa import config
-from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts, training_loop
+from finsa.baselines import Classes, Evaluate, Fitted, FloatArray, Learner, Record, Texts, neural
+from finsa.baselines.linear import NUMBERS, LinearLearner
 from finsa.config import RunConfig, locate
 from finsa.data import hub
 from finsa.errors import ConfigError, ModelError, Problem, suggest
+from finsa.models import base
+from finsa.models.batches import batches, padded
 from finsa.runs.progress import Moved, ignored
 
 SPECIAL = {
@@ -30,32 +36,26 @@ SPECIAL = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+PROBE = "利润同比增长 profit rose by 12 %"  # a run keeps its embedding, by which another encoder is recognized
+DIFFERENCE = 0.01  # of unit vectors; other hardware and libraries stay far below, other weights far above
 
 
-class Encoder:
-    """A pre-trained encoder, or a small one from random weights.
+class Encoder(Learner):
+    """A pre-trained encoder (Devlin et al. 2019), or a small one with random weights, fine-tuned with a new head.
 
     Args:
         section: the settings.
         cfg: its ``data.max_length`` is the most tokens read; seed and limits of the run.
-        classes: how many there are.
+        classes: their number.
 
     Raises:
-        ModelError: where weights or tokenizer cannot be had.
+        ModelError: where weights or tokenizer are not available.
     """
 
     def __init__(self, section: config.Encoder, cfg: RunConfig, classes: int) -> None:
         self.section, self.cfg, self.classes = section, cfg, classes
         self.tokenizer: Any = None
         self.network: nn.Module = nn.Module()
-
-    def fit(self, texts: Texts, labels: Classes, held: Texts, judge: Judge, record: Record) -> Fitted:
-        """Load or build, then train all parameters."""
-        if self.tokenizer is None:
-            self.start(texts)
-        run = (self.section, self.cfg.seed, self.cfg.train)
-        rows, held_rows = self._encode(texts), self._encode(held)
-        return training_loop.fit(self.network, rows, labels, held_rows, judge, record, *run)
 
     def start(self, texts: Texts) -> None:
         """Load the encoder and its tokenizer, or build both."""
@@ -65,83 +65,159 @@ class Encoder:
             shape = architecture(self.section, len(self.tokenizer), self.classes)
             self.network = Logits(AutoModelForSequenceClassification.from_config(shape))
             return
-        source, revision = source_of(self.section)
-        refusal = hub.refusal(source)
-        try:
-            with hub.cache_alone(refusal):
-                self._load(source, revision)
-        except (OSError, ValueError) as error:
-            raise unavailable(self.section, source, refusal or error) from None
-        self.network.fresh_head()  # type: ignore[operator]
-
-    def _load(self, source: str, revision: str | None) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            revision=revision,
+        self.tokenizer, model = load_pretrained(
+            self.section,
+            AutoModelForSequenceClassification,
             num_labels=self.classes,
-            ignore_mismatched_sizes=True,  # a head for other classes; a fresh one takes its place
-            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # a head for other classes, which is replaced
         )
+        for child in model.children():  # a head that came with the encoder may be for other classes
+            if child is not model.base_model:
+                for module in child.modules():
+                    if hasattr(module, "reset_parameters"):
+                        module.reset_parameters()
         self.network = Logits(model)
 
+    def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
+        """Load or build, then train all parameters."""
+        if self.tokenizer is None:
+            self.start(texts)
+        rows, held_rows = self._encode(texts), self._encode(held)
+        run = (self.section, self.cfg.seed, self.cfg.train)
+        return neural.fit(self.network, rows, labels, held_rows, evaluate, record, *run)
+
+    def _limit(self) -> int:
+        return token_limit(self.network.model, self.tokenizer, self.cfg)
+
     def _encode(self, texts: Texts) -> list[list[int]]:
-        return self._tokens(texts, truncation=True, max_length=self._room())
-
-    def _tokens(self, texts: Texts, **settings: Any) -> list[list[int]]:
-        """Tokens of each text; "[SEP]" in one is text and no markup."""
-        return list(self.tokenizer(list(texts), split_special_tokens=True, **settings)["input_ids"])
-
-    def _room(self) -> int:
-        places = getattr(self.network.model.config, "max_position_embeddings", None)  # type: ignore[union-attr]
-        return min(self.cfg.data.max_length, self.tokenizer.model_max_length, places or self.cfg.data.max_length)
+        return tokenize(self.tokenizer, texts, self._limit())
 
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities: (n, c)."""
-        return training_loop.score(self.network, self._encode(texts), self.cfg.train.score_tokens, moved)
+        return neural.score(self.network, self._encode(texts), self.cfg.train.score_tokens, moved)
 
-    def cut(self, texts: Texts) -> int:
-        """How many texts have more tokens than are read."""
-        room = self._room()
-        return sum(len(tokens) > room for tokens in self._tokens(texts))
+    def count_truncated(self, texts: Texts) -> int:
+        """Number of texts with more tokens than are read."""
+        limit = self._limit()
+        return sum(len(tokens) > limit for tokens in tokenize(self.tokenizer, texts))
 
     def plan(self, texts: Texts) -> dict[str, object]:
-        """Shapes are built without memory; nothing is loaded but the encoder's own configuration."""
-        steps = training_loop.steps_of(self.section, len(texts), self.cfg.train.max_steps)
-        named = source_of(self.section)[0] if self.section.weights == "pretrained" else "random weights"
-        return {
-            "encoder": named,
-            "parameters": self._size(texts),
-            "training": f"{len(texts):,} rows, at most {steps:,} steps of {self.section.batch_size} rows",
-        }
-
-    def _size(self, texts: Texts) -> str:
+        """Count the parameters without memory for them; only the encoder's configuration is loaded."""
+        steps = neural.count_steps(self.section, len(texts), self.cfg.train.max_steps)
+        name, shape = "random weights", None
         if self.section.weights == "random":
             shape = architecture(self.section, len(character_tokenizer(texts)), self.classes)
         else:
-            source, revision = source_of(self.section)
-            try:
-                shape = AutoConfig.from_pretrained(
-                    source, revision=revision, local_files_only=True, num_labels=self.classes
-                )
-            except (OSError, ValueError):
-                return "unknown: the encoder is not on this machine"
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(shape)
-        return f"{sum(p.numel() for p in model.parameters()):,}"
+            name, revision = source_of(self.section)
+            options = {"revision": revision, "local_files_only": True, "num_labels": self.classes}
+            with suppress(OSError, ValueError):
+                shape = AutoConfig.from_pretrained(name, **options)
+        parameters = "unknown: the encoder is not on this machine"
+        if shape is not None:
+            with torch.device("meta"):
+                model = AutoModelForSequenceClassification.from_config(shape)
+            parameters = f"{sum(p.numel() for p in model.parameters()):,}"
+        training = f"{len(texts):,} rows, at most {steps:,} steps of {self.section.batch_size} rows"
+        return {"encoder": name, "parameters": parameters, "training": training}
 
     def save(self, folder: Path) -> None:
-        """Write an ordinary folder of transformers: weights, configuration, tokenizer."""
+        """Write a folder as transformers does: weights, configuration, tokenizer."""
         self.network.model.save_pretrained(folder)  # type: ignore[operator, union-attr]
         self.tokenizer.save_pretrained(folder)
 
     def restore(self, folder: Path) -> None:
         """Read what `save` wrote."""
-        self._load(str(folder), None)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.network = Logits(
+            AutoModelForSequenceClassification.from_pretrained(
+                folder, num_labels=self.classes, ignore_mismatched_sizes=True, dtype=torch.float32
+            )
+        )
+
+
+class LinearProbe(LinearLearner):
+    """Logistic regression on the embeddings of a frozen encoder, the second half of SetFit (Tunstall et al. 2022).
+
+    Args:
+        section: the settings.
+        cfg: its ``data.max_length`` is the most tokens read.
+        classes: their number.
+
+    Raises:
+        ModelError: where weights or tokenizer are not available.
+    """
+
+    def __init__(self, section: config.LinearProbe, cfg: RunConfig, classes: int) -> None:
+        super().__init__(section, classes)
+        self.section, self.cfg = section, cfg
+        self.tokenizer: Any = None
+        self.model: Any = None
+
+    def start(self, texts: Texts) -> None:
+        """Load the encoder and its tokenizer."""
+        if self.model is None:
+            self.tokenizer, model = load_pretrained(self.section, AutoModel)
+            self.model = model.to(base.device()).eval()
+
+    @torch.inference_mode()
+    def features(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
+        """Embeddings of texts, of unit length: (n, d)."""
+        self.start(texts)
+        limit = token_limit(self.model, self.tokenizer, self.cfg)
+        rows = tokenize(self.tokenizer, self._prefixed(texts), limit)
+        found: dict[int, FloatArray] = {}
+        for batch in batches([len(row) for row in rows], self.cfg.train.score_tokens):
+            lengths = torch.tensor([len(rows[row]) for row in batch], device=base.device())
+            ids = padded([rows[row] for row in batch]).to(base.device())
+            mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+            states = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.double()  # (b, s, d)
+            if self.section.pooling == "first":
+                pooled = states[:, 0]
+            else:
+                pooled = (states * mask[..., None]).sum(1) / lengths[:, None]
+            unit = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
+            found |= dict(zip(batch, unit, strict=True))
+            moved(len(batch))
+        return np.stack([found[row] for row in range(len(rows))])
+
+    def _prefixed(self, texts: Texts) -> list[str]:
+        return [self.section.prefix + text for text in texts]
+
+    def count_truncated(self, texts: Texts) -> int:
+        """Number of texts with more tokens than are read."""
+        limit = token_limit(self.model, self.tokenizer, self.cfg)
+        return sum(len(tokens) > limit for tokens in tokenize(self.tokenizer, self._prefixed(texts)))
+
+    def plan(self, texts: Texts) -> dict[str, object]:
+        """Describe encoder and fits; nothing is loaded."""
+        strengths = ", ".join(f"{strength:g}" for strength in self.strengths)
+        return {
+            "encoder": f"{source_of(self.section)[0]}, frozen",
+            "training": f"{len(texts):,} rows embedded once, one fit for each C of {strengths}",
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the linear layer; of the encoder, which is not copied, the embedding of one text."""
+        np.savez(folder / NUMBERS, weights=self.weights, bias=self.bias, probe=self.features([PROBE])[0])
+
+    def restore(self, folder: Path) -> None:
+        """Read what `save` wrote, and load the encoder from where the run had it.
+
+        Raises:
+            ModelError: where that is now another encoder.
+        """
+        with np.load(folder / NUMBERS, allow_pickle=False) as numbers:
+            self.weights, self.bias, probe = numbers["weights"], numbers["bias"], numbers["probe"]
+        found = self.features([PROBE])[0]
+        if found.shape != probe.shape or float(np.abs(found - probe).max()) > DIFFERENCE:
+            raise ModelError(
+                f"run: the encoder at {source_of(self.section)[0]} is not the one that this run was trained with; "
+                "restore its files, or train again"
+            )
 
 
 class Logits(nn.Module):
-    """A model of transformers, asked in the loop's way."""
+    """A sequence classifier of transformers with the signature of `neural.fit`."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -153,17 +229,56 @@ class Logits(nn.Module):
         logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask.long()).logits
         return logits
 
-    def fresh_head(self) -> None:
-        """Draw what stands outside the encoder anew: a head that came with it may mean other classes."""
-        for child in self.model.children():
-            if child is not self.model.base_model:
-                for module in child.modules():
-                    if hasattr(module, "reset_parameters"):
-                        module.reset_parameters()
+
+def load_pretrained(section: config.Encoder | config.LinearProbe, kind: Any, **options: Any) -> tuple[Any, Any]:
+    """Load a tokenizer and an encoder in float32.
+
+    Args:
+        section: the settings.
+        kind: an ``Auto...`` class of transformers.
+        options: of its ``from_pretrained``.
+
+    Raises:
+        ModelError: where weights or tokenizer are not available, with the command that helps.
+    """
+    source, revision = source_of(section)
+    refusal = hub.refusal(source)
+    try:
+        with hub.cache_alone(refusal):
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            return tokenizer, kind.from_pretrained(source, revision=revision, dtype=torch.float32, **options)
+    except (OSError, ValueError) as error:
+        reason = str(refusal or error).splitlines()[0][:160].rstrip(".")
+    if section.path:
+        raise ModelError(f"method.baseline.path: no encoder at {source}: {reason}")
+    without = ", or method.baseline.weights=random" if isinstance(section, config.Encoder) else ""
+    raise ModelError(
+        f"method.baseline.hub_id: {source} is not available ({reason}). With network: hf download {source} --revision "
+        f"{section.revision}. Without: method.baseline.path=<folder>{without}"
+    )
+
+
+def source_of(section: config.Encoder | config.LinearProbe) -> tuple[str, str | None]:
+    """Where to load from: a folder, or a hub id with its revision."""
+    if section.path:
+        return str(locate(section.path)), None
+    return str(section.hub_id), section.revision
+
+
+def token_limit(model: Any, tokenizer: Any, cfg: RunConfig) -> int:
+    """The most tokens of a text that are read."""
+    positions = getattr(model.config, "max_position_embeddings", None) or cfg.data.max_length
+    return min(cfg.data.max_length, tokenizer.model_max_length, positions)
+
+
+def tokenize(tokenizer: Any, texts: Texts, limit: int | None = None) -> list[list[int]]:
+    """Tokens of each text, truncated to a limit; "[SEP]" in a text is text, not markup."""
+    options = {} if limit is None else {"truncation": True, "max_length": limit}
+    return list(tokenizer(list(texts), split_special_tokens=True, **options)["input_ids"])
 
 
 def character_tokenizer(texts: Texts) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token for each character of the texts, lower-cased, without spaces."""
+    """Build a tokenizer with one token for each character of the texts, lower-cased, without spaces."""
     known = sorted({character for text in texts for character in text.lower() if not character.isspace()})
     vocabulary = {token: number for number, token in enumerate([*SPECIAL.values(), *known])}
     built = Tokenizer(models.WordLevel(vocabulary, SPECIAL["unk_token"]))
@@ -179,7 +294,7 @@ def architecture(section: config.Encoder, vocabulary: int, classes: int) -> Pret
     """The configuration of an encoder with random weights.
 
     Raises:
-        ConfigError: for keys the architecture does not know; transformers itself would keep them silently.
+        ConfigError: for keys that the architecture does not know; transformers would keep them silently.
     """
     block, path = dict(section.architecture), "method.baseline.architecture"
     try:
@@ -190,22 +305,3 @@ def architecture(section: config.Encoder, vocabulary: int, classes: int) -> Pret
         unknown = sorted(set(block) - known)
         raise ConfigError(Problem(f"{path}.{key}", f"unknown key. {suggest(key, known)}") for key in unknown)
     return AutoConfig.for_model(**{**block, "vocab_size": vocabulary, "pad_token_id": 0, "num_labels": classes})
-
-
-def source_of(section: config.Encoder | config.LinearProbe) -> tuple[str, str | None]:
-    """Where to load from: a folder, or a hub id with its revision."""
-    if section.path:
-        return str(locate(section.path)), None
-    return str(section.hub_id), section.revision
-
-
-def unavailable(section: config.Encoder | config.LinearProbe, source: str, error: Exception | str) -> ModelError:
-    """What to do about an encoder that cannot be had."""
-    reason = str(error).splitlines()[0][:160].rstrip(".")
-    if section.path:
-        return ModelError(f"method.baseline.path: no encoder at {source}: {reason}")
-    without = ", or method.baseline.weights=random" if isinstance(section, config.Encoder) else ""
-    return ModelError(
-        f"method.baseline.hub_id: {source} cannot be had ({reason}). With network: hf download {source} --revision "
-        f"{section.revision}. Without: method.baseline.path=<folder>{without}"
-    )

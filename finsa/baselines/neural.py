@@ -1,4 +1,7 @@
-"""TextCNN (Kim 2014) and BiLSTM (Graves & Schmidhuber 2005), embeddings learnt from the training rows alone.
+"""Small neural networks trained from scratch, and the training loop of all baselines that are networks.
+
+TextCNN (Kim 2014) and BiLSTM (Graves & Schmidhuber 2005) learn their embeddings from the training rows. A network takes
+ids (b, s), zeros on the right, and lengths (b,); its logits (b, c) do not depend on the zeros.
 
 Letters: b rows of a batch, s units, e width of an embedding, f filters or states, c classes.
 """
@@ -6,36 +9,42 @@ Letters: b rows of a batch, s units, e width of an embedding, f filters or state
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.functional import pad
+from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from finsa import config
-from finsa.baselines import Classes, Fitted, FloatArray, Judge, Record, Texts, training_loop
-from finsa.config import RunConfig
-from finsa.models import tokenizers
-from finsa.runs.progress import Moved, ignored
+from finsa.baselines import Classes, Evaluate, Fitted, FloatArray, Learner, Record, Texts
+from finsa.config import Network, RunConfig, Train
+from finsa.errors import FinsaError
+from finsa.models import base, tokenizers
+from finsa.models.batches import batches, padded
+from finsa.runs.progress import Display, Moved, ignored
 
+Rows = Sequence[Sequence[int]]
 UNITS, WEIGHTS = "units.json", "model.safetensors"
 UNKNOWN, KNOWN = 1, 2  # ids: 0 pads, 1 is any rare unit, known ones follow
 WORD = re.compile(r"[^\W\d_\u0250-\U0010ffff]+|\S")  # a run of Latin letters, or any other character but a space
+SORTED = 50  # batches among which rows are sorted by length: little padding, and yet a random order
 
 
-class FromScratch:
+class FromScratch(Learner):
     """A small network over the units of a text.
 
     Args:
         section: the settings.
         cfg: its ``data.max_length`` is the most units read; seed, model (for its tokenizer) and limits of the run.
-        classes: how many there are.
+        classes: their number.
     """
 
     def __init__(self, section: config.TextCnn | config.BiLstm, cfg: RunConfig, classes: int) -> None:
@@ -44,16 +53,13 @@ class FromScratch:
         self.numbers: dict[str, int] = {}
         self.network = nn.Module()
 
-    def start(self, texts: Texts) -> None:
-        """Nothing is needed."""
-
-    def fit(self, texts: Texts, labels: Classes, held: Texts, judge: Judge, record: Record) -> Fitted:
+    def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
         """Number the units of the training rows, then train."""
         units = [self._units(text) for text in texts]
         self._number(units)
         rows = [self._ids(text) for text in units]
         run = (self.section, self.cfg.seed, self.cfg.train)
-        return training_loop.fit(self.network, rows, labels, self._encode(held), judge, record, *run)
+        return fit(self.network, rows, labels, self._encode(held), evaluate, record, *run)
 
     def _number(self, units: Sequence[Sequence[str]]) -> None:
         """Number the units that are frequent enough, and build the network for as many."""
@@ -83,19 +89,19 @@ class FromScratch:
 
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities: (n, c)."""
-        return training_loop.score(self.network, self._encode(texts), self.cfg.train.score_tokens, moved)
+        return score(self.network, self._encode(texts), self.cfg.train.score_tokens, moved)
 
-    def cut(self, texts: Texts) -> int:
-        """How many texts have more units than are read."""
+    def count_truncated(self, texts: Texts) -> int:
+        """Number of texts with more units than are read."""
         return sum(len(self._units(text)) > self.cfg.data.max_length for text in texts)
 
     def plan(self, texts: Texts) -> dict[str, object]:
-        """Units are counted and the network is built; nothing is trained."""
+        """Count the units and build the network without training it."""
         self._number([self._units(text) for text in texts])
-        steps = training_loop.steps_of(self.section, len(texts), self.cfg.train.max_steps)
+        steps = count_steps(self.section, len(texts), self.cfg.train.max_steps)
         return {
             "units": f"{len(self.numbers):,} ({self.section.units}), each in {self.section.min_rows} rows or more",
-            "texts cut": f"{self.cut(texts):,} of the training rows, at {self.cfg.data.max_length} units",
+            "truncated": f"{self.count_truncated(texts):,} of the training rows, at {self.cfg.data.max_length} units",
             "parameters": f"{sum(p.numel() for p in self.network.parameters()):,}",
             "training": f"{len(texts):,} rows, at most {steps:,} steps of {self.section.batch_size} rows",
         }
@@ -120,7 +126,7 @@ class TextCnn(nn.Module):
     Args:
         section: its sizes.
         units: entries of the vocabulary, padding and unknown included.
-        classes: how many there are.
+        classes: their number.
     """
 
     def __init__(self, section: config.TextCnn, units: int, classes: int) -> None:
@@ -137,7 +143,7 @@ class TextCnn(nn.Module):
         pooled = []
         for width, module in zip(widths, self.filters, strict=True):
             found = module(states)  # (b, f, s - width + 1)
-            last = (lengths.to(ids.device) - width).clamp(min=0)  # a text shorter than the filter has one place
+            last = (lengths.to(ids.device) - width).clamp(min=0)  # a text shorter than the filter has one position
             beyond = torch.arange(found.shape[2], device=ids.device) > last[:, None]
             pooled.append(found.masked_fill(beyond[:, None], -torch.inf).amax(dim=2).relu())
         logits: torch.Tensor = self.out(self.dropout(torch.cat(pooled, dim=1)))
@@ -150,7 +156,7 @@ class BiLstm(nn.Module):
     Args:
         section: its sizes.
         units: entries of the vocabulary, padding and unknown included.
-        classes: how many there are.
+        classes: their number.
     """
 
     def __init__(self, section: config.BiLstm, units: int, classes: int) -> None:
@@ -170,3 +176,135 @@ class BiLstm(nn.Module):
         pooled = states.amax(dim=1) if self.pooling == "max" else mean
         logits: torch.Tensor = self.out(self.dropout(pooled))
         return logits
+
+
+# ------------------------------------------------------------------------------------------------ training loop
+
+
+def fit(
+    network: torch.nn.Module,
+    rows: Rows,
+    labels: Sequence[int],
+    held: Rows,
+    evaluate: Evaluate,
+    record: Record,
+    section: Network,
+    seed: int,
+    train: Train,
+) -> Fitted:
+    """Train a network and leave it at the epoch with the best macro-F1 on the validation rows.
+
+    Args:
+        network: to train.
+        rows, labels: training rows and their classes, (n,).
+        held: the validation rows.
+        evaluate: computes the metrics of their log-probabilities.
+        record: takes the metrics of each epoch.
+        section: the schedule.
+        seed: of order and dropout.
+        train: ``max_steps`` ends the training before the epochs do, ``score_tokens`` are the padded units per batch of
+            validation rows, and ``progress_seconds`` the interval of progress reports.
+
+    Raises:
+        FinsaError: for a loss or gradient that is infinite or NaN, before it changes a weight.
+    """
+    network.to(base.device()).train()
+    total = count_steps(section, len(rows), train.max_steps)
+    optimizer = torch.optim.AdamW(network.parameters(), section.learning_rate, weight_decay=section.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total, section.warmup))
+    torch.manual_seed(seed)
+    order = random.Random(seed)
+    step, seen, best, waited, kept = 0, 0, -1.0, 0, dict[str, torch.Tensor]()
+    display = Display(train.progress_seconds)
+    with display.work("training", total, at_once=True) as shown:
+        while step < total and waited < section.patience:
+            losses = []
+            for batch in _epoch(rows, section.batch_size, order)[: total - step]:
+                loss, norm = _backward(network, rows, labels, batch)
+                # a GPU is synchronized anyway when it gets the rows of a step
+                if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+                    raise _not_finite(network, rows, labels, batch, step + 1)
+                losses.append(loss)
+                optimizer.step()
+                schedule.step()
+                step, seen = step + 1, seen + len(batch)
+                shown.move(step)
+            with display.work("scoring validation", len(held)) as scored:
+                values = evaluate(score(network, held, train.score_tokens, scored.moved))
+            mean = float(torch.stack(losses).mean())
+            record(step, {"loss": mean, **{f"eval_{name}": value for name, value in values.items()}})
+            numbers = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+            line = f"  step {step}/{total}  validation: {numbers}"
+            display.console.print(line, highlight=False, soft_wrap=True)
+            waited += 1
+            if values["macro_f1"] > best:
+                best, waited = values["macro_f1"], 0
+                kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.load_state_dict(kept)
+    return Fitted(sum(p.numel() for p in network.parameters()), best, seen, step)
+
+
+def count_steps(section: Network, rows: int, max_steps: int | None) -> int:
+    """The largest number of optimiser steps."""
+    return min(max_steps or 10**12, section.epochs * -(-rows // section.batch_size))
+
+
+def _rate(step: int, total: int, warmup: float) -> float:
+    """The factor of the learning rate: from 0 to 1 in the warm-up, then linearly to 0."""
+    rising = warmup * total
+    return min(1.0, (step + 1) / rising if step + 1 < rising else (total - step) / max(1.0, total - rising))
+
+
+def _epoch(rows: Rows, size: int, order: random.Random) -> list[list[int]]:
+    """Row numbers in batches: shuffled, then sorted by length within some batches, then the batches shuffled."""
+    numbers = list(range(len(rows)))
+    order.shuffle(numbers)
+    grouped = []
+    for start in range(0, len(numbers), SORTED * size):
+        part = sorted(numbers[start : start + SORTED * size], key=lambda row: len(rows[row]))
+        grouped += [part[at : at + size] for at in range(0, len(part), size)]
+    order.shuffle(grouped)
+    return grouped
+
+
+def _backward(
+    network: torch.nn.Module, rows: Rows, labels: Sequence[int], batch: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a batch, and the norm of its gradient, which is clipped to 1."""
+    targets = torch.tensor([labels[row] for row in batch]).to(base.device())
+    loss = cross_entropy(_logits(network, [rows[row] for row in batch]), targets)
+    network.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach(), torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+
+
+def _not_finite(
+    network: torch.nn.Module, rows: Rows, labels: Sequence[int], batch: Sequence[int], number: int
+) -> FinsaError:
+    """The error of a step whose loss or gradient is not finite, naming the rows for which it is not finite alone."""
+    alone = {row: torch.stack(_backward(network, rows, labels, [row])) for row in batch}
+    bad = sorted(row for row, values in alone.items() if not bool(torch.isfinite(values).all()))
+    shown = ", ".join(map(str, bad[:5])) or "none alone, the whole step is too large"
+    return FinsaError(
+        f"training: loss or gradient of step {number} is infinite or NaN. Rows: {shown} ({len(bad)} of "
+        f"{len(batch)}; numbers of training rows, from 0). Look at these rows, or lower method.baseline.learning_rate"
+    )
+
+
+def _logits(network: torch.nn.Module, rows: Rows) -> torch.Tensor:
+    logits: torch.Tensor = network(padded(rows).to(base.device()), torch.tensor([len(row) for row in rows]))
+    return logits
+
+
+@torch.inference_mode()
+def score(network: torch.nn.Module, rows: Rows, score_tokens: int, moved: Moved = ignored) -> FloatArray:
+    """Log-probabilities of rows, in their order: (n, c)."""
+    training = network.training
+    network.to(base.device()).eval()
+    found: dict[int, FloatArray] = {}
+    for batch in batches([len(row) for row in rows], score_tokens):
+        logits = _logits(network, [rows[row] for row in batch])
+        found |= dict(zip(batch, logits.double().log_softmax(dim=1).cpu().numpy(), strict=True))
+        moved(len(batch))
+    network.train(training)
+    return np.stack([found[row] for row in range(len(rows))])

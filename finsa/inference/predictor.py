@@ -365,7 +365,7 @@ def load(
         torch.set_num_threads(threads)
     if baseline is not None:
         fitted = baselines.restore(record.cfg, record.labels.names, record.path)
-        predictor = Predictor(record, fitted, f"baseline: {baseline.kind}", count_truncated=fitted.cut)
+        predictor = Predictor(record, fitted, f"baseline: {baseline.kind}", count_truncated=fitted.count_truncated)
     else:
         if record.format not in ("onnx", "classifier"):
             quantization.require_library(record.cfg.method)

@@ -54,13 +54,13 @@ def _run_baseline(cfg: RunConfig, data: dataset.Dataset, kind: str, session: Ses
             chosen,
             [gold[row] for row in order],
             held_out,
-            judge=lambda log_probs: run_results.validation(rows, log_probs),
+            evaluate=lambda log_probs: run_results.validation(rows, log_probs),
             record=results.recorder(folder, tracker, session),
         )
         folder.note(**fitted.facts(time.monotonic() - started))
         with files.staged(folder.path) as staging:
             baselines.save(model, data.labels.names, staging)
-        rows.cut.update(baselines.cut(model, rows))
+        rows.cut.update(baselines.count_truncated(model, rows))
         display, texts = Display(cfg.train.progress_seconds), rows.texts("test")
         with display.work("scoring test", len(texts)) as work:
             log_probs = model.score(texts, work.moved)

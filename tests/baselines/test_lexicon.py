@@ -10,7 +10,7 @@ from pathlib import Path
 import commands
 import numpy as np
 import pytest
-from labelled_texts import ignore, judge
+from labelled_texts import evaluate, ignore
 
 from finsa import baselines
 from finsa.baselines.lexicon import Lexicon
@@ -41,7 +41,7 @@ def probs(learner: Lexicon, texts: Sequence[str]) -> np.ndarray:
 
 def test_the_sign_answers_and_the_training_rows_give_the_probabilities(config: Compose) -> None:
     learner = built(config)
-    fitted = learner.fit(ENGLISH * 2, [0, 1, 2, 0] * 2, ENGLISH, judge(SIGNS), ignore)
+    fitted = learner.fit(ENGLISH * 2, [0, 1, 2, 0] * 2, ENGLISH, evaluate(SIGNS), ignore)
     assert fitted.best == 1  # the sign wins even where the training rows were mostly labelled otherwise
     # of sign 0: 2 rows of class 0, one added to each; of no sign: 2 and 2; of sign 2: 2 rows of class 2
     np.testing.assert_allclose(
@@ -54,7 +54,7 @@ def test_the_sign_answers_and_the_training_rows_give_the_probabilities(config: C
 def test_labels_of_other_names_and_without_a_neutral_one(config: Compose) -> None:
     words = ("classes.positive=up", "classes.negative=down", "classes.neutral=null")
     learner = built(config, *words, labels=("up", "down"))
-    learner.fit(ENGLISH, [1, 1, 0, 1], ENGLISH, judge([1, 1, 0, 1]), ignore)
+    learner.fit(ENGLISH, [1, 1, 0, 1], ENGLISH, evaluate([1, 1, 0, 1]), ignore)
     assert probs(learner, ENGLISH).argmax(axis=1).tolist() == [1, 1, 0, 1]
 
 
@@ -74,7 +74,7 @@ def test_chinese_words_are_found_from_the_left_the_longest_first(config: Compose
 
 def test_it_comes_back_equal_and_other_word_lists_are_refused(config: Compose, tmp_path: Path) -> None:
     learner = built(config)
-    learner.fit(ENGLISH, SIGNS, ENGLISH, judge(SIGNS), ignore)
+    learner.fit(ENGLISH, SIGNS, ENGLISH, evaluate(SIGNS), ignore)
     baselines.save(learner, NAMES, tmp_path)
     cfg = config("method=lexicon")
     np.testing.assert_array_equal(baselines.restore(cfg, NAMES, tmp_path).score(ENGLISH), learner.score(ENGLISH))
@@ -87,7 +87,7 @@ def test_it_comes_back_equal_and_other_word_lists_are_refused(config: Compose, t
 def test_texts_of_another_language_are_refused(config: Compose) -> None:
     message = "none of the 2 training rows contains a word of loughran_mcdonald; .* set .*lexicon=chinese_finance"
     with pytest.raises(DataError, match=message):
-        built(config).fit(["股价大涨", "股价大跌"], [2, 0], ["平"], judge([1]), ignore)
+        built(config).fit(["股价大涨", "股价大跌"], [2, 0], ["平"], evaluate([1]), ignore)
 
 
 def test_labels_that_are_no_sentiment_are_refused(config: Compose) -> None:
@@ -107,7 +107,7 @@ def test_labels_that_are_no_sentiment_are_refused(config: Compose) -> None:
         (
             "chinese_finance",
             "cntext",
-            "cntext, of which a word list alone is read: pip install --no-deps cntext==2.2.1",
+            "cntext, of which only a word list is read: pip install --no-deps cntext==2.2.1",
         ),
     ],
 )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from finsa import baselines
-from finsa.baselines.majority import Majority
+from finsa.baselines import Majority
 from finsa.config import RunConfig
 from finsa.data import sampling
 from finsa.errors import ModelError
@@ -44,7 +44,7 @@ def test_it_comes_back_equal(tmp_path: Path, config: Callable[..., RunConfig]) -
 
 def test_rows_of_other_classes_are_refused(tmp_path: Path, config: Callable[..., RunConfig]) -> None:
     baselines.save(fitted(LABELS), ["a", "b", "c"], tmp_path)
-    with pytest.raises(ModelError, match="tells a, b, c apart; these rows have c, b, a"):
+    with pytest.raises(ModelError, match="are a, b, c; these rows have c, b, a"):
         baselines.restore(config("method=majority"), ["c", "b", "a"], tmp_path)
 
 

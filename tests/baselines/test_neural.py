@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from labelled_texts import ignore, judge, texts
+from labelled_texts import evaluate, ignore, texts
 
 from finsa import baselines
-from finsa.baselines import training_loop
+from finsa.baselines import neural
 from finsa.baselines.neural import FromScratch
-from finsa.config import RunConfig
+from finsa.config import RunConfig, TextCnn
+from finsa.errors import FinsaError
 
 Compose = Callable[..., RunConfig]
 ROWS, LABELS = texts(60)
@@ -32,7 +33,7 @@ def configured(config: Compose, kind: str, *words: str) -> RunConfig:
 def trained(cfg: RunConfig, record: baselines.Record = ignore) -> tuple[FromScratch, baselines.Fitted]:
     learner = baselines.build(cfg, NAMES)
     assert isinstance(learner, FromScratch)
-    return learner, learner.fit(ROWS, LABELS, HELD, judge(HELD_LABELS), record)
+    return learner, learner.fit(ROWS, LABELS, HELD, evaluate(HELD_LABELS), record)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -40,7 +41,7 @@ def test_it_learns_a_tiny_set_and_comes_back_equal(config: Compose, tmp_path: Pa
     cfg = configured(config, kind)
     learner, fitted = trained(cfg)
     assert (learner.score(ROWS).argmax(axis=1) == LABELS).all()
-    assert fitted.best == judge(HELD_LABELS)(learner.score(HELD))["macro_f1"] > 0.8
+    assert fitted.best == evaluate(HELD_LABELS)(learner.score(HELD))["macro_f1"] > 0.8
     assert fitted.parameters == sum(p.numel() for p in learner.network.parameters())
     baselines.save(learner, NAMES, tmp_path)
     again = baselines.restore(cfg, NAMES, tmp_path)
@@ -99,7 +100,7 @@ def test_only_training_rows_make_the_vocabulary(config: Compose) -> None:
 def test_what_is_too_long_is_counted_and_not_read(config: Compose) -> None:
     learner, _ = trained(configured(config, "textcnn", "method.baseline.epochs=1", "data.max_length=12"))
     long = "今天公司股票市场关于以及大涨"
-    assert learner.cut([long, long[:12], "涨"]) == 1
+    assert learner.count_truncated([long, long[:12], "涨"]) == 1
     np.testing.assert_allclose(learner.score([long]), learner.score([long[:12]]))
 
 
@@ -109,7 +110,7 @@ def test_the_best_epoch_is_kept_and_patience_ends(config: Compose) -> None:
     learner, fitted = trained(cfg, lambda step, values: seen.append(values["eval_macro_f1"]))
     best = seen.index(max(seen))
     assert len(seen) == best + 1 + 3 < 40
-    assert fitted.best == max(seen) == judge(HELD_LABELS)(learner.score(HELD))["macro_f1"]
+    assert fitted.best == max(seen) == evaluate(HELD_LABELS)(learner.score(HELD))["macro_f1"]
     assert fitted.steps == len(seen) * -(-len(ROWS) // 8)
     assert fitted.rows == len(seen) * len(ROWS)
 
@@ -121,12 +122,64 @@ def test_a_limit_of_steps_ends_it(config: Compose) -> None:
 
 def test_every_row_is_read_once_per_epoch() -> None:
     rows = [[1] * length for length in (5, 1, 9, 2, 2, 7, 3)]
-    epoch = training_loop._epoch(rows, 2, training_loop.random.Random(0))
+    epoch = neural._epoch(rows, 2, neural.random.Random(0))
     assert sorted(row for batch in epoch for row in batch) == list(range(7))
     assert sorted(map(len, epoch)) == [1, 2, 2, 2]
 
 
 def test_the_rate_rises_and_falls_to_nothing() -> None:
-    rates = [training_loop._rate(step, 10, 0.2) for step in range(11)]
+    rates = [neural._rate(step, 10, 0.2) for step in range(11)]
     assert rates == pytest.approx([0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
-    assert training_loop._rate(0, 10, 0.0) == 1
+    assert neural._rate(0, 10, 0.0) == 1
+
+
+# ------------------------------------------------------------------------------------------------ training loop
+
+UNIT_ROWS, CLASSES = [[2 + row % 3] * (1 + row % 4) for row in range(12)], [row % 3 for row in range(12)]
+BAD = 9  # a unit
+
+
+class Odd(torch.nn.Module):
+    """A network whose loss, or only its gradient, is not finite where a row has the bad unit."""
+
+    def __init__(self, loss: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.loss, self.table = loss, torch.nn.Embedding(10, 3)
+
+    def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Logits, the mean of the units' rows."""
+        found = self.table(ids).sum(1) / lengths[:, None]
+        bad = (ids == BAD).any(1, keepdim=True)
+        if self.loss:
+            return torch.where(bad, float("nan"), found)
+        if found.requires_grad:
+            found.register_hook(lambda gradient: torch.where(bad, float("inf"), gradient))
+        return found
+
+
+def fit_units(config: Callable[..., RunConfig], network: Odd, rows: list[list[int]]) -> None:
+    words = ("method=textcnn", "method.baseline.batch_size=4", "method.baseline.epochs=2", "train.score_tokens=512")
+    cfg = config(*words)
+    section = cfg.method.baseline
+    assert isinstance(section, TextCnn)
+    values = {"loss": 0.0, "macro_f1": 0.5}
+    neural.fit(network, rows, CLASSES, UNIT_ROWS, lambda scores: values, ignore, section, 0, cfg.train)
+
+
+@pytest.mark.parametrize("loss", [True, False])
+def test_a_step_that_is_not_finite_ends_with_its_rows(config: Callable[..., RunConfig], loss: bool) -> None:
+    network, rows = Odd(loss), [*UNIT_ROWS]
+    rows[7] = [2, BAD]
+    with pytest.raises(FinsaError, match=r"step [123] is infinite or NaN. Rows: 7 \(1 of 4; .*learning_rate"):
+        fit_units(config, network, rows)
+    assert torch.isfinite(network.table.weight).all()
+
+
+def test_other_rows_are_learnt(config: Callable[..., RunConfig]) -> None:
+    network = Odd(True)
+    before = network.table.weight.detach().clone()
+    fit_units(config, network, UNIT_ROWS)
+    after = network.table.weight.detach()
+    assert torch.isfinite(after).all()
+    assert not torch.equal(before, after)

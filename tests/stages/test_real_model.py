@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from finsa.baselines import linear_probe
+from finsa.baselines import encoder
 from finsa.config import LinearProbe, RunConfig
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
@@ -267,7 +267,7 @@ def test_sentences_lie_nearest_to_their_translations(e5_small: Path, config: Com
     words = ("method=linear_probe", f"method.baseline.path={e5_small}", "data=table", "data.files=none.csv")
     cfg = config(*words)
     assert isinstance(cfg.method.baseline, LinearProbe)
-    probe = linear_probe.LinearProbe(cfg.method.baseline, cfg, 2)
+    probe = encoder.LinearProbe(cfg.method.baseline, cfg, 2)
     probe.start([])
-    english, chinese = (probe.embed([pair[side] for pair in PAIRS]) for side in (0, 1))
+    english, chinese = (probe.features([pair[side] for pair in PAIRS]) for side in (0, 1))
     assert (english @ chinese.T).argmax(axis=1).tolist() == [0, 1, 2, 3]

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from labelled_texts import ignore, judge, texts
+from labelled_texts import evaluate, ignore, texts
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from finsa import baselines
-from finsa.baselines.tfidf import TfidfLr
+from finsa.baselines.linear import TfidfLr
 from finsa.config import RunConfig
 from finsa.config import TfidfLr as Section
 from finsa.errors import DataError
@@ -43,7 +43,7 @@ def test_saved_scores_equal_those_of_scikit_learn(config: Compose, tmp_path: Pat
     cfg = config("method=tfidf_lr", "method.baseline.strengths=[3]", f"method.baseline.class_weight={weight}")
     names = ["a", "b", "c"][:classes]
     learner = baselines.build(cfg, names)
-    learner.fit(rows, labels, HELD, judge(held), ignore)
+    learner.fit(rows, labels, HELD, evaluate(held), ignore)
     baselines.save(learner, names, tmp_path)
     again = baselines.restore(cfg, names, tmp_path)
     np.testing.assert_array_equal(again.score(HELD), learner.score(HELD))
@@ -61,17 +61,17 @@ def test_validation_rows_choose_the_penalty(config: Compose) -> None:
         scores[strength] = float((pipeline(strength).fit(rows, labels).predict(HELD) == np.array(HELD_LABELS)).mean())
     assert scores[0.001] < max(scores.values())
     learner = TfidfLr(section(config, "strengths=[30,0.001,0.3]"), 3)
-    fitted = learner.fit(rows, labels, HELD, judge(HELD_LABELS), ignore)
+    fitted = learner.fit(rows, labels, HELD, evaluate(HELD_LABELS), ignore)
     assert fitted.chosen["strengths"] == scores
     assert fitted.chosen["strength"] == min(s for s in strengths if scores[s] == max(scores.values()))
-    assert fitted.best == judge(HELD_LABELS)(learner.score(HELD))["macro_f1"] == max(scores.values())
+    assert fitted.best == evaluate(HELD_LABELS)(learner.score(HELD))["macro_f1"] == max(scores.values())
     assert fitted.parameters == learner.weights.size + 3
 
 
 def test_a_class_without_training_rows_never_wins(config: Compose) -> None:
     rows, labels = texts(40, classes=2)
     learner = TfidfLr(section(config, "strengths=[3]"), 3)
-    learner.fit(rows, labels, HELD, judge([0] * len(HELD)), ignore)
+    learner.fit(rows, labels, HELD, evaluate([0] * len(HELD)), ignore)
     scores = learner.score(HELD)
     assert np.isfinite(scores).all()
     np.testing.assert_allclose(np.exp(scores[:, :2]), pipeline(3).fit(rows, labels).predict_proba(HELD), atol=1e-9)
@@ -81,8 +81,8 @@ def test_a_class_without_training_rows_never_wins(config: Compose) -> None:
 def test_texts_are_read_whole(config: Compose) -> None:
     rows, labels = texts(40)
     learner = TfidfLr(section(config), 3)
-    learner.fit(rows, labels, HELD, judge(HELD_LABELS), ignore)
-    assert learner.cut(["长" * 10_000]) is None
+    learner.fit(rows, labels, HELD, evaluate(HELD_LABELS), ignore)
+    assert learner.count_truncated(["长" * 10_000]) is None
     late = learner.score(["今" * 5000 + "大涨盈利", "今" * 5000 + "大跌亏损"])
     assert not np.array_equal(late[0], late[1])
 
@@ -93,4 +93,4 @@ def test_texts_are_read_whole(config: Compose) -> None:
 )
 def test_rows_that_cannot_be_learnt_from(config: Compose, rows: list[str], labels: list[int], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        TfidfLr(section(config), 3).fit(rows, labels, HELD, judge(HELD_LABELS), ignore)
+        TfidfLr(section(config), 3).fit(rows, labels, HELD, evaluate(HELD_LABELS), ignore)
