@@ -15,9 +15,10 @@ import httpx
 import numpy as np
 
 from finsa.config import ServeStage
+from finsa.inference.predictor import Predictions
 from finsa.serving import application, server
-from finsa.serving.batching import Answerer, Batcher
-from finsa.serving.metrics import Measures
+from finsa.serving.batching import Batcher, Model
+from finsa.serving.middleware import Metrics
 
 LABELS = ("利空", "中性", "利好")
 SERVED: dict[str, Any] = {
@@ -36,18 +37,6 @@ SERVED: dict[str, Any] = {
     "finsa": "0.1",
     "limits": {"texts": 1000, "body_bytes": 1048576, "answer_seconds": 30},
 }
-
-
-@dataclass(frozen=True)
-class Said:
-    """What the stand-in answers, in the shape of an answerer's."""
-
-    labels: tuple[str, ...]
-    log_probs: Any
-    probs: Any
-    truncated: list[bool]
-    gates: Any
-    experts: tuple[str, ...]
 
 
 @dataclass
@@ -69,7 +58,7 @@ class Reader:
     def __post_init__(self) -> None:
         self.hold.set()
 
-    def __call__(self, texts: Sequence[str]) -> Said:
+    def __call__(self, texts: Sequence[str]) -> Predictions:
         self.calls.append(list(texts))
         self.hold.wait(30)
         time.sleep(self.seconds)
@@ -78,7 +67,7 @@ class Reader:
         shares = np.array([self.shares(text) for text in texts])
         gates = np.tile([0.25, 0.75], (len(texts), 1)) if self.experts else None
         truncated = [len(text) > 500 for text in texts]
-        return Said(LABELS, np.log(shares), shares, truncated, gates, self.experts)
+        return Predictions(LABELS, np.log(shares), shares, truncated, gates, self.experts)
 
     @staticmethod
     def shares(text: str) -> Any:
@@ -115,15 +104,15 @@ class Service:
 
 
 @contextmanager
-def serving(stage: ServeStage, answerer: Answerer, folder: Path, token: str | None = None) -> Iterator[Service]:
-    """Serve an answerer on a free port while the context lasts."""
-    measures = Measures(folder / "requests.jsonl", stage.log_bytes)
-    batcher = Batcher(answerer, stage.batch, stage.wait_ms, stage.queue, measures)
-    app = application.build(batcher, measures, SERVED, stage, token)
+def serving(stage: ServeStage, model: Model, folder: Path, token: str | None = None) -> Iterator[Service]:
+    """Serve a model on a free port while the context lasts."""
+    metrics = Metrics(folder / "requests.jsonl", stage.log_bytes)
+    batcher = Batcher(model, stage.batch, stage.wait_ms, stage.queue, metrics)
+    app = application.build(batcher, metrics, SERVED, stage, token)
     started = threading.Event()
     with closing(server.bind("127.0.0.1", 0)) as taken:
-        url = server.address(taken)
-        running = server.Server(app, stage, measures, started.set)
+        url = server.url(taken)
+        running = server.Server(app, stage, metrics, started.set)
         thread = threading.Thread(target=running.run, args=([taken],), daemon=True)
         thread.start()
         assert started.wait(10)

@@ -424,6 +424,7 @@ class ServeStage(Section):
         queue: maximum number of texts waiting to be scored; beyond that, requests get 503 with Retry-After.
         texts: maximum number of texts per request; beyond that: 413.
         body_bytes: maximum size of a request body; beyond that: 413.
+        file_bytes: maximum size of a file that is opened on the page; beyond that: 413.
         connections: maximum number of open connections; beyond that: 503.
         read_seconds: time limit for a client to send a request (then 408), and to read the response.
         answer_seconds: time limit for scoring a request; beyond that: 504.
@@ -442,6 +443,7 @@ class ServeStage(Section):
     queue: PositiveInt
     texts: PositiveInt
     body_bytes: Annotated[int, Field(ge=1024)]
+    file_bytes: PositiveInt
     connections: PositiveInt
     read_seconds: PositiveFloat
     answer_seconds: PositiveFloat

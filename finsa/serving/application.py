@@ -1,230 +1,262 @@
-"""The HTTP application: its addresses, what they answer, and how they are documented."""
+"""The HTTP application: its routes and pages, and how they are documented."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
+from markupsafe import Markup
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from finsa.config import ServeStage
-from finsa.serving import page, schemas
-from finsa.serving.batching import Answer, AnswerError, Batcher, FullError
-from finsa.serving.metrics import CONTENT_TYPE, Measures
-from finsa.serving.middleware import Gate
+from finsa.evaluation import pages
+from finsa.serving import schemas
+from finsa.serving.batching import Answer, Batcher, ModelFailedError, QueueFullError
+from finsa.serving.middleware import Metrics, Middleware
 from finsa.serving.schemas import RefusedError
 
+TEMPLATES = Path(__file__).parent / "templates"
 ABOUT = (
     "Labels with probabilities for financial texts. Requests and answers are JSON; every error is "
     '`{"error": "<reason>"}`.'
 )
+ERRORS = {
+    400: "No JSON, no text, an empty one, or one with control characters",
+    401: "No token, or a wrong one",
+    408: "The body arrived too slowly",
+    413: "The body is too large, or has too many texts",
+    415: "The body is not declared as JSON",
+    422: "A value has the wrong type",
+    500: "The model failed",
+    503: "The queue is full; retry after the seconds of Retry-After",
+    504: "The model took too long",
+}
 
 
 def build(
     batcher: Batcher,
-    measures: Measures,
+    metrics: Metrics,
     served: dict[str, Any],
     stage: ServeStage,
     token: str | None,
     read: schemas.Read | None = None,
-) -> Gate:
-    """Make the application, behind its gate.
+) -> Middleware:
+    """Build the application.
 
     Args:
-        batcher: before the model; it runs while the application does.
-        measures: of this service.
-        served: what ``/model`` says.
-        stage: the bounds.
-        token: that clients must send; None: none.
-        read: makes a text of a row in the form that the run was trained on; None: texts alone are taken.
+        batcher: in front of the model; it runs while the application does.
+        metrics: of this service.
+        served: the answer of ``/model``.
+        stage: the limits.
+        token: that clients must send; None: no authentication.
+        read: reads the text of a row in the form that the run was trained on; None: only texts are accepted.
     """
 
     @asynccontextmanager
-    async def running(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         batcher.start()
         yield
         await asyncio.to_thread(batcher.close)
-        measures.close()
+        metrics.close()
 
     app = FastAPI(
         title="finsa",
         version=served["finsa"] or "0",
         description=ABOUT,
-        lifespan=running,
+        lifespan=lifespan,
         docs_url=None,  # FastAPI's page loads its scripts from other hosts
         redoc_url=None,
-        redirect_slashes=False,  # it would repeat whatever host the client named
+        redirect_slashes=False,  # a redirect would repeat whatever host the client named
     )
-    _answer_errors(app)
-    _predict(app, batcher, measures, stage, token is not None, read)
-    _watch(app, batcher, measures, served, token is not None)
-    _pages(app, stage, served, token is not None)
-    _describe(app, token is not None)
-    paths = {route.path for route in app.routes if hasattr(route, "path")}
-    seconds = 2 * stage.read_seconds + stage.answer_seconds
-    return Gate(app, token, seconds, paths, measures)  # around FastAPI's own answers to errors as well
+    _handle_errors(app)
+    guarded = token is not None
+    statuses = [400, *[401] * guarded, 408, 413, 415, 422, 500, 503, 504]
 
-
-def _predict(
-    app: FastAPI, batcher: Batcher, measures: Measures, stage: ServeStage, guarded: bool, read: schemas.Read | None
-) -> None:
-    statuses = [400, 408, 413, 415, 422, 500, 503, 504] + [401] * guarded
-
-    async def body(request: Request) -> bytes:
+    async def body(request: Request, kind: str = "application/json", most: int = stage.body_bytes) -> bytes:
         try:
-            return await schemas.read(request.headers, request.stream(), stage.body_bytes, stage.read_seconds)
+            return await schemas.read_body(request.headers, request.stream(), kind, most, stage.read_seconds)
         except ClientDisconnect:
-            raise RefusedError(400, "the connection was closed before the body had come") from None
+            raise RefusedError(400, "the connection was closed before the body had arrived") from None
 
-    async def answers(request: Request, texts: Sequence[str]) -> list[Answer]:
-        request.state.texts = len(texts)
-        found = await _in_time(batcher, texts, stage.answer_seconds)
-        measures.texts.inc(len(found))
-        measures.truncated.inc(sum(answer.truncated for answer in found))
-        for answer in found:
-            measures.predictions.labels(answer.prediction).inc()
-        return found
+    async def answer(request: Request, texts: Sequence[str]) -> list[Answer]:
+        request.state.texts = len(texts)  # for the log
+        try:
+            async with asyncio.timeout(stage.answer_seconds):
+                answers = await batcher.answer(texts)
+        except TimeoutError:
+            raise RefusedError(504, f"no answer within {stage.answer_seconds:g} s") from None
+        except QueueFullError as error:
+            raise RefusedError(503, str(error), retry_after=str(error.seconds)) from None
+        except ModelFailedError as error:
+            raise RefusedError(500, str(error)) from None
+        metrics.texts.inc(len(answers))
+        metrics.truncated.inc(sum(one["truncated"] for one in answers))
+        for one in answers:
+            metrics.predictions.labels(one["prediction"]).inc()
+        return answers
 
     @app.post(
         "/predict",
         summary="Label one text",
         response_model=schemas.PredictionOut,
-        responses=_errors(*statuses),
-        openapi_extra=_takes(schemas.TextIn, rows=read is not None),
+        responses=_errors(statuses),
+        openapi_extra=_request_body(schemas.TextIn, rows=read is not None),
     )
     async def predict(request: Request) -> Response:
         started = time.perf_counter()
         text = await asyncio.to_thread(schemas.one_text, await body(request), read)
-        (answer,) = await answers(request, [text])
-        return _json(schemas.prediction(text, answer, _ms(started)))
+        (found,) = await answer(request, [text])
+        label = found.pop("prediction")
+        return JSONResponse({"input": text, "prediction": label, "time_ms": _milliseconds(started), **found})
 
     @app.post(
         "/predict/batch",
         summary="Label several texts",
         response_model=schemas.PredictionsOut,
-        responses=_errors(*statuses),
-        openapi_extra=_takes(schemas.TextsIn, rows=read is not None, maxItems=stage.texts),
+        responses=_errors(statuses),
+        openapi_extra=_request_body(schemas.TextsIn, rows=read is not None, maxItems=stage.texts),
     )
     async def predict_batch(request: Request) -> Response:
         started = time.perf_counter()
         texts = await asyncio.to_thread(schemas.many_texts, await body(request), stage.texts, read)
-        found = await answers(request, texts)
-        return _json(schemas.predictions(texts, found, _ms(started)))
+        answers = await answer(request, texts)
+        found = [{"input": text, **one} for text, one in zip(texts, answers, strict=True)]
+        return JSONResponse({"predictions": found, "time_ms": _milliseconds(started)})
 
+    reading = asyncio.Lock()  # a file takes some memory, so one is read at a time
 
-def _watch(app: FastAPI, batcher: Batcher, measures: Measures, served: dict[str, Any], guarded: bool) -> None:
-    closed = _errors(*[401] * guarded)
+    @app.post("/file", include_in_schema=False)
+    async def file(request: Request, form: str = "csv") -> Response:
+        """The rows of a file, for the page."""
+        if form not in ("csv", "tsv", "txt"):
+            raise RefusedError(422, "the page reads files in csv, tsv and txt; stage=predict reads more")
+        if reading.locked():
+            raise RefusedError(503, "another file is being read; retry after 1 s", retry_after="1")
+        async with reading:
+            content = await body(request, "application/octet-stream", stage.file_bytes)
+            rows = await asyncio.to_thread(schemas.file_rows, content, form)
+        return Response(rows, media_type="application/json")
 
     @app.get("/health", summary="Whether the process is alive", response_model=schemas.StateOut)
     async def health() -> Response:
-        return _json({"status": "alive"})
+        return JSONResponse({"status": "alive"})
 
     @app.get(
-        "/ready", summary="Whether a request would be taken", response_model=schemas.StateOut, responses=_errors(503)
+        "/ready",
+        summary="Whether a request would be accepted",
+        response_model=schemas.StateOut,
+        responses=_errors([503]),
     )
     async def ready() -> Response:
         if not batcher.ready:
             raise RefusedError(503, "the queue is full, or the service is stopping", retry_after="1")
-        return _json({"status": "ready"})
+        return JSONResponse({"status": "ready"})
 
-    @app.get("/model", summary="What is served", response_model=schemas.ModelOut, responses=closed)
+    @app.get("/model", summary="What is served", response_model=schemas.ModelOut, responses=_errors([401] * guarded))
     async def model() -> Response:
-        return _json(served)
+        return JSONResponse(served)
 
     @app.get(
         "/metrics",
-        summary="Counters for Prometheus",
+        summary="Metrics for Prometheus",
         response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **closed},
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **_errors([401] * guarded)},
     )
-    async def metrics() -> Response:
-        return Response(measures.exposition(), headers={"content-type": CONTENT_TYPE})
+    async def exposition() -> Response:
+        return Response(metrics.exposition(), headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"})
 
-
-def _pages(app: FastAPI, stage: ServeStage, served: dict[str, Any], guarded: bool) -> None:
-    start = page.start(stage, served, guarded)
+    start = start_page(stage, served, guarded)
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
-        return HTMLResponse(start.html, headers={"content-security-policy": start.policy})
+        return Response(start.body, headers=dict(start.headers))
 
     @app.get("/docs", include_in_schema=False)
     async def documentation(request: Request) -> Response:
-        host, port = request.scope["server"]  # and not what the client calls it: that may be anything
+        host, port = request.scope["server"]  # and not the host that the client names, which may be anything
+        operations = [
+            (method.upper(), path, operation)
+            for path, methods in app.openapi()["paths"].items()
+            for method, operation in methods.items()
+        ]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        docs = page.docs(app.openapi(), url)
-        return HTMLResponse(docs.html, headers={"content-security-policy": docs.policy})
+        return _page("docs.html.j2", operations=operations, url=url)
+
+    if guarded:
+        _document_token(app)
+    paths = {route.path for route in app.routes if hasattr(route, "path")}
+    seconds = 2 * stage.read_seconds + stage.answer_seconds
+    return Middleware(app, token, seconds, paths, metrics)  # around FastAPI's handlers of errors as well
 
 
-# ------------------------------------------------------------------------------------------------ what they share
+def _milliseconds(started: float) -> float:
+    return round(1000 * (time.perf_counter() - started), 2)
 
 
-async def _in_time(batcher: Batcher, texts: Sequence[str], seconds: float) -> list[Answer]:
-    try:
-        async with asyncio.timeout(seconds):
-            return await batcher.answer(texts)
-    except TimeoutError:
-        raise RefusedError(504, f"no answer within {seconds:g} s") from None
-    except FullError as full:
-        reason = f"too many texts are waiting; come back in {full.seconds} s"
-        raise RefusedError(503, reason, retry_after=str(full.seconds)) from None
-    except AnswerError as failed:
-        raise RefusedError(500, str(failed)) from None
-
-
-def _answer_errors(app: FastAPI) -> None:
+def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RefusedError)
-    async def refusal(_: Request, error: RefusedError) -> Response:
+    async def refused(_: Request, error: RefusedError) -> Response:
         headers = {name.replace("_", "-"): value for name, value in error.headers.items()}
-        return _json({"error": error.reason}, error.status, headers)
+        return JSONResponse({"error": error.reason}, error.status, headers)
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        return _json({"error": str(error.detail)}, error.status_code, dict(error.headers or {}))
+    async def http_error(_: Request, error: HTTPException) -> Response:
+        return JSONResponse({"error": str(error.detail)}, error.status_code, dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> Response:
-        return _json({"error": "an error of the service; its log says which"}, 500)
+        return JSONResponse({"error": "internal error; see the server's log"}, 500)
 
 
-def _json(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse(content, status, headers)
+# ------------------------------------------------------------------------------------------------ pages
 
 
-def _ms(started: float) -> float:
-    return 1000 * (time.perf_counter() - started)
+def start_page(stage: ServeStage, served: dict[str, Any], guarded: bool) -> HTMLResponse:
+    """The page at ``/``; where a token is required, it shows nothing of the model."""
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    return _page("page.html.j2", script, stage=stage, served=None if guarded else served, guarded=guarded)
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": schemas.ErrorOut, "description": _REASONS[status]} for status in statuses}
+def _page(name: str, script: str = "", **values: Any) -> HTMLResponse:
+    """A page that is one file, with a Content-Security-Policy that lets it load nothing else."""
+
+    def source(content: str) -> str:
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        return f"'sha256-{digest}'" if content else "'none'"
+
+    style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
+    html = pages.environment(TEMPLATES).get_template(name).render(script=Markup(script), style=Markup(style), **values)
+    policy = (
+        f"default-src 'none'; script-src {source(script)}; style-src {source(style)}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return HTMLResponse(html, headers={"content-security-policy": policy})
 
 
-_REASONS = {
-    400: "No JSON, no text, an empty one, or one with control characters",
-    401: "No token, or a wrong one",
-    408: "The body came too slowly",
-    413: "The body is too large, or has too many texts",
-    415: "The body is not declared as JSON",
-    422: "A value has the wrong type",
-    500: "The model failed",
-    503: "Too many texts are waiting; Retry-After says when to come back",
-    504: "The model took too long",
-}
+# ------------------------------------------------------------------------------------------------ documentation
 
 
-def _takes(model: type[BaseModel], rows: bool, **last: Any) -> dict[str, Any]:
-    """Document a body that the route reads itself.
+def _errors(statuses: Sequence[int]) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": schemas.ErrorOut, "description": ERRORS[status]} for status in statuses}
+
+
+def _request_body(model: type[BaseModel], rows: bool, **last: Any) -> dict[str, Any]:
+    """The documentation of a body that the route reads itself.
 
     Args:
-        model: of a body with texts; `last` goes to its one property.
-        rows: whether rows are taken as well, as ``/model`` names them.
+        model: of a body with texts.
+        rows: whether rows are accepted as well, as ``/model`` names them.
+        last: added to the schema of the model's property.
     """
     schema = model.model_json_schema()
     (key,) = schema["properties"]
@@ -232,27 +264,17 @@ def _takes(model: type[BaseModel], rows: bool, **last: Any) -> dict[str, Any]:
     if rows:
         row: dict[str, Any] = {"type": "object", "description": "A row as the run was trained on, see /model."}
         if key == "texts":
-            row = {
-                "type": "object",
-                "required": ["rows"],
-                "properties": {"rows": {"type": "array", "items": row} | last},
-            }
+            items = {"rows": {"type": "array", "items": row} | last}
+            row = {"type": "object", "required": ["rows"], "properties": items}
         schema = {"anyOf": [schema, row]}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _describe(app: FastAPI, guarded: bool) -> None:
-    """Say in the OpenAPI document where a token is asked for."""
-    plain = app.openapi
-
-    def described() -> dict[str, Any]:
-        document = plain()
-        if guarded:
-            document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-            for operations in document["paths"].values():
-                for operation in operations.values():
-                    if "401" in operation["responses"]:
-                        operation["security"] = [{"token": []}]
-        return document
-
-    app.openapi = described  # type: ignore[method-assign]
+def _document_token(app: FastAPI) -> None:
+    """State in the OpenAPI document which operations require a token."""
+    document = app.openapi()
+    document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "401" in operation["responses"]:
+                operation["security"] = [{"token": []}]

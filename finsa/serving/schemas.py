@@ -1,32 +1,40 @@
-"""Requests as clients write them, whatever they write; answers and their documentation."""
+"""Requests as clients send them, whatever they send, and the documentation of requests and answers."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import from_json
 
-from finsa.serving.batching import Answer
+from finsa.data import readers
+from finsa.data.encodings import open_text
+from finsa.errors import DataError
 
 MISSING = "Missing input text"
+TEXT_COLUMNS = ("text", "content", "sentence", "input", "文本", "内容", "正文", "新闻", "标题", "title")
+MOST_COLUMNS = 2000  # of an uploaded file
 # C0 and DEL without tab, line feed and carriage return: no text has them, and logs and terminals suffer from them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-# Neither white space nor another sign that shows nothing; named where dialects of regular expressions differ.
+# A visible character: neither white space nor a character that shows nothing, whatever a regular expression's dialect.
 _SIGN = r"[^\s\x00-\x1f\x7f\x85\ufeff]"
-_WRITTEN = re.compile(_SIGN)
+
+Read = Callable[[dict[str, Any]], tuple[str, str | None]]  # the text of a row, and why it cannot be used
 
 
 class RefusedError(Exception):
-    """A request that cannot be answered, as its client is told.
+    """A request that is refused.
 
     Args:
         status: of HTTP.
-        reason: what is wrong with it.
-        headers: to send along.
+        reason: what is wrong with it, for the client.
+        headers: of the response.
     """
 
     def __init__(self, status: int, reason: str, **headers: str) -> None:
@@ -34,24 +42,25 @@ class RefusedError(Exception):
         super().__init__(reason)
 
 
-# ------------------------------------------------------------------------------------------------ in
+# ------------------------------------------------------------------------------------------------ requests
 
 
-async def read(headers: Any, chunks: AsyncIterator[bytes], most: int, seconds: float) -> bytes:
+async def read_body(headers: Any, chunks: AsyncIterator[bytes], kind: str, most: int, seconds: float) -> bytes:
     """Read a body, no more of it than is allowed and no longer than it may take.
 
     Args:
         headers: of the request.
-        chunks: the body as it comes.
+        chunks: the body as it arrives.
+        kind: its content type; as browsers do not let forms send these types, other sites' forms are refused.
         most: bytes.
         seconds: for all of it.
 
     Raises:
-        RefusedError: for a body that is too large, too slow or no JSON by its own account.
+        RefusedError: for a body that is too large, too slow or of another declared type.
     """
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # which also keeps other sites' forms out
-        raise RefusedError(415, "send JSON, and say so: Content-Type: application/json")
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != kind:
+        what = "send JSON, and declare it" if kind == "application/json" else "send the file, and declare it"
+        raise RefusedError(415, f"{what}: Content-Type: {kind}")
     too_large = RefusedError(413, f"the body may have {most} bytes at most; send fewer texts at a time")
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:20]) > most:
@@ -64,11 +73,8 @@ async def read(headers: Any, chunks: AsyncIterator[bytes], most: int, seconds: f
                 if len(body) > most:
                     raise too_large
     except TimeoutError:
-        raise RefusedError(408, f"the body did not come within {seconds:g} s", connection="close") from None
+        raise RefusedError(408, f"the body did not arrive within {seconds:g} s", connection="close") from None
     return bytes(body)
-
-
-Read = Callable[[dict[str, Any]], tuple[str, str | None]]  # the text of a row, and why it cannot be answered
 
 
 def one_text(body: bytes, read: Read | None = None) -> str:
@@ -76,7 +82,7 @@ def one_text(body: bytes, read: Read | None = None) -> str:
 
     Args:
         body: of the request.
-        read: reads a row; None: texts alone are taken.
+        read: reads a row; None: only texts are accepted.
     """
     content = _object(body, "text")
     if read is not None and "text" not in content and content:
@@ -85,19 +91,32 @@ def one_text(body: bytes, read: Read | None = None) -> str:
 
 
 def many_texts(body: bytes, most: int, read: Read | None = None) -> list[str]:
-    """The texts of ``{"texts": ["...", "..."]}`` or ``{"rows": [{...}, {...}]}``, at most so many."""
+    """The texts of ``{"texts": ["...", "..."]}`` or ``{"rows": [{...}, {...}]}``, at most `most`."""
     content = _object(body, "texts")
     key = "rows" if read is not None and "texts" not in content and "rows" in content else "texts"
-    texts = content.get(key)
-    if texts is None or texts == []:
+    values = content.get(key)
+    if values is None or values == []:
         raise RefusedError(400, f"{MISSING}s")
-    if not isinstance(texts, list):
+    if not isinstance(values, list):
         raise RefusedError(422, f"{key}: must be a list of {'objects' if key == 'rows' else 'strings'}")
-    if len(texts) > most:
-        raise RefusedError(413, f"{key}: {len(texts)} are too many, {most} may come at a time")
+    if len(values) > most:
+        raise RefusedError(413, f"{key}: {len(values)} are too many, {most} are allowed at a time")
     if key == "rows" and read is not None:
-        return [_row(row, read, f"rows[{number}]") for number, row in enumerate(texts)]
-    return [_text(text, f"texts[{number}]") for number, text in enumerate(texts)]
+        return [_row(row, read, f"rows[{number}]") for number, row in enumerate(values)]
+    return [_text(text, f"texts[{number}]") for number, text in enumerate(values)]
+
+
+def _object(body: bytes, key: str) -> dict[str, Any]:
+    if not body.strip():
+        raise RefusedError(400, MISSING if key == "text" else f"{MISSING}s")
+    try:
+        # Unlike the standard library's: nesting is bounded, half surrogate pairs and invalid UTF-8 are errors.
+        content = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise RefusedError(400, f"the request body is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise RefusedError(422, f'the body must be an object with the key "{key}"')
+    return content
 
 
 def _row(row: object, read: Read, where: str) -> str:
@@ -110,53 +129,62 @@ def _row(row: object, read: Read, where: str) -> str:
     return _text(text, where or "text")
 
 
-def _object(body: bytes, key: str) -> dict[str, Any]:
-    if not body.strip():
-        raise RefusedError(400, MISSING if key == "text" else f"{MISSING}s")
-    try:
-        # Unlike the standard library's: nesting is bounded, half surrogate pairs and invalid UTF-8 are errors.
-        content = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise RefusedError(400, f"the body is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise RefusedError(422, f'the body must be an object with the key "{key}"')
-    return content
-
-
 def _text(text: object, where: str) -> str:
     if text is not None and not isinstance(text, str):
         raise RefusedError(422, f"{where}: must be a string")
     control = _CONTROL.search(text or "")
     if control:
         raise RefusedError(400, f"{where}: has the control character U+{ord(control[0]):04X} at {control.start()}")
-    if text is None or not _WRITTEN.search(text):
+    if text is None or not re.search(_SIGN, text):
         raise RefusedError(400, MISSING if where == "text" else f"{MISSING}: {where}")
     return text
 
 
-# ------------------------------------------------------------------------------------------------ out
+def file_rows(content: bytes, form: str) -> bytes:
+    """The rows of a file, read as training and stage=predict read theirs.
+
+    Args:
+        content: of the file.
+        form: ``csv``, ``tsv``, or ``txt`` for a text per line.
+
+    Returns:
+        JSON: ``columns``, null for a list of texts; ``column``, the number of the one that most likely has the texts;
+        ``rows``.
+
+    Raises:
+        RefusedError: for a file that cannot be read.
+    """
+
+    def has_text(names: list[str]) -> bool:
+        if len(names) > MOST_COLUMNS:
+            raise DataError(f"the file has more than {MOST_COLUMNS:,} columns")
+        return any(name.strip().lower() in TEXT_COLUMNS for name in names)
+
+    columns: list[str] | None = None
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / f"file.{form}"
+        file.write_bytes(content)
+        try:
+            if form == "txt":
+                with open_text(file)[0] as lines:
+                    rows = [[line.rstrip("\r\n")] for line in lines]
+            else:
+                raw = readers.read(file, readers.PLAIN, has_text)
+                columns = raw.columns()
+                if len(columns) == 1 and not has_text(columns):  # a list of texts, without a header
+                    raw = readers.read(file, readers.PLAIN.model_copy(update={"header": False}), has_text)
+                    columns = None
+                readable = raw.frame.filter(raw.frame[readers.FATE].is_null())
+                rows = [list(row) for row in readable.select(raw.columns()).iter_rows()]
+        except DataError as error:
+            raise RefusedError(422, str(error).replace(f"{folder}/", "").removeprefix("data.files: ")) from None
+    known = [number for number, name in enumerate(columns or []) if has_text([name])]
+    sizes = [sum(len(cell or "") for cell in cells) for cells in zip(*rows[:50], strict=True)]
+    column = known[0] if known else sizes.index(max(sizes)) if sizes else 0
+    return json.dumps({"columns": columns, "column": column, "rows": rows}, ensure_ascii=False).encode()
 
 
-def prediction(text: str, answer: Answer, ms: float) -> dict[str, Any]:
-    """One text's answer, the published shape first."""
-    return {"input": text, "prediction": answer.prediction, "time_ms": round(ms, 2), **_beside(answer)}
-
-
-def predictions(texts: Sequence[str], answers: Sequence[Answer], ms: float) -> dict[str, Any]:
-    """The answers to several texts."""
-    rows = [
-        {"input": text, "prediction": answer.prediction, **_beside(answer)}
-        for text, answer in zip(texts, answers, strict=True)
-    ]
-    return {"predictions": rows, "time_ms": round(ms, 2)}
-
-
-def _beside(answer: Answer) -> dict[str, Any]:
-    beside: dict[str, Any] = {"probs": answer.probs, "truncated": answer.truncated}
-    return beside if answer.route is None else {**beside, "route": answer.route}
-
-
-# ------------------------------------------------------------------------------------------------ their documentation
+# ------------------------------------------------------------------------------------------------ documentation
 
 _ALLOWED = r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
 Text = Annotated[
@@ -164,11 +192,12 @@ Text = Annotated[
     Field(
         min_length=1,
         pattern=rf"^{_ALLOWED}*{_SIGN}{_ALLOWED}*$",
-        description="What to judge. One that is too long loses its end, and the answer says so.",
+        description="The text to label. One that is too long is truncated, and the answer reports it.",
         examples=["公司上半年净利润同比增长三成，超出市场预期。"],
     ),
 ]
 Shares = dict[str, Annotated[float, Field(ge=0, le=1)]]
+Milliseconds = Annotated[float, Field(ge=0, description="Milliseconds at the server.")]
 
 
 class TextIn(BaseModel):
@@ -187,31 +216,31 @@ class _Out(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Judged(_Out):
-    """A text, its label and how sure the model is."""
+class LabelledText(_Out):
+    """A text and its label with probabilities."""
 
     input: Annotated[str, Field(description="The text.")]
     prediction: Annotated[str, Field(description="The most probable label.")]
     probs: Annotated[Shares, Field(description="Probability by label, calibrated by the temperature of the run.")]
     truncated: Annotated[bool, Field(description="Whether the text was too long and lost its end.")]
-    route: Annotated[Shares, Field(description="Share by expert; of a mixture of experts alone.")] = {}
+    route: Annotated[Shares, Field(description="Weight by expert; only for a mixture of experts.")] = {}
 
 
-class PredictionOut(Judged):
+class PredictionOut(LabelledText):
     """The answer to one text."""
 
-    time_ms: Annotated[float, Field(ge=0, description="Milliseconds at the server.")]
+    time_ms: Milliseconds
 
 
 class PredictionsOut(_Out):
     """The answers to several texts, in their order."""
 
-    predictions: list[Judged]
-    time_ms: Annotated[float, Field(ge=0, description="Milliseconds at the server.")]
+    predictions: list[LabelledText]
+    time_ms: Milliseconds
 
 
 class StateOut(_Out):
-    """How the service is."""
+    """The state of the service."""
 
     status: str
 
@@ -220,7 +249,7 @@ class ModelOut(_Out):
     """What is served."""
 
     name: Annotated[str, Field(description="Method, model and data; the format of an export.")]
-    run: Annotated[str, Field(description="The folder's name.")]
+    run: Annotated[str, Field(description="Name of the folder.")]
     labels: list[str]
     experts: Annotated[list[str], Field(description="Of a mixture.")]
     base: Annotated[dict[str, str | None], Field(description="The base model; none for a classical method.")]
@@ -234,7 +263,7 @@ class ModelOut(_Out):
     git_commit: str | None
     versions: Annotated[dict[str, str | None], Field(description="Of the packages that made the run.")]
     finsa: Annotated[str | None, Field(description="The version that serves.")]
-    limits: Annotated[dict[str, float], Field(description="What a request may have.")]
+    limits: Annotated[dict[str, float], Field(description="Limits of a request.")]
 
 
 class ErrorOut(_Out):

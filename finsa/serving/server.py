@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from finsa.config import ServeStage
 from finsa.errors import RunError
-from finsa.serving.metrics import Measures
+from finsa.serving.middleware import Metrics
 
 BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 33\r\n"
@@ -24,73 +24,26 @@ BUSY = (
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the address before the model is loaded; nobody can connect until the server listens.
+    """Bind the address before the model is loaded; nobody can connect until the server listens.
 
     Raises:
-        RunError: for an address that cannot be had.
+        RunError: for an address that cannot be bound.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        taken = socket.socket(family, kind, protocol)
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise RunError(f"port: cannot listen on {host}:{port} ({reason}); choose another, such as port=8001") from None
-    return taken
+    return bound
 
 
-def address(taken: socket.socket) -> str:
+def url(bound: socket.socket) -> str:
     """The URL of a bound socket."""
-    host, port = taken.getsockname()[:2]
+    host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def protocol(stage: ServeStage, measures: Measures) -> type[H11Protocol]:
-    """Connections that are bounded in number, and in the time they may take to say what they want."""
-
-    class Connection(H11Protocol):
-        """uvicorn's own bounds neither a silent connection nor one that sends a byte a minute."""
-
-        _timer: asyncio.TimerHandle | None = None
-        _surplus = False
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._surplus = len(self.connections) > stage.connections
-            if self._surplus:
-                measures.refused.inc()
-            self._timer = self.loop.call_later(1 if self._surplus else stage.read_seconds, transport.abort)
-
-        def data_received(self, data: bytes) -> None:
-            if self._surplus:
-                if not self.transport.is_closing():
-                    self.transport.write(BUSY)
-                    self.transport.close()
-                return
-            super().data_received(data)
-            if self.cycle is not None and not self.cycle.response_complete:
-                self._forget_timer()
-            elif self._timer is None:  # part of a next request, or the rest of one that was refused
-                self._timer = self.loop.call_later(stage.read_seconds, self.transport.abort)
-
-        def on_response_complete(self) -> None:
-            self._forget_timer()
-            super().on_response_complete()
-
-        def timeout_keep_alive_handler(self) -> None:
-            self.transport.abort()  # a client that does not take its answer is not waited for
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._forget_timer()
-            super().connection_lost(exc)
-
-        def _forget_timer(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-    return Connection
 
 
 class Server(uvicorn.Server):
@@ -98,17 +51,59 @@ class Server(uvicorn.Server):
 
     Args:
         app: an ASGI application.
-        stage: the bounds.
-        measures: told about connections.
+        stage: the limits.
+        metrics: count refused connections.
         on_start: called as soon as clients can connect.
     """
 
-    def __init__(self, app: Any, stage: ServeStage, measures: Measures, on_start: Callable[[], None]) -> None:
+    def __init__(self, app: Any, stage: ServeStage, metrics: Metrics, on_start: Callable[[], None]) -> None:
         self._on_start = on_start
+
+        class Connection(H11Protocol):
+            """A connection that may send slowly or nothing only for so long; uvicorn limits neither."""
+
+            _timer: asyncio.TimerHandle | None = None
+            _surplus = False
+
+            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+                super().connection_made(transport)
+                self._surplus = len(self.connections) > stage.connections
+                if self._surplus:
+                    metrics.refused.inc()
+                self._timer = self.loop.call_later(1 if self._surplus else stage.read_seconds, transport.abort)
+
+            def data_received(self, data: bytes) -> None:
+                if self._surplus:  # uvicorn's own limit answers without Retry-After, and not in JSON
+                    if not self.transport.is_closing():
+                        self.transport.write(BUSY)
+                        self.transport.close()
+                    return
+                super().data_received(data)
+                if self.cycle is not None and not self.cycle.response_complete:
+                    self._cancel_timer()
+                elif self._timer is None:  # part of a next request, or the rest of one that was refused
+                    self._timer = self.loop.call_later(stage.read_seconds, self.transport.abort)
+
+            def on_response_complete(self) -> None:
+                self._cancel_timer()
+                super().on_response_complete()
+
+            def timeout_keep_alive_handler(self) -> None:
+                self.transport.abort()  # unlike close, this does not wait for a client that reads no response
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                self._cancel_timer()
+                super().connection_lost(exc)
+
+            def _cancel_timer(self) -> None:
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
+
         super().__init__(
             uvicorn.Config(
                 app,
-                http=protocol(stage, measures),
+                http=Connection,
                 loop="asyncio",
                 ws="none",
                 lifespan="on",

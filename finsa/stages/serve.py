@@ -36,10 +36,10 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     token = _token(stage)
     from finsa.serving import application, server
     from finsa.serving.batching import Batcher
-    from finsa.serving.metrics import Measures
+    from finsa.serving.middleware import Metrics
 
     with closing(server.bind(stage.host, stage.port if cfg.port is None else cfg.port)) as socket:
-        source, address = _source(cfg, session), server.address(socket)
+        source, address = _source(cfg, session), server.url(socket)
         record = predictor.read(str(source))
         predictor.announce(record.name)
         from finsa.models import hardware  # torch takes seconds to import: after the checks
@@ -51,12 +51,12 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
                 answerer([WARM_UP] * copies)
             served = _served(answerer, stage, folder)
             folder.note(run=str(source), address=address, scoring=answerer.rule)
-            measures = Measures(folder.path / "requests.jsonl", stage.log_bytes)
-            batcher = Batcher(answerer, stage.batch, stage.wait_ms, stage.queue, measures)
+            metrics = Metrics(folder.path / "requests.jsonl", stage.log_bytes)
+            batcher = Batcher(answerer, stage.batch, stage.wait_ms, stage.queue, metrics)
             read = _reader(answerer) if served["rows"] else None
-            app = application.build(batcher, measures, served, stage, token, read)
+            app = application.build(batcher, metrics, served, stage, token, read)
             greeting = f"serving {answerer.name} at {address}  (page: /  docs: /docs  stop: Ctrl-C)"
-            server.Server(app, stage, measures, lambda: print(greeting, flush=True)).run([socket])
+            server.Server(app, stage, metrics, lambda: print(greeting, flush=True)).run([socket])
     print(f"stopped; run folder: {folder.path}")
     return Result("serve", folder.path)
 

@@ -23,8 +23,8 @@ from finsa import cli
 from finsa.config import ROOT, USED_BY, RunConfig, catalogue, command_line, compose, safety
 from finsa.errors import ConfigError, RunError
 from finsa.runs import nested
-from finsa.serving.batching import AnswerError, Batcher
-from finsa.serving.metrics import Measures
+from finsa.serving.batching import Batcher, ModelFailedError
+from finsa.serving.middleware import Metrics
 from finsa.session import Session
 
 Compose = Callable[..., RunConfig]
@@ -409,9 +409,9 @@ def test_a_traceback_repeats_no_secret(flags: list[str], monkeypatch: pytest.Mon
 
 def test_the_log_of_a_service_repeats_no_secret(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
-    batcher = Batcher(lambda _: int(SECRETS["HF_TOKEN"]), 4, 0, 8, Measures())  # type: ignore[arg-type, return-value]
+    batcher = Batcher(lambda _: int(SECRETS["HF_TOKEN"]), 4, 0, 8, Metrics())  # type: ignore[arg-type, return-value]
     batcher.start()
-    with contextlib.closing(batcher), pytest.raises(AnswerError):
+    with contextlib.closing(batcher), pytest.raises(ModelFailedError):
         asyncio.run(batcher.answer(["a"]))
     assert "ValueError: invalid literal for int() with base 10: '***'" in caplog.text
     assert SECRETS["HF_TOKEN"] not in caplog.text

@@ -11,7 +11,7 @@ import browsers
 import pytest
 from services import SERVED, Reader, Service, serving, stage_of
 
-from finsa.serving.page import start
+from finsa.serving.application import start_page
 
 Compose = Callable[..., Any]
 BAIT = '<img src="http://example.invalid/x.png" onerror="document.title=1">'
@@ -75,7 +75,7 @@ def test_texts_get_label_probabilities_route_and_time(page: Opened) -> None:
     assert [row[0] for row in rows] == ["1", "2", "3"]
     assert [row[2] for row in rows] == ["利好", "利空", "利空"]
     assert rows[0][1] == "股价大涨，涨停"
-    assert "cut: too long" in rows[2][1]
+    assert "truncated" in rows[2][1]
     assert rows[0][4].split() == ["news", "25.0", "%", "forum", "75.0", "%"]
     assert rows[0][5].endswith("ms")
     answer = page.service.client.post("/predict", json={"text": "股价大涨，涨停"}).json()
@@ -189,7 +189,7 @@ def test_a_long_list_goes_in_pieces_and_only_its_first_rows_are_shown(page: Open
 
 def test_what_went_wrong_is_said(page: Opened) -> None:
     page.driver.find_element("id", "predict").click()
-    assert page.driver.find_element("id", "error").text == "Write a text first, or choose a file."
+    assert page.driver.find_element("id", "error").text == "Enter a text first, or choose a file."
     assert page.driver.switch_to.active_element.get_attribute("id") == "texts"
     page.driver.execute_script("document.getElementById('texts').value = 'a\\u0001b'")
     page.driver.find_element("id", "predict").click()
@@ -273,8 +273,8 @@ def test_a_token_is_typed_in_where_one_is_asked_for(browser: Any, config: Compos
 
 
 def test_the_embedded_model_is_called_a_demonstration_in_both_languages(config: Compose) -> None:
-    told = "A demonstration: a tiny embedded model or generated training texts stand behind the answers."
-    html = start(stage_of(config), {**SERVED, "demonstration": "A demonstration: ..."}, guarded=False).html
+    told = "A demonstration: the answers come from a tiny embedded model or generated training texts."
+    html = bytes(start_page(stage_of(config), {**SERVED, "demonstration": "..."}, guarded=False).body).decode()
     assert f'<strong data-say="demonstration">{told} Do not rely on them.</strong>' in html
     assert 'demonstration: "仅供演示：答案来自内置的小模型或自动生成的训练文本，请勿据此做判断。"' in html
-    assert 'data-say="demonstration"' not in start(stage_of(config), SERVED, guarded=False).html
+    assert b'data-say="demonstration"' not in start_page(stage_of(config), SERVED, guarded=False).body

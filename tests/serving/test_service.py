@@ -26,6 +26,7 @@ from finsa.config import ROOT
 Compose = Callable[..., Any]
 LONG = "大跌之后是大涨，" * 80
 TOKEN = "Geheim-0123456789"
+BINARY = {"Content-Type": "application/octet-stream"}
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,53 @@ def test_the_examples_of_the_documents_run(service: Service, tmp_path: Path) -> 
     assert [line.split()[0] in LABELS for line in said["python"].splitlines()] == [True, True]
 
 
+# ------------------------------------------------------------------------------------------------ files
+
+
+@pytest.mark.parametrize(
+    ("form", "content", "expected"),
+    [
+        ("csv", 'id,新闻\n1,涨\n2,"跌,\n了"\n', (["id", "新闻"], 1, [["1", "涨"], ["2", "跌,\n了"]])),
+        ("csv", "id;标题\n1;涨\n", (["id", "标题"], 1, [["1", "涨"]])),
+        ("csv", "a,b\n1,涨了\n2,跌,了\n", (["a", "b"], 1, [["1", "涨了"]])),
+        ("csv", "涨了\n跌了\n", (None, 0, [["涨了"], ["跌了"]])),
+        ("tsv", "text\tid\n涨, 跌\t1\n", (["text", "id"], 0, [["涨, 跌", "1"]])),
+        ("txt", "涨, 跌\r\n\r\n平", (None, 0, [["涨, 跌"], [""], ["平"]])),
+    ],
+)
+def test_a_file_is_read_as_training_reads_it(
+    service: Service, form: str, content: str, expected: tuple[Any, ...]
+) -> None:
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        answer = service.client.post(f"/file?form={form}", content=content.encode(encoding), headers=BINARY)
+        assert answer.status_code == 200, answer.text
+        assert tuple(answer.json().values()) == expected
+
+
+def test_a_file_that_cannot_be_read_is_refused_with_the_reason(config: Compose, tmp_path: Path) -> None:
+    with serving(stage_of(config, file_bytes=1 << 20), Reader(), tmp_path) as service:
+        for content, form, headers, status, reason in (
+            (b"", "csv", BINARY, 422, "file.csv is empty"),
+            (b"," * 900_000, "csv", BINARY, 422, "the file has more than 2,000 columns"),
+            (b"a,a\n1,2\n", "csv", BINARY, 422, "file.csv has the column 'a' more than once"),
+            (b"a" * (1 << 21), "csv", BINARY, 413, "the body may have 1048576 bytes at most"),
+            (b"a", "xlsx", BINARY, 422, "the page reads files in csv, tsv and txt"),
+            (b"a", "csv", {"Content-Type": "text/plain"}, 415, "send the file, and declare it"),
+        ):
+            answer = service.client.post(f"/file?form={form}", content=content, headers=headers)
+            assert (answer.status_code, answer.json()["error"][: len(reason)]) == (status, reason)
+
+
+def test_one_file_is_read_at_a_time(service: Service) -> None:
+    head = b"POST /file HTTP/1.1\r\nHost: a\r\nContent-Type: application/octet-stream\r\nContent-Length: 20\r\n\r\nt"
+    with socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
+        connection.sendall(head)
+        _until(lambda: service.client.post("/file", content=b"text\n1\n", headers=BINARY).status_code == 503)
+        refused = service.client.post("/file", content=b"text\n1\n", headers=BINARY)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    _until(lambda: service.client.post("/file", content=b"text\n1\n", headers=BINARY).status_code == 200)
+
+
 # ------------------------------------------------------------------------------------------------ batching
 
 
@@ -196,7 +244,7 @@ def test_a_full_queue_says_when_to_come_back(config: Compose, tmp_path: Path) ->
         refused = ask("平")
         assert refused.status_code == 503
         assert 1 <= int(refused.headers["retry-after"]) <= 60
-        assert "come back" in refused.json()["error"]
+        assert "the queue is full; retry after" in refused.json()["error"]
         reader.hold.set()
         assert [answer.result().status_code for answer in [first, *waiting]] == [200] * 5
         assert service.client.get("/ready").status_code == 200
@@ -243,8 +291,8 @@ def test_a_token_is_asked_for_where_the_model_answers(config: Compose, tmp_path:
             assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
             assert "send the token" in refused.json()["error"]
         assert service.client.post("/predict", json={"text": "大涨"}, headers=bearer).status_code == 200
-        statuses = {path: service.client.get(path).status_code for path in ("/model", "/metrics", "/nowhere")}
-        assert statuses == {"/model": 401, "/metrics": 401, "/nowhere": 401}
+        statuses = {path: service.client.get(path).status_code for path in ("/model", "/metrics", "/nowhere", "/file")}
+        assert statuses == dict.fromkeys(statuses, 401)
         for path in ("/", "/docs", "/openapi.json", "/health", "/ready"):
             content = service.client.get(path)
             assert content.status_code == 200
@@ -309,7 +357,7 @@ def test_a_body_that_comes_too_slowly_is_refused(config: Compose, tmp_path: Path
             connection.sendall(head)
             answer = b"".join(iter(lambda: connection.recv(1000), b""))
         assert answer.startswith(b"HTTP/1.1 408")
-        assert b"the body did not come within 0.3 s" in answer
+        assert b"the body did not arrive within 0.3 s" in answer
 
 
 def test_what_was_accepted_is_answered_before_the_service_stops(config: Compose, tmp_path: Path) -> None:

@@ -3,23 +3,23 @@
 const WORDS = {
   en: {
     skip: "Skip to the texts", title: "What does the text say?",
-    lead: "Labels with probabilities for financial texts. They come from the model below and stay on this server.",
-    demonstration: "A demonstration: a tiny embedded model or generated training texts stand behind the answers. "
+    lead: "Labels with probabilities for financial texts, from the model below. Texts stay on this server.",
+    demonstration: "A demonstration: the answers come from a tiny embedded model or generated training texts. "
       + "Do not rely on them.",
     model: "Model", labels: "Labels", length: "Longest prompt", tokens: "tokens", texts: "Texts, one per line",
-    hint: "Ctrl + Enter predicts. A text that is too long loses its end, and the answer says so.", examples: "Try:",
+    hint: "Ctrl + Enter predicts. Texts that are too long are truncated, which the answer reports.", examples: "Try:",
     file: "Choose a CSV file", drop: "Or drop it here. UTF-8 or GB18030.", column: "Column with the texts",
     forget: "Remove the file", token: "Token", predict: "Predict", stop: "Stop", clear: "Clear", results: "Answers",
-    token_hint: "This service asks for one. It is kept until you close this page.",
+    token_hint: "This service requires one. It is kept until you close this page.",
     save: "Save as CSV", text: "Text", label: "Label", probabilities: "Probabilities", route: "Experts", time: "Time",
-    docs: "How to ask from a program", cut: "cut: too long", progress: "Progress",
-    count: n => n === 1 ? "1 text" : `${n} texts`, none: "Write a text first, or choose a file.",
+    docs: "Use from a program", cut: "truncated", progress: "Progress",
+    count: n => n === 1 ? "1 text" : `${n} texts`, none: "Enter a text first, or choose a file.",
     working: (done, all) => `${done} of ${all} texts …`,
     done: (n, ms) => `${n === 1 ? "1 text" : `${n} texts`} answered, ${ms} at the server.`,
     stopped: n => `Stopped after ${n} texts.`, shown: (n, all) => `The first ${n} of ${all} are shown; the CSV has all.`,
-    away: "The service cannot be reached. Is it still running?", unreadable: "This file cannot be read as text.",
-    large: "This file is larger than 50 MB; use stage=predict for it.", empty: "This file has no rows.",
-    rows: n => n === 1 ? "1 row" : `${n} rows`, column_name: n => `column ${n}`, wrong: "The answer makes no sense",
+    away: "The service cannot be reached. Is it still running?",
+    large: size => `This file is larger than ${size} MB; use stage=predict for it.`, empty: "This file has no rows.",
+    rows: n => n === 1 ? "1 row" : `${n} rows`, column_name: n => `column ${n}`, wrong: "Unexpected answer",
   },
   zh: {
     skip: "跳到文本", title: "这段文本说了什么？", lead: "为金融文本给出标签和概率。结果来自下面的模型，文本不会离开这台服务器。",
@@ -35,8 +35,8 @@ const WORDS = {
     working: (done, all) => `已完成 ${done} / ${all} 条……`,
     done: (n, ms) => `已预测 ${n} 条文本，服务器用时 ${ms}。`,
     stopped: n => `已停止，完成 ${n} 条。`, shown: (n, all) => `仅显示前 ${n} 条（共 ${all} 条）；CSV 中有全部结果。`,
-    away: "无法连接服务，它还在运行吗？", unreadable: "无法将此文件读取为文本。",
-    large: "文件超过 50 MB，请使用 stage=predict。", empty: "此文件没有数据行。",
+    away: "无法连接服务，它还在运行吗？",
+    large: size => `文件超过 ${size} MB，请使用 stage=predict。`, empty: "此文件没有数据行。",
     rows: n => `${n} 行`, column_name: n => `第 ${n} 列`, wrong: "无法理解服务的回答",
   },
 };
@@ -46,11 +46,11 @@ const EXAMPLES = [  // rows of the sample's test split
   "今天这货把前面的利润全吐光了，被埋了😂",
   "湛石阴跌只是假象，后面还要大涨",
 ];
-const SHOWN = 200, CHUNK = 64, LARGEST = 50e6, PATIENCE = 5;
-const TEXT_COLUMNS = ["text", "content", "sentence", "input", "文本", "内容", "正文", "新闻", "标题", "title"];
+const SHOWN = 200, CHUNK = 64, PATIENCE = 5;
 const $ = id => document.getElementById(id);
-const limits = { texts: Number(document.body.dataset.texts), bytes: Number(document.body.dataset.bytes) };
-const state = { words: WORDS.en, table: null, answers: [], stop: null, labels: [], route: false };
+const { texts: mostTexts, bytes: mostBytes, file: mostFile } = document.body.dataset;
+const limits = { texts: Number(mostTexts), bytes: Number(mostBytes), file: Number(mostFile) };
+const state = { words: WORDS.en, table: null, opened: null, answers: [], stop: null, labels: [], route: false };
 
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -89,50 +89,23 @@ function count() {
   const number = texts().length;
   $("count").textContent = number && !state.table ? state.words.count(number) : "";
 }
-function parseCsv(content) {
-  const first = content.split(/\r?\n/, 1)[0];
-  const delimiter = ["\t", ";", ","].reduce((best, one) => first.split(one).length > first.split(best).length ? one : best, ",");
-  const rows = []; let row = [], cell = "", quoted = false;
-  for (let at = 0; at < content.length; at++) {
-    const sign = content[at];
-    if (quoted) {
-      if (sign !== '"') cell += sign;
-      else if (content[at + 1] === '"') { cell += '"'; at++; }
-      else quoted = false;
-    } else if (sign === '"' && cell === "") quoted = true;
-    else if (sign === delimiter) { row.push(cell); cell = ""; }
-    else if (sign === "\n") { row.push(cell.replace(/\r$/, "")); rows.push(row); row = []; cell = ""; }
-    else cell += sign;
-  }
-  if (cell !== "" || row.length) { row.push(cell.replace(/\r$/, "")); rows.push(row); }
-  return rows.filter(one => one.some(value => value.trim()));
-}
-async function decode(file) {
-  const bytes = await file.arrayBuffer();
-  for (const encoding of ["utf-8", "gb18030"]) {
-    try { return new TextDecoder(encoding, { fatal: true }).decode(bytes); } catch { /* the next one */ }
-  }
-  throw new Error(state.words.unreadable);
-}
 async function open(file) {
   forget(); complain("");
+  const own = state.opened = {};  // a file that was replaced or removed may still be on its way
   try {
-    if (file.size > LARGEST) throw new Error(state.words.large);
-    const rows = parseCsv(await decode(file));
-    const known = rows.length ? rows[0].findIndex(name => TEXT_COLUMNS.includes(name.trim().toLowerCase())) : -1;
-    const headed = known >= 0 || (rows.length > 1 && rows[0].length > 1);  // a list of texts has no header
-    const names = headed ? rows.shift() : null;
-    if (!rows.length) throw new Error(state.words.empty);
-    const length = column => rows.slice(0, 50).reduce((sum, row) => sum + (row[column] ?? "").length, 0);
-    const widest = rows[0].map((_, column) => column).reduce((best, one) => length(one) > length(best) ? one : best, 0);
-    state.table = { name: file.name, names, rows, width: rows[0].length, column: known >= 0 ? known : widest };
+    if (file.size > limits.file) throw new Error(state.words.large(limits.file / 1e6));
+    const form = /\.(csv|tsv|txt)$/i.exec(file.name)?.[1].toLowerCase() ?? "csv";
+    const content = await post(`/file?form=${form}`, file, "application/octet-stream");
+    if (state.opened !== own) return;
+    if (!content.rows.length) throw new Error(state.words.empty);
+    state.table = { name: file.name, ...content };
     showColumns();
-  } catch (error) { forget(); complain(error.message); }
+  } catch (error) { if (state.opened === own) { forget(); complain(error.message); } }
 }
 function showColumns() {
-  const { name, names, rows, width, column } = state.table, chosen = $("column").value || String(column);
-  $("column").replaceChildren(...Array.from({ length: width }, (_, number) =>
-    make("option", { value: String(number), textContent: names?.[number]?.trim() || state.words.column_name(number + 1) })));
+  const { name, columns, rows, column } = state.table, chosen = $("column").value || String(column);
+  $("column").replaceChildren(...rows[0].map((_, number) =>
+    make("option", { value: String(number), textContent: columns?.[number] ?? state.words.column_name(number + 1) })));
   $("column").value = chosen;
   $("file-count").textContent = `${name}: ${state.words.rows(rows.length)}`;
   $("columns").hidden = false;
@@ -140,7 +113,7 @@ function showColumns() {
   count();
 }
 function forget() {
-  state.table = null;
+  state.table = state.opened = null;
   $("file").value = ""; $("column").replaceChildren(); $("columns").hidden = true; $("texts").disabled = false;
   count();
 }
@@ -158,23 +131,27 @@ function* chunks(all) {
   }
   if (chunk.length) yield chunk;
 }
-async function ask(chunk, signal) {
-  const [path, body] = chunk.length === 1 ? ["/predict", { text: chunk[0] }] : ["/predict/batch", { texts: chunk }];
-  const headers = { "Content-Type": "application/json" };
+async function post(path, body, type, signal) {
+  const headers = { "Content-Type": type };
   if ($("token")?.value) headers.Authorization = `Bearer ${$("token").value.trim()}`;
   for (let attempt = 1; ; attempt++) {
     let response;
     try {
-      response = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+      response = await fetch(path, { method: "POST", headers, body, signal });
     } catch (error) { throw error.name === "AbortError" ? error : new Error(state.words.away); }
     const content = await response.json().catch(() => ({}));
-    if (response.ok) return { answers: content.predictions ?? [content], ms: content.time_ms };
+    if (response.ok) return content;
     if (response.status !== 503 || attempt === PATIENCE)
       throw new Error(content.error ?? `${state.words.wrong} (HTTP ${response.status})`);
     const seconds = Number(response.headers.get("Retry-After")) || attempt;
     await new Promise(resolve => setTimeout(resolve, 1000 * Math.min(seconds, 10)));
-    signal.throwIfAborted();
+    signal?.throwIfAborted();
   }
+}
+async function ask(chunk, signal) {
+  const [path, body] = chunk.length === 1 ? ["/predict", { text: chunk[0] }] : ["/predict/batch", { texts: chunk }];
+  const content = await post(path, JSON.stringify(body), "application/json", signal);
+  return { answers: content.predictions ?? [content], ms: content.time_ms };
 }
 async function predict() {
   const all = texts();
