@@ -1,6 +1,6 @@
-"""Answers that are generated and parsed: a cross-check of the scored ones, by the rules of the published systems.
+"""Generated and parsed answers: a cross-check of the scored ones, by the rules of the published systems.
 
-What a rule cannot read is None, and is counted as such; it is never taken for a label.
+An answer that a rule cannot parse is None, and is counted as such; it is never taken for a label.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def parse(answer: str, words: Sequence[str], rule: Rule) -> int | None:
     """Read a label out of an answer.
 
     Args:
-        answer: what was generated, without the prompt; a think block in it is not read.
+        answer: the generated text, without the prompt; a think block in it is ignored.
         words: the labels' words, (c,).
-        rule: ``aidf``: what stands before the first line end or 。, in lower case, is a word. ``finllm``: the first
+        rule: ``aidf``: the part before the first line end or 。, in lower case, is a word. ``finllm``: the first
             of positive, negative and neutral, else of the labels in their order, that is part of the answer in lower
-            case. ``letter``: the one option that OpenFinData's pattern finds; it finds none or several in an answer
-            that names none. ``letter_strict``: the answer is a letter and nothing else. ``letter_last``: the last
+            case. ``letter``: the only option that OpenFinData's pattern finds; an answer with none or several has no
+            label. ``letter_strict``: the answer is a letter and nothing else. ``letter_last``: the last
             option in the answer.
 
     Returns:
@@ -59,7 +59,7 @@ class Generator:
 
     Args:
         model: a causal language model, wrapped or not.
-        renderer: whose tokenizer writes the answers out.
+        renderer: its tokenizer decodes the answers.
         batch_tokens: most padded tokens of a batch.
         most: tokens of an answer.
     """
@@ -74,23 +74,23 @@ class Generator:
     def __call__(self, prompts: Encoded, moved: Moved = ignored) -> list[str]:
         """Answers, in the prompts' order; the processes of a job divide the batches.
 
-        Where the prompt opens a think block, the answer begins with that mark, so that it can be read alone.
+        Where the prompt opens a think block, the answer begins with that mark, so that it can be parsed alone.
 
         Args:
             prompts: n of them.
-            moved: is told after each batch how many prompts it had.
+            moved: called after each batch with its number of prompts.
         """
-        tokens = np.zeros((len(prompts), self.most), dtype=np.int64)  # of the answers, and 1; 0: there is none
+        tokens = np.zeros((len(prompts), self.most), dtype=np.int64)  # of the answers, plus 1; 0: none
         self.model.eval()
         device = next(self.model.parameters()).device
         for rows, counts in processes.share(list(batches((prompts.lengths + self.most).tolist(), self.batch_tokens))):
             if not counts:  # no model is divided here, so none waits for this process
                 continue
             ids, mask = _left_padded([prompts[row] for row in rows], self.renderer.end)
-            made = self.model.generate(
+            generated = self.model.generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=self.settings
             )
-            answers = made[:, ids.shape[1] :].cpu().numpy()
+            answers = generated[:, ids.shape[1] :].cpu().numpy()
             tokens[rows, : answers.shape[1]] = answers + 1
             moved(len(rows) * processes.world())
         found = [(row[row > 0] - 1).tolist() for row in processes.total(tokens)]
@@ -100,9 +100,9 @@ class Generator:
 
 
 def _ends(model: Any, end: int) -> list[int]:
-    """Tokens that end an answer: the tokenizer's, and those that the model was published with."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    return sorted({end, *(own if isinstance(own, list) else [] if own is None else [own])})
+    """Tokens that end an answer: the tokenizer's, and those of the published generation config."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    return sorted({end, *(ends if isinstance(ends, list) else [] if ends is None else [ends])})
 
 
 def _left_padded(rows: Sequence[Sequence[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:

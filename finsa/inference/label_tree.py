@@ -1,7 +1,7 @@
-"""Labels of several tokens as a tree of their beginnings, which one forward pass scores.
+"""Labels of several tokens as a tree of their prefixes, which one forward pass scores.
 
-Labels may share beginnings (看涨, 看跌). Their proper prefixes form a tree; in one pass over prompt and nodes, each
-node sees the prompt and its ancestors alone, which gives every token's probability.
+Labels may share prefixes (看涨, 看跌). Their proper prefixes form a tree; in one pass over prompt and nodes, each
+node attends to the prompt and its ancestors only, which gives every token's probability.
 
 Letters: b rows of a batch, s tokens, m nodes of the label tree.
 """
@@ -49,11 +49,11 @@ class LabelTree:
 
     @property
     def chain(self) -> bool:
-        """Whether each node sees all before it, so that no mask is needed."""
+        """Whether each node attends to all nodes before it, so that no mask is needed."""
         return self.parents == tuple(range(len(self.parents)))
 
     def ancestors(self) -> torch.Tensor:
-        """Which nodes a node sees, itself included: (m, m) booleans."""
+        """Which nodes a node attends to, itself included: (m, m) booleans."""
         sees = torch.eye(len(self.tokens), dtype=torch.bool)
         for node, parent in enumerate(self.parents):
             if parent > 0:
@@ -64,7 +64,7 @@ class LabelTree:
 def scored_answers(renderer: Renderer) -> tuple[list[Answer], str]:
     """What is scored for each label, and the name of the rule, which a run records.
 
-    A label that begins another one could never lose against it without its end, so then every end token counts.
+    A label that is a prefix of another one can never score below it, so then labels are scored with their end token.
     """
     answers = renderer.answers
     nested = any(a != b and b[: len(a)] == a for a in answers for b in answers)
@@ -76,11 +76,11 @@ def scored_answers(renderer: Renderer) -> tuple[list[Answer], str]:
 def tree_inputs(tree: LabelTree, lengths: torch.Tensor, s: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Attention mask (b, 1, s, s), additive, and positions (b, s) for prompts followed by tree nodes.
 
-    Made on the lengths' device without reading them, so that no training step waits for it.
+    Computed on the device of the lengths without synchronising, so that no training step waits for it.
     """
     device, m = lengths.device, len(tree.tokens)
     place = torch.arange(s, device=device)
-    node = place - lengths[:, None]  # (b, s): number of the node that stands there; outside 0..m-1 there is none
+    node = place - lengths[:, None]  # (b, s): number of the node at this position; outside 0..m-1 there is none
     number = node.clamp(0, m - 1)
     is_node = (node >= 0) & (node < m)
     between = is_node[:, :, None] & is_node[:, None, :]
@@ -92,7 +92,7 @@ def tree_inputs(tree: LabelTree, lengths: torch.Tensor, s: int, dtype: torch.dty
 
 
 def behind(inputs: dict[str, torch.Tensor], before: int) -> dict[str, torch.Tensor]:
-    """Mask and positions of rows behind `before` tokens that all of them see."""
+    """Mask and positions of rows after `before` cached tokens that all of them attend to."""
     if not inputs:
         return {}
     mask = torch.nn.functional.pad(inputs["attention_mask"], (before, 0))

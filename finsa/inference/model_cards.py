@@ -1,4 +1,4 @@
-"""Model cards: the ``README.md`` beside the weights of a run or an export, made of what the run recorded."""
+"""Model cards: the ``README.md`` beside the weights of a run or an export, from what the run recorded."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from finsa.models import base
 
 FILE = "README.md"
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "classifier": "transformers", "onnx": "onnx"}
-# by whether the prompt is Chinese
-EXAMPLES = {True: "公司上半年净利润同比增长三成", False: "Net profit rose by a third in the first half"}
+EXAMPLES = (
+    "Net profit rose by a third in the first half",
+    "公司上半年净利润同比增长三成",
+)  # the latter for Chinese prompts
 KINDS = {
     "adapter": "a PEFT adapter",
     "merged": "a whole model of transformers",
     "classifier": "a sequence-classification model of transformers, whose tokenizer puts the prompt around a text",
     "onnx": "an ONNX graph",
-    "openvino": "an OpenVINO graph",
 }
 
 _ENCODE = """\
-head = {head}  # {prefix}
-tail = {tail}  # {suffix}
+prefix = {prefix}  # {prefix_text}
+suffix = {suffix}  # {suffix_text}
 
 
 def encode(text):
     ids = tokenizer(text.strip(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return head + ids[:{room}] + tail
+    return prefix + ids[:{room}] + suffix
 """
 
 _LANGUAGE_MODEL = """\
@@ -91,7 +92,7 @@ print(probabilities({example}))
 _GRAPH = """\
 | name | shape, type | meaning |
 |---|---|---|
-| `input_ids` (input) | (rows, tokens), int64 | {ids}, filled up with 0 on the right |
+| `input_ids` (input) | (rows, tokens), int64 | {ids}, padded with 0 on the right |
 | `lengths` (input) | (rows,), int64 | tokens of each prompt{without} |
 | `log_probs` (output) | (rows, {classes}), float32 | log-probability of each label, without the temperature |
 | `probs` (output) | (rows, {classes}), float32 | probability of each label, calibrated |
@@ -137,7 +138,7 @@ def write(folder: Path, form: str, cfg: RunConfig, run: Path, facts: dict[str, A
 
 
 def licence_of(model: Model) -> str | None:
-    """The licence that the card of a base model names, in its folder or in the hub's cache; None: it is not known."""
+    """The licence in the card of a base model, in its folder or in the hub's cache; None where it is not known."""
     card: Any = None
     if model.path is not None:
         card = locate(model.path) / FILE
@@ -201,9 +202,9 @@ def _data(cfg: RunConfig, ledger: dict[str, Any], facts: dict[str, Any]) -> str:
 def _prompt(cfg: RunConfig, renderer: Renderer) -> str:
     pairs = zip(renderer.labels.names, renderer.labels.words, strict=True)
     words = ", ".join(name if name == word else f"{name} (the model answers {word})" for name, word in pairs)
-    head, tail = (renderer.tokenizer.decode(ids) for ids in (renderer.prefix, renderer.suffix))
+    prefix, suffix = (renderer.tokenizer.decode(ids) for ids in (renderer.prefix, renderer.suffix))
     return (
-        f"Labels: {words}.\n\n```text\n{head}{{text}}{tail}\n```\n\n"
+        f"Labels: {words}.\n\n```text\n{prefix}{{text}}{suffix}\n```\n\n"
         f"White space around a text is stripped; a text keeps its first {renderer.room:,} tokens."
     )
 
@@ -216,8 +217,8 @@ def _probabilities(form: str, temperature: float) -> str:
     ]
     if form == "classifier":
         lines.append("The score head is divided by it already: the softmax of the logits is calibrated.")
-    if form in ("onnx", "openvino"):
-        lines.append("The output `probs` has it already.")
+    if form == "onnx":
+        lines.append("The output `probs` is divided by it already.")
     return " ".join(lines)
 
 
@@ -228,32 +229,30 @@ def _use(folder: Path, form: str, cfg: RunConfig, run: Path, renderer: Renderer,
     place = "<the run's folder>" if inside else "<this folder>"
     example = json.dumps(EXAMPLES[any("一" <= letter <= "鿿" for letter in cfg.data.prompt)], ensure_ascii=False)
     parts = [f"```bash\npython run.py stage=predict run={place} text={example}\n```"]
-    pooled, graph = cfg.method.head == "classifier", form in ("onnx", "openvino")
+    pooled = cfg.method.head == "classifier"
     answers, _ = ([], "") if pooled else scored_answers(renderer)
     tree = list(LabelTree.of(answers).tokens)
-    tail = [] if pooled else renderer.suffix
+    suffix = [] if pooled else renderer.suffix
     encode = _ENCODE.format(
-        head=renderer.prefix,
-        tail=tail,
-        prefix=json.dumps(renderer.tokenizer.decode(renderer.prefix), ensure_ascii=False),
-        suffix=json.dumps(renderer.tokenizer.decode(tail), ensure_ascii=False),
+        prefix=renderer.prefix,
+        suffix=suffix,
+        prefix_text=json.dumps(renderer.tokenizer.decode(renderer.prefix), ensure_ascii=False),
+        suffix_text=json.dumps(renderer.tokenizer.decode(suffix), ensure_ascii=False),
         room=renderer.room,
     )
     names = list(renderer.labels.names)
     if form == "classifier":
         parts.append(f"```python\n{_PIPELINE.format(example=example)}```")
     elif form == "onnx":
+        ids = "prompt and text" if pooled else "each prompt" + (f", then {tree}" if tree else "")
+        without = f", without the {len(tree)} behind it" if tree else ""
         parts.append(f"```python\n{_ONNX.format(labels=names, tree=tree, encode=encode, example=example)}```")
-    elif not graph and not pooled and not isinstance(cfg.stage, MoeJointStage):
+        parts.append(_GRAPH.format(ids=ids, without=without, classes=len(names), labels=", ".join(names)))
+    elif not pooled and not isinstance(cfg.stage, MoeJointStage):
         parts.append(
             f"```python\n{_language_model(form, cfg, inside, names, answers, encode, temperature, example)}```"
         )
         parts += [_MERGE] * (form == "adapter")
-    if graph:
-        ids = "prompt and text" if pooled else "each prompt" + (f", then {tree}" if tree else "")
-        without = f", without the {len(tree)} behind it" if tree else ""
-        shown = ", ".join(names)
-        parts.append(_GRAPH.format(ids=ids, without=without, classes=len(names), labels=shown))
     return "\n\n".join(parts)
 
 

@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsa import baselines
-from finsa.config import RunConfig
+from finsa.config import Data, RunConfig, compose
 from finsa.data import tokenized
 from finsa.data.cleaning import normalize
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
 from finsa.data.rows import LEAST, Renderer
-from finsa.errors import ModelError, RunError
+from finsa.errors import ConfigError, ModelError, Problem, RunError
 from finsa.evaluation import metrics
 from finsa.models import folders, quantization, tokenizers
 from finsa.runs import processes, provenance, run_folder
@@ -266,6 +266,42 @@ def read(folder: str) -> Record:
     if not labels:
         raise RunError(f"run: {path} names no labels; its metrics.json is missing")
     return Record(path, cfg, facts, LabelSpace(tuple(labels), tuple(labels.values())), manifest)
+
+
+def data_of(cfg: RunConfig, session: Session) -> Data:
+    """The data that an evaluation scores: its run's, or what the command names."""
+    return cfg.data if cfg.run is None else with_named_data(cfg, read(cfg.run), session).data
+
+
+def with_named_data(cfg: RunConfig, record: Record, session: Session) -> RunConfig:
+    """The configuration of a run, with the data that the command names, or the run's with what the command changes.
+
+    Raises:
+        ConfigError: for a key that belongs to the trained model.
+    """
+    trained, of_the_model = record.cfg, ("labels", "prompt", "max_length")
+    if session.job is None:
+        return trained
+    keys = [word.lstrip("+~").partition("=")[0] for word in session.overrides]
+    changed = [key for key in keys if key.startswith("data.")]
+    chained = session.job.choices.get("stage") != "evaluate"  # a chain's command is that of all its links
+    if "data" in keys or (changed and chained):
+        merged: Data = cfg.data.model_copy(update={key: getattr(trained.data, key) for key in of_the_model})
+        return trained.model_copy(update={"data": merged})
+    if fixed := [key for key in changed if key.split(".")[1] in of_the_model]:
+        text = f"belongs to the model, which was trained with that of its run ({record.path}); leave it out"
+        raise ConfigError([Problem(key, text) for key in fixed])
+    values, named = trained.model_dump(mode="json"), cfg.model_dump(mode="json")
+    for key in changed:
+        *sections, last = key.split(".")
+        target, source = values, named
+        for section in sections:
+            target, source = target[section], source[section]
+        if last in source:
+            target[last] = source[last]
+        else:  # ~data.hub.splits.validation
+            target.pop(last, None)
+    return compose.build(values, {}, []) if changed else trained
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 Letters: b rows of a batch, s tokens, c classes, v vocabulary, m nodes of the label tree, k = 1 + m positions read.
 
 Labels of several tokens are scored in one forward pass over prompt and label tree (`finsa/inference/label_tree.py`), or
-in one each where a model's layers look past masks. Padding stands on the right of a causal model, so no real token can
-see it and no mask is needed where the tree has one branch.
+in one pass each where a model's layers ignore masks. Causal models are padded on the right, so no real token attends to
+padding, and no mask is needed where the tree has one branch.
 
-The head of all prompts is the same; where it is a large share of them, its keys and values are computed once. The LM
-head is applied at the k positions that are read, and there to the whole vocabulary: log-probabilities need its sum, and
-at the Qwen2.5-0.5B shape that is 0.4 % of the work for 100 tokens.
+All prompts have the same prefix; where it is a large share of them, its keys and values are computed once. The LM head
+is applied only at the k positions that are read, but to the whole vocabulary, since log-probabilities need its sum: at
+the shape of Qwen2.5-0.5B 0.4 % of the work for 100 tokens.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ from finsa.runs import processes
 from finsa.runs.progress import Moved, ignored
 
 FloatArray = NDArray[np.float64]
-PREFIX_SHARE, PREFIX_TOKENS = 0.3, 16  # of all tokens, and at least: below, reuse gains nothing (measured)
+PREFIX_SHARE, PREFIX_TOKENS = (
+    0.3,
+    16,
+)  # share of all tokens, and tokens, below which reusing the prefix gains nothing (measured)
 
 
 def label_log_probs(
@@ -46,29 +49,29 @@ def label_log_probs(
     past: Any = None,
     **inputs: Any,
 ) -> torch.Tensor:
-    """Log-probability of each whole label after each prompt, in one forward pass; training goes through here as well.
+    """Log-probability of each whole label after each prompt, in one forward pass; also used by training.
 
     Args:
         model: a causal language model, wrapped or not.
         ids: (b, s), each prompt followed by the tree's tokens and then by any padding.
         lengths: tokens of each prompt, (b,).
         tree: of the labels.
-        past: keys and values of what stands before `ids`, (b, ...) per layer.
-        inputs: what the model takes besides: a mixture's ``text_span``.
+        past: keys and values of the tokens before `ids`, (b, ...) per layer.
+        inputs: further inputs of the model: a mixture's ``text_span``.
 
     Returns:
         (b, c), float32.
 
     Raises:
-        ModelError: for labels that branch, where a mask does not keep them apart.
+        ModelError: for labels that branch, where a mask does not separate them.
     """
     m, before = len(tree.tokens), 0 if past is None else past.get_seq_length()
     read = lengths[:, None] - 1 + torch.arange(m + 1, device=ids.device)
     if not tree.chain:
         if not masks.keeps_everything(model, before + ids.shape[1]):
             raise ModelError(
-                "labels of several tokens: this model's layers look past the mask that keeps labels apart, or see less "
-                f"than {before + ids.shape[1]} tokens; choose a smaller data.max_length, or labels of one token each"
+                "labels of several tokens: this model's layers ignore the mask that separates labels, or attend to "
+                f"less than {before + ids.shape[1]} tokens; choose a smaller data.max_length, or labels of one token"
             )
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         inputs |= tree_inputs(tree, lengths, ids.shape[1], dtype)
@@ -86,13 +89,13 @@ def label_log_probs(
 def float32_logits(model: torch.nn.Module, tokens: Sequence[int]) -> Iterator[None]:
     """Within, a half-precision LM head computes the logits of some tokens in float32.
 
-    bfloat16 rounds a logit between 16 and 32 to a multiple of 0.125, so labels tie and the first one wins: in 195 of
+    bfloat16 rounds a logit between 16 and 32 to a multiple of 0.125, so labels tie and the first one wins, as in 195 of
     2,387 test rows of TFNS with SmolLM2-135M. The sum over the vocabulary is the same for all labels, and not refined.
 
     Args:
-        model: a causal language model or a mixture, wrapped or not. Nothing is changed where its head is quantised,
+        model: a causal language model or a mixture, wrapped or not. Nothing changes where its head is quantised,
             adapted or sharded.
-        tokens: those that labels are made of, no token twice.
+        tokens: of the labels, without duplicates.
     """
     body: Any = masks.body(model)
     head = body.get_output_embeddings() if isinstance(body, PreTrainedModel) else None
@@ -125,7 +128,7 @@ class LabelScorer:
         batch_tokens: most padded tokens of a batch.
 
     Attributes:
-        gates: after scoring with a mixture, each prompt's shares of its experts, (n, E); None for other models.
+        gates: after scoring with a mixture, the weights of its experts for each prompt, (n, E); None for other models.
     """
 
     def __init__(self, model: torch.nn.Module, renderer: Renderer, batch_tokens: int) -> None:
@@ -145,15 +148,15 @@ class LabelScorer:
 
         Args:
             prompts: n of them.
-            moved: is told after each batch how many prompts it had.
+            moved: called after each batch with its number of prompts.
         """
         scores = np.zeros((len(prompts), len(self.renderer.answers)))
         lengths = _lengths(prompts, len(self.tree.tokens))
         training = self.model.training
         mixture = self.model if isinstance(self.model, Mixture) else None
         gates = None if mixture is None else np.zeros((len(prompts), len(mixture.experts)))
-        # Read at the end, so that no batch waits for the device.
-        made = list[tuple[list[int], torch.Tensor, torch.Tensor | None]]()
+        # Copied to the CPU at the end, so that no batch waits for the device.
+        results = list[tuple[list[int], torch.Tensor, torch.Tensor | None]]()
         self.model.eval()
         self._trees = trees_for(self.model, self._answers, max(lengths, default=0))
         self._prefix = self._shared(prompts, lengths)
@@ -168,8 +171,8 @@ class LabelScorer:
             moved(len(rows) * processes.world())  # each has scored one of about as many
             if not counts:
                 continue
-            made.append((rows, found.double(), None if mixture is None else mixture.shares().double()))
-        for rows, found, shares in made:
+            results.append((rows, found.double(), None if mixture is None else mixture.shares().double()))
+        for rows, found, shares in results:
             scores[rows] = found.cpu().numpy()
             if gates is not None and shares is not None:
                 gates[rows] = shares.cpu().numpy()
@@ -179,7 +182,7 @@ class LabelScorer:
         return processes.total(scores)
 
     def _attempt(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor | None:
-        """Score one batch; None where memory does not suffice for it and it can be made smaller."""
+        """Score one batch; None where it does not fit into memory and can be made smaller."""
         try:
             return self._batch(prompts)
         except (RuntimeError, MemoryError) as error:
@@ -191,23 +194,23 @@ class LabelScorer:
     def _smaller(self, waiting: list[list[int]], lengths: Sequence[int]) -> list[tuple[list[int], bool]]:
         """Halve the batches, for this scorer's later calls too."""
         self.batch_tokens = max(1, min(self.batch_tokens, len(waiting[0]) * lengths[waiting[0][0]]) // 2)
-        print(f"out of memory: {self.batch_tokens} tokens per batch from here on", file=sys.stderr)
+        print(f"out of memory: {self.batch_tokens} tokens per batch from now on", file=sys.stderr)
         rows = [row for batch in waiting for row in batch]
         smaller = batches([lengths[row] for row in rows], self.batch_tokens)
         return [([rows[at] for at in batch], True) for batch in smaller]
 
     def _shared(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> Any:
-        """Keys and values (1, ...) of the prompts' common head; None where they would not pay or cannot be had."""
+        """Keys and values (1, ...) of the prompts' prefix; None where reusing them gains nothing or is not possible."""
         if not isinstance(prompts, Encoded) or len(prompts) < 2 or not self._reuses(max(lengths)):
             return None
-        head = prompts.prefix if prompts.suffix else prompts.prefix[:-1]  # what is read must not be in it
-        if len(head) < PREFIX_TOKENS or len(head) * len(prompts) < PREFIX_SHARE * sum(lengths):
+        prefix = prompts.prefix if prompts.suffix else prompts.prefix[:-1]  # the last token is read
+        if len(prefix) < PREFIX_TOKENS or len(prefix) * len(prompts) < PREFIX_SHARE * sum(lengths):
             return None
-        ids = torch.tensor([head], device=next(self.model.parameters()).device)
+        ids = torch.tensor([prefix], device=next(self.model.parameters()).device)
         return causal(self.model).base_model(input_ids=ids, use_cache=True).past_key_values
 
     def _reuses(self, longest: int) -> bool:
-        """Whether a head means the same before every text: not to a mixture, whose experts the text chooses."""
+        """Whether a prefix has the same states before every text; in a mixture the text chooses the experts."""
         if getattr(self.model, "experts", ()) or processes.divided(self.model):
             return False
         return masks.keeps_everything(self.model, longest)
@@ -228,12 +231,12 @@ class LabelScorer:
         return torch.cat(found, dim=1)
 
     def _spans(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Where each prompt's text starts and ends, (b, 2)."""
+        """First position and end of each prompt's text, (b, 2)."""
         return torch.tensor([self.renderer.text_span(prompt) for prompt in prompts])
 
 
 def trees_for(model: Any, answers: Sequence[Answer], longest: int) -> list[LabelTree]:
-    """One tree of all labels, or one per label where a mask cannot keep them apart.
+    """One tree of all labels, or one per label where a mask cannot separate them.
 
     Args:
         model: a causal language model or a mixture.
@@ -270,7 +273,7 @@ class ClassifierScorer(LabelScorer):
 
 
 def scorer(model: torch.nn.Module, renderer: Renderer, batch_tokens: int) -> LabelScorer:
-    """The scorer that reads a model's answers: its classification head where it has one, else its label words."""
+    """The scorer of a model: of its classification head where it has one, else of its label words."""
     if isinstance(model, Classifier) or (isinstance(model, Mixture) and model.head is not None):
         return ClassifierScorer(model, renderer, batch_tokens)
     return LabelScorer(model, renderer, batch_tokens)

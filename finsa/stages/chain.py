@@ -56,9 +56,9 @@ def _fingerprint(cfg: RunConfig, session: Session) -> str | None:
     if cfg.stage.name == "pretrain":
         return None
     if cfg.stage.name == "evaluate":
-        from finsa.inference import named_rows  # it loads libraries that no other link may need
+        from finsa.inference import predictor  # it loads libraries that no other link may need
 
-        return dataset.load(named_rows.data_of(cfg, session), session).fingerprint
+        return dataset.load(predictor.data_of(cfg, session), session).fingerprint
     return dataset.load(cfg.data, session).fingerprint
 
 

@@ -9,7 +9,7 @@ from finsa.config import EvaluateStage, MoeJointStage, RunConfig
 from finsa.data import dataset, tokenized
 from finsa.errors import ConfigError, Problem
 from finsa.evaluation import metrics, moe, run_results, tables
-from finsa.inference import named_rows, predictor
+from finsa.inference import predictor
 from finsa.inference.predictor import Predictor, Record
 from finsa.models import quantization, tokenizers
 from finsa.runs import processes, run_folder, trackers
@@ -23,7 +23,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Rebuild model and prompt from a run folder and score a split; without a run, score the base as it is."""
     session = session or Session()
     record = None if cfg.run is None else predictor.read(cfg.run)
-    trained = cfg if record is None else named_rows.with_rows_of(cfg, record, session)
+    trained = cfg if record is None else predictor.with_named_data(cfg, record, session)
     assert isinstance(cfg.stage, EvaluateStage)
     split: str = cfg.stage.split
     data = dataset.load(trained.data, session)

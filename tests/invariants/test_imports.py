@@ -43,7 +43,6 @@ NO_TORCH = (
     "inference.predictor",
     "inference.predict",
     "inference.row_files",
-    "inference.named_rows",
     "stages.check",
     "stages.evaluate",
     "stages.export",

@@ -50,7 +50,7 @@ def test_labels_are_scored_one_by_one_where_no_mask_keeps_them_apart(answers: li
 
 def test_a_tree_with_branches_is_refused_there() -> None:
     ids, lengths = torch.randint(10, 50, (2, 12)), torch.tensor([8, 9])
-    with pytest.raises(ModelError, match="look past the mask"):
+    with pytest.raises(ModelError, match="ignore the mask"):
         label_log_probs(convolutions(), ids, lengths, LabelTree.of([(7, 3), (8, 4)]))
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from finsa.config import ROOT, RunConfig, command_line
 from finsa.errors import ConfigError, DataError, ModelError, RunError
 from finsa.evaluation import metrics, moe, run_results
-from finsa.inference import named_rows
+from finsa.inference import predictor
 from finsa.runs.run_folder import Result
 from finsa.stages import evaluate, moe_joint, report, train
 from finsa.training import expert_runs, joint_training
@@ -324,7 +324,7 @@ def test_rows_of_an_unknown_domain_are_told(
     cfg = config("stage=evaluate", f"run={folder(finished[1])}", "tracking=none", f"output_dir={tmp_path}/runs")
     rows = finished[0].data.model_copy(update={"files": str(tmp_path), "labels": ("利空", "中性", "利好")})
     other_rows = finished[0].model_copy(update={"data": rows})
-    monkeypatch.setattr(named_rows, "with_rows_of", lambda *_: other_rows)
+    monkeypatch.setattr(predictor, "with_named_data", lambda *_: other_rows)
     monkeypatch.setattr(evaluate.predictor, "load", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(DataError, match=r"domain 'weibo', .* trained on news, forum\. .*data\.columns\.domain=null"):
         evaluate.run(cfg)
@@ -357,7 +357,6 @@ def test_a_mixture_answers_and_is_exported_like_any_other_run(
     config: Compose, finished: tuple[RunConfig, Result], tmp_path: Path
 ) -> None:
     """The answers of `predict`, `serve` and of an export are those that the run wrote down, its gates among them."""
-    from finsa.inference import predictor
     from finsa.stages import export
 
     known = lines(folder(finished[1]) / "predictions.jsonl")
@@ -384,7 +383,6 @@ def test_a_hard_routed_bundle_is_the_mixture_routed_hard(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from finsa.inference import predictor
     from finsa.stages import export
 
     texts = [record["text"] for record in lines(folder(finished[1]) / "predictions.jsonl")]
