@@ -1,11 +1,11 @@
-"""Attention within each row of a line: rows behind one another, neither padded nor kept apart by a mask.
+"""Packed attention without cross-contamination: rows are concatenated, and attention is computed for each row alone.
 
-Nearly all work of a layer is done token by token and does not ask whose token it is; attention alone does. So the rows
-of a micro-batch make one line, and attention is computed row by row, causally, as it would be if the row stood alone.
-What all rows begin with stands at the head of the line once, and every row sees it. On a GPU flash-attention's kernels
-for sequences of any length do this; there, nothing here is used.
+Nearly all work of a layer is done token by token, whatever row a token belongs to; only attention mixes tokens. So the
+rows of a micro-batch are concatenated to one sequence, without padding and without a mask, and attention is computed
+row by row, causally, as if the row stood alone. The common prefix of all rows stands at the start of the sequence once,
+and every row attends to it. On a GPU, flash attention's kernels for variable lengths do this instead.
 
-Letters: n tokens of a row, p of the head, s of the line, h heads of attention, d their width.
+Shapes: n tokens of a row, p of the prefix, s of the packed sequence, h attention heads, d their width.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from finsa.models import masks
 
-NAME = "finsa_lines"  # transformers makes no mask for an attention that has registered none
+NAME = "finsa_packed"  # transformers builds no mask for an attention function without a registered mask function
+PACKED = "_finsa_packed"  # attribute of the configuration that the attention layers share with their model
 
 
 @dataclass
-class Line:
-    """What attention has to know of a line.
+class PackedRows:
+    """Layout of a packed sequence.
 
     Args:
-        rows: tokens of each row.
-        head: tokens before the first row that all of them see.
-        seen: of each row, which tokens of the head and itself each of its tokens sees, (n, p + n); None: all before.
-        calls: layers that have asked.
+        rows: number of tokens of each row.
+        prefix: number of tokens before the first row, to which all rows attend.
+        masks: of each row, (n, p + n), true where a token attends; None: causal attention without a prefix.
+        calls: number of layers that have used it.
     """
 
     rows: list[int]
-    head: int
-    seen: list[torch.Tensor | None]
+    prefix: int
+    masks: list[torch.Tensor | None]
     calls: int = 0
 
 
 def possible(model: Any) -> bool:
-    """Whether a model's attention can be computed row by row here, with the same gradients."""
+    """Whether a model's attention can be computed row by row on this device, with the same gradients."""
     found = masks.plain_layers(model)
     if not found or not masks.keeps_everything(model):
         return False
@@ -53,31 +54,29 @@ def possible(model: Any) -> bool:
 
 @contextmanager
 def apart(model: Any, rows: torch.Tensor, width: int) -> Iterator[None]:
-    """Within, attention keeps the rows of a line apart.
+    """Compute attention row by row within this context.
 
     Args:
-        model: one for which this is `possible`.
-        rows: tokens of each row, (b,), in the order of the line.
-        width: tokens of the line, s; those before the first row are its head.
+        model: for which this is `possible`.
+        rows: number of tokens of each row, (b,), in the order of the packed sequence.
+        width: tokens of the packed sequence, s; those before the first row are the common prefix.
 
     Raises:
-        RuntimeError: where a layer has not asked, so that its rows would have seen each other.
+        RuntimeError: if a layer has not used the layout, so that its rows would have attended to each other.
     """
-    global _line
     sizes = rows.tolist()
-    head, config = width - sum(sizes), masks.body(model).config
-    seen = [torch.ones(n, head + n, dtype=torch.bool).tril(head) if head else None for n in sizes]
-    line = Line(sizes, head, seen)
-    before, config._attn_implementation, _line = config._attn_implementation, NAME, line
+    prefix, config = width - sum(sizes), masks.body(model).config
+    seen = [torch.ones(n, prefix + n, dtype=torch.bool).tril(prefix) if prefix else None for n in sizes]
+    packed, before = PackedRows(sizes, prefix, seen), config._attn_implementation
+    config._attn_implementation = NAME
+    setattr(config, PACKED, packed)
     try:
         yield
     finally:
-        config._attn_implementation, _line = before, None
-    if line.calls != config.num_hidden_layers:
-        raise RuntimeError(f"{line.calls} of {config.num_hidden_layers} layers keep the rows of a line apart")
-
-
-_line: Line | None = None
+        config._attn_implementation = before
+        delattr(config, PACKED)
+    if packed.calls != config.num_hidden_layers:
+        raise RuntimeError(f"{packed.calls} of {config.num_hidden_layers} layers keep packed rows apart")
 
 
 def attend(
@@ -88,31 +87,30 @@ def attend(
     attention_mask: torch.Tensor | None,
     **given: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of a layer over the line that is forwarded; shapes and arguments as transformers hands them over.
+    """Attention of a layer over a packed sequence; the signature is that of transformers' attention functions.
 
     Args:
-        module: the layer's attention.
-        query: (1, h, s, d); key and value: the same of their own heads.
-        attention_mask: none.
+        module: the attention layer.
+        query: (1, h, s, d); key and value: the same with their numbers of heads.
+        attention_mask: None.
         given: scaling, dropout and the like, the same for every row.
 
     Returns:
-        (1, s, h, d), and no weights.
+        The output, (1, s, h, d), and no attention weights.
     """
-    line = _line
-    assert line is not None
-    line.calls += 1
-    sizes = [line.head, *line.rows] if line.head else line.rows
-    parts = [torch.split(states, sizes, dim=2) for states in (query, key, value)]
-    parts = list(zip(*parts, strict=True))
-    found = []
-    if line.head:
-        first, *parts = parts
-        found.append(sdpa_attention_forward(module, *first, None, **given)[0])
-        parts = [(q, torch.cat([first[1], k], dim=2), torch.cat([first[2], v], dim=2)) for q, k, v in parts]
-    for (q, k, v), seen in zip(parts, line.seen, strict=True):
-        found.append(sdpa_attention_forward(module, q, k, v, seen, **given)[0])
-    return torch.cat(found, dim=1), None
+    packed: PackedRows = getattr(module.config, PACKED)
+    packed.calls += 1
+    sizes = [packed.prefix, *packed.rows] if packed.prefix else packed.rows
+    states = [torch.split(tensor, sizes, dim=2) for tensor in (query, key, value)]
+    rows = list(zip(*states, strict=True))
+    outputs = []
+    if packed.prefix:
+        first, *rows = rows
+        outputs.append(sdpa_attention_forward(module, *first, None, **given)[0])
+        rows = [(q, torch.cat([first[1], k], dim=2), torch.cat([first[2], v], dim=2)) for q, k, v in rows]
+    for (q, k, v), mask in zip(rows, packed.masks, strict=True):
+        outputs.append(sdpa_attention_forward(module, q, k, v, mask, **given)[0])
+    return torch.cat(outputs, dim=1), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
