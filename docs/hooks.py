@@ -28,6 +28,8 @@ from finsa.config import catalogue, compose
 ROOT = Path(__file__).parent.parent
 CHARTS = "benchmarks/results/"  # a page names a chart by its path in the repository, so that GitHub shows it too
 
+LONGEST_WORD = 40  # characters of a word of code that stays on one line, on a phone too
+
 # The file whose comments document a section, and the one whose values are the defaults.
 COMMENTED = {"model": "qwen05b_instruct", "method": "lora", "data": "table", "train": "default", "tracking": "wandb"}
 DEFAULT = {"model": "tiny", "method": "lora_response", "data": "sample", "train": "default", "tracking": "wandb"}
@@ -69,6 +71,18 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     generators = {"reference": reference, "choices": choices}
     markdown = re.sub(r"<!-- generated: (\w+) -->", lambda match: generators[match[1]](), markdown)
     return markdown.replace(f"../{CHARTS}", "pictures/")
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Called by MkDocs with the HTML of every page: mark the words of code that a browser would break inside."""
+
+    def marked(match: re.Match[str]) -> str:
+        words = match[1].split(" ")
+        breakable = [re.search(r"[-/&]|[^\x00-\x7f]", word) and len(word) <= LONGEST_WORD for word in words]
+        pairs = zip(words, breakable, strict=True)
+        return f"<code>{' '.join(f'<span class=word>{word}</span>' if mark else word for word, mark in pairs)}</code>"
+
+    return re.sub(r"<code>([^<\n]+)</code>", marked, html)
 
 
 def choices() -> str:
