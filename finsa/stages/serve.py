@@ -1,4 +1,4 @@
-"""Answer over HTTP with a finished run or an export, until told to stop."""
+"""Serve predictions of a finished run or an export over HTTP, until a stop signal."""
 
 from __future__ import annotations
 
@@ -28,13 +28,18 @@ WARM_UP = "公司上半年净利润同比增长三成，超出市场预期。"
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Take the address, load the model, answer requests; return once everything that was accepted is answered."""
-    session = session or Session()
-    _require_packages()
-    stage = cfg.stage
+    """Bind the address, load the model, answer requests; return once everything that was accepted is answered.
+
+    Raises:
+        RunError: where packages or the token are missing, the address cannot be bound, or there is no such run.
+    """
+    session, stage = session or Session(), cfg.stage
     assert isinstance(stage, ServeStage)
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise RunError(f'stage=serve needs {", ".join(missing)}: pip install "finsa[serve]"')
     token = _token(stage)
-    from finsa.serving import application, server
+    from finsa.serving import application, server  # packages of the extra `serve`
     from finsa.serving.batching import Batcher
     from finsa.serving.middleware import Metrics
 
@@ -46,37 +51,19 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
 
         with run_folder.start(cfg, None, session) as folder:
             hardware.prepare(cfg.train)
-            answerer = predictor.load(record, stage.batch_tokens, stage.threads, merge=True)
+            model = predictor.load(record, stage.batch_tokens, stage.threads, merge=True)
             for copies in (1, stage.batch):
-                answerer([WARM_UP] * copies)
-            served = _served(answerer, stage, folder)
-            folder.note(run=str(source), address=address, scoring=answerer.rule)
+                model([WARM_UP] * copies)
+            served = _served(model, stage, folder)
+            folder.note(run=str(source), address=address, scoring=model.rule)
             metrics = Metrics(folder.path / "requests.jsonl", stage.log_bytes)
-            batcher = Batcher(answerer, stage.batch, stage.wait_ms, stage.queue, metrics)
-            read = _reader(answerer) if served["rows"] else None
+            batcher = Batcher(model, stage.batch, stage.wait_ms, stage.queue, metrics)
+            read = _row_reader(model) if served["rows"] else None
             app = application.build(batcher, metrics, served, stage, token, read)
-            greeting = f"serving {answerer.name} at {address}  (page: /  docs: /docs  stop: Ctrl-C)"
+            greeting = f"serving {model.name} at {address}  (page: /  docs: /docs  stop: Ctrl-C)"
             server.Server(app, stage, metrics, lambda: print(greeting, flush=True)).run([socket])
     print(f"stopped; run folder: {folder.path}")
     return Result("serve", folder.path)
-
-
-def _reader(answerer: Predictor) -> Callable[[dict[str, Any]], tuple[str, str | None]]:
-    """What makes a text of a row, as the run's training did."""
-    reading = Reading.of(answerer.cfg.data)
-
-    def read(row: dict[str, Any]) -> tuple[str, str | None]:
-        if not reading.fits(row):
-            return "", f"has none of the fields text; {'; '.join(reading.fields)}"
-        return answerer.check_room([reading.text_of(row)])[0]
-
-    return read
-
-
-def _require_packages() -> None:
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise RunError(f'stage=serve needs {", ".join(missing)}: pip install "finsa[serve]"')
 
 
 def _token(stage: ServeStage) -> str | None:
@@ -84,13 +71,25 @@ def _token(stage: ServeStage) -> str | None:
         return None
     token = os.environ.get(stage.token_env, "").strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        what = "holds characters that no token has" if token else "is not set"
+        what = "contains characters that a token cannot have" if token else "is not set"
         raise RunError(f"stage.token_env: the environment variable {stage.token_env} {what}; set it to the token")
     return token
 
 
+def _row_reader(model: Predictor) -> Callable[[dict[str, Any]], tuple[str, str | None]]:
+    """A function that gives the text of a row, as in the run's training, and why it cannot be used."""
+    reading = Reading.of(model.cfg.data)
+
+    def read(row: dict[str, Any]) -> tuple[str, str | None]:
+        if not reading.fits(row):
+            return "", f"has none of the fields text; {'; '.join(reading.fields)}"
+        return model.check_room([reading.text_of(row)])[0]
+
+    return read
+
+
 def _source(cfg: RunConfig, session: Session) -> Path:
-    """The folder to serve: the one that was named, the newest run, or a run of the defaults."""
+    """The folder to serve: the named one, the newest run, or a run of the defaults."""
     if cfg.run == "latest":
         return run_folder.latest(cfg.output_dir)
     if cfg.run != "default":
@@ -106,36 +105,38 @@ def _source(cfg: RunConfig, session: Session) -> Path:
         _train(cfg.output_dir, session)
         found = run_folder.finished(default, fingerprint)
     if found is None:
-        raise RunError("run=default: the defaults were trained, and yet there is no such run; train it: python run.py")
+        raise RunError(
+            "run=default: no run of the defaults was found after they were trained; train them with python run.py"
+        )
     return found
 
 
 def _train(output_dir: str, session: Session) -> None:
-    """Train in a process of its own: a service should not keep the memory that training took."""
+    """Train in another process, so that the service does not keep the memory of the training."""
     quoted = output_dir.replace("\\", "\\\\").replace("'", "\\'")
-    own = [text for text in session.overrides if text.lstrip("+~").startswith(("data", "train"))]
+    relevant = [text for text in session.overrides if text.lstrip("+~").startswith(("data", "train"))]
     checkout = ROOT / "run.py"  # an installed package has none
     program = [str(checkout)] if checkout.is_file() else ["-m", "finsa"]
-    words = [sys.executable, *program, f"output_dir='{quoted}'", "tracking=none", *own]
+    words = [sys.executable, *program, f"output_dir='{quoted}'", "tracking=none", *relevant]
     if subprocess.run(words, check=False).returncode:
         raise RunError("run=default: training failed, see above")
 
 
-def _served(answerer: Predictor, stage: ServeStage, folder: RunFolder) -> dict[str, Any]:
-    """What is served, for ``/model``; no paths of this machine."""
-    cfg, facts = answerer.cfg, answerer.facts
+def _served(model: Predictor, stage: ServeStage, folder: RunFolder) -> dict[str, Any]:
+    """The answer of ``/model``; without paths of this machine."""
+    cfg, facts = model.cfg, model.facts
     base = {} if cfg.method.baseline is not None else cfg.model.model_dump(include={"name", "hub_id", "revision"})
     prints = ("config_hash", "data_fingerprint", "template_fingerprint", "label_fingerprint")
     return {
-        "name": answerer.name,
-        "run": answerer.path.name,
-        "labels": list(answerer.labels),
-        "experts": list(answerer.experts),
+        "name": model.name,
+        "run": model.path.name,
+        "labels": list(model.labels),
+        "experts": list(model.experts),
         "base": base,
         "demonstration": demonstration(cfg.model_dump(include={"model", "data", "method"})),
         "max_length": cfg.data.max_length,
         "rows": Reading.of(cfg.data).fields,
-        "rule": answerer.rule,
+        "rule": model.rule,
         "fingerprints": {name.removesuffix("_fingerprint").removesuffix("_hash"): facts.get(name) for name in prints},
         "git_commit": facts.get("git_commit"),
         "versions": facts.get("versions", {}),

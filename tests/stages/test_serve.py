@@ -23,6 +23,7 @@ from finsa.config import RunConfig, ServeStage, command_line, compose
 from finsa.errors import ConfigError, RunError
 from finsa.inference import predictor
 from finsa.runs import run_folder
+from finsa.session import Session
 from finsa.stages import serve, train
 
 Compose = Callable[..., RunConfig]
@@ -244,4 +245,5 @@ def test_default_is_trained_where_there_is_no_run_of_this_configuration(config: 
     (folder,) = tmp_path.glob("*_train_*")
     assert folder.name == served
     # From now on it is there.
-    assert serve._source(config("stage=serve", "run=default", *given, f"output_dir={tmp_path}")) == folder
+    cfg = config("stage=serve", "run=default", *given, f"output_dir={tmp_path}")
+    assert serve._source(cfg, Session()) == folder
