@@ -42,6 +42,10 @@ INNER = {  # sections that are null by default, and the file that sets them
 }
 
 
+# A comment and what precedes it: quoted strings, and any other characters; a # within a word begins no comment.
+COMMENT = re.compile(r"""(?:[^'"#]|'[^']*'|"(?:\\.|[^"\\])*"|(?<=\S)#)*?(?<!\S)# (.*)$""")
+
+
 @dataclass(frozen=True)
 class Key:
     """One key of the configuration.
@@ -111,14 +115,14 @@ def reference() -> str:
 def sections() -> Iterator[tuple[str, list[Key]]]:
     """Every section of the configuration with its keys; those of a stage or baseline under its name."""
     main = _read(catalogue.CONF / "config.yaml")
-    comments = catalogue.key_comments(catalogue.CONF / "config.yaml")
+    comments = key_comments(catalogue.CONF / "config.yaml")
     tops = [name for name in config.RunConfig.model_fields if name not in (*COMMENTED, "stage")]
     documentation = documented(config.RunConfig)
     yield "Top level", [_key(config.RunConfig, name, name, main.get(name), documentation, comments) for name in tops]
     for name in COMMENTED:
         model = typing.cast(type[BaseModel], config.RunConfig.model_fields[name].annotation)
         values = compose.compose_values([f"{name}={DEFAULT[name]}"])[0][name]
-        comments = catalogue.key_comments(catalogue.file_of(name, COMMENTED[name]))
+        comments = key_comments(catalogue.file_of(name, COMMENTED[name]))
         yield f"`{name}`", list(_keys(model, name, values, comments, ""))
     for baseline in branches(config.Baseline):
         kind = typing.get_args(baseline.model_fields["kind"].annotation)[0]
@@ -126,15 +130,36 @@ def sections() -> Iterator[tuple[str, list[Key]]]:
         values = compose.compose_values([f"method={kind}"])[0]["method"]["baseline"]
         yield (
             f"`method.baseline`, kind `{kind}`",
-            list(_keys(baseline, "method.baseline", values, catalogue.key_comments(file), "baseline.")),
+            list(_keys(baseline, "method.baseline", values, key_comments(file), "baseline.")),
         )
     for stage in branches(config.Stage):
         name = typing.get_args(stage.model_fields["name"].annotation)[0]
         file = catalogue.file_of("stage", name)
         yield (
             f"`stage`, with `stage={name}`",
-            list(_keys(stage, "stage", _read(file), catalogue.key_comments(file), "")),
+            list(_keys(stage, "stage", _read(file), key_comments(file), "")),
         )
+
+
+def key_comments(file: Path) -> dict[str, str]:
+    """The comments beside the keys of a configuration file.
+
+    Returns:
+        By dotted key, the text after ``#`` on its line and on following lines that only consist of a comment.
+    """
+    comments: dict[str, str] = {}
+    path: list[tuple[int, str]] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        key = re.match(r"( *)(\w+):", line)
+        comment = COMMENT.match(line)
+        if key:
+            path = [(indent, name) for indent, name in path if indent < len(key[1])] + [(len(key[1]), key[2])]
+        dotted = ".".join(name for _, name in path)
+        if comment and path and (key or (re.match(r" {10,}#", line) and dotted in comments)):
+            comments[dotted] = f"{comments[dotted]} {comment[1].strip()}" if dotted in comments else comment[1].strip()
+        elif not key:
+            path = path if line.startswith(" ") else []
+    return comments
 
 
 def branches(union: Any) -> tuple[type[BaseModel], ...]:
@@ -175,7 +200,7 @@ def _keys(model: type[BaseModel], path: str, values: Any, comments: dict[str, st
             if f"{path}.{name}" in INNER:
                 group, file, section = INNER[f"{path}.{name}"]
                 given = value or _read(catalogue.file_of(group, file)).get(section)
-                written = catalogue.key_comments(catalogue.file_of(group, file))
+                written = key_comments(catalogue.file_of(group, file))
                 rest |= {k.removeprefix(f"{section}."): t for k, t in written.items() if k.startswith(f"{section}.")}
             yield from _keys(inner, f"{path}.{name}", given, rest, "")
 

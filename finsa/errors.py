@@ -1,7 +1,7 @@
-"""finsa's errors: each says what is wrong, where, and what to do next.
+"""finsa's errors: each message says what is wrong, where, and what to do next.
 
-Whatever a user can cause ends in one of these classes, is shown as one message without a traceback, and gives exit
-code 2. ``FINSA_DEBUG=1`` (or ``--debug``) shows the traceback as well.
+Errors that a user can cause are instances of these classes, are reported in one message without a traceback, and end
+with exit code 2. ``FINSA_DEBUG=1`` (or ``--debug``) shows the traceback as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 
 class FinsaError(Exception):
-    """Something the user can mend. The message carries path, problem and remedy."""
+    """An error that the user can fix. The message says what is wrong, where, and what to do."""
 
     exit_code = 2
 
@@ -25,18 +25,18 @@ class DataError(FinsaError):
 
 
 class ModelError(FinsaError):
-    """Weights, a tokenizer or an adapter that cannot be had or do not fit."""
+    """Weights, a tokenizer or an adapter that is not available or not compatible."""
 
 
 class RunError(FinsaError):
-    """A run folder that is missing, incomplete, damaged or of another kind."""
+    """A run folder that is missing, incomplete, damaged or of the wrong kind."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has ended the command; what it wrote can be gone on with.
+    """The command was stopped by a signal; it can be resumed from what it has written.
 
     Args:
-        number: of the signal.
+        number: number of the signal.
         saved: what was saved last, for the message.
     """
 
@@ -45,18 +45,18 @@ class Stopped(KeyboardInterrupt):
         super().__init__(f"stopped by {signal.Signals(number).name}{f'; {saved}' if saved else ''}")
 
 
-class Pruned(Exception):  # noqa: N818 - a wish of the search, no error
-    """A trial of a search that was stopped early because others did better; nothing is wrong."""
+class Pruned(Exception):  # noqa: N818 - requested by the search, not an error
+    """A trial of a search is stopped early because others have better scores."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault of a configuration.
+    """One problem of a configuration.
 
     Args:
         path: dotted path of the key, such as ``train.learning_rate``.
-        text: what is wrong with it, the remedy included.
-        origin: where the value was written: a file below ``conf/`` or ``command line``.
+        text: what is wrong with it, and what to do.
+        origin: where the value was written: a file or ``command line``.
     """
 
     path: str
@@ -77,15 +77,15 @@ class ConfigError(FinsaError):
 
 
 def suggest(name: str, choices: Iterable[str], show: int = 12) -> str:
-    """Say which of the choices was probably meant.
+    """Suggest the choice that was probably meant, or list the choices.
 
     Args:
         name: what the user wrote.
-        choices: what would have been right.
-        show: how many choices are listed when none is near.
+        choices: the valid values.
+        show: maximum number of choices listed if none is similar.
 
     Returns:
-        ``Did you mean 'lora'?`` or ``Choose from: a, b, c.``; empty where there is nothing to choose from.
+        ``Did you mean 'lora'?`` or ``Choose from: a, b, c.``; empty if there are no choices.
     """
     known = sorted(set(choices))
     near = nearest(name, known)
@@ -102,18 +102,18 @@ _ALIKE = str.maketrans(
     "аеорсухіјѕһԁӏɡ" + "АВЕКМНОРСТХІЅ" + "αονικρτυ" + "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧ",
     "aeopcyxijshdlg" + "ABEKMHOPCTXIS" + "aovikptu" + "ABEZHIKMNOPTYX",
 )
-_UNSEEN = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
+_INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
 
 
-def plainly(text: str) -> str:
-    """A text with the Latin letters that its letters look like, and without characters that cannot be seen."""
-    return _UNSEEN.sub("", unicodedata.normalize("NFKC", text)).translate(_ALIKE)
+def latinize(text: str) -> str:
+    """Replace letters by the Latin letters they look like, and remove invisible characters."""
+    return _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_ALIKE)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """Return the choice most like `name`, or None where none is near."""
+    """The choice most similar to `name`, or None if none is similar."""
     known = list(choices)
-    lowered, name = {choice.lower(): choice for choice in known}, plainly(name)
+    lowered, name = {choice.lower(): choice for choice in known}, latinize(name)
     if name.lower() in lowered:
         return lowered[name.lower()]
     initials = {"".join(word[:1] for word in choice.split("_")): choice for choice in known if "_" in choice}

@@ -1,7 +1,7 @@
 """The configuration: types by section, composition of ``conf/``, and checks of a command.
 
-Values are in ``conf/``; the types here define which ones are allowed. Nothing here imports torch, so that a wrong
-option is reported at once.
+Values are in ``conf/``, where a comment beside each explains it; the types here define which values are allowed, and
+their docstrings add what needs more than a line. Nothing here imports torch, so a wrong option is reported at once.
 """
 
 from finsa.config.base import FOLDER_NAME, ROOT, Section, locate

@@ -16,13 +16,7 @@ class Majority(Section):
 
 
 class Polarity(Section):
-    """The classes that stand for positive, negative and neutral texts.
-
-    Args:
-        positive, negative: names of the classes.
-        neutral: the class of texts with no word of the lexicon, or with as many positive as negative ones; null: the
-            most frequent class among such training rows.
-    """
+    """The classes that stand for positive, negative and neutral texts."""
 
     positive: Label
     negative: Label
@@ -44,15 +38,7 @@ class Lexicon(Section):
 
 
 class TfidfLr(Section):
-    """Logistic regression on TF-IDF features of character n-grams.
-
-    Args:
-        ngrams: shortest and longest n-gram, in characters.
-        min_rows: least number of training rows that contain an n-gram.
-        sublinear: replace the count tf of an n-gram in a row by 1 + log(tf).
-        strengths: inverse regularisation strengths (scikit-learn's C); chosen by macro-F1 on the validation rows.
-        class_weight: ``balanced``: rows are weighted by the inverse frequency of their class.
-    """
+    """Logistic regression on TF-IDF features of character n-grams."""
 
     kind: Literal["tfidf_lr"]
     ngrams: tuple[PositiveInt, PositiveInt]
@@ -70,16 +56,7 @@ class TfidfLr(Section):
 
 
 class Network(Section):
-    """Training settings shared by the neural baselines.
-
-    Args:
-        epochs: maximum number of epochs; the one with the best macro-F1 on the validation rows is kept.
-        batch_size: rows per optimiser step.
-        learning_rate: peak learning rate.
-        warmup: fraction of all steps over which the learning rate rises; then it decays linearly to 0.
-        weight_decay: of AdamW.
-        patience: epochs without a better validation score before training stops.
-    """
+    """Training settings shared by the neural baselines."""
 
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -90,15 +67,7 @@ class Network(Section):
 
 
 class FromScratch(Network):
-    """A small network whose embeddings are trained from scratch on the training rows.
-
-    Args:
-        units: how a text is tokenized: ``words`` (Latin words, and single characters of any other script),
-            ``characters``, or ``model`` (the model's tokenizer).
-        min_rows: least number of training rows that contain a unit; rarer units share one embedding.
-        embedding: embedding dimension.
-        dropout: on the pooled features, during training.
-    """
+    """A small network whose embeddings are trained from scratch on the training rows."""
 
     units: Literal["words", "characters", "model"]
     min_rows: PositiveInt
@@ -107,12 +76,7 @@ class FromScratch(Network):
 
 
 class TextCnn(FromScratch):
-    """Convolutions over units with max pooling over the text (Kim 2014).
-
-    Args:
-        widths: widths of the filters, in units.
-        filters: number of filters per width.
-    """
+    """Convolutions over units with max pooling over the text (Kim 2014)."""
 
     kind: Literal["textcnn"]
     widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
@@ -120,12 +84,7 @@ class TextCnn(FromScratch):
 
 
 class BiLstm(FromScratch):
-    """A bidirectional LSTM (Graves & Schmidhuber 2005) whose states are pooled over the text.
-
-    Args:
-        hidden: hidden size per direction.
-        pooling: how the states of a text are pooled.
-    """
+    """A bidirectional LSTM (Graves & Schmidhuber 2005) whose states are pooled over the text."""
 
     kind: Literal["bilstm"]
     hidden: PositiveInt
@@ -133,14 +92,7 @@ class BiLstm(FromScratch):
 
 
 class Encoder(Network):
-    """A BERT-style encoder with a new classification head, fine-tuned as a whole (Devlin et al. 2019).
-
-    Args:
-        hub_id, revision, path: source of the weights and tokenizer; ``path`` (a local folder) takes precedence over
-            the hub.
-        weights: ``random``: initialised from ``architecture``, with the characters of the training rows as vocabulary.
-        architecture: keys of transformers' configuration; only read with weights=random.
-    """
+    """A BERT-style encoder with a new classification head, fine-tuned as a whole (Devlin et al. 2019)."""
 
     kind: Literal["encoder"]
     hub_id: str | None
@@ -159,16 +111,7 @@ class Encoder(Network):
 
 
 class LinearProbe(Section):
-    """Logistic regression on the embeddings of a frozen encoder.
-
-    Args:
-        hub_id, revision, path: source of the weights and tokenizer; ``path`` (a local folder) takes precedence over
-            the hub.
-        pooling: ``mean`` of the last hidden states over the text's tokens, or the ``first`` one ([CLS]).
-        prefix: prepended to every text, as in the training of the encoder.
-        strengths: inverse regularisation strengths (scikit-learn's C); chosen by macro-F1 on the validation rows.
-        class_weight: ``balanced``: rows are weighted by the inverse frequency of their class.
-    """
+    """Logistic regression on the embeddings of a frozen encoder."""
 
     kind: Literal["linear_probe"]
     hub_id: str | None

@@ -1,4 +1,4 @@
-"""The files of ``conf/`` and of ``--config-dir`` folders: the choices of each group, and what their comments say.
+"""The files of ``conf/`` and of ``--config-dir`` folders: the choices of each group, and how they describe themselves.
 
 ``folders`` are those that a command adds with ``--config-dir``. They are laid out like ``conf/``, and files of the same
 name in ``conf/`` take precedence.
@@ -97,9 +97,6 @@ def _states(values: Any, keys: list[str]) -> bool:
     return True
 
 
-# ------------------------------------------------------------------------------------------------ comments
-
-
 def description(file: Path) -> str:
     """The comment at the top of a file, up to the command that uses it, as one line."""
     words: list[str] = []
@@ -114,24 +111,3 @@ def description(file: Path) -> str:
 def summary(file: Path) -> str:
     """The first sentence of the description."""
     return re.split(r"(?<! al)\. ", description(file), maxsplit=1)[0].rstrip(".") + "."
-
-
-def key_comments(file: Path) -> dict[str, str]:
-    """The comments beside the keys of a file.
-
-    Returns:
-        By dotted key, the text after ``#`` on its line and on following lines that only consist of a comment.
-    """
-    comments: dict[str, str] = {}
-    path: list[tuple[int, str]] = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        key = re.match(r"( *)(\w+):", line)
-        comment = re.search(r"(?:^|\s)#(?!.*['\"]) (.*)$", line)
-        if key:
-            path = [(indent, name) for indent, name in path if indent < len(key[1])] + [(len(key[1]), key[2])]
-        dotted = ".".join(name for _, name in path)
-        if comment and path and (key or (re.match(r" +#", line) and dotted in comments)):
-            comments[dotted] = f"{comments[dotted]} {comment[1].strip()}" if dotted in comments else comment[1].strip()
-        elif not key:
-            path = path if line.startswith(" ") else []
-    return comments

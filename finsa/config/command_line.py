@@ -22,7 +22,7 @@ from finsa.config.catalogue import REPOSITORY, Folders
 from finsa.config.compose import build, compose_values, several_values
 from finsa.config.keys import below_mapping, kind_of, nearest_key, replaces, takes_any_key, unknown_key
 from finsa.config.run import RunConfig
-from finsa.errors import ConfigError, Problem, nearest, plainly, suggest
+from finsa.errors import ConfigError, Problem, nearest, latinize, suggest
 
 MAX_CHECKED_JOBS = 64
 # Flags that are accepted: Hydra's, and --debug. `safety` explains why some others are not.
@@ -252,7 +252,7 @@ def _unreadable(text: str, choices: Choices) -> Problem:
     if section.isascii() and takes_any_key(kind_of(section)):
         written = quoting.for_shell(f"{section}={{{word}: {value.strip(chr(39))}}}")
         return Problem(key, f"your own words are written as a map: {written}", "command line")
-    latin = plainly(key).lstrip("+~")
+    latin = latinize(key).lstrip("+~")
     unknown = None if latin in choices else unknown_key(latin)
     if unknown is None:
         return Problem(key, f"has letters that only look like those of a key. Did you mean '{latin}'?", "command line")

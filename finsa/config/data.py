@@ -26,15 +26,7 @@ SplitFraction = Annotated[float, Field(gt=0, lt=0.5)]
 
 
 class Columns(Section):
-    """Column names in the user's files; null: there is no such column.
-
-    Args:
-        id: unique id of a row; null: rows are numbered.
-        text, label: the text and its class.
-        domain: news, forum, an analyst's role; experts of a mixture are trained per domain.
-        parent: id of the row that a row is a variant of; both are assigned to the same split.
-        group: rows with the same value are assigned to the same split.
-    """
+    """Column names in the user's files; null: there is no such column."""
 
     id: str | None
     text: str
@@ -64,11 +56,6 @@ class Split(Section):
     the same for test, the rest is training. ``random``: the published rule of AIDF: test = ceil(fraction * n) of all n
     rows, then validation = ceil(fraction / (1 - test fraction) * rest), regardless of class. ``stratified``:
     scikit-learn's proportional sizes.
-
-    Args:
-        validation, test: fractions of all rows.
-        seed: of the split alone, so that runs with different seeds are tested on the same rows.
-        rows: limits the number of rows per split.
     """
 
     rule: Literal["by_class", "random", "stratified"]
@@ -82,11 +69,8 @@ class Csv(Section):
     """Format of the user's files; null: detected, or an error if that is ambiguous.
 
     Args:
-        delimiter: field delimiter of CSV and TSV files: a character, or comma, semicolon, tab, pipe.
-        encoding: of CSV, TSV, JSON and text files, by its Python name, such as gb18030, big5, cp1252.
         header: of CSV, TSV and xlsx files: true: the first row; false: there is none, and the columns are named
             column 1, column 2 and so on; a number: that line; a list: there is none, and these are the names.
-        quotes: whether double quotes enclose fields (true) or are part of the text (false).
     """
 
     delimiter: Annotated[str, Field(min_length=1)] | None
@@ -119,9 +103,6 @@ class Hub(Section):
     """A data set on the hub, or a local folder that the datasets library can load.
 
     Args:
-        id: repository on the hub, such as owner/name, or a folder.
-        config: configuration name, for a data set with several.
-        revision: commit, tag or branch.
         splits: name of each of our splits in the data set; a split that is null or missing is taken from the training
             rows.
     """
@@ -133,19 +114,7 @@ class Hub(Section):
 
 
 class Articles(Section):
-    """News articles with one sentiment per entity, in the format of AIDF: two JSON files that are joined by id.
-
-    Args:
-        news, labels: file names in ``data.files``.
-        id: key shared by the two files.
-        parts: fields of an article that make up its text, joined by blank lines.
-        kind: field with the category of an article.
-        kinds: categories that are kept; null: all.
-        skipped: categories that are excluded.
-        entities: field of the labels file that lists the entities.
-        sentiment: field of an entity; the majority among the valid ones is the article's label, and ties go to the
-            first in ``data.labels``.
-    """
+    """News articles with one sentiment per entity, in the format of AIDF: two JSON files that are joined by id."""
 
     news: str
     labels: str
@@ -159,13 +128,7 @@ class Articles(Section):
 
 
 class Near(Section):
-    """Detection of near duplicates across splits: MinHash over character shingles (Broder 1997).
-
-    Args:
-        threshold: Jaccard similarity at which two texts count as near duplicates.
-        shingle: characters per shingle.
-        permutations: number of hash functions; more are more accurate and slower.
-    """
+    """Detection of near duplicates across splits: MinHash over character shingles (Broder 1997)."""
 
     threshold: Annotated[float, Field(gt=0, le=1)]
     shingle: PositiveInt
@@ -173,15 +136,7 @@ class Near(Section):
 
 
 class Generator(Section):
-    """Settings of the synthetic data generator.
-
-    Args:
-        rows: total number of rows of all splits.
-        seed: random seed of the generator.
-        domains: fraction of the rows per domain.
-        imbalance: fraction of the rows per class, by domain; null: the fractions of data=generated.
-        noise: fraction of rows whose label is flipped, in every split.
-    """
+    """Settings of the synthetic data generator."""
 
     rows: PositiveInt
     seed: NonNegativeInt
@@ -191,17 +146,7 @@ class Generator(Section):
 
 
 class Corpus(Section):
-    """Documents for pre-training: generated ones, or the user's files.
-
-    Args:
-        files: folder, file or list of files with one document per row; null: documents are generated.
-        column: the column with the document.
-        documents: number of documents; null: all of them (generated ones need a number).
-        role: only generated documents that this analyst reads; null: all.
-        seed: of the generated documents, and of the order of all documents.
-        block: tokens per training sequence.
-        vocabulary: size of a tokenizer trained on the documents; null: the model's tokenizer.
-    """
+    """Documents for pre-training: generated ones, or the user's files."""
 
     files: Files | None
     column: str
@@ -216,14 +161,8 @@ class Data(Section):
     """A data set of labelled texts, and the prompt around a text.
 
     Args:
-        source: format of the data set.
         files: folder, file, glob pattern or a list of them, whose file and folder names indicate the splits; or a map
             from train, validation and test to such paths. With source=hub they are read instead of the hub's.
-        parts: with source=mixture: the data sets that are mixed, by name.
-        ratios: proportions of the parts of a mixture in the training split; null: all rows of all parts.
-        turns: of a chat, or of an instruction row with a history: ``all``: the text is the whole conversation with its
-            roles, ``last``: only the last user turn.
-        label_map: renames values of the label column; values that are not listed stay unchanged.
         prompt: contains ``{text}`` once, and optionally ``{labels}``; the label follows it.
     """
 

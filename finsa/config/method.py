@@ -17,13 +17,7 @@ class Adapter(Section):
         variant: ``dora`` also trains the magnitude of each output (Liu et al. 2024), ``rslora`` scales by
             alpha / sqrt(rank) (Kalajdzievski 2023), ``pissa`` starts from the largest singular vectors of the weights
             (Meng et al. 2024).
-        rank: rank of the update.
-        alpha: numerator of the scale.
-        dropout: on the input of the adapter, during training.
         targets: a named set of the model's ``lora_targets``, or a list of module names.
-        lr_ratio: learning rate of B divided by that of A (LoRA+, Hayou et al. 2024).
-        init: PEFT folder, or run with one, whose weights training starts from; variant, rank, alpha and targets must
-            match. null: a new adapter, which leaves the base model's outputs unchanged at first.
     """
 
     variant: Literal["lora", "dora", "rslora", "pissa"]
@@ -48,14 +42,8 @@ class Loss(Section):
     """The loss per token, or per row with loss_on=label.
 
     Args:
-        name: ``focal`` (Lin et al. 2017) and ``adaptive_balanced`` (FinSA-MoE) down-weight easy examples.
-        gamma: exponent of the down-weighting; only used by these two.
-        smoothing: label smoothing: fraction of the target spread over all classes.
         class_weights: weight of a row by the number n of rows in its class: ``inverse``: 1 / n, ``effective``:
             (1 - beta) / (1 - beta^n).
-        beta: of the effective number of samples (Cui et al. 2019).
-        logit_adjustment: tau; tau * log(class frequency) is added to the logit of a class during training (Menon et
-            al. 2021); 0: off.
     """
 
     name: Literal["cross_entropy", "focal", "adaptive_balanced"]
@@ -77,19 +65,8 @@ class Method(Section):
     """The variables of an experiment: trained parameters, training rows and loss.
 
     Args:
-        learn: what is trained: ``head``: only the classification head.
         quantization: of the frozen base model: ``nf4``: 4-bit with double quantisation (QLoRA, Dettmers et al. 2023),
             ``int8``: 8-bit (Dettmers et al. 2022).
-        head: what predicts the label: the LM head, or a ``classifier`` on the mean of the text tokens' last hidden
-            states.
-        classifier_init: ``label_words``: from the LM head's rows of each label's tokens.
-        classifier_dropout: on the pooled states, during training.
-        loss_on: ``all`` tokens, the ``response`` (answer and end token), or the ``label``: a softmax over the K labels
-            of a row.
-        balance: resample the training split so that every class has as many rows as the smallest (``downsample``) or
-            largest one (``oversample``).
-        rows_per_class: maximum number of training rows per class, applied before balancing; null: all.
-        baseline: a classifier without the language model; null: none.
     """
 
     name: Name

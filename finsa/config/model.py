@@ -25,18 +25,7 @@ class Model(Section):
     """A base model, its tokenizer and its prompt format.
 
     Args:
-        hub_id: repository of the weights on the model hub; null: none, only a local folder or random weights.
-        revision: commit, tag or branch of the repository; ``main``: the newest commit.
-        weights: ``pretrained``: from ``path`` or the hub; ``random``: initialised from ``architecture``.
-        path: local folder with ``config.json``, weights and tokenizer, used instead of the hub.
-        tokenizer: local folder or hub repository of another tokenizer; null: the model's tokenizer.
-        dtype: of the weights; ``auto``: bfloat16 where the hardware supports it, else float32.
-        attention: attention implementation of transformers.
-        prompt: ``plain``: the prompt of the data set alone; ``chat``: inside the tokenizer's chat template.
-        think: ``closed``: disables thinking, by the chat template's switch or with an empty think block.
         trust_remote_code: run Python code that ships with the weights; can only be set on the command line.
-        adapter_learning_rate: a good first learning rate for an adapter on this model.
-        lora_targets: null: detected from the model, where ``all`` is every linear layer except the LM head.
         architecture: contents of ``config.json``: for random weights, and for memory plans while the file is not on
             this machine; if it is, the two must agree. null: only the file is used. A null value removes an inherited
             key.

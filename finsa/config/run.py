@@ -32,12 +32,7 @@ USED_BY = {
 
 
 class Tracking(Section):
-    """Experiment tracking in addition to the run folder, which always has all metrics.
-
-    Args:
-        mode: ``auto``: online if an API key is configured, otherwise offline (upload later with ``wandb sync``).
-        project, entity, tags: of the wandb run.
-    """
+    """Experiment tracking in addition to the run folder, which always has all metrics."""
 
     name: Literal["wandb", "none"]
     project: str
@@ -50,15 +45,8 @@ class RunConfig(Section):
     """The configuration of a run, validated once and immutable.
 
     Args:
-        seed: random seed of everything in a run except the split of the rows.
-        runs: for stage=report: run folders, or a folder that contains some, such as that of a sweep.
         models: folder of model folders whose ``origin.json`` names the hub repository they were converted from, as
             written by stage=weights; models and encoders without a path are looked up there before the hub.
-        sweep: what an experiment sweeps over unless the command sets it: choices or values by key.
-        per_method: values by key that an experiment sets for some of its methods; values given on the command line
-            take precedence. A run's record has them in place.
-        fresh: repeat the finished jobs of a sweep instead of reusing them.
-        reuse_outdated: also reuse finished runs made by other versions of the code or of its libraries.
     """
 
     model: Model

