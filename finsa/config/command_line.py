@@ -22,7 +22,7 @@ from finsa.config.catalogue import REPOSITORY, Folders
 from finsa.config.compose import build, compose_values, several_values
 from finsa.config.keys import below_mapping, kind_of, nearest_key, replaces, takes_any_key, unknown_key
 from finsa.config.run import RunConfig
-from finsa.errors import ConfigError, Problem, nearest, latinize, suggest
+from finsa.errors import ConfigError, Problem, latinize, nearest, suggest
 
 MAX_CHECKED_JOBS = 64
 # Flags that are accepted: Hydra's, and --debug. `safety` explains why some others are not.
