@@ -1,7 +1,7 @@
 """What a configuration may not do: name code to run, or read values from outside of it.
 
-YAML files are shared: experiments, files of a group, the ``config.yaml`` of a run. Reading one must only run
-Hydra's own launchers and sweepers, and must not copy secrets from the environment into a run folder.
+YAML files are shared: experiments, files of a group, the ``config.yaml`` of a run. Reading one must run nothing
+but Hydra's own launchers and sweepers, and must not copy secrets from the environment into a run folder.
 """
 
 from __future__ import annotations
