@@ -21,7 +21,8 @@ from torch.nn import functional
 from finsa.config import MoeJointStage, RunConfig
 from finsa.inference.generation import Generator
 from finsa.inference.scoring import LabelScorer
-from finsa.models import base, factory, masks, packed_attention, quantization
+from finsa.models import attention as attentions
+from finsa.models import base, factory, quantization
 from finsa.training import objective
 from finsa.training.batches import Collator, Packer
 from finsa.training.objective import labelled_loss
@@ -273,7 +274,7 @@ def attention(at: Setting) -> Iterator[Part]:
     """Kernels of attention and ways to put rows together: equal loss, and milliseconds forward and backward.
 
     Held equal: weights, LoRA on query and value, rows of very different lengths. "row by row" is what a CPU does with a
-    line (finsa/models/packed_attention.py), "varlen" torch's kernel for sequences of any length; finsa takes neither on
+    line (finsa/models/attention.py), "varlen" torch's kernel for sequences of any length; finsa takes neither on
     a GPU.
     """
     import drawn
@@ -322,7 +323,7 @@ def _attended(
     collate: Collator | Packer,
     known: dict[str, float],
 ) -> Iterator[dict[str, Any]]:
-    net, batch = masks.body(model), moved(collate(rows), at.device)
+    net, batch = attentions.causal_model(model), moved(collate(rows), at.device)
     goal, count = objective.tokens(), float(sum(label != IGNORE for one in rows for label in one["labels"][1:]))
     net.set_attn_implementation("sdpa" if kernel in ("row by row", "varlen") else kernel)
 
@@ -330,7 +331,7 @@ def _attended(
         if kernel not in ("row by row", "varlen"):
             return goal.total(model, batch) / count
         given = {"read": batch["read"], "position_ids": batch["position_ids"]}
-        apart = packed_attention.apart if kernel == "row by row" else varlen
+        apart = attentions.packed_rows if kernel == "row by row" else varlen
         with apart(model, batch["lengths"], batch["input_ids"].shape[1]):
             return labelled_loss(model, batch["input_ids"], batch["labels"], **given) / count
 
@@ -365,7 +366,7 @@ class varlen:  # noqa: N801  # a context manager like `lines.apart`
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         assert int(rows.sum()) == width, "a line without a prefix"
-        self.config = masks.body(model).config
+        self.config = attentions.causal_model(model).config
         self.bounds = functional.pad(rows.cumsum(0), (1, 0)).to(torch.int32)
         self.longest, self.kernel = int(rows.max()), varlen_attn
         known = inspect.signature(varlen_attn).parameters

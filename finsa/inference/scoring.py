@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from finsa.data.rows import Encoded, Renderer
 from finsa.errors import ModelError
 from finsa.inference.label_tree import Answer, LabelTree, behind, scored_answers, tree_inputs
-from finsa.models import hardware, last_positions, masks
+from finsa.models import attention, hardware
 from finsa.models.batches import batches, padded
 from finsa.models.classifier import Classifier, causal
 from finsa.models.moe.mixture import Mixture
@@ -68,7 +68,7 @@ def label_log_probs(
     m, before = len(tree.tokens), 0 if past is None else past.get_seq_length()
     read = lengths[:, None] - 1 + torch.arange(m + 1, device=ids.device)
     if not tree.chain:
-        if not masks.keeps_everything(model, before + ids.shape[1]):
+        if not attention.full_attention(model, before + ids.shape[1]):
             raise ModelError(
                 "labels of several tokens: this model's layers ignore the mask that separates labels, or attend to "
                 f"less than {before + ids.shape[1]} tokens; choose a smaller data.max_length, or labels of one token"
@@ -78,7 +78,7 @@ def label_log_probs(
     if past is not None:
         inputs |= {**behind(inputs, before), "past_key_values": past}
     tokens = sorted({token for steps in tree.steps for _, token in steps})
-    with last_positions.reading(model, read, ids.shape[1]), float32_logits(model, tokens):
+    with attention.last_mlp_at(model, read, ids.shape[1]), float32_logits(model, tokens):
         logits = model(input_ids=ids, logits_to_keep=read, use_cache=past is not None, **inputs).logits
     log_probs = torch.log_softmax(logits.float(), dim=-1)  # (b, k, v)
     columns = [sum(log_probs[:, at, token] for at, token in steps) for steps in tree.steps]
@@ -97,7 +97,7 @@ def float32_logits(model: torch.nn.Module, tokens: Sequence[int]) -> Iterator[No
             adapted or sharded.
         tokens: of the labels, without duplicates.
     """
-    body: Any = masks.body(model)
+    body: Any = attention.causal_model(model)
     head = body.get_output_embeddings() if isinstance(body, PreTrainedModel) else None
     if type(head) is not torch.nn.Linear or head.weight.dtype == torch.float32 or processes.divided(model):
         yield
@@ -213,7 +213,7 @@ class LabelScorer:
         """Whether a prefix has the same states before every text; in a mixture the text chooses the experts."""
         if getattr(self.model, "experts", ()) or processes.divided(self.model):
             return False
-        return masks.keeps_everything(self.model, longest)
+        return attention.full_attention(self.model, longest)
 
     def _batch(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Score one batch: (b, c)."""
@@ -244,7 +244,7 @@ def trees_for(model: Any, answers: Sequence[Answer], longest: int) -> list[Label
         longest: tokens of the longest prompt and the tree's nodes.
     """
     tree = LabelTree.of(answers)
-    if tree.chain or masks.keeps_everything(model, longest):
+    if tree.chain or attention.full_attention(model, longest):
         return [tree]
     return [LabelTree.of([answer]) for answer in answers]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from finsa.models import last_positions, quantization
+from finsa.models import attention, quantization
 from finsa.models.classifier import causal
 
 # What reads the output of its own siblings; all other matrices of a block read what the block reads.
@@ -69,7 +69,7 @@ def of(model: Any, checkpointing: bool = False) -> Costs:
             layers.setdefault(int(place[1]), []).append((name, parameter))
     started = bool(embedding.requires_grad or checkpointing)
     position = pair = read = 0.0
-    narrow = getattr(model, "head", None) is None and not checkpointing and last_positions.mlp(model) is not None
+    narrow = getattr(model, "head", None) is None and not checkpointing and attention.last_mlp(model) is not None
     width = _attention_width(inner.config)
     for number in sorted(layers):
         of_attention, of_mlp, products = _layer(layers[number], started, checkpointing)

@@ -5,7 +5,7 @@ micro-batch rather than one per row. Each row still sees a mask of the same dist
 the same.
 
 Whether packing pays is decided by counting operations, so that the same rows and model give the same answer on every
-machine. Packing saves the padding; attention is computed row by row (`finsa/models/packed_attention.py`).
+machine. Packing saves the padding; attention is computed row by row (`finsa/models/attention.py`).
 
 Letters: b rows of a batch, p tokens of the prefix.
 """
@@ -24,7 +24,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from finsa.config import Train
 from finsa.data.rows import Row
 from finsa.errors import ConfigError, Problem
-from finsa.models import flops, masks, packed_attention
+from finsa.models import attention, flops
 from finsa.models.classifier import Classifier, causal
 from finsa.models.moe.mixture import Mixture
 from finsa.runs import processes
@@ -122,9 +122,9 @@ def prefix_obstacle(model: torch.nn.Module, train: Train, longest: int) -> str |
         return "gradient checkpointing keeps no keys and values"
     if train.strategy in ("fsdp", "deepspeed"):
         return "FSDP and DeepSpeed gather weights per forward pass of the whole model"
-    if masks.is_remote(model):
+    if attention.is_remote(model):
         return "the model's code is remote"
-    return None if masks.keeps_everything(model, longest) else "layers keep something other than all keys and values"
+    return None if attention.full_attention(model, longest) else "layers keep something other than all keys and values"
 
 
 def forward_prefix(model: torch.nn.Module, batch: Batch) -> tuple[Any, torch.Tensor | float]:
@@ -212,9 +212,9 @@ def packing_obstacle(model: Any, train: Train, packable: bool) -> str | None:
     """Why rows cannot be packed with the same result; None: they can."""
     if not packable:
         return "only a loss on tokens is defined on packed rows; a choice among labels and a mixture are not"
-    if not masks.keeps_everything(model):
+    if not attention.full_attention(model):
         return "layers keep something other than all keys and values"
-    if attends_row_by_row(model, train) or masks.maskless(model):
+    if attends_row_by_row(model, train) or attention.uses_flash_attention(model):
         return None
     return (
         "attention has to be computed row by row (on a CPU, with model.attention=sdpa and without gradient "
@@ -225,7 +225,7 @@ def packing_obstacle(model: Any, train: Train, packable: bool) -> str | None:
 def attends_row_by_row(model: Any, train: Train) -> bool:
     """Whether attention over a packed sequence can be computed row by row."""
     whole = train.strategy in ("single", "ddp") and train.gradient_checkpointing is not True
-    return whole and packed_attention.possible(model)
+    return whole and attention.can_pack(model)
 
 
 def _sampled_steps(lengths: Any, train: Train) -> Iterator[list[int]]:

@@ -18,7 +18,7 @@ from finsa.config import Loss, Method
 from finsa.data.rows import IGNORE, Renderer
 from finsa.inference.label_tree import LabelTree, scored_answers
 from finsa.inference.scoring import label_log_probs
-from finsa.models import hardware, last_positions, masks, packed_attention
+from finsa.models import attention, hardware
 from finsa.models.moe.mixture import Mixture
 from finsa.models.moe.routing import balance_loss
 from finsa.training.batches import Batch, read_positions
@@ -78,9 +78,9 @@ def tokens() -> Objective:
                 loss + prefix_loss * _weighted_sum(torch.ones_like(labels[:, 0]), batch) if past is not None else loss
             )
         given["position_ids"] = batch["position_ids"]
-        if masks.maskless(model):  # flash-attention finds the rows of a packed sequence by their positions
+        if attention.uses_flash_attention(model):  # it finds the rows of a packed sequence by their positions
             return labelled_loss(model, ids, labels, weights, read, **given)
-        with packed_attention.apart(model, batch["lengths"], ids.shape[1]):
+        with attention.packed_rows(model, batch["lengths"], ids.shape[1]):
             return labelled_loss(model, ids, labels, weights, read, **given)
 
     def weight(batch: Batch) -> torch.Tensor:
@@ -124,7 +124,7 @@ def labelled_loss(
     read = read_positions(labels) if read is None else read
     if past is not None:
         inputs["past_key_values"] = past
-    with last_positions.reading(model, read, input_ids.shape[1]):
+    with attention.last_mlp_at(model, read, input_ids.shape[1]):
         output = model(input_ids=input_ids, logits_to_keep=read, use_cache=past is not None, **inputs)
     logits = output.logits.flatten(0, 1).float()  # (b * k, v)
     targets = labels.gather(1, read + 1).flatten()

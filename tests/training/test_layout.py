@@ -20,7 +20,7 @@ from finsa.models import flops
 from finsa.training import layout
 from finsa.training.batches import Collator, Packer, Step, StepSplitter
 from finsa.training.objective import Objective, tokens
-from tests.models.test_masks import convolutions
+from tests.models.test_attention import convolutions
 
 HEAD = [11, 12, 13, 14, 15, 16, 17]
 KINDS = ("tokens", "weighted tokens", "all tokens", "label", "classifier")

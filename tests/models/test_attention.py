@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from finsa.errors import ModelError
 from finsa.inference.label_tree import LabelTree
 from finsa.inference.scoring import LabelScorer, label_log_probs
-from finsa.models import last_positions, masks
+from finsa.models import attention
 from tests.inference.test_scoring import ANSWERS, FakeRenderer, plainly, prompts
 
 SIZES = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
@@ -32,10 +32,10 @@ def convolutions() -> Any:
 
 
 def test_attention_to_everything_is_told_from_states_and_windows() -> None:
-    assert all(masks.keeps_everything(small(kind)) for kind in ("qwen2", "llama", "glm4"))
+    assert all(attention.full_attention(small(kind)) for kind in ("qwen2", "llama", "glm4"))
     windows = other("gemma3_text", head_dim=16, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
-    assert not masks.keeps_everything(windows)
-    assert not masks.keeps_everything(convolutions())
+    assert not attention.full_attention(windows)
+    assert not attention.full_attention(convolutions())
 
 
 @pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS.keys())
@@ -58,7 +58,7 @@ def test_an_mlp_that_returns_more_than_states_is_narrowed_too() -> None:
     model = other(
         "gpt_oss", head_dim=16, num_local_experts=4, num_experts_per_tok=2, layer_types=["full_attention"] * 2
     )
-    assert last_positions.mlp(model) is not None
+    assert attention.last_mlp(model) is not None
     tree, rows = LabelTree.of([(7,), (8,)]), torch.randint(10, 50, (3, 20))
     lengths = torch.tensor([20, 11, 16])
     found = label_log_probs(model, rows, lengths, tree)

@@ -12,7 +12,7 @@ from base_models import small, write_experts
 from finsa.config import compose
 from finsa.inference.label_tree import LabelTree
 from finsa.inference.scoring import label_log_probs
-from finsa.models import adapters, last_positions
+from finsa.models import adapters, attention
 from finsa.models.moe import experts
 from finsa.models.moe.mixture import Mixture
 from finsa.training.objective import labelled_loss
@@ -48,9 +48,9 @@ def both(
     """Loss and gradients, narrowed and not; and how many positions the last MLP saw in each case."""
     found = []
     for most in (0.5, 0.0):
-        monkeypatch.setattr(last_positions, "MOST", most)
+        monkeypatch.setattr(attention, "MOST", most)
         seen: list[int] = []
-        last = last_positions.mlp(model)
+        last = attention.last_mlp(model)
         assert last is not None
         hook = last.register_forward_hook(lambda module, given, made, seen=seen: seen.append(made.shape[1]))
         model.zero_grad()
@@ -97,25 +97,25 @@ def test_a_mixture_is_the_same(mix: str, rows: int, tmp_path: Any, monkeypatch: 
 def test_where_much_is_read_nothing_is_narrowed() -> None:
     model = learner("qwen2")
     read = torch.arange(IDS.shape[1] - 1).expand(4, -1)
-    last = last_positions.mlp(model)
+    last = attention.last_mlp(model)
     assert last is not None
-    with last_positions.reading(model, read, IDS.shape[1]):
+    with attention.last_mlp_at(model, read, IDS.shape[1]):
         assert not last._forward_pre_hooks
 
 
 def test_layers_that_run_again_in_backward_are_left_alone() -> None:
     model = learner("qwen2")
     model.get_base_model().gradient_checkpointing_enable()
-    assert last_positions.mlp(model) is None
+    assert attention.last_mlp(model) is None
 
 
 def test_nothing_is_left_behind_after_an_error() -> None:
     model = learner("qwen2")
-    last = last_positions.mlp(model)
+    last = attention.last_mlp(model)
     assert last is not None
     with (
         pytest.raises(ZeroDivisionError),
-        last_positions.reading(model, torch.tensor([[3]] * 4), IDS.shape[1]),
+        attention.last_mlp_at(model, torch.tensor([[3]] * 4), IDS.shape[1]),
     ):
         raise ZeroDivisionError
     assert not last._forward_pre_hooks

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from finsa.data.rows import IGNORE
-from finsa.models import masks, packed_attention
+from finsa.models import attention
 from finsa.training import layout
 from finsa.training.batches import Collator, Packer
 from finsa.training.objective import tokens
+from tests.models.test_attention import other
 from tests.models.test_flops import counted, learner
-from tests.models.test_masks import other
 
 Learnt = tuple[float, torch.Tensor]
 
@@ -58,7 +58,7 @@ def separate(model: Any, made: list[dict[str, Any]]) -> Learnt:
 @pytest.mark.parametrize("model_type", EXTRA)
 def test_every_weight_learns_from_a_line_as_from_separate_rows(model_type: str, head: int) -> None:
     model, made = small(model_type).requires_grad_(True).train(), rows([3, 9, 1, 6, 9], head, learnt=100)
-    assert packed_attention.possible(model)
+    assert attention.can_pack(model)
     assert_same(step(model, [Packer(head)(made)]), separate(model, made))
 
 
@@ -78,7 +78,7 @@ def test_any_line_means_what_its_rows_mean(lengths: list[int], head: int, learnt
 
 
 def test_the_first_layers_that_keep_something_else_are_refused() -> None:
-    assert not packed_attention.possible(other("lfm2", layer_types=["conv", "full_attention"]))
+    assert not attention.can_pack(other("lfm2", layer_types=["conv", "full_attention"]))
 
 
 def test_a_layer_that_does_not_ask_is_an_error_and_attention_is_as_before() -> None:
@@ -88,8 +88,8 @@ def test_a_layer_that_does_not_ask_is_an_error_and_attention_is_as_before() -> N
     with pytest.raises(RuntimeError, match="1 of 2 layers keep packed rows apart"):
         tokens().total(model, batch)
     model.model.layers[0].self_attn.config = kept
-    assert masks.body(model).config._attn_implementation == "sdpa"
-    with pytest.raises(ZeroDivisionError), packed_attention.apart(model, batch["lengths"], 9):
+    assert attention.causal_model(model).config._attn_implementation == "sdpa"
+    with pytest.raises(ZeroDivisionError), attention.packed_rows(model, batch["lengths"], 9):
         raise ZeroDivisionError
     assert model.config._attn_implementation == "sdpa"
 
