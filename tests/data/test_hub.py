@@ -100,13 +100,13 @@ def test_a_base_that_is_not_here_is_not_waited_for_either(tmp_path: Path) -> Non
     """A command comes so far where the tokenizer is cached and the weights are not; so does one with an encoder."""
     code = """
 import logging, time
-from finsa import composition
+from finsa.config import compose
 from finsa.baselines.encoder import Encoder
 from finsa.errors import ModelError
-from finsa.modeling import base
+from finsa.models import base
 def cfg(*words):
-    values, choices = composition.compose_values(words)
-    return composition.build(values, choices, words)
+    values, files = compose.compose_values(words)
+    return compose.build(values, files, words)
 time.sleep = lambda seconds: print("slept", seconds)
 one, two = cfg("model=qwen05b"), cfg("method=encoder")
 for load in (lambda: base.load_base(one.model, 0), lambda: Encoder(two.method.baseline, two, 3).start(["a"])):
@@ -128,7 +128,7 @@ for load in (lambda: base.load_base(one.model, 0), lambda: Encoder(two.method.ba
 
 def test_a_small_file_is_fetched_once_and_what_a_repository_lacks_is_none(tmp_path: Path) -> None:
     code = (
-        "from finsa import hub\n"
+        "from finsa.data import hub\n"
         "print(hub.unreachable(), hub.cached('some/model', 'config.json'))\n"
         "file = hub.fetch('some/model', 'config.json')\n"
         "print(file.read_text(), hub.cached('some/model', 'config.json') == file)\n"
@@ -161,7 +161,7 @@ def test_an_adapter_on_the_hub_is_refused_before_anything_else_is_fetched(tmp_pa
 def test_a_download_shows_its_progress_on_a_terminal_alone(tmp_path: Path, terminal: bool) -> None:
     code = (
         "import os\nos.environ['HF_HUB_DISABLE_PROGRESS_BARS'] = '1'  # as finsa.cli does\n"
-        "from finsa import hub\n"
+        "from finsa.data import hub\n"
         "with hub.cache_alone(None):\n    hub.fetch('some/model', 'config.json')"
     )
     with hub_with({"config.json": b" " * 4096}) as (endpoint, _):
