@@ -156,7 +156,7 @@ def test_articles_that_cannot_be_read_are_counted(config: Configure, tmp_path: P
     ]
 
 
-# ------------------------------------------------------------------------------------------------ what is told
+# ------------------------------------------------------------------------------------------------ messages
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_articles_that_cannot_be_read_are_counted(config: Configure, tmp_path: P
         ({"news": "articles.json"}, "data.files: no such file: .*articles.json.\n  data=aidf_news is not public"),
     ],
 )
-def test_wrong_names_are_told(config: Configure, tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_wrong_names_are_reported(config: Configure, tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         articles.collect(_spec(_data(config, tmp_path, [_news(1)], [_labels(1, "positive")]), **changes))
 
@@ -185,7 +185,9 @@ def test_wrong_names_are_told(config: Configure, tmp_path: Path, changes: dict[s
         ("[" * 100_000, "nested too deeply"),
     ],
 )
-def test_labels_that_cannot_be_read_are_told(config: Configure, tmp_path: Path, labels: object, message: str) -> None:
+def test_labels_that_cannot_be_read_are_reported(
+    config: Configure, tmp_path: Path, labels: object, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         articles.collect(_data(config, tmp_path, [_news(1)], labels))
 

@@ -1,4 +1,4 @@
-"""What the cache gives is what would be made; another input, setting or code is another entry; damage is mended."""
+"""What the cache gives is what would be made; another input, setting or code is another entry; damage is repaired."""
 
 from __future__ import annotations
 
@@ -196,7 +196,9 @@ def test_half_written_entry_is_not_found(config: Configure, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["table", "tokens"])
-def test_folder_that_cannot_be_written_is_told(config: Configure, tokenizer: Any, tmp_path: Path, kind: str) -> None:
+def test_folder_that_cannot_be_written_is_reported(
+    config: Configure, tokenizer: Any, tmp_path: Path, kind: str
+) -> None:
     """A file where the folder should be; permissions do not hold the superuser back."""
     data = _data(config, tmp_path)
     (tmp_path / "cache").write_text("", encoding="utf-8")
@@ -223,7 +225,7 @@ def test_failed_building_leaves_nothing(tmp_path: Path) -> None:
     assert [place.name for place in tmp_path.iterdir()] == [".lock-entry"], "which means nothing without a process"
 
 
-def test_unreadable_input_is_told(tmp_path: Path) -> None:
+def test_unreadable_input_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.files: .*nowhere\.csv cannot be read: No such file"):
         cache.file_hash(tmp_path / "nowhere.csv")
 

@@ -288,7 +288,7 @@ def test_ratios_hold_in_training_and_the_scarcest_part_is_whole(
     assert cleaning.mix(_parts(counts), settings).equals(frame)
 
 
-def test_part_without_training_rows_is_told(data: Data) -> None:
+def test_part_without_training_rows_is_reported(data: Data) -> None:
     ratios = data.model_copy(update={"ratios": {"x": 1.0, "y": 1.0}})
     with pytest.raises(DataError, match=r"data\.ratios: part y has no training row"):
         cleaning.mix(_parts({"x": 3, "y": 0}), ratios)

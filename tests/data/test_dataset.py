@@ -1,4 +1,4 @@
-"""Every row read ends in one bucket; nothing tested is trained on; what is wrong is told with the remedy."""
+"""Every row read ends in one bucket; nothing tested is trained on; errors name the fix."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from finsa.config import Data, RunConfig
 from finsa.data.dataset import Dataset, load
 from finsa.errors import DataError
+from finsa.session import Session
 
 Configure = Callable[..., RunConfig]
 Rows = list[tuple[str | None, str | None]]
@@ -204,7 +205,7 @@ def test_number_that_is_listed_twice_is_an_error(config: Configure, tmp_path: Pa
         _labelled(config, tmp_path, ["0", "1"], "data.labels=[0,1,1.0]")
 
 
-def test_labels_that_yaml_reads_as_booleans_are_told(config: Configure, tmp_path: Path) -> None:
+def test_labels_that_yaml_reads_as_booleans_are_reported(config: Configure, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="YAML reads yes, no, on and off as true and false: quote them"):
         _labelled(config, tmp_path, ["yes", "no"], "data.labels=[true,false]")
 
@@ -353,7 +354,7 @@ def test_domain_keeps_its_rows_and_counts_the_others(config: Configure, tmp_path
     assert {domain for part in table.splits.values() for domain in part["domain"]} == {"news"}
 
 
-def test_domain_that_no_row_has_is_told(config: Configure, tmp_path: Path) -> None:
+def test_domain_that_no_row_has_is_reported(config: Configure, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load(_with_domains(config, tmp_path, domain="nwes"))
     assert "nwes" in str(caught.value)
@@ -364,15 +365,17 @@ def test_domain_of_a_table_without_domains_only_names_it(config: Configure, tmp_
     assert load(_data(config, tmp_path, {"all": _many("t", 20)}, domain="news")).ledger.buckets == {"used": 20}
 
 
-def test_same_call_gives_the_same_object(config: Configure, tmp_path: Path) -> None:
-    data = _data(config, tmp_path, {"all": _many("t", 20)})
-    assert load(data) is load(data.model_copy())
-    assert load(data) is not load(data.model_copy(update={"labels": ("b", "a")}))
+def test_same_call_gives_the_same_object_within_a_session(config: Configure, tmp_path: Path) -> None:
+    data, session = _data(config, tmp_path, {"all": _many("t", 20)}), Session()
+    assert load(data, session) is load(data.model_copy(), session)
+    assert load(data, session) is not load(data.model_copy(update={"labels": ("b", "a")}), session)
+    assert load(data, session) is not load(data)
 
 
 def test_changed_file_is_read_again(config: Configure, tmp_path: Path) -> None:
-    first = load(_data(config, tmp_path, {"all": _many("t", 20)}))
-    second = load(_data(config, tmp_path, {"all": _many("t", 22)}))
+    session = Session()
+    first = load(_data(config, tmp_path, {"all": _many("t", 20)}), session)
+    second = load(_data(config, tmp_path, {"all": _many("t", 22)}), session)
     assert (first.ledger.buckets["used"], second.ledger.buckets["used"]) == (20, 22)
 
 
@@ -444,7 +447,7 @@ POLICIES = st.sampled_from(["error", "drop", "keep"])
     policies=st.tuples(POLICIES, POLICIES, POLICIES, POLICIES),
     labels=st.sampled_from([None, ("a", "b")]),
 )
-def test_any_file_is_read_to_the_last_row_or_told(
+def test_any_file_is_read_to_the_last_row_or_reported(
     config: Configure, suffix: str, edits: list[tuple[int, int, bytes]], policies: tuple[str, ...], labels: Any
 ) -> None:
     content = SAMPLES[suffix].encode()

@@ -165,7 +165,7 @@ def test_quotes_of_a_tsv_that_enclose_fields(config: Configure, tmp_path: Path, 
     assert _texts(plain) == {text for text, _ in QUOTED}
 
 
-def test_missing_header_is_told_with_the_names_that_say_it(config: Configure, tmp_path: Path) -> None:
+def test_missing_header_is_reported_with_the_names_that_say_it(config: Configure, tmp_path: Path) -> None:
     rows = "".join(f"{label};{text.replace(',', '')}\n" for text, label in ROWS)
     with pytest.raises(
         DataError, match=r'is no header, name the columns: "data\.csv\.header=\[label,text\]"'
@@ -209,7 +209,7 @@ def test_configured_values_are_followed(config: Configure, tmp_path: Path) -> No
         ("data.csv.encoding=base64", "data.csv.encoding: unknown encoding 'base64'"),
     ],
 )
-def test_wrong_values_are_told(config: Configure, override: str, message: str) -> None:
+def test_wrong_values_are_reported(config: Configure, override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config("data=table", override)
     assert message in str(caught.value)

@@ -178,7 +178,7 @@ def test_retry_after_as_a_date() -> None:
 # ------------------------------------------------------------------------------------------------ what is fatal
 
 
-def test_a_wrong_key_is_told_without_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_key_is_reported_without_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
 
     def reply(request: Request) -> Reply:

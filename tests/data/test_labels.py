@@ -63,7 +63,7 @@ def test_classes_that_differ_in_case_are_written_exactly() -> None:
     assert respelled.to_list() == ["Up", "up", "up", "UP"]
 
 
-def test_many_spellings_are_told_in_short() -> None:
+def test_many_spellings_are_summarized() -> None:
     spellings = [" " * n + "a" for n in range(1, 9)]
     respelled, notes = labels.respell(pl.Series("label", spellings), ABC.names)
     assert respelled.to_list() == ["a"] * 8
@@ -102,14 +102,14 @@ def test_labels_of_rows_that_are_not_used_are_none(data: Data) -> None:
     assert labels.find_labels(clean_texts(frame), data).names == ("a", "b")
 
 
-def test_too_few_labels_are_told_unless_it_is_a_part(data: Data) -> None:
+def test_too_few_labels_are_reported_unless_it_is_a_part(data: Data) -> None:
     frame = row_frame(("x", "a"))
     assert labels.find_labels(frame, data, 0).names == ("a",)
     with pytest.raises(DataError, match=r"at least two labels are needed, found \['a'\] in data=table\. Name another"):
         labels.find_labels(frame, data)
 
 
-def test_too_many_labels_are_told_also_where_all_are_kept(data: Data) -> None:
+def test_too_many_labels_are_reported_also_where_all_are_kept(data: Data) -> None:
     frame = row_frame(*((f"t{n}", f"label {n:02d}") for n in range(60)))
     with pytest.raises(DataError, match="column 'label' has 60 distinct values in 60 rows, .* that is no label column"):
         labels.find_labels(frame, data)

@@ -19,7 +19,7 @@ def test_balanced() -> None:
 
 
 @pytest.mark.parametrize("used", [3, 5])
-def test_lost_or_doubled_row_is_told(used: int) -> None:
+def test_lost_or_doubled_row_is_reported(used: int) -> None:
     with pytest.raises(DataError, match=rf"does not balance: 4 rows read, buckets \{{'used': {used}\}}"):
         Ledger(Counter(a=4), Counter(used=used)).balance()
 

@@ -124,7 +124,7 @@ def test_part_may_have_one_class_only(config: Configure, tmp_path: Path) -> None
     assert load(_mixture(config, parts)).labels.names == ("a", "b")
 
 
-def test_label_that_the_mixture_does_not_list_is_told(config: Configure, tmp_path: Path) -> None:
+def test_label_that_the_mixture_does_not_list_is_reported(config: Configure, tmp_path: Path) -> None:
     parts = {
         "one": _part(config, tmp_path / "one", _many("x", 20)),
         "two": _part(config, tmp_path / "two", _many("y", 20, "ac"), labels=("a", "c")),
@@ -267,10 +267,10 @@ def test_parts_of_any_source(config: Configure, tmp_path: Path) -> None:
     assert set(table.splits["train"]["domain"]) == {"news", "chats", "forum"}
 
 
-# ------------------------------------------------------------------------------------------------ what is told
+# ------------------------------------------------------------------------------------------------ messages
 
 
-def test_what_is_wrong_in_a_part_is_told_with_the_parts_key(config: Configure, tmp_path: Path) -> None:
+def test_what_is_wrong_in_a_part_is_reported_with_the_parts_key(config: Configure, tmp_path: Path) -> None:
     good = _part(config, tmp_path / "good", _many("x", 20))
     bad = _part(config, tmp_path / "data.files", [*_many("y", 20), ("y0", "b")], on_conflict="error")
     with pytest.raises(DataError) as caught:
@@ -282,7 +282,7 @@ def test_what_is_wrong_in_a_part_is_told_with_the_parts_key(config: Configure, t
         load(_mixture(config, {"good": good, "bad": bad.model_copy(update={"files": f"{tmp_path}/data.files/no"})}))
 
 
-def test_notes_name_their_part_and_are_told_once(config: Configure, tmp_path: Path) -> None:
+def test_notes_name_their_part_and_are_reported_once(config: Configure, tmp_path: Path) -> None:
     rows: list[Row] = [("1", f"x{n}", "ab"[n % 2]) for n in range(20)]
     parts = {
         "one": _part(config, tmp_path / "one", [*rows, ("2", "x0", "b")], ("id", "text", "label"), on_conflict="keep"),

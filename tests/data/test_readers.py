@@ -112,14 +112,14 @@ def test_unknown_format_lists_the_known(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", READERS)
-def test_empty_file_is_told(tmp_path: Path, suffix: str) -> None:
+def test_empty_file_is_reported(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(DataError, match=rf"^data\.files: .*t{suffix} is empty$"):
         read(_file(tmp_path, f"t{suffix}", ""))
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in READERS if suffix not in (".csv", ".tsv")])
 @pytest.mark.parametrize("content", [b"garbage", b"\x00\xff" * 300, b"PK\x03\x04garbage", b"ARROW1\x00\x00garbage"])
-def test_garbage_is_told_in_one_line(tmp_path: Path, suffix: str, content: bytes) -> None:
+def test_garbage_is_reported_in_one_line(tmp_path: Path, suffix: str, content: bytes) -> None:
     file = _file(tmp_path, f"t{suffix}", content)
     with pytest.raises(DataError) as caught:
         read(file)
@@ -129,12 +129,12 @@ def test_garbage_is_told_in_one_line(tmp_path: Path, suffix: str, content: bytes
 
 
 @pytest.mark.parametrize(("name", "content"), [("t.json", "[]"), ("t.jsonl", "\n \n"), ("t.json", "[{}, {}]")])
-def test_file_without_rows_is_told(tmp_path: Path, name: str, content: str) -> None:
+def test_file_without_rows_is_reported(tmp_path: Path, name: str, content: str) -> None:
     with pytest.raises(DataError, match=r"holds no row$"):
         read(_file(tmp_path, name, content))
 
 
-def test_missing_file_and_folder_are_told(tmp_path: Path) -> None:
+def test_missing_file_and_folder_are_reported(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     for name in ("nowhere.csv", "folder.csv"):
         with pytest.raises(DataError, match=rf"^data\.files: .*{name} cannot be read: "):
@@ -173,7 +173,7 @@ def test_table_without_rows(tmp_path: Path) -> None:
     assert (raw.frame.height, raw.columns()) == (0, ["text", "label"])
 
 
-def test_doubled_column_is_told(tmp_path: Path) -> None:
+def test_doubled_column_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has the column 'text' more than once; rename one of them"):
         read(_file(tmp_path, "t.csv", "text,label,text \nx,a,y\n"))
 
@@ -238,7 +238,7 @@ def test_key_that_stands_twice_is_found_at_any_depth(tmp_path: Path, inner: str)
     assert _fates(read(_file(tmp_path, "t.json", content))) == {1: "unreadable: duplicate key"}
 
 
-def test_only_broken_lines_are_told(tmp_path: Path) -> None:
+def test_only_broken_lines_are_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no row \(unreadable: broken JSON\)"):
         read(_file(tmp_path, "t.jsonl", "garbage\nmore"))
 
@@ -249,17 +249,17 @@ def test_list_below_a_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ['{"a": [1], "b": [2]}', '{"a": 1}', '"x"', '{"a": [{"t": 1}], "a": [{"t": 2}]}'])
-def test_json_without_one_list_of_rows_is_told(tmp_path: Path, content: str) -> None:
+def test_json_without_one_list_of_rows_is_reported(tmp_path: Path, content: str) -> None:
     with pytest.raises(DataError, match=r"holds no list of rows; one is needed, \[\{...\}, \{...\}\]"):
         read(_file(tmp_path, "t.json", content))
 
 
-def test_json_lines_by_the_wrong_name_are_told_with_the_right_one(tmp_path: Path) -> None:
+def test_json_lines_by_the_wrong_name_are_reported_with_the_right_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"one object a line it has to be called posts\.jsonl"):
         read(_file(tmp_path, "posts.json", '{"text": "x"}\n{"text": "y"}\n'))
 
 
-def test_nesting_without_end_is_told(tmp_path: Path) -> None:
+def test_nesting_without_end_is_reported(tmp_path: Path) -> None:
     deep = "[" * 200_000 + "]" * 200_000
     with pytest.raises(DataError, match="is nested too deeply"):
         read(_file(tmp_path, "t.json", deep))
@@ -348,7 +348,7 @@ def test_only_the_first_sheet_is_read_and_that_is_said(tmp_path: Path) -> None:
     ]
 
 
-def test_empty_sheet_is_told(tmp_path: Path) -> None:
+def test_empty_sheet_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no row"):
         read(_workbook(tmp_path / "t.xlsx", []))
 

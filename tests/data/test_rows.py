@@ -167,7 +167,7 @@ def test_prompts_are_a_sequence(tokenizer: Any, texts: list[str], first: int, la
     assert encoded.truncated == sum(cut > 0 for cut in encoded.cut)
 
 
-def test_prompts_outside_of_the_sequence_are_told(tokenizer: Any) -> None:
+def test_prompts_outside_of_the_sequence_are_reported(tokenizer: Any) -> None:
     encoded = Renderer(tokenizer, PROMPT, LABELS, 64).encode(["涨", "跌"])
     for at in (2, -3):
         with pytest.raises(IndexError):
@@ -287,7 +287,7 @@ def test_answers_are_the_words_tokens(real: Any) -> None:
     assert renderer.end == real.eos_token_id
 
 
-def test_labels_that_fill_the_prompt_are_told(real: Any) -> None:
+def test_labels_that_fill_the_prompt_are_reported(real: Any) -> None:
     words = tuple(f"intent number {number}" for number in range(77))
     labels = LabelSpace(words, words)
     prompt = Prompt.of("Question: {text} Intent ({labels}):", labels, "plain", "none", real)

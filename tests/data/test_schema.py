@@ -1,4 +1,4 @@
-"""Columns are mapped by name; options, label maps and wordings become plain text and label; what is mended is said."""
+"""Columns are mapped by name; options, label maps and wordings become plain text and label; corrections are noted."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_blank_cells_are_missing(data: Data, blank: str | None) -> None:
         (("q", "z"), "data.columns.text: t.csv has no column 'text'; it has q, z. Set data.columns.text=<column>."),
     ],
 )
-def test_missing_column_is_told_with_the_near_one(data: Data, columns: tuple[str, ...], message: str) -> None:
+def test_missing_column_is_reported_with_the_near_one(data: Data, columns: tuple[str, ...], message: str) -> None:
     with pytest.raises(DataError) as caught:
         shape(_raw(**{name: ["x"] for name in columns}), data, "t.csv", "t")
     assert str(caught.value) == message
@@ -111,14 +111,14 @@ def test_column_that_the_user_named_must_exist(data: Data, name: str) -> None:
 
 
 @pytest.mark.parametrize(("values", "kind"), [([1, 2], "Int64"), ([0.5], "Float64"), ([["x"]], "lists or objects")])
-def test_text_column_of_another_type_is_told(data: Data, values: list[Any], kind: str) -> None:
+def test_text_column_of_another_type_is_reported(data: Data, values: list[Any], kind: str) -> None:
     with pytest.raises(
         DataError, match=rf"data\.columns\.text: column 'text' of t\.csv holds {kind}, not text\. Name another"
     ):
         shape(_raw(text=values, label=["a"] * len(values)), data, "t.csv", "t")
 
 
-def test_single_text_that_is_none_is_unreadable_and_a_whole_column_is_told(data: Data, tmp_path: Path) -> None:
+def test_single_text_that_is_none_is_unreadable_and_a_whole_column_is_reported(data: Data, tmp_path: Path) -> None:
     mixed = _read(tmp_path, "t.jsonl", '{"text": "x", "label": "a"}\n{"text": ["y"], "label": "b"}\n')
     frame = shape(mixed, data, "t.jsonl", "t")
     assert frame[FATE].to_list() == [None, "unreadable: the text is a list or object"]
@@ -182,7 +182,7 @@ def test_option_without_a_text_gives_no_class(data: Data, tmp_path: Path, cell: 
     assert label == ("A" if cell == "null" else ""), "neither is a class: the row is an unknown label"
 
 
-def test_missing_option_column_is_told(data: Data) -> None:
+def test_missing_option_column_is_reported(data: Data) -> None:
     chosen = data.model_copy(update={"options": ("A", "B")})
     with pytest.raises(DataError, match=r"t\.csv has no field 'B', which data\.options needs; it has text, label, A"):
         shape(_raw(text=["x"], label=["A"], A=["p"]), chosen, "t.csv", "t")
@@ -300,7 +300,7 @@ def test_last_turn_of_a_chat_by_choice_and_the_rest_is_counted(config: Configure
         ([{"content": "x"}, OPENAI[2]], "a turn has no role"),
     ],
 )
-def test_chat_that_cannot_be_read_is_told_and_counted(config: Configure, chat: object, fate: str) -> None:
+def test_chat_that_cannot_be_read_is_reported_and_counted(config: Configure, chat: object, fate: str) -> None:
     frame = shape(_raw(messages=[json.dumps(chat)]), config("data=messages").data, "t", "t")
     assert frame[FATE].to_list() == [f"unreadable: {fate}"]
 

@@ -49,7 +49,7 @@ def test_files_come_one_after_the_other_with_split_and_line(config: Configure, t
     assert rows.counts() == Counter({str(tmp_path / "test.jsonl"): 1, str(tmp_path / "train.csv"): 2})
 
 
-def test_column_that_only_one_file_lacks_is_told_with_that_file(config: Configure, tmp_path: Path) -> None:
+def test_column_that_only_one_file_lacks_is_reported_with_that_file(config: Configure, tmp_path: Path) -> None:
     _file(tmp_path, "a.csv")
     _file(tmp_path, "b.csv", "text,lable\nx,a\n")
     data = _data(config, tmp_path)
@@ -159,20 +159,20 @@ def test_test_split_alone_of_a_hub_set_is_not_divided(config: Configure, hub_fol
     assert {split: frame.height for split, frame in table.splits.items()} == {"train": 0, "validation": 0, "test": 1}
 
 
-def test_split_that_the_hub_set_lacks_is_told_with_the_remedy(config: Configure, hub_folder: Path) -> None:
+def test_split_that_the_hub_set_lacks_is_reported_with_the_fix(config: Configure, hub_folder: Path) -> None:
     (hub_folder / "validation-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match=r"\(split validation\) cannot be .* data\.hub\.splits\.validation=null\."):
         sources.collect_hub(_hub(config, hub_folder))
 
 
-def test_hub_set_that_is_not_there_is_told(config: Configure, tmp_path: Path) -> None:
+def test_hub_set_that_is_not_there_is_reported(config: Configure, tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"data\.hub: .*nowhere \(split train\) cannot be loaded: .* data\.hub\.id=<folder>"
     ):
         sources.collect_hub(_hub(config, tmp_path / "nowhere"))
 
 
-def test_hub_without_splits_is_told(config: Configure, hub_folder: Path) -> None:
+def test_hub_without_splits_is_reported(config: Configure, hub_folder: Path) -> None:
     data = _hub(config, hub_folder)
     assert data.hub is not None
     with pytest.raises(DataError, match=r"data\.hub\.splits: names no split of "):

@@ -176,7 +176,7 @@ def test_stratified_keeps_the_proportions(counts: dict[str, int], seed: int) -> 
     assert stratified(labels, 0.1, 0.2, seed) == stratified(labels, 0.1, 0.2, seed)
 
 
-def test_class_too_small_to_be_stratified_is_told() -> None:
+def test_class_too_small_to_be_stratified_is_reported() -> None:
     with pytest.raises(DataError, match=r"data\.split: .*Use data\.split\.rule=by_class, or more rows"):
         stratified([*"aaaaaaaaaa", "b"], 0.1, 0.1, 0)
 

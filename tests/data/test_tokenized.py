@@ -146,7 +146,7 @@ def test_fingerprints_tell_templates_and_labels_apart(config: Configure, tokeniz
     )
 
 
-def test_prompt_without_room_is_told(config: Configure, tokenizer: Any) -> None:
+def test_prompt_without_room_is_reported(config: Configure, tokenizer: Any) -> None:
     with pytest.raises(ConfigError, match=r"data\.max_length: 8 leaves no room for text: the prompt takes \d+ \+ \d+"):
         tokenized.build(config("data.max_length=8"), _table(), tokenizer)
 
