@@ -1,4 +1,4 @@
-"""Near duplicates: the pairs at or above the threshold are found, no other is reported, short texts are nothing special."""
+"""Near duplicates: exactly the pairs at or above the threshold are found; short texts are nothing special."""
 
 from __future__ import annotations
 
