@@ -1,8 +1,8 @@
-"""Calibration: the temperature of a run's probabilities, and how far they are from the truth. No torch here.
+"""Calibration: the temperature of a run's probabilities, calibration error and log loss.
 
 A probability in finsa is ``softmax(log_probs / temperature)`` over the labels, where ``log_probs`` are the
 log-probabilities of the whole labels and the temperature is fitted on the validation rows of the run (Guo et al. 2017);
-it is 1 for a run that fits none. The temperature changes no answer.
+it is 1 for a run that fits none. The temperature does not change the predicted label.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from finsa.evaluation.metrics import probabilities
 
 FloatArray = NDArray[np.float64]
 BINS = 15  # as in Guo et al. 2017
-LOWEST, HIGHEST = 0.05, 20.0  # rows that are all right would ask for 0, rows that say nothing for infinity
+LOWEST, HIGHEST = (
+    0.05,
+    20.0,
+)  # the optimum is 0 if all rows are correct, and infinite if log-probabilities are uninformative
 
 
-def temperature(log_probs: FloatArray, gold: Sequence[int]) -> float:
-    """The temperature that maximises the likelihood of the true labels, between `LOWEST` and `HIGHEST`.
+def fit_temperature(log_probs: FloatArray, gold: Sequence[int]) -> float:
+    """Fit the temperature that maximises the likelihood of the true labels, between `LOWEST` and `HIGHEST`.
 
     Args:
         log_probs: of the labels, (n, c).
         gold: true classes, (n,).
 
     Returns:
-        Exactly a bound where the likelihood still rises there, and 1 where no temperature changes it.
+        Exactly a bound where the likelihood still rises there, and 1 where it does not depend on the temperature.
     """
-    from scipy.optimize import minimize_scalar  # half a second, which readers of results need not wait for
+    from scipy.optimize import minimize_scalar  # takes half a second, which only a fit needs
 
     bounds = np.log([LOWEST, HIGHEST])
     found = minimize_scalar(lambda power: loss(log_probs / np.exp(power), gold), bounds=bounds, method="bounded")
@@ -39,12 +42,12 @@ def temperature(log_probs: FloatArray, gold: Sequence[int]) -> float:
 
 
 def at_bound(value: float) -> bool:
-    """Whether a temperature was limited by the bounds, so that the true optimum lies beyond them."""
+    """Whether a temperature is at its bound, so that the optimum lies beyond."""
     return value in (LOWEST, HIGHEST)
 
 
 def loss(log_probs: FloatArray, gold: Sequence[int]) -> float:
-    """Mean negative log-probability of the true labels among the labels, of log-probabilities (n, c)."""
+    """Mean negative log-probability of the true labels, normalised over the labels, of log-probabilities (n, c)."""
     largest = log_probs.max(axis=1)
     total = largest + np.log(np.exp(log_probs - largest[:, None]).sum(axis=1))
     return float((total - log_probs[np.arange(len(log_probs)), gold]).mean())
@@ -55,10 +58,10 @@ def reliability(confidence: FloatArray, correct: NDArray[np.bool_]) -> list[dict
 
     Args:
         confidence: probability of each row's predicted label, (n,).
-        correct: whether that label is the true one, (n,).
+        correct: whether it is the true label, (n,).
 
     Returns:
-        Per bin that has rows: ``rows``, ``confidence`` (mean), ``accuracy``.
+        Per non-empty bin: ``rows``, ``confidence`` (mean), ``accuracy``.
     """
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     return [
@@ -72,16 +75,16 @@ def reliability(confidence: FloatArray, correct: NDArray[np.bool_]) -> list[dict
 
 
 def ece(confidence: FloatArray, correct: NDArray[np.bool_]) -> float:
-    """Expected calibration error (Guo et al. 2017): mean gap of confidence and accuracy, bins weighted by rows."""
+    """Expected calibration error (Guo et al. 2017): mean gap between confidence and accuracy, weighted by rows."""
     bins = reliability(confidence, correct)
     return float(sum(one["rows"] * abs(one["confidence"] - one["accuracy"]) for one in bins) / len(confidence))
 
 
-def report(log_probs: FloatArray, gold: Sequence[int], degrees: float) -> dict[str, Any]:
+def report(log_probs: FloatArray, gold: Sequence[int], temperature: float) -> dict[str, Any]:
     """ECE and log loss of the probabilities at a temperature, and without it (``_uncalibrated``)."""
-    found: dict[str, Any] = {"n": len(log_probs)}
-    for name, value in (("", degrees), ("_uncalibrated", 1.0)):
+    metrics: dict[str, Any] = {"n": len(log_probs)}
+    for name, value in (("", temperature), ("_uncalibrated", 1.0)):
         probs = probabilities(log_probs, value)
-        found[f"ece{name}"] = ece(probs.max(axis=1), probs.argmax(axis=1) == np.asarray(gold))
-        found[f"loss{name}"] = loss(log_probs / value, gold)
-    return found
+        metrics[f"ece{name}"] = ece(probs.max(axis=1), probs.argmax(axis=1) == np.asarray(gold))
+        metrics[f"loss{name}"] = loss(log_probs / value, gold)
+    return metrics

@@ -214,9 +214,9 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
-        raise RunError(f"{file} is damaged; leave its run out, or repeat it") from None
+        raise RunError(f"{file} is damaged; repeat its run, or leave it out") from None
     except FileNotFoundError:
-        raise RunError(f"{file} is missing; leave its run out, or repeat it") from None
+        raise RunError(f"{file} is missing; repeat its run, or leave it out") from None
     return values
 
 
@@ -230,7 +230,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         with file.open(encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
     except ValueError:
-        raise RunError(f"{file} is damaged; leave its run out, or repeat it") from None
+        raise RunError(f"{file} is damaged; repeat its run, or leave it out") from None
 
 
 # ------------------------------------------------------------------------------------------------ comparability

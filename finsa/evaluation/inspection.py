@@ -251,7 +251,7 @@ def near_table(close: Mapping[str, Any]) -> Table:
         "without case, width and white space. Found by MinHash and checked exactly; a pair at the threshold is found "
         f"with probability {close['recall_at_threshold']:.4f}. near_duplicates.jsonl lists all of them."
     )
-    return Table("near duplicates across splits", columns, rows, caption, words=("other",), optional=(5, 2))
+    return Table("Near duplicates across splits", columns, rows, caption, words=("other",), optional=(5, 2))
 
 
 def _pairs(near: NearDuplicates, labels: Sequence[str], most: int) -> list[Table]:
@@ -288,7 +288,7 @@ def group_table(found: Mapping[str, Any]) -> Table:
         f"{percent(guess['accuracy'], 1)}, of the majority label {percent(guess['majority'], 1)}"
     )
     optional = () if len(labels) > MANY else range(len(labels), 0, -1)
-    return Table(f"labels by {kind}", [kind, *columns, "total"], rows, caption, optional=optional)
+    return Table(f"Labels by {kind}", [kind, *columns, "total"], rows, caption, optional=optional)
 
 
 def _trait_table(trait: Mapping[str, Any]) -> Table:
@@ -298,4 +298,4 @@ def _trait_table(trait: Mapping[str, Any]) -> Table:
         quartiles = [MISSING if value is None else f"{value:.{digits}f}" for value in one["quartiles"] or [None] * 3]
         rows.append([visible(one["label"]), *quartiles, MISSING if one["auc"] is None else f"{one['auc']:.3f}"])
     columns = ["label", "25 %", "median", "75 %", "AUC against the other labels"]
-    return Table(f"{trait['name']} by label; eta squared {trait['eta_squared']:.3f}", columns, rows)
+    return Table(f"{trait['name'].capitalize()} by label; eta squared {trait['eta_squared']:.3f}", columns, rows)

@@ -1,6 +1,6 @@
-"""Classification metrics with their intervals. No torch here.
+"""Classification metrics with their intervals.
 
-scipy and sklearn take a second to import, which what needs probabilities alone does not wait for.
+scipy and sklearn are imported where they are used: they take a second, which the service need not wait for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DRAWS = 2000
 
 
 def report(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """Compare predictions with the truth.
+    """Compute the metrics of predictions.
 
     Args:
         gold: true classes, (n,).
@@ -25,15 +25,15 @@ def report(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str], 
 
     Returns:
         Plain values: n, accuracy, macro and weighted precision, recall and F1, per_class, confusion (rows true), and
-        95 % intervals: Wilson for accuracy, percentile bootstrap over rows for the F1 scores. A class without a
-        single prediction has precision 0; a class without a row has recall and F1 0 and still counts in the macro mean.
+        95 % intervals: Wilson for accuracy, percentile bootstrap over rows for the F1 scores. A class without
+        predictions has precision 0; a class without rows has recall and F1 0 and still counts in the macro mean.
     """
     found = _counted(gold, predicted, names)
     return {**found, "intervals": intervals(np.array(found["confusion"]), seed)}
 
 
 def _counted(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
-    """What `report` gives, but for the intervals; a prediction outside the classes is wrong."""
+    """The metrics of `report` without the intervals; a prediction outside the classes is wrong."""
     from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
     classes = range(len(names))
@@ -64,20 +64,20 @@ def _counted(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str]
 def report_parsed(
     gold: Sequence[int], parsed: Sequence[int | None], names: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:
-    """Compare parsed answers with the truth; None, which names no class, is wrong whatever the truth is.
+    """Compute the metrics of parsed answers; None, which names no class, is always wrong.
 
     Args:
         gold: true classes, (n,).
-        parsed: classes that the answers name, (n,).
+        parsed: classes named by the answers, (n,).
         names: classes in their order, (c,).
         seed: of the bootstrap.
 
     Returns:
-        What `report` gives, and ``unparsable``: number of such answers by true class.
+        The metrics of `report`, and ``unparsable``: number of answers without a class, by true class.
     """
     from sklearn.metrics import confusion_matrix
 
-    lost = len(names)  # a class of its own that no row belongs to; it is left out of the means
+    lost = len(names)  # one more class without rows, which is left out of the means
     predicted = [lost if found is None else found for found in parsed]
     result = _counted(gold, predicted, names)
     confusion = confusion_matrix(gold, predicted, labels=list(range(lost + 1)))
@@ -91,8 +91,8 @@ def intervals(
 ) -> dict[str, list[float]]:
     """95 % intervals from a confusion matrix (c, c).
 
-    Drawing n rows with replacement is drawing the matrix' cells from a multinomial, which needs no rows and no loop;
-    only cells with rows are drawn, so that hundreds of classes take little memory.
+    Drawing n rows with replacement is drawing the cells of the matrix from a multinomial, without a loop over rows.
+    Only cells with rows are drawn, so that hundreds of classes take little memory.
 
     Args:
         confusion: rows true, columns predicted.
@@ -154,8 +154,8 @@ def resampled_averages(
 ) -> dict[str, NDArray[np.float64]]:
     """Accuracy, macro-F1 and weighted F1 of samples, each (...,).
 
-    A class that has rows or predictions, but none in a sample, is left out of that sample's macro mean: as 0 it would
-    pull the mean of many small classes far below the score of the rows themselves.
+    A class that has rows or predictions, but none in a sample, is left out of that sample's macro mean: counted as 0,
+    it would pull the mean of many small classes far below the score of the whole set.
 
     Args:
         hits, support, predicted: as `counts_by_class` gives them, (..., c).
@@ -178,7 +178,7 @@ def f1_scores(confusion: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def percentiles(values: NDArray[np.float64]) -> list[float]:
-    """The 95 % in the middle."""
+    """The 2.5th and the 97.5th percentile."""
     return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
 

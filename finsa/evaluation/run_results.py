@@ -85,7 +85,7 @@ def calibration(
     """
     gold = {split: task.gold(split)[: len(values)] for split, values in log_probs.items()}
     if temperature is None:
-        temperature = calibrating.temperature(log_probs["validation"], gold["validation"])
+        temperature = calibrating.fit_temperature(log_probs["validation"], gold["validation"])
     reports = {split: calibrating.report(values, gold[split], temperature) for split, values in log_probs.items()}
     return {"temperature": temperature, "bins": calibrating.BINS, **reports}
 

@@ -1,4 +1,4 @@
-"""Comparisons of runs on the same test rows: what is noise and what is not. No torch here."""
+"""Significance tests between runs on the same test rows: paired bootstrap, exact McNemar test, Holm's correction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.stats import binom, binomtest
 from finsa.evaluation import metrics
 
 LEVEL = 0.05
-CHUNK = 4_000_000  # numbers that are drawn at once
+CHUNK = 4_000_000  # numbers drawn at once, which bounds the memory
 
 Classes = NDArray[np.int64]
 
@@ -25,7 +25,7 @@ class Difference:
     Args:
         value: first minus second.
         low, high: its interval, at the confidence level of its step in Holm's procedure: 95 % in a family of one.
-        p: two-sided, that there is none.
+        p: two-sided, of no difference.
         corrected: p, corrected for the size of the family.
     """
 
@@ -79,7 +79,7 @@ def resampled(
 
 
 def over_seeds(scores: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Mean over an arm's runs (m, samples), the runs drawn with replacement too: rows and seeds both are samples."""
+    """Mean over the runs of a configuration (m, samples), also drawn with replacement: seeds are a sample too."""
     runs, samples = scores.shape
     chosen = np.random.default_rng(seed).integers(0, runs, scores.shape)
     return scores[chosen, np.arange(samples)].mean(axis=0)
@@ -88,11 +88,11 @@ def over_seeds(scores: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
 def paired_draws(
     gold: Classes, first: Classes, second: Classes, classes: int, samples: int, seed: int
 ) -> tuple[float, NDArray[np.float64]]:
-    """Paired bootstrap of the difference in macro-F1 between two arms (Efron & Tibshirani 1993).
+    """Paired bootstrap of the difference in macro-F1 between two groups of runs (Efron & Tibshirani 1993).
 
     Args:
         gold: true classes, (n,).
-        first, second: predictions of the arms' runs, (a, n) and (b, n); a difference is one of the means over runs.
+        first, second: predictions of the groups' runs, (a, n) and (b, n); means over runs are compared.
         classes: their number.
 
     Returns:
@@ -104,7 +104,7 @@ def paired_draws(
 
 
 def differences(pairs: Sequence[tuple[float, NDArray[np.float64]]]) -> list[Difference]:
-    """Test a family of differences together, so that intervals and corrected p-values never contradict each other.
+    """Test a family of differences with intervals and corrected p-values that never contradict each other.
 
     Holm's procedure compares the i-th smallest of m p-values with LEVEL / (m - i + 1) and stops at the first that is
     not below it. Each interval has the level of its step (of the step where the procedure stopped, for all that
@@ -127,14 +127,14 @@ def differences(pairs: Sequence[tuple[float, NDArray[np.float64]]]) -> list[Diff
 
 def _two_sided(drawn: NDArray[np.float64]) -> float:
     beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    # One is added on both sides, as if the observed sample were one of the drawn (Davison & Hinkley 1997): never p = 0.
+    # One is added to both, as if the observed sample were one of the draws (Davison & Hinkley 1997): p is never 0.
     return min(1.0, 2 * (beyond + 1) / (len(drawn) + 1))
 
 
 def _interval(drawn: NDArray[np.float64], level: float) -> tuple[float, float]:
     """The order statistics that lie on one side of 0 exactly where `_two_sided` is below the level.
 
-    With too few samples for the level there is no such statistic: then all that a difference of F1 can be.
+    With too few samples for the level there is no such statistic; the interval is then -1 to 1.
     """
     place = math.ceil(level * (len(drawn) + 1) / 2 - 1e-9) - 2  # from 0
     if place < 0:
@@ -154,20 +154,20 @@ def confusions(gold: Classes, predictions: Classes, classes: int) -> Classes:
 
 
 def mcnemar(fixed: int, broken: int) -> float:
-    """Exact McNemar test: p that rows only one of two runs has right fall to both alike.
+    """p-value of the exact McNemar test, by which rows that only one of two runs classifies correctly are equally many.
 
     Args:
-        fixed: rows that only the first has right.
-        broken: rows that only the second has right.
+        fixed: rows that only the first classifies correctly.
+        broken: rows that only the second classifies correctly.
     """
     return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
 
 
 def mcnemar_range(first: int, second: int, n: int) -> tuple[float, float]:
-    """Smallest and largest p of the exact McNemar test that `first` and `second` right rows of n can have.
+    """Smallest and largest p-value of the exact McNemar test with `first` and `second` correct rows of n.
 
-    Where only totals are published, the rows that both have right may be any number that fits; the range says what
-    holds whatever it was.
+    Where only totals are published, the number of rows that both classify correctly is unknown; the range covers all
+    possible numbers.
     """
     both = np.arange(max(0, first + second - n), min(first, second) + 1)
     few, many = min(first, second) - both, max(first, second) - both

@@ -276,7 +276,7 @@ def show_report(report: Mapping[str, Any], title: str, method: Method) -> None:
             for rows, a, b in sorted(wrong, key=lambda one: -one[0])[:WORST]
         ]
         columns, caption = ["class", "predicted", "rows", "share of the class"], f"{len(errors)} of {len(wrong)} pairs"
-        Table("most frequent errors", columns, errors, f"{caption} of classes", words=("predicted",)).show()
+        Table("Most frequent errors", columns, errors, f"{caption} of classes", words=("predicted",)).show()
     predicted = [name for name, total in zip(names, map(sum, zip(*confusion, strict=True)), strict=True) if total]
     if len(predicted) == 1 and report["n"] > 1 and not isinstance(method.baseline, Majority):
         note = f"note: every row was predicted {predicted[0]}. {_advice(method, names)}".rstrip()
@@ -319,7 +319,7 @@ def rows_by_split(ledger: Mapping[str, Any]) -> Table:
     buckets = ", ".join(f"{name} {count:,}" for name, count in ledger.get("buckets", {}).items() if count)
     caption = f"read {sum(ledger.get('read', {}).values()):,}: {buckets}" if buckets else ""
     optional = () if many else range(len(labels), 0, -1)
-    return Table("rows", ["split", *columns, "total", "truncated"], rows, caption, optional=optional)
+    return Table("Rows by split", ["split", *columns, "total", "truncated"], rows, caption, optional=optional)
 
 
 def show_ledger(ledger: Ledger, truncated: Mapping[str, int]) -> None:
@@ -338,6 +338,6 @@ def show_losses(ledger: Ledger) -> None:
     if rows:
         example = "for example (file:line: text [label])"
         caption = "all of them, with reasons: dropped.jsonl in the run folder"
-        Table("rows left out", ["why", "rows", example], rows, caption, words=(example,)).show()
+        Table("Rows not used", ["why", "rows", example], rows, caption, words=(example,)).show()
     for note in ledger.notes:
         console().print(f"note: {escape(note)}", highlight=False)

@@ -57,10 +57,10 @@ def _compare(path: Path, again: Path) -> None:
         RunError: where something is not, naming the first difference.
     """
     checks = reproduction.compare(path, again)
-    others = reproduction.surroundings(path, again)
+    others = reproduction.environment_changes(path, again)
     shown = Table("compared", "result", "", title=f"{path.name}, run again", title_justify="left")
     for check in checks:
-        shown.add_row(check.what, "same" if check.same else "other", check.told)
+        shown.add_row(check.what, "same" if check.same else "other", check.details)
     tables.show(shown)
     print(
         "made with other versions, code or hardware:" if others else "made with the same versions on the same machine"
@@ -70,5 +70,5 @@ def _compare(path: Path, again: Path) -> None:
     wrong = [check for check in checks if not check.same]
     if wrong:
         cause = " Versions, code or hardware differ, see above" if others else ""
-        raise RunError(f"rerun: the first difference is in {wrong[0].what}: {wrong[0].told}.{cause}")
+        raise RunError(f"rerun: the first difference is in {wrong[0].what}: {wrong[0].details}.{cause}")
     print(f"everything is the same to the last bit: {again}")

@@ -21,12 +21,12 @@ def overconfident(rows: int, times: float) -> tuple[np.ndarray, list[int]]:
 @pytest.mark.parametrize("times", [0.5, 1.0, 3.0])
 def test_the_temperature_undoes_what_was_done_to_the_scores(times: float) -> None:
     scores, gold = overconfident(20_000, times)
-    assert calibration.temperature(scores, gold) == pytest.approx(times, rel=0.05)
+    assert calibration.fit_temperature(scores, gold) == pytest.approx(times, rel=0.05)
 
 
 def test_the_error_falls_and_no_answer_changes() -> None:
     scores, gold = overconfident(5_000, 3.0)
-    degrees = calibration.temperature(scores, gold)
+    degrees = calibration.fit_temperature(scores, gold)
     told = calibration.report(scores, gold, degrees)
     assert told["ece"] < 0.03 < 0.15 < told["ece_uncalibrated"]
     assert told["loss"] < told["loss_uncalibrated"]
@@ -53,15 +53,15 @@ def test_calibration_of_a_calibrated_and_of_an_overconfident_model() -> None:
 
 def test_scores_that_are_all_right_keep_a_temperature_that_can_be_used() -> None:
     scores = np.array([[0.0, -9.0], [-9.0, 0.0]])
-    degrees = calibration.temperature(scores, [0, 1])
+    degrees = calibration.fit_temperature(scores, [0, 1])
     assert degrees == calibration.LOWEST
     assert calibration.at_bound(degrees)
     assert np.isfinite(calibration.report(scores, [0, 1], degrees)["loss"])
 
 
 def test_scores_that_say_nothing_keep_their_temperature_and_wrong_ones_end_at_the_upper_bound() -> None:
-    assert calibration.temperature(np.zeros((4, 2)), [0, 1, 0, 1]) == 1
-    wrong = calibration.temperature(np.array([[0.0, -9.0], [-9.0, 0.0]]), [1, 0])
+    assert calibration.fit_temperature(np.zeros((4, 2)), [0, 1, 0, 1]) == 1
+    wrong = calibration.fit_temperature(np.array([[0.0, -9.0], [-9.0, 0.0]]), [1, 0])
     assert (wrong, calibration.at_bound(wrong)) == (calibration.HIGHEST, True)
     scores, gold = overconfident(2_000, 3.0)
-    assert not calibration.at_bound(calibration.temperature(scores, gold))
+    assert not calibration.at_bound(calibration.fit_temperature(scores, gold))

@@ -89,7 +89,7 @@ def test_the_ledger_is_that_of_the_file(opened: Opened) -> None:
     assert buckets["empty text"][1] == "\n".join(ledger["examples"]["empty text"])
     assert ledger["buckets"] == {"used": 180, "used, truncated": 1, "empty text": 1, "duplicate": 1}
     assert _table(opened, "Rows read by file") == {file: [f"{count:,}"] for file, count in ledger["read"].items()}
-    rows = {split: list(map(int, cells)) for split, cells in _table(opened, "rows").items()}
+    rows = {split: list(map(int, cells)) for split, cells in _table(opened, "Rows by split").items()}
     splits = ledger["splits"]
     assert rows == {split: [*of.values(), sum(of.values()), ledger["truncated"][split]] for split, of in splits.items()}
     for label, cells in _table(opened, "Used rows by label").items():

@@ -42,7 +42,7 @@ def test_the_sample(config: Configure, tmp_path: Path, capsys: pytest.CaptureFix
         "test": 596,
     }
     assert _lines(folder / "dropped.jsonl") == []
-    for part in ("prompt", "text", "answer", "end", "* 1", "文本：", "<|endoftext|>", "labels by domain", "read 4,800"):
+    for part in ("prompt", "text", "answer", "end", "* 1", "文本：", "<|endoftext|>", "Labels by domain", "read 4,800"):
         assert part in shown
     assert "\x1b" not in shown  # readable without colours
     flat = " ".join(shown.split())

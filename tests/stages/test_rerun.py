@@ -51,8 +51,8 @@ def test_a_trained_run_comes_out_the_same(
     assert [(check.what, check.same) for check in checks] == [
         (what, True) for what in ("data", "prompt", "losses", "metrics", "predictions", "weights")
     ]
-    assert checks[2].told == "9 records"  # 6 steps, 2 validations, the end
-    assert reproduction.surroundings(first, again) == []
+    assert checks[2].details == "9 records"  # 6 steps, 2 validations, the end
+    assert reproduction.environment_changes(first, again) == []
     _shuffle(again / "adapters" / "default" / "adapter_config.json")
     assert reproduction.compare(first, again)[-1].same
     _spoil_and_compare(first, again)
@@ -78,29 +78,29 @@ def _spoil_and_compare(first: Path, again: Path) -> None:
     changed = {**json.loads(lines[3]), "label": "x"}
     lines[3] = json.dumps(changed, ensure_ascii=False)
     (again / "predictions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    what, told = _first(first, again)
+    what, details = _first(first, again)
     assert what == "predictions"
-    assert told.startswith(f"record {changed['id']}, label: ")
-    assert told.endswith(", now x")
+    assert details.startswith(f"record {changed['id']}, label: ")
+    assert details.endswith(", now x")
 
     log = (again / "log.jsonl").read_text(encoding="utf-8").splitlines()
     log[2] = json.dumps({**json.loads(log[2]), "loss": 9.5})
     (again / "log.jsonl").write_text("\n".join(log) + "\n", encoding="utf-8")
-    what, told = _first(first, again)
+    what, details = _first(first, again)
     assert what == "losses"
-    assert told.startswith("record 3, loss: ")
-    assert told.endswith(", now 9.5")
+    assert details.startswith("record 3, loss: ")
+    assert details.endswith(", now 9.5")
 
     facts = json.loads((again / "run.json").read_text(encoding="utf-8"))
     facts["versions"]["torch"] = "0.1"
     (again / "run.json").write_text(json.dumps(facts), encoding="utf-8")
-    (line,) = reproduction.surroundings(first, again)
+    (line,) = reproduction.environment_changes(first, again)
     assert line.startswith("torch: ")
     assert line.endswith(", now 0.1")
 
 
 def _first(first: Path, second: Path) -> tuple[str, str]:
-    return next((check.what, check.told) for check in reproduction.compare(first, second) if not check.same)
+    return next((check.what, check.details) for check in reproduction.compare(first, second) if not check.same)
 
 
 def test_a_difference_is_an_error(first: Path, config: Config, tmp_path: Path) -> None:
@@ -136,14 +136,14 @@ def test_another_number_of_processes_is_refused(
     assert not (tmp_path / "again").exists()
 
 
-def test_surroundings_differ_in_what_both_have_noted(tmp_path: Path) -> None:
+def test_environments_are_compared_by_what_both_have_noted(tmp_path: Path) -> None:
     facts: list[dict[str, object]] = [{"python": "3"}, {"python": "3", "processes": 1}, {"python": "3", "processes": 2}]
     for number, known in enumerate(facts):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "run.json").write_text(json.dumps(known), encoding="utf-8")
     old, one, two = (tmp_path / str(number) for number in range(3))
-    assert reproduction.surroundings(old, one) == []
-    assert reproduction.surroundings(one, two) == ["processes: 1, now 2"]
+    assert reproduction.environment_changes(old, one) == []
+    assert reproduction.environment_changes(one, two) == ["processes: 1, now 2"]
 
 
 def test_a_search_is_not_run_again(config: Config, tmp_path: Path) -> None:
