@@ -90,7 +90,7 @@ def estimated(cfg: RunConfig, rows: int, length: int) -> memory.Need:
     """What the plan says."""
     model: Any = factory.on_meta(cfg, None)
     if cfg.train.gradient_checkpointing is True:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     ids = torch.empty(rows, length, dtype=torch.long, device="meta")
     read = ids[:, : length - 1 if cfg.method.loss_on == "all" else ANSWER]

@@ -189,8 +189,8 @@ def stop_checkpointing(base: PreTrainedModel) -> None:
 
     Each trainer's hook on the embeddings goes: transformers keeps but the last one's handle.
     """
-    if base.is_gradient_checkpointing:
-        base.gradient_checkpointing_disable()
+    if base.is_activation_checkpointing:
+        base.activation_checkpointing_disable()
     base.disable_input_require_grads()
     hooks = base.get_input_embeddings()._forward_hooks
     for number, hook in list(hooks.items()):

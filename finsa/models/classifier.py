@@ -84,9 +84,9 @@ class Classifier(torch.nn.Module):
         """What learns, by name: all that a checkpoint has to hold."""
         return {name: p.detach().contiguous() for name, p in self.named_parameters() if p.requires_grad}
 
-    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Pass it on to the base."""
-        causal(self.backbone).gradient_checkpointing_enable(**kwargs)
+        causal(self.backbone).activation_checkpointing_enable(**kwargs)
 
     def add_model_tags(self, tags: Any) -> None:
         """Take no tags: nothing is uploaded."""

@@ -220,7 +220,7 @@ def _arguments(train: Train, accumulation: int, rows: int, seed: int, folder: Pa
         data_seed=seed,
         train_sampling_strategy="group_by_length" if train.group_by_length else "random",
         length_column_name="length",
-        gradient_checkpointing=train.gradient_checkpointing is True,  # a memory plan has settled `auto`
+        activation_checkpointing=train.gradient_checkpointing is True,  # a memory plan has settled `auto`
         bf16=False,  # the weights have their type already; autocast would copy them at every step
         fp16=False,
         use_cpu=not torch.cuda.is_available(),

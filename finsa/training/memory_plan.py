@@ -121,7 +121,7 @@ def _checkpointed(model: Any, enabled: bool) -> Iterator[None]:
     """Enable gradient checkpointing within, or leave it disabled."""
     net: Any = causal(getattr(model, "backbone", model))
     if enabled:
-        net.gradient_checkpointing_enable({"use_reentrant": False})
+        net.activation_checkpointing_enable({"use_reentrant": False})
         net.enable_input_require_grads()
     try:
         yield

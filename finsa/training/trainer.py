@@ -95,7 +95,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         self.place = Path(self.args.output_dir)
         self.has_bad_loss = torch.zeros((), dtype=torch.bool, device=self.args.device)
         self.first_bad_step = torch.full((), -1, device=self.args.device)
-        self.meter = Meter(kwargs["model"], len(objective.suffix), self.args.gradient_checkpointing)
+        self.meter = Meter(kwargs["model"], len(objective.suffix), self.args.activation_checkpointing)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator; FSDP on a CPU as on GPUs."""

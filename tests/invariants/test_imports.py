@@ -37,6 +37,7 @@ NO_TORCH = (
     "data",
     "training.preflight",
     "training.results",
+    "training.run_baseline",
     "models.folders",
     "evaluation",
     "serving",

@@ -105,7 +105,7 @@ def test_where_much_is_read_nothing_is_narrowed() -> None:
 
 def test_layers_that_run_again_in_backward_are_left_alone() -> None:
     model = learner("qwen2")
-    model.get_base_model().gradient_checkpointing_enable()
+    model.get_base_model().activation_checkpointing_enable()
     assert attention.last_mlp(model) is None
 
 

@@ -118,9 +118,9 @@ def test_jobs_that_share_a_base_do_not_share_its_checkpointing(
     backbone = load(cfg)
     hooks = len(backbone.get_input_embeddings()._forward_hooks)
     model = trained(cfg, job, backbone, tmp_path, gradient_checkpointing=True)
-    assert backbone.is_gradient_checkpointing
+    assert backbone.is_activation_checkpointing
     factory.release(model)
-    assert not backbone.is_gradient_checkpointing
+    assert not backbone.is_activation_checkpointing
     assert len(backbone.get_input_embeddings()._forward_hooks) == hooks
 
 

@@ -33,7 +33,7 @@ def learner(kind: str, architecture: str = "qwen2", checkpointing: bool = False)
     """A model of two layers with eager attention, whose products the counter sees on a CPU too."""
     model = small(architecture, "eager", vocabulary=500)
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     if kind == "full":
         return model.requires_grad_(True).train()

@@ -18,6 +18,7 @@ from finsa.data import dataset
 from finsa.evaluation import metrics
 from finsa.inference.scoring import LabelScorer
 from finsa.runs.run_folder import Result
+from finsa.session import Session
 from finsa.stages import evaluate, train
 
 Compose = Callable[..., RunConfig]
@@ -190,9 +191,11 @@ def test_validation_and_the_unchanged_base_are_scored_once(
     rows = dataset.load(config(*words).data).splits
     validation, test = rows["validation"].height, rows["test"].height
 
+    session = Session()
+
     def run(name: str, place: str = "sweep") -> tuple[list[int], Result]:
         scored.clear()
-        done = train.run(config(f"method={name}", *words, f"output_dir={tmp_path / place}"))
+        done = train.run(config(f"method={name}", *words, f"output_dir={tmp_path / place}"), session)
         return list(scored), done
 
     first, lora = run("lora_response")

@@ -55,7 +55,7 @@ def test_loss_on_the_label_is_that_of_the_scorers_scores(
     goal = objective.build(config("method=lora_label").method, made, [1, 1, 1])
     scores = torch.from_numpy(scoring.scorer(model, made, 1000)(TEXTS))
     expected = functional.cross_entropy(scores, torch.tensor(GOLD), reduction="sum")
-    assert float(goal.total(model, batch(made, "lm", goal))) == pytest.approx(float(expected), rel=1e-5)
+    assert goal.total(model, batch(made, "lm", goal)).item() == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_answers_differ_in_length_and_beginning_as_the_test_means(qwen_tokenizer: Any) -> None:
@@ -104,4 +104,4 @@ def test_logit_adjustment_is_for_learning_alone(config: Configure, qwen_tokenize
     scores = torch.from_numpy(scoring.scorer(model, made, 1000)(TEXTS))
     shares = torch.tensor([10, 1, 4]).double() / 15
     expected = functional.cross_entropy(scores + shares.log(), torch.tensor(GOLD), reduction="sum")
-    assert float(goal.total(model, batch(made, "lm", goal))) == pytest.approx(float(expected), rel=1e-5)
+    assert goal.total(model, batch(made, "lm", goal)).item() == pytest.approx(float(expected), rel=1e-5)

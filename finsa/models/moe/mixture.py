@@ -215,9 +215,9 @@ class Mixture(torch.nn.Module):
         if self.head is not None:
             load_head(self.head, folder / "mixture")
 
-    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Pass it on to the base, without reentrance: gates would get no gradient through a reentrant one."""
-        self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.backbone.activation_checkpointing_enable({"use_reentrant": False})
 
     def add_model_tags(self, tags: Any) -> None:
         """Take no tags: nothing is uploaded."""

@@ -99,7 +99,7 @@ def test_checkpointing_changes_no_gradient(stage: MoeJointStage, tmp_path: Path,
         model.learn(experts=True)
         model.train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         torch.manual_seed(1)
         model(IDS, SPANS).logsumexp(1).sum().backward()
         found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
@@ -228,11 +228,11 @@ def test_taking_the_experts_off_leaves_the_base(stage: MoeJointStage, tmp_path: 
     before = {name: p.clone() for name, p in backbone.named_parameters()}
     expected = logits(backbone)
     model = mixture(write_experts(tmp_path), stage, backbone)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     stacking.detach(model.backbone, model.paths)
     assert torch.equal(logits(backbone), expected)
     assert before.keys() == dict(backbone.named_parameters()).keys()
-    assert not backbone.is_gradient_checkpointing
+    assert not backbone.is_activation_checkpointing
 
 
 @pytest.mark.parametrize(

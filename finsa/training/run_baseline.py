@@ -1,0 +1,70 @@
+"""The run of a baseline from top to bottom: load data, fit, score, evaluate, write; some do it without torch."""
+
+from __future__ import annotations
+
+import time
+
+from finsa import baselines
+from finsa.config import RunConfig
+from finsa.data import dataset, tokenized
+from finsa.evaluation import run_results
+from finsa.runs import files, run_folder, trackers
+from finsa.runs.progress import Display
+from finsa.runs.run_folder import Result
+from finsa.session import Session
+from finsa.training import results
+
+
+def run(cfg: RunConfig, data: dataset.Dataset, kind: str, session: Session) -> Result:
+    """Fit on the training split, score the test split once, write the run folder.
+
+    Args:
+        cfg: of a baseline; `preflight.require_trainable` has checked it.
+        data: its rows.
+        kind: of the baseline.
+        session: of the command.
+    """
+    rows, device = tokenized.Labelled(data), None
+    if cfg.method.uses_torch:
+        import torch  # other baselines do without it
+
+        from finsa.models import hardware
+
+        hardware.prepare(cfg.train)
+        device = hardware.describe(torch.float32)
+    model = baselines.build(cfg, data.labels.names)
+    texts, gold, order = rows.texts("train"), rows.gold("train"), rows.training_order(cfg)
+    held_out = rows.texts("validation")[: cfg.train.validation_rows]
+    chosen = [texts[row] for row in order]
+    model.start(chosen)
+    baselines.require_room(model, rows, cfg.data)
+    with (
+        run_folder.start(cfg, data.fingerprint, session) as folder,
+        trackers.track(cfg, folder.path, session.group) as tracker,
+    ):
+        folder.note(device=device, scoring=f"baseline: {kind}")
+        folder.log_file.unlink(missing_ok=True)  # a baseline that was killed is trained from the beginning
+        started = time.monotonic()
+        fitted = model.fit(
+            chosen,
+            [gold[row] for row in order],
+            held_out,
+            evaluate=lambda log_probs: run_results.validation(rows, log_probs),
+            record=results.recorder(folder, tracker, session),
+        )
+        folder.note(**fitted.facts(time.monotonic() - started))
+        with files.staged(folder.path) as staging:
+            baselines.save(model, data.labels.names, staging)
+        rows.cut.update(baselines.count_truncated(model, rows))
+        display, texts = Display(cfg.train.progress_seconds), rows.texts("test")
+        with display.work("scoring test", len(texts)) as work:
+            log_probs = model.score(texts, work.moved)
+        with display.work("scoring validation", len(held_out)) as work:
+            validation = model.score(held_out, work.moved)
+        metrics = {
+            "validation": run_results.validation(rows, validation),
+            "test": run_results.report(rows, "test", log_probs),
+        }
+        results.calibrate(cfg, rows, folder, metrics, {"validation": validation, "test": log_probs})
+        results.write(cfg, rows, folder, tracker, metrics, log_probs)
+    return Result("train", folder.path, metrics, metrics["validation"]["macro_f1"])
