@@ -32,7 +32,7 @@ class Plan:
     Args:
         micro_batch_size: rows per forward and process.
         accumulation: micro-batches per optimiser step.
-        gradient_checkpointing: whether layers run forward twice, to keep less.
+        gradient_checkpointing: whether activations are recomputed in backward to save memory.
         score_tokens: padded tokens per batch when labels are scored.
         training: memory of a step; None where nothing is trained.
         scoring: memory of scoring.
@@ -82,20 +82,20 @@ class _Estimates:
         self.rows = max(1, cfg.train.batch_size // world)
         self.answer = max(map(len, data.renderer.answers)) + 1
         self.longest = int(lengths.max()) + (len(self.tree.tokens) if cfg.method.loss_on == "label" else self.answer)
-        self._known: dict[tuple[int, int], Need] = {}
+        self._steps: dict[tuple[int, bool], Need] = {}
 
     def train(self, b: int, checkpointing: bool) -> Need | None:
         """Memory of a step with micro-batches of b rows of maximal length; None where nothing is trained."""
         if self.objective is None:
             return None
-        if (found := self._known.get((b, checkpointing))) is not None:
-            return found
+        if (b, checkpointing) in self._steps:
+            return self._steps[b, checkpointing]
         projected = self.longest - 1 if self.cfg.method.loss_on == "all" else self.answer
         batch, total = _batch(b, self.longest, projected), self.objective.total
         with _checkpointed(self.model, checkpointing):
-            found = memory.training(self.cfg, self.model, lambda: total(self.model, batch), accumulated=b < self.rows)
-        self._known[b, checkpointing] = found
-        return found
+            need = memory.training(self.cfg, self.model, lambda: total(self.model, batch), accumulated=b < self.rows)
+        self._steps[b, checkpointing] = need
+        return need
 
     def score(self, tokens: int) -> Need:
         """Memory of scoring in batches of `tokens` padded tokens: of the longest rows, or of the most rows."""
@@ -206,14 +206,13 @@ def of_blocks(cfg: RunConfig, model: Any, length: int) -> Plan:
         model: on the meta device, from `factory.on_meta`.
         length: tokens of a block.
     """
-    train, again = cfg.train, cfg.train.gradient_checkpointing is True
-    model = model.float() if cfg.method.adapter is None else model  # as stage=pretrain learns it
-    batch, total = _batch(train.micro_batch_size, length, length - 1), objective.tokens().total
-    accumulated = train.micro_batch_size < train.batch_size
-    with _checkpointed(model, again):
-        need = memory.training(cfg, model, lambda: total(model, batch), accumulated)
-    micro, limit = train.micro_batch_size, hardware.memory()
-    return Plan(micro, train.batch_size // micro, again, train.score_tokens, need, need, None, limit)
+    train, micro, checkpointing = cfg.train, cfg.train.micro_batch_size, cfg.train.gradient_checkpointing is True
+    model = model.float() if cfg.method.adapter is None else model  # as stage=pretrain trains it
+    batch, total = _batch(micro, length, length - 1), objective.tokens().total
+    with _checkpointed(model, checkpointing):
+        need = memory.training(cfg, model, lambda: total(model, batch), accumulated=micro < train.batch_size)
+    accumulation, limit = train.batch_size // micro, hardware.memory()
+    return Plan(micro, accumulation, checkpointing, train.score_tokens, need, need, None, limit)
 
 
 MOST_SETTINGS = 2  # that a verdict names, because each takes a plan
@@ -282,15 +281,15 @@ def seconds(
     answer = max(map(len, data.renderer.answers)) + 1
     tokens, pairs = lengths.mean() + answer, ((lengths + answer) ** 2).mean()
     rows, work = steps * cfg.train.batch_size, 0.0
-    trained, once = _shared_prefix(cfg, data, model, tokens, int(lengths.max()) + answer)
+    saved_training, saved_scoring = _shared_prefix(cfg, data, model, tokens, int(lengths.max()) + answer)
     if steps:
         read = tokens if cfg.method.loss_on == "all" else answer
-        work += rows * flops.of(model, checkpointing).total(tokens - trained, pairs, read, 1)
+        work += rows * flops.of(model, checkpointing).total(tokens - saved_training, pairs, read, 1)
     splits = {split: data.dataset.splits[split].height for split in ("validation", "test")}
     held = min(splits["validation"], cfg.train.validation_rows or splits["validation"])
     validations = steps // cfg.train.validate_every if cfg.train.validate_every else cfg.train.epochs
     scored = validations * held + 2 * splits["test"] if steps else splits["test"]  # the base model is scored too
-    work += scored * flops.of(model.requires_grad_(False)).total(tokens - once, pairs, answer, 1)
+    work += scored * flops.of(model.requires_grad_(False)).total(tokens - saved_scoring, pairs, answer, 1)
     rate = hardware.matmul_rate(base.dtype(cfg.model)) * world
     return work / rate / SHARES[0], work / rate / SHARES[1]
 
