@@ -23,7 +23,7 @@ from finsa.runs import progress
 from finsa.session import Session
 
 EXAMPLES = 3
-SHIFTED, LEAST_SHIFTED = 0.25, 100  # total variation of label shares, and held-out rows, from which on it is noted
+SHIFTED, LEAST_SHIFTED = 0.25, 100  # smallest total variation of label shares, and number of held-out rows, for a note
 DROPPED = ("file", "line", "id", "text", "label", "fate")
 
 
@@ -94,11 +94,11 @@ def _cached(folder: str, settings: str, files: Iterable[Path], build: Callable[[
     """Read a data set from the cache; build and keep it where it is not there."""
     name = cache.key("table", settings, *(f"{file} {cache.file_hash(file)}" for file in files))
 
-    def write(made: Dataset, place: Path) -> None:
-        for split, frame in made.splits.items():
+    def write(built: Dataset, place: Path) -> None:
+        for split, frame in built.splits.items():
             frame.write_ipc(place / f"{split}.arrow")
-        made.dropped.write_ipc(place / "dropped.arrow")
-        facts = {"ledger": vars(made.ledger), "labels": asdict(made.labels), "fingerprint": made.fingerprint}
+        built.dropped.write_ipc(place / "dropped.arrow")
+        facts = {"ledger": vars(built.ledger), "labels": asdict(built.labels), "fingerprint": built.fingerprint}
         (place / "table.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
 
     def read(place: Path) -> Dataset:

@@ -12,15 +12,15 @@ from finsa.data.splits import shuffled_classes
 from finsa.errors import ConfigError, Problem
 
 
-def chosen(gold: Sequence[int], method: Method, seed: int) -> list[int]:
-    """Numbers of the training rows that a method uses: limited per class, then balanced.
+def choose(gold: Sequence[int], method: Method, seed: int) -> list[int]:
+    """Choose the training rows that a method uses, by number: limited per class, then balanced.
 
     Args:
         gold: the class of each training row, (n,).
         method: its ``rows_per_class`` and ``balance``.
         seed: of the sample.
     """
-    order = list(range(len(gold))) if method.rows_per_class is None else cap(gold, method.rows_per_class, seed)
+    order = list(range(len(gold))) if method.rows_per_class is None else limit(gold, method.rows_per_class, seed)
     if method.balance == "none":
         return order
     balance = downsample if method.balance == "downsample" else oversample
@@ -37,12 +37,12 @@ def downsample(labels: Sequence[object], seed: int) -> list[int]:
     Returns:
         Row numbers, shuffled; each class equally often.
     """
-    return cap(labels, min(map(len, shuffled_classes(labels, seed).values()), default=0), seed)
+    return limit(labels, min(map(len, shuffled_classes(labels, seed).values()), default=0), seed)
 
 
-def cap(labels: Sequence[object], most: int, seed: int) -> list[int]:
+def limit(labels: Sequence[object], most: int, seed: int) -> list[int]:
     """Keep at most `most` rows of each class; row numbers, shuffled."""
-    return _mixed([rows[:most] for rows in shuffled_classes(labels, seed).values()], seed)
+    return _shuffled([rows[:most] for rows in shuffled_classes(labels, seed).values()], seed)
 
 
 def oversample(labels: Sequence[object], seed: int) -> list[int]:
@@ -57,10 +57,10 @@ def oversample(labels: Sequence[object], seed: int) -> list[int]:
     """
     classes = shuffled_classes(labels, seed)
     largest = max(map(len, classes.values()), default=0)
-    return _mixed([(rows * -(-largest // len(rows)))[:largest] for rows in classes.values()], seed)
+    return _shuffled([(rows * -(-largest // len(rows)))[:largest] for rows in classes.values()], seed)
 
 
-def _mixed(classes: list[list[int]], seed: int) -> list[int]:
+def _shuffled(classes: list[list[int]], seed: int) -> list[int]:
     kept = [row for rows in classes for row in rows]
     random.Random(seed).shuffle(kept)
     return kept

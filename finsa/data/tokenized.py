@@ -58,7 +58,7 @@ class Labelled:
 
     def training_order(self, cfg: RunConfig) -> list[int]:
         """Numbers of the training rows that the method uses."""
-        return sampling.chosen(self.gold("train"), cfg.method, cfg.seed)
+        return sampling.choose(self.gold("train"), cfg.method, cfg.seed)
 
 
 @dataclass(frozen=True)

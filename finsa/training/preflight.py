@@ -33,7 +33,7 @@ def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: 
         return
     if not zero_shot:
         gold = data.splits["train"]["label"].to_list()
-        order = sampling.chosen(gold, cfg.method, cfg.seed)
+        order = sampling.choose(gold, cfg.method, cfg.seed)
         counts = sampling.class_counts(gold, order, data.labels.names, cfg.method.loss)
         optimiser_steps(cfg.train, sum(counts), processes.world())
     require_prompt(cfg, data, session, planned)

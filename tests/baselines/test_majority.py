@@ -30,7 +30,7 @@ def test_probabilities_are_the_shares_of_the_classes() -> None:
 
 def test_balanced_rows_make_equal_shares(config: Callable[..., RunConfig]) -> None:
     method = config("method=majority", "method.balance=downsample").method
-    order = sampling.chosen([0, 1, 2, 2, 1, 2], method, 42)
+    order = sampling.choose([0, 1, 2, 2, 1, 2], method, 42)
     shares = np.exp(fitted([[0, 1, 2, 2, 1, 2][row] for row in order]).score(["a"]))
     np.testing.assert_allclose(shares, [[1 / 3] * 3])
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finsa.config import RunConfig
-from finsa.data.sampling import cap, chosen, class_weights, downsample, oversample
+from finsa.data.sampling import choose, class_weights, downsample, limit, oversample
 
 Configure = Callable[..., RunConfig]
 CLASSES = st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 60), min_size=1)
@@ -70,17 +70,17 @@ def test_downsample_mixes_the_classes() -> None:
 @given(counts=CLASSES, most=st.integers(1, 70), seed=st.integers(0, 2**31))
 def test_cap_keeps_at_most_so_many_of_each_class(counts: dict[str, int], most: int, seed: int) -> None:
     labels = _labels(counts)
-    kept = cap(labels, most, seed)
+    kept = limit(labels, most, seed)
     assert Counter(labels[row] for row in kept) == {label: min(most, count) for label, count in counts.items()}
     assert len(set(kept)) == len(kept)
-    assert set(cap(labels, max(1, most - 1), seed)) <= set(kept), "a lower cap keeps a part of these rows"
+    assert set(limit(labels, max(1, most - 1), seed)) <= set(kept), "a lower limit keeps a part of these rows"
 
 
 @settings(deadline=None)
 @given(counts=CLASSES, seed=st.integers(0, 2**31))
 def test_down_sampling_is_a_cap_at_the_smallest_class(counts: dict[str, int], seed: int) -> None:
     labels = _labels(counts)
-    assert downsample(labels, seed) == cap(labels, min(counts.values()), seed)
+    assert downsample(labels, seed) == limit(labels, min(counts.values()), seed)
 
 
 @settings(deadline=None)
@@ -105,7 +105,7 @@ def test_over_sampling_mixes_the_classes() -> None:
 
 
 def test_no_rows_stay_none() -> None:
-    assert downsample([], 0) == cap([], 3, 0) == oversample([], 0) == []
+    assert downsample([], 0) == limit([], 3, 0) == oversample([], 0) == []
 
 
 # ------------------------------------------------------------------------------------------------ as the method says
@@ -116,15 +116,15 @@ def test_no_rows_stay_none() -> None:
 def test_method_caps_first_and_then_balances(config: Configure, balance: str, most: int | None) -> None:
     gold = [0] * 9 + [1] * 3
     method = config().method.model_copy(update={"balance": balance, "rows_per_class": most})
-    rows = chosen(gold, method, 5)
+    rows = choose(gold, method, 5)
     capped = [9 if most is None else 4, 3]
     target = {"none": capped, "downsample": [3, 3], "oversample": [max(capped)] * 2}[balance]
     assert Counter(gold[row] for row in rows) == dict(enumerate(target))
-    assert rows == chosen(gold, method, 5)
+    assert rows == choose(gold, method, 5)
     if most is None and balance == "none":
         assert rows == list(range(12))
     if most is not None:
-        assert set(rows) <= set(cap(gold, most, 5))
+        assert set(rows) <= set(limit(gold, most, 5))
 
 
 # ------------------------------------------------------------------------------------------------ weights
