@@ -8,6 +8,7 @@ no result. Any other unknown key, and a value that is no longer allowed, is refu
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from finsa.config.run import RunConfig
 from finsa.errors import ConfigError, RunError
 
 BEFORE = {"turns": "last"}  # by key: only the last user turn of a chat was read
-_reported: set[Path] = set()
 
 
 def read(file: Path, folders: catalogue.Folders = ()) -> RunConfig:
@@ -33,10 +33,14 @@ def read(file: Path, folders: catalogue.Folders = ()) -> RunConfig:
         RunError: for a file that is damaged, or that does not fit this version.
     """
     try:
-        text = file.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
+        return _parse(file.read_text(encoding="utf-8"), file, folders)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RunError(f"run: {file} is damaged: {str(error).splitlines()[0]}") from None
+
+
+@cache  # a command reads a run several times, and should report keys that are filled in once
+def _parse(text: str, file: Path, folders: catalogue.Folders) -> RunConfig:
+    values = yaml.safe_load(text)
     if not isinstance(values, dict):
         raise RunError(f"run: {file} is damaged: it holds no keys")
     for key in REMOVED:
@@ -57,9 +61,7 @@ def read(file: Path, folders: catalogue.Folders = ()) -> RunConfig:
             f"run: {file}, written by {version}, is not compatible with this one: {path}: {first['msg']}"
             f"{f', and {more} more' if more else ''}. Train it again, or use the version that wrote it"
         ) from None
-    if file not in _reported:
-        _reported.add(file)
-        print(f"{file}: written by {version}, which did not have these keys; they are set to: {', '.join(keys)}")
+    print(f"{file}: written by {version}, which did not have these keys; they are set to: {', '.join(keys)}")
     return cfg
 
 
