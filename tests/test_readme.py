@@ -26,6 +26,7 @@ LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 STARTS = ("python run.py ", "torchrun ", "accelerate launch ", "srun torchrun ")
 OVERRIDE = re.compile(r"[a-z_.]+=.+", re.DOTALL)
 QUOTED = re.compile(r""""[^"]*"|'[^']*'""")
+SUFFIXES = ("py", "yaml", "json", "md")
 FLAGS_WITH_VALUE = ("--cfg", "-c", "--config-dir")
 
 
@@ -194,3 +195,29 @@ def test_paths_on_the_map_exist() -> None:
     paths = [path for cell in cells for path in INLINE.findall(cell) if "/" in path or path.endswith(".py")]
     assert len(paths) >= 15
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_functions_named_in_contributing_exist() -> None:
+    named = set(re.findall(r"`((?:[a-z_]+\.)+(?:[A-Z]\w+\.)?\w+)`", _read("CONTRIBUTING.md")))
+    packages = {path.stem for path in (ROOT / "finsa").iterdir()}
+    checked, missing = 0, []
+    for name in sorted(
+        name for name in named if name.split(".")[0] in packages and name.split(".")[-1] not in SUFFIXES
+    ):
+        parts = name.split(".")
+        length = next(
+            (
+                n
+                for n in range(len(parts), 0, -1)
+                if (ROOT / "finsa" / "/".join(parts[:n])).with_suffix(".py").is_file()
+            ),
+            0,
+        )
+        source = _read("finsa/" + "/".join(parts[:length]) + ".py") if length else ""
+        defined = all(
+            re.search(rf"\b(?:def|class) {part}\b|^{part} =", source, re.MULTILINE) for part in parts[length:]
+        )
+        missing += [] if source and defined else [name]
+        checked += 1
+    assert missing == []
+    assert checked >= 30
