@@ -99,7 +99,8 @@ class _Index:
 
     def __init__(self, settings: Near, params: tuple[int, int]) -> None:
         self.settings = settings
-        self.empty = MinHash(num_perm=settings.permutations, hashfunc=_hash)
+        hashed = lru_cache(maxsize=1 << 20)(lambda shingle: int(sha1_hash32(shingle.encode("utf-8", "surrogatepass"))))
+        self.empty = MinHash(num_perm=settings.permutations, hashfunc=hashed)
         self.lsh = MinHashLSH(num_perm=settings.permutations, params=params)
         self.rows = list[tuple[Any, ...]]()
         self.sets = list[frozenset[str]]()
@@ -130,8 +131,3 @@ class _Index:
         signature = self.empty.copy()  # shares the permutations, which take longer to make than to use
         signature.update_batch(found)
         return signature
-
-
-@lru_cache(maxsize=1 << 20)
-def _hash(shingle: str) -> int:
-    return int(sha1_hash32(shingle.encode("utf-8", "surrogatepass")))
