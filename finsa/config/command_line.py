@@ -67,9 +67,9 @@ def check(overrides: Sequence[str], sweep: bool = True, folders: Folders = ()) -
             problems.append(_unreadable(text, choices))
             continue
         key = override.get_key_element().lstrip("+~")
-        if given.setdefault(key, text) is not text:
-            # Hydra would silently use the last one.
+        if key in given:  # Hydra would silently use the last one
             problems.append(Problem(key, f"is given twice, {given[key]} and {text}; keep one", "command line"))
+        given.setdefault(key, text)
         found = list(_check_override(override, choices, folders))
         if not found and not sweep and override.is_discrete_sweep() and not isinstance(override.value(), Glob):
             values = [getattr(value, "text", value) for value in override.sweep_iterator()]

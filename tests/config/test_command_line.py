@@ -209,15 +209,15 @@ def test_key_of_another_choice_is_not_blamed_on_null(override: str) -> None:
 @pytest.mark.parametrize(
     "override", ["data.labels=[利空,中性,利好]", "data.files=数据/表.csv", "data.prompt=情感：{text}"]
 )
-def test_chinese_without_quotes_is_taken_or_the_quotes_are_told(override: str) -> None:
-    """Hydra's grammar knows no Chinese outside of quotes; the form key=value is not what is wrong."""
+def test_chinese_needs_no_quotes_or_the_message_asks_for_them(override: str) -> None:
+    """Hydra's grammar allows Chinese only in quotes; the message must not blame the form key=value."""
     try:
         command_line.check([override])
     except ConfigError as error:
         assert "quote" in str(error)  # noqa: PT017 - either outcome is right
 
 
-def test_no_experiment_can_be_said_or_is_refused_in_one_message() -> None:
+def test_experiment_null_is_accepted_or_refused_in_one_message() -> None:
     try:
         command_line.check(["experiment=null"])
     except ConfigError as error:
@@ -235,7 +235,7 @@ def test_field_of_two_types_does_not_contradict_itself(override: str, path: str)
     assert not any("should be an object" in problem.text or "valid array" in problem.text for problem in problems)
 
 
-def test_a_stage_called_as_a_key_of_another_is_no_part_of_the_path() -> None:
+def test_a_stage_with_the_name_of_a_key_of_another_is_not_part_of_the_path() -> None:
     """`train` is a stage, and a key of two others."""
     problem = _only("stage.compare_base=maybe")
     assert (problem.path, problem.origin) == ("stage.compare_base", "command line")
@@ -272,7 +272,7 @@ MAPS = [
 
 @pytest.mark.parametrize(("written", "meant"), MAPS, ids=[written for written, _ in MAPS])
 @pytest.mark.parametrize("choice", ["data=sample", "data=openfindata_intent"])
-def test_a_map_of_the_users_words_is_taken_as_it_is_typed(written: str, meant: object, choice: str) -> None:
+def test_a_map_of_the_users_words_needs_no_quotes(written: str, meant: object, choice: str) -> None:
     """In place of a list or of another map, in any quoting; Hydra's grammar takes no Chinese key at all."""
     words = [command_line.quote(word) for word in (choice, f"data.labels={written}")]
     assert [command_line.quote(word) for word in words] == words
@@ -322,7 +322,7 @@ def test_maps_below_other_keys_take_chinese_too(config: Configure) -> None:
         ),
     ],
 )
-def test_what_cannot_be_read_is_told_with_the_way_to_write_it(override: str, message: str) -> None:
+def test_the_message_says_how_to_write_what_cannot_be_parsed(override: str, message: str) -> None:
     assert str(_only(override)) == f"{message}  [command line]"
 
 
@@ -350,7 +350,7 @@ def test_what_cannot_be_read_is_told_with_the_way_to_write_it(override: str, mes
         ),
     ],
 )
-def test_words_of_other_programs_are_told_as_finsas(words: str, message: str) -> None:
+def test_words_in_the_style_of_other_programs_are_translated(words: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         command_line.require_words(words.split())
     assert str(caught.value) == f"{message}  [command line]"
@@ -397,6 +397,11 @@ def test_a_micro_batch_divides_its_batch(config: Configure) -> None:
     assert all(train.batch_size % train.micro_batch_size == 0 for train in found)
 
 
+def test_a_key_is_given_once() -> None:
+    for words in (("seed=1", "seed=2"), ("seed=1", "seed=1")):
+        assert str(_only(*words)) == f"seed: is given twice, {words[0]} and {words[1]}; keep one  [command line]"
+
+
 def test_adapter_without_a_target_is_refused() -> None:
     assert _only("method.adapter.targets=[]").path == "method.adapter.targets"
 
@@ -432,7 +437,7 @@ def test_sweep_whose_jobs_fail_only_together() -> None:
 
 
 @pytest.mark.parametrize("other", ["model=tiny", "method=lora", "seed=3", "experiment=tiny_base", "method.loss_on=all"])
-def test_run_folder_brings_its_own(other: str) -> None:
+def test_a_run_folder_defines_its_model_method_and_seed(other: str) -> None:
     problem = _only("stage=evaluate", "run=some/folder", other)
     assert problem == Problem(
         other.split("=")[0], "comes from the run folder that run=<folder> names; leave it out", "command line"
@@ -517,11 +522,11 @@ def _command(project: Path, folder: Path, *arguments: str) -> tuple[subprocess.C
     return done, time.perf_counter() - start
 
 
-def test_wrong_choice_is_told_quickly_and_leaves_nothing(project: Path, tmp_path: Path) -> None:
+def test_a_wrong_choice_is_reported_quickly_and_writes_nothing(project: Path, tmp_path: Path) -> None:
     done, seconds = _command(project, tmp_path, "method=lroa")
     if seconds >= 4:  # once more: another process may have held the machine
         done, seconds = _command(project, tmp_path, "method=lroa")
-    print(f"told after {seconds:.2f} s (target: 2 s on a quiet machine)")
+    print(f"reported after {seconds:.2f} s (target: 2 s on a quiet machine)")
     assert done.stderr == "error: method: there is no 'lroa'. Did you mean 'lora'?  [command line]\n"
     assert (done.returncode, done.stdout, list(tmp_path.iterdir())) == (2, "", [])
     assert seconds < 4
@@ -537,7 +542,7 @@ def test_several_problems_are_one_list(project: Path, tmp_path: Path) -> None:
     assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
 
 
-def test_missing_file_is_told_before_anything_is_made(project: Path, tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_before_anything_is_written(project: Path, tmp_path: Path) -> None:
     done, _ = _command(project, tmp_path, "data=table", "data.files=nowhere.csv")
     assert done.stderr.startswith("error: data.files: no such file or folder: ")
     assert "Traceback" not in done.stderr
@@ -583,11 +588,11 @@ def test_checking_imports_nothing_heavy(project: Path) -> None:
         (["stage=report", "experiment=aidf_lora_v1"], ["stage=report", "experiment=aidf_lora_v1"]),
     ],
 )
-def test_an_experiment_brings_its_own_sweep(words: list[str], expanded: list[str]) -> None:
+def test_an_experiment_adds_its_sweep(words: list[str], expanded: list[str]) -> None:
     assert command_line.expand(words) == expanded
 
 
-def test_a_launcher_that_is_not_installed_is_told_with_the_extra_that_brings_it() -> None:
+def test_the_message_for_a_missing_launcher_names_the_extra() -> None:
     with pytest.raises(
         ConfigError, match=r"hydra/launcher: 'cloud' is not installed, only basic.*pip install 'finsa\[la"
     ):
@@ -605,7 +610,7 @@ def test_a_text_may_hold_any_characters(text: str) -> None:
 
 
 @pytest.mark.parametrize("stage", ["predict input=a.csv output=b.csv", "export format=onnx"])
-def test_what_the_run_brings_is_not_given_beside_it(stage: str) -> None:
+def test_what_the_run_defines_cannot_be_set(stage: str) -> None:
     words = [*f"stage={stage}".split(), "run=somewhere", "data.max_length=64"]
     with pytest.raises(ConfigError, match=r"data\.max_length: comes from the run folder"):
         command_line.check(words)

@@ -1,4 +1,4 @@
-"""Run folders of an older version are read with what was filled in told, or refused with what does not fit."""
+"""Run folders of an older version are read, with a note on keys that are filled in, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_configuration_names_the_version_that_wrote_it(folder: Path) -> None:
     assert (folder / "config.yaml").read_text(encoding="utf-8").startswith("# finsa 0.")
 
 
-def test_missing_keys_are_those_of_the_same_choices_and_told_once(
+def test_missing_keys_are_filled_in_from_the_same_choices_and_reported_once(
     folder: Path, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def act(values: Any) -> None:
@@ -61,7 +61,7 @@ def test_removed_keys_are_left_out(folder: Path, config: Config, capsys: pytest.
     assert capsys.readouterr().out == ""
 
 
-def test_a_run_from_before_whole_conversations_reads_as_it_did(folder: Path) -> None:
+def test_a_run_from_before_whole_conversations_reads_the_last_turn(folder: Path) -> None:
     def act(values: Any) -> None:
         del values["data"]["turns"]
 

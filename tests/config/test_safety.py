@@ -85,7 +85,7 @@ def test_a_key_within_a_value_names_code(value: str, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("flag", [(), ("--cfg", "job"), ("--info", "config")])
-def test_flags_that_print_do_not_open_a_way(flag: tuple[str, ...]) -> None:
+def test_flags_that_print_run_no_code(flag: tuple[str, ...]) -> None:
     assert _code(*flag, f"+hydra.callbacks.evil._target_={EVIL}") == (2, False)
 
 
@@ -118,7 +118,7 @@ def test_a_folder_of_files_that_names_code_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["joblib", "submitit_local", "submitit_slurm", "basic"])
-def test_hydras_own_launchers_are_taken(name: str) -> None:
+def test_hydras_launchers_are_accepted(name: str) -> None:
     command_line.check([f"hydra/launcher={name}", "seed=1,2"])
 
 
@@ -131,7 +131,7 @@ def test_a_value_reads_nothing_from_outside(resolver: str) -> None:
     assert "is not allowed in a configuration" in problem.text
 
 
-def test_other_values_may_still_be_named(config: Compose) -> None:
+def test_other_keys_may_still_be_referenced(config: Compose) -> None:
     assert config("train.warmup=${data.split.test}").train.warmup == config().data.split.test
 
 
@@ -202,7 +202,7 @@ def test_a_checkpoint_with_a_bomb_does_not_go_off(name: str, tmp_path: Path, tok
 # ------------------------------------------------------------------------------------------------ code of others
 
 
-def test_remote_code_is_off_unless_said(config: Compose) -> None:
+def test_remote_code_is_off_by_default(config: Compose) -> None:
     for name in catalogue.choices_of("model"):
         words = ["model.path=somewhere"] if name == "local" else []
         assert config(f"model={name}", *words).model.trust_remote_code is False
@@ -255,7 +255,7 @@ def test_no_stage_runs_code_that_a_run_folder_allows(
     assert not (tmp_path / "export").exists()
 
 
-def test_every_stage_that_takes_a_run_is_among_them() -> None:
+def test_every_stage_that_takes_a_run_is_tested() -> None:
     assert {words[0].removeprefix("stage=") for words in READS_A_RUN.values()} >= set(USED_BY["run"])
 
 
