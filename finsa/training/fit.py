@@ -118,10 +118,10 @@ def fit(
     packing = layout.plan_packing(lengths, model, train, splitter, prefix.used, objective.packable)
     if packing.used:
         splitter.collate = Packer(prefix.used)
-    shown = progress.ProgressCallback(lambda: trainer.meter, record, watch.display)
+    bar = progress.ProgressCallback(lambda: trainer.meter, record, watch.display)
     sharing = f"shared prefix of {prefix.used} tokens" if prefix.used else f"no shared prefix ({prefix.reason})"
     packed = "packed" if packing.used else "padded"
-    shown.console.print(f"  micro-batches of {splitter.rows} rows, {packed}; {sharing}", highlight=False)
+    bar.console.print(f"  micro-batches of {splitter.rows} rows, {packed}; {sharing}", highlight=False)
     batching = {
         "micro_batch": {"rows": splitter.rows},
         "shared_prefix": asdict(prefix),
@@ -130,11 +130,11 @@ def fit(
 
     def on_smaller(sizes: dict[str, float]) -> None:
         words = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sizes.items())
-        shown.console.print(f"  step {shown.step + 1}: out of memory; from here on {words}", highlight=False)
-        record(shown.step, {"out_of_memory": 1, **sizes})
+        bar.console.print(f"  step {bar.step + 1}: out of memory; from here on {words}", highlight=False)
+        record(bar.step, {"out_of_memory": 1, **sizes})
 
     patience = [EarlyStoppingCallback(train.patience)] if train.patience else []
-    with signals.deferred() as stopped, watch.watching(), watch.stepping(), shown.closing():
+    with signals.deferred() as stopped, watch.watching(), watch.stepping(), bar.closing():
         trainer = FinsaTrainer(
             model=model,
             args=_arguments(train, accumulation, real, seed, folder, **distributed.arguments(train, model)),
@@ -142,7 +142,7 @@ def fit(
             eval_dataset=dataset.select([0]),  # the trainer requires one; `validate` has the validation split
             data_collator=Step,
             processing_class=tokenizer,
-            callbacks=[watch, shown, *patience, *callbacks],
+            callbacks=[watch, bar, *patience, *callbacks],
             objective=objective,
             splitter=splitter,
             validate=watch.pausing(validate),

@@ -206,7 +206,7 @@ def _fit(
     task = objective.build(cfg.method, data.renderer, data.class_counts(cfg))
     validations: list[Validation] = []
 
-    def validate_(_: torch.nn.Module) -> dict[str, float]:
+    def metrics(_: torch.nn.Module) -> dict[str, float]:
         validations.append(validate(cfg, data, model, watch))
         return validations[-1][0]
 
@@ -214,7 +214,7 @@ def _fit(
         model=model,
         tokenizer=data.renderer.tokenizer,
         rows=rows,
-        validate=validate_,
+        validate=metrics,
         train=train,
         seed=cfg.seed,
         folder=watch.folder / "checkpoints" / name / "steps",

@@ -184,8 +184,8 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         """Start the bar, of a resumed run where it was."""
         self.meter().start()
         self.step = state.global_step
-        shown = self.display.work("training", state.max_steps, done=state.global_step, at_once=True)
-        self.work = self.closed.enter_context(shown)
+        work = self.display.work("training", state.max_steps, done=state.global_step, at_once=True)
+        self.work = self.closed.enter_context(work)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
@@ -218,13 +218,13 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         """As many of the numbers as leave room on the line for the step, the total and the time left."""
         self.bar.update(work.task, numbers="")
         width = Measurement.get(self.console, self.console.options, self.bar.make_tasks_table(self.bar.tasks)).maximum
-        shown, room = "", self.console.width - width
+        text, room = "", self.console.width - width
         for number in numbers:
-            longer = f"{shown}  {number}" if shown else number
+            longer = f"{text}  {number}" if text else number
             if len(longer) > room:
                 break
-            shown = longer
-        return shown
+            text = longer
+        return text
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""

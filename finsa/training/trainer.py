@@ -92,7 +92,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         for parameter, data in trainable:
             parameter.data = data  # trl rounds adapters on a quantised base to bfloat16; they stay in float32 here
         self.args.logging_nan_inf_filter = False  # it would hide a loss that is not finite, and waits for the device
-        self.place = Path(self.args.output_dir)
+        self.folder = Path(self.args.output_dir)
         self.has_bad_loss = torch.zeros((), dtype=torch.bool, device=self.args.device)
         self.first_bad_step = torch.full((), -1, device=self.args.device)
         self.meter = Meter(kwargs["model"], len(objective.suffix), self.args.activation_checkpointing)
@@ -250,7 +250,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         saved = self._save_before(step, epoch)
         rows = self._row_losses(numbers)
         bad = [row for row in rows if not row["finite"]]
-        file = self.place / NOT_FINITE
+        file = self.folder / NOT_FINITE
         if processes.first():
             files.write_text(file, json.dumps({"step": step, "rows": rows}, ensure_ascii=False, indent=1) + "\n")
         names = ", ".join(row["id"] for row in bad[:5]) or "none alone; the whole step is too large"
@@ -267,7 +267,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         if self.state.global_step != step - 1:  # seen late: the optimiser has made no step since, the schedule has
             self.state.global_step, self.state.epoch = step - 1, epoch
             self.lr_scheduler.step(step - 1)
-        if not (self.place / f"checkpoint-{step - 1}").is_dir():
+        if not (self.folder / f"checkpoint-{step - 1}").is_dir():
             self._save_checkpoint(self.model, None)
         return f"Step {step - 1} is saved"
 
@@ -328,8 +328,8 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
                 return
             within = kwargs["steps_trained_in_current_epoch"] > 0
             self._load_rng_state(str(self.resumed.path / EPOCH if within else self.resumed.path))
-        self.place.mkdir(parents=True, exist_ok=True)
-        self._save_rng_state(str(self.place / EPOCH))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._save_rng_state(str(self.folder / EPOCH))
         super()._run_epoch(**kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -344,7 +344,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         with self.pause(), self.meter.paused():
             self.require_finite()
             name = f"checkpoint-{self.state.global_step}"
-            staging = self.place / f"{files.STAGING}{name}"
+            staging = self.folder / f"{files.STAGING}{name}"
             try:
                 self._write_checkpoint(staging, name, model, trial)
             except (OSError, SafetensorError, RuntimeError) as error:
@@ -353,12 +353,12 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
                     raise
                 shutil.rmtree(staging, ignore_errors=True)
                 raise RunError(
-                    f"{self.place / name} cannot be written: {reason}. Earlier checkpoints are intact: free disk "
+                    f"{self.folder / name} cannot be written: {reason}. Earlier checkpoints are intact: free disk "
                     "space, and repeat the command with resume=true"
                 ) from None
 
     def _write_checkpoint(self, staging: Path, name: str, model: Any, trial: Any) -> None:
-        folder, wait = staging / name, self.accelerator.wait_for_everyone
+        staged, wait = staging / name, self.accelerator.wait_for_everyone
         progress = Progress(
             over=self.control.should_training_stop and self.state.global_step < self.state.max_steps,
             tokens=int(processes.total(np.array([int(self.tokens)]))[0]),
@@ -375,20 +375,20 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self.args.output_dir = str(self.place)
+            self.args.output_dir = str(self.folder)
         wait()
-        best = self.place / f"checkpoint-{self.state.best_global_step}" if self.state.best_global_step else None
+        best = self.folder / f"checkpoint-{self.state.best_global_step}" if self.state.best_global_step else None
         self.state.best_model_checkpoint = None if best is None else str(best)
         if self.args.should_save:
-            shutil.copytree(self.place / EPOCH, folder / EPOCH)
-            self.state.save_to_json(str(folder / STATE))
-            checkpoints.seal(folder, progress)
-            files.sync_tree(folder)
+            shutil.copytree(self.folder / EPOCH, staged / EPOCH)
+            self.state.save_to_json(str(staged / STATE))
+            checkpoints.seal(staged, progress)
+            files.sync_tree(staged)
             if self.log_file is not None and self.log_file.is_file():
                 files.sync(self.log_file)
-            files.move(folder, self.place / name)
+            files.move(staged, self.folder / name)
             shutil.rmtree(staging, ignore_errors=True)
-            checkpoints.rotate(self.place, self.args.save_total_limit, best, self.place / name)
+            checkpoints.rotate(self.folder, self.args.save_total_limit, best, self.folder / name)
         wait()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
