@@ -1,9 +1,9 @@
-"""Make the README's pictures of a real report: the terminal as SVG, the page as PNG by a headless Chromium.
+"""Take the pictures of the README from a real report: the terminal as SVG, the page as PNG with headless Chromium.
 
-    python docs/pictures.py <run folders, or a sweep's folder>
+    python docs/pictures.py <run folders, or the folder of a sweep>
 
-The report itself is made by ``stage=report``, so the figures in the pictures are those of the runs. Look at both
-pictures before they are committed.
+The report is written by ``stage=report``, so the figures in the pictures are those of the runs. Look at both pictures
+before you commit them.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ THEME = TerminalTheme(
 
 
 def main(folders: list[str]) -> None:
-    """Report the runs and take both pictures."""
+    """Write a report on the runs and take both pictures."""
     runs = folders[0] if len(folders) == 1 else f"[{','.join(folders)}]"
-    with tempfile.TemporaryDirectory() as place:
-        shown = "python run.py stage=report runs=<folder> stage.baseline=zero_shot"
-        words = [sys.executable, str(ROOT / "run.py"), "stage=report", f"runs={runs}", f"output={place}"]
-        words.append("stage.baseline=zero_shot")
+    with tempfile.TemporaryDirectory() as folder:
+        command = "python run.py stage=report runs=<folder> stage.baseline=zero_shot"
+        argv = [sys.executable, str(ROOT / "run.py"), "stage=report", f"runs={runs}", f"output={folder}"]
+        argv.append("stage.baseline=zero_shot")
         environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(WIDTH), "TERM": "xterm-256color"}
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
-        lines = done.stdout.replace(place, "<folder>").rstrip().splitlines()
-        terminal(shown, "\n".join(line for line in lines if "runs=" not in line), PICTURES / "terminal.svg")
-        page(Path(place) / "report.html", PICTURES / "report.png")
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+        lines = done.stdout.replace(folder, "<folder>").rstrip().splitlines()
+        draw_terminal(command, "\n".join(line for line in lines if "runs=" not in line), PICTURES / "terminal.svg")
+        photograph_page(Path(folder) / "report.html", PICTURES / "report.png")
 
 
-def terminal(command: str, output: str, file: Path) -> None:
-    """Write what a command printed as a picture; fonts are the viewer's own, nothing is fetched."""
+def draw_terminal(command: str, output: str, file: Path) -> None:
+    """Write the output of a command as SVG, in the fonts of the viewer; nothing is downloaded."""
     console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115, PTH123
     console.print(Text("$ ", style="bold") + Text(command))
     console.print(Text.from_ansi(output.rstrip()))
@@ -64,15 +64,15 @@ def terminal(command: str, output: str, file: Path) -> None:
     file.write_text(svg, encoding="utf-8")
 
 
-def page(report: Path, file: Path) -> None:
-    """Photograph a report's page from its scores on."""
+def photograph_page(report: Path, file: Path) -> None:
+    """Take a screenshot of a report's page, starting at its scores."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars", "--disable-gpu"):
-        options.add_argument(word)
+    for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars", "--disable-gpu"):
+        options.add_argument(option)
     options.add_argument("--window-size=1200,1250")
-    service = webdriver.ChromeService(shutil.which("chromedriver"))  # None: selenium looks for one itself
+    service = webdriver.ChromeService(shutil.which("chromedriver"))  # None: selenium searches for one
     with webdriver.Chrome(options=options, service=service) as driver:
         driver.get(report.as_uri())
         driver.execute_script("document.querySelector('#scores').scrollIntoView()")
@@ -81,5 +81,5 @@ def page(report: Path, file: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        sys.exit("python docs/pictures.py <run folders, or a sweep's folder>")
+        sys.exit("python docs/pictures.py <run folders, or the folder of a sweep>")
     main(sys.argv[1:])
