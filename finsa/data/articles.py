@@ -99,7 +99,7 @@ def _votes(sentiments: pl.DataFrame, data: Data) -> tuple[dict[str, list[str]], 
     invalid = sentiments.filter(~pl.col("label").is_in(names))["label"]
     if len(invalid):
         listed = ", ".join(f"'{value}' ({count:,})" for value, count in Counter(invalid).most_common(5))
-        notes.append(f"{len(invalid):,} sentiments of entities are no label and take no part in the vote: {listed}")
+        notes.append(f"{len(invalid):,} sentiments of entities are not labels and take no part in the vote: {listed}")
     valid = pl.col("label").filter(pl.col("label").is_in(names))
     return dict(sentiments.group_by("id", maintain_order=True).agg(valid).iter_rows()), notes
 

@@ -26,7 +26,7 @@ def draw(rows: pl.DataFrame, share: float, seed: int, last: bool = False) -> pl.
     """Draw a share of the rows.
 
     Args:
-        rows: from which to draw.
+        rows: to draw from.
         share: of them, in (0, 1].
         seed: of the order in which they are drawn.
         last: draw from the end of that order, so that two draws have no row in common while their shares sum to 1.

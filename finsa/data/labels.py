@@ -102,7 +102,7 @@ def _require_label_column(found: Sequence[str], rows: int, data: Data) -> None:
     if len(found) > MANY_LABELS and rows < ROWS_PER_LABEL * len(found):
         raise DataError(
             f"data.columns.label: column '{data.columns.label}' has {len(found)} distinct values in {rows:,} rows, "
-            f"such as {list(found[:3])}; that is no label column. Name another, or list data.labels"
+            f"such as {list(found[:3])}; that is not a label column. Name another, or list data.labels"
         )
 
 
@@ -125,7 +125,7 @@ def respell(labels: pl.Series, names: Sequence[str]) -> tuple[pl.Series, list[st
     Where names differ only in such ways from each other, only white space around a label is ignored.
 
     Returns:
-        The labels, those that are no name without white space around; and notes on what was changed.
+        The labels, those that are not a name without surrounding white space; and notes on what was changed.
     """
     by_fold: dict[str, list[str]] = {}
     for name, fold in zip(names, _folds(names), strict=True):

@@ -213,7 +213,7 @@ def _objects(parsed: Iterable[Parsed], notes: list[str]) -> Raw:
 
 
 def object_fault(record: Any) -> str | None:
-    """Why a JSON value is no row; None where it is one."""
+    """Why a JSON value is not a row; None where it is one."""
     if isinstance(record, Doubled):
         return "unreadable: duplicate key"
     return None if isinstance(record, dict) else "unreadable: not a JSON object"

@@ -110,7 +110,9 @@ def _render_conversations(raw: Raw, data: Data, place: str) -> tuple[Raw, Column
         frame = mark(frame, pl.col(LINE).is_in(lists), conversations.NOT_TEXT)
     frame = mark(frame, pl.col("_fault").is_not_null(), pl.col("_fault"))
     if data.source == "messages":
-        frame = mark(frame, pl.col("_label").is_null(), "unreadable: the last turn is no answer, and there is no label")
+        frame = mark(
+            frame, pl.col("_label").is_null(), "unreadable: the last turn is not an answer, and there is no label"
+        )
     counts = Counter(name for row in found if row.fault is None for name in row.unused)
     if counts:
         unused = ", ".join(f"{name} of {rows:,} rows" for name, rows in counts.items())
@@ -176,7 +178,7 @@ def _without_header(raw: Raw, place: str) -> str | None:
     text = max(names, key=lambda name: float(frame[name].str.len_chars().mean() or 0))  # type: ignore[arg-type]
     called = {text: "text", label: "label"}
     guess = ",".join(called.get(name, f"column_{number}") for number, name in enumerate(names, 1))
-    return f'Where its first row is no header, name the columns: "data.csv.header=[{guess}]"'
+    return f'If its first row is not a header, name the columns: "data.csv.header=[{guess}]"'
 
 
 # ------------------------------------------------------------------------------------------------ single rows
@@ -234,7 +236,7 @@ class Reading:
             if value is None:
                 fault = "no text"
             elif not isinstance(value, str):
-                fault = f"the text is no text but {type(value).__name__}"  # a JSON number is not text here
+                fault = f"the text is not a string but {type(value).__name__}"  # a JSON number is not text here
         if fault is not None:
             return "", 0, fault
         if data is not None and data.extract and str(value).strip():

@@ -256,7 +256,7 @@ def test_more_than_fifty_labels_need_rows_enough(config: Configure, tmp_path: Pa
         assert load(data).labels == listed.labels
     else:
         with pytest.raises(
-            DataError, match="column 'label' has 51 distinct values in 153 rows, such as .* that is no label column"
+            DataError, match="column 'label' has 51 distinct values in 153 rows, such as .* that is not a label column"
         ):
             load(data)
 
@@ -286,7 +286,7 @@ def test_files_without_a_usable_row_say_why(config: Configure, tmp_path: Path) -
     data = config("data=messages").data.model_copy(update={"files": str(tmp_path)})
     with pytest.raises(DataError) as caught:
         load(data)
-    reason = "unreadable: the last turn is no answer, and there is no label (3 rows)"
+    reason = "unreadable: the last turn is not an answer, and there is no label (3 rows)"
     assert str(caught.value) == f"data.files: no row of data=messages can be used: {reason}"
 
 

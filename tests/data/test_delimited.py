@@ -168,7 +168,7 @@ def test_quotes_of_a_tsv_that_enclose_fields(config: Configure, tmp_path: Path, 
 def test_missing_header_is_reported_with_the_names_that_say_it(config: Configure, tmp_path: Path) -> None:
     rows = "".join(f"{label};{text.replace(',', '')}\n" for text, label in ROWS)
     with pytest.raises(
-        DataError, match=r'is no header, name the columns: "data\.csv\.header=\[label,text\]"'
+        DataError, match=r'is not a header, name the columns: "data\.csv\.header=\[label,text\]"'
     ) as caught:
         _load(config, tmp_path / "t.csv", rows)
     assert len(str(caught.value).splitlines()) == 1

@@ -287,7 +287,7 @@ def test_last_turn_of_a_chat_by_choice_and_the_rest_is_counted(config: Configure
 @pytest.mark.parametrize(
     ("chat", "fate"),
     [
-        (LONGER[:-1], "the last turn is no answer, and there is no label"),
+        (LONGER[:-1], "the last turn is not an answer, and there is no label"),
         (SHAREGPT[1:], "no user turn"),
         ([], "not a list of turns"),
         (None, "not a list of turns"),
@@ -316,7 +316,7 @@ def test_label_beside_a_chat_as_ms_swift_has_it(config: Configure, tmp_path: Pat
     raw = _read(tmp_path, "t.json", json.dumps(rows))
     frame = shape(raw, config("data=messages").data, "t.json", "t")
     assert frame["label"].to_list() == ["1", None, "a", None]
-    unanswered = "unreadable: the last turn is no answer, and there is no label"
+    unanswered = "unreadable: the last turn is not an answer, and there is no label"
     media = "unreadable: images, video or audio belong to the row"
     assert frame[FATE].to_list() == [None, unanswered, None, media]
     assert raw.notes == [
