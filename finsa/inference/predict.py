@@ -275,7 +275,7 @@ def wait(folder: Path, chunks: int, share: Share, patience: float) -> None:
     while True:
         ranks = {number % share.processes for number in missing}
         gone = [rank for rank in sorted(ranks) if rank != share.rank and _is_gone(folder, rank)]
-        left = [number for number in missing if not chunk_file(folder, number).is_file()]
+        left = [number for number in missing if read_header(chunk_file(folder, number)) is None]
         gone = [rank for rank in gone if any(number % share.processes == rank for number in left)]
         if not left:
             return

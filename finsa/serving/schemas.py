@@ -19,7 +19,8 @@ from finsa.errors import DataError
 
 MISSING = "Missing input text"
 TEXT_COLUMNS = ("text", "content", "sentence", "input", "文本", "内容", "正文", "新闻", "标题", "title")
-MOST_COLUMNS = 2000  # of an uploaded file
+# Of an uploaded file; each field costs about a hundred bytes of memory, however short it is.
+MOST_COLUMNS, MOST_FIELDS = 2000, 1_000_000
 # C0 and DEL without tab, line feed and carriage return: no text has them, and logs and terminals suffer from them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 # A visible character: neither white space nor a character that shows nothing, whatever a regular expression's dialect.
@@ -160,6 +161,8 @@ def file_rows(content: bytes, form: str) -> bytes:
             raise DataError(f"the file has more than {MOST_COLUMNS:,} columns")
         return any(name.strip().lower() in TEXT_COLUMNS for name in names)
 
+    if sum(map(content.count, (b"\n", b"\r", b",", b";", b"\t", b"|"))) > MOST_FIELDS:
+        raise RefusedError(413, f"the file has more than {MOST_FIELDS:,} fields; use stage=predict for it")
     columns: list[str] | None = None
     with TemporaryDirectory() as folder:
         file = Path(folder) / f"file.{form}"

@@ -162,6 +162,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_reason(config: Compose, 
         for content, form, headers, status, reason in (
             (b"", "csv", BINARY, 422, "file.csv is empty"),
             (b"," * 900_000, "csv", BINARY, 422, "the file has more than 2,000 columns"),
+            (b"\n" * 1_010_000, "csv", BINARY, 413, "the file has more than 1,000,000 fields"),
             (b"a,a\n1,2\n", "csv", BINARY, 422, "file.csv has the column 'a' more than once"),
             (b"a" * (1 << 21), "csv", BINARY, 413, "the body may have 1048576 bytes at most"),
             (b"a", "xlsx", BINARY, 422, "the page reads files in csv, tsv and txt"),
