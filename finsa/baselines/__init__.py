@@ -166,9 +166,9 @@ def build(cfg: RunConfig, labels: Sequence[str]) -> Learner:
     raise ValueError(f"method={cfg.method.name} is not a baseline")
 
 
-def count_truncated(learner: Learner, job: Labelled) -> dict[str, int]:
+def count_truncated(learner: Learner, data: Labelled) -> dict[str, int]:
     """Number of truncated texts per split; empty for a learner that reads whole texts."""
-    counts = {split: learner.count_truncated(job.texts(split)) for split in job.dataset.splits}
+    counts = {split: learner.count_truncated(data.texts(split)) for split in data.dataset.splits}
     return {split: count for split, count in counts.items() if count is not None}
 
 
@@ -189,19 +189,20 @@ def crowded(learner: Learner, texts: Texts, fixed: Sequence[int]) -> list[int]:
     return [number for number, probe in probes.items() if learner.count_truncated([probe])]
 
 
-def require_room(learner: Learner, job: Labelled, data: config.Data) -> None:
+def require_room(learner: Learner, data: Labelled, settings: config.Data) -> None:
     """Check that no instruction, and no earlier part of a chat, leaves no room for the input.
 
     Raises:
         DataError: with the number of rows.
     """
-    found = {split: len(crowded(learner, job.texts(split), job.fixed(split))) for split in job.dataset.splits}
-    if any(found.values()):
-        where = ", ".join(f"{split} {count:,}" for split, count in found.items() if count)
+    counts = {split: len(crowded(learner, data.texts(split), data.fixed(split))) for split in data.dataset.splits}
+    if any(counts.values()):
+        where = ", ".join(f"{split} {count:,}" for split, count in counts.items() if count)
         raise DataError(
-            f"data.max_length: in {sum(found.values()):,} rows ({where}) the instruction or the earlier turns leave no "
-            f"room for the input, of which this method reads {data.max_length} tokens at most. Only the input may be "
-            "truncated. Set a larger data.max_length, as far as the encoder has positions, or shorten what comes first"
+            f"data.max_length: in {sum(counts.values()):,} rows ({where}) the instruction or the earlier turns leave "
+            f"no room for the input, of which this method reads {settings.max_length} tokens at most. Only the input "
+            "may be truncated. Set a larger data.max_length, as far as the encoder has positions, or shorten what "
+            "comes first"
         )
 
 

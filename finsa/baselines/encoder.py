@@ -165,7 +165,7 @@ class LinearProbe(LinearLearner):
         self.start(texts)
         limit = token_limit(self.model, self.tokenizer, self.cfg)
         rows = tokenize(self.tokenizer, self._prefixed(texts), limit)
-        found: dict[int, FloatArray] = {}
+        embeddings: dict[int, FloatArray] = {}
         for batch in batches([len(row) for row in rows], self.cfg.train.score_tokens):
             lengths = torch.tensor([len(rows[row]) for row in batch], device=base.device())
             ids = padded([rows[row] for row in batch]).to(base.device())
@@ -176,9 +176,9 @@ class LinearProbe(LinearLearner):
             else:
                 pooled = (states * mask[..., None]).sum(1) / lengths[:, None]
             unit = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
-            found |= dict(zip(batch, unit, strict=True))
+            embeddings |= dict(zip(batch, unit, strict=True))
             moved(len(batch))
-        return np.stack([found[row] for row in range(len(rows))])
+        return np.stack([embeddings[row] for row in range(len(rows))])
 
     def _prefixed(self, texts: Texts) -> list[str]:
         return [self.section.prefix + text for text in texts]
@@ -208,8 +208,8 @@ class LinearProbe(LinearLearner):
         """
         with np.load(folder / NUMBERS, allow_pickle=False) as numbers:
             self.weights, self.bias, probe = numbers["weights"], numbers["bias"], numbers["probe"]
-        found = self.features([PROBE])[0]
-        if found.shape != probe.shape or float(np.abs(found - probe).max()) > DIFFERENCE:
+        embedding = self.features([PROBE])[0]
+        if embedding.shape != probe.shape or float(np.abs(embedding - probe).max()) > DIFFERENCE:
             raise ModelError(
                 f"run: the encoder at {source_of(self.section)[0]} is not the one that this run was trained with; "
                 "restore its files, or train again"

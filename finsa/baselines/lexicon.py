@@ -101,13 +101,13 @@ class Lexicon(Learner):
         """Positive and negative words of each text: (n, 2)."""
         self.start(texts)
         assert self.count is not None
-        found = np.zeros((len(texts), 2))
+        pairs = np.zeros((len(texts), 2))
         for number, text in enumerate(texts):
-            found[number] = self.count(text)
+            pairs[number] = self.count(text)
             if number % REPORT_EVERY == REPORT_EVERY - 1:
                 moved(REPORT_EVERY)
         moved(len(texts) % REPORT_EVERY)
-        return found
+        return pairs
 
     def plan(self, texts: Texts) -> dict[str, object]:
         """Read the word lists without counting rows."""
@@ -175,8 +175,8 @@ def _english(name: str) -> tuple[Counts, dict[str, int], str]:
     lexicon = kind()
 
     def count(text: str) -> tuple[int, int]:
-        found = lexicon.get_score(lexicon.tokenize(text))
-        return int(found[kind.TAG_POS]), int(found[kind.TAG_NEG])
+        scores = lexicon.get_score(lexicon.tokenize(text))
+        return int(scores[kind.TAG_POS]), int(scores[kind.TAG_NEG])
 
     sizes = {"positive": len(lexicon._posset), "negative": len(lexicon._negset - lexicon._posset)}
     return count, sizes, files.digest(Path(kind.PATH))
@@ -201,9 +201,9 @@ def _chinese(name: str) -> tuple[Counts, dict[str, int], str]:
     pattern = re.compile("|".join(sorted(map(re.escape, positive | negative), key=lambda word: (-len(word), word))))
 
     def count(text: str) -> tuple[int, int]:
-        found = [word for word in pattern.findall(text) if word not in both]
-        up = sum(word in positive for word in found)
-        return up, len(found) - up
+        signed = [word for word in pattern.findall(text) if word not in both]
+        up = sum(word in positive for word in signed)
+        return up, len(signed) - up
 
     return count, {"positive": len(positive - both), "negative": len(negative - both)}, files.digest(path)
 

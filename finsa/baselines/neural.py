@@ -142,10 +142,10 @@ class TextCnn(nn.Module):
         states = self.embedding(pad(ids, (0, max(0, max(widths) - ids.shape[1])))).transpose(1, 2)  # (b, e, s)
         pooled = []
         for width, module in zip(widths, self.filters, strict=True):
-            found = module(states)  # (b, f, s - width + 1)
+            features = module(states)  # (b, f, s - width + 1)
             last = (lengths.to(ids.device) - width).clamp(min=0)  # a text shorter than the filter has one position
-            beyond = torch.arange(found.shape[2], device=ids.device) > last[:, None]
-            pooled.append(found.masked_fill(beyond[:, None], -torch.inf).amax(dim=2).relu())
+            beyond = torch.arange(features.shape[2], device=ids.device) > last[:, None]
+            pooled.append(features.masked_fill(beyond[:, None], -torch.inf).amax(dim=2).relu())
         logits: torch.Tensor = self.out(self.dropout(torch.cat(pooled, dim=1)))
         return logits
 
@@ -301,10 +301,10 @@ def score(network: torch.nn.Module, rows: Rows, score_tokens: int, moved: Moved 
     """Log-probabilities of rows, in their order: (n, c)."""
     training = network.training
     network.to(base.device()).eval()
-    found: dict[int, FloatArray] = {}
+    log_probs: dict[int, FloatArray] = {}
     for batch in batches([len(row) for row in rows], score_tokens):
         logits = _logits(network, [rows[row] for row in batch])
-        found |= dict(zip(batch, logits.double().log_softmax(dim=1).cpu().numpy(), strict=True))
+        log_probs |= dict(zip(batch, logits.double().log_softmax(dim=1).cpu().numpy(), strict=True))
         moved(len(batch))
     network.train(training)
-    return np.stack([found[row] for row in range(len(rows))])
+    return np.stack([log_probs[row] for row in range(len(rows))])

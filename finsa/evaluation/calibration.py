@@ -36,8 +36,8 @@ def fit_temperature(log_probs: FloatArray, gold: Sequence[int]) -> float:
     from scipy.optimize import minimize_scalar  # takes half a second, which only a fit needs
 
     bounds = np.log([LOWEST, HIGHEST])
-    found = minimize_scalar(lambda power: loss(log_probs / np.exp(power), gold), bounds=bounds, method="bounded")
-    candidates = [1.0, LOWEST, HIGHEST, float(np.exp(found.x))]  # the search stops short of its bounds
+    optimum = minimize_scalar(lambda power: loss(log_probs / np.exp(power), gold), bounds=bounds, method="bounded")
+    candidates = [1.0, LOWEST, HIGHEST, float(np.exp(optimum.x))]  # the search stops short of its bounds
     return min(candidates, key=lambda candidate: round(loss(log_probs / candidate, gold), 9))
 
 

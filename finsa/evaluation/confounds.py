@@ -40,11 +40,11 @@ def groupings(rows: pl.DataFrame, least: int) -> dict[str, pl.Series]:
         By kind (``domain``, ``id prefix``, ``file``), the group of each row; kinds with fewer than two groups are
         omitted.
     """
-    found = {"domain": rows["domain"], "id prefix": _prefixes(rows["id"])}
+    candidates = {"domain": rows["domain"], "id prefix": _prefixes(rows["id"])}
     if "file" in rows.columns:
-        found["file"] = rows["file"]
+        candidates["file"] = rows["file"]
     kinds = {}
-    for kind, groups in found.items():
+    for kind, groups in candidates.items():
         counts = groups.drop_nulls().value_counts(sort=True, name="rows")
         large = counts.filter(pl.col("rows") >= least)[groups.name].to_list()
         if len(large) >= 2 and len(counts) <= MOST_GROUPS:
@@ -175,19 +175,19 @@ def _eta_squared(values: Any, labels: Any) -> float:
 # ------------------------------------------------------------------------------------------------ sentences
 
 
-def describe_groups(found: dict[str, Any], stage: InspectStage) -> list[str]:
+def describe_groups(measured: dict[str, Any], stage: InspectStage) -> list[str]:
     """Sentences about classes that a group lacks, and about groups that predict the label."""
-    kind, groups = found["kind"], found["groups"]
+    kind, groups = measured["kind"], measured["groups"]
     total = sum(group["rows"] for group in groups)
     sentences = []
     for group in groups:
         if group["lacks"] and group["rows"] >= stage.group_rows:
             share = f"{group['rows']:,} rows, {percent(group['rows'] / total)} of all"
             sentences.append(f"{kind} {group['name']} ({share}) has no {' and no '.join(group['lacks'])} rows.")
-    if found["association"] >= stage.association and found["p"] < CHANCE:
-        guess, of = found["guess"], "test rows" if found["guess"]["on"] == "test" else "rows"
+    if measured["association"] >= stage.association and measured["p"] < CHANCE:
+        guess, of = measured["guess"], "test rows" if measured["guess"]["on"] == "test" else "rows"
         sentences.append(
-            f"{kind} and label are confounded (Cramér's V {found['association']:.2f}): the {kind} alone predicts "
+            f"{kind} and label are confounded (Cramér's V {measured['association']:.2f}): the {kind} alone predicts "
             f"the label of {percent(guess['accuracy'], 1)} of the {of}; the majority label "
             f"{guess['majority_label']} is correct for {percent(guess['majority'], 1)}. "
             f"{_concentrated(kind, groups, total)} Report scores per {kind} as well."
@@ -210,19 +210,19 @@ def _concentrated(kind: str, groups: list[dict[str, Any]], total: int) -> str:
     return f"{percent(inside)} of the {label} rows are {kind} {name}, which has {percent(outside)} of all rows."
 
 
-def describe_trait(found: dict[str, Any], stage: InspectStage) -> list[str]:
+def describe_trait(measured: dict[str, Any], stage: InspectStage) -> list[str]:
     """The sentence about the class that a trait predicts best; none where that is below ``stage.separation``."""
-    judged = [one for one in found["classes"] if one["auc"] is not None]
+    judged = [one for one in measured["classes"] if one["auc"] is not None]
     best = max(judged, key=lambda one: abs(one["auc"] - 0.5), default=None)
     if best is None or max(best["auc"], 1 - best["auc"]) < stage.separation:
         return []
     higher = best["auc"] >= 0.5
     middle, other = (
-        percent(value) if found["unit"].startswith("of") else f"{value:.0f}"
+        percent(value) if measured["unit"].startswith("of") else f"{value:.0f}"
         for value in (best["quartiles"][1], best["median_of_others"])
     )
     return [
-        f"{found['name']} predicts the label {best['label']}: it is {'higher' if higher else 'lower'} than in a row "
+        f"{measured['name']} predicts the label {best['label']}: it is {'higher' if higher else 'lower'} than in a row "
         f"of another label with probability {best['auc'] if higher else 1 - best['auc']:.2f} (0.5 would be chance); "
-        f"median {middle} {found['unit']}, of the other labels {other}."
+        f"median {middle} {measured['unit']}, of the other labels {other}."
     ]

@@ -88,40 +88,40 @@ class Example:
         return sum(segment.learnt for segment in self.segments)
 
 
-def examples(job: TokenizedDataset, cfg: RunConfig, count: int) -> list[Example]:
+def examples(data: TokenizedDataset, cfg: RunConfig, count: int) -> list[Example]:
     """Choose a few rows of every split and split them into parts.
 
     Args:
-        job: the task, whose tokens and training rows are used as they are.
+        data: the rows and their tokens.
         cfg: decides which training rows are used, and which tokens carry loss.
         count: per split. One row of each class in turn, with one truncated row among them if there is any.
     """
-    found = []
-    for split, table in job.dataset.splits.items():
+    chosen = []
+    for split, table in data.dataset.splits.items():
         if not table.height:
             continue
-        rows = _rows(job, cfg, split)
+        rows = _rows(data, cfg, split)
         learnt = split == "train" and cfg.method.learn != "nothing"
         for at in _chosen(rows, count):
             row = table.row(rows.order[at], named=True)
-            found.append(
+            chosen.append(
                 Example(
                     split=split,
                     id=row["id"],
-                    label=job.dataset.labels.names[row["label"]],
-                    segments=tuple(_segments(job, rows, at, row["text"], learnt)),
+                    label=data.dataset.labels.names[row["label"]],
+                    segments=tuple(_segments(data, rows, at, row["text"], learnt)),
                     seen=learnt,
                 )
             )
-    return found
+    return chosen
 
 
-def _rows(job: TokenizedDataset, cfg: RunConfig, split: str) -> TrainingRows:
+def _rows(data: TokenizedDataset, cfg: RunConfig, split: str) -> TrainingRows:
     """The rows that training would read; of a held-out split, all rows in their order."""
     if split == "train":
-        return job.training_rows(cfg)
-    gold = job.gold(split)
-    return TrainingRows(job.renderer, job.prompts(split), gold, list(range(len(gold))), cfg.method, None)
+        return data.training_rows(cfg)
+    gold = data.gold(split)
+    return TrainingRows(data.renderer, data.prompts(split), gold, list(range(len(gold))), cfg.method, None)
 
 
 def _chosen(rows: TrainingRows, count: int) -> list[int]:
@@ -140,8 +140,8 @@ def _chosen(rows: TrainingRows, count: int) -> list[int]:
     return chosen
 
 
-def _segments(job: TokenizedDataset, rows: TrainingRows, at: int, text: str, learnt: bool) -> Iterator[Segment]:
-    renderer, row, number = job.renderer, _whole(job, rows, at), rows.order[at]
+def _segments(data: TokenizedDataset, rows: TrainingRows, at: int, text: str, learnt: bool) -> Iterator[Segment]:
+    renderer, row, number = data.renderer, _whole(data, rows, at), rows.order[at]
     length = len(row["input_ids"])
     prompt = min(len(rows.prompts[number]), length)
     answer = length - 1 if row["input_ids"][-1] == renderer.end and length > prompt else length
@@ -159,7 +159,7 @@ def _segments(job: TokenizedDataset, rows: TrainingRows, at: int, text: str, lea
         start = end
 
 
-def _whole(job: TokenizedDataset, rows: TrainingRows, at: int) -> Row:
+def _whole(data: TokenizedDataset, rows: TrainingRows, at: int) -> Row:
     """A row with its answer, which rows of objectives over all labels do not contain; their answer is the true label's.
 
     A classification head reads no answer, and nothing after the text.
@@ -167,7 +167,7 @@ def _whole(job: TokenizedDataset, rows: TrainingRows, at: int) -> Row:
     row = rows[at]
     if "target" not in row or "text_span" in row:
         return row
-    answer = list(job.renderer.answers[row["target"]])
+    answer = list(data.renderer.answers[row["target"]])
     return Row(input_ids=[*row["input_ids"], *answer], labels=[*row["labels"], *answer])
 
 
@@ -196,7 +196,7 @@ def _rest(text: str, pieces: Sequence[Piece]) -> str:
     return text[len(kept) :] if text.startswith(kept) else ""
 
 
-def show(found: Sequence[Example]) -> None:
+def show(rows: Sequence[Example]) -> None:
     """Print examples part by part: the number of tokens, how many of them carry loss, and the text."""
     out = tables.console()
     legend = Text("examples as the model sees them: ", style="bold")
@@ -204,7 +204,7 @@ def show(found: Sequence[Example]) -> None:
         legend.append(part, style=style).append(", ")
     legend.append("with loss", style="underline").append(" (* in the column loss); ↵ is a line break")
     out.print(legend)
-    for example in found:
+    for example in rows:
         title = f"{example.split}: {example.id}, {example.label}: {example.tokens} tokens, {example.learnt} with loss"
         if not example.seen:
             title += "; the answer is scored, not given" if example.split != "train" else "; not trained on"

@@ -125,11 +125,11 @@ def find_folders(names: str | Sequence[str]) -> list[Path]:
     Raises:
         RunError: for a path without any run folder.
     """
-    found: list[Path] = []
+    folders: list[Path] = []
     for name in [names] if isinstance(names, str) else names:
         path = locate(name)
         if (path / "run.json").is_file():
-            found.append(path)
+            folders.append(path)
             continue
         runs = {file.parent: file.parent for file in path.rglob("run.json")}
         for file in path.rglob(run_folder.JOB):
@@ -142,8 +142,8 @@ def find_folders(names: str | Sequence[str]) -> list[Path]:
             raise RunError(f"runs: there is no run folder at or below {path}; name one, or the folder of a sweep")
         # Natural order: job 2 before job 10.
         numbered = {job: [int(s) if s.isdecimal() else s for s in re.split(r"([0-9]+)", str(job))] for job in runs}
-        found += [runs[job] for job in sorted(runs, key=lambda job: numbered[job])]
-    return list(dict.fromkeys(found))
+        folders += [runs[job] for job in sorted(runs, key=lambda job: numbered[job])]
+    return list(dict.fromkeys(folders))
 
 
 def load(paths: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:

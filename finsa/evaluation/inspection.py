@@ -24,12 +24,12 @@ SPLITS = {"train": "training", "validation": "validation", "test": "test"}
 
 
 def inspect(
-    job: TokenizedDataset, near: NearDuplicates, settings: Near, stage: InspectStage, files: pl.Series | None
+    data: TokenizedDataset, near: NearDuplicates, settings: Near, stage: InspectStage, files: pl.Series | None
 ) -> dict[str, Any]:
     """Measure everything that is reported.
 
     Args:
-        job: the rows and their tokens.
+        data: the rows and their tokens.
         near: near duplicates across splits.
         settings: with which they were searched.
         stage: the thresholds for findings.
@@ -38,33 +38,33 @@ def inspect(
     Returns:
         Plain values for ``inspect.json``; ``findings`` has the sentences.
     """
-    rows, names = used_rows(job, files), job.dataset.labels.names
+    rows, names = used_rows(data, files), data.dataset.labels.names
     kinds = confounds.groupings(rows, stage.group_rows)
     groups = [confounds.measure_groups(kind, of, rows, names) for kind, of in kinds.items()] if rows.height else []
     traits = [confounds.measure_trait(name, rows, names, stage.group_rows) for name in confounds.TRAITS]
-    splits = _splits(job)
-    close = _near(near, settings, job)
+    splits = _splits(data)
+    close = _near(near, settings, data)
     findings = [
-        *_describe_ledger(job.dataset.ledger),
-        *_describe_splits(splits, sum(job.truncated().values())),
+        *_describe_ledger(data.dataset.ledger),
+        *_describe_splits(splits, sum(data.truncated().values())),
         *_describe_near(close),
-        *(sentence for found in groups for sentence in confounds.describe_groups(found, stage)),
-        *(sentence for found in traits for sentence in confounds.describe_trait(found, stage)),
+        *(sentence for measured in groups for sentence in confounds.describe_groups(measured, stage)),
+        *(sentence for measured in traits for sentence in confounds.describe_trait(measured, stage)),
     ]
     return {
         "findings": [sentence[:1].upper() + sentence[1:] for sentence in findings],
         "labels": list(names),
         "splits": splits,
-        "tokens": _tokens(job),
+        "tokens": _tokens(data),
         "near_duplicates": close,
         "groups": groups,
         "traits": traits,
     }
 
 
-def used_rows(job: TokenizedDataset, files: pl.Series | None = None) -> pl.DataFrame:
+def used_rows(data: TokenizedDataset, files: pl.Series | None = None) -> pl.DataFrame:
     """The used rows of all splits, one after another, with the columns split and, where given, file."""
-    frame = pl.concat(part.with_columns(pl.lit(split).alias("split")) for split, part in job.dataset.splits.items())
+    frame = pl.concat(part.with_columns(pl.lit(split).alias("split")) for split, part in data.dataset.splits.items())
     return frame if files is None else frame.with_columns(files.alias("file"))
 
 
@@ -86,30 +86,30 @@ def files_of(rows: pl.DataFrame, read: pl.DataFrame) -> pl.Series:
     return rows.select("id", "text").join(known, on=["id", "text"], how="left", maintain_order="left")["file"]
 
 
-def row_lengths(job: TokenizedDataset, split: str) -> NDArray[np.int64]:
+def row_lengths(data: TokenizedDataset, split: str) -> NDArray[np.int64]:
     """Tokens of each row with the longest answer, before truncation, (n,); those above max_length are truncated."""
-    prompts = job.prompts(split)
-    longest = max(map(len, job.renderer.answers)) + 1
+    prompts = data.prompts(split)
+    longest = max(map(len, data.renderer.answers)) + 1
     lengths: NDArray[np.int64] = prompts.lengths + np.asarray(prompts.cut) + longest
     return lengths
 
 
-def _splits(job: TokenizedDataset) -> dict[str, Any]:
-    found = {}
-    for split, counts in job.dataset.ledger.splits.items():
-        cut, gold = np.asarray(job.prompts(split).cut) > 0, np.asarray(job.gold(split), dtype=int)
-        found[split] = {
+def _splits(data: TokenizedDataset) -> dict[str, Any]:
+    counts_by_split = {}
+    for split, counts in data.dataset.ledger.splits.items():
+        cut, gold = np.asarray(data.prompts(split).cut) > 0, np.asarray(data.gold(split), dtype=int)
+        counts_by_split[split] = {
             "rows": sum(counts.values()),
             "labels": dict(counts),
-            "cut": {name: int(cut[gold == number].sum()) for number, name in enumerate(job.dataset.labels.names)},
+            "cut": {name: int(cut[gold == number].sum()) for number, name in enumerate(data.dataset.labels.names)},
         }
-    return found
+    return counts_by_split
 
 
-def _tokens(job: TokenizedDataset) -> dict[str, Any]:
-    renderer, splits = job.renderer, {}
-    for split in job.dataset.splits:
-        lengths, cut = row_lengths(job, split), np.asarray(job.prompts(split).cut)
+def _tokens(data: TokenizedDataset) -> dict[str, Any]:
+    renderer, splits = data.renderer, {}
+    for split in data.dataset.splits:
+        lengths, cut = row_lengths(data, split), np.asarray(data.prompts(split).cut)
         if len(lengths):
             values = np.percentile(lengths, PERCENTILES).tolist()
             splits[split] = {
@@ -121,11 +121,11 @@ def _tokens(job: TokenizedDataset) -> dict[str, Any]:
     return {"max_length": prompt + renderer.room + longest, "prompt": prompt, "answer": longest, "splits": splits}
 
 
-def _near(near: NearDuplicates, settings: Near, job: TokenizedDataset) -> dict[str, Any]:
+def _near(near: NearDuplicates, settings: Near, data: TokenizedDataset) -> dict[str, Any]:
     between = []
     for held, other in BETWEEN:
         pairs = near.pairs.filter((pl.col("split") == held) & (pl.col("other_split") == other))
-        rows, total = pairs.select("id", "text").n_unique(), job.dataset.splits[held].height
+        rows, total = pairs.select("id", "text").n_unique(), data.dataset.splits[held].height
         between.append(
             {
                 "held_out": held,
@@ -155,30 +155,30 @@ def _describe_ledger(ledger: Ledger) -> list[str]:
 
 
 def _describe_splits(splits: Mapping[str, Any], truncated: int) -> list[str]:
-    found = []
+    sentences = []
     for split, of in splits.items():
         lacking = [name for name, count in of["labels"].items() if not count]
         if not of["rows"]:
-            found.append(f"the {SPLITS[split]} split is empty.")
+            sentences.append(f"the {SPLITS[split]} split is empty.")
         elif lacking:
-            found.append(f"the {SPLITS[split]} split has no {' and no '.join(lacking)} rows.")
+            sentences.append(f"the {SPLITS[split]} split has no {' and no '.join(lacking)} rows.")
     if truncated:
         share = truncated / sum(of["rows"] for of in splits.values())
-        found.append(f"{truncated:,} texts ({percent(share, 1)}) do not fit and are truncated.")
-    return found
+        sentences.append(f"{truncated:,} texts ({percent(share, 1)}) do not fit and are truncated.")
+    return sentences
 
 
 def _describe_near(close: Mapping[str, Any]) -> list[str]:
-    found = []
+    sentences = []
     for one in close["between"]:
         if one["rows"]:
             held, other = SPLITS[one["held_out"]], SPLITS[one["other"]]
             differing = f"; in {one['other_label']:,} of {one['pairs']:,} pairs the labels differ"
-            found.append(
+            sentences.append(
                 f"{one['rows']:,} of {one['of']:,} {held} rows ({percent(one['share'], 1)}) are near duplicates of a "
                 f"{other} row (similarity {close['threshold']} or more){differing if one['other_label'] else ''}."
             )
-    return found or [f"no near duplicates across splits (similarity {close['threshold']} or more)."]
+    return sentences or [f"no near duplicates across splits (similarity {close['threshold']} or more)."]
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -211,10 +211,10 @@ def _ledger_tables(ledger: Mapping[str, Any]) -> list[Table]:
     ]
     caption = "Every row that was read is in exactly one bucket; dropped.jsonl has those that are not used."
     read = [[visible(file), f"{count:,}"] for file, count in ledger["read"].items()]
-    found = [Table("Rows by bucket", ["bucket", "rows", "for example"], rows, caption, words=("for example",))]
-    found.append(Table("Rows read by file", ["file", "rows"], read))
+    ledger_tables = [Table("Rows by bucket", ["bucket", "rows", "for example"], rows, caption, words=("for example",))]
+    ledger_tables.append(Table("Rows read by file", ["file", "rows"], read))
     notes = [[visible(note)] for note in ledger["notes"]]
-    return [*found, Table("Notes", ["note"], notes)] if notes else found
+    return [*ledger_tables, Table("Notes", ["note"], notes)] if notes else ledger_tables
 
 
 def _rows_by_label(splits: Mapping[str, Any]) -> Table:
@@ -269,12 +269,12 @@ def _pairs(near: NearDuplicates, labels: Sequence[str], most: int) -> list[Table
     return [Table(title, columns, rows, words=columns, folded=True)] if rows else []
 
 
-def group_table(found: Mapping[str, Any]) -> Table:
+def group_table(measured: Mapping[str, Any]) -> Table:
     """The labels of each group; of many labels, their number and the most frequent one."""
-    kind, guess = found["kind"], found["guess"]
-    labels = list(found["groups"][0]["labels"])
+    kind, guess = measured["kind"], measured["guess"]
+    labels = list(measured["groups"][0]["labels"])
     rows = []
-    for group in found["groups"]:
+    for group in measured["groups"]:
         by_label = group["labels"]
         cells = [f"{count:,}" for count in by_label.values()]
         if len(labels) > MANY:
@@ -283,8 +283,8 @@ def group_table(found: Mapping[str, Any]) -> Table:
         rows.append([visible(group["name"]), *cells, f"{group['rows']:,}"])
     columns = ["classes", "most frequent class", "rows of it"] if len(labels) > MANY else list(map(visible, labels))
     caption = (
-        f"Cramér's V with the label {found['association']:.3f} (0: independent, 1: the {kind} determines the label); "
-        f"accuracy on {'the test rows' if guess['on'] == 'test' else 'all rows'} from the {kind} alone "
+        f"Cramér's V with the label {measured['association']:.3f} (0: independent, 1: the {kind} determines the "
+        f"label); accuracy on {'the test rows' if guess['on'] == 'test' else 'all rows'} from the {kind} alone "
         f"{percent(guess['accuracy'], 1)}, of the majority label {percent(guess['majority'], 1)}"
     )
     optional = () if len(labels) > MANY else range(len(labels), 0, -1)

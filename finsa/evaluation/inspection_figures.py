@@ -33,12 +33,12 @@ Counts = Mapping[str, Mapping[str, Mapping[str, int]]]
 
 
 def draw(
-    job: TokenizedDataset, numbers: Mapping[str, Any], close: NearDuplicates, folder: Path
+    data: TokenizedDataset, numbers: Mapping[str, Any], close: NearDuplicates, folder: Path
 ) -> dict[str, list[Figure]]:
     """Draw the figures of an inspection into its run folder, except those without data.
 
     Args:
-        job: the rows and their tokens.
+        data: the rows and their tokens.
         numbers: of `inspection.inspect`.
         close: near duplicates.
         folder: of the run.
@@ -46,11 +46,11 @@ def draw(
     Returns:
         The figures by section of the page.
     """
-    labels, splits, tokens = job.dataset.labels.names, numbers["splits"], numbers["tokens"]
+    labels, splits, tokens = data.dataset.labels.names, numbers["splits"], numbers["tokens"]
     by_split = {"all": {split: of["labels"] for split, of in splits.items()}}
-    lengths = {split: inspection.row_lengths(job, split) for split in splits}
+    lengths = {split: inspection.row_lengths(data, split) for split in splits}
     drawn = {
-        "Ledger": [ledger(job.dataset.ledger.closed(job.truncated()), folder / "ledger.png")],
+        "Ledger": [ledger(data.dataset.ledger.closed(data.truncated()), folder / "ledger.png")],
         "Labels": [labels_by_group("split", by_split, labels, folder / "labels_by_split.png")],
         "Tokens": [token_lengths(lengths, tokens["max_length"], folder / "token_lengths.png")],
         "Near duplicates": [],
@@ -61,13 +61,13 @@ def draw(
     if close.pairs.height:
         threshold = numbers["near_duplicates"]["threshold"]
         drawn["Near duplicates"].append(near_duplicates(close.pairs, threshold, folder / "near_duplicates.png"))
-    for found in numbers["groups"]:
+    for measured in numbers["groups"]:
         counts = {
-            split: {group["name"]: group["splits"].get(split, {}) for group in found["groups"]} for split in splits
+            split: {group["name"]: group["splits"].get(split, {}) for group in measured["groups"]} for split in splits
         }
-        file = folder / f"labels_by_{found['kind'].replace(' ', '_')}.png"
-        drawn["Groups and confounds"].append(labels_by_group(found["kind"], counts, labels, file))
-    drawn["Groups and confounds"].append(traits(inspection.used_rows(job), labels, folder / "traits.png"))
+        file = folder / f"labels_by_{measured['kind'].replace(' ', '_')}.png"
+        drawn["Groups and confounds"].append(labels_by_group(measured["kind"], counts, labels, file))
+    drawn["Groups and confounds"].append(traits(inspection.used_rows(data), labels, folder / "traits.png"))
     return drawn
 
 

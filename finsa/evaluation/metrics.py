@@ -28,8 +28,8 @@ def report(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str], 
         95 % intervals: Wilson for accuracy, percentile bootstrap over rows for the F1 scores. A class without
         predictions has precision 0; a class without rows has recall and F1 0 and still counts in the macro mean.
     """
-    found = _counted(gold, predicted, names)
-    return {**found, "intervals": intervals(np.array(found["confusion"]), seed)}
+    counted = _counted(gold, predicted, names)
+    return {**counted, "intervals": intervals(np.array(counted["confusion"]), seed)}
 
 
 def _counted(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def report_parsed(
     from sklearn.metrics import confusion_matrix
 
     lost = len(names)  # one more class without rows, which is left out of the means
-    predicted = [lost if found is None else found for found in parsed]
+    predicted = [lost if answer is None else answer for answer in parsed]
     result = _counted(gold, predicted, names)
     confusion = confusion_matrix(gold, predicted, labels=list(range(lost + 1)))
     result["intervals"] = intervals(confusion, seed, classes=lost)

@@ -46,12 +46,12 @@ def analyze_gates(gates: NDArray[np.float64], domains: Sequence[str | None], exp
 
     number, top = len(experts), gates.argmax(axis=1)
     named = np.array([domain or "(none)" for domain in domains])
-    found = sorted(set(named.tolist()), key=lambda name: (name not in experts, name))
+    domain_names = sorted(set(named.tolist()), key=lambda name: (name not in experts, name))
     confusion = {
         name: {expert: int((top[named == name] == place).sum()) for place, expert in enumerate(experts)}
-        for name in found
+        for name in domain_names
     }
-    means = {name: gates[named == name].mean(axis=0) for name in found}
+    means = {name: gates[named == name].mean(axis=0) for name in domain_names}
     correct = {name: counts[name] / sum(counts.values()) for name, counts in confusion.items() if name in experts}
     known = sum(sum(confusion[name].values()) for name in correct)
     load, table = gates.mean(axis=0), np.array(list(means.values()))
@@ -111,13 +111,13 @@ def expert_answers(alone: Mapping[str, Classes], domains: Sequence[str | None]) 
     Returns:
         Answers by model, (n,). Of more than two experts, the next one serves as that of another domain.
     """
-    found = {f"{name} alone": answers for name, answers in alone.items()}
+    answers = {f"{name} alone": predicted for name, predicted in alone.items()}
     if not set(domains) <= set(alone):
-        return found
+        return answers
     names = list(alone)
     expert = np.array([names.index(str(domain)) for domain in domains])
     table, rows = np.array([alone[name] for name in names]), np.arange(len(expert))
-    return {**found, ORACLE: table[expert, rows], WRONG: table[(expert + 1) % len(names), rows]}
+    return {**answers, ORACLE: table[expert, rows], WRONG: table[(expert + 1) % len(names), rows]}
 
 
 def compare(
@@ -174,21 +174,21 @@ def tables(name: str, values: Mapping[str, Any]) -> list[Table]:
         name: of its run.
         values: contents of ``metrics.json``.
     """
-    found = [_comparison_table(name, values["mixture"])] if values.get("mixture") else []
-    return [*found, _router_table(name, values["router"])] if values.get("router") else found
+    found_tables = [_comparison_table(name, values["mixture"])] if values.get("mixture") else []
+    return [*found_tables, _router_table(name, values["router"])] if values.get("router") else found_tables
 
 
 def remarks(name: str, values: Mapping[str, Any]) -> list[str]:
     """The summary of one mixture, one sentence each; empty for other runs."""
-    found = []
+    sentences = []
     against = next((one for one in values.get("mixture") or [] if one["arm"] == UNION), None)
     if against is not None and "verdict" in against:  # older versions wrote an uncorrected test only
-        found.append(
+        sentences.append(
             f"{name} against one adapter trained on all domains: macro-F1 {against['difference']:+.4f} "
             f"({against['difference_low']:+.4f} to {against['difference_high']:+.4f}), {against['fixed']} rows fixed "
             f"and {against['broken']} broken: {against['verdict']}."
         )
-    return found + [f"{name}: {warning}" for warning in (values.get("router") or {}).get("warnings", [])]
+    return sentences + [f"{name}: {warning}" for warning in (values.get("router") or {}).get("warnings", [])]
 
 
 def _comparison_table(name: str, records: Sequence[Mapping[str, Any]]) -> Table:

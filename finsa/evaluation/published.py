@@ -72,29 +72,31 @@ def matching_row(published: Published, group: RunGroup) -> str | None:
 def published_scores(published: Published, group: RunGroup, record: Record) -> Record:
     """The published scores of a group's row, and the differences of the group's scores from them."""
     name = matching_row(published, group)
-    found: Record = {"published_row": name}
+    scores: Record = {"published_row": name}
     for key in SCORES:
         theirs = score(published.rows[name], key) if name else None
-        found[f"published_{key}"] = theirs
-        found[f"{key}_minus_published"] = None if theirs is None else record[key] - theirs
-    return found
+        scores[f"published_{key}"] = theirs
+        scores[f"{key}_minus_published"] = None if theirs is None else record[key] - theirs
+    return scores
 
 
 def mismatches(published: Published, groups: Sequence[RunGroup]) -> list[str]:
     """How the runs' setup differs from the published one; differing scores are then no failure to reproduce."""
     run = groups[0].runs[0]
-    found = []
+    differences = []
     if run.config["data"]["name"] != published.data:
-        found.append(f"data {run.config['data']['name']} instead of {published.data}")
+        differences.append(f"data {run.config['data']['name']} instead of {published.data}")
     if len(run.rows) != published.n:
-        found.append(f"{len(run.rows):,} test rows instead of {published.n:,}")
+        differences.append(f"{len(run.rows):,} test rows instead of {published.n:,}")
     theirs = {published.rows[name].model for group in groups if (name := matching_row(published, group))}
     ours = {group.model for group in groups}
     if theirs - {None} and not ours & theirs:
-        found.append(f"model {', '.join(sorted(ours))} instead of {', '.join(sorted(str(one) for one in theirs))}")
+        differences.append(
+            f"model {', '.join(sorted(ours))} instead of {', '.join(sorted(str(one) for one in theirs))}"
+        )
     if not theirs:
-        found.append("no configuration whose method and model have a row in the table")
-    return found
+        differences.append("no configuration whose method and model have a row in the table")
+    return differences
 
 
 # ------------------------------------------------------------------------------------------------ the table itself

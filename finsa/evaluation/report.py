@@ -83,7 +83,7 @@ def build(
         RunError: for folders that cannot be read, or runs that cannot be compared.
         ConfigError: for an unknown ``stage.baseline``.
     """
-    found: dict[str, Table] = {}
+    all_tables: dict[str, Table] = {}
     facts, remarks, comparison = {}, [], None
     skipped = dict(failed)
     if paths:
@@ -97,17 +97,17 @@ def build(
         for group in comparison.groups:
             remarks += moe.remarks(group.name, group.runs[0].metrics)
         remarks += list(dict.fromkeys(filter(None, (demonstration(run.config) for run in runs))))[:1]
-        found = _tables(comparison, published)
+        all_tables = _tables(comparison, published)
     analysis = published_tables.analyze(published) if published else None
     if published is not None and analysis is not None:
-        found["published"] = _published(analysis, published.name, published.source)
+        all_tables["published"] = _published(analysis, published.name, published.source)
         remarks += [f"Published table {published.name}: {remark}" for remark in analysis.remarks]
     if skipped:
         columns, rows = ["job or folder", "why"], [list(pair) for pair in skipped.items()]
-        found["left_out"] = Table("Left out", columns, rows, words=("why",))
+        all_tables["left_out"] = Table("Left out", columns, rows, words=("why",))
         remarks.append(f"{len(skipped)} jobs or folders are left out: see the last table.")
     title = f"{facts.get('data', published.name if published else '')}: report"
-    return Report(title, facts, remarks, found, comparison, analysis)
+    return Report(title, facts, remarks, all_tables, comparison, analysis)
 
 
 def _own_table(runs: Sequence[Run]) -> Published | None:
@@ -196,27 +196,27 @@ def show(report: Report, folder: Path, again: str | None) -> None:
 
 def _tables(comparison: Comparison, published: Published | None) -> dict[str, Table]:
     groups, records, baseline = comparison.groups, comparison.records, comparison.baseline
-    found = {"scores": _scores(records)}
+    by_key = {"scores": _scores(records)}
     if len(groups) > 1:
         top = groups[0].name
-        found["tests"] = _tests(records, top, "vs_best_", f"Against the best, {top}")
+        by_key["tests"] = _tests(records, top, "vs_best_", f"Against the best, {top}")
         if baseline != top and len(groups) > 2:
-            found["baseline"] = _tests(records, baseline, "", f"Against {baseline}")
+            by_key["baseline"] = _tests(records, baseline, "", f"Against {baseline}")
     if published is not None:
         for group, record in zip(groups, records, strict=True):
             record |= published_tables.published_scores(published, group, record)
-        found["beside"] = _beside_published(records, published.name, published_tables.mismatches(published, groups))
+        by_key["beside"] = _beside_published(records, published.name, published_tables.mismatches(published, groups))
     for group in groups:
         for number, table in enumerate(moe.tables(group.name, group.runs[0].metrics)):
-            found[f"mixture {group.name} {number}"] = table
+            by_key[f"mixture {group.name} {number}"] = table
     classes = [
         [record["arm"], label, *(_cell(record, f"{name}_{label}") for name in ("precision", "recall", "f1"))]
         for record in records
         for label in groups[0].runs[0].labels
     ]
     columns = ["configuration", "class", "precision", "recall", "F1"]
-    found["classes"] = Table("By class", columns, classes, words=("class",))
-    found["costs"] = _costs(records)
+    by_key["classes"] = Table("By class", columns, classes, words=("class",))
+    by_key["costs"] = _costs(records)
     runs = [
         [
             group.name,
@@ -229,7 +229,7 @@ def _tables(comparison: Comparison, published: Published | None) -> dict[str, Ta
         for run in group.runs
     ]
     columns = ["configuration", "seed", "accuracy", "macro-F1", "folder"]
-    return {**found, "runs": Table("Runs", columns, runs, words=("folder",))}
+    return {**by_key, "runs": Table("Runs", columns, runs, words=("folder",))}
 
 
 def _cell(record: Record, name: str) -> str:

@@ -19,13 +19,13 @@ from finsa.runs import files
 from finsa.runs.run_folder import RunFolder
 
 
-def report(task: Labelled, split: str, scores: NDArray[np.float64]) -> dict[str, Any]:
-    """Compare a split's scores (n, c) with its labels."""
-    return metrics.report(task.gold(split), scores.argmax(axis=1).tolist(), task.dataset.labels.names)
+def report(data: Labelled, split: str, log_probs: NDArray[np.float64]) -> dict[str, Any]:
+    """Compute the metrics of a split from its log-probabilities (n, c)."""
+    return metrics.report(data.gold(split), log_probs.argmax(axis=1).tolist(), data.dataset.labels.names)
 
 
 def predictions(
-    task: Labelled,
+    data: Labelled,
     split: str,
     log_probs: NDArray[np.float64],
     temperature: float,
@@ -35,7 +35,7 @@ def predictions(
     """Yield one record per row.
 
     Args:
-        task: has the rows of the split.
+        data: with the rows of the split.
         log_probs: of the labels, (n, c).
         temperature: of the run; see `finsa.evaluation.calibration`.
         gates: of a mixture, (n, E), whose experts are named by `experts`.
@@ -45,9 +45,9 @@ def predictions(
         service and exports give it; ``log_probs``, the log-probability of each whole label, uncalibrated; of a mixture
         also ``domain`` and ``gates``.
     """
-    names = task.dataset.labels.names
+    names = data.dataset.labels.names
     probs = metrics.probabilities(log_probs, temperature)
-    rows = task.dataset.splits[split]
+    rows = data.dataset.splits[split]
     for place, (identity, text, gold) in enumerate(rows.select("id", "text", "label").iter_rows()):
         record = {
             "id": identity,
@@ -63,9 +63,9 @@ def predictions(
         yield record
 
 
-def answers(task: Labelled, split: str, texts: Sequence[str], parsed: Sequence[int | None]) -> Iterator[dict[str, Any]]:
+def answers(data: Labelled, split: str, texts: Sequence[str], parsed: Sequence[int | None]) -> Iterator[dict[str, Any]]:
     """Yield one record per generated answer: id, text, gold, the answer, and the label it names, null for none."""
-    names, rows = task.dataset.labels.names, task.dataset.splits[split]
+    names, rows = data.dataset.labels.names, data.dataset.splits[split]
     for (identity, text, gold), answer, label in zip(
         rows.select("id", "text", "label").iter_rows(), texts, parsed, strict=True
     ):
@@ -74,48 +74,48 @@ def answers(task: Labelled, split: str, texts: Sequence[str], parsed: Sequence[i
 
 
 def calibration(
-    task: Labelled, log_probs: dict[str, NDArray[np.float64]], temperature: float | None = None
+    data: Labelled, log_probs: dict[str, NDArray[np.float64]], temperature: float | None = None
 ) -> dict[str, Any]:
     """Report the calibration error and the log loss, with and without the temperature.
 
     Args:
-        task: knows the true classes.
+        data: with the true classes.
         log_probs: (n, c) by split, of its first n rows.
-        temperature: None: it is fitted on the ``validation`` rows.
+        temperature: None to fit it on the ``validation`` rows.
     """
-    gold = {split: task.gold(split)[: len(values)] for split, values in log_probs.items()}
+    gold = {split: data.gold(split)[: len(values)] for split, values in log_probs.items()}
     if temperature is None:
         temperature = calibrating.fit_temperature(log_probs["validation"], gold["validation"])
     reports = {split: calibrating.report(values, gold[split], temperature) for split, values in log_probs.items()}
     return {"temperature": temperature, "bins": calibrating.BINS, **reports}
 
 
-def validation(task: Labelled, scores: NDArray[np.float64]) -> dict[str, float]:
-    """The metrics that select a checkpoint, from the validation split's scores (n, c).
+def validation(data: Labelled, log_probs: NDArray[np.float64]) -> dict[str, float]:
+    """The metrics that select a checkpoint, from the log-probabilities (n, c) of the validation split.
 
     The loss is the mean negative log-probability of the true label, whatever the training loss of the method, so that
     methods with different training losses can be compared.
     """
-    gold = np.array(task.gold("validation")[: len(scores)])
-    result = metrics.report(gold.tolist(), scores.argmax(axis=1).tolist(), task.dataset.labels.names)
-    loss = -float(scores[np.arange(len(gold)), gold].mean())
+    gold = np.array(data.gold("validation")[: len(log_probs)])
+    result = metrics.report(gold.tolist(), log_probs.argmax(axis=1).tolist(), data.dataset.labels.names)
+    loss = -float(log_probs[np.arange(len(gold)), gold].mean())
     return {"loss": loss, **{name: result[name] for name in ("macro_f1", "weighted_f1", "accuracy")}}
 
 
-def write_ledger(task: Labelled, folder: RunFolder, splits: Collection[str]) -> dict[str, int]:
+def write_ledger(data: Labelled, folder: RunFolder, splits: Collection[str]) -> dict[str, int]:
     """Write ``ledger.json``, and the rows that are not used with their reasons as ``dropped.jsonl``.
 
     Args:
-        task: of the run; another run of this process may have read more of its splits.
+        data: of the run; another run of this process may have read more of its splits.
         folder: of the run.
         splits: those that this run has read.
 
     Returns:
         Number of rows of these splits whose text was truncated.
     """
-    truncated = {split: number for split, number in task.truncated().items() if split in splits}
-    folder.write_json("ledger.json", task.dataset.ledger.as_dict(truncated))
-    folder.write_lines("dropped.jsonl", task.dataset.dropped.iter_rows(named=True))
+    truncated = {split: number for split, number in data.truncated().items() if split in splits}
+    folder.write_json("ledger.json", data.dataset.ledger.as_dict(truncated))
+    folder.write_lines("dropped.jsonl", data.dataset.dropped.iter_rows(named=True))
     return truncated
 
 
@@ -195,7 +195,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _facts(cfg: RunConfig, facts: Mapping[str, Any]) -> dict[str, str]:
     """How the run was made, as far as it is known."""
     trainable, total = facts.get("trainable_parameters"), facts.get("total_parameters")
-    found = {
+    values = {
         "stage": cfg.stage.name,
         "method": cfg.method.name,
         "model": None if cfg.method.baseline is not None else cfg.model.name,
@@ -210,7 +210,7 @@ def _facts(cfg: RunConfig, facts: Mapping[str, Any]) -> dict[str, str]:
         "training seconds": facts.get("training_seconds"),
         "samples per second": facts.get("rows_per_second"),
     }
-    return {name: str(value) for name, value in found.items() if value not in (None, "", "None")}
+    return {name: str(value) for name, value in values.items() if value not in (None, "", "None")}
 
 
 def _calibration_table(values: Mapping[str, Any]) -> Table:
