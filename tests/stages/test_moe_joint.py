@@ -173,7 +173,7 @@ def test_the_report_shows_the_mixture(finished: tuple[RunConfig, Result], config
     for text in ("Mixture", "another domain&#39;s expert", "Router of lora_response mixture", "figures/router.png"):
         assert text in page, text
     said = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "lora_response mixture against one adapter on all domains: macro-F1 " in said
+    assert "lora_response mixture against one adapter trained on all domains: macro-F1 " in said
     assert (tmp_path / "figures" / "router.png").stat().st_size > 5000
 
 
