@@ -95,7 +95,7 @@ def choices() -> str:
     for group in ("model", "method", "data", "train", "stage", "experiment", "published", "tracking"):
         names = catalogue.choices_of(group)
         rows = [f"| `{name}` | {_cell(catalogue.summary(catalogue.file_of(group, name)))} |" for name in names]
-        parts.append("\n".join([f"## `{group}=`", "", "| name | description |", "|---|---|", *rows]))
+        parts.append("\n".join([f"### `{group}=`", "", "| name | description |", "|---|---|", *rows]))
     return "\n\n".join(parts)
 
 
