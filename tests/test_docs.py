@@ -1,4 +1,4 @@
-"""The documentation: its files and commands run, its reference is complete, it builds without outside resources."""
+"""The documentation: its files and commands run, its reference is complete, it builds without external resources."""
 
 from __future__ import annotations
 

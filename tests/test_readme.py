@@ -1,4 +1,4 @@
-"""The documents cannot lie: their commands pass the same check as a user's, their names and links exist."""
+"""Documentation is checked like code: its commands pass the check of a real command, its names and links exist."""
 
 from __future__ import annotations
 
