@@ -227,7 +227,7 @@ def write_chunk(file: Path, header: Mapping[str, Any], rows: bytes, rejected: by
 
 
 def read_header(file: Path) -> dict[str, Any] | None:
-    """What the first line of a chunk's file says; None where the file is missing or not whole."""
+    """The header of a chunk, its first line; None where the file is missing or incomplete."""
     try:
         with file.open("rb") as stream:
             line = stream.readline()

@@ -116,7 +116,7 @@ def _predict_file(cfg: RunConfig, record: Record) -> Result:
 
 
 def _csv(cfg: RunConfig, record: Record, source: str) -> Csv:
-    """How the input is written: as the command says, else as the run's data were; valid UTF-8 is read as such."""
+    """How the input is written: by the command, else as the data of the run; valid UTF-8 is always read as UTF-8."""
     given, trained = cfg.data.csv.model_dump(exclude_none=True), record.cfg.data.csv
     if source != "-" and trained.encoding is not None and encodings.is_utf8(locate(source)):
         trained = trained.model_copy(update={"encoding": None})
