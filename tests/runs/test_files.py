@@ -27,7 +27,7 @@ Config = Callable[..., RunConfig]
 HOLD = """
 import sys, time
 from pathlib import Path
-from finsa import locks
+from finsa.runs import locks
 with locks.held(Path(sys.argv[1]), "here"):
     print("held", flush=True)
     time.sleep(60)
@@ -204,7 +204,7 @@ def test_an_output_is_made_by_one_process(
 LOOK = """
 import sys
 from pathlib import Path
-from finsa import locks
+from finsa.runs import locks
 print("looking", flush=True)
 while True:
     locks.holder(Path(sys.argv[1]))
@@ -235,7 +235,7 @@ def test_a_look_at_who_holds_a_lock_refuses_nobody(tmp_path: Path) -> None:
 MAKE = """
 import os, sys
 from pathlib import Path
-from finsa import locks
+from finsa.runs import locks
 from finsa.errors import RunError
 output, made = Path(sys.argv[1]), 0
 while made < 100:
