@@ -185,7 +185,9 @@ def test_lora_plus_moves_b_faster(config: Configure, job: tokenized.TokenizedDat
     start = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
     factory.release(model)
     model = trained(cfg, job, load(cfg), tmp_path, max_steps=1, validate_every=1)
-    moved = {name: float((p - start[name]).abs().max()) for name, p in model.named_parameters() if p.requires_grad}
+    moved = {
+        name: float((p.detach() - start[name]).abs().max()) for name, p in model.named_parameters() if p.requires_grad
+    }
     factory.release(model)
     slow = [far for name, far in moved.items() if "lora_A" in name]
     fast = [far for name, far in moved.items() if "lora_B" in name]
