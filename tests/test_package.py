@@ -55,7 +55,7 @@ def test_wheel_holds_every_file_of_conf_and_the_embedded_default(site: Path) -> 
 
 
 def test_installed_command_lists_its_own_choices(site: Path, tmp_path: Path) -> None:
-    where = _command(site, tmp_path, sys.executable, "-c", "import finsa.config.compose as c; print(c.CONF)")
+    where = _command(site, tmp_path, sys.executable, "-c", "import finsa.config.catalogue as c; print(c.CONF)")
     assert where.stdout.strip() == str(site / "finsa" / "home" / "conf"), where.stderr
     listed = _command(site, tmp_path, str(site / "bin" / "finsa"), "stage=list", "stage.group=experiment")
     assert listed.returncode == 0, listed.stderr

@@ -120,7 +120,7 @@ for load in (lambda: base.load_base(one.model, 0), lambda: Encoder(two.method.ba
     lines = done.stdout.splitlines()
     assert [line.split(" (")[0] for line in lines] == [
         "model=qwen05b: no weights at Qwen/Qwen2.5-0.5B",
-        "method.baseline.hub_id: google-bert/bert-base-chinese cannot be had",
+        "method.baseline.hub_id: google-bert/bert-base-chinese is not available",
     ]
     assert all(f"({endpoint} does not answer: [Errno 111] Connection refused)" in line for line in lines)
     assert "Retrying" not in done.stderr

@@ -16,8 +16,9 @@ from finsa.errors import ConfigError
 from finsa.models.moe import experts
 from finsa.runs import run_folder
 from finsa.session import Session
-from finsa.stages import chain, moe_joint, pretrain, train
+from finsa.stages import chain, pretrain, train
 from finsa.synthetic import generator
+from finsa.training import expert_runs
 
 Compose = Callable[..., RunConfig]
 SHORT = ("train=smoke", "tracking=none", "train.max_steps=2", "data.cache=null")
@@ -59,10 +60,10 @@ def test_a_stopped_chain_goes_on(config: Compose, files: Path, tmp_path: Path, m
     cfg = config(*SHORT, "stage=chain", PAIR, f"data.files={files}", f"output_dir={tmp_path}")
     real = train.run
 
-    def breaks(link: RunConfig) -> Any:
+    def breaks(link: RunConfig, session: Session) -> Any:
         if link.seed == 7:
             raise KeyboardInterrupt
-        return real(link)
+        return real(link, session)
 
     monkeypatch.setattr(train, "run", breaks)
     with pytest.raises(KeyboardInterrupt):
@@ -148,7 +149,7 @@ def test_pre_training_an_adapter_leaves_an_expert(config: Compose, tmp_path: Pat
     [
         (("data=roles_quant",), "train.select_by: documents have no macro_f1"),
         (("data=roles_quant", "method=zero_shot"), "not lm with learn=nothing"),
-        (("data=tiny_corpus", "train.select_by=loss"), "a tokenizer of its own needs a model of its own"),
+        (("data=tiny_corpus", "train.select_by=loss"), "a new tokenizer needs a new model: set method=full"),
         (("data=roles_quant", "train.select_by=loss", "output=x"), "an adapter stays in its run folder"),
     ],
 )
@@ -172,6 +173,6 @@ def test_the_mixture_finds_the_chains_experts(config: Compose, files: Path, tmp_
     cfg = config(*SHORT, "stage=chain", links, f"data.files={files}", f"output_dir={tmp_path}")
     link = chain.configure(cfg, "a", {}, Session())
     joined = config(*SHORT, "stage=moe_joint", f"data.files={files}", f"output_dir={tmp_path}")
-    wanted = moe_joint.expert_runs.expert_config(joined, "news")
+    wanted = expert_runs.expert_config(joined, "news")
     assert run_folder.config_hash(link) == run_folder.config_hash(wanted)
     assert dataset.load(link.data).fingerprint == dataset.load(wanted.data).fingerprint

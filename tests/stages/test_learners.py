@@ -97,7 +97,7 @@ def test_a_run_whose_base_is_gone_is_refused_before_torch(
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace("path: data/tiny", f"path: {tmp_path}/gone"), encoding="utf-8")
     assert "gone" in file.read_text(encoding="utf-8")
-    code = f"import sys; from finsa.inference import answering\ntry: answering.read({str(run)!r})\n"
+    code = f"import sys; from finsa.inference import predictor\ntry: predictor.read({str(run)!r})\n"
     code += "except Exception as error: print(type(error).__name__, error, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == (

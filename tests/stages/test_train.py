@@ -15,7 +15,7 @@ from matplotlib import image
 
 from finsa.config import RunConfig
 from finsa.data import dataset
-from finsa.evaluation import metrics
+from finsa.evaluation import metrics, run_results
 from finsa.inference.scoring import LabelScorer
 from finsa.runs.run_folder import Result
 from finsa.session import Session
@@ -147,7 +147,7 @@ def test_a_run_that_breaks_is_marked_failed_and_resumed(
 ) -> None:
     short = (*SHORT, "train.max_steps=6", "train.validate_every=3", f"output_dir={tmp_path}")
     whole = train.run(config(*short, "seed=1", f"output_dir={tmp_path}/whole"))
-    real = train.run_results.validation
+    real = run_results.validation
     calls = []
 
     def breaks(*arguments: Any) -> Any:
@@ -156,10 +156,10 @@ def test_a_run_that_breaks_is_marked_failed_and_resumed(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(train.run_results, "validation", breaks)
+    monkeypatch.setattr(run_results, "validation", breaks)
     with pytest.raises(KeyboardInterrupt):
         train.run(config(*short, "seed=1"))
-    monkeypatch.setattr(train.run_results, "validation", real)
+    monkeypatch.setattr(run_results, "validation", real)
     (broken,) = [file.parent for file in tmp_path.glob("*/run.json")]
     assert json.loads((broken / "run.json").read_text(encoding="utf-8"))["status"] == "failed"
     assert not (broken / "metrics.json").exists()

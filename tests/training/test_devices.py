@@ -9,6 +9,8 @@ import pytest
 import steps
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from finsa.config import RunConfig
 from finsa.inference.label_tree import LabelTree
@@ -54,7 +56,10 @@ def test_everything_a_step_makes_is_on_the_models_device(kind: str, shared: int)
 
 
 def test_everything_packed_rows_make_is_on_the_models_device() -> None:
+    """As flash attention takes them on a GPU: without a mask, the rows found by their positions."""
+    ALL_ATTENTION_FUNCTIONS.register("flash_stand_in", sdpa_attention_forward)
     model, objective = steps.learner("tokens").train().to(META), steps.objective("tokens")
+    model.config._attn_implementation = "flash_stand_in"
     with Queued():
         loss = objective.total(model, _batch(Packer(), "weighted tokens"))
         loss.backward()
