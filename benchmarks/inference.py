@@ -78,7 +78,7 @@ def stand_in(vocabulary: int, ends: Any) -> Any:
         answers=[(31587,), (59568,), (42224,)] if vocabulary > 60_000 else [(407,), (411,), (408,)],
         end=ends if isinstance(ends, int) else 0,
         encode=lambda texts: prompts(len(texts), 1, HEAD, TAIL),
-        tail=[],
+        suffix=[],
         tokenizer=SimpleNamespace(decode=lambda ids: "", batch_decode=lambda ids, **_: [""] * len(ids)),
     )
 
