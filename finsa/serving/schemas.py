@@ -150,7 +150,7 @@ def file_rows(content: bytes, form: str) -> bytes:
 
     Returns:
         JSON: ``columns``, null for a list of texts; ``column``, the number of the one that most likely has the texts;
-        ``rows``.
+        ``rows``; ``unreadable``, the number of rows that are left out.
 
     Raises:
         RefusedError: for a file that cannot be read.
@@ -164,6 +164,7 @@ def file_rows(content: bytes, form: str) -> bytes:
     if sum(map(content.count, (b"\n", b"\r", b",", b";", b"\t", b"|"))) > MOST_FIELDS:
         raise RefusedError(413, f"the file has more than {MOST_FIELDS:,} fields; use stage=predict for it")
     columns: list[str] | None = None
+    unreadable = 0
     with TemporaryDirectory() as folder:
         file = Path(folder) / f"file.{form}"
         file.write_bytes(content)
@@ -178,13 +179,15 @@ def file_rows(content: bytes, form: str) -> bytes:
                     raw = readers.read(file, readers.PLAIN.model_copy(update={"header": False}), has_text)
                     columns = None
                 readable = raw.frame.filter(raw.frame[readers.FATE].is_null())
+                unreadable = raw.frame.height - readable.height
                 rows = [list(row) for row in readable.select(raw.columns()).iter_rows()]
         except DataError as error:
             raise RefusedError(422, str(error).replace(f"{folder}/", "").removeprefix("data.files: ")) from None
     known = [number for number, name in enumerate(columns or []) if has_text([name])]
     sizes = [sum(len(cell or "") for cell in cells) for cells in zip(*rows[:50], strict=True)]
     column = known[0] if known else sizes.index(max(sizes)) if sizes else 0
-    return json.dumps({"columns": columns, "column": column, "rows": rows}, ensure_ascii=False).encode()
+    values = {"columns": columns, "column": column, "rows": rows, "unreadable": unreadable}
+    return json.dumps(values, ensure_ascii=False).encode()
 
 
 # ------------------------------------------------------------------------------------------------ documentation

@@ -140,12 +140,12 @@ def test_the_examples_of_the_documents_run(service: Service, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("form", "content", "expected"),
     [
-        ("csv", 'id,新闻\n1,涨\n2,"跌,\n了"\n', (["id", "新闻"], 1, [["1", "涨"], ["2", "跌,\n了"]])),
-        ("csv", "id;标题\n1;涨\n", (["id", "标题"], 1, [["1", "涨"]])),
-        ("csv", "a,b\n1,涨了\n2,跌,了\n", (["a", "b"], 1, [["1", "涨了"]])),
-        ("csv", "涨了\n跌了\n", (None, 0, [["涨了"], ["跌了"]])),
-        ("tsv", "text\tid\n涨, 跌\t1\n", (["text", "id"], 0, [["涨, 跌", "1"]])),
-        ("txt", "涨, 跌\r\n\r\n平", (None, 0, [["涨, 跌"], [""], ["平"]])),
+        ("csv", 'id,新闻\n1,涨\n2,"跌,\n了"\n', (["id", "新闻"], 1, [["1", "涨"], ["2", "跌,\n了"]], 0)),
+        ("csv", "id;标题\n1;涨\n", (["id", "标题"], 1, [["1", "涨"]], 0)),
+        ("csv", "a,b\n1,涨了\n2,跌,了\n", (["a", "b"], 1, [["1", "涨了"]], 1)),
+        ("csv", "涨了\n跌了\n", (None, 0, [["涨了"], ["跌了"]], 0)),
+        ("tsv", "text\tid\n涨, 跌\t1\n", (["text", "id"], 0, [["涨, 跌", "1"]], 0)),
+        ("txt", "涨, 跌\r\n\r\n平", (None, 0, [["涨, 跌"], [""], ["平"]], 0)),
     ],
 )
 def test_a_file_is_read_as_training_reads_it(

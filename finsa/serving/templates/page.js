@@ -19,7 +19,7 @@ const WORDS = {
     stopped: n => `Stopped after ${n} texts.`, shown: (n, all) => `The first ${n} of ${all} are shown; the CSV has all.`,
     away: "The service cannot be reached. Is it still running?",
     large: size => `This file is larger than ${size} MB; use stage=predict for it.`, empty: "This file has no rows.",
-    rows: n => n === 1 ? "1 row" : `${n} rows`, column_name: n => `column ${n}`, wrong: "Unexpected answer",
+    rows: n => n === 1 ? "1 row" : `${n} rows`, unreadable: n => `, ${n} unreadable left out`, column_name: n => `column ${n}`, wrong: "Unexpected answer",
   },
   zh: {
     skip: "跳到文本", title: "这段文本说了什么？", lead: "为金融文本给出标签和概率。结果来自下面的模型，文本不会离开这台服务器。",
@@ -37,7 +37,7 @@ const WORDS = {
     stopped: n => `已停止，完成 ${n} 条。`, shown: (n, all) => `仅显示前 ${n} 条（共 ${all} 条）；CSV 中有全部结果。`,
     away: "无法连接服务，它还在运行吗？",
     large: size => `文件超过 ${size} MB，请使用 stage=predict。`, empty: "此文件没有数据行。",
-    rows: n => `${n} 行`, column_name: n => `第 ${n} 列`, wrong: "无法理解服务的回答",
+    rows: n => `${n} 行`, unreadable: n => `，另有 ${n} 行无法读取，已跳过`, column_name: n => `第 ${n} 列`, wrong: "无法理解服务的回答",
   },
 };
 const EXAMPLES = [  // rows of the sample's test split
@@ -103,11 +103,12 @@ async function open(file) {
   } catch (error) { if (state.opened === own) { forget(); complain(error.message); } }
 }
 function showColumns() {
-  const { name, columns, rows, column } = state.table, chosen = $("column").value || String(column);
+  const { name, columns, rows, column, unreadable } = state.table, chosen = $("column").value || String(column);
   $("column").replaceChildren(...rows[0].map((_, number) =>
     make("option", { value: String(number), textContent: columns?.[number] ?? state.words.column_name(number + 1) })));
   $("column").value = chosen;
-  $("file-count").textContent = `${name}: ${state.words.rows(rows.length)}`;
+  $("file-count").textContent =
+    `${name}: ${state.words.rows(rows.length)}${unreadable ? state.words.unreadable(unreadable) : ""}`;
   $("columns").hidden = false;
   $("texts").disabled = true;
   count();
