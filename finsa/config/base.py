@@ -17,7 +17,7 @@ FOLDER_NAME = r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,79}$"
 
 
 def _label_text(value: Any) -> Any:
-    """A label is text; a number or a boolean is taken as it is written in YAML: 1, 0.5, true."""
+    """A label is text; a number or a boolean becomes its YAML text: 1, 0.5, true."""
     return json.dumps(value) if isinstance(value, bool | int | float) else value
 
 

@@ -85,7 +85,7 @@ def quoted(text: str) -> str:
 
 
 def for_shell(word: str) -> str:
-    """A word as it is typed into a shell, in double quotes if it needs quotes and these suffice."""
+    """Quote a word for the shell, in double quotes if it needs quotes and these suffice."""
     safe = shlex.quote(word)
     return safe if safe == word or re.search(r'["$`\\!]', word) else f'"{word}"'
 

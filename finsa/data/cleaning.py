@@ -21,7 +21,7 @@ def normalize(text: str) -> str:
 
 
 def folded(column: str) -> pl.Expr:
-    """A text as it is compared: NFKC, lower case, no white space."""
+    """Normalize a text for comparison: NFKC, lower case, no white space."""
     return pl.col(column).str.normalize("NFKC").str.to_lowercase().str.replace_all(r"\s+", "")
 
 
@@ -73,7 +73,7 @@ def clean_texts(frame: pl.DataFrame) -> pl.DataFrame:
     """Strip the texts, and give rows without a usable one their fate.
 
     Returns:
-        The rows, with ``_key``, a hash of the text as it is compared.
+        The rows, with ``_key``, a hash of the normalized text.
     """
     frame = frame.with_columns(pl.col("text").str.strip_chars(WHITE_SPACE))
     frame = mark(frame, pl.col("text").str.contains("\x00", literal=True), "unreadable: NUL byte in the text")

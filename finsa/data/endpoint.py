@@ -1,4 +1,4 @@
-"""Ask a model behind an OpenAI-compatible endpoint; answers come back in the order of the questions.
+"""Ask a model behind an OpenAI-compatible endpoint; answers are returned in the order of the questions.
 
 The protocol is POST {url}/chat/completions as OpenAI's API reference describes it ("Create chat completion"); Ollama,
 vLLM, llama.cpp and the hosted services implement it. Completed answers are written to a journal at once, so an

@@ -193,7 +193,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _facts(cfg: RunConfig, facts: Mapping[str, Any]) -> dict[str, str]:
-    """How the run was made, as far as it is known."""
+    """How the run was made: what its record contains."""
     trainable, total = facts.get("trainable_parameters"), facts.get("total_parameters")
     values = {
         "stage": cfg.stage.name,

@@ -99,7 +99,7 @@ def restore(cfg: RunConfig, backbone: Any, place: Path, renderer: Renderer) -> t
 
 
 def merged(model: torch.nn.Module) -> torch.nn.Module:
-    """Put a restored model's adapter into the weights of its base, for good; a model without one stays as it is."""
+    """Merge a restored model's adapter into its base permanently; a model without an adapter is not changed."""
     backbone = model.backbone if isinstance(model, Classifier) else model
     if not isinstance(backbone, PeftModel):
         return model

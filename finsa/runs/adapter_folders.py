@@ -20,7 +20,7 @@ BEYOND = (
     *("target_parameters", "alora_invocation_tokens", "use_qalora", "lora_bias", "megatron_config", "use_bdlora"),
     *("velora_config", "kasa_config", "monteclora_config", "arrow_config"),
 )
-# Ways to start A and B that leave the base as it is; the others (pissa, olora, corda, loftq) take something out of it.
+# Ways to start A and B that do not change the base; the others (pissa, olora, corda, loftq) take something out of it.
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 

@@ -43,7 +43,7 @@ def require(cfg: RunConfig) -> None:
     """Refuse what so many processes cannot do, before anything heavy is imported.
 
     Raises:
-        ConfigError: with the command that mends it.
+        ConfigError: with the command that fixes it.
     """
     stage, strategy, number = cfg.stage.name, cfg.train.strategy, world()
     if number > 1 and stage not in SHARED:

@@ -38,7 +38,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
 
 
 def _link(cfg: RunConfig, title: str, session: Session) -> Result:
-    """Run a link, unless a finished run of it is there; an unfinished one is gone on with under ``resume=true``."""
+    """Run a link, unless a finished run of it is there; an unfinished one is resumed with ``resume=true``."""
     if cfg.stage.name in NO_FOLDER:
         print(f"{title}: stage={cfg.stage.name}", flush=True)
         return nested.run(cfg.model_copy(update={"resume": False}), session)

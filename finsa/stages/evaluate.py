@@ -20,7 +20,7 @@ from finsa.training import preflight
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Rebuild model and prompt from a run folder and score a split; without a run, score the base as it is."""
+    """Rebuild model and prompt from a run folder and score a split; without a run, score the base model zero-shot."""
     session = session or Session()
     record = None if cfg.run is None else predictor.read(cfg.run)
     trained = cfg if record is None else predictor.with_named_data(cfg, record, session)
@@ -55,7 +55,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
             found = {split: report, **more}
         finally:
             answerer.close()
-        name = trained.method.name if record else f"{trained.model.name} as it is"
+        name = trained.method.name if record else f"{trained.model.name} (zero-shot)"
         folder.note(**job.fingerprints(), run=str(record.path if record else None))
         run_results.write_ledger(job, folder, (split,) if trained.method.baseline is None else tuple(data.splits))
         folder.write_json("metrics.json", found)

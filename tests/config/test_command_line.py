@@ -604,7 +604,7 @@ def test_the_message_for_a_missing_launcher_names_the_extra() -> None:
 )
 def test_a_text_may_hold_any_characters(text: str) -> None:
     words = ["stage=predict", "run=somewhere", command_line.quote(f"text={text}")]
-    assert command_line.quote(words[-1]) == words[-1], "a word that is quoted stays as it is"
+    assert command_line.quote(words[-1]) == words[-1], "a quoted word does not change"
     values, choices = compose.compose_values(words)
     assert compose.build(values, choices, words).text == text
 

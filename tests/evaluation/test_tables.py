@@ -166,7 +166,7 @@ def test_all_tables_of_a_run_keep_to_the_width(
     gold = [row % 12 for row in range(240)]
     found = metrics.report(gold, [(one + row // 200) % 12 for row, one in enumerate(gold)], labels)
     tables.show_report(found, "by class", config("method=lora").method)
-    tables.scores({"Qwen2.5-0.5B-Instruct as it is": found, "lora_response": found}, "compared").show()
+    tables.scores({"Qwen2.5-0.5B-Instruct (zero-shot)": found, "lora_response": found}, "compared").show()
     ledger = Ledger(splits={"train": dict.fromkeys(labels, 20_000), "test": dict.fromkeys(labels, 1234)})
     tables.show_ledger(ledger, {"train": 7})
     lines = capsys.readouterr().out.splitlines()

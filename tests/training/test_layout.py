@@ -204,7 +204,7 @@ def test_rows_of_unlike_lengths_are_packed_and_rows_of_like_lengths_are_not() ->
     assert not planned_packing([60] * 8).used
     draw = random.Random(0)
     many = [draw.randint(5, 60) for _ in range(4000)]
-    assert not planned_packing(many).used  # drawn in groups of like lengths
+    assert not planned_packing(many).used  # drawn in groups of similar length
     assert planned_packing(many, "train.group_by_length=false").used
 
 
