@@ -116,7 +116,9 @@ def serving(stage: ServeStage, model: Model, folder: Path, token: str | None = N
         thread = threading.Thread(target=running.run, args=([taken],), daemon=True)
         thread.start()
         assert started.wait(10)
-        with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
+        # By default the pool closes idle connections above 20, even one that another thread was just assigned.
+        limits = httpx.Limits(max_keepalive_connections=None)
+        with httpx.Client(base_url=url, timeout=30, trust_env=False, limits=limits) as client:
             try:
                 yield Service(url, client, batcher, folder / "requests.jsonl")
             finally:
