@@ -86,7 +86,7 @@ def guard(main: Callable[[], object], argv: list[str], errors: list[BaseExceptio
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a faster kernel that few need
-    if not processes.first():
+    if not processes.is_main():
         sys.stdout = Path(os.devnull).open("w")  # process 0 prints for all  # noqa: SIM115
     typed = list(argv)
     try:
@@ -103,8 +103,9 @@ def guard(main: Callable[[], object], argv: list[str], errors: list[BaseExceptio
             overrides = [word for word in argv[1:] if not word.startswith("-")]
             folders.require(command_line.check(overrides, sweep, added))
             GlobalHydra.instance().clear()
-        if processes.world() > 1 and {"-m", "--multirun"} & set(argv[1:]):
-            text = f"the {processes.world()} processes share one job, and a sweep has several: start them one by one"
+        if processes.world_size() > 1 and {"-m", "--multirun"} & set(argv[1:]):
+            number = processes.world_size()
+            text = f"{number} processes run one job, but a sweep has several: run its jobs one by one"
             raise ConfigError([Problem("-m", text, "command line")])
         with signals.stopping():
             main()
@@ -154,7 +155,7 @@ def _report(error: FinsaError) -> int:
     """Print an error once, whatever the number of processes, and return the exit code."""
     if os.environ.get("FINSA_DEBUG") == "1":
         _print_traceback()
-    if processes.first():
+    if processes.is_main():
         print(describe(error), file=sys.stderr)
     elif not isinstance(error, ConfigError):  # all processes have the same command
         print(f"process {processes.rank()}: {describe(error)}", file=sys.stderr)
@@ -190,7 +191,7 @@ def run_job(cfg: RunConfig, session: Session, errors: list[BaseException]) -> fl
             if cfg.stage.name == "train" and not cfg.fresh and not cfg.resume:  # killed before: resume in its folder
                 path = run_folder.unfinished(cfg, _load(cfg, session).fingerprint)
                 if path is not None:
-                    print(f"resuming {path}; fresh=true starts over", flush=True)
+                    print(f"resuming {path} (fresh=true starts over)", flush=True)
                     cfg = cfg.model_copy(update={"resume": True})
             result = _run(cfg, session)
     except Exception as error:
@@ -217,7 +218,7 @@ def _run(cfg: RunConfig, session: Session) -> Result:
     processes.require(cfg)
     if cfg.run is not None and cfg.run not in run_folder.NAMED:  # the stage finds these, or makes them
         run_folder.read(cfg.run)
-    with processes.joined(cfg):
+    with processes.process_group(cfg):
         result: Result = import_module(path).run(cfg, session)
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,12 +61,13 @@ class Fitted:
         }
 
 
-class Learner:
+class Learner(ABC):
     """A classifier of texts."""
 
-    def start(self, texts: Texts) -> None:
+    def start(self, texts: Texts) -> None:  # noqa: B027 - most learners need nothing
         """Load or build what `count_truncated` needs, from the texts of the training rows; `fit` calls it if needed."""
 
+    @abstractmethod
     def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
         """Train.
 
@@ -75,27 +77,26 @@ class Learner:
             evaluate: computes the metrics of their log-probabilities.
             record: takes metrics as they become known.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Log-probability of each class: (n, c), natural logarithms; `moved` receives the numbers of scored texts."""
-        raise NotImplementedError
 
     def count_truncated(self, texts: Texts) -> int | None:
         """Number of texts that are truncated; None for a learner that reads whole texts."""
         return None
 
+    @abstractmethod
     def plan(self, texts: Texts) -> dict[str, object]:
         """Describe what `fit` would do with these training rows; no weights are loaded."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the learnt values, without pickle."""
-        raise NotImplementedError
 
+    @abstractmethod
     def restore(self, folder: Path) -> None:
         """Read what `save` wrote."""
-        raise NotImplementedError
 
 
 class Majority(Learner):

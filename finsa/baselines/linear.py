@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,9 @@ class LinearLearner(Learner):
         self.strengths, self.class_weight, self.classes = sorted(section.strengths), section.class_weight, classes
         self.weights, self.bias = np.zeros((classes, 0)), np.zeros(classes)
 
+    @abstractmethod
     def features(self, texts: Texts, moved: Moved = ignored) -> Any:
         """Features of texts, (n, f), dense or sparse."""
-        raise NotImplementedError
 
     def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
         """Fit once per penalty and keep the best on the validation rows; of equal ones the strongest penalty.

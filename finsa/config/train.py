@@ -5,15 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import (
-    ByteSize,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    TypeAdapter,
-    field_validator,
-    model_validator,
-)
+from pydantic import TypeAdapter, field_validator, model_validator
+from pydantic.types import ByteSize, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from finsa.config.base import Name, Section, Toggle
 

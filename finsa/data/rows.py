@@ -8,6 +8,7 @@ parts are encoded separately, so that an answer's tokens are the ones that are s
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -47,6 +48,23 @@ class Row(TypedDict):
     target: NotRequired[int]
     text_span: NotRequired[tuple[int, int]]
     domain: NotRequired[int]
+
+
+class LazyRows(Sequence[Row]):
+    """Rows that are built on access, so that millions of them fit into memory."""
+
+    @abstractmethod
+    def row(self, at: int) -> Row:
+        """Build one row; `at` is not negative."""
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Row]: ...
+    def __getitem__(self, at: int | slice) -> Row | list[Row]:
+        """One row, or a list of them."""
+        numbers = range(len(self))[at]
+        return self.row(numbers) if isinstance(numbers, int) else [self.row(number) for number in numbers]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from finsa.config import Data, Method, RunConfig
 from finsa.data import cache, sampling
 from finsa.data.dataset import Dataset
 from finsa.data.prompts import Prompt
-from finsa.data.rows import Encoded, IntArray, Renderer, Row
+from finsa.data.rows import Encoded, IntArray, LazyRows, Renderer, Row
 from finsa.errors import DataError
 from finsa.runs import progress
 from finsa.session import Session
@@ -142,8 +142,8 @@ class TokenizedDataset(Labelled):
 
 
 @dataclass(frozen=True)
-class TrainingRows(Sequence[Row]):
-    """Training rows, built on access.
+class TrainingRows(LazyRows):
+    """Training rows of a method.
 
     Args:
         renderer: builds a row of a prompt and its class.
@@ -166,14 +166,8 @@ class TrainingRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.order)
 
-    @overload
-    def __getitem__(self, at: int) -> Row: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Row]: ...
-    def __getitem__(self, at: int | slice) -> Row | list[Row]:
-        """One row, or a list of them."""
-        if isinstance(at, slice):
-            return [self[number] for number in range(*at.indices(len(self)))]
+    def row(self, at: int) -> Row:
+        """Render one row, with its loss mask and weight."""
         prompt, label = self.prompts[self.order[at]], self.gold[self.order[at]]
         if self.method.head == "classifier":
             row = self.renderer.text_row(prompt, label)

@@ -83,7 +83,7 @@ class Generator:
         tokens = np.zeros((len(prompts), self.most), dtype=np.int64)  # of the answers, plus 1; 0: none
         self.model.eval()
         device = next(self.model.parameters()).device
-        for rows, counts in processes.share(list(batches((prompts.lengths + self.most).tolist(), self.batch_tokens))):
+        for rows, counts in processes.shard(list(batches((prompts.lengths + self.most).tolist(), self.batch_tokens))):
             if not counts:  # no model is divided here, so none waits for this process
                 continue
             ids, mask = _left_padded([prompts[row] for row in rows], self.renderer.end)
@@ -92,8 +92,8 @@ class Generator:
             )
             answers = generated[:, ids.shape[1] :].cpu().numpy()
             tokens[rows, : answers.shape[1]] = answers + 1
-            moved(len(rows) * processes.world())
-        found = [(row[row > 0] - 1).tolist() for row in processes.total(tokens)]
+            moved(len(rows) * processes.world_size())
+        found = [(row[row > 0] - 1).tolist() for row in processes.all_reduce(tokens)]
         tokenizer = self.renderer.tokenizer
         opened = OPEN if tokenizer.decode(self.renderer.suffix).rstrip().endswith(OPEN) else ""
         return [opened + answer for answer in tokenizer.batch_decode(found, skip_special_tokens=True)]

@@ -215,8 +215,8 @@ class GraphScorer:
             part = [self.renderer.until_text_end(prompts[row]) if self.pooled else prompts[row] for row in rows]
             ids = padded([[*prompt, *self.tree.tokens] for prompt in part])
             log_probs[rows] = self.graph(ids.numpy(), np.array([len(prompt) for prompt in part], dtype=np.int64))
-            moved(len(rows) * processes.world())
-        return processes.total(log_probs)
+            moved(len(rows) * processes.world_size())
+        return processes.all_reduce(log_probs)
 
 
 class PipelineScorer:
@@ -245,10 +245,10 @@ class PipelineScorer:
             inputs = self.tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt")
             logits = self.model(**inputs).logits
             log_probs[rows] = (self.temperature * logits.double()).log_softmax(dim=1).numpy()
-            moved(len(rows) * processes.world())
-        return processes.total(log_probs)
+            moved(len(rows) * processes.world_size())
+        return processes.all_reduce(log_probs)
 
 
 def _share(every: Iterator[list[int]]) -> Iterator[list[int]]:
     """The batches that this process of a job scores."""
-    return (rows for rows, counts in processes.share(list(every)) if counts)
+    return (rows for rows, counts in processes.shard(list(every)) if counts)

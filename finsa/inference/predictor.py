@@ -359,7 +359,7 @@ def tokenizer_of(record: Record) -> Any:
 
 def announce(name: str) -> None:
     """Report on standard error that a model is being loaded: its libraries alone take seconds to import."""
-    if processes.first():
+    if processes.is_main():
         print(f"loading {name}", file=sys.stderr, flush=True)
 
 

@@ -99,7 +99,7 @@ def float32_logits(model: torch.nn.Module, tokens: Sequence[int]) -> Iterator[No
     """
     body: Any = attention.causal_model(model)
     head = body.get_output_embeddings() if isinstance(body, PreTrainedModel) else None
-    if type(head) is not torch.nn.Linear or head.weight.dtype == torch.float32 or processes.divided(model):
+    if type(head) is not torch.nn.Linear or head.weight.dtype == torch.float32 or processes.is_sharded(model):
         yield
         return
 
@@ -160,7 +160,7 @@ class LabelScorer:
         self.model.eval()
         self._trees = trees_for(self.model, self._answers, max(lengths, default=0))
         self._prefix = self._shared(prompts, lengths)
-        waiting = processes.share(list(batches(lengths, self.batch_tokens)))
+        waiting = processes.shard(list(batches(lengths, self.batch_tokens)))
         while waiting:
             rows, counts = waiting[0]
             found = self._attempt([prompts[row] for row in rows])
@@ -168,7 +168,7 @@ class LabelScorer:
                 waiting = self._smaller([batch for batch, _ in waiting], lengths)
                 continue
             del waiting[0]
-            moved(len(rows) * processes.world())  # each has scored one of about as many
+            moved(len(rows) * processes.world_size())  # each has scored one of about as many
             if not counts:
                 continue
             results.append((rows, found.double(), None if mixture is None else mixture.shares().double()))
@@ -178,15 +178,15 @@ class LabelScorer:
                 gates[rows] = shares.cpu().numpy()
         self._prefix = None
         self.model.train(training)
-        self.gates = None if gates is None else processes.total(gates)
-        return processes.total(scores)
+        self.gates = None if gates is None else processes.all_reduce(gates)
+        return processes.all_reduce(scores)
 
     def _attempt(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor | None:
         """Score one batch; None where it does not fit into memory and can be made smaller."""
         try:
             return self._batch(prompts)
         except (RuntimeError, MemoryError) as error:
-            if len(prompts) == 1 or processes.together() or not hardware.out_of_memory(error):
+            if len(prompts) == 1 or processes.is_distributed() or not hardware.out_of_memory(error):
                 raise
         hardware.release_memory()  # out of the handler, whose traceback holds what did not fit
         return None
@@ -211,7 +211,7 @@ class LabelScorer:
 
     def _reuses(self, longest: int) -> bool:
         """Whether a prefix has the same states before every text; in a mixture the text chooses the experts."""
-        if getattr(self.model, "experts", ()) or processes.divided(self.model):
+        if getattr(self.model, "experts", ()) or processes.is_sharded(self.model):
             return False
         return attention.full_attention(self.model, longest)
 

@@ -51,7 +51,7 @@ def is_remote(model: Any) -> bool:
 def decoder_layers(model: Any) -> Any:
     """The decoder layers; None if they are recomputed in backward, sharded (FSDP), or unknown."""
     layers = getattr(getattr(causal_model(model), "base_model", None), "layers", None)
-    if not layers or is_remote(model) or processes.divided(model):
+    if not layers or is_remote(model) or processes.is_sharded(model):
         return None
     return None if getattr(layers[-1], "gradient_checkpointing", False) else layers
 

@@ -1,7 +1,7 @@
-"""Several processes that run one job: who writes, what they agree on, and what happens when one of them is gone.
+"""Several processes that run one job, started by ``torchrun`` or ``accelerate launch``.
 
-They are started by ``torchrun`` or ``accelerate launch``, whose variables say how many there are. Process 0 alone
-writes run folder, trackers and terminal. What they tell each other are numbers and JSON, never pickles.
+Process 0 alone writes to the run folder, the trackers and the terminal. Processes exchange only numbers and JSON, never
+pickles.
 """
 
 from __future__ import annotations
@@ -20,72 +20,72 @@ from finsa.errors import ConfigError, Problem, RunError
 if TYPE_CHECKING:  # a wrong option need not wait for it
     from numpy.typing import NDArray
 
-SHARED = ("train", "evaluate", "predict", "rerun")  # stages that several processes can run
-APART = ("predict",)  # of these, the ones whose processes meet in files alone
+DISTRIBUTED = ("train", "evaluate", "predict", "rerun")  # stages that several processes can run
+INDEPENDENT = ("predict",)  # of these, the ones whose processes communicate through files only
 
 
-def world() -> int:
-    """How many processes were started, as the launcher says."""
+def world_size() -> int:
+    """Number of processes, as set by the launcher."""
     return int(os.environ.get("WORLD_SIZE") or "1")
 
 
 def rank() -> int:
     """Number of this process."""
-    return int(os.environ.get("RANK") or "0") if world() > 1 else 0
+    return int(os.environ.get("RANK") or "0") if world_size() > 1 else 0
 
 
-def first() -> bool:
-    """Whether this process writes."""
+def is_main() -> bool:
+    """Whether this is process 0, which writes the results."""
     return rank() == 0
 
 
 def require(cfg: RunConfig) -> None:
-    """Refuse what so many processes cannot do, before anything heavy is imported.
+    """Refuse what this number of processes cannot do, before anything heavy is imported.
 
     Raises:
         ConfigError: with the command that fixes it.
     """
-    stage, strategy, number = cfg.stage.name, cfg.train.strategy, world()
-    if number > 1 and stage not in SHARED:
-        text = f"{stage} runs in one process, and {number} were started: leave torchrun or accelerate launch out"
-        raise ConfigError([Problem("stage", f"{text}. {', '.join(SHARED)} can be shared")])
+    stage, strategy, number = cfg.stage.name, cfg.train.strategy, world_size()
+    if number > 1 and stage not in DISTRIBUTED:
+        text = f"{stage} runs in one process, but {number} were started: leave out torchrun or accelerate launch"
+        raise ConfigError([Problem("stage", f"{text}. {', '.join(DISTRIBUTED)} can use several processes")])
     if stage != "train":
         return
     if number > 1 and strategy == "single":
-        text = f"single is one process, and {number} were started: add train.strategy=ddp, or start with python run.py"
+        text = f"single is one process, but {number} were started: add train.strategy=ddp, or start with python run.py"
         raise ConfigError([Problem("train.strategy", text)])
     if number == 1 and strategy != "single":
         text = f"{strategy} needs several processes: torchrun --nproc-per-node 2 run.py train.strategy={strategy} ..."
         raise ConfigError([Problem("train.strategy", text)])
 
 
-def require_as_many(run: Path, number: int | None) -> None:
-    """Refuse to run a run again with another number of processes than made it: sums would come out otherwise.
+def require_world_size(run: Path, number: int | None) -> None:
+    """Refuse to repeat a run with a different number of processes: sums would be rounded differently.
 
     Args:
         run: its folder.
-        number: of the processes that made it; None where an older version did not note it.
+        number: of processes that the run had; None: an older version did not record it.
 
     Raises:
-        ConfigError: with the command that starts as many.
+        ConfigError: with the command that starts the same number.
     """
-    if number in (None, world()):
+    if number in (None, world_size()):
         return
-    made, start = ("1 process", "python")
+    had, start = ("1 process", "python")
     if number != 1:
-        made, start = f"{number} processes", f"torchrun --nproc-per-node {number}"
-    text = f"{run} was made by {made}, and {world()} started: {start} run.py stage=rerun run={run}"
+        had, start = f"{number} processes", f"torchrun --nproc-per-node {number}"
+    text = f"{run} was run with {had}, not {world_size()}: {start} run.py stage=rerun run={run}"
     raise ConfigError([Problem("run", text)])
 
 
 @contextmanager
-def joined(cfg: RunConfig) -> Iterator[None]:
-    """Let the processes of a job find each other; within, a lost one ends the job instead of a wait for ever.
+def process_group(cfg: RunConfig) -> Iterator[None]:
+    """Connect the processes of a job; if one of them is lost, the job ends instead of waiting forever.
 
     Raises:
-        RunError: where another process is gone, or silent for longer than ``train.process_timeout`` seconds.
+        RunError: if another process has ended, or has not responded for ``train.process_timeout`` seconds.
     """
-    if world() == 1 or cfg.stage.name in APART:
+    if world_size() == 1 or cfg.stage.name in INDEPENDENT:
         yield
         return
     import torch
@@ -96,51 +96,45 @@ def joined(cfg: RunConfig) -> Iterator[None]:
         distributed.init_process_group(backend, timeout=timedelta(seconds=cfg.train.process_timeout))
         yield
     except (RuntimeError, ValueError) as error:
-        if not _of_another(error):
+        signs = ("Connection closed by peer", "Connection reset by peer", "gloo", "Gloo", "Timed out waiting", "NCCL")
+        if not isinstance(error, distributed.DistError) and not any(sign in str(error) for sign in signs):
             raise
         text = str(error).strip().splitlines()[-1][:200]
         raise RunError(
-            f"process {rank()} of {world()} lost another one, which was stopped or failed ({text}). "
-            "Look for the first error above; the same command with resume=true goes on from the last checkpoint"
+            f"process {rank()} of {world_size()} lost the connection to another one, which was stopped or failed "
+            f"({text}). Look for the first error above; the same command with resume=true resumes from the last "
+            "checkpoint"
         ) from error
     distributed.destroy_process_group()
 
 
-def _of_another(error: Exception) -> bool:
-    """Whether an error tells of another process rather than of this one."""
-    from torch import distributed
-
-    signs = ("Connection closed by peer", "Connection reset by peer", "gloo", "Gloo", "Timed out waiting", "NCCL")
-    return isinstance(error, distributed.DistError) or any(sign in str(error) for sign in signs)
-
-
-def together() -> bool:
-    """Whether other processes run this very job with this one, so that work can be divided."""
-    if world() == 1:
+def is_distributed() -> bool:
+    """Whether other processes run this job too, so that work can be divided among them."""
+    if world_size() == 1:
         return False
     from torch import distributed
 
     return distributed.is_available() and distributed.is_initialized()
 
 
-def agreed(value: Any) -> Any:
-    """What process 0 has here, in all processes: anything that JSON can hold."""
-    if not together():
+def broadcast(value: Any) -> Any:
+    """Send a JSON value from process 0 to all processes, and return it."""
+    if not is_distributed():
         return value
     import torch
 
     content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     size = torch.tensor([len(content)])
     torch.distributed.broadcast(size, 0)
-    if not first():
+    if not is_main():
         content = torch.empty(int(size), dtype=torch.uint8)
     torch.distributed.broadcast(content, 0)
     return json.loads(bytes(content.tolist()))
 
 
-def any_of(number: int | None) -> int | None:
-    """A number that any of the processes has, the largest; None where none has one."""
-    if not together():
+def maximum(number: int | None) -> int | None:
+    """The largest of the numbers of all processes; None if no process has one."""
+    if not is_distributed():
         return number
     import torch
 
@@ -149,9 +143,9 @@ def any_of(number: int | None) -> int | None:
     return int(largest) or None
 
 
-def total(values: NDArray[Any]) -> NDArray[Any]:
-    """The sum of an array over the processes; alone, the array itself."""
-    if not together():
+def all_reduce(values: NDArray[Any]) -> NDArray[Any]:
+    """Sum an array over all processes."""
+    if not is_distributed():
         return values
     import numpy as np
     import torch
@@ -161,45 +155,48 @@ def total(values: NDArray[Any]) -> NDArray[Any]:
     return tensor.numpy()
 
 
-def share(batches: list[list[int]]) -> list[tuple[list[int], bool]]:
-    """This process's batches, as many in every process, and whether each counts.
+def shard(batches: list[list[int]]) -> list[tuple[list[int], bool]]:
+    """Select the batches of this process; every process gets the same number of them.
 
-    A model that is divided among processes computes in step with the others, so a process that has none left repeats
-    the first batch, and what it finds there does not count. The batches are those of one process, so that every row is
-    scored among the same neighbours and comes out the same, bit for bit.
+    The processes of a sharded model must run the same number of forward passes. So a process that has no batch left
+    repeats the first one, and its result does not count. The batches are those of a single process: every row is scored
+    next to the same rows, so the result is the same bit by bit.
+
+    Returns:
+        The batches, each with whether it counts.
     """
-    if not together():
+    if not is_distributed():
         return [(batch, True) for batch in batches]
-    mine = [(batch, True) for batch in batches[rank() :: world()]]
-    return mine + [(batch, False) for batch in batches[:1]] * (-(-len(batches) // world()) - len(mine))
+    selected = [(batch, True) for batch in batches[rank() :: world_size()]]
+    return selected + [(batch, False) for batch in batches[:1]] * (-(-len(batches) // world_size()) - len(selected))
 
 
-def divided(model: Any) -> bool:
-    """Whether a model's parameters lie in pieces on several processes (FSDP)."""
-    return together() and any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+def is_sharded(model: Any) -> bool:
+    """Whether the parameters of a model are sharded over several processes (FSDP)."""
+    return is_distributed() and any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
 @contextmanager
-def whole(model: Any) -> Iterator[None]:
-    """Make what learns of a divided model whole, to be saved; nothing can be computed with it within."""
+def gathered_parameters(model: Any) -> Iterator[None]:
+    """Replace the trainable parameters of a sharded model by full ones, to save them; forward passes are impossible."""
     import torch
 
     for module in model.modules():
         if hasattr(module, "reshard"):
-            module.reshard()  # reading a state does so, and only the process that saves reads it
-    pieces = [
-        (module, name, piece)
+            module.reshard()  # reading the state dict does so, and only the process that saves reads it
+    shards = [
+        (module, name, parameter)
         for module in model.modules()
-        for name, piece in module._parameters.items()
-        if piece is not None and piece.requires_grad and hasattr(piece, "full_tensor")
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.requires_grad and hasattr(parameter, "full_tensor")
     ]
     full: dict[int, torch.nn.Parameter] = {}
-    for module, name, piece in pieces:
-        if id(piece) not in full:  # tied ones once
-            full[id(piece)] = torch.nn.Parameter(piece.detach().full_tensor().cpu())
-        module._parameters[name] = full[id(piece)]
+    for module, name, parameter in shards:
+        if id(parameter) not in full:  # tied parameters are gathered once
+            full[id(parameter)] = torch.nn.Parameter(parameter.detach().full_tensor().cpu())
+        module._parameters[name] = full[id(parameter)]
     try:
         yield
     finally:
-        for module, name, piece in pieces:
-            module._parameters[name] = piece
+        for module, name, parameter in shards:
+            module._parameters[name] = parameter

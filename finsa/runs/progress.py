@@ -39,7 +39,7 @@ class Display:
 
     def __init__(self, every: float | None) -> None:
         self.every = every
-        self.console = Console(stderr=True, quiet=not processes.first())
+        self.console = Console(stderr=True, quiet=not processes.is_main())
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28 if self.console.width >= 140 else 10),
@@ -128,7 +128,7 @@ class Work:
         if display.console.is_terminal:
             if not self.over.wait(SHORT):
                 self.show()
-        elif display.every is not None and processes.first():
+        elif display.every is not None and processes.is_main():
             while not self.over.wait(display.every):
                 if display.innermost(self):
                     display.console.print(self.line(), highlight=False, soft_wrap=True)

@@ -253,7 +253,7 @@ def of(cfg: RunConfig) -> dict[str, Any]:
         "code": code(),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "processes": processes.world(),
+        "processes": processes.world_size(),
         "versions": {name: _version(name) for name in PACKAGES},
         "seed": cfg.seed,
         "error": None,

@@ -70,13 +70,13 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, whole or not at all; of several processes the first one writes."""
-        if not processes.first():
+        if not processes.is_main():
             return
         files.write_text(self.path / name, text)
 
     def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Write JSON lines, whole or not at all; records may be many more than fit into memory."""
-        if not processes.first():
+        if not processes.is_main():
             return
         with (
             files.replacing(self.path / name) as temporary,
@@ -91,7 +91,7 @@ class RunFolder:
 
     def log(self, step: int, record: dict[str, float]) -> None:
         """Append a record to ``log.jsonl``."""
-        if not processes.first():
+        if not processes.is_main():
             return
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "time": round(time.time(), 3), **record}) + "\n")
@@ -111,14 +111,14 @@ def start(cfg: RunConfig, data_fingerprint: str | None, session: Session) -> Ite
     Raises:
         RunError: if there is nothing to resume, or the data have changed since.
     """
-    if not processes.first():
-        yield RunFolder(Path(processes.agreed(None)), {})
+    if not processes.is_main():
+        yield RunFolder(Path(processes.broadcast(None)), {})
         return
     path = to_resume(cfg, data_fingerprint, session) if cfg.resume else _new_path(cfg, session)
     path.mkdir(parents=True, exist_ok=True)
     with locks.held(path / locks.LOCK, f"run folder {path}"):
         folder = _opened(cfg, path, data_fingerprint)
-        processes.agreed(str(path))
+        processes.broadcast(str(path))
         started = time.monotonic()
         try:
             yield folder

@@ -58,7 +58,7 @@ def track(cfg: RunConfig, folder: Path, group: str | None) -> Iterator[Tracker]:
         folder: the run folder; an offline wandb run is written below it.
         group: the sweep the job belongs to.
     """
-    if cfg.tracking.name == "none" or not processes.first():
+    if cfg.tracking.name == "none" or not processes.is_main():
         yield Tracker()
         return
     import wandb

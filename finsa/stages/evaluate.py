@@ -59,7 +59,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         folder.note(**job.fingerprints(), run=str(record.path if record else None))
         run_results.write_ledger(job, folder, (split,) if trained.method.baseline is None else tuple(data.splits))
         folder.write_json("metrics.json", found)
-        if processes.first():
+        if processes.is_main():
             tracker.figure(
                 "confusion matrix", run_results.draw_confusion_matrix(found[split], f"{name}, {split}", folder.path)
             )

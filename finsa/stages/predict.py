@@ -57,7 +57,7 @@ def _predict_file(cfg: RunConfig, record: Record) -> Result:
     stage = cfg.stage
     assert isinstance(stage, PredictStage)
     source, output = str(cfg.input), Path(str(cfg.output)).absolute()
-    share = Share(processes.rank(), processes.world())
+    share = Share(processes.rank(), processes.world_size())
     reading = Reading.of(record.cfg.data, stage.text_column)
     form, target = row_files.input_format(source, stage.input_format), row_files.output_format(output)
     if source == "-" and share.processes > 1:

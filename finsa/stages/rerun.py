@@ -29,7 +29,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     if known.stage.name not in AGAIN:
         text = f"{path} is of stage={known.stage.name}; {', '.join(AGAIN)} can be run again"
         raise ConfigError([Problem("run", text)])
-    processes.require_as_many(path, facts.get("processes"))
+    processes.require_world_size(path, facts.get("processes"))
     processes.require(known)
     rows = None if known.run is not None else dataset.load(known.data, session).fingerprint
     if rows is not None and rows != facts.get("data_fingerprint"):
@@ -45,7 +45,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     changed = {"output_dir": cfg.output_dir, "tracking": cfg.tracking, "resume": False, "output": None}
     result = nested.run(known.model_copy(update=changed), session)
     assert result.run_dir is not None
-    if processes.first():
+    if processes.is_main():
         _compare(path, result.run_dir)
     return Result("rerun", result.run_dir, result.metrics)
 

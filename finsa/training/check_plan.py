@@ -29,7 +29,7 @@ def show_training(cfg: RunConfig, lines: dict[str, object], session: Session) ->
         lines: further ones for the table.
         session: of the command.
     """
-    world, learns = processes.world(), cfg.method.learn != "nothing"
+    world, learns = processes.world_size(), cfg.method.learn != "nothing"
     tokenizer, whose, style = tokenizers.own_or_embedded(cfg.model, local_only=True)
     rows = dataset.load(cfg.data, session)
     data = tokenized.build(cfg.model_copy(update={"model": style}), rows, tokenizer, session)
@@ -123,7 +123,7 @@ def show_pretraining(cfg: RunConfig, lines: dict[str, object]) -> Result:
         "parameters": f"{trainable:,} trainable of {total:,} total",
     }
     if blocks:
-        steps = preflight.optimiser_steps(cfg.train, blocks, processes.world())
+        steps = preflight.optimiser_steps(cfg.train, blocks, processes.world_size())
         table["training"] = f"about {steps:,} steps of {cfg.train.batch_size} blocks"
     tables.show_plan(_title(cfg), table | memory_plan.show(plan, cfg) | _missing_weights(cfg) | lines)
     metrics = {"trainable_parameters": trainable, "total_parameters": total, "memory_bytes": plan.peak()}
@@ -140,7 +140,7 @@ def show_without_rows(link: RunConfig, session: Session) -> dict[str, Any]:
     rendered = link.model_copy(update={"model": style, "data": sample})
     data = tokenized.build(rendered, dataset.load(sample, session), tokenizer, session)
     trainable, total = base.count_parameters(factory.on_meta(link, data.renderer))
-    plan = memory_plan.make(link, data, np.full(1, link.data.max_length), processes.world())
+    plan = memory_plan.make(link, data, np.full(1, link.data.max_length), processes.world_size())
     table: dict[str, object] = {
         "rows": "missing, see below",
         "parameters": f"{trainable:,} trainable of {total:,} total",

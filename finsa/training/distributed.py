@@ -1,11 +1,11 @@
-"""Training in several processes: the arguments of a strategy, and one order of rows for all of them."""
+"""Training in several processes: the arguments of a strategy, and the same order of rows in all processes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import util
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
@@ -14,17 +14,17 @@ from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from finsa.config import Train
-from finsa.data.rows import CHUNK, Row
+from finsa.data.rows import CHUNK, LazyRows, Row
 from finsa.errors import ConfigError, Problem
 from finsa.models.classifier import Classifier, causal
 from finsa.runs import processes
 
 
 def arguments(train: Train, model: Any) -> dict[str, Any]:
-    """The trainer's arguments for ``train.strategy``.
+    """Training arguments of transformers for ``train.strategy``.
 
     Raises:
-        ConfigError: where DeepSpeed is not installed.
+        ConfigError: if DeepSpeed is not installed.
     """
     if train.strategy == "deepspeed":
         if util.find_spec("deepspeed") is None:
@@ -38,7 +38,7 @@ def arguments(train: Train, model: Any) -> dict[str, Any]:
 
 
 def allow_fsdp_on_cpu(trainer: Any) -> None:
-    """Let accelerate shard a model on CPUs too, where FSDP2 works but accelerate does not offer it."""
+    """Enable FSDP in accelerate on CPUs too: FSDP2 supports them, but accelerate does not offer it there."""
     plugin, state = trainer.args.fsdp_plugin_args, trainer.accelerator.state
     if plugin is not None and state.distributed_type == DistributedType.MULTI_CPU:
         state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin)
@@ -47,61 +47,55 @@ def allow_fsdp_on_cpu(trainer: Any) -> None:
 
 
 @dataclass(frozen=True)
-class FilledRows(Sequence[Row]):
-    """Rows followed by blank ones of weight 0; they are made on access, so that millions of them fit into memory.
+class PaddedRows(LazyRows):
+    """Rows followed by padding rows of weight 0.
 
     Args:
-        rows: the real ones.
-        blank: the blank one.
-        missing: number of blank ones.
+        rows: the real rows.
+        padding: the row that is appended.
+        missing: how many times it is appended.
     """
 
     rows: Sequence[Row]
-    blank: Row
+    padding: Row
     missing: int
 
     def __len__(self) -> int:
         return len(self.rows) + self.missing
 
-    @overload
-    def __getitem__(self, at: int) -> Row: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Row]: ...
-    def __getitem__(self, at: int | slice) -> Row | list[Row]:
-        """One row, or a list of them."""
-        if isinstance(at, slice):
-            return [self[number] for number in range(*at.indices(len(self)))]
-        at = range(len(self))[at]
-        return Row(**{"weight": 1.0, **self.rows[at]}) if at < len(self.rows) else self.blank
+    def row(self, at: int) -> Row:
+        """One row; real ones have an explicit weight, as the padding does."""
+        return Row(**{"weight": 1.0, **self.rows[at]}) if at < len(self.rows) else self.padding
 
 
-def fill_up(rows: Sequence[Row], each: int) -> Sequence[Row]:
-    """Add blank rows, so that an epoch's last step has as many for every process; accelerate would repeat real ones.
+def pad_rows(rows: Sequence[Row], each: int) -> Sequence[Row]:
+    """Append padding rows, so that all processes get equally many in an epoch's last step, and no row is repeated.
 
     Args:
-        rows: all of them; they are not copied.
+        rows: all rows; they are not copied.
         each: rows per optimiser step and process.
     """
-    missing = -len(rows) % (each * processes.world())
+    missing = -len(rows) % (each * processes.world_size())
     if not missing:
         return rows
     shortest = min(rows[:CHUNK], key=lambda row: len(row["input_ids"]))  # costs little to compute
-    return FilledRows(rows, Row(**{**shortest, "weight": 0.0}), missing)
+    return PaddedRows(rows, Row(**{**shortest, "weight": 0.0}), missing)
 
 
 class SameOrder(Sampler[int]):
-    """The order of the rows in an epoch: process 0's in every process, and the blank rows last.
+    """The order of the rows in an epoch: that of process 0 in every process, and the padding rows last.
 
-    Each process draws an order, and they differ once dropout has drawn different amounts of random numbers.
+    Each process draws an order; these would differ once dropout has consumed different amounts of random numbers.
 
     Args:
         sampler: draws the order of the real rows.
-        size: number of rows, blank ones included.
+        size: number of rows, including padding rows.
     """
 
     def __init__(self, sampler: Any, size: int) -> None:
         if isinstance(sampler, LengthGroupedSampler):
-            sampler.batch_size *= processes.world()  # the rows of a whole step are of similar length, as in one process
+            # The rows of a whole step are of similar length, as in a single process.
+            sampler.batch_size *= processes.world_size()
         self.sampler, self.size = sampler, size
 
     def __len__(self) -> int:
@@ -109,11 +103,11 @@ class SameOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = np.fromiter(self.sampler, dtype=np.int64)
-        order *= processes.first()
-        yield from processes.total(order).tolist()
+        order *= processes.is_main()
+        yield from processes.all_reduce(order).tolist()
         yield from range(len(order), self.size)
 
 
 def same_order(sampler: Any, size: int) -> Any:
-    """The sampler of a fit of `size` rows; a single process keeps its own."""
-    return SameOrder(sampler, size) if processes.together() else sampler
+    """Wrap the sampler of a fit of `size` rows, so that all processes use one order; unchanged in a single process."""
+    return SameOrder(sampler, size) if processes.is_distributed() else sampler

@@ -105,9 +105,9 @@ def fit(
     """
     objective, watch = objective or objectives.tokens(), watch or Watch(train, folder.parent)
     resumed = _checkpoint(folder, log)
-    real, accumulation = len(rows), preflight.accumulation_steps(train, processes.world())
-    if processes.world() > 1:
-        rows = distributed.fill_up(rows, train.micro_batch_size * accumulation)
+    real, accumulation = len(rows), preflight.accumulation_steps(train, processes.world_size())
+    if processes.world_size() > 1:
+        rows = distributed.pad_rows(rows, train.micro_batch_size * accumulation)
 
     # How a step becomes batches: rows that begin alike share a prefix, rows of unequal length are packed.
     common = layout.CommonPrefix()
@@ -151,7 +151,7 @@ def fit(
             lr_ratio=lr_ratio,
             log_file=log,
             resumed=resumed,
-            stopped=lambda: processes.any_of(stopped()),
+            stopped=lambda: processes.maximum(stopped()),
             identify=identify,
             on_smaller=on_smaller,
         )
@@ -164,7 +164,7 @@ def fit(
         best=state.best_metric,
         best_validation=validated.index(step) if (step := state.best_global_step) in validated else None,
         seconds=trainer.seconds,
-        tokens=int(processes.total(np.array([int(trainer.tokens)]))[0]),
+        tokens=int(processes.all_reduce(np.array([int(trainer.tokens)]))[0]),
         rows=round(min(state.epoch or 0, train.epochs) * real),
         batching={**batching, **trainer.sizes(), "micro_batch_halved": trainer.halved},
         throughput=trainer.meter.facts(),
@@ -175,12 +175,12 @@ def _checkpoint(folder: Path, log: Path | None) -> checkpoints.Checkpoint | None
     """The checkpoint to resume from, the same in all processes; the log is truncated to it."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = None
-    if processes.first():
+    if processes.is_main():
         checkpoint = checkpoints.newest(folder, lambda text: print(text, flush=True))
         if log is not None:
             checkpoints.rewind(log, folder, checkpoint)
-    exists = processes.agreed(checkpoint is not None)
-    if exists and not processes.first():
+    exists = processes.broadcast(checkpoint is not None)
+    if exists and not processes.is_main():
         checkpoint = checkpoints.newest(folder, lambda text: None)
     return checkpoint
 
@@ -207,7 +207,7 @@ def _arguments(train: Train, accumulation: int, rows: int, seed: int, folder: Pa
         output_dir=str(folder),
         num_train_epochs=train.epochs,
         # transformers lets max_steps lengthen a training beyond its epochs; here it only shortens it
-        max_steps=preflight.optimiser_steps(train, rows, processes.world()) if train.max_steps else -1,
+        max_steps=preflight.optimiser_steps(train, rows, processes.world_size()) if train.max_steps else -1,
         per_device_train_batch_size=train.micro_batch_size * accumulation,
         gradient_accumulation_steps=1,  # a batch is a whole step, which the trainer splits
         learning_rate=train.learning_rate,

@@ -230,7 +230,7 @@ def attends_row_by_row(model: Any, train: Train) -> bool:
 
 def _sampled_steps(lengths: Any, train: Train) -> Iterator[list[int]]:
     """Lengths of the rows of some steps, as the trainer's sampler would draw them."""
-    size, draw = train.batch_size // processes.world(), np.random.default_rng(0)
+    size, draw = train.batch_size // processes.world_size(), np.random.default_rng(0)
     taken = draw.permutation(lengths)[: 4 * SAMPLED_STEPS * size].tolist()
     if train.group_by_length:
         order = get_length_grouped_indices(taken, size, generator=torch.Generator().manual_seed(0))

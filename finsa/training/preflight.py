@@ -35,7 +35,7 @@ def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: 
         gold = data.splits["train"]["label"].to_list()
         order = sampling.choose(gold, cfg.method, cfg.seed)
         counts = sampling.class_counts(gold, order, data.labels.names, cfg.method.loss)
-        optimiser_steps(cfg.train, sum(counts), processes.world())
+        optimiser_steps(cfg.train, sum(counts), processes.world_size())
     require_prompt(cfg, data, session, planned)
 
 
@@ -50,7 +50,7 @@ def require_prompt(cfg: RunConfig, data: Dataset, session: Session, planned: boo
     """
     quantization.require_library(cfg.method)
     note = prompts.mismatch(cfg.data.prompt, [*data.labels.names, *data.labels.words])
-    if note and processes.first():
+    if note and processes.is_main():
         print(f"note: {note}", flush=True)
     if not planned:
         tokenizers.require_source(cfg.model)

@@ -128,7 +128,7 @@ class Meter:
         """Figures of the whole fit, and the rate that MFU refers to, for ``run.json``."""
         with self.paused():
             done = self.done
-        rate = processes.total(np.array([self.rate]))[0]
+        rate = processes.all_reduce(np.array([self.rate]))[0]
         return {**self.figures(done), "matmul_gflops": round(rate / 1e9, 1), "seconds": round(done.seconds, 2)}
 
     def figures(self, done: Counts) -> dict[str, float]:
@@ -141,9 +141,9 @@ class Meter:
             Samples and real tokens per second, the share of real tokens that have a label, operations per second over
             the measured rates of matrix products (MFU), and the largest peak memory of a process in GiB.
         """
-        peaks = np.zeros(processes.world())
+        peaks = np.zeros(processes.world_size())
         peaks[processes.rank()] = hardware.peak_memory()
-        values = processes.total(np.array([1, self.rate, *vars(done).values(), *peaks])).tolist()
+        values = processes.all_reduce(np.array([1, self.rate, *vars(done).values(), *peaks])).tolist()
         number, rate, summed, peak = values[0], values[1], values[2 : -len(peaks)], max(values[-len(peaks) :])
         work: dict[str, Any] = dict(zip(vars(done), summed, strict=True))
         seconds = max(work["seconds"] / number, 1e-9)

@@ -29,7 +29,7 @@ def calibrate(
         return
     temperature = metrics["calibration"]["temperature"]
     folder.note(calibration={"temperature": temperature})
-    if calibration.at_bound(temperature) and processes.first():
+    if calibration.at_bound(temperature) and processes.is_main():
         rows = metrics["calibration"]["validation"]["n"]
         print(
             f"warning: the temperature ended at its bound {temperature:g}: the {rows} validation rows do not determine "
@@ -68,7 +68,7 @@ def write(
         gates: of a mixture, (n, E).
         experts: of a mixture.
     """
-    if not processes.first():
+    if not processes.is_main():
         return
     folder.note(
         **data.fingerprints(), labels=dict(zip(data.dataset.labels.names, data.dataset.labels.words, strict=True))

@@ -29,7 +29,7 @@ def run(cfg: RunConfig, session: Session) -> Result:
     """
     stage = cfg.stage
     assert isinstance(stage, TrainStage)
-    learns, world = cfg.method.learn != "nothing", processes.world()
+    learns, world = cfg.method.learn != "nothing", processes.world_size()
 
     # Data: the rows of every split, and the renderer that makes prompts and training rows of them.
     data = tokenized.build(cfg, dataset.load(cfg.data, session), tokenizers.load_tokenizer(cfg.model), session)
@@ -74,8 +74,8 @@ def run(cfg: RunConfig, session: Session) -> Result:
                 record = results.recorder(folder, tracker, session)
                 log_probs["validation"] = _train(cfg, data, model, reader, record, folder, watch)
                 metrics["validation"] = run_results.validation(data, log_probs["validation"])
-                with processes.whole(model):
-                    if processes.first():
+                with processes.gathered_parameters(model):
+                    if processes.is_main():
                         with files.staged(folder.path) as staging:
                             factory.save(cfg, model, staging, data.dataset.labels.names)
                             data.renderer.tokenizer.save_pretrained(staging / "tokenizer")

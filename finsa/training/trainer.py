@@ -120,7 +120,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Sample the order of the rows.
 
-        Private, because no argument makes several processes use one order, and blank rows come last (test_steps).
+        Private, because no argument makes several processes use one order, and padding rows come last (test_steps).
         """
         sampler = super()._get_train_sampler(self.train_dataset.select(range(self.rows)))
         return distributed.same_order(sampler, len(self.train_dataset))
@@ -195,7 +195,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
     def _halve_micro_batch(self, reason: str) -> None:
         """Halve the micro-batch from now on; one of several processes would leave the others waiting, and stops."""
         most = max(map(len, self.splitter.groups([len(row["input_ids"]) for row in self.step.rows])))
-        if most == 1 or processes.world() > 1:
+        if most == 1 or processes.world_size() > 1:
             size = "one row" if most == 1 else f"{most} rows in one of several processes"
             longest = max(len(row["input_ids"]) for row in self.step.rows)
             raise RunError(
@@ -251,7 +251,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         rows = self._row_losses(numbers)
         bad = [row for row in rows if not row["finite"]]
         file = self.folder / NOT_FINITE
-        if processes.first():
+        if processes.is_main():
             files.write_text(file, json.dumps({"step": step, "rows": rows}, ensure_ascii=False, indent=1) + "\n")
         names = ", ".join(row["id"] for row in bad[:5]) or "none alone; the whole step is too large"
         raise FinsaError(
@@ -361,7 +361,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         staged, wait = staging / name, self.accelerator.wait_for_everyone
         progress = Progress(
             over=self.control.should_training_stop and self.state.global_step < self.state.max_steps,
-            tokens=int(processes.total(np.array([int(self.tokens)]))[0]),
+            tokens=int(processes.all_reduce(np.array([int(self.tokens)]))[0]),
             seconds=round(self.seconds, 3),
             open_loss=float(self.accelerator.gather(self._tr_loss.detach()).mean()),
             logged_loss=self._total_loss_scalar,
@@ -412,7 +412,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         if self.resumed is None:
             return
         progress = self.resumed.progress
-        self.tokens = progress.tokens if processes.first() else 0  # they are summed over the processes
+        self.tokens = progress.tokens if processes.is_main() else 0  # they are summed over the processes
         self._tr_loss = torch.tensor(progress.open_loss, device=self.args.device)
         self._total_loss_scalar, self._globalstep_last_logged = progress.logged_loss, progress.logged_step
         self._initial_global_step = 0

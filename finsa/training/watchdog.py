@@ -48,7 +48,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def watching(self) -> Iterator[Watch]:
         """Write the heartbeat within; a fit inside of a run enters this again, which changes nothing."""
         waits = [seconds for seconds in (self.train.heartbeat_seconds, self.train.stall_seconds) if seconds]
-        if self.beating or not waits or not processes.first():
+        if self.beating or not waits or not processes.is_main():
             yield self
             return
         thread = threading.Thread(target=self._monitor, args=(min(waits),), name="finsa heartbeat", daemon=True)

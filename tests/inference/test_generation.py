@@ -124,13 +124,13 @@ def test_two_processes_share_the_prompts_and_have_all_answers(
     generate = Generator(small(vocabulary=len(tokenizer)), renderer, batch_tokens, 6)
     alone, parts = generate(prompts), list[Any]()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(processes, "together", lambda: True)
+    monkeypatch.setattr(processes, "is_distributed", lambda: True)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        monkeypatch.setattr(processes, "total", lambda own: parts.append(own) or own)
+        monkeypatch.setattr(processes, "all_reduce", lambda own: parts.append(own) or own)
         generate(prompts)
     assert [len(np.flatnonzero(part.any(axis=1))) for part in parts] == ([2, 2] if batch_tokens == 1 else [4, 0])
-    monkeypatch.setattr(processes, "total", lambda own: sum(parts))
+    monkeypatch.setattr(processes, "all_reduce", lambda own: sum(parts))
     assert generate(prompts) == alone
 
 

@@ -31,8 +31,8 @@ def test_two_processes_score_each_row_once_and_have_all_scores(tokenizer: Any, m
     alone = scorer.score(prompts)
     scored.clear()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(processes, "together", lambda: True)
-    monkeypatch.setattr(processes, "total", lambda own: parts.append(own) or own)
+    monkeypatch.setattr(processes, "is_distributed", lambda: True)
+    monkeypatch.setattr(processes, "all_reduce", lambda own: parts.append(own) or own)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         scorer.score(prompts)

@@ -96,7 +96,7 @@ def resumed(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     _, errors = process.communicate(timeout=100)
     assert process.returncode != 0
     assert time.monotonic() - killed < 60
-    assert "SIGKILL" in errors or "Signal 9" in errors or "lost another one" in errors
+    assert "SIGKILL" in errors or "Signal 9" in errors or "lost the connection to another one" in errors
     assert json.loads((ranks.only_run(output) / "run.json").read_text())["status"] != "complete"
 
     again = ranks.started(2, *command, "resume=true")
@@ -145,7 +145,7 @@ def _child(parent: int, rank: int) -> int:
         (2, ("method=lora",), "2 were started: add train.strategy=ddp, or start with python run.py"),
         (1, ("train.strategy=ddp",), "torchrun --nproc-per-node 2 run.py train.strategy=ddp"),
         (1, ("train.strategy=fsdp",), "torchrun --nproc-per-node 2 run.py train.strategy=fsdp"),
-        (2, ("stage=inspect",), "inspect runs in one process, and 2 were started"),
+        (2, ("stage=inspect",), "inspect runs in one process, but 2 were started"),
         (2, ("stage=moe_joint",), "moe_joint runs in one process"),
     ],
 )
@@ -173,10 +173,10 @@ def test_shares_are_every_batch_once_and_as_many_everywhere(
     number: int, batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(number))
-    monkeypatch.setattr(processes, "together", lambda: number > 1)
+    monkeypatch.setattr(processes, "is_distributed", lambda: number > 1)
     given, shares = [[row] for row in range(batches)], []
     for rank in range(number):
         monkeypatch.setenv("RANK", str(rank))
-        shares.append(processes.share(given))
+        shares.append(processes.shard(given))
     assert len({len(share) for share in shares}) == 1
     assert sorted(batch for share in shares for batch, counts in share if counts) == given

@@ -128,10 +128,8 @@ def test_another_number_of_processes_is_refused(
     assert facts["processes"] == 1
     (first / "run.json").write_text(json.dumps({**facts, "processes": made}), encoding="utf-8")
     monkeypatch.setenv("WORLD_SIZE", str(now))
-    told = (
-        rf"^run: {first} was made by {made} process(es)?, and {now} started: {start} run\.py stage=rerun run={first}$"
-    )
-    with pytest.raises(ConfigError, match=told):
+    message = rf"^run: {first} was run with {made} process(es)?, not {now}: {start} run\.py stage=rerun run={first}$"
+    with pytest.raises(ConfigError, match=message):
         rerun.run(config("stage=rerun", f"run={first}", f"output_dir={tmp_path}/again"))
     assert not (tmp_path / "again").exists()
 

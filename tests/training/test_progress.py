@@ -57,9 +57,9 @@ class Job:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         self.number, self.rank, self.told = number, 0, dict[int, np.ndarray]()
-        monkeypatch.setattr(processes, "world", lambda: number)
+        monkeypatch.setattr(processes, "world_size", lambda: number)
         monkeypatch.setattr(processes, "rank", lambda: self.rank)
-        monkeypatch.setattr(processes, "total", self.total)
+        monkeypatch.setattr(processes, "all_reduce", self.total)
         monkeypatch.setattr(hardware, "peak_memory", lambda: (1 + self.rank) * 2**30)
         monkeypatch.setattr(hardware, "matmul_rate", lambda dtype: RATE)
 
