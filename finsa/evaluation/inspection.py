@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from finsa.config import InspectStage, Near
-from finsa.data.ledger import Ledger
+from finsa.data.ledger import USED, Ledger
 from finsa.data.near_duplicates import NearDuplicates
 from finsa.data.tokenized import TokenizedDataset
 from finsa.evaluation import confounds, tables
@@ -149,7 +149,8 @@ def _describe_ledger(ledger: Ledger) -> list[str]:
         words: sum(count for bucket, count in ledger.buckets.items() if bucket.split(":")[0] == kind)
         for kind, words in EXACT.items()
     }
-    dropped = ", ".join(f"{words} {count:,}" for words, count in kinds.items())
+    rest = {name: n for name, n in ledger.buckets.items() if name != USED and name.split(":")[0] not in EXACT}
+    dropped = ", ".join(f"{words} {count:,}" for words, count in {**kinds, **rest}.items())
     first = f"{ledger.read.total():,} rows read, {ledger.dropped():,} not used ({dropped})."
     return [first, *(f"{note}." for note in ledger.notes if "kept, because data.on_" in note)]
 

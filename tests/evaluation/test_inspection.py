@@ -67,6 +67,16 @@ def test_findings(job: tokenized.TokenizedDataset, config: Configure) -> None:
     ]
 
 
+def test_findings_name_every_reason_why_rows_are_not_used(job: tokenized.TokenizedDataset, config: Configure) -> None:
+    ledger = job.dataset.ledger
+    ledger.read["x.csv"] += 3
+    ledger.buckets.update({"filtered: over data.split.rows": 2, "empty text": 1})
+    assert _numbers(job, config)["findings"][0] == (
+        "12 rows read, 8 not used (exact duplicates 2, conflicting labels 1, leaks 2, filtered: over data.split.rows 2,"
+        " empty text 1)."
+    )
+
+
 def test_near_duplicates_by_pair_of_splits(job: tokenized.TokenizedDataset, config: Configure) -> None:
     found = _numbers(job, config)["near_duplicates"]
     counts = [(one["held_out"], one["other"], one["pairs"], one["rows"], one["of"]) for one in found["between"]]

@@ -182,7 +182,7 @@ def test_lora_plus_moves_b_faster(config: Configure, job: tokenized.TokenizedDat
     """AdamW's first step is the learning rate times a sign, whatever the gradient: B moves 16 times as far as A."""
     cfg = config("method=lora_plus", *SHORT)
     model = factory.build(cfg, load(cfg), job.renderer)
-    start = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     factory.release(model)
     model = trained(cfg, job, load(cfg), tmp_path, max_steps=1, validate_every=1)
     moved = {

@@ -84,7 +84,7 @@ def test_a_classifiers_loss_is_that_of_its_scorer(config: Configure, qwen_tokeni
     scored = scoring.scorer(model, made, 40)(TEXTS)
     np.testing.assert_allclose(np.exp(scored).sum(axis=1), 1, atol=1e-6)
     expected = -scored[np.arange(4), GOLD].sum()
-    assert float(goal.total(model, batch(made, "classifier", goal))) == pytest.approx(expected, rel=1e-5)
+    assert float(goal.total(model, batch(made, "classifier", goal)).detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_follows_the_text_cannot_reach_a_classifier(config: Configure, qwen_tokenizer: Any) -> None:
