@@ -1,11 +1,11 @@
-"""finsa's one entry point: compose, check, run a stage, return its objective.
+"""The entry point of finsa: compose a configuration, check it, run a stage.
 
     python run.py                                    the main job
     python run.py -m method=zero_shot,lora_response  a sweep
     python run.py stage=check model=qwen05b          the plan, without loading weights
     python run.py stage=list                         what there is to choose
 
-Exit code 2: something the user can mend, told in one message. 1: a job of a sweep failed. 130: interrupted.
+Exit code 2: an error that the user can fix, reported in one message. 1: a job of a sweep failed. 130: interrupted.
 """
 
 import sys

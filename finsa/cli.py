@@ -1,6 +1,7 @@
 """The command: compose, check, run a stage, return its objective. ``python run.py``, ``python -m finsa`` and ``finsa``.
 
-Exit code 2: an error that the user can fix, reported in one message. 1: a job of a sweep failed. 130: interrupted.
+Exit codes: 1 if a job of a sweep failed; 2 for an error that the user can fix, reported in one message; 130 if
+interrupted; 143 if terminated.
 """
 
 from __future__ import annotations
@@ -51,29 +52,29 @@ QUIET = {
 
 def run() -> int:
     """Run the command line of this process and return its exit code."""
-    errors: list[BaseException] = []
-    return guard(hydra_main(Session(), errors), sys.argv, errors)
+    session = Session()
+    return guard(hydra_main(session), sys.argv, session)
 
 
-def hydra_main(session: Session, errors: list[BaseException]) -> Callable[[], object]:
+def hydra_main(session: Session) -> Callable[[], object]:
     """Build the function in which Hydra reads the command line and runs its jobs, see `run_job`."""
 
     @hydra.main(version_base="1.3", config_path=str(catalogue.CONF), config_name="config")
     def main(config: DictConfig) -> float | None:
         job = current_job()
         assert job is not None
-        return run_job(compose.from_hydra(config, job), session.for_job(job), errors)
+        return run_job(compose.from_hydra(config, job), session.for_job(job))
 
     return main
 
 
-def guard(main: Callable[[], object], argv: list[str], errors: list[BaseException] | None = None) -> int:
+def guard(main: Callable[[], object], argv: list[str], session: Session) -> int:
     """Run a command and report errors that the user can fix in one message.
 
     Args:
         main: built by `hydra_main`.
         argv: the command line; changed in place to what Hydra reads.
-        errors: receives the error of a job from `main`.
+        session: the one of `main`.
 
     Returns:
         The exit code: 0; 1 if jobs of a sweep failed, or for a bug of finsa, shown with its traceback; 2 for an error
@@ -82,7 +83,6 @@ def guard(main: Callable[[], object], argv: list[str], errors: list[BaseExceptio
     if "--debug" in argv:
         argv.remove("--debug")
         os.environ["FINSA_DEBUG"] = "1"
-    argv[1:] = _flags_first(argv[1:])
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a faster kernel that few need
@@ -90,30 +90,17 @@ def guard(main: Callable[[], object], argv: list[str], errors: list[BaseExceptio
         sys.stdout = Path(os.devnull).open("w")  # process 0 prints for all  # noqa: SIM115
     typed = list(argv)
     try:
-        argv[1:] = [command_line.quote(word) for word in argv[1:]]
-        safety.require_plain_command(argv[1:])
-        argv[1:], added = command_line.added_folders(argv[1:])
+        argv[1:], added = prepare(argv[1:])
         if {"--help", "-h"} & set(argv[1:]):
             print(catalogue.help_page(added))
             return 0
-        if not any(word.split("=")[0] in _HYDRA_FLAGS for word in argv[1:]):
-            command_line.require_words(argv[1:], added)
-            argv[1:] = command_line.expand(argv[1:], added)
-            sweep = bool({"-m", "--multirun"} & set(argv[1:]))
-            overrides = [word for word in argv[1:] if not word.startswith("-")]
-            folders.require(command_line.check(overrides, sweep, added))
-            GlobalHydra.instance().clear()
-        if processes.world_size() > 1 and {"-m", "--multirun"} & set(argv[1:]):
-            number = processes.world_size()
-            text = f"{number} processes run one job, but a sweep has several: run its jobs one by one"
-            raise ConfigError([Problem("-m", text, "command line")])
         with signals.stopping():
             main()
-            if errors:
-                raise errors.pop()
+            if session.errors:
+                raise session.errors.pop()
             return sweeps.conclude(added)
     except KeyboardInterrupt as stop:
-        print(f"{stop or 'interrupted'}. Continue with: {resuming(typed)}", file=sys.stderr)
+        print(f"{str(stop) or 'interrupted'}. Continue with: {resuming(typed, session)}", file=sys.stderr)
         return 128 + getattr(stop, "number", signal.SIGINT)
     except FinsaError as error:
         return _report(error)
@@ -124,9 +111,92 @@ def guard(main: Callable[[], object], argv: list[str], errors: list[BaseExceptio
     except Exception as error:
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
             text = "out of memory. Set train.micro_batch_size and train.score_tokens lower, or choose a smaller model"
-            return _report(FinsaError(f"{text}. Checkpoints are kept: {resuming(typed)}"))
+            return _report(FinsaError(f"{text}. Checkpoints are kept: {resuming(typed, session)}"))
         _print_traceback()
         return 1
+
+
+def prepare(words: list[str]) -> tuple[list[str], tuple[Path, ...]]:
+    """Check a command line before Hydra reads it, so that all of its problems are reported at once.
+
+    Args:
+        words: the command line without the program.
+
+    Returns:
+        The words as Hydra reads them: flags first, values quoted, sweeps expanded; and the folders that
+        ``--config-dir`` adds to ``conf/``.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    words = [command_line.quote(word) for word in _flags_first(words)]
+    safety.require_plain_command(words)
+    words, added = command_line.added_folders(words)
+    sweep = bool({"-m", "--multirun"} & set(words))
+    if not any(word.split("=")[0] in _HYDRA_FLAGS for word in words):
+        command_line.require_words(words, added)
+        words = command_line.expand(words, added)
+        sweep = bool({"-m", "--multirun"} & set(words))
+        overrides = [word for word in words if not word.startswith("-")]
+        folders.require(command_line.check(overrides, sweep, added))
+        GlobalHydra.instance().clear()  # the check has composed the configuration; Hydra starts with a clean state
+    if sweep and processes.world_size() > 1:
+        text = f"{processes.world_size()} processes run one job, but a sweep has several: run its jobs one by one"
+        raise ConfigError([Problem("-m", text, "command line")])
+    return words, added
+
+
+def run_job(cfg: RunConfig, session: Session) -> float | None:
+    """Run one job's stage.
+
+    In a sweep, a failed job is recorded and the others still run. Outside of a sweep, the error is added to
+    ``session.errors`` for `guard`, because Hydra would print a message of its own.
+
+    Returns:
+        The stage's objective, which a sweeper may maximize; NaN for a failed job.
+    """
+    sweep_job = session.job if session.job is not None and session.job.sweep_dir is not None else None
+    try:
+        if sweep_job is None:
+            return _run_stage(cfg, session).objective
+        sweeps.begin(cfg, sweep_job)
+        result = None
+        if cfg.stage.name in ("train", "evaluate") and cfg.run is None:
+            result = sweeps.earlier(cfg, sweep_job, _load(cfg, session).fingerprint)
+        if result is None:
+            if cfg.stage.name == "train" and not cfg.fresh and not cfg.resume:  # killed before: resume in its folder
+                path = run_folder.unfinished(cfg, _load(cfg, session).fingerprint)
+                if path is not None:
+                    print(f"resuming {path} (fresh=true starts over)", flush=True)
+                    cfg = cfg.model_copy(update={"resume": True})
+            result = _run_stage(cfg, session)
+    except Exception as error:
+        if sweep_job is None:
+            session.errors.append(error)
+        else:
+            if os.environ.get("FINSA_DEBUG") == "1":
+                _print_traceback()
+            sweeps.failed(cfg, sweep_job, describe(error if isinstance(error, FinsaError) else repr(error)))
+        return float("nan")
+    sweeps.finished(cfg, sweep_job, result)
+    return result.objective
+
+
+def _load(cfg: RunConfig, session: Session) -> Dataset:
+    from finsa.data import dataset  # reads data: a wrong option need not wait for its import
+
+    return dataset.load(cfg.data, session)
+
+
+def _run_stage(cfg: RunConfig, session: Session) -> Result:
+    """Import the stage and run it; a run folder that it reads is checked first."""
+    path = require_stage(cfg.stage.name)
+    processes.require(cfg)
+    if cfg.run is not None and cfg.run not in run_folder.NAMED:  # the stage finds these, or makes them
+        run_folder.read(cfg.run)
+    with processes.process_group(cfg):
+        result: Result = import_module(path).run(cfg, session)
+    return result
 
 
 def _flags_first(words: list[str]) -> list[str]:
@@ -138,17 +208,21 @@ def _flags_first(words: list[str]) -> list[str]:
     return [*flags, *rest]
 
 
-def _print_traceback() -> None:
-    """Print the current exception as Python does, without secrets from the environment."""
-    print(safety.masked(traceback.format_exc()), end="", file=sys.stderr)
+def resuming(argv: list[str], session: Session) -> str:
+    """The command that continues a stopped one.
 
-
-def resuming(argv: list[str]) -> str:
-    """The command that resumes a stopped one; sweeps and predictions resume without being asked to."""
+    Sweeps and predictions resume when they are repeated; a run needs ``resume=true``, if its folder exists already.
+    """
     words = [word for word in argv[1:] if not word.startswith("resume=")]
     stages = [word.partition("=")[2] for word in words if word.startswith("stage=")]
     resumes = "-m" not in words and "--multirun" not in words and (stages or ["train"])[-1] in USED_BY["resume"]
-    return shlex.join(["python", "run.py", *words, *(["resume=true"] if resumes else [])])
+    begun = session.run_folders or "resume=true" in argv
+    return shlex.join(["python", "run.py", *words, *(["resume=true"] if resumes and begun else [])])
+
+
+def _print_traceback() -> None:
+    """Print the current exception as Python does, without secrets from the environment."""
+    print(safety.masked(traceback.format_exc()), end="", file=sys.stderr)
 
 
 def _report(error: FinsaError) -> int:
@@ -168,59 +242,6 @@ def describe(error: BaseException | str) -> str:
         lines = "\n".join(f"  {problem}" for problem in error.problems)
         return safety.masked(f"error: {len(error.problems)} problems\n{lines}")
     return safety.masked(f"error: {error}")
-
-
-def run_job(cfg: RunConfig, session: Session, errors: list[BaseException]) -> float | None:
-    """Run one job's stage.
-
-    In a sweep, a failed job is recorded and the others still run. Outside of a sweep, the error is added to `errors`
-    for `guard`, because Hydra would print a message of its own.
-
-    Returns:
-        The stage's objective, which a sweeper may maximize; NaN for a failed job.
-    """
-    job = session.job if session.job is not None and session.job.sweep_dir is not None else None
-    try:
-        if job is None:
-            return _run(cfg, session).objective
-        sweeps.begin(cfg, job)
-        result = None
-        if cfg.stage.name in ("train", "evaluate") and cfg.run is None:
-            result = sweeps.earlier(cfg, job, _load(cfg, session).fingerprint)
-        if result is None:
-            if cfg.stage.name == "train" and not cfg.fresh and not cfg.resume:  # killed before: resume in its folder
-                path = run_folder.unfinished(cfg, _load(cfg, session).fingerprint)
-                if path is not None:
-                    print(f"resuming {path} (fresh=true starts over)", flush=True)
-                    cfg = cfg.model_copy(update={"resume": True})
-            result = _run(cfg, session)
-    except Exception as error:
-        if job is None:
-            errors.append(error)
-        else:
-            if os.environ.get("FINSA_DEBUG") == "1":
-                _print_traceback()
-            sweeps.failed(cfg, job, describe(error if isinstance(error, FinsaError) else repr(error)))
-        return float("nan")
-    sweeps.finished(cfg, job, result)
-    return result.objective
-
-
-def _load(cfg: RunConfig, session: Session) -> Dataset:
-    from finsa.data import dataset  # reads data: a wrong option need not wait for its import
-
-    return dataset.load(cfg.data, session)
-
-
-def _run(cfg: RunConfig, session: Session) -> Result:
-    """Import the stage and run it; a run folder that it reads is checked first."""
-    path = require_stage(cfg.stage.name)
-    processes.require(cfg)
-    if cfg.run is not None and cfg.run not in run_folder.NAMED:  # the stage finds these, or makes them
-        run_folder.read(cfg.run)
-    with processes.process_group(cfg):
-        result: Result = import_module(path).run(cfg, session)
-    return result
 
 
 def require_stage(name: str) -> str:

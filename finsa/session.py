@@ -74,6 +74,8 @@ class Session:
         datasets: loaded data sets by settings and files, see `finsa.data.dataset.load`.
         tokenized: rendered and tokenized data sets, see `finsa.data.tokenized.build`.
         base_models: the loaded base model, see `finsa.models.base.load_base`.
+        run_folders: those that the command has opened.
+        errors: of a job outside of a sweep, which the command line reports.
     """
 
     job: Job | None = None
@@ -82,6 +84,8 @@ class Session:
     datasets: dict[str, Any] = field(default_factory=dict)
     tokenized: dict[tuple[object, ...], Any] = field(default_factory=dict)
     base_models: dict[str, Any] = field(default_factory=dict)
+    run_folders: list[Path] = field(default_factory=list)
+    errors: list[BaseException] = field(default_factory=list)
 
     def for_job(self, job: Job | None) -> Session:
         """This session while a job of the command runs."""

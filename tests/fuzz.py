@@ -23,6 +23,7 @@ from finsa.data import dataset
 from finsa.data.schema import Reading
 from finsa.errors import FinsaError
 from finsa.inference import row_files
+from finsa.session import Session
 
 ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet", "arrow", "xlsx", "txt")
 SEEDS = (
@@ -69,7 +70,7 @@ def give_words(content: bytes) -> None:
     words = content.decode("utf-8", "replace").replace("\x00", "").split("\n")
     kept = [word for word in words[:4] if not word.startswith("-")]
     with contextlib.redirect_stderr(io.StringIO()) as said:
-        code = cli.guard(lambda: None, ["run.py", *kept])
+        code = cli.guard(lambda: None, ["run.py", *kept], Session())
     if code not in (0, 2) or "Traceback" in said.getvalue():
         raise AssertionError((kept, code, said.getvalue()))
     if code == 2:

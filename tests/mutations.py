@@ -27,6 +27,7 @@ from finsa import cli
 from finsa.config import RunConfig, catalogue, command_line, compose
 from finsa.config import keys as dotted
 from finsa.errors import ConfigError, nearest
+from finsa.session import Session
 
 NEEDS = {
     "stage=augment": ["output=somewhere"],
@@ -393,7 +394,7 @@ def judge(base: tuple[str, ...], mutation: Mutation) -> Verdict:
     reached: list[bool] = []
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-        code = cli.guard(lambda: reached.append(True), ["run.py", *base, *mutation.words])
+        code = cli.guard(lambda: reached.append(True), ["run.py", *base, *mutation.words], Session())
     return Verdict(base, mutation, code, bool(reached), said.getvalue())
 
 

@@ -18,6 +18,7 @@ import pytest
 from finsa import cli
 from finsa.config import ROOT, catalogue, command_line
 from finsa.errors import ConfigError
+from finsa.session import Session
 
 
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -83,7 +84,7 @@ def test_help_lists_the_groups(tmp_path: Path) -> None:
     whole = [
         "import sys; sys.argv[1:] = ['--help']",
         "from finsa import cli, session",
-        "cli.hydra_main(session.Session(), [])()",
+        "cli.hydra_main(session.Session())()",
     ]
     by_hydra = subprocess.run([sys.executable, "-c", "\n".join(whole)], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.rstrip() == by_hydra.stdout.rstrip()
@@ -170,26 +171,43 @@ def test_every_stage_that_can_run_has_a_file_and_the_reverse() -> None:
         ("stage=predict run=x", "python run.py stage=predict run=x"),
     ],
 )
-def test_the_command_that_goes_on(words: str, command: str) -> None:
-    assert cli.resuming(["run.py", *words.split()]) == command
+def test_command_that_resumes(words: str, command: str) -> None:
+    assert cli.resuming(["run.py", *words.split()], Session(run_folders=[Path("x")])) == command
 
 
-def test_a_signal_ends_with_the_command_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", ["method=lora", "method=lora resume=true"])
+def test_a_run_without_a_folder_yet_is_repeated_instead(words: str) -> None:
+    """There is nothing to resume, or only an earlier run that the command would then resume by mistake."""
+    assert cli.resuming(["run.py", *words.split()], Session()) == f"python run.py {words}"
+
+
+@pytest.mark.parametrize(("opened", "more"), [([], ""), ([Path("x")], " resume=true")])
+def test_a_signal_ends_with_the_command_that_resumes(
+    capsys: pytest.CaptureFixture[str], opened: list[Path], more: str
+) -> None:
     def main() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
 
     before = signal.getsignal(signal.SIGTERM)
-    assert cli.guard(main, ["run.py", "train=smoke"]) == 143
-    assert "stopped by SIGTERM. Continue with: python run.py train=smoke resume=true" in capsys.readouterr().err
+    assert cli.guard(main, ["run.py", "train=smoke"], Session(run_folders=opened)) == 143
+    assert capsys.readouterr().err == f"stopped by SIGTERM. Continue with: python run.py train=smoke{more}\n"
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_interrupt_without_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    assert cli.guard(main, ["run.py", "train=smoke"], Session()) == 130
+    assert capsys.readouterr().err == "interrupted. Continue with: python run.py train=smoke\n"
 
 
 def test_too_little_memory_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
         raise MemoryError
 
-    assert cli.guard(main, ["run.py", "train=smoke"]) == 2
+    assert cli.guard(main, ["run.py", "train=smoke"], Session()) == 2
     assert "error: out of memory. Set train.micro_batch_size" in capsys.readouterr().err
 
 

@@ -118,6 +118,7 @@ def start(cfg: RunConfig, data_fingerprint: str | None, session: Session) -> Ite
     path.mkdir(parents=True, exist_ok=True)
     with locks.held(path / locks.LOCK, f"run folder {path}"):
         folder = _opened(cfg, path, data_fingerprint)
+        session.run_folders.append(path)
         processes.broadcast(str(path))
         started = time.monotonic()
         try:

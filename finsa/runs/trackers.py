@@ -58,9 +58,15 @@ def track(cfg: RunConfig, folder: Path, group: str | None) -> Iterator[Tracker]:
         folder: the run folder; an offline wandb run is written below it.
         group: the sweep the job belongs to.
     """
-    if cfg.tracking.name == "none" or not processes.is_main():
+    if cfg.tracking.name == "wandb" and processes.is_main():
+        with _wandb(cfg, folder, group) as tracker:
+            yield tracker
+    else:
         yield Tracker()
-        return
+
+
+@contextmanager
+def _wandb(cfg: RunConfig, folder: Path, group: str | None) -> Iterator[WandbTracker]:
     import wandb
 
     with warnings.catch_warnings():
@@ -93,7 +99,7 @@ def log_report(tracking: Tracking, folder: Path) -> None:
         tracking: as the sweep's jobs have it.
         folder: of the sweep; it holds ``report.html``, ``report.csv`` and ``figures/``.
     """
-    if tracking.name == "none":
+    if tracking.name != "wandb":
         return
     import wandb
 

@@ -16,6 +16,7 @@ from trl import SFTConfig
 
 from finsa.config import Train
 from finsa.data.rows import CHUNK, Row
+from finsa.errors import Stopped
 from finsa.runs import processes, signals
 from finsa.training import checkpoints, distributed, layout, preflight, progress
 from finsa.training import objective as objectives
@@ -158,6 +159,8 @@ def fit(
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+        if (number := trainer.stopped()) is not None:  # a signal after the last step was saved
+            raise Stopped(number, f"step {trainer.state.global_step} is saved")
     state, validated = trainer.state, trainer.validated
     return Fitted(
         steps=state.global_step,

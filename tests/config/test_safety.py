@@ -33,7 +33,7 @@ EVIL = "builtins.exec"
 
 def _code(*words: str) -> tuple[int, bool]:
     reached: list[bool] = []
-    return cli.guard(lambda: reached.append(True), ["run.py", *words]), bool(reached)
+    return cli.guard(lambda: reached.append(True), ["run.py", *words], Session()), bool(reached)
 
 
 # ------------------------------------------------------------------------------------------------ code
@@ -401,7 +401,7 @@ def test_a_traceback_repeats_no_secret(flags: list[str], monkeypatch: pytest.Mon
     def main() -> None:
         raise error(f"cannot send {SECRETS['HF_TOKEN']}")
 
-    assert cli.guard(main, ["run.py", *flags]) == code
+    assert cli.guard(main, ["run.py", *flags], Session()) == code
     told = capsys.readouterr().err
     assert re.match(rf"(?s)Traceback \(.*\n(finsa.errors.)?{error.__name__}: cannot send \*\*\*\n", told)
     assert SECRETS["HF_TOKEN"] not in told

@@ -62,7 +62,7 @@ def test_what_does_not_reach_the_disk_is_an_error(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", failing)
-    assert cli.guard(lambda: files.write_text(file, "new"), ["run.py"]) == 2
+    assert cli.guard(lambda: files.write_text(file, "new"), ["run.py"], Session()) == 2
     named = tmp_path if target == "folder" else tmp_path / ".a.part.txt"
     assert capsys.readouterr().err == f"error: {named}: {os.strerror(number)}\n"
     assert file.read_text() == ("new" if target == "folder" else "old")  # the name may be lost, the content is whole
@@ -273,8 +273,8 @@ def test_a_run_folder_that_cannot_be_written_is_one_message(
 
     cfg = config("method=majority", FEW, "tracking=none", f"output_dir={place}")
     monkeypatch.setattr(owner, name, refusing)
-    errors: list[BaseException] = []
-    assert cli.guard(lambda: cli.run_job(cfg, Session(), errors), ["run.py", "method=majority"], errors) == 2
+    session = Session()
+    assert cli.guard(lambda: cli.run_job(cfg, session), ["run.py", "method=majority"], session) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {place}")
     assert line.endswith(f": {os.strerror(number)}")

@@ -47,9 +47,9 @@ def test_evaluate_rebuilds_head_and_quantised_base(config: Compose, tmp_path: Pa
 
 
 def _by_command(cfg: RunConfig) -> None:
-    errors: list[BaseException] = []
-    cli.run_job(cfg, Session(), errors)
-    raise errors.pop()
+    session = Session()
+    cli.run_job(cfg, session)
+    raise session.errors.pop()
 
 
 @pytest.mark.parametrize("run", [train.run, _by_command], ids=["stage", "command"])

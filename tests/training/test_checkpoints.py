@@ -29,13 +29,17 @@ WORDS = ["train.batch_size=4", "train.micro_batch_size=2", "train.epochs=3", "tr
 
 
 class At(TrainerCallback):  # type: ignore[misc]
-    """Does something at the end of a step."""
+    """Does something at the end of a step; of the training if that is -1."""
 
     def __init__(self, step: int | None, act: Callable[[], None]) -> None:
         self.step, self.act = step, act
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step:
+            self.act()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.step == -1:
             self.act()
 
 
@@ -117,6 +121,12 @@ def test_a_training_that_was_stopped_at_any_steps_ends_the_same(name: str, token
     same(training(tmp_path / "cut", tokenizer, *words), whole)
     same(training(tmp_path / "cut", tokenizer, *words), whole)  # a finished training makes no further step
     assert stops >= 2
+
+
+def test_a_signal_after_the_last_checkpoint_stops_before_scoring(tokenizer: Any, tmp_path: Path, whole: Any) -> None:
+    with pytest.raises(Stopped, match=f"SIGTERM; step {whole[1][0]} is saved"):
+        training(tmp_path, tokenizer, step=-1, act=term)
+    same(training(tmp_path, tokenizer), whole)
 
 
 def test_a_resumed_training_remembers_how_long_nothing_was_better(tokenizer: Any, tmp_path: Path) -> None:
