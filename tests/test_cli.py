@@ -40,7 +40,7 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (["data=table", "data.files=nowhere.csv"], "no such file or folder"),
         (["data.labels=[利空,利好]"], "1,343 rows have an unknown label: '中性' (1,343 rows); known are 利空, 利好"),
         (["data.columns.text=txt"], "has no column 'txt'; it has id, text, label, domain. Did you mean"),
-        (["stage=evaluate", "run=nowhere"], "is no run folder"),
+        (["stage=evaluate", "run=nowhere"], "is not a run folder"),
         (["method=lroa"], "there is no 'lroa'. Did you mean 'lora'?"),
         (["train.batch_size=100000", "train.micro_batch_size=10"], "is more than the 3608 training rows"),
         (["data.max_length=10"], "10 leaves no room for text"),

@@ -235,9 +235,9 @@ def test_jobs_of_other_weights_or_versions_run_again(tmp_path: Path) -> None:
     now = json.loads((other[1] / "run.json").read_text(encoding="utf-8"))["base_weights"]["model"]
     assert [name for name in before if before[name] != now[name]] == ["model.safetensors"]
     changed = f"model.safetensors of the model: {before['model.safetensors']}, now {now['model.safetensors']}"
-    numpy = f"numpy: 1.0, now {version('numpy')}; reuse_outdated=true allows it to be reused all the same"
-    assert f"{zero_shot} is not reused, because it was made with a different setup: {changed}\n" in again.stdout
-    assert f"{majority} is not reused, because it was made with a different setup: {numpy}\n" in again.stdout
+    numpy = f"numpy: 1.0, now {version('numpy')}; with reuse_outdated=true it is reused anyway"
+    assert f"{zero_shot} is not reused, because it was run with a different setup: {changed}\n" in again.stdout
+    assert f"{majority} is not reused, because it was run with a different setup: {numpy}\n" in again.stdout
     assert "finished before" not in again.stdout
 
 

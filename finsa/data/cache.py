@@ -119,7 +119,7 @@ def kept(place: Path, build: Callable[[], T], write: Callable[[T, Path], None], 
     with ExitStack() as stack:
         with _writing(place):
             place.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locks.waited(place.parent / f"{locks.LOCK}-{place.name}"))
+            stack.enter_context(locks.waiting(place.parent / f"{locks.LOCK}-{place.name}"))
         found = _found(place, read)  # written by the process that held the lock
         if found is not None:
             return found

@@ -41,7 +41,7 @@ def claimed(output: str | None) -> Iterator[Path]:
         RunError: where the output exists already, or another process is writing it.
     """
     partial = partial_folder(output)
-    with locks.making(_finished(partial)):
+    with locks.creating(_finished(partial)):
         yield partial
 
 

@@ -139,7 +139,7 @@ def find_folders(names: str | Sequence[str]) -> list[Path]:
                     raise RunError(f"{file.parent} reused {reused}, which no longer exists; repeat the sweep's command")
                 runs[file.parent] = Path(reused)
         if not runs:
-            raise RunError(f"runs: there is no run folder at or below {path}; name one, or the folder of a sweep")
+            raise RunError(f"runs: there is not a run folder at or below {path}; name one, or the folder of a sweep")
         # Natural order: job 2 before job 10.
         numbered = {job: [int(s) if s.isdecimal() else s for s in re.split(r"([0-9]+)", str(job))] for job in runs}
         folders += [runs[job] for job in sorted(runs, key=lambda job: numbered[job])]

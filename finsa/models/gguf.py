@@ -62,7 +62,7 @@ def folder_of(file: Path, base: Path) -> Path:
     """
     folder = base / f"{file.stem}-{fingerprint(file)[:12]}"
     if not (folder / ORIGIN).is_file():
-        with locks.making(folder):
+        with locks.creating(folder):
             if not (folder / ORIGIN).is_file():  # another process may have converted it meanwhile
                 print(f"converting {file} into {folder} (once)", flush=True)
                 convert(file, folder, {"file": str(file)})

@@ -1,4 +1,4 @@
-"""PEFT folders of other runs and programs: what they hold, and whether a method can start from them. No torch here."""
+"""PEFT folders of other runs and programs: their contents, and whether a method can start from them; without torch."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from finsa.runs.weight_files import fault, listed, read_json, safetensors_header
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 KEY = "method.adapter.init"
-# What changes layers or base beyond B A x; an adapter that has any of it is not the one that a method describes.
-BEYOND = (
+# PEFT options that change layers or base model beyond the update B A x, which a method cannot describe.
+UNSUPPORTED = (
     *("modules_to_save", "trainable_token_indices", "rank_pattern", "alpha_pattern", "layer_replication"),
     *("target_parameters", "alora_invocation_tokens", "use_qalora", "lora_bias", "megatron_config", "use_bdlora"),
     *("velora_config", "kasa_config", "monteclora_config", "arrow_config"),
 )
-# Ways to start A and B that do not change the base; the others (pissa, olora, corda, loftq) take something out of it.
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+# Initialisations of A and B that keep the base model; the others (pissa, olora, corda, loftq) change its weights.
+KEEPING_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedAdapter:
     """An adapter that a method can start from.
 
     Args:
         folder: the PEFT folder.
-        variant: as ``method.adapter.variant`` calls it.
+        variant: a value of ``method.adapter.variant``.
         rank, alpha: of its matrices.
-        targets: last names of the adapted linear layers, sorted.
-        base: the model it was trained on, as it says; None where it says nothing.
+        targets: last parts of the names of the adapted linear layers, sorted.
+        base: the model it was trained on, according to its configuration; None if that does not name one.
     """
 
     folder: Path
@@ -44,14 +44,14 @@ class Saved:
     base: str | None
 
 
-def read(written: str) -> Saved:
-    """Read the adapter at a path.
+def read(written: str) -> SavedAdapter:
+    """Read the configuration of the adapter at a path.
 
     Args:
-        written: a PEFT folder, or the folder of a run that has one.
+        written: a PEFT folder, or a run folder that contains one.
 
     Raises:
-        ConfigError: where there is none, or none that a method of finsa can start from.
+        ConfigError: if there is none, or none that a method can start from.
     """
     folder = _folder(locate(written))
     values = read_json(folder / CONFIG)
@@ -59,7 +59,7 @@ def read(written: str) -> Saved:
         raise _refused(f"{folder / CONFIG} is not valid JSON")
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
-        raise _refused(f"{folder} holds no weights ({' or '.join(WEIGHTS)}): {listed(folder)}")
+        raise _refused(f"{folder} contains no weights ({' or '.join(WEIGHTS)}): {listed(folder)}")
     wrong = fault(weights)
     if wrong is not None:
         raise _refused(wrong)
@@ -74,7 +74,7 @@ def read(written: str) -> Saved:
         raise _refused(f"{folder / CONFIG} has no rank (r) or no lora_alpha") from None
     variant = "dora" if values.get("use_dora") else "rslora" if values.get("use_rslora") else "lora"
     base = values.get("base_model_name_or_path")
-    return Saved(folder, variant, rank, alpha, _targets(values, weights), str(base) if base else None)
+    return SavedAdapter(folder, variant, rank, alpha, _targets(values, weights), str(base) if base else None)
 
 
 def _refused(text: str) -> ConfigError:
@@ -82,11 +82,11 @@ def _refused(text: str) -> ConfigError:
 
 
 def _folder(path: Path) -> Path:
-    """The PEFT folder that a path means: itself, or the one adapter of a run."""
+    """The PEFT folder at a path: the folder itself, or the only adapter of a run."""
     if not path.exists():
         raise _refused(
-            f"there is no folder {path}. It has to hold {CONFIG} and {WEIGHTS[0]}; an adapter of the hub is fetched by "
-            "hf download <owner/name> --local-dir <folder>"
+            f"there is no folder {path}. It must contain {CONFIG} and {WEIGHTS[0]}; to download an adapter from the "
+            "hub: hf download <owner/name> --local-dir <folder>"
         )
     if path.is_file():
         raise _refused(f"{path} is a file; name its folder: {KEY}={path.parent}")
@@ -96,28 +96,28 @@ def _folder(path: Path) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise _refused(f"{path} holds {len(found)} adapters; choose one of {', '.join(map(str, found))}")
-    raise _refused(f"{path} holds no {CONFIG}, so it is no PEFT adapter: {listed(path)}")
+        raise _refused(f"{path} contains {len(found)} adapters; choose one of {', '.join(map(str, found))}")
+    raise _refused(f"{path} contains no {CONFIG}, so it is not a PEFT adapter: {listed(path)}")
 
 
 def _require_plain(folder: Path, values: dict[str, Any]) -> None:
-    more = [key for key in BEYOND if values.get(key)]
+    more = [key for key in UNSUPPORTED if values.get(key)]
     more += ["bias"] if values.get("bias", "none") != "none" else []
     if more:
         raise _refused(
-            f"{folder} has {more[0]}={values[more[0]]}, which method.adapter cannot describe; merge it into its base "
-            "and start from the merged model"
+            f"{folder} has {more[0]}={values[more[0]]}, which method.adapter does not support; merge it into its base "
+            "model and start from the merged model"
         )
     start = values.get("init_lora_weights", True)
-    if start not in PLAIN_STARTS:
+    if start not in KEEPING_BASE:
         raise _refused(
-            f"{folder} was started with init_lora_weights={start}, which changes the weights of the base, so it does "
-            "not fit the unchanged base; convert it to plain LoRA (in PEFT: path_initial_model_for_weight_conversion)"
+            f"{folder} was initialised with init_lora_weights={start}, which changes the base model, so it does not "
+            "fit the unchanged one; convert it to plain LoRA (in PEFT: path_initial_model_for_weight_conversion)"
         )
 
 
 def _targets(values: dict[str, Any], weights: Path) -> tuple[str, ...]:
-    """Last names of the adapted layers: as listed, or of a pattern those that the weights have; () where unknown."""
+    """Last parts of the names of the adapted layers, from the list or, for a pattern, the weights; () if unknown."""
     named = values.get("target_modules")
     if isinstance(named, list):
         return tuple(sorted({str(name).rpartition(".")[2] for name in named}))
@@ -130,9 +130,9 @@ def _targets(values: dict[str, Any], weights: Path) -> tuple[str, ...]:
 
 
 def names(model: Model, adapter: Adapter) -> list[str] | None:
-    """The targets of an adapter as module names of a model; None for a named set that its section does not list.
+    """The targets of an adapter as module names of a model; None for a named set that the model does not define.
 
-    A model with remote code may have other module names than the native stand-in that random weights are built from.
+    With random weights, the native architecture is built, whose module names may differ from those of remote code.
     """
     if isinstance(adapter.targets, tuple):
         return list(adapter.targets)
@@ -142,7 +142,7 @@ def names(model: Model, adapter: Adapter) -> list[str] | None:
 
 
 def problems(model: Model, adapter: Adapter) -> Iterator[Problem]:
-    """Check that the adapter to start from is the one that the method describes."""
+    """Check that the adapter to start from agrees with the settings of the method."""
     assert adapter.init is not None
     try:
         saved = read(adapter.init)
@@ -150,28 +150,28 @@ def problems(model: Model, adapter: Adapter) -> Iterator[Problem]:
         yield from error.problems
         return
     targets = names(model, adapter)
-    theirs: dict[str, Any] = {"variant": saved.variant, "rank": saved.rank, "alpha": f"{saved.alpha:g}"}
-    own = {"variant": adapter.variant, "rank": adapter.rank, "alpha": f"{adapter.alpha:g}"}
-    changed = [f"{key} {theirs[key]}, not {own[key]}" for key in own if own[key] != theirs[key]]
-    change = [f"method.adapter.{key}={theirs[key]}" for key in own if own[key] != theirs[key]]
+    actual: dict[str, Any] = {"variant": saved.variant, "rank": saved.rank, "alpha": f"{saved.alpha:g}"}
+    wanted = {"variant": adapter.variant, "rank": adapter.rank, "alpha": f"{adapter.alpha:g}"}
+    differences = [f"{key} {actual[key]}, not {wanted[key]}" for key in wanted if wanted[key] != actual[key]]
+    overrides = [f"method.adapter.{key}={actual[key]}" for key in wanted if wanted[key] != actual[key]]
     if targets is not None and saved.targets and set(targets) != set(saved.targets):
-        changed.append(f"targets {', '.join(saved.targets)}, not {', '.join(targets)}")
-        change.append(f"'method.adapter.targets=[{','.join(saved.targets)}]'")
-    if changed:
-        yield Problem(KEY, f"the adapter in {saved.folder} has {'; '.join(changed)}. Add {' '.join(change)}")
+        differences.append(f"targets {', '.join(saved.targets)}, not {', '.join(targets)}")
+        overrides.append(f"'method.adapter.targets=[{','.join(saved.targets)}]'")
+    if differences:
+        yield Problem(KEY, f"the adapter in {saved.folder} has {'; '.join(differences)}. Add {' '.join(overrides)}")
 
 
 def refusal(place: str, values: dict[str, Any], run: Path | None = None) -> str:
-    """What to do about a PEFT adapter that is given for a model.
+    """The message for a PEFT adapter that is given in place of a model.
 
     Args:
         place: its folder, or its name on the hub.
         values: its ``adapter_config.json``.
-        run: the run folder that it lies in; None: it is of another program.
+        run: the run folder that contains it; None if another program wrote it.
     """
     base = values.get("base_model_name_or_path")
     kind = str(values.get("peft_type") or "of PEFT").replace("LORA", "LoRA")
-    own = "model=<its base>" if not base else f"model.path={base}" if Path(base).is_dir() else catalogue.hub_model(base)
+    model = f"model.path={base}" if base and Path(base).is_dir() else catalogue.hub_model(base) if base else ""
     merge = (
         'python -c "from peft import AutoPeftModelForCausalLM as M; '
         f"M.from_pretrained('{place}').merge_and_unload().save_pretrained('<folder>')\""
@@ -180,11 +180,12 @@ def refusal(place: str, values: dict[str, Any], run: Path | None = None) -> str:
         merge = f"python run.py stage=export run={run} format=merged output=<folder>"
     return (
         f"{place} is an adapter ({kind}{f', trained on {base}' if base else ''}), not a model. To train it further: "
-        f"{own} {KEY}={place}. To start from the merged model: {merge}, then model.path=<folder>"
+        f"{model or 'model=<its base>'} {KEY}={place}. To start from the merged model: {merge}, then "
+        "model.path=<folder>"
     )
 
 
 def run_of(folder: Path) -> Path | None:
-    """The run of finsa that wrote an adapter's folder; None where there is none."""
+    """The run folder that contains an adapter's folder; None if there is none."""
     run = folder.parent.parent
     return run if folder.parent.name == "adapters" and (run / "run.json").is_file() else None

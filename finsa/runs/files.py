@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all: written beside their place, brought to the disk, renamed.
+"""Atomic writes: a file is written under a temporary name, synchronised to disk, and renamed.
 
-A kill at any moment leaves the old file or the new one. A rename alone is not enough for a power cut: names may reach
-the disk before contents, so that both are synchronised.
+A kill at any moment leaves the old file or the new one. A rename alone does not survive a power failure: names may
+reach the disk before contents, so both are synchronised.
 """
 
 from __future__ import annotations
@@ -15,48 +15,38 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
-# What `fsync` answers where the file system cannot synchronise at all. Anything else is a failure to write.
+# Errors of `fsync` on file systems that do not support it. Any other error means that a write failed.
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
-STAGING = ".saving-"  # what a kill leaves under this name is removed by whoever writes there next
+STAGING = ".saving-"  # prefix of temporary names; the next process that writes to a folder removes leftovers
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk; skipped where the file system cannot do that.
+    """Synchronise a file, or the names in a folder, to disk; skipped if the file system does not support it.
 
     Raises:
-        OSError: where it failed, such as EIO: what was written may be lost.
+        OSError: if that failed, for instance with EIO: data may be lost.
     """
     folder = path.is_dir()
     try:
         number = os.open(path, os.O_RDWR if os.name == "nt" and not folder else os.O_RDONLY)
     except PermissionError:
-        if folder:  # it may be writable without being readable, and Windows opens no folders
+        if folder:  # it may be writable but not readable, and Windows does not open folders
             return
         raise
-    try:
-        sync_open(number, path)
-    finally:
-        os.close(number)
-
-
-def sync_open(number: int, path: Path) -> None:
-    """`sync` of an open file descriptor.
-
-    Args:
-        path: of the file, for the message.
-    """
     try:
         os.fsync(number)
     except OSError as error:
         if error.errno not in CANNOT_SYNC:
             raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(number)
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Give a temporary file beside `file` that takes its place at the end; after an error nothing has changed.
+    """Replace a file by the temporary file that this yields; after an error the old file is unchanged.
 
-    The temporary name keeps the ending, because figures and tables are written by it.
+    The temporary name keeps the suffix, because libraries choose the format by it.
     """
     temporary = file.with_name(f".{file.stem}.part{file.suffix}")
     try:
@@ -71,16 +61,16 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder within `folder` whose entries move into it at the end, each of them whole.
+    """Yield a temporary folder whose entries are moved into `folder` at the end, each of them atomically.
 
-    An entry that is there already is replaced.
+    Existing entries of the same name are replaced.
     """
     clear(folder)
     temporary = folder / f"{STAGING}{os.getpid()}-{token_hex(2)}"
@@ -95,7 +85,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def move(entry: Path, place: Path) -> None:
-    """Rename a file or folder to its place; what stands there goes away first, out of sight before it is removed."""
+    """Rename a file or folder to its final place; what exists there is removed first, see `remove`."""
     if place.exists():
         remove(place)
     entry.rename(place)
@@ -103,7 +93,7 @@ def move(entry: Path, place: Path) -> None:
 
 
 def remove(place: Path) -> None:
-    """Remove a file or folder so that nobody ever sees half of it."""
+    """Remove a file or folder; a folder is renamed first, so that no process sees it half removed."""
     if not place.is_dir():
         place.unlink(missing_ok=True)
         return
@@ -113,13 +103,13 @@ def remove(place: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what a kill left while a folder was written."""
+    """Remove temporary folders that a killed process left behind."""
     for left in folder.glob(f"{STAGING}*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring a folder with everything in it to the disk."""
+    """Synchronise a folder with all its contents to disk."""
     for place, _, names in os.walk(folder):
         for name in names:
             sync(Path(place) / name)
@@ -127,7 +117,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by its path within it."""
+    """SHA-256 of every file below a folder, by path relative to it."""
     return {file.relative_to(folder).as_posix(): digest(file) for file in sorted(folder.rglob("*")) if file.is_file()}
 
 

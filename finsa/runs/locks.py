@@ -1,4 +1,4 @@
-"""One process at a time in a folder, by filelock: the system releases a lock when its process ends, however it ends."""
+"""File locks, so that one process at a time writes to a folder; the system releases them when a process ends."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ LOCK = ".lock"
 
 
 def holder(file: Path) -> str | None:
-    """Who holds a lock: ``process 123 on node7, started 2026-01-31T12:00:00+00:00``; None where nobody does."""
+    """The holder of a lock: ``process 123 on node7, started 2026-01-31T12:00:00+00:00``; None if it is free."""
     if not file.is_file():
         return None
     try:
         with _probing(file), FileLock(file, blocking=False, preserve_lock_file=True):
             return None
     except Timeout:
-        return _named(file)
-    except OSError:  # a folder that this process may only read: the holder removes its name when it ends by itself
-        return _named(file) if file.stat().st_size else None
+        return _read_holder(file)
+    except OSError:  # the folder is read-only for this process; a holder that ended normally has removed its name
+        return _read_holder(file) if file.stat().st_size else None
 
 
 @contextmanager
 def _probing(file: Path) -> Iterator[None]:
-    """Exclude other probes of a lock: within, a lock that cannot be taken is really held, not just looked at."""
+    """Exclude other processes that only probe a lock: within, a lock that cannot be acquired is really held."""
     probe = file.with_name(f"{file.name}.probe")
-    with FileLock(probe, poll_interval=0.002):  # held for an instant
+    with FileLock(probe, poll_interval=0.002):  # held for a moment only
         try:
             yield
         finally:
@@ -42,52 +42,52 @@ def _probing(file: Path) -> Iterator[None]:
                 probe.unlink()
 
 
-def _named(file: Path) -> str:
+def _read_holder(file: Path) -> str:
     try:
         with file.open("rb") as stream:
             stream.seek(1)
             known = json.loads(stream.read())
         return f"process {known['pid']} on {known['machine']}, started {known['started']}"
-    except (OSError, ValueError, LookupError, TypeError):  # it is just being written
+    except (OSError, ValueError, LookupError, TypeError):  # it is being written right now
         return "another process"
 
 
 @contextmanager
 def held(file: Path, what: str) -> Iterator[None]:
-    """Hold a lock; its folder is there.
+    """Hold a lock.
 
     Args:
-        file: the lock; it stays behind, and means nothing without a process.
+        file: the lock file, in an existing folder; it is not removed afterwards.
         what: what is locked, for the message.
 
     Raises:
-        RunError: where another process holds it, naming it.
+        RunError: if another process holds it, with that process.
     """
-    lock, signed = _signing(file)
+    lock, descriptors = _lock(file)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         try:
             with _probing(file):
-                lock.acquire(timeout=0.05, poll_interval=0.01)  # it may have been removed while it was taken
+                lock.acquire(timeout=0.05, poll_interval=0.01)  # in case the file was removed meanwhile
         except Timeout:
-            user = _named(file)
+            user = _read_holder(file)
             raise RunError(
                 f"{what} is in use by {user}. Wait for it or stop it; two would overwrite each other"
             ) from None
-    with _released(lock, signed):
+    with _released(lock, descriptors):
         yield
 
 
 @contextmanager
-def making(output: Path) -> Iterator[None]:
-    """Hold the lock of an output that is not there yet; it lies beside the output, and goes away at the end.
+def creating(output: Path) -> Iterator[None]:
+    """Hold the lock of an output that does not exist yet: a file next to it, which is removed at the end.
 
     Args:
-        output: file or folder; the folder that it lies in is made.
+        output: file or folder; its parent folder is created.
 
     Raises:
-        RunError: where another process is making it, naming that process.
+        RunError: if another process is creating it, with that process.
     """
     file = output.with_name(f".{output.name}{LOCK}")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -95,38 +95,38 @@ def making(output: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # a lock that stays behind means nothing; Windows removes it on release
+            with suppress(OSError):  # a leftover lock file has no effect; Windows removes it on release
                 file.unlink()
 
 
 @contextmanager
-def waited(file: Path, seconds: float = 0.05) -> Iterator[None]:
-    """Hold a lock, waiting for whoever holds it."""
-    lock, signed = _signing(file)
+def waiting(file: Path, seconds: float = 0.05) -> Iterator[None]:
+    """Hold a lock, after waiting for the process that holds it; `seconds` between attempts."""
+    lock, descriptors = _lock(file)
     lock.acquire(poll_interval=seconds)
-    with _released(lock, signed):
+    with _released(lock, descriptors):
         yield
 
 
-def _signing(file: Path) -> tuple[FileLock, list[int]]:
-    """A lock that names its holder in its file, and the descriptors it was written through."""
-    signed: list[int] = []
+def _lock(file: Path) -> tuple[FileLock, list[int]]:
+    """A lock that writes its holder into its file, and a list that receives the file descriptors."""
+    descriptors: list[int] = []
 
-    def sign(descriptor: int) -> None:  # behind byte 0, which Windows locks against readers as well
+    def write_holder(descriptor: int) -> None:  # after byte 0, which Windows locks against readers as well
         started = datetime.now().astimezone().isoformat(timespec="seconds")
-        name = {"pid": os.getpid(), "machine": platform.node(), "started": started}
+        holder = {"pid": os.getpid(), "machine": platform.node(), "started": started}
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, f" {json.dumps(name)}".encode())
-        signed.append(descriptor)
+        os.write(descriptor, f" {json.dumps(holder)}".encode())
+        descriptors.append(descriptor)
 
-    return FileLock(file, on_acquired=sign, preserve_lock_file=True), signed
+    return FileLock(file, on_acquired=write_holder, preserve_lock_file=True), descriptors
 
 
 @contextmanager
-def _released(lock: FileLock, signed: list[int]) -> Iterator[None]:
+def _released(lock: FileLock, descriptors: list[int]) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # no other process may take the name of this one for that of the next holder
-            os.ftruncate(signed[-1], 0)
+        with suppress(OSError):  # so that this process is not mistaken for the next holder
+            os.ftruncate(descriptors[-1], 0)
         lock.release()

@@ -1,4 +1,4 @@
-"""Progress of work that takes a while: a bar on a terminal, a line every so often where there is none."""
+"""Progress of long-running work: a bar on a terminal, otherwise a line at regular intervals."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from rich.progress import (
 
 from finsa.runs import processes
 
-SHORT = 2.0  # seconds; work that takes less is not shown on a terminal
-PREPARING = 10.0  # seconds between lines while data are read and tokenized, for which nothing is configured
+SHORT = 2.0  # seconds; shorter work is not displayed on a terminal
+PREPARING = 10.0  # seconds between lines while data are read and tokenized; not configurable
 Moved = Callable[[int], None]
 
 
 def ignored(done: int) -> None:
-    """Takes progress that nobody looks at."""
+    """Discard progress."""
 
 
 class Display:
-    """Shows work on stderr; process 0 of several shows it for all.
+    """Displays progress on stderr, in process 0 only.
 
     Args:
-        every: seconds between lines where stderr is no terminal; None: no lines.
+        every: seconds between lines if stderr is not a terminal; None: no lines.
     """
 
     def __init__(self, every: float | None) -> None:
@@ -55,16 +55,16 @@ class Display:
 
     @contextmanager
     def work(self, title: str, total: int | None, done: int = 0, at_once: bool = False) -> Iterator[Work]:
-        """Show a piece of work for as long as this lasts; within another one, in its place.
+        """Display the progress of a task while it runs; a task within another one is displayed instead of it.
 
         Args:
-            title: what is done.
-            total: rows or steps; None: not known.
-            done: how many of them there are already.
-            at_once: show a bar even if it may be over soon.
+            title: description of the task.
+            total: number of rows or steps; None: unknown.
+            done: how many of them are already done.
+            at_once: display the bar immediately, even if the task may be short.
 
         Yields:
-            What moves it on.
+            The task, which is to be updated.
         """
         work = Work(self, title, total, done, at_once)
         self._open.append(work)
@@ -79,23 +79,23 @@ class Display:
             thread.join()
             self._open.remove(work)
             if not self._open and self.console.is_terminal:
-                self.bar.stop()  # what is shown at the end stays
+                self.bar.stop()  # the last state stays on the terminal
             self.bar.remove_task(work.task)
 
     def innermost(self, work: Work) -> bool:
-        """Whether no other work is shown within a piece of work."""
+        """Whether no other task is running within this one."""
         return bool(self._open) and self._open[-1] is work
 
 
 class Work:
-    """A piece of work that is shown.
+    """A task whose progress is displayed.
 
     Args:
-        display: shows it.
+        display: displays it.
         title, total, done, at_once: see `Display.work`.
 
     Attributes:
-        numbers: what a line has besides, such as a loss.
+        numbers: further figures for the line, such as the loss.
     """
 
     def __init__(self, display: Display, title: str, total: int | None, done: int, at_once: bool) -> None:
@@ -104,26 +104,26 @@ class Work:
         self.task: TaskID = display.bar.add_task(title, total=total, completed=done, numbers="", visible=False)
 
     def moved(self, by: int) -> None:
-        """Note that so many rows or steps more are done."""
+        """Advance by a number of rows or steps."""
         self.move(self.done + by)
 
     def move(self, done: int) -> None:
-        """Note how many rows or steps are done."""
+        """Set the number of rows or steps that are done."""
         self.done = done
         self.display.bar.update(self.task, completed=done)
 
-    def note(self, numbers: str, shown: str) -> None:
-        """Note numbers for the lines, and what of them fits beside the bar."""
+    def note(self, numbers: str, short: str) -> None:
+        """Set the further figures: all of them for lines, and those that fit next to the bar."""
         self.numbers = numbers
-        self.display.bar.update(self.task, numbers=shown)
+        self.display.bar.update(self.task, numbers=short)
 
     def show(self) -> None:
-        """Show its bar from now on."""
+        """Display the bar from now on."""
         self.display.bar.update(self.task, visible=True)
         self.display.bar.start()
 
     def watch(self) -> None:
-        """Show a bar once the work has taken a while, or a line every so often; runs in a thread of its own."""
+        """Display a bar once the task has taken `SHORT` seconds, or a line at intervals; runs in a separate thread."""
         display = self.display
         if display.console.is_terminal:
             if not self.over.wait(SHORT):
@@ -134,7 +134,7 @@ class Work:
                     display.console.print(self.line(), highlight=False, soft_wrap=True)
 
     def line(self) -> str:
-        """How far it is, and how long it takes."""
+        """Format the progress as a line: count, figures, elapsed and remaining time."""
         seconds = time.monotonic() - self.started
         words = [f"{self.done:,} of {self.total:,}"] if self.total is not None else []
         words += [self.numbers] if self.numbers else []

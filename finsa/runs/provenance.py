@@ -1,4 +1,4 @@
-"""What a result was made with, for the record: code, versions, base weights, machine, memory."""
+"""The provenance of a result: code, library versions, base weights, machine, memory."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from finsa.errors import RunError
 from finsa.runs import adapter_folders, files, processes
 
 WEIGHTS = ("adapters", "mixture", "model", "baseline")
-# Libraries that compute results; with other versions of them a run may come out otherwise.
+# Libraries that compute results, which may change with their versions.
 COMPUTING = (
     *("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "tokenizers"),
     *("numpy", "scipy", "scikit-learn"),
 )
 PACKAGES = (*COMPUTING, "datasets", "hydra-core", "wandb", "finsa")
-# What transformers reads of a model's folder.
+# Files that transformers reads from the folder of a model.
 MODEL_FILES = (
     *("*.safetensors", "pytorch_model*.bin", "adapter_model.bin", "*.gguf", "*.index.json", "*.py"),
     *("config.json", "generation_config.json", "adapter_config.json", "tokenizer*", "special_tokens_map.json"),
     *("added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken", "chat_template*"),
 )
-READ_BY_NUMBER = (".safetensors", ".bin", ".gguf", "tokenizer.json")  # of these, what an adapter is fitted to
-WHOLE = 16 << 20  # bytes up to which a file is hashed whole; of larger ones samples are
-SAMPLE, SAMPLES = 4096, 1024  # bytes of a sample, and how many of a file that is not made of tensors
+NUMERIC = (".safetensors", ".bin", ".gguf", "tokenizer.json")  # of these, the files that an adapter depends on
+WHOLE = 16 << 20  # bytes up to which a file is hashed completely; of larger files, samples are hashed
+SAMPLE, SAMPLES = 4096, 1024  # bytes per sample, and number of samples of a file without tensors
 
 
 def peak_memory() -> int:
     """Peak resident memory of this process, in bytes.
 
-    Linux's own figure first: to ``getrusage`` a process begins with what its parent had when it was forked.
+    Linux's VmHWM is preferred: the peak of ``getrusage`` includes that of the parent before the fork.
     """
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
@@ -59,14 +59,14 @@ def peak_memory() -> int:
 
 
 def memory() -> int:
-    """Resident memory of this process now, in bytes."""
+    """Current resident memory of this process, in bytes."""
     import psutil  # a run needs it, a wrong option does not
 
     return int(psutil.Process().memory_info().rss)
 
 
 def weights(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of a run's weights, by their paths within its folder; Markdown beside them is left out."""
+    """SHA-256 of the weight files of a run, by path relative to its folder; without the model cards next to them."""
     return {
         f"{part}/{name}": digest
         for part in WEIGHTS
@@ -77,30 +77,30 @@ def weights(folder: Path) -> dict[str, str]:
 
 
 def require_weights(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Check that a run's weights are those that it wrote.
+    """Check that the weights of a run are unchanged.
 
     Args:
         folder: of the run.
-        facts: of its ``run.json``; a run of an older version did not note them.
+        facts: contents of its ``run.json``; older versions did not record checksums.
 
     Raises:
-        RunError: naming a file that is gone or another.
+        RunError: with the first file that is missing or different.
     """
-    noted: dict[str, str] = facts.get("weights") or {}
-    for name, digest in noted.items():
+    recorded: dict[str, str] = facts.get("weights") or {}
+    for name, digest in recorded.items():
         file = folder / name
         if not file.is_file() or files.digest(file) != digest:
-            state = "another file than the run wrote (its checksum in run.json differs)" if file.is_file() else "gone"
-            raise RunError(f"run: {file} is {state}; restore it from a copy, or repeat the run's command")
+            state = "has changed since the run (its checksum differs from run.json)" if file.is_file() else "is missing"
+            raise RunError(f"run: {file} {state}; restore it from a copy, or repeat the command of the run")
 
 
 # ------------------------------------------------------------------------------------------------ base weights
 
 
 def base_weights(cfg: RunConfig) -> dict[str, dict[str, str]]:
-    """Fingerprints of the files that a run starts from: by what they are, then by file, or the hub's commit.
+    """Fingerprints of the pretrained weights and tokenizer of a run: by role, then by file; or the commit on the hub.
 
-    Weights that are drawn at random have none: seed and architecture are in the configuration.
+    Random weights have none: seed and architecture are in the configuration.
     """
     if isinstance(cfg.method.baseline, Encoder | LinearProbe):
         sources: dict[str, Model | Encoder | LinearProbe] = {"encoder": cfg.method.baseline}
@@ -108,14 +108,14 @@ def base_weights(cfg: RunConfig) -> dict[str, dict[str, str]]:
         return {}
     else:
         sources = {"model": cfg.model}
-    found = {
-        what: files_of(source)
-        for what, source in sources.items()
+    fingerprints = {
+        role: files_of(source)
+        for role, source in sources.items()
         if isinstance(source, LinearProbe) or source.weights == "pretrained"  # a probe has no random weights
     }
-    if "model" in found and cfg.model.tokenizer is not None:
-        found["tokenizer"] = _source(cfg.model.tokenizer, None, "main")
-    return found
+    if "model" in fingerprints and cfg.model.tokenizer is not None:
+        fingerprints["tokenizer"] = _source(cfg.model.tokenizer, None, "main")
+    return fingerprints
 
 
 def files_of(source: Model | Encoder | LinearProbe) -> dict[str, str]:
@@ -124,7 +124,7 @@ def files_of(source: Model | Encoder | LinearProbe) -> dict[str, str]:
 
 
 def adapter_weights(cfg: RunConfig) -> dict[str, dict[str, str]]:
-    """The same of the saved adapter that training starts from; once it is trained, a run no longer needs it."""
+    """Fingerprints of the saved adapter that training starts from; a finished run no longer needs it."""
     adapter = cfg.method.adapter
     if adapter is None or adapter.init is None:
         return {}
@@ -138,20 +138,20 @@ def _source(path: str | None, hub_id: str | None, revision: str) -> dict[str, st
 
 
 def _commit(hub_id: str, revision: str) -> str:
-    """The commit of a revision: the revision itself, or what this machine has of a branch."""
+    """The commit of a revision: the revision itself, or the cached commit of a branch."""
     if re.fullmatch("[0-9a-f]{40}", revision):
         return revision
-    from huggingface_hub import try_to_load_from_cache  # seldom needed, and it takes its time
+    from huggingface_hub import try_to_load_from_cache  # rarely needed, and slow to import
 
     try:
         found = try_to_load_from_cache(hub_id, "config.json", revision=revision)
-    except ValueError:  # no name that the hub could have
+    except ValueError:  # not a valid repository name
         return "unknown"
     return Path(found).parent.name if isinstance(found, str) else "unknown"
 
 
 def model_files(path: Path) -> dict[str, str]:
-    """Fingerprints of the files of a model's folder that transformers reads, or of one file."""
+    """Fingerprints of the files in a model folder that transformers reads; or of a single file."""
     if path.is_file():
         return {path.name: fingerprint(path)}
     names = {file for pattern in MODEL_FILES for file in path.glob(pattern) if file.is_file()}
@@ -159,10 +159,10 @@ def model_files(path: Path) -> dict[str, str]:
 
 
 def fingerprint(file: Path) -> str:
-    """Hash of a file's size and content, 16 hexadecimal digits; of a large file, of its header and samples.
+    """Hash of the size and content of a file, 16 hexadecimal digits; of a large file, only header and samples are read.
 
-    Samples are taken from the middle of every tensor: training changes all of a tensor, so that other weights are seen
-    after reading a few megabytes of many gigabytes.
+    Samples are taken from the middle of every tensor. Training changes a tensor everywhere, so a few megabytes out of
+    many gigabytes show whether weights differ.
     """
     size = file.stat().st_size
     digest = hashlib.sha256(str(size).encode())
@@ -171,14 +171,14 @@ def fingerprint(file: Path) -> str:
             digest.update(stream.read())
         else:
             digest.update(stream.read(SAMPLE))
-            for place in sorted({*_tensors(stream, size), size - SAMPLE}):
-                stream.seek(place)
+            for offset in sorted({*_sample_offsets(stream, size), size - SAMPLE}):
+                stream.seek(offset)
                 digest.update(stream.read(SAMPLE))
     return digest.hexdigest()[:16]
 
 
-def _tensors(stream: BinaryIO, size: int) -> list[int]:
-    """Where to take samples: in the middle of each tensor of a safetensors file, elsewhere at even distances."""
+def _sample_offsets(stream: BinaryIO, size: int) -> list[int]:
+    """Offsets of the samples: the middle of each tensor of a safetensors file; in other files, evenly spaced."""
     stream.seek(0)
     length = int.from_bytes(stream.read(8), "little")
     if length < min(size, 100 << 20):
@@ -192,30 +192,27 @@ def _tensors(stream: BinaryIO, size: int) -> list[int]:
 
 
 def require_base(path: Path, cfg: RunConfig, facts: Mapping[str, Any]) -> None:
-    """Check that the weights below a run's adapter or head are those that it was trained on.
+    """Check that the base weights of an adapter or head are those that it was trained on.
 
     Args:
         path: of the run.
         cfg: of the run.
-        facts: of its ``run.json``; a run of an older version did not note them.
+        facts: contents of its ``run.json``; older versions did not record fingerprints.
 
     Raises:
-        RunError: naming a file that is another one.
+        RunError: with the first file that differs.
     """
-    for what, noted in (facts.get("base_weights") or {}).items():
-        now = base_weights(cfg).get(what, {})
-        for name in sorted(noted.keys() & now.keys()):
-            if name.endswith(READ_BY_NUMBER) and noted[name] != now[name]:
+    for role, recorded in (facts.get("base_weights") or {}).items():
+        now = base_weights(cfg).get(role, {})
+        for name in sorted(recorded.keys() & now.keys()):
+            if name.endswith(NUMERIC) and recorded[name] != now[name]:
+                section: Any = cfg.method.baseline if role == "encoder" else cfg.model
+                source = section.tokenizer if role == "tokenizer" else section.path or section.hub_id
+                place = locate(source) if locate(source).exists() else source
                 raise RunError(
-                    f"run: {path} was trained on another base: {name} in {_place(cfg, what)} has changed since "
-                    f"(fingerprint {noted[name]}, now {now[name]}). Restore it, or repeat the run's command"
+                    f"run: {path} was trained on a different base model: {name} in {place} has changed since "
+                    f"(fingerprint {recorded[name]}, now {now[name]}). Restore it, or repeat the command of the run"
                 )
-
-
-def _place(cfg: RunConfig, what: str) -> str:
-    section: Any = cfg.method.baseline if what == "encoder" else cfg.model
-    place = section.tokenizer if what == "tokenizer" else section.path or section.hub_id
-    return str(locate(place)) if locate(place).exists() else str(place)
 
 
 # ------------------------------------------------------------------------------------------------ code and versions
@@ -223,7 +220,7 @@ def _place(cfg: RunConfig, what: str) -> str:
 
 @cache
 def code() -> str:
-    """Hash of finsa's own source code, 16 hexadecimal digits, whatever git says of it."""
+    """Hash of the source code of finsa, 16 hexadecimal digits, committed or not."""
     digest = hashlib.sha256()
     for file in sorted((ROOT / "finsa").rglob("*.py")):
         digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
@@ -231,19 +228,25 @@ def code() -> str:
 
 
 def changes(facts: Mapping[str, Any]) -> list[str]:
-    """In which code and libraries, of those that can change a result, a record differs from this process."""
-    found = list(facts.get("resumed_with", ()))
+    """List the differences in code and numerical libraries between a run and this process.
+
+    Args:
+        facts: contents of the run's ``run.json``.
+    """
+    differences = list(facts.get("resumed_with", ()))
     versions = facts.get("versions", {})
     if facts.get("code") != code():
         was, now = facts.get("git_commit") or versions.get("finsa"), _git("rev-parse", "HEAD") or _version("finsa")
         note = ", with other changes" if was == now and "code" in facts else ""
-        found.append(f"finsa's code: {str(was)[:12]}, now {str(now)[:12]}{note}")
-    libraries = {name: _version(name) for name in COMPUTING if name in versions}
-    return found + [f"{name}: {versions[name]}, now {one}" for name, one in libraries.items() if versions[name] != one]
+        differences.append(f"finsa's code: {str(was)[:12]}, now {str(now)[:12]}{note}")
+    installed = {name: _version(name) for name in COMPUTING if name in versions}
+    return differences + [
+        f"{name}: {versions[name]}, now {version}" for name, version in installed.items() if versions[name] != version
+    ]
 
 
 def of(cfg: RunConfig) -> dict[str, Any]:
-    """What a result was made with: code, versions, machine, number of processes, seed."""
+    """The provenance of a run that starts now: code, versions, machine, number of processes, seed."""
     return {
         "stage": cfg.stage.name,
         "started": datetime.now().astimezone().isoformat(timespec="milliseconds"),
@@ -261,13 +264,13 @@ def of(cfg: RunConfig) -> dict[str, Any]:
 
 
 def _dirty() -> bool:
-    """Whether a file that is tracked was changed, or one that git does not know can define a run: code, a choice."""
+    """Whether there are uncommitted changes, or untracked code or configuration files."""
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return bool(changed or _git("ls-files", "--others", "--", "conf/*.yaml", "finsa/*.py", "run.py"))
 
 
 def _git(*words: str) -> str | None:
-    if not (ROOT / ".git").exists():  # installed: a repository around it would be another one
+    if not (ROOT / ".git").exists():  # installed: a repository around it would be a different one
         return None
     try:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)

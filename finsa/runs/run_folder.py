@@ -1,6 +1,6 @@
-"""Run folders: the record of a run, complete or marked as failed, with every file written whole or not at all.
+"""Run folders: the record of a run, complete or marked as failed; every file is written atomically.
 
-A folder holds ``config.yaml`` (resolved), ``run.json`` (status, provenance), ``ledger.json``, ``log.jsonl``,
+A folder contains ``config.yaml`` (resolved), ``run.json`` (status, provenance), ``ledger.json``, ``log.jsonl``,
 ``metrics.json``, ``predictions.jsonl``, ``adapters/<domain>/``, ``checkpoints/`` and figures.
 """
 
@@ -26,7 +26,6 @@ from finsa.session import Session, current_job
 
 JOB = "job.json"  # record of a job of a sweep
 NAMED = ("latest", "default")  # names of runs that stage=serve resolves
-
 EXPORTED = "exported_run.json"  # copy of run.json in an export; as run.json it would count as another run
 
 
@@ -65,17 +64,16 @@ class RunFolder:
         self.write_json("run.json", self.facts)
 
     def write_json(self, name: str, values: Any) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Write a JSON file atomically."""
         self.write_text(name, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file, whole or not at all; of several processes the first one writes."""
-        if not processes.is_main():
-            return
-        files.write_text(self.path / name, text)
+        """Write a text file atomically; with several processes, process 0 writes."""
+        if processes.is_main():
+            files.write_text(self.path / name, text)
 
     def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
-        """Write JSON lines, whole or not at all; records may be many more than fit into memory."""
+        """Write JSON lines atomically; the records need not fit into memory."""
         if not processes.is_main():
             return
         with (
@@ -86,7 +84,7 @@ class RunFolder:
 
     @property
     def log_file(self) -> Path:
-        """``log.jsonl``: grows by a record at a time; `fit` cuts back what a kill left behind the last checkpoint."""
+        """``log.jsonl``, appended to; `fit` truncates it to its length at the checkpoint that it resumes from."""
         return self.path / "log.jsonl"
 
     def log(self, step: int, record: dict[str, float]) -> None:
@@ -105,8 +103,8 @@ def start(cfg: RunConfig, data_fingerprint: str | None, session: Session) -> Ite
 
     Args:
         cfg: the configuration.
-        data_fingerprint: of the rows, which have to be the same for a run to be resumed; None for stages without rows.
-        session: determines the place of the folder.
+        data_fingerprint: of the rows, which must be unchanged for a run to be resumed; None for stages without rows.
+        session: determines the location of the folder.
 
     Raises:
         RunError: if there is nothing to resume, or the data have changed since.
@@ -182,7 +180,7 @@ def _new_path(cfg: RunConfig, session: Session) -> Path:
     while True:
         try:
             path.mkdir(parents=True)
-        except FileExistsError:  # another process may have come between a look and the making
+        except FileExistsError:  # try to create it first: another process may do so at the same time
             number += 1
             path = base.with_name(f"{base.name}_{number}")
         else:
@@ -190,7 +188,7 @@ def _new_path(cfg: RunConfig, session: Session) -> Path:
 
 
 def starting_weights(cfg: RunConfig) -> dict[str, dict[str, str]]:
-    """Fingerprints of all weights that a run starts from: base model, saved adapter, evaluated run, experts."""
+    """Fingerprints of all weights that a run starts from: base model, initial adapter, evaluated run, experts."""
     if cfg.run in NAMED:
         return {}
     if cfg.run is not None:
@@ -203,23 +201,24 @@ def starting_weights(cfg: RunConfig) -> dict[str, dict[str, str]]:
 
 def other_weights(facts: dict[str, Any], now: dict[str, dict[str, str]]) -> list[str]:
     """Describe which of the weights that a run started from have changed; older versions did not record them."""
-    noted: dict[str, dict[str, str]] = facts.get("base_weights") or now
-    found = []
-    for what in noted | now:
-        before, after = noted.get(what, {}), now.get(what, {})
+    recorded: dict[str, dict[str, str]] = facts.get("base_weights") or now
+    changes = []
+    for role in recorded | now:
+        before, after = recorded.get(role, {}), now.get(role, {})
         for name in sorted(before | after):
-            came = before.get(name) == "unknown" and facts.get("status") != "complete"  # the run itself downloaded them
-            if before.get(name) != after.get(name) and not came:
-                found.append(f"{name} of the {what}: {before.get(name)}, now {after.get(name)}")
-    return found
+            # The commit is unknown until the run has downloaded the weights.
+            downloaded = before.get(name) == "unknown" and facts.get("status") != "complete"
+            if before.get(name) != after.get(name) and not downloaded:
+                changes.append(f"{name} of the {role}: {before.get(name)}, now {after.get(name)}")
+    return changes
 
 
 def unfinished(cfg: RunConfig, data_fingerprint: str | None = None) -> Path | None:
     """Find the newest unfinished run of the same configuration below ``output_dir``.
 
     Args:
-        data_fingerprint: skips runs of other rows, weights, code, or libraries, and runs in use by another process;
-            None: considers them all.
+        data_fingerprint: skip runs with other rows, weights, code or libraries, and runs in use by another process;
+            None: consider them all.
     """
 
     def fits(path: Path, facts: dict[str, Any]) -> bool:
@@ -241,7 +240,7 @@ def _usable(cfg: RunConfig, found: list[tuple[Path, dict[str, Any]]], use: str) 
 
     Args:
         found: folders and facts, newest first.
-        use: for the message: ``reused`` or ``resumed``.
+        use: ``reused`` or ``resumed``, for the message.
     """
     now = starting_weights(cfg) if found else {}
     refused = []
@@ -249,14 +248,12 @@ def _usable(cfg: RunConfig, found: list[tuple[Path, dict[str, Any]]], use: str) 
         weights, changes = other_weights(facts, now), provenance.changes(facts)
         reasons = "; ".join([*weights, *changes])
         if weights or (changes and not cfg.reuse_outdated):
-            remedy = "" if weights else f"; reuse_outdated=true allows it to be {use} all the same"
-            refused.append(f"{path} is not {use}, because it was made with a different setup: {reasons}{remedy}")
+            fix = "" if weights else f"; with reuse_outdated=true it is {use} anyway"
+            refused.append(f"{path} is not {use}, because it was run with a different setup: {reasons}{fix}")
             continue
         if changes:
-            print(
-                f"{path} is {use} (reuse_outdated=true), although it was made with a different setup: {reasons}",
-                flush=True,
-            )
+            text = f"{path} is {use} (reuse_outdated=true), although it was run with a different setup: {reasons}"
+            print(text, flush=True)
         return path
     if refused:
         print(refused[0], flush=True)
@@ -370,7 +367,7 @@ def read(folder: str) -> tuple[Path, RunConfig, dict[str, Any]]:
     record = path / (EXPORTED if (path / EXPORTED).is_file() else "run.json")
     if not record.is_file() or not (path / "config.yaml").is_file():
         siblings = [file.parent.name for file in path.parent.glob("*/config.yaml")]
-        raise RunError(f"run: {path} is no run folder. {suggest(path.name, siblings, show=5)}".rstrip())
+        raise RunError(f"run: {path} is not a run folder. {suggest(path.name, siblings, show=5)}".rstrip())
     facts = _read_json(record)
     if facts.get("status") != "complete":
         user = locks.holder(path / locks.LOCK)
@@ -384,7 +381,7 @@ def read(folder: str) -> tuple[Path, RunConfig, dict[str, Any]]:
     cfg = migration.read(path / "config.yaml", job.folders if job else ())
     if cfg.model.trust_remote_code and not safety.consents(job.overrides if job else ()):
         raise RunError(
-            f"run: {path} says {safety.REMOTE_CODE}=true, so its model ships Python code that would be run. "
+            f"run: {path} has {safety.REMOTE_CODE}=true, so its model ships Python code that would be run. "
             f"If you trust whoever made the folder, add {safety.REMOTE_CODE}=true to the command"
         )
     return path, cfg, facts

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: in a training the first one asks for a checkpoint and the second one ends; elsewhere one ends."""
+"""Ctrl-C and SIGTERM: the first one during training requests a checkpoint; any other stops the command."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Within it a signal raises `Stopped`, so that what is open is closed and marked."""
+    """Raise `Stopped` on a signal, so that open files are closed and the run is marked as stopped."""
     with _handled(_stop):
         yield
 
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], int | None]]:
-    """Within it the first signal is only noted, and the second one raises `Stopped`.
+    """Record the first signal, and raise `Stopped` on the second one.
 
     Yields:
-        What tells the signal that has come; None where none has.
+        A function that returns the number of the recorded signal; None if there is none.
     """
-    come: list[int] = []
+    received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
-        if come:
+    def record(number: int, frame: FrameType | None) -> None:
+        if received:
             raise Stopped(number)
-        come.append(number)
-        print("stopping after this step, once it is saved; again: at once", file=sys.stderr, flush=True)
+        received.append(number)
+        print("stopping after this step, with a checkpoint; repeat to stop immediately", file=sys.stderr, flush=True)
 
-    with _handled(note):
-        yield lambda: come[0] if come else None
+    with _handled(record):
+        yield lambda: received[0] if received else None
 
 
 @contextmanager
 def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # Python gives signals to the main thread alone
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return
     before = {number: signal.signal(number, handler) for number in WATCHED}

@@ -1,4 +1,4 @@
-"""Trackers: a view of the run folder elsewhere. Without one nothing is lost."""
+"""Experiment trackers, which copy results of the run folder; the folder is complete without them."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from finsa.runs import processes
 
 
 class Tracker:
-    """Takes numbers and files; this one drops them."""
+    """Receives metrics and figures of a run; this base class discards them."""
 
     def log(self, step: int, record: dict[str, float]) -> None:
-        """Take a record of a step."""
+        """Log metrics of a step."""
 
     def summary(self, values: dict[str, Any]) -> None:
-        """Take a run's final numbers."""
+        """Log the final metrics of a run."""
 
     def figure(self, name: str, file: Path) -> None:
-        """Take a picture."""
+        """Log a figure, a PNG file."""
 
 
 class WandbTracker(Tracker):
-    """One wandb run."""
+    """Logs to a wandb run."""
 
     def __init__(self, run: Any) -> None:
         self.run = run
 
     def log(self, step: int, record: dict[str, float]) -> None:
-        """Log a record under its step."""
+        """Log metrics of a step."""
         self.run.log(record, step=step)
 
     def summary(self, values: dict[str, Any]) -> None:
-        """Put final numbers into the run's summary."""
+        """Write the final metrics to the summary of the run."""
         self.run.summary.update(values)
 
     def figure(self, name: str, file: Path) -> None:
-        """Log a PNG."""
+        """Log a figure as an image."""
         import wandb
 
         self.run.log({name: wandb.Image(str(file))})
@@ -51,12 +51,12 @@ class WandbTracker(Tracker):
 
 @contextmanager
 def track(cfg: RunConfig, folder: Path, group: str | None) -> Iterator[Tracker]:
-    """Open the configured tracker for one job, and close it so that the next job of a sweep gets its own.
+    """Open the configured tracker for one job, and close it at the end.
 
     Args:
-        cfg: the whole configuration; it becomes the tracker's.
+        cfg: the configuration, which is logged as well.
         folder: the run folder; an offline wandb run is written below it.
-        group: the sweep the job belongs to.
+        group: the sweep or the larger run that the job belongs to; None if it is not part of one.
     """
     if cfg.tracking.name == "wandb" and processes.is_main():
         with _wandb(cfg, folder, group) as tracker:
@@ -93,11 +93,11 @@ def _wandb(cfg: RunConfig, folder: Path, group: str | None) -> Iterator[WandbTra
 
 
 def log_report(tracking: Tracking, folder: Path) -> None:
-    """Send a sweep's report to the tracker, as one more run of the sweep's group.
+    """Log the report of a sweep, as a further run of its group.
 
     Args:
-        tracking: as the sweep's jobs have it.
-        folder: of the sweep; it holds ``report.html``, ``report.csv`` and ``figures/``.
+        tracking: settings of the jobs.
+        folder: of the sweep; contains ``report.html``, ``report.csv`` and ``figures/``.
     """
     if tracking.name != "wandb":
         return
@@ -133,7 +133,7 @@ def _settings() -> Any:
 
 
 def wandb_mode(tracking: Tracking) -> Any:
-    """Resolve ``auto``: online only where an API key is configured."""
+    """Resolve ``auto``: online if an API key is configured, otherwise offline."""
     if tracking.mode != "auto":
         return tracking.mode
     if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):

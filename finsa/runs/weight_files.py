@@ -1,4 +1,4 @@
-"""Files of weights and their neighbours, looked at without torch: what they hold, and whether they are whole."""
+"""Weight files and JSON files next to them, inspected without torch: their contents, and whether they are complete."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
-LFS = b"version https://git-lfs"  # how a file begins that git clone left without Git LFS
+LFS = b"version https://git-lfs"  # first bytes of a file that was cloned without Git LFS
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """The values of a JSON file; None where it is missing, damaged or not an object."""
+    """The values of a JSON file; None if it is missing, damaged or not an object."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -20,7 +20,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 
 def fault(file: Path) -> str | None:
-    """What is wrong with a file of weights: a pointer of Git LFS, empty, damaged or incomplete; None: nothing."""
+    """What is wrong with a weight file: a Git LFS pointer, empty, damaged or incomplete; None if it is intact."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         if stream.read(len(LFS)) == LFS:
@@ -38,7 +38,7 @@ def fault(file: Path) -> str | None:
 
 
 def safetensors_header(file: Path) -> tuple[int, dict[str, Any]] | None:
-    """The byte at which the tensors of a safetensors file begin, and its entries; None where it has no such header."""
+    """Offset of the tensors in a safetensors file, and the entries of its header; None if it has no valid header."""
     with file.open("rb") as stream:
         start = stream.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -54,8 +54,8 @@ def safetensors_header(file: Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def listed(folder: Path) -> str:
-    """What a folder holds, for a message."""
+    """List the contents of a folder, for a message."""
     names = sorted(each.name for each in folder.iterdir())
     if not names:
         return "it is empty"
-    return f"it holds {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+    return f"it contains {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"

@@ -9,7 +9,7 @@ from finsa.config import ChainStage, RunConfig
 from finsa.data import dataset
 from finsa.errors import ConfigError, Problem
 from finsa.runs import nested, run_folder
-from finsa.runs.nested import NO_FOLDER, configure
+from finsa.runs.nested import REPEATED, configure
 from finsa.runs.run_folder import Result
 from finsa.session import Session
 
@@ -39,7 +39,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
 
 def _link(cfg: RunConfig, title: str, session: Session) -> Result:
     """Run a link, unless a finished run of it is there; an unfinished one is resumed with ``resume=true``."""
-    if cfg.stage.name in NO_FOLDER:
+    if cfg.stage.name in REPEATED:
         print(f"{title}: stage={cfg.stage.name}", flush=True)
         return nested.run(cfg.model_copy(update={"resume": False}), session)
     found = run_folder.finished(cfg, _fingerprint(cfg, session))

@@ -64,7 +64,7 @@ def _check_chain(cfg: RunConfig, links: dict[str, dict[str, Any]], session: Sess
     metrics: dict[str, Any] = {}
     for number, (name, link) in enumerate(configs.items(), start=1):
         print(f"link {number} of {len(links)}, {name}: stage={link.stage.name}", flush=True)
-        if link.stage.name in nested.NO_FOLDER or link.run is not None:
+        if link.stage.name in nested.REPEATED or link.run is not None:
             continue  # reads what earlier links write
         try:
             metrics[name] = _check_run(link, session, _link_lines(link, configs, session)).metrics

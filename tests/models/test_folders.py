@@ -108,7 +108,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "empty": (lambda at: at.mkdir() or at, "{at} holds no config.json, so it is not a model: it is empty"),
     "weights gone": (
         lambda at: model(at, ("model.safetensors",)),
-        "{at} holds no weights (model.safetensors or pytorch_model.bin): it holds config.json, tokenizer.json, "
+        "{at} holds no weights (model.safetensors or pytorch_model.bin): it contains config.json, tokenizer.json, "
         "tokenizer_config.json",
     ),
     "tokenizer gone": (
@@ -214,10 +214,10 @@ def test_an_export_that_is_no_model_is_refused(config: Configure, tmp_path: Path
         ("method=encoder method.baseline.path={at}/nowhere", "method.baseline.path: there is no folder {at}/nowhere"),
         ("method=encoder method.baseline.path={at}", "method.baseline.path: {at} holds no config.json: it is empty"),
         ("method=textcnn method.baseline.units=model model.path={at}", "model.path: {at} holds no config.json"),
-        ("method.adapter.init={at}/nowhere", "method.adapter.init: there is no folder {at}/nowhere. It has to hold"),
+        ("method.adapter.init={at}/nowhere", "method.adapter.init: there is no folder {at}/nowhere. It must contain"),
         (
             "method.adapter.init={at}",
-            "method.adapter.init: {at} holds no adapter_config.json, so it is no PEFT adapter",
+            "method.adapter.init: {at} contains no adapter_config.json, so it is not a PEFT adapter",
         ),
     ],
 )
@@ -265,9 +265,9 @@ def test_a_sweep_reports_a_wrong_path_once(config: Configure) -> None:
         ),
         ({"use_dora": True}, "", "has variant dora, not lora. Add method.adapter.variant=dora"),
         ({"peft_type": "IA3"}, "", "is a PEFT adapter of type IA3; only LoRA adapters can be trained"),
-        ({"modules_to_save": ["lm_head"]}, "", "has modules_to_save=['lm_head'], which method.adapter cannot describe"),
-        ({"bias": "all"}, "", "has bias=all, which method.adapter cannot describe"),
-        ({"init_lora_weights": "pissa"}, "", "was started with init_lora_weights=pissa, which changes the weights of"),
+        ({"modules_to_save": ["lm_head"]}, "", "has modules_to_save=['lm_head'], which method.adapter does not"),
+        ({"bias": "all"}, "", "has bias=all, which method.adapter does not support"),
+        ({"init_lora_weights": "pissa"}, "", "was initialised with init_lora_weights=pissa, which changes the base"),
         ({"r": None}, "", "has no rank (r) or no lora_alpha"),
     ],
 )
@@ -288,7 +288,7 @@ def test_a_run_with_several_adapters_asks_which(config: Configure, tmp_path: Pat
     for name in ("forum", "news"):
         adapter(tmp_path / "adapters" / name)
     assert problems(config, f"method.adapter.init={tmp_path}") == [
-        f"method.adapter.init: {tmp_path} holds 2 adapters; choose one of {tmp_path}/adapters/forum, "
+        f"method.adapter.init: {tmp_path} contains 2 adapters; choose one of {tmp_path}/adapters/forum, "
         f"{tmp_path}/adapters/news"
     ]
 

@@ -167,7 +167,7 @@ def test_who_waits_gets_the_lock_when_the_other_ends(tmp_path: Path) -> None:
     assert first.stdout is not None
     assert first.stdout.readline() == "held\n"
     began = time.monotonic()
-    with locks.waited(lock, 0.01):
+    with locks.waiting(lock, 0.01):
         assert time.monotonic() - began > 0.2
     assert first.wait() == 0
 
@@ -240,7 +240,7 @@ from finsa.errors import RunError
 output, made = Path(sys.argv[1]), 0
 while made < 100:
     try:
-        with locks.making(output):
+        with locks.creating(output):
             os.close(os.open(output, os.O_CREAT | os.O_EXCL))  # fails where another process is here as well
             output.unlink()
             made += 1

@@ -35,16 +35,16 @@ def test_a_record_names_the_weights(run: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("damage", ["one bit", "gone"])
+@pytest.mark.parametrize("damage", ["one bit", "missing"])
 def test_other_weights_are_refused(run: Path, damage: str, tmp_path: Path) -> None:
     file = run / "adapters" / "default" / "adapter_model.safetensors"
     content = bytearray(file.read_bytes())
-    if damage == "gone":
+    if damage == "missing":
         file.unlink()
     else:
         content[-1] ^= 1
         file.write_bytes(content)
-    with pytest.raises(RunError, match="is another file than the run wrote" if damage == "one bit" else "is gone"):
+    with pytest.raises(RunError, match="has changed since the run" if damage == "one bit" else "is missing"):
         predictor.restore(str(run), 4096)
     with pytest.raises(RunError, match="restore it from a copy, or repeat"):
         export.write(predictor.read(str(run)), "adapter", "float32", tmp_path / "export")
@@ -61,8 +61,9 @@ def test_a_base_that_has_changed_below_an_adapter_is_refused(run: Path, tmp_path
     tensors = tensors_of_torch.load_file(base / "model.safetensors")
     other = {name: -tensor for name, tensor in tensors.items()}
     tensors_of_torch.save_file(other, base / "model.safetensors", {"format": "pt"})
-    told = rf"was trained on another base: model.safetensors in {base} has changed since .fingerprint {noted}, now"
-    with pytest.raises(RunError, match=told):
+    place = f"model.safetensors in {base}"
+    message = rf"was trained on a different base model: {place} has changed since .fingerprint {noted}, now"
+    with pytest.raises(RunError, match=message):
         predictor.restore(str(run), 4096)
 
 

@@ -165,8 +165,8 @@ def test_a_run_of_other_code_or_versions_is_used_where_the_user_says_so(
         assert find(config(*words), "rows") == (None if told else folder.path)
         said = capsys.readouterr().out
         if told:
-            assert said.startswith(f"{folder.path} is not {use}, because it was made with a different setup: {told}")
-            assert said.endswith(f"; reuse_outdated=true allows it to be {use} all the same\n")
+            assert said.startswith(f"{folder.path} is not {use}, because it was run with a different setup: {told}")
+            assert said.endswith(f"; with reuse_outdated=true it is {use} anyway\n")
         else:
             assert said == ""
         assert find(config(*words, "reuse_outdated=true"), "rows") == folder.path
@@ -192,7 +192,7 @@ def test_a_run_of_other_weights_is_never_used(config: Config, base: Path, tmp_pa
     for line, path, use in zip(
         capsys.readouterr().out.splitlines(), (done.path, begun.path), ("reused", "resumed"), strict=True
     ):
-        assert re.fullmatch(f"{path} is not {use}, because it was made with a different setup: {told}", line)
+        assert re.fullmatch(f"{path} is not {use}, because it was run with a different setup: {told}", line)
     with (
         pytest.raises(RunError, match=rf"resume: weights have changed since {begun.path} was started \({told}\)"),
         run_folder.start(config(*words, "resume=true"), "rows", Session()),
@@ -262,13 +262,13 @@ def test_the_hash_ignores_where_a_run_is_written_and_tracked(config: Config) -> 
 def test_a_folder_that_is_no_run_is_named_with_its_neighbour(config: Config, tmp_path: Path) -> None:
     with run_folder.start(config(f"output_dir={tmp_path}"), None, Session()) as folder:
         pass
-    with pytest.raises(RunError, match=f"is no run folder. Did you mean '{folder.path.name}'"):
+    with pytest.raises(RunError, match=f"is not a run folder. Did you mean '{folder.path.name}'"):
         run_folder.read(str(folder.path)[:-1])
 
 
 def test_only_folders_of_runs_are_suggested(tmp_path: Path) -> None:
     (tmp_path / "opt").mkdir()
-    with pytest.raises(RunError, match="nope is no run folder.$"):
+    with pytest.raises(RunError, match="nope is not a run folder.$"):
         run_folder.read(str(tmp_path / "nope"))
 
 

@@ -95,7 +95,7 @@ def test_a_damaged_file_is_told(finished: tuple[RunConfig, Result], config: Comp
     largest = max((copy / "baseline").iterdir(), key=lambda file: file.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     again = config("stage=evaluate", f"run={copy}", "tracking=none", f"output_dir={tmp_path}")
-    with pytest.raises(RunError, match="is another file than the run wrote"):
+    with pytest.raises(RunError, match="has changed since the run"):
         evaluate.run(again)
     facts = json.loads((copy / "run.json").read_text(encoding="utf-8"))
     del facts["weights"]  # as an older version wrote it

@@ -272,7 +272,7 @@ def test_experts_that_do_not_fit_are_refused_before_weights(
     monkeypatch.setattr(joint_training.base, "load_base", lambda *_, **__: pytest.fail("weights were loaded"))
     short = (*SHORT, *JOINT, f"data.files={files}", f"output_dir={tmp_path}")
     for further, error, message in (
-        ((named(files, forum),), RunError, "is no run folder"),
+        ((named(files, forum),), RunError, "is not a run folder"),
         ((named(forum, news),), RunError, "expert news: .* was trained on domain forum; are experts swapped"),
         ((named(folder(finished[1]), forum),), RunError, "run of stage=moe_joint .* leaves no adapter"),
         ((named(news, forum), "model.think=closed", "model.prompt=chat"), RunError, r"\(model\.prompt=plain\)"),

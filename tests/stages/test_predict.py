@@ -284,7 +284,7 @@ def test_what_cannot_be_done_is_told_before_weights_are_loaded(
     for words, kind, message in cases:
         with pytest.raises(kind, match=message):
             predict.run(config(*base, *words))
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="is not a run folder"):
         predict.run(config("stage=predict", f"run={tmp_path}", f"input={table}", new))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(DataError, match="cannot be shared by several processes"):

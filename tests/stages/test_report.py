@@ -183,7 +183,7 @@ def test_what_cannot_be_compared_is_refused(sweep: Path, config: Configure, tmp_
         RunError, match=r"cannot be compared in one report: test rows: .*\(300 rows\) against .*\(100 rows, "
     ):
         report.run(config("stage=report", f"runs=[{sweep},{other}]"))
-    with pytest.raises(RunError, match="there is no run folder at or below"):
+    with pytest.raises(RunError, match="there is not a run folder at or below"):
         report.run(config("stage=report", "runs=nowhere"))
     with pytest.raises(ConfigError, match="there is no configuration 'lore'"):
         report.run(config("stage=report", f"runs={sweep}", "stage.baseline=lore"))

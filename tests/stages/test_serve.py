@@ -177,7 +177,7 @@ def test_a_wrong_command_is_refused(words: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run=nowhere"], "is no run folder"),
+        (["run=nowhere"], "is not a run folder"),
         (["run=latest"], "run=latest: no finished training run below"),
         (["run=latest", "stage.token_env=FINSA_NO_SUCH_TOKEN"], "FINSA_NO_SUCH_TOKEN is not set; set it to the token"),
         (["run=latest", "stage.host=no.such.host.invalid"], "port: cannot listen on no.such.host.invalid:8000"),
