@@ -1,4 +1,4 @@
-"""Classical classifiers behind the same data, metrics and report as the language models."""
+"""Classical classifiers, with the same data, metrics and reports as the language models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Fitted:
         parameters: number of learnt values.
         best: macro-F1 of the selected model on the validation rows.
         rows: rows read during training, counted once per epoch or fit.
-        steps: optimiser steps; None where there are none.
+        steps: optimiser steps; None if there are none.
         chosen: settings selected by the validation rows, by name.
     """
 
@@ -72,10 +72,10 @@ class Learner(ABC):
         """Train.
 
         Args:
-            texts, labels: training rows, (n,); a row that counts more often is repeated.
-            held: texts of the validation rows, by which a model is selected.
+            texts, labels: training rows, (n,); over-sampled rows are repeated.
+            held: texts of the validation rows, on which a model is selected.
             evaluate: computes the metrics of their log-probabilities.
-            record: takes metrics as they become known.
+            record: receives metrics during training, by step.
         """
 
     @abstractmethod
@@ -138,7 +138,7 @@ def build(cfg: RunConfig, labels: Sequence[str]) -> Learner:
 
     Raises:
         ConfigError: for a lexicon whose classes are not among them, or that is not installed.
-        ModelError: where weights or a tokenizer that it starts from are not available.
+        ModelError: if weights or a tokenizer that it starts from are not available.
     """
     classes = len(labels)
     match cfg.method.baseline:  # each import only where it is needed: scikit-learn and torch take seconds
@@ -224,7 +224,7 @@ def restore(cfg: RunConfig, labels: Sequence[str], run: Path) -> Learner:
         run: its folder.
 
     Raises:
-        ModelError: where files are missing or the rows have other classes.
+        ModelError: if files are missing or the rows have other classes.
     """
     folder = run / "baseline"
     try:

@@ -49,7 +49,7 @@ class Encoder(Learner):
         classes: their number.
 
     Raises:
-        ModelError: where weights or tokenizer are not available.
+        ModelError: if weights or tokenizer are not available.
     """
 
     def __init__(self, section: config.Encoder, cfg: RunConfig, classes: int) -> None:
@@ -144,7 +144,7 @@ class LinearProbe(LinearLearner):
         classes: their number.
 
     Raises:
-        ModelError: where weights or tokenizer are not available.
+        ModelError: if weights or tokenizer are not available.
     """
 
     def __init__(self, section: config.LinearProbe, cfg: RunConfig, classes: int) -> None:
@@ -204,7 +204,7 @@ class LinearProbe(LinearLearner):
         """Read what `save` wrote, and load the encoder from where the run had it.
 
         Raises:
-            ModelError: where that is now another encoder.
+            ModelError: if that is now another encoder.
         """
         with np.load(folder / NUMBERS, allow_pickle=False) as numbers:
             self.weights, self.bias, probe = numbers["weights"], numbers["bias"], numbers["probe"]
@@ -239,7 +239,7 @@ def load_pretrained(section: config.Encoder | config.LinearProbe, kind: Any, **o
         options: of its ``from_pretrained``.
 
     Raises:
-        ModelError: where weights or tokenizer are not available, with the command that helps.
+        ModelError: if weights or tokenizer are not available, with the command that helps.
     """
     source, revision = source_of(section)
     refusal = hub.refusal(source)

@@ -38,7 +38,7 @@ class Lexicon(Learner):
         labels: names of the classes, in their order.
 
     Raises:
-        ConfigError: where the labels lack a class that the settings name.
+        ConfigError: if the labels lack a class that the settings name.
     """
 
     def __init__(self, section: config.Lexicon, labels: Sequence[str]) -> None:
@@ -55,7 +55,7 @@ class Lexicon(Learner):
         """Read the word lists from their package.
 
         Raises:
-            ConfigError: where it is not installed.
+            ConfigError: if it is not installed.
         """
         if self.count is None:
             load = _chinese if self.section.lexicon == "chinese_finance" else _english
@@ -65,7 +65,7 @@ class Lexicon(Learner):
         """Count the classes of the training rows by sign, which decides the probabilities but no answer.
 
         Raises:
-            DataError: where no training row contains a word of the lexicon.
+            DataError: if no training row contains a word of the lexicon.
         """
         self.start(texts)
         pairs = self._pairs(texts)
@@ -126,7 +126,7 @@ class Lexicon(Learner):
         """Read what `save` wrote, and the word lists.
 
         Raises:
-            ModelError: where the word lists have changed.
+            ModelError: if the word lists have changed.
         """
         values = json.loads((folder / FILE).read_text(encoding="utf-8"))
         self.rows = np.array(values["rows"])

@@ -43,7 +43,7 @@ class LinearLearner(Learner):
         """Fit once per penalty and keep the best on the validation rows; of equal ones the strongest penalty.
 
         Raises:
-            DataError: where all training rows are of one class, or have no features.
+            DataError: if all training rows are of one class, or have no features.
         """
         self.start(texts)
         rows, held_rows = self.features(texts), self.features(held)
@@ -112,7 +112,7 @@ class TfidfLr(LinearLearner):
         """Count the n-grams of the training rows.
 
         Raises:
-            DataError: where no n-gram is frequent enough.
+            DataError: if no n-gram is frequent enough.
         """
         if self.vectorizer is not None:
             return

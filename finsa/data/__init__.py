@@ -1,4 +1,4 @@
-"""Data: a row's way from a file to tokens.
+"""From files to tokens.
 
 1. `discovery` finds the files and the split of each, `readers` (with `encodings` and `delimited`) reads them.
 2. `schema` brings their columns into one schema; instruction rows and chats become texts by `conversations`.

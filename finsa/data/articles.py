@@ -1,4 +1,4 @@
-"""News articles and the sentiments of their entities, two JSON files, as one labelled table (the AIDF system)."""
+"""News articles with the sentiments of their entities, in two JSON files, as one labelled table (the AIDF system)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def collect(data: Data) -> Rows:
     is not wanted, the row is filtered and counted. A row's line is the article's number in its file.
 
     Raises:
-        DataError: where a file is missing, no list, or lacks the fields that are named.
+        DataError: if a file is missing, no list, or lacks the fields that are named.
     """
     assert data.articles is not None
     if not data.labels:
@@ -38,7 +38,7 @@ def collect(data: Data) -> Rows:
     articles, notes = _load(news_file, spec, data.csv.encoding)
     records, more = _load(labels_file, spec, data.csv.encoding)
     notes += more
-    # A field that no article has is a wrong name; one that some lack is their own business.
+    # A field that no article has is misspelt; a field that only some have is accepted.
     fields = {field for article in articles if isinstance(article, dict) for field in article}
     wanted = [("id", spec.id), *(("parts", part) for part in spec.parts), *([("kind", spec.kind)] if spec.kind else [])]
     for key, name in wanted:
@@ -99,7 +99,9 @@ def _votes(sentiments: pl.DataFrame, data: Data) -> tuple[dict[str, list[str]], 
     invalid = sentiments.filter(~pl.col("label").is_in(names))["label"]
     if len(invalid):
         listed = ", ".join(f"'{value}' ({count:,})" for value, count in Counter(invalid).most_common(5))
-        notes.append(f"{len(invalid):,} sentiments of entities are not labels and take no part in the vote: {listed}")
+        notes.append(
+            f"{len(invalid):,} sentiments of entities are not labels and are not counted in the vote: {listed}"
+        )
     valid = pl.col("label").filter(pl.col("label").is_in(names))
     return dict(sentiments.group_by("id", maintain_order=True).agg(valid).iter_rows()), notes
 

@@ -1,7 +1,7 @@
-"""Variants of training rows: which rows get them, synonyms from a dictionary, and the filters that they all pass.
+"""Variants of training rows: sampling of rows, synonyms from a dictionary, and filters for all variants.
 
 The counterpart of FinSA-MoE's augmentation (20 % of the rows with synonyms, 80 % with paraphrases, three variants each)
-without its leak: variants are made of training rows only, after the split, and each names its original.
+without its leak: variants are generated from training rows only, after the split, and each refers to its original.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def unique_ids(ids: pl.Series, taken: set[str]) -> pl.Series:
 
 
 def replace_words(text: str, words: Mapping[str, Sequence[str]], count: int, rng: random.Random) -> list[str]:
-    """Replace every dictionary word of a text in one pass, the longest match first, so that nothing is replaced twice.
+    """Replace every dictionary word of a text in one pass, longest match first, so that nothing is replaced twice.
 
     Args:
         text: the original.
@@ -74,7 +74,7 @@ def replace_words(text: str, words: Mapping[str, Sequence[str]], count: int, rng
         rng: draws among the combinations.
 
     Returns:
-        Different combinations of replacements, fewer than wanted where there are no more; none without a hit.
+        Distinct combinations of replacements, possibly fewer than wanted; none if no dictionary word occurs.
     """
     pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
     parts = re.split(f"({pattern})", text)
@@ -93,7 +93,7 @@ def replace_words(text: str, words: Mapping[str, Sequence[str]], count: int, rng
 
 
 def propose_synonyms(rows: pl.DataFrame, words: Mapping[str, Sequence[str]], variants: int, seed: int) -> pl.DataFrame:
-    """Propose synonym variants of rows; those that cannot be made are included, with the reason."""
+    """Propose synonym variants of rows; those that are impossible are included with the reason."""
     texts: list[list[tuple[str, str | None]]] = []
     for row, text in rows.select("id", "text").iter_rows():
         # A generator per row: the variants of one row do not depend on the others.
@@ -107,11 +107,11 @@ def propose_synonyms(rows: pl.DataFrame, words: Mapping[str, Sequence[str]], var
 
 
 def propose(rows: pl.DataFrame, kind: str, texts: Sequence[Sequence[tuple[str, str | None]]]) -> pl.DataFrame:
-    """Make rows of proposed texts.
+    """Build rows from proposed texts.
 
     Args:
         rows: the originals, (n,).
-        kind: how the texts were made; its first letter goes into the ids.
+        kind: how the texts were generated; its first letter is part of the ids.
         texts: per original its variants, each with the reason why it has no text, or None.
 
     Returns:
@@ -128,7 +128,7 @@ def propose(rows: pl.DataFrame, kind: str, texts: Sequence[Sequence[tuple[str, s
 def judge(
     proposed: pl.DataFrame, train: pl.DataFrame, held: pl.Series, shortest: float, longest: float
 ) -> pl.DataFrame:
-    """Give every proposal that cannot be used its fate; texts are compared as the ledger compares them.
+    """Mark every proposal that cannot be used; texts are compared in the same way as for duplicates.
 
     Args:
         proposed: from `propose`.
@@ -157,7 +157,7 @@ def _keys(texts: pl.Series) -> pl.Series:
 
 
 def count(judged: pl.DataFrame) -> dict[str, Any]:
-    """How many proposals were wanted, made, and dropped for which reason."""
+    """Count the proposals: wanted, made, and dropped by reason."""
     dropped = judged.filter(pl.col(FATE).is_not_null()).group_by(FATE, maintain_order=True).len()
     made = judged[FATE].null_count()
     return {"wanted": judged.height, "made": made, "dropped": dict(dropped.iter_rows())}

@@ -1,8 +1,8 @@
-"""Computed results on disk, under a hash of everything that they depend on.
+"""A cache of computed results on disk; the name of an entry is a hash of everything that it depends on.
 
-An entry is a folder that appears whole, by a rename; of two processes the second discards its copy. The name is made of
-the content of the input, the settings and the source code that makes the entry, so a stale one is never found. An entry
-whose files are not those that were written, or cannot be read, is discarded and rebuilt.
+An entry is a folder that is created by a rename; the second of two processes discards its copy. The name depends on
+the content of the input, the settings and the source code that computes the entry, so a stale one is never read. An
+entry whose files have changed or cannot be read is discarded and rebuilt.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from finsa.runs import files, locks
 T = TypeVar("T")
 Arrays = dict[str, np.ndarray[Any, Any]]
 SIZES = "sizes.json"  # of an entry's other files, in bytes
-MANY_BYTES = 4 << 20  # files from which a table is kept
-MANY_TEXTS = 20_000  # texts of a split from which tokens are kept
+MANY_BYTES = 4 << 20  # minimum size of the files for a data set to be cached
+MANY_TEXTS = 20_000  # minimum number of texts for the tokens of a split to be cached
 UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError),
     *(pl.exceptions.PolarsError, pl.exceptions.PanicException),
@@ -37,7 +37,7 @@ UNREADABLE = (
 
 
 def code(*folders: Path) -> str:
-    """Hash of the source code that turns files into rows and tokens, and of the libraries that do the work."""
+    """Hash of the source code that turns files into rows and tokens, and of the versions of its libraries."""
     digest = hashlib.sha256(" ".join(map(version, ("polars", "tokenizers", "scikit-learn", "numpy"))).encode())
     files = (file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in (".py", ".yaml"))
     for file in files:
@@ -50,7 +50,7 @@ CODE = code(Path(__file__).parent, Path(synthetic.__file__).parent)
 
 
 def key(*parts: object) -> str:
-    """Hash of parts and of the code in this package, as 32 hexadecimal digits."""
+    """Hash of the parts and of the code in this package, 32 hexadecimal digits."""
     digest = hashlib.sha256(CODE.encode())
     for part in parts:
         content = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
@@ -59,7 +59,7 @@ def key(*parts: object) -> str:
 
 
 def worthwhile(files: Iterable[Path]) -> bool:
-    """Whether the files are large enough for the cache to be faster than reading them."""
+    """Whether the files are so large that the cache is faster than reading them."""
     return sum(file.stat().st_size for file in files) >= MANY_BYTES
 
 
@@ -67,7 +67,7 @@ def file_hash(file: Path) -> str:
     """SHA-256 of a file's content.
 
     Raises:
-        DataError: where it cannot be read.
+        DataError: if it cannot be read.
     """
     try:
         with file.open("rb") as stream:
@@ -77,7 +77,7 @@ def file_hash(file: Path) -> str:
 
 
 def fingerprint(frame: pl.DataFrame) -> str:
-    """Hash of a frame's rows in their order, 16 hexadecimal digits."""
+    """Hash of the rows of a frame, in order, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in frame.iter_slices(100_000):
         lines = part.select(pl.concat_str(pl.all().cast(pl.String), separator="\x1f")).to_series()
@@ -86,7 +86,7 @@ def fingerprint(frame: pl.DataFrame) -> str:
 
 
 def text_hash(texts: pl.Series) -> str:
-    """Hash of texts and of where each ends."""
+    """Hash of texts and of their lengths."""
     column = texts.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())  # one buffer of offsets, one of characters
     _, ends, characters = column.buffers()
     offsets = np.zeros(1, np.int64)
@@ -102,7 +102,7 @@ def text_hash(texts: pl.Series) -> str:
 
 
 def kept(place: Path, build: Callable[[], T], write: Callable[[T, Path], None], read: Callable[[Path], T]) -> T:
-    """Read an entry; build and write it where there is none, or a damaged one.
+    """Read an entry; if it does not exist or is damaged, build and write it.
 
     Args:
         place: the entry's folder.
@@ -111,7 +111,7 @@ def kept(place: Path, build: Callable[[], T], write: Callable[[T, Path], None], 
         read: reads it from one.
 
     Raises:
-        DataError: where the folder cannot be written.
+        DataError: if the folder cannot be written.
     """
     found = _found(place, read)
     if found is not None:
@@ -123,8 +123,8 @@ def kept(place: Path, build: Callable[[], T], write: Callable[[T, Path], None], 
         found = _found(place, read)  # written by the process that held the lock
         if found is not None:
             return found
-        for left in place.parent.glob(f".{place.name}-*"):
-            shutil.rmtree(left, ignore_errors=True)  # of a process that was killed while it built this entry
+        for leftover in place.parent.glob(f".{place.name}-*"):
+            shutil.rmtree(leftover, ignore_errors=True)  # of a process that was killed while building this entry
         built = build()
         with _writing(place):
             _add(place, lambda folder: write(built, folder))
@@ -134,7 +134,7 @@ def kept(place: Path, build: Callable[[], T], write: Callable[[T, Path], None], 
 
 @contextmanager
 def _writing(place: Path) -> Iterator[None]:
-    """Turn errors of the disk into one that names the setting."""
+    """Convert disk errors to an error that names the setting."""
     try:
         yield
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -151,7 +151,7 @@ def _found(place: Path, read: Callable[[Path], T]) -> T | None:
     try:
         if json.loads((place / SIZES).read_text(encoding="utf-8")) == _sizes(place):
             found = read(place)
-            with suppress(OSError):  # of a folder that others have filled
+            with suppress(OSError):  # the folder may belong to another user
                 os.utime(place)  # so that unused entries can be recognized by their age
             return found
     except UNREADABLE:
@@ -173,7 +173,7 @@ def _add(place: Path, write: Callable[[Path], None]) -> None:
         files.sync_tree(prepared)
         try:
             prepared.rename(place)
-        except OSError:  # another process was faster; its entry has the same content
+        except OSError:  # another process was faster; its entry is the same
             if not place.is_dir():
                 raise
     finally:
@@ -181,12 +181,12 @@ def _add(place: Path, write: Callable[[Path], None]) -> None:
 
 
 def folder_of(cache: str, name: str) -> Path:
-    """Where an entry of ``data.cache`` is kept."""
+    """The folder of an entry of ``data.cache``."""
     return Path(cache).expanduser().absolute() / name
 
 
 def arrays(place: Path, build: Callable[[], Arrays]) -> Arrays:
-    """Read arrays from the cache, mapped into memory; build and keep them where they are not there."""
+    """Memory-map arrays from the cache; if they are not cached, build and write them."""
 
     def write(built: Arrays, folder: Path) -> None:
         for name, values in built.items():

@@ -1,4 +1,4 @@
-"""The fate of each row: given once, by policies that are configured and never silent."""
+"""The fate of each row, decided once, by configured policies that are never silent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def folded(column: str) -> pl.Expr:
 
 
 def mark(frame: pl.DataFrame, condition: pl.Expr, fate: pl.Expr | str) -> pl.DataFrame:
-    """Give a fate to the rows that meet a condition and have none yet."""
+    """Assign a fate to the rows that meet a condition and have none yet."""
     reason = pl.lit(fate) if isinstance(fate, str) else fate
     return frame.with_columns(pl.when(OPEN & condition.fill_null(False)).then(reason).otherwise(FATE).alias(FATE))
 
@@ -43,10 +43,10 @@ def decide(
         key: of the policy, such as ``data.on_leak``.
         fate: bucket of dropped rows.
         what: ends the sentence "12 rows ...".
-        advice: precedes the other fixes where the policy is error.
+        advice: precedes the other fixes in the message if the policy is error.
 
     Returns:
-        The rows, and a note where rows were kept in spite of it.
+        The rows, and a note if rows were kept in spite of the condition.
 
     Raises:
         DataError: under the policy error, with the number of rows, examples and how to fix it.
@@ -64,13 +64,13 @@ def decide(
 
 
 def example(file: str, line: int, text: str | None, label: str | None) -> str:
-    """A row in one line: where it is, the beginning of its text, and its label."""
+    """Describe a row in one line: its location, the beginning of its text, and its label."""
     start = (text or "").replace("\n", " ")[:60]
     return f"{file}:{line}: {start} [{label or 'no label'}]"
 
 
 def clean_texts(frame: pl.DataFrame) -> pl.DataFrame:
-    """Strip the texts, and give rows without a usable one their fate.
+    """Strip the texts, and mark rows without a usable text.
 
     Returns:
         The rows, with ``_key``, a hash of the normalized text.
@@ -83,7 +83,7 @@ def clean_texts(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def repeated_ids(frame: pl.DataFrame) -> list[str]:
-    """A note on rows of one file with one id, where there are any."""
+    """A note if rows of the same file share an id."""
     rows = frame.filter(OPEN & pl.struct("id", "file").is_duplicated())
     example = f", such as '{rows['id'][0]}'" if rows.height else ""
     return [f"{rows.height:,} rows share their id with another row of their file{example}"] * bool(rows.height)
@@ -93,7 +93,7 @@ def mark_copies(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[str
     """Find rows with the same text, with different labels or the same one, within the files' splits.
 
     Raises:
-        DataError: where ``on_conflict`` or ``on_duplicate`` is error.
+        DataError: if ``on_conflict`` or ``on_duplicate`` is error.
     """
     known = pl.col("label").filter(OPEN).n_unique().over("split", "_key")
     frame = frame.with_columns((OPEN & (known > 1)).alias("_met"))
@@ -108,12 +108,12 @@ def mark_copies(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[str
 
 
 def mark_leaks(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[str]]:
-    """Find rows that are trained on and also held out: the same text, a variant of one original, or the same group.
+    """Find leaks between splits: the same text, variants of the same original, or the same group.
 
-    Held-out rows keep their place; training rows give way, and validation rows where the other is a test row.
+    Of two such rows, the training row is removed; of a validation and a test row, the validation row.
 
     Raises:
-        DataError: where ``on_leak`` is error.
+        DataError: if ``on_leak`` is error.
     """
     notes = list[str]()
     frame = frame.with_columns(families(frame, "parent").alias("_family"))
@@ -129,18 +129,18 @@ def mark_leaks(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[str]
 
 
 def keep_domain(frame: pl.DataFrame, data: Data, only: pl.Expr | None = None) -> pl.DataFrame:
-    """Keep the rows of ``data.domain``; a table without domains belongs to that domain.
+    """Keep the rows of ``data.domain``; all rows of a table without domains are kept.
 
-    This comes last: a row then is in the same split as in the data set of all domains, so that an expert of one domain
-    has not been trained on what the whole is tested on.
+    This is the last step, so that a row is in the same split as in the data set of all domains, and the expert of one
+    domain is not trained on test rows of the mixture.
 
     Args:
         frame: the rows.
-        data: its ``domain``.
-        only: which rows to look at; None: all.
+        data: names the domain.
+        only: condition for the rows to check; None: all.
 
     Raises:
-        DataError: where no row has that domain.
+        DataError: if no row has that domain.
     """
     domains = frame.filter(OPEN)["domain"]
     if data.domain is None or domains.null_count() == len(domains):
@@ -177,10 +177,10 @@ def limit_splits(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
 
 
 def mix(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
-    """Thin the training rows of a mixture's parts to ``data.ratios``; the scarcest part is used whole.
+    """Sample the training rows of a mixture's parts in the ``data.ratios``; the scarcest part is used completely.
 
     Raises:
-        DataError: where a part has no training row, so that no ratio can be kept.
+        DataError: if a part has no training row, so that no ratio can be kept.
     """
     if not data.ratios:
         return frame

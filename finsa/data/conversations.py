@@ -38,9 +38,9 @@ class Rendered:
     Args:
         text: the conversation up to the answer.
         fixed: number of its leading characters that are never truncated.
-        answer: the label; None where there is none.
+        answer: the label; None if there is none.
         fault: why the row cannot be used.
-        unused: what the row holds and the text leaves out, such as ``earlier turns``.
+        unused: parts of the row that are not in the text, such as ``earlier turns``.
     """
 
     text: str | None = None
@@ -68,7 +68,7 @@ def chat_column(data: Data, columns: Collection[str]) -> str | None:
 
 
 def fields_of(data: Data, columns: Collection[str]) -> list[str]:
-    """The columns that `render` looks at."""
+    """The columns that `render` reads."""
     wanted = {*USED[data.source], *MEDIA, "tools", data.columns.label, chat_column(data, columns)}
     return [name for name in columns if name in wanted]
 
@@ -153,10 +153,10 @@ def _joined(turns: list[Turn], last: str, answer: str | None, data: Data, unused
 
     Args:
         turns: at least one; the last of them ends in `last`.
-        last: what may be truncated.
+        last: the part that may be truncated.
         answer: the label.
         data: ``turns`` decides between all of them and the last user turn.
-        unused: what has been left out so far.
+        unused: what has been omitted so far.
     """
     if data.turns == "last" and len(turns) > 1:
         at = max(number for number, (role, _) in enumerate(turns) if role == "user")
@@ -177,7 +177,7 @@ def _joined(turns: list[Turn], last: str, answer: str | None, data: Data, unused
 
 
 def _parsed(value: Any) -> Any:
-    """A list or object; a table has it as JSON text."""
+    """Parse a list or object, which tables contain as JSON text."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
@@ -185,5 +185,5 @@ def _parsed(value: Any) -> Any:
 
 
 def _filled(value: Any) -> bool:
-    """Whether a field holds anything; a table writes an empty list as text, and null as nothing."""
+    """Whether a field is not empty; tables contain empty lists as text."""
     return value is not None and value not in ("", "[]", "null", [], {}) and str(value).strip() != ""

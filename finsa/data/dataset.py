@@ -1,4 +1,4 @@
-"""From files to splits: every row is read, gets one fate, and where it is used, one split."""
+"""From files to splits: every row that is read has one fate and, if it is used, is in one split."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ class Dataset:
 
 
 def load(data: Data, session: Session | None = None) -> Dataset:
-    """Read a data set; within a session a second call for the same files and settings returns the same object.
+    """Read a data set; a second call in a session with the same files and settings returns the same object.
 
-    With ``data.cache`` the finished table is kept on disk under a hash of the files' content, the settings and the
-    code that makes it, so a later process reads it instead.
+    With ``data.cache`` the result is cached on disk under a hash of the content of the files, the settings and the code
+    of the data package.
 
     Raises:
         DataError: for files, columns or labels that cannot be used.
@@ -91,7 +91,7 @@ def load(data: Data, session: Session | None = None) -> Dataset:
 
 
 def _cached(folder: str, settings: str, files: Iterable[Path], build: Callable[[], Dataset]) -> Dataset:
-    """Read a data set from the cache; build and keep it where it is not there."""
+    """Read a data set from the cache; if it is not cached, build and write it."""
     name = cache.key("table", settings, *(f"{file} {cache.file_hash(file)}" for file in files))
 
     def write(built: Dataset, place: Path) -> None:
@@ -113,7 +113,7 @@ def _cached(folder: str, settings: str, files: Iterable[Path], build: Callable[[
 
 
 def _build(data: Data, size: int) -> Dataset:
-    """Read, clean and split a data set of `size` bytes, with a progress message where that takes long."""
+    """Read, clean and split a data set of `size` bytes, and display the progress."""
     megabytes = f" ({size / 1e6:,.0f} MB)" if size >= 1e6 else ""
     with progress.Display(progress.PREPARING).work(f"reading data={data.title}{megabytes}", None):
         rows = collect(data)
@@ -122,7 +122,7 @@ def _build(data: Data, size: int) -> Dataset:
 
 
 def collect(data: Data) -> Rows:
-    """Read the rows of any source; a mixture's are those of its parts, one after the other.
+    """Read the rows of any source; those of a mixture are the rows of its parts, concatenated.
 
     Raises:
         DataError: for files or columns that cannot be used.
@@ -142,7 +142,7 @@ def collect(data: Data) -> Rows:
 
 
 def _mixture(data: Data) -> Rows:
-    """Rows of the parts, each cleaned and split by its own rules; the part's name or domain is the rows' domain."""
+    """Rows of the parts, each cleaned and split by its own settings; the domain is the name or domain of the part."""
     frames, notes = [], list[str]()
     for name, part in (data.parts or {}).items():
         part = part.model_copy(update={"labels": part.labels or data.labels})
@@ -155,7 +155,7 @@ def _mixture(data: Data) -> Rows:
 
 
 def _prepared(data: Data, rows: Rows, least_labels: int = 2) -> tuple[pl.DataFrame, LabelSpace, list[str]]:
-    """Give every row a fate, or a class and a split.
+    """Assign every row a fate, or a class and a split.
 
     Returns:
         The rows, the classes, and notes, including those of the files.
@@ -177,9 +177,9 @@ def _prepared(data: Data, rows: Rows, least_labels: int = 2) -> tuple[pl.DataFra
 
 
 def _fill_splits(rows: pl.DataFrame, data: Data, declared: set[str]) -> pl.DataFrame:
-    """Fill in the splits that the files leave open: all of them, or the missing ones out of the training rows.
+    """Assign the rows without a split: divide all rows, or take missing splits from the training rows.
 
-    A split that has a file is what that file says, even if it is empty in the end.
+    A split with a file consists of the rows of that file, even if none of them can be used.
     """
     declared = declared & set(splits.SPLITS)
     if declared and ("train" not in declared or declared == set(splits.SPLITS)):
@@ -195,7 +195,7 @@ def _fill_splits(rows: pl.DataFrame, data: Data, declared: set[str]) -> pl.DataF
 
 
 def _divided(frame: pl.DataFrame, classes: LabelSpace, ledger: Ledger) -> Dataset:
-    """Divide finished rows into splits and dropped ones, and complete the ledger."""
+    """Separate the rows into splits and dropped ones, and complete the ledger."""
     dropped = frame.filter(pl.col(FATE).is_not_null()).rename({LINE: "line", FATE: "fate"}).select(DROPPED)
     used = frame.filter(pl.col(FATE).is_null())
     ledger.buckets.update(dict(dropped.group_by("fate", maintain_order=True).len().iter_rows()))
@@ -220,9 +220,9 @@ def _divided(frame: pl.DataFrame, classes: LabelSpace, ledger: Ledger) -> Datase
 
 
 def _shifted(counts: dict[str, dict[str, int]]) -> list[str]:
-    """Notes on held-out splits whose label distribution differs from training, as where a file has two swapped.
+    """Notes on held-out splits whose label distribution differs from training, for instance because labels are swapped.
 
-    The distance of two distributions is their total variation; that of small splits is mostly chance.
+    The distance is the total variation; in small splits it is mostly due to chance.
     """
     notes, training = [], counts.get("train", {})
     trained = sum(training.values())

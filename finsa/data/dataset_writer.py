@@ -1,4 +1,4 @@
-"""Data sets that a stage writes: prepared in a folder beside the output, which is renamed when it is complete."""
+"""Data sets that a stage writes: prepared in a folder next to the output, which is renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import polars as pl
 
 from finsa.config import Data
-from finsa.errors import RunError
 from finsa.runs import files, locks
 
 FILE_OF_SPLIT = {"train": "train.csv", "validation": "valid.csv", "test": "test.csv"}
@@ -20,25 +19,22 @@ ANSWERS = "answers.jsonl"
 
 
 def partial_folder(output: str | None) -> Path:
-    """Name of the folder in which an output is prepared, ``<output>.partial``; nothing is created yet.
+    """The folder in which an output is prepared, ``<output>.partial``; it is not created yet.
 
     Raises:
-        RunError: where the output exists already.
+        RunError: if the output already exists.
     """
     place = Path(str(output)).absolute()
-    if place.is_file() or (place.is_dir() and any(place.iterdir())):
-        raise RunError(f"output: {place} exists already; name another folder, or remove it")
-    if any(parent.is_file() for parent in place.parents):
-        raise RunError(f"output: {place} lies below a file; name another folder")
+    files.require_new(place)
     return place.with_name(f"{place.name}.partial")
 
 
 @contextmanager
 def claimed(output: str | None) -> Iterator[Path]:
-    """Name of the folder in which an output is prepared, which is locked against other processes.
+    """The folder in which an output is prepared, with a lock against other processes.
 
     Raises:
-        RunError: where the output exists already, or another process is writing it.
+        RunError: if the output already exists, or another process is writing it.
     """
     partial = partial_folder(output)
     with locks.creating(_finished(partial)):
@@ -53,9 +49,9 @@ def publish(partial: Path, splits: Mapping[str, pl.DataFrame], recipe: tuple[str
     """Write rows and recipe, and rename the folder to its final name.
 
     Args:
-        partial: from `partial_folder`; of an interrupted command the journal of answers is kept, the rest is removed.
+        partial: from `partial_folder`; of an interrupted command, only the journal of answers is kept.
         splits: rows by split.
-        recipe: a file's name and content.
+        recipe: name and content of a JSON file.
 
     Returns:
         The finished folder.
@@ -75,12 +71,12 @@ def publish(partial: Path, splits: Mapping[str, pl.DataFrame], recipe: tuple[str
 
 
 def overrides(data: Data, folder: Path, columns: Iterable[str]) -> str:
-    """Overrides of a command that read a written folder, with prompt and labels of the data set it was made for.
+    """Overrides of a command that reads a written folder, with prompt and labels of the original data set.
 
     Args:
-        data: that data set.
-        folder: what was written.
-        columns: its columns.
+        data: the original data set.
+        folder: the written folder.
+        columns: of its files.
     """
     words = [f"data={data.name}", f"data.files={folder}"]
     if data.source != "table":

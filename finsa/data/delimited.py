@@ -1,7 +1,7 @@
-"""CSV and TSV files: how they are written, and their records with the line at which each begins.
+"""CSV and TSV files: detection of their format, and their records with the line at which each begins.
 
-Configured values are followed. Delimiter, quotes and header are otherwise detected, but only where that is certain,
-mostly because one way of reading gives a header with the wanted column; what differs from the plain form is noted.
+Configured values take precedence. Otherwise delimiter, quotes and header are detected, but only if that is certain,
+usually because only one way of reading gives a header with the wanted column. Anything unusual is noted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DelimitedFile:
     Args:
         header: names of the columns.
         rows: records below the header.
-        notes: what was detected and differs from the plain form.
+        notes: on unusual formats that were detected.
     """
 
     header: list[str]
@@ -50,19 +50,19 @@ def open_delimited(
     limit: int | None = None,
     sample: int = SAMPLE_LINES,
 ) -> DelimitedFile:
-    """Detect how lines are written, and read them.
+    """Detect the format of lines, and read their records.
 
     Args:
-        lines: of the file.
-        usual: the delimiter that belongs to its ending.
-        settings: what is configured.
-        fits: recognizes a header by its names.
+        lines: of the file, as text.
+        usual: the delimiter that the file extension suggests.
+        settings: configured values.
+        fits: whether names are a header.
         name: of the file, for notes and errors.
-        limit: characters of a record, see `records`.
-        sample: lines that are looked at for detection.
+        limit: maximum number of characters per record, see `records`.
+        sample: number of lines used for detection.
 
     Raises:
-        DataError: where there is no header.
+        DataError: if there is no header.
     """
     first, characters = list[str](), 0
     for text in islice(lines, sample):
@@ -121,7 +121,7 @@ def header_row(rows: Sequence[tuple[list[str], int]], fits: Fits) -> int:
 
     Args:
         rows: cells without surrounding white space, each row with its line.
-        fits: recognizes a header by its names.
+        fits: whether names are a header.
     """
     if not rows or fits(rows[0][0]):
         return 1
@@ -141,7 +141,7 @@ def _readable(lines: Sequence[str], delimiter: str, quoted: bool = True) -> list
 
 
 def _detect_delimiter(lines: Sequence[str], usual: str, settings: Csv, fits: Fits, name: str) -> str:
-    """The usual delimiter, unless only another one gives the wanted columns, or equally many fields in all rows."""
+    """The usual delimiter, unless only a different one gives the wanted columns, or equally many fields in all rows."""
     candidates = list(dict.fromkeys((usual, *DELIMITERS.values())))
     rows = {delimiter: [values for values, _ in _readable(lines, delimiter)] for delimiter in candidates}
     if settings.header in (None, True) or type(settings.header) is int:
@@ -161,7 +161,7 @@ def _detect_delimiter(lines: Sequence[str], usual: str, settings: Csv, fits: Fit
 
 
 def _quotes_are_text(lines: Sequence[str], delimiter: str) -> bool:
-    """Whether all lines of a TSV have equally many fields, but not if quotes enclose fields."""
+    """Whether all lines of a TSV have equally many fields only if quotes do not enclose fields."""
     if delimiter != "\t" or not any('"' in line for line in lines):
         return False
     plain = [line for line in lines if line.strip()]
@@ -180,11 +180,11 @@ def _word(delimiter: str) -> str:
 
 
 class _Lines:
-    """Lines of a stream; all but the first of the current record can be returned to it.
+    """Lines of a stream; all lines of the current record but the first can be put back.
 
     Args:
         stream: of text.
-        limit: characters of a record; None: unlimited.
+        limit: maximum number of characters per record; None: unlimited.
     """
 
     def __init__(self, stream: Iterator[str], limit: int | None = None) -> None:
@@ -205,24 +205,24 @@ class _Lines:
         return line
 
     def give_back(self) -> None:
-        """Read all lines of the record but its first again."""
+        """Put back all lines of the record but the first."""
         self._returned.extendleft(reversed(self._record[1:]))
         del self._record[1:]
 
     def end_record(self) -> None:
-        """The next line begins a record."""
+        """Mark the next line as the beginning of a record."""
         self.before += len(self._record)
         self._record.clear()
         self._characters = 0
 
 
 def records(stream: Iterator[str], delimiter: str, limit: int | None = None, quoted: bool = True) -> Iterator[Record]:
-    """Records of a CSV file, each with the line at which it begins; an unreadable one has no values but a reason.
+    """Records of a CSV file, each with the line at which it begins; an unreadable one has a reason instead of values.
 
     Args:
         stream: lines of text.
         delimiter: between the fields.
-        limit: characters of a record of several lines, where memory has to be bounded.
+        limit: maximum number of characters of a record with several lines, to bound memory; None: unlimited.
         quoted: whether double quotes enclose fields; otherwise they are text.
     """
     lines = _Lines(stream, limit)

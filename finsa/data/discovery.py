@@ -13,7 +13,7 @@ from finsa.config import ROOT, Data, locate
 from finsa.data.readers import READERS
 from finsa.errors import DataError, nearest
 
-# Keywords as in the datasets library: one counts where no letter is next to it. Chinese words need no gap.
+# Keywords of the datasets library, which count if no letter is next to them. Chinese words need no separator.
 _KEYWORDS = {
     "train": r"(?<![a-z])train(?:ing)?(?:set)?(?![a-z])|训练",
     "validation": r"(?<![a-z])(?:valid(?:ation)?|val|dev)(?:set)?(?![a-z])|验证",
@@ -21,8 +21,8 @@ _KEYWORDS = {
     "eval": r"(?<![a-z])eval(?:uation)?(?:set)?(?![a-z])",
 }
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
-_PLAIN = ("train", "valid", "validation", "val", "dev", "test")  # whole names that need no note
-_HUB_FOLDER = "data"  # where repositories of the hub keep their tables
+_PLAIN = ("train", "valid", "validation", "val", "dev", "test")  # file names that need no note
+_HUB_FOLDER = "data"  # folder of the tables in repositories on the hub
 _ASSIGN = '"data.files={train: <file>, validation: <file>, test: <file>}"'
 
 
@@ -32,7 +32,7 @@ class Found:
 
     Args:
         splits: files in a fixed order, each with its split; None: its rows are to be split.
-        notes: which files became which split and which were skipped, where that is not obvious from their names.
+        notes: split of each file, and skipped files, unless that is obvious from their names.
     """
 
     splits: dict[Path, str | None]
@@ -120,7 +120,7 @@ def find_files(data: Data) -> dict[Path, str | None]:
 
 
 def origin(data: Data) -> str:
-    """Where the user gets the files of a data set, as the end of a message."""
+    """Where to get the files of a data set, as the end of a message."""
     return f"\n  data={data.name} is {data.origin}" if data.origin else ""
 
 
@@ -150,7 +150,7 @@ def _expand(entry: str, data: Data) -> _Entry:
 
 
 def _tables(folder: Path) -> list[Path]:
-    """The tables in a folder, in its subfolders named after splits, and in all of them where it has none itself."""
+    """The tables in a folder and in its subfolders named after splits; in all subfolders if it has no table itself."""
     entries = sorted(folder.iterdir())
     # Names that begin with . or ~$ were left behind by editors and systems.
     tables = [

@@ -36,8 +36,8 @@ def load(data: Data, heldout: float) -> Documents:
     """Generate or read the documents of ``data.corpus``.
 
     Args:
-        data: where ``files`` names a labelled set, no document contains a text of its validation or test split.
-        heldout: share of documents that is held out, where no file is named after the validation split.
+        data: if ``files`` is a labelled data set, generated documents contain no text of its validation or test split.
+        heldout: share of the documents that is held out, if no file is named after the validation split.
 
     Raises:
         DataError: for files that cannot be read or hold no document.
@@ -70,7 +70,7 @@ def load(data: Data, heldout: float) -> Documents:
 
 
 def protected(data: Data) -> list[str]:
-    """Held-out texts of the labelled set, which no document may contain."""
+    """Held-out texts of the labelled data set, which no generated document may contain."""
     if data.files is None:
         return []
     held = dataset.load(data)
@@ -84,7 +84,7 @@ def _hold_out(documents: list[str], seed: int, heldout: float) -> tuple[list[str
 
 
 def _read(files: Mapping[Path, str | None], data: Data, column: str) -> tuple[pl.DataFrame, list[str]]:
-    """Rows of all files with text, fate, file and split, and notes."""
+    """Read all files: rows with text, fate, file and split; and notes."""
     parts, notes = [], list[str]()
     for file, split in files.items():
         raw = readers.read(file, data.csv, lambda columns: column in columns)

@@ -1,4 +1,4 @@
-"""Encodings of text files: detected from the bytes, and noted where they are not plain UTF-8."""
+"""Encodings of text files: detected from the bytes, with a note unless they are plain UTF-8."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def open_text(file: Path, codec: str | None = None) -> tuple[TextIO, list[str]]:
         codec: its encoding; None: detected.
 
     Returns:
-        The stream, in which bytes that cannot be decoded are U+FFFD; and a note where UTF-8 was not what was detected.
+        The stream, in which bytes that cannot be decoded are U+FFFD; and a note unless plain UTF-8 was detected.
 
     Raises:
-        DataError: where the encoding cannot be detected.
+        DataError: if the encoding cannot be detected.
     """
     codec, note = (codec, None) if codec is not None else encoding(file)
     stream = file.open(encoding=codec, errors="replace", newline="")
@@ -54,10 +54,10 @@ def encoding(file: Path) -> tuple[str, str | None]:
     """Detect the encoding: by the byte order mark, or UTF-16, UTF-8, GB18030 (a superset of GBK), Big5 or cp1252.
 
     Returns:
-        The codec, and a note where it is not plain UTF-8.
+        The codec, and a note unless it is plain UTF-8.
 
     Raises:
-        DataError: where it is none of these for certain.
+        DataError: if none of these is certain.
     """
     with file.open("rb") as stream:
         start = stream.read(1 << 16)
@@ -100,7 +100,7 @@ def _utf16(start: bytes) -> str | None:
 
 
 def _national(file: Path) -> str | None:
-    """The encoding of a file that is not UTF-8; None where that is not certain.
+    """Detect the encoding of a file that is not UTF-8; None if it is not certain.
 
     Chinese text decoded with the wrong encoding gives rare characters, and so does Western text, whose bytes beyond
     ASCII are single ones between letters.

@@ -1,4 +1,4 @@
-"""Ask a model behind an OpenAI-compatible endpoint; answers are returned in the order of the questions.
+"""A client for models behind an OpenAI-compatible endpoint, with retries and a journal of answers.
 
 The protocol is POST {url}/chat/completions as OpenAI's API reference describes it ("Create chat completion"); Ollama,
 vLLM, llama.cpp and the hosted services implement it. Completed answers are written to a journal at once, so an
@@ -33,8 +33,8 @@ from finsa.errors import RunError
 
 MALFORMED, CUT, REFUSED = "malformed answer", "answer cut at the model's limit", "refused by the endpoint"
 RETRIED = {408, 429, *range(500, 600)}
-ABOUT_THE_QUESTION = {400, 413, 422}  # any other error would meet every question
-REFUSALS = 5  # refusals without a single answer after which the fault is not that of single questions
+ABOUT_THE_QUESTION = {400, 413, 422}  # any other error would occur for every question
+REFUSALS = 5  # number of refusals without any answer after which the error does not depend on the question
 LONGEST_WAIT = 600.0  # seconds
 KEPT = "Answers so far are kept: the same command resumes from them"
 
@@ -49,7 +49,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's text; or the fault why there is none, with the endpoint's message."""
+    """The text of a model, or the reason why there is none, with the message of the endpoint."""
 
     text: str
     fault: str | None = None
@@ -99,7 +99,7 @@ class Chat:
         journal: holds the answers of an interrupted command, and takes new ones.
 
     Raises:
-        RunError: where the environment variable with the key is empty, or no client can be made for the address.
+        RunError: if the environment variable with the key is empty, or no client can be made for the address.
     """
 
     def __init__(self, endpoint: Endpoint, section: str, journal: Journal) -> None:
@@ -129,7 +129,7 @@ class Chat:
             The answers, in the order of the questions. Those with a fault are not kept in the journal.
 
         Raises:
-            RunError: where the endpoint cannot be reached, refuses the key, or keeps failing.
+            RunError: if the endpoint cannot be reached, refuses the key, or keeps failing.
         """
         keys = [self._key_of(question) for question in questions]
         unanswered = {key: one for key, one in zip(keys, questions, strict=True) if key not in self.journal.answers}
@@ -142,7 +142,7 @@ class Chat:
         return sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def _ask_all(self, questions: dict[str, Question]) -> dict[str, str]:
-        """Ask questions side by side, behind a progress bar on a terminal; returns why some have no answer."""
+        """Ask questions concurrently, with a progress bar on a terminal; returns the faults by key."""
         faults, refused, done, console = dict[str, str](), 0, SimpleQueue[Future[Answer]](), Console(stderr=True)
         self._stopped.clear()
         pool = ThreadPoolExecutor(self.endpoint.workers)
@@ -160,16 +160,16 @@ class Chat:
                 if refused == min(REFUSALS, len(questions)) and not self.journal.answers:
                     raise RunError(f"{self.section}: {self.endpoint.url} refuses every question ({answer.detail})")
         finally:
-            # Whatever happened: requests under way may still be answered, which was paid for; no other one starts.
+            # Pending requests may still be answered, because they are paid for; no other one starts.
             self._stopped.set()
             pool.shutdown(cancel_futures=True)
         return faults
 
     def _answer(self, key: str, question: Question) -> Answer:
-        """Ask one question until it is answered; a failure of another one ends the attempts.
+        """Ask one question until it is answered; a failure of another question ends the attempts.
 
         Raises:
-            RunError: where no attempt was answered, or the error would meet every question.
+            RunError: if no attempt was answered, or the error would meet every question.
         """
         if self._stopped.is_set():
             return Answer("", "not asked")
@@ -210,11 +210,11 @@ class Chat:
                     break
             raise RunError(f"{section}.url: {url} {trouble} (attempts: {attempt}). {KEPT}")
         except BaseException:
-            self._stopped.set()  # at once, so that no other question starts
+            self._stopped.set()  # immediately, so that no other question starts
             raise
 
     def _read(self, response: httpx.Response) -> Answer:
-        """Take the answer out of a response that is not retried.
+        """Extract the answer from a response that is not retried.
 
         Raises:
             RunError: for an error that would meet every question.
@@ -238,7 +238,7 @@ class Chat:
         raise RunError(f"{problem} ({detail}). {KEPT}")
 
     def _detail(self, response: httpx.Response) -> str:
-        """Status and message of an error, without the key, in case the endpoint repeats it."""
+        """Status and message of an error; the key is masked, in case the endpoint repeats it."""
         try:
             content = response.json()
             message = content["error"]["message"] if isinstance(content["error"], dict) else content["error"]
@@ -261,7 +261,7 @@ def _next(done: SimpleQueue[Future[Answer]]) -> Future[Answer]:
 
 
 def read(response: httpx.Response) -> Answer:
-    """Take the text out of a chat completion."""
+    """Extract the text of a chat completion."""
     try:
         choice = response.json()["choices"][0]
         text: str = choice["message"]["content"]

@@ -1,7 +1,7 @@
-"""The hub of models and data sets: whether it answers, and what its cache has.
+"""The hub of models and data sets: whether it is reachable, and the contents of its cache.
 
-huggingface_hub repeats every refused request five times, over half a minute, and logs each attempt. So the hub is asked
-once here, and where it does not answer the libraries use their caches only.
+huggingface_hub repeats every refused request five times, over half a minute, and logs each attempt. So one request is
+sent here first, and if the hub does not answer, the libraries use their caches only.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 10.0  # seconds; as long as huggingface_hub itself waits for one answer
+TIMEOUT = 10.0  # seconds, as in huggingface_hub
 
 
 def unreachable() -> str | None:
-    """Send the hub one request.
+    """Send one request to the hub.
 
     Returns:
-        Why it does not answer; None where it does, whatever the answer is.
+        Why it cannot be reached; None if it answers, with any status.
     """
     from huggingface_hub import constants, get_session, is_offline_mode
 
@@ -36,13 +36,13 @@ def unreachable() -> str | None:
 
 
 def refusal(source: str) -> str | None:
-    """Why a source cannot be requested; None for a local folder, and where the hub answers."""
+    """Why a source cannot be downloaded; None for a local folder, or if the hub answers."""
     return None if Path(source).exists() else unreachable()
 
 
 @contextmanager
 def cache_alone(refused: str | None) -> Iterator[None]:
-    """Restrict the libraries to their caches within the block, where the hub does not answer.
+    """Restrict the libraries to their caches, if the hub does not answer.
 
     This is their offline mode, switched on temporarily: some of their requests ignore ``local_files_only``.
 
@@ -65,10 +65,10 @@ def cache_alone(refused: str | None) -> Iterator[None]:
 
 @contextmanager
 def _downloads_shown() -> Iterator[None]:
-    """Show the progress bars of downloads on a terminal, and no bars elsewhere.
+    """Show the progress bars of downloads on a terminal only.
 
-    `cli.QUIET` switches the bars of huggingface_hub off by its environment variable, because transformers follows it
-    and would show one for every loaded checkpoint.
+    `cli.QUIET` disables the bars of huggingface_hub by its environment variable, because transformers respects it too
+    and would otherwise show one for every loaded checkpoint.
     """
     bars: Any = import_module("huggingface_hub.utils.tqdm")
     before, visible = bars.HF_HUB_DISABLE_PROGRESS_BARS, sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
@@ -82,7 +82,7 @@ def _downloads_shown() -> Iterator[None]:
 
 
 def cached(repository: str, name: str, revision: str | None = None) -> Path | None:
-    """A file of a model repository in the local cache, without network; None where it is not there."""
+    """A file of a model repository in the local cache, without network; None if it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, name, revision=revision)
@@ -90,10 +90,10 @@ def cached(repository: str, name: str, revision: str | None = None) -> Path | No
 
 
 def fetch(repository: str, name: str, revision: str | None = None) -> Path | None:
-    """A small file of a model repository, downloaded if need be; None where the repository has no such file.
+    """Download a small file of a model repository, unless it is cached; None if the repository has no such file.
 
     Raises:
-        OSError: where the repository cannot be read. Ask `unreachable` first.
+        OSError: if the repository cannot be read. Ask `unreachable` first.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError

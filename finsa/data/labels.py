@@ -15,7 +15,7 @@ from finsa.data.cleaning import OPEN, decide, folded, keep_domain, mark
 from finsa.data.readers import FATE
 from finsa.errors import DataError, nearest, suggest
 
-MANY_LABELS = 50  # number of labels found above which each needs some rows
+MANY_LABELS = 50  # number of distinct labels above which each needs several rows
 ROWS_PER_LABEL = 4
 # A leading zero makes a code of digits ("007"), which is not a number.
 _NUMBER = re.compile(r"[+-]?(?:0|[1-9]\d{0,17})(?:\.\d{0,18})?(?:e[+-]?\d{1,2})?")
@@ -120,9 +120,9 @@ def with_unlisted(labels: LabelSpace, frame: pl.DataFrame, data: Data) -> LabelS
 
 
 def respell(labels: pl.Series, names: Sequence[str]) -> tuple[pl.Series, list[str]]:
-    """Write labels that differ from a name only in case, width or white space as that name.
+    """Replace labels that differ from a name only in case, width or white space by that name.
 
-    Where names differ only in such ways from each other, only white space around a label is ignored.
+    If names differ from each other only in these respects, only white space around a label is ignored.
 
     Returns:
         The labels, those that are not a name without surrounding white space; and notes on what was changed.
@@ -150,7 +150,7 @@ def _folds(names: Sequence[str]) -> list[str]:
 
 
 def _without_zeros(name: str) -> str:
-    """A whole number without decimals, where a table writes it as 1.0."""
+    """Write a whole number without decimals: 1 for 1.0."""
     return number(name) or name if name.partition(".")[2].strip("0") == "" else name
 
 
@@ -167,17 +167,17 @@ def translate(labels: pl.Series, data: Data) -> tuple[pl.Series, set[str], list[
 
 
 def unused_keys(data: Data, used: set[str], labels: pl.Series) -> list[str]:
-    """A note on keys of ``data.label_map`` that are not a label of the data set.
+    """A note on keys of ``data.label_map`` that are not labels of the data set.
 
-    None where no label needs the map: a copy of the set that has the classes already.
+    No note if no label needs the map, as in a copy of the data set that already has the classes.
 
     Args:
         data: the map.
         used: its keys that occur.
-        labels: after translation.
+        labels: translated labels.
 
     Raises:
-        DataError: where no key occurs, and no label is what the map translates to.
+        DataError: if no key occurs, and no label is what the map translates to.
     """
     translation = data.label_map or {}
     unused = [key for key in translation if key not in used]
@@ -196,10 +196,10 @@ def unused_keys(data: Data, used: set[str], labels: pl.Series) -> list[str]:
 
 
 def mark_unknown(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataFrame, list[str]]:
-    """Write labels as the classes are written, and apply ``on_unknown_label`` to the others.
+    """Replace labels by the names of their classes, and apply ``on_unknown_label`` to the others.
 
     Raises:
-        DataError: where the policy is error.
+        DataError: if the policy is error.
     """
     column, spelling = respell(frame["label"], labels.names)
     frame = frame.with_columns(column)

@@ -15,14 +15,14 @@ TRUNCATED = "used, truncated"
 
 @dataclass
 class Ledger:
-    """How many rows met which fate.
+    """Number of rows per fate.
 
     Args:
         read: rows per file.
         buckets: rows per fate: ``used``, ``empty text``, ``duplicate``, ``conflicting label``, ``unknown label``,
             ``unreadable``, ``filtered: <reason>``, ``leak: <kind>``.
         splits: used rows per split and label.
-        notes: what was corrected or looks wrong: encodings, spellings of labels, ids that occur twice.
+        notes: corrections and warnings: encodings, spellings of labels, duplicate ids.
         examples: of each bucket but ``used``, a few rows as ``file:line: beginning of the text``.
     """
 
@@ -36,7 +36,7 @@ class Ledger:
         """Check that no row was lost or counted twice.
 
         Raises:
-            DataError: where the buckets do not sum to the rows read.
+            DataError: if the buckets do not sum to the rows read.
         """
         if self.read.total() != self.buckets.total():
             raise DataError(f"the ledger does not balance: {self.read.total()} rows read, buckets {dict(self.buckets)}")

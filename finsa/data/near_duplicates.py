@@ -1,4 +1,4 @@
-"""Near duplicates across splits: texts that share most of their shingles, found by MinHash and then checked exactly."""
+"""Near duplicates across splits: texts that share most of their shingles, found by MinHash and verified exactly."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def shingles(text: str, size: int) -> frozenset[str]:
 
 
 def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
-    """Number of common shingles over the number of all shingles of two texts, in [0, 1]; 0 where there are none."""
+    """Number of common shingles over the number of all shingles of two texts, in [0, 1]; 0 if there are none."""
     common = len(first & second)
     return common / (len(first) + len(second) - common) if common else 0.0
 
@@ -57,7 +57,7 @@ def bands(threshold: float, permutations: int) -> tuple[int, int]:
 
     Returns:
         Bands b and hashes per band r: the longest bands with which at most `MISSED` of the pairs at the threshold are
-        missed; bands of one hash where even these miss more.
+        missed; bands of one hash if even these miss more.
     """
     for rows in range(permutations // 2, 1, -1):
         if 1 - recall(threshold, permutations // rows, rows) <= MISSED:
@@ -128,6 +128,6 @@ class _Index:
                 yield row, found
 
     def _signature(self, found: frozenset[str]) -> MinHash:
-        signature = self.empty.copy()  # shares the permutations, which take longer to make than to use
+        signature = self.empty.copy()  # shares the permutations, which are slow to generate
         signature.update_batch(found)
         return signature

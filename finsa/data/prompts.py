@@ -1,4 +1,4 @@
-"""Prefix and suffix of a text: one rendering of the prompt for training, evaluation, prediction and serving."""
+"""Prefix and suffix of a text: the same rendering of the prompt in training, evaluation, prediction and serving."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from finsa.errors import ConfigError, Problem
 # Placeholders while a chat template is rendered; no template or tokenizer gives them a meaning.
 _TEXT, _ANSWER = "\u2063finsa-text\u2063", "\u2063finsa-answer\u2063"
 OPEN, CLOSE = "<think>", "</think>"
-# Templates that ask for today's date (Llama 3.2) get this one, so that the prompt of a run does not change from day to
+# Chat templates that contain today's date (Llama 3.2) get this one, so that the prompt does not change from day to
 # day. It is the default date of Llama 3.1's template.
 DATE = datetime(2024, 7, 26)
 _DATED = "".join(f"|replace('%{code}', '{DATE:%{code}}')" for code in "dmyYbBaAjHIMSp")
@@ -43,12 +43,12 @@ class Prompt:
             template: with ``{text}`` once and optionally ``{labels}``.
             labels: their words fill ``{labels}``, joined by `` / ``.
             style: ``plain``, or ``chat`` to wrap it into the tokenizer's chat template.
-            think: ``closed`` switches thinking off: as the chat template does it, or with an empty think block before
+            think: ``closed`` disables thinking: by the switch of the chat template, or with an empty think block before
                 the answer.
             tokenizer: has the chat template.
 
         Raises:
-            ConfigError: where a chat template is needed and missing, or cannot render a message.
+            ConfigError: if a chat template is required but missing, or cannot render a message.
         """
         user = template.format(text=_TEXT, labels=" / ".join(labels.words))
         if style == "chat":
@@ -109,14 +109,14 @@ _SENTIMENTS = (
 
 
 def mismatch(prompt: str, labels: Sequence[str]) -> str | None:
-    """How to fix a prompt that asks for the sentiment where the labels, such as intents, are not sentiments.
+    """How to fix a prompt that asks for the sentiment although the labels, such as intents, are not sentiments.
 
     Args:
         prompt: the template.
         labels: names and words of the labels.
 
     Returns:
-        A sentence; None where prompt and labels fit, or where numbers and single letters leave it open.
+        A sentence; None if prompt and labels agree, or if the labels are numbers or single letters.
     """
     asks = "情感" in prompt or "sentiment" in prompt.lower()
     words = [label.lower() for label in labels if len(label) > 1 and not re.fullmatch(r"[-+\d.]+", label)]

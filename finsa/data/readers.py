@@ -1,7 +1,7 @@
-"""Files to frames of text: every line of a file becomes a row, readable or not, with the reason where it is not.
+"""Files as frames of text: every record becomes a row; an unreadable one has the reason.
 
 A frame has the file's columns as text, ``LINE`` (where the record begins; its number in formats without lines) and
-``FATE`` (null, or why the row is unreadable). Nothing is guessed silently: an encoding other than UTF-8 is noted, a
+``FATE`` (null, or why the row is unreadable). Nothing is guessed silently: an encoding other than UTF-8 is noted, and a
 broken line is a counted row.
 """
 
@@ -29,13 +29,13 @@ PLAIN = Csv(delimiter=None, encoding=None, header=None, quotes=None)
 
 @dataclass
 class Raw:
-    """A file as read.
+    """The contents of a file.
 
     Args:
         frame: columns of text, ``LINE`` and ``FATE``.
-        notes: what the user should know about the file.
-        kinds: types of the columns that were not text before.
-        nested: lines at which a column of a JSON file holds a list or an object.
+        notes: for the user.
+        kinds: original types of the columns that were converted to text.
+        nested: lines of a JSON file at which a column contains a list or an object.
         mapped: keys of ``data.label_map`` that occur as labels.
     """
 
@@ -51,12 +51,12 @@ class Raw:
 
 
 def read(file: Path, csv: Csv = PLAIN, fits: Fits | None = None) -> Raw:
-    """Read a file by its ending.
+    """Read a file in the format of its extension.
 
     Args:
         file: the file.
-        csv: how it is written, where that is configured.
-        fits: recognizes the header by its names; None: any header fits.
+        csv: configured format.
+        fits: whether names are the header; None: any names.
 
     Raises:
         DataError: for an unknown format, an empty file, or one that cannot be read at all.
@@ -76,7 +76,7 @@ def read(file: Path, csv: Csv = PLAIN, fits: Fits | None = None) -> Raw:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
+    """The first line of an error's message, or its type if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -99,7 +99,7 @@ def _csv(file: Path, csv: Csv, fits: Fits, delimiter: str = ",") -> Raw:
 
 
 def _frame(header: list[str], rows: Iterable[Record]) -> pl.DataFrame:
-    """Make a frame of records, chunk by chunk, so that Python objects of only one chunk are in memory."""
+    """Build a frame from records, chunk by chunk, so that only one chunk of Python objects is in memory."""
     schema = dict.fromkeys(header, pl.String()) | {LINE: pl.Int64(), FATE: pl.String()}
     parts, iterator = [pl.DataFrame(schema=schema)], iter(rows)
     while chunk := list(islice(iterator, CHUNK)):
@@ -115,7 +115,7 @@ Parsed = tuple[Any, int, str | None]  # the value, its line, why there is none
 
 
 class Doubled(dict[str, Any]):
-    """A JSON object in which a key occurs twice, or that contains such an object."""
+    """A JSON object with a duplicate key, or that contains such an object."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def load_json(file: Path, codec: str | None = None) -> tuple[Any, list[str]]:
         The content, in which objects with a duplicate key are `Doubled`; and notes about the encoding.
 
     Raises:
-        DataError: where it is not one JSON value.
+        DataError: if it is not one JSON value.
     """
     stream, notes = open_text(file, codec)
     with stream:
@@ -183,7 +183,7 @@ def json_rows(file: Path, codec: str | None = None) -> tuple[list[Any], list[str
         The rows, and notes about the encoding.
 
     Raises:
-        DataError: where it holds something else.
+        DataError: if it contains something else.
     """
     content, notes = load_json(file, codec)
     if isinstance(content, dict):  # {"data": [...]} as some exports have it
@@ -195,7 +195,7 @@ def json_rows(file: Path, codec: str | None = None) -> tuple[list[Any], list[str
 
 
 def _objects(parsed: Iterable[Parsed], notes: list[str]) -> Raw:
-    """Make a frame of JSON objects; the columns are the keys in the order they are first seen."""
+    """Build a frame from JSON objects; the columns are the keys in the order of their first occurrence."""
     parts = [pl.DataFrame(schema={LINE: pl.Int64(), FATE: pl.String()})]
     names, nested, iterator = dict[str, None](), dict[str, list[int]](), iter(parsed)
     while chunk := list(islice(iterator, CHUNK)):
@@ -213,15 +213,15 @@ def _objects(parsed: Iterable[Parsed], notes: list[str]) -> Raw:
 
 
 def object_fault(record: Any) -> str | None:
-    """Why a JSON value is not a row; None where it is one."""
+    """Why a JSON value is not a row; None if it is one."""
     if isinstance(record, Doubled):
         return "unreadable: duplicate key"
     return None if isinstance(record, dict) else "unreadable: not a JSON object"
 
 
 def as_text(value: Any) -> str | None:
-    """Write a value as text: strings as they are, lists and objects as JSON, null stays null and NaN is null."""
-    if value is None or value != value:  # NaN alone differs from itself
+    """Convert a value to text: strings unchanged, lists and objects as JSON, null and NaN as null."""
+    if value is None or value != value:  # only NaN differs from itself
         return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     try:
@@ -235,7 +235,7 @@ def as_text(value: Any) -> str | None:
 
 
 def columnar(table: pl.DataFrame) -> Raw:
-    """Convert a typed table: all columns as text, lists and objects as JSON; what has no text form is null."""
+    """Convert all columns of a typed table to text, lists and objects to JSON; values without a text form are null."""
     columns, kinds = list[pl.Series](), dict[str, str]()
     for column in table.iter_columns():
         name, kind = column.name, column.dtype

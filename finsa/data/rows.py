@@ -1,8 +1,8 @@
-"""Tokens and loss mask, written together.
+"""Rendering of rows: token ids and loss mask.
 
 A row is prefix + text + suffix + answer + end token. Only the text is ever truncated, and the room for it does not
-depend on the row's label, so a text has the same prompt tokens in training, evaluation, prediction and serving. The
-parts are encoded separately, so that an answer's tokens are the ones that are scored, whatever precedes them.
+depend on the label, so a text has the same prompt tokens in training, evaluation, prediction and serving. The
+parts are encoded separately, so that the tokens of an answer are those that are scored, whatever precedes them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from finsa.runs.progress import Moved, ignored
 
 IGNORE = -100
 CHUNK = 10_000  # texts encoded at a time
-LEAST = 8  # tokens that the truncated part of a text keeps at least
+LEAST = 8  # minimum number of tokens that remain of the truncated part of a text
 IntArray = NDArray[Any]
 
 
@@ -36,10 +36,10 @@ class Row(TypedDict):
     Args:
         input_ids: token ids, (s,).
         labels: the id to predict at each position, -100 where there is no loss, (s,).
-        weight: of the row in the loss; 1 if absent.
-        target: number of its class, where the loss is over the classes.
-        text_span: start and end of the text tokens, where a head or router reads them.
-        domain: number of the expert of its domain; -1 where the domain has no expert.
+        weight: weight of the row in the loss; 1 if absent.
+        target: number of its class, if the loss is over the classes.
+        text_span: start and end of the text tokens, if a head or router reads them.
+        domain: number of the expert of its domain; -1 if the domain has no expert.
     """
 
     input_ids: list[int]
@@ -129,7 +129,7 @@ class Renderer:
         max_length: of a whole row, in tokens.
 
     Raises:
-        ConfigError: where prompt and answer leave no room for text, two words have the same tokens, or there is no end
+        ConfigError: if prompt and answer leave no room for text, two words have the same tokens, or there is no end
             token.
     """
 
@@ -163,7 +163,7 @@ class Renderer:
 
     @property
     def literal(self) -> Tokenizer:
-        """A copy of the tokenizer for texts, which never reads them as markup."""
+        """A copy of the tokenizer for texts, which never parses special tokens in them."""
         return Tokenizer.from_str(self._literal.to_str())
 
     def encode(self, texts: Sequence[str]) -> Encoded:
@@ -171,7 +171,7 @@ class Renderer:
         return self.wrap(**self.encode_texts(texts))
 
     def wrap(self, tokens: IntArray, ends: IntArray, cut: IntArray) -> Encoded:
-        """Put prefix and suffix around encoded texts; the arrays are those of `encode_texts`."""
+        """Add prefix and suffix to encoded texts; the arrays are those of `encode_texts`."""
         return Encoded(self.prefix, self.suffix, tokens, ends, cut)
 
     def encode_texts(self, texts: Sequence[str], moved: Moved = ignored) -> dict[str, IntArray]:
@@ -196,7 +196,7 @@ class Renderer:
         return {"tokens": np.concatenate(kept), "ends": np.cumsum(fitting), "cut": lengths - fitting}
 
     def crowded(self, texts: Sequence[str], fixed: Sequence[int]) -> dict[int, int]:
-        """Find texts that do not fit and whose fixed part leaves fewer than ``LEAST`` tokens for the rest.
+        """Find texts that are truncated and whose fixed part leaves fewer than ``LEAST`` tokens for the rest.
 
         Args:
             texts: n texts.
@@ -220,7 +220,7 @@ class Renderer:
         return np.array([len(one.ids) for one in encoded], np.int64)
 
     def fingerprint(self) -> str:
-        """Hash of what the tokens of a text depend on: the tokenizer and the room for a text."""
+        """Hash of the tokenizer and the room for a text, which determine the tokens of a text."""
         return f"{self._tokenizer_hash}-{self.room}"
 
     def row(self, prompt: Sequence[int], label: int, loss_on: Literal["all", "response", "label"]) -> Row:
@@ -258,10 +258,10 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 @lru_cache(maxsize=4)
 def _literal(tokenizer: Any, size: int) -> tuple[Tokenizer, str]:
-    """The tokenizer for texts, which never contain markup: "<|im_end|>" or "</think>" is encoded as characters.
+    """The tokenizer for texts, which encodes special tokens such as "<|im_end|>" or "</think>" as ordinary characters.
 
     Args:
-        tokenizer: of transformers; rebuilding a large one takes a second, so the result is kept.
+        tokenizer: of transformers; rebuilding a large one takes a second, so the result is cached.
         size: of its vocabulary, which changes when tokens are added.
 
     Returns:
@@ -269,7 +269,7 @@ def _literal(tokenizer: Any, size: int) -> tuple[Tokenizer, str]:
     """
     settings = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in settings["added_tokens"]:
-        token["special"] = True  # otherwise added tokens would be matched in texts all the same
+        token["special"] = True  # otherwise added tokens would still be matched in texts
     written = json.dumps(settings)
     literal = Tokenizer.from_str(written)
     literal.encode_special_tokens = True

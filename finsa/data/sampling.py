@@ -46,7 +46,7 @@ def limit(labels: Sequence[object], most: int, seed: int) -> list[int]:
 
 
 def oversample(labels: Sequence[object], seed: int) -> list[int]:
-    """Repeat rows until every class is as large as the largest; each row of a class equally often, up to one.
+    """Repeat rows until every class is as large as the largest; the counts of a class's rows differ by at most one.
 
     Args:
         labels: the class of each row, (n,).
@@ -67,16 +67,16 @@ def _shuffled(classes: list[list[int]], seed: int) -> list[int]:
 
 
 def class_counts(gold: Sequence[int], order: Sequence[int], names: Sequence[str], loss: Loss) -> list[int]:
-    """Training rows per class, of the rows that are used.
+    """Number of used training rows per class.
 
     Args:
         gold: the class of each training row, (n,).
-        order: numbers of the rows that are used; a row that is repeated counts as often.
+        order: numbers of the rows that are used, with repetitions.
         names: the classes.
-        loss: what the counts are for.
+        loss: may depend on the counts.
 
     Raises:
-        ConfigError: for a class without rows, where the loss needs its share.
+        ConfigError: for a class without rows, if the loss depends on class frequencies.
     """
     found = Counter(gold[row] for row in order)
     empty = [name for number, name in enumerate(names) if not found[number]]

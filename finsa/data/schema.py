@@ -1,4 +1,4 @@
-"""The common schema: what a file or a single row holds becomes id, text, label, domain, parent, group and fixed."""
+"""The common schema: files and single rows are converted to id, text, label, domain, parent, group and fixed."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ _DAMAGED = re.compile("[\ufffd\ud800-\udfff]")  # JSON can write half of a surro
 
 
 def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
-    """Bring the columns of a file into the common schema.
+    """Convert the columns of a file to the common schema.
 
     Args:
-        raw: the file as read; gains notes on what is changed, and the keys of ``data.label_map`` that occur.
-        data: names the columns and says how they are read.
-        place: named in errors.
-        stem: begins the ids of rows that have none.
+        raw: the file; notes on changes and the keys of ``data.label_map`` that occur are added.
+        data: configures the columns and how they are read.
+        place: name of the file in messages.
+        stem: prefix of the ids of rows without one.
 
     Returns:
         Columns id, text, label, domain, parent, group, ``LINE``, ``FATE``, and fixed: the number of the text's leading
         characters that are never truncated.
 
     Raises:
-        DataError: for a missing column, or a text column that does not hold text.
+        DataError: for a missing column, or a text column that does not contain text.
     """
     columns = data.columns
     if data.source in conversations.USED:
@@ -53,7 +53,7 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
     fixed = (pl.col("_fixed") if data.source in conversations.USED else pl.lit(0)).alias(FIXED)
     shaped = frame.select(*selected, ids, fixed, LINE, FATE)
     if data.options:
-        # A label that names an option becomes that option's text; any other is left, and is unknown later.
+        # A label that names an option is replaced by its text; any other one is unchanged, and later unknown.
         _require(raw, place, data.options, "data.options")
         names = tuple(dict.fromkeys((*data.options, *(data.labels or ()))))
         letter, notes = labels.respell(shaped["label"], names)
@@ -61,7 +61,7 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
         texts = (pl.when(letter == name).then(raw.frame[name].str.strip_chars()) for name in data.options)
         shaped = shaped.with_columns(pl.coalesce(*texts, letter).alias("label"))
     if data.extract:
-        # Python's search, because it is what the configuration has checked.
+        # Python's regular expressions, because the configuration was checked with them.
         search = re.compile(data.extract, re.DOTALL).search
         matches = [search(text) if text is not None else None for text in shaped["text"].to_list()]
         found = pl.Series("_found", [match[1] if match else None for match in matches], dtype=pl.String)
@@ -77,7 +77,7 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
 
 
 def has_text(data: Data, columns: Collection[str], answered: bool = True) -> bool:
-    """Whether columns of these names hold what a data set reads its texts from.
+    """Whether columns of these names contain the texts of a data set.
 
     Args:
         data: its source and columns.
@@ -92,7 +92,7 @@ def has_text(data: Data, columns: Collection[str], answered: bool = True) -> boo
 
 
 def _render_conversations(raw: Raw, data: Data, place: str) -> tuple[Raw, Columns]:
-    """Turn instruction rows and chats into columns of text and label; what of them is not read is noted."""
+    """Convert instruction rows and chats to columns of text and label; a note lists what is not read."""
     if data.source == "alpaca":
         _require(raw, place, conversations.INSTRUCTION, "data.source=alpaca")
     elif conversations.chat_column(data, raw.columns()) is None:
@@ -135,7 +135,7 @@ def _require(raw: Raw, place: str, wanted: Iterable[str], key: str) -> None:
 
 
 def _other_source(raw: Raw) -> str:
-    """Which choice of data reads rows with these fields, where they are not a table's."""
+    """The data set file that reads rows with these fields, unless they are those of a table."""
     form = conversations.form_of(raw.columns())
     kinds = {"messages": "chats", "alpaca": "instruction rows"}
     return f". These are {kinds[form]}, which data={form} data.files=<files> reads" if form else ""
@@ -144,7 +144,7 @@ def _other_source(raw: Raw) -> str:
 def _column(raw: Raw, place: str, columns: Columns, name: str) -> pl.Expr:
     """A column of the schema.
 
-    Text and label must be there. The others may be absent, and their empty cells are null, so that these do not count
+    Text and label are required. The others may be missing, and their empty cells are null, so that they do not count
     as equal.
 
     Raises:
@@ -169,7 +169,7 @@ def _column(raw: Raw, place: str, columns: Columns, name: str) -> pl.Expr:
 
 
 def _without_header(raw: Raw, place: str) -> str | None:
-    """What to set where the first row of a file looks like the others: it is long, or repeated below."""
+    """What to set if the header looks like an ordinary row: it is long, or repeated below."""
     names, frame = raw.columns(), raw.frame
     alike = [name for name in names if len(name) > 40 or (frame[name] == name).sum() > 0]
     if Path(place).suffix.lower() not in (".csv", ".tsv", ".xlsx") or len(names) < 2 or not alike or not frame.height:
@@ -186,11 +186,11 @@ def _without_header(raw: Raw, place: str) -> str | None:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the text of a single row is found, as training found it: for prediction over files and for the service.
+    """How the text of a single row is read, in the same way as in training: for prediction and for the service.
 
     Args:
         column: of plain texts, taken unchanged.
-        sections: the data of the run, of a mixture all parts; a row is read as the first section whose fields it has.
+        sections: data sections of the run, all parts of a mixture; a row is read by the first one whose fields it has.
     """
 
     column: str
@@ -202,13 +202,13 @@ class Reading:
 
         Args:
             data: of its configuration.
-            column: of plain texts, where the user names one; then nothing else is looked at.
+            column: of plain texts, if the user names one; then no other field is read.
         """
         return cls(data.columns.text, tuple(_sections(data))) if column is None else cls(column)
 
     @property
     def fields(self) -> list[str]:
-        """Names of the fields that are read, besides a column of plain texts: for messages."""
+        """Names of the fields that are read besides a column of plain texts, for messages."""
         names = {"alpaca": "instruction, input", "messages": " or ".join(conversations.CHATS)}
         return list(dict.fromkeys(names[data.source] for data in self.sections if data.source in names))
 

@@ -26,14 +26,14 @@ SHAPE = ("id", "text", "label", "domain", "parent", "group", "split", "file", "p
 
 @dataclass
 class Rows:
-    """Rows in the common schema, before anything is decided about them.
+    """Rows in the common schema, before cleaning and splitting.
 
     Args:
         frame: text columns id, text, label, domain, parent, group, split, file, ``FATE``, part (of a mixture), and the
             number ``LINE``; missing ones are added as null, others are left out. ``FIXED`` counts the leading
-            characters of the text that are never truncated; 0 where it is missing.
+            characters of the text that are never truncated; 0 if it is missing.
         declared: splits that have files.
-        notes: what the user should know about the files.
+        notes: on the files, for the user.
     """
 
     frame: pl.DataFrame
@@ -54,12 +54,12 @@ class Rows:
 
 
 def only_files(data: Data) -> bool:
-    """Whether all rows come from files; others are generated, or fetched by a library that has a cache."""
+    """Whether all rows are read from files, rather than generated or downloaded by a library with a cache."""
     return data.generator is None and not data.from_hub and all(map(only_files, (data.parts or {}).values()))
 
 
 def all_files(data: Data) -> list[Path]:
-    """All files that a data set is read from, including those of a mixture's parts."""
+    """All files of a data set, including those of the parts of a mixture."""
     if data.source == "mixture":
         found = list[Path]()
         for name, part in (data.parts or {}).items():
@@ -75,7 +75,7 @@ def article_files(data: Data) -> tuple[Path, Path]:
     """The file of articles and the file of their labels, in the one folder ``data.files``.
 
     Raises:
-        DataError: where there is no such folder, or a file is missing in it.
+        DataError: if there is no such folder, or a file is missing in it.
     """
     assert data.articles is not None
     paths = (data.files,) if isinstance(data.files, str) else tuple(data.files or ())
@@ -94,7 +94,7 @@ def article_files(data: Data) -> tuple[Path, Path]:
 
 @contextmanager
 def errors_of_part(name: str) -> Iterator[None]:
-    """Let errors raised within name the keys of a mixture's part."""
+    """Raise errors with the keys of a mixture's part."""
     try:
         yield
     except DataError as error:
@@ -102,7 +102,7 @@ def errors_of_part(name: str) -> Iterator[None]:
 
 
 def with_keys_of_part(text: str, name: str) -> str:
-    """Write the keys in a message as they have to be written to mean this part of a mixture."""
+    """Replace keys in a message by those of a part of a mixture."""
     return re.sub(rf"(?<![\w./])data\.(?=({'|'.join(Data.model_fields)})\b)", f"data.parts.{name}.", text)
 
 
@@ -132,10 +132,10 @@ def collect(data: Data, files: dict[Path, str | None]) -> Rows:
 
 
 def collect_hub(data: Data) -> Rows:
-    """Load a data set with the datasets library: an id of the hub, or a local folder that it can read.
+    """Load a data set with the datasets library: from the hub, or from a local folder that it can read.
 
     Raises:
-        DataError: where it cannot be loaded, or lacks the configured splits or columns.
+        DataError: if it cannot be loaded, or lacks the configured splits or columns.
     """
     assert data.hub is not None
     if data.hub.id is None:
@@ -158,7 +158,7 @@ def collect_hub(data: Data) -> Rows:
                 for name, numbers in classes.items()
             )
             raw = columnar(pl.DataFrame(pl.from_arrow(loaded.data.table)).with_columns(named))
-        except Exception as error:  # of any of the libraries behind it
+        except Exception as error:  # of any library that datasets uses
             reason = (first_line(error) if refused is None or isinstance(error, ValueError) else refused).rstrip(".")
             raise DataError(
                 f"data.hub: {hub.id} (split {theirs}) cannot be loaded: {reason}. For a split that it lacks set "
@@ -188,7 +188,7 @@ def _placed(frame: pl.DataFrame, split: str | None, place: str) -> pl.DataFrame:
 
 
 def generate(data: Data) -> Rows:
-    """Draw rows with ``data.generator``, and divide them by domain and class."""
+    """Generate rows with the settings of ``data.generator``, and split them by domain and class."""
     settings = data.generator
     assert settings is not None
     rows = generator.generate(settings.rows, settings.seed, settings.domains, settings.imbalance, settings.noise)

@@ -1,4 +1,4 @@
-"""Divide rows into train, validation and test."""
+"""Rules that split rows into train, validation and test."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def families(rows: pl.DataFrame, *links: str) -> pl.Series:
     """
     if all(rows[link].null_count() == rows.height for link in links):
         return pl.Series(np.arange(rows.height, dtype=np.int32))
-    from scipy.sparse import coo_matrix  # takes most of a second, which other runs need not wait for
+    from scipy.sparse import coo_matrix  # takes most of a second, so it is imported only if needed
     from scipy.sparse.csgraph import connected_components
 
     part = pl.col("part").fill_null("") + pl.lit("\x1f")
@@ -100,7 +100,7 @@ def stratified(labels: Sequence[object], validation: float, test: float, seed: i
     """Assign splits in proportion to the classes, sizes as scikit-learn rounds them.
 
     Raises:
-        DataError: where a class is too small to be in every split.
+        DataError: if a class is too small to be in every split.
     """
     from sklearn.model_selection import train_test_split
 
@@ -134,7 +134,7 @@ def by_class(labels: Sequence[object], validation: float, test: float, seed: int
     for rows in shuffled_classes(labels, seed).values():
         left = iter(rows)
         for name, share in (("validation", validation), ("test", test)):
-            # The tiny addend keeps floor(0.2 * 5) at 1 where binary fractions fall just below the whole number.
+            # The small addend keeps floor(0.2 * 5) at 1 although binary fractions may fall just below the whole number.
             size = max(1, int(share * len(rows) + 1e-9)) if share > 0 else 0
             for row in islice(left, size):
                 assigned[row] = name

@@ -1,4 +1,4 @@
-"""Synthetic rows written by a model: extracting texts from its answers, and keeping the new ones."""
+"""Synthetic rows written by a model: extract texts from its answers, and keep the new ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def texts_of(answer: str) -> list[str]:
         answer: without thoughts. A fence around it (```json) is ignored.
 
     Returns:
-        The texts; none where the JSON is broken or holds something else. A line that ends in a colon is a heading.
+        The texts; none if the JSON is broken or has another structure. A line that ends in a colon is a heading.
     """
     lines = [line.strip() for line in answer.splitlines() if line.strip() and not line.lstrip().startswith("```")]
     written = "\n".join(lines)

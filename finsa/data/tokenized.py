@@ -1,9 +1,9 @@
-"""A data set with a tokenizer: prompts and training rows of its splits, tokenized once."""
+"""A data set with its tokenizer: prompts and training rows of the splits, tokenized once."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,16 +19,14 @@ from finsa.errors import DataError
 from finsa.runs import progress
 from finsa.session import Session
 
-Crowded = Callable[[Sequence[str], Sequence[int]], dict[int, int]]
-
 
 @dataclass(frozen=True)
 class Labelled:
-    """A data set, and what every method needs of it, with or without a language model.
+    """A data set as every method uses it, with or without a language model.
 
     Args:
         dataset: rows per split, labels, ledger.
-        cut: number of truncated texts per split; empty for a method that reads texts whole.
+        cut: number of truncated texts per split; empty for a method that never truncates.
     """
 
     dataset: Dataset
@@ -52,9 +50,9 @@ class Labelled:
         return self.cut
 
     def fingerprints(self) -> dict[str, str | None]:
-        """Hashes of the template, which exists for language models only, and of the labels."""
+        """Hashes of the prompt template (None without a language model) and of the labels."""
         labels = "\x1f".join([*self.dataset.labels.names, *self.dataset.labels.words])
-        return {"template_fingerprint": None, "label_fingerprint": _short(labels)}
+        return {"template_fingerprint": None, "label_fingerprint": _short_hash(labels)}
 
     def training_order(self, cfg: RunConfig) -> list[int]:
         """Numbers of the training rows that the method uses."""
@@ -67,8 +65,8 @@ class TokenizedDataset(Labelled):
 
     Args:
         dataset: rows per split, labels, ledger.
-        renderer: the one renderer of this run.
-        prompt: what the renderer puts around a text.
+        renderer: of the run.
+        prompt: prefix and suffix that the renderer puts around a text.
         cache: folder of cached tokens; None: tokens are not cached.
         base_scores: label scores of the test rows, (n, c), by base model.
     """
@@ -80,7 +78,7 @@ class TokenizedDataset(Labelled):
     _encoded: dict[str, Encoded] = field(default_factory=dict)
 
     def prompts(self, split: str) -> Encoded:
-        """Prompts of a split in the order of its rows; tokens come from the cache where it has them."""
+        """Prompts of a split, in the order of its rows; tokens are read from the cache if it has them."""
         if split not in self._encoded:
             texts = self.dataset.splits[split]["text"]
 
@@ -101,22 +99,22 @@ class TokenizedDataset(Labelled):
         return {split: self._encoded[split].truncated for split in self.dataset.splits if split in self._encoded}
 
     def fingerprints(self) -> dict[str, str | None]:
-        """Hashes of the template and of the labels, which decide whether two runs can be compared."""
+        """Hashes of the prompt template and of the labels; only runs with equal ones are comparable."""
         template = f"{self.prompt.prefix}\x1f{self.prompt.suffix}\x1f{self.renderer.room}"
-        return {**super().fingerprints(), "template_fingerprint": _short(template)}
+        return {**super().fingerprints(), "template_fingerprint": _short_hash(template)}
 
     def domains(self, split: str, experts: Sequence[str]) -> list[int]:
-        """Number of the expert of each row's domain, (n,); -1 where the domain has no expert."""
+        """Number of the expert of each row's domain, (n,); -1 if the domain has no expert."""
         numbers = {name: number for number, name in enumerate(experts)}
         return [numbers.get(domain, -1) for domain in self.dataset.splits[split]["domain"].to_list()]
 
     def training_rows(self, cfg: RunConfig, experts: Sequence[str] = (), balance: str = "none") -> TrainingRows:
-        """Rows to learn from: sampled, weighted and with the loss mask that the method configures.
+        """Rows to train on: sampled, weighted and with the loss mask of the method.
 
         Args:
-            cfg: its method.
-            experts: of a mixture, whose rows also need the position of the text and their domain.
-            balance: of the domains: none, downsample or oversample.
+            cfg: configuration of the run.
+            experts: of a mixture, whose rows also have the span of the text and their domain.
+            balance: how domains are balanced: none, downsample or oversample.
         """
         rule, weights = cfg.method.loss.class_weights, None
         if rule != "none":
@@ -132,10 +130,10 @@ class TokenizedDataset(Labelled):
         )
 
     def class_counts(self, cfg: RunConfig) -> list[int]:
-        """Training rows per class, of the rows that the method uses.
+        """Number of training rows per class, among the rows that the method uses.
 
         Raises:
-            ConfigError: for a class without rows, where the loss needs its share.
+            ConfigError: for a class without rows, if the loss depends on class frequencies.
         """
         gold, names = self.gold("train"), self.dataset.labels.names
         return sampling.class_counts(gold, self.training_order(cfg), names, cfg.method.loss)
@@ -146,11 +144,11 @@ class TrainingRows(LazyRows):
     """Training rows of a method.
 
     Args:
-        renderer: builds a row of a prompt and its class.
+        renderer: builds a row from a prompt and its class.
         prompts: of the training split.
         gold: class of each of them.
         order: numbers of the rows that are used, in order.
-        method: its head and ``loss_on`` decide the form of a row.
+        method: its head and ``loss_on`` determine the form of a row.
         weights: weight of the rows of each class; None: all are equal.
         domains: number of the expert of each row's domain; None: the rows are not for a mixture.
     """
@@ -180,7 +178,7 @@ class TrainingRows(LazyRows):
         return row
 
 
-def _short(text: str) -> str:
+def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -188,8 +186,8 @@ def build(cfg: RunConfig, table: Dataset, tokenizer: Any, session: Session | Non
     """Combine a data set and a tokenizer; jobs of a session with the same data and tokenizer share the tokens.
 
     Raises:
-        ConfigError: where prompt, labels and tokenizer do not fit together.
-        DataError: where the part of a text that is never truncated leaves no room for the rest.
+        ConfigError: if prompt, labels and tokenizer are not compatible.
+        DataError: if the part of a text that is never truncated leaves no room for the rest.
     """
     settings = (cfg.data.prompt, cfg.data.max_length, cfg.data.cache, cfg.model.prompt, cfg.model.think)
     key = (id(table), id(tokenizer), *settings)
@@ -198,30 +196,25 @@ def build(cfg: RunConfig, table: Dataset, tokenizer: Any, session: Session | Non
         prompt = Prompt.of(cfg.data.prompt, table.labels, cfg.model.prompt, cfg.model.think, tokenizer)
         renderer = Renderer(tokenizer, prompt, table.labels, cfg.data.max_length)
         built = TokenizedDataset(table, renderer, prompt, cfg.data.cache)
-        require_room(built, renderer.crowded, renderer.room, cfg.data)
+        require_room(built, cfg.data)
         shared[key] = built
     tokenized: TokenizedDataset = shared[key]
     return tokenized
 
 
-def require_room(job: Labelled, crowded: Crowded, room: int, data: Data) -> None:
-    """Check that no instruction, and no earlier part of a chat, pushes the input out of the text.
-
-    Args:
-        job: its texts are checked.
-        crowded: finds texts whose fixed part leaves no room: `Renderer.crowded`, or its counterpart of an encoder.
-        room: tokens for a text.
-        data: its settings are named in the message.
+def require_room(tokenized: TokenizedDataset, data: Data) -> None:
+    """Check that the instruction, or the earlier part of a chat, leaves room for the input in every row.
 
     Raises:
         DataError: with the number of rows and of tokens.
     """
-    found = {split: crowded(job.texts(split), job.fixed(split)) for split in job.dataset.splits}
+    splits, room = tokenized.dataset.splits, tokenized.renderer.room
+    found = {split: tokenized.renderer.crowded(tokenized.texts(split), tokenized.fixed(split)) for split in splits}
     counts = {split: len(rows) for split, rows in found.items() if rows}
     if not counts:
         return
     most = max(max(rows.values()) for rows in found.values() if rows)
-    rows = sum(part.height for part in job.dataset.splits.values())
+    rows = sum(part.height for part in splits.values())
     where = ", ".join(f"{split} {count:,}" for split, count in counts.items())
     kind = "the instruction leaves" if data.source == "alpaca" else "what comes before the last turn leaves"
     shorter = "shorten the instruction" if data.source == "alpaca" else "set data.turns=last"

@@ -15,9 +15,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
+from finsa.errors import RunError
+
 # Errors of `fsync` on file systems that do not support it. Any other error means that a write failed.
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 STAGING = ".saving-"  # prefix of temporary names; the next process that writes to a folder removes leftovers
+
+
+def require_new(output: Path, kind: str = "folder") -> None:
+    """Check that an output does not exist yet, or is an empty folder.
+
+    Args:
+        output: path of a file or folder to be written.
+        kind: ``file`` or ``folder``.
+
+    Raises:
+        RunError: if it exists, or one of its parents is a file.
+    """
+    if output.is_file() or (output.is_dir() and (kind == "file" or any(output.iterdir()))):
+        raise RunError(f"output: {output} already exists; name another {kind}, or remove it")
+    if any(parent.is_file() for parent in output.parents):
+        raise RunError(f"output: {output} is below a file; name another {kind}")
 
 
 def sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Write a data set's splits, the training rows together with filtered variants of them."""
+"""Write the splits of a data set, with variants of its training rows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from finsa.session import Session
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Make variants of the training rows, and write everything below ``output``.
+    """Generate variants of the training rows, and write all rows to ``output``.
 
     Raises:
-        RunError: where the output is there already or another process is at it, or the endpoint cannot be used.
-        DataError: where there are no training rows.
+        RunError: if the output already exists, another process is writing it, or the endpoint cannot be used.
+        DataError: if there are no training rows.
     """
     session = session or Session()
     with dataset_writer.claimed(cfg.output) as partial:
@@ -43,7 +43,7 @@ def _write(cfg: RunConfig, partial: Path, session: Session) -> Result:
     made = made.with_columns(augment.unique_ids(made["id"], {*train["id"], *held["id"]}))
     splits["train"] = pl.concat([train, made.select(augment.COLUMNS)])
     recipe = _recipe(cfg, data, train, judged)
-    for split in ("validation", "test"):  # only a column with something in it: these files stay what they were
+    for split in ("validation", "test"):  # without an empty column, so that these files do not change
         splits[split] = splits[split].drop([] if splits[split]["parent"].drop_nulls().len() else ["parent"])
     folder = dataset_writer.publish(partial, splits, ("augmentation.json", recipe))
     for kind, numbers in recipe["variants"].items():
@@ -63,7 +63,7 @@ def _chat(knobs: AugmentStage, partial: Path) -> Chat | None:
 
 
 def _named(data: Dataset) -> dict[str, pl.DataFrame]:
-    """The splits with the classes' names, and null where a cell is blank."""
+    """The splits with names of classes, and null for blank cells."""
     names = dict(enumerate(data.labels.names))
     label = pl.col("label").replace_strict(names, return_dtype=pl.String)
     filled = (pl.when(pl.col(name) != "").then(name).alias(name) for name in ("domain", "parent"))
@@ -74,23 +74,23 @@ def _named(data: Dataset) -> dict[str, pl.DataFrame]:
 def _proposed(rows: pl.DataFrame, knobs: AugmentStage, chat: Chat | None, seed: int) -> pl.DataFrame:
     parts = []
     if knobs.synonyms is not None:
-        own = augment.draw(rows, knobs.synonyms.share, seed)
-        parts.append(augment.propose_synonyms(own, knobs.synonyms.words, knobs.synonyms.variants, seed))
+        drawn = augment.draw(rows, knobs.synonyms.share, seed)
+        parts.append(augment.propose_synonyms(drawn, knobs.synonyms.words, knobs.synonyms.variants, seed))
     if knobs.paraphrase is not None and chat is not None:
         parts.append(_paraphrases(rows, knobs.paraphrase, chat, seed))
     return pl.concat(parts)
 
 
 def _paraphrases(rows: pl.DataFrame, paraphrase: Paraphrase, chat: Chat, seed: int) -> pl.DataFrame:
-    own = augment.draw(rows, paraphrase.share, seed, last=True)
+    drawn = augment.draw(rows, paraphrase.share, seed, last=True)
     questions = [
         Question(paraphrase.prompt.format(text=text, label=label), number)
-        for text, label in own.select("text", "label").iter_rows()
+        for text, label in drawn.select("text", "label").iter_rows()
         for number in range(paraphrase.variants)
     ]
     answers = [(answer.text, answer.fault) for answer in chat.ask(questions)]
     starts = range(0, len(answers), paraphrase.variants)
-    return augment.propose(own, "paraphrase", [answers[start : start + paraphrase.variants] for start in starts])
+    return augment.propose(drawn, "paraphrase", [answers[start : start + paraphrase.variants] for start in starts])
 
 
 def _recipe(cfg: RunConfig, data: Dataset, train: pl.DataFrame, judged: pl.DataFrame) -> dict[str, Any]:

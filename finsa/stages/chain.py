@@ -1,4 +1,4 @@
-"""Stages one after another: every link is an ordinary run, found again when the chain is repeated."""
+"""Run several stages in sequence: every link is an ordinary run, which is reused when the chain is repeated."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from finsa.session import Session
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Run the links that have not finished; the result is the last link's that has scores."""
+    """Run the unfinished links; the result is that of the last link with test scores."""
     session = session or Session()
     assert isinstance(cfg.stage, ChainStage)
     links = cfg.stage.links
     if not links:
         raise ConfigError([Problem("stage.links", "names no stage; experiment=finsa_moe has some to look at")])
-    # All of them before the first one runs: a wrong key in the last should not cost the time of the others.
+    # All links are checked first: an error in the last one should not cost the time of the others.
     for name in links:
         configure(cfg, name, {earlier: f"@{earlier}" for earlier in links}, session)
     done: dict[str, str] = {}
@@ -38,7 +38,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
 
 
 def _link(cfg: RunConfig, title: str, session: Session) -> Result:
-    """Run a link, unless a finished run of it is there; an unfinished one is resumed with ``resume=true``."""
+    """Run a link unless a finished run of it exists; an unfinished one is resumed with ``resume=true``."""
     if cfg.stage.name in REPEATED:
         print(f"{title}: stage={cfg.stage.name}", flush=True)
         return nested.run(cfg.model_copy(update={"resume": False}), session)
@@ -46,13 +46,13 @@ def _link(cfg: RunConfig, title: str, session: Session) -> Result:
     if found is not None:
         print(f"{title}: finished before, {found}", flush=True)
         return _earlier(cfg.stage.name, found)
-    goes_on = cfg.resume and run_folder.unfinished(cfg) is not None
-    print(f"{title}: stage={cfg.stage.name}{', resumed' if goes_on else ''}", flush=True)
-    return nested.run(cfg.model_copy(update={"resume": goes_on}), session)
+    resumes = cfg.resume and run_folder.unfinished(cfg) is not None
+    print(f"{title}: stage={cfg.stage.name}{', resumed' if resumes else ''}", flush=True)
+    return nested.run(cfg.model_copy(update={"resume": resumes}), session)
 
 
 def _fingerprint(cfg: RunConfig, session: Session) -> str | None:
-    """Of the rows that the link's run records."""
+    """Fingerprint of the rows of a link; None for a stage that reads documents."""
     if cfg.stage.name == "pretrain":
         return None
     if cfg.stage.name == "evaluate":

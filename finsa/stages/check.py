@@ -1,4 +1,4 @@
-"""Validate everything and print the plan, without loading weights."""
+"""Validate a configuration and print the plan of its run, without loading weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _check_run(cfg: RunConfig, session: Session, lines: dict[str, object] | None
         lines: further ones for the table.
     """
     if cfg.data.corpus is not None and cfg.stage.name in ("check", "pretrain") and cfg.method.baseline is None:
-        from finsa.training import check_plan  # torch, which errors and baselines need not wait for
+        from finsa.training import check_plan  # imports torch, which errors and baselines do not need
 
         return check_plan.show_pretraining(cfg, lines or {})
     data = dataset.load(cfg.data, session)
@@ -65,7 +65,7 @@ def _check_chain(cfg: RunConfig, links: dict[str, dict[str, Any]], session: Sess
     for number, (name, link) in enumerate(configs.items(), start=1):
         print(f"link {number} of {len(links)}, {name}: stage={link.stage.name}", flush=True)
         if link.stage.name in nested.REPEATED or link.run is not None:
-            continue  # reads what earlier links write
+            continue  # it reads the output of earlier links
         try:
             metrics[name] = _check_run(link, session, _link_lines(link, configs, session)).metrics
         except FinsaError as error:
@@ -105,6 +105,6 @@ def _link_lines(link: RunConfig, configs: dict[str, RunConfig], session: Session
 
 
 def _problem(error: FinsaError) -> Problem:
-    """An error as an entry of a list; its message begins with the key or file that it is about."""
+    """Convert an error to a list entry; its message begins with the key or file that it concerns."""
     place, _, text = str(error).partition(": ")
     return Problem(place, text) if text else Problem("stage.links", place)

@@ -1,4 +1,4 @@
-"""Score a split with a finished run, or with the bare model."""
+"""Score a split with a finished run, or with the base model."""
 
 from __future__ import annotations
 
@@ -39,83 +39,83 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
 
     if record is not None and isinstance(trained.stage, MoeJointStage):
         moe.require_known_domains(trained.stage, mixture.names(record.path), data.splits[split]["domain"].to_list())
-    job = _job(trained, data, record, session)
+    labelled = _labelled(trained, data, record, session)
     hardware.prepare(cfg.train)
     with (
         run_folder.start(cfg, data.fingerprint, session) as folder,
         trackers.track(cfg, folder.path, session.group) as tracker,
     ):
         if record is not None:
-            answerer = predictor.load(record, cfg.train.score_tokens, session=session)
+            model = predictor.load(record, cfg.train.score_tokens, session=session)
         else:
-            assert isinstance(job, tokenized.TokenizedDataset)
-            answerer = predictor.zero_shot(cfg, job, cfg.train.score_tokens, session)
+            assert isinstance(labelled, tokenized.TokenizedDataset)
+            model = predictor.zero_shot(cfg, labelled, cfg.train.score_tokens, session)
         try:
-            report, more = _judge(cfg, job, answerer, folder)
-            found = {split: report, **more}
+            report, more = _score(cfg, labelled, model, folder)
+            results = {split: report, **more}
         finally:
-            answerer.close()
+            model.close()
         name = trained.method.name if record else f"{trained.model.name} (zero-shot)"
-        folder.note(**job.fingerprints(), run=str(record.path if record else None))
-        run_results.write_ledger(job, folder, (split,) if trained.method.baseline is None else tuple(data.splits))
-        folder.write_json("metrics.json", found)
+        folder.note(**labelled.fingerprints(), run=str(record.path if record else None))
+        run_results.write_ledger(labelled, folder, (split,) if trained.method.baseline is None else tuple(data.splits))
+        folder.write_json("metrics.json", results)
         if processes.is_main():
             tracker.figure(
-                "confusion matrix", run_results.draw_confusion_matrix(found[split], f"{name}, {split}", folder.path)
+                "confusion matrix", run_results.draw_confusion_matrix(results[split], f"{name}, {split}", folder.path)
             )
             run_results.write_page(trained.model_copy(update={"stage": cfg.stage}), folder, name, split)
-        tracker.summary(run_results.flat(found))
+        tracker.summary(run_results.flat(results))
     method = trained.method
-    if record is None:  # the base model, whatever method the command's defaults name
+    if record is None:  # the base model, whatever the default method of the command
         method = method.model_copy(update={"learn": "nothing", "head": "lm", "baseline": None})
-    tables.show_report(found[split], f"{name} on the {split} split, by class", method)
-    tables.scores({name: found[split]}, f"{trained.data.title}, {split} split").show()
+    tables.show_report(results[split], f"{name} on the {split} split, by class", method)
+    tables.scores({name: results[split]}, f"{trained.data.title}, {split} split").show()
     print(f"run folder: {folder.path}")
-    return Result("evaluate", folder.path, found, found[split]["macro_f1"] if split == "validation" else None)
+    return Result("evaluate", folder.path, results, results[split]["macro_f1"] if split == "validation" else None)
 
 
-def _judge(cfg: RunConfig, job: tokenized.Labelled, answerer: Predictor, folder: RunFolder) -> tuple[Any, Any]:
-    """Answer a split by the protocol and write the answers down.
+def _score(cfg: RunConfig, labelled: tokenized.Labelled, model: Predictor, folder: RunFolder) -> tuple[Any, Any]:
+    """Predict a split by the configured protocol and write the predictions.
 
     Returns:
-        The comparison with the truth, and what else ``metrics.json`` gets: the calibration, a mixture's router.
+        The metrics of the split; and further entries of ``metrics.json``: calibration, and routing of a mixture.
     """
     assert isinstance(cfg.stage, EvaluateStage)
     split: str = cfg.stage.split
     display = Display(cfg.train.progress_seconds)
     if cfg.stage.protocol == "label":
-        with display.work(f"scoring {split}", job.dataset.splits[split].height) as work:
-            log_probs = answerer.score(job, split, work.moved)
-        folder.note(scoring=answerer.rule, protocol="label")
-        gates, experts = answerer.gates, answerer.experts
-        rows = run_results.predictions(job, split, log_probs, answerer.temperature, gates, experts)
+        with display.work(f"scoring {split}", labelled.dataset.splits[split].height) as work:
+            log_probs = model.score(labelled, split, work.moved)
+        folder.note(scoring=model.rule, protocol="label")
+        gates, experts = model.gates, model.experts
+        rows = run_results.predictions(labelled, split, log_probs, model.temperature, gates, experts)
         folder.write_lines("predictions.jsonl", rows)
-        more: dict[str, Any] = {"calibration": run_results.calibration(job, {split: log_probs}, answerer.temperature)}
+        more: dict[str, Any] = {"calibration": run_results.calibration(labelled, {split: log_probs}, model.temperature)}
         if gates is not None:
-            domains = job.dataset.splits[split]["domain"].to_list()
+            domains = labelled.dataset.splits[split]["domain"].to_list()
             more["router"] = moe.analyze_gates(gates, domains, experts)
-        return run_results.report(job, split, log_probs), more
+        return run_results.report(labelled, split, log_probs), more
     from finsa.inference.generation import Generator, parse
 
-    assert isinstance(job, tokenized.TokenizedDataset)
-    words, rule = job.dataset.labels.words, cfg.stage.parse
-    generate = Generator(answerer.model, job.renderer, cfg.train.score_tokens, cfg.stage.answer_tokens)
-    prompts = job.prompts(split)
+    assert isinstance(labelled, tokenized.TokenizedDataset)
+    words, rule = labelled.dataset.labels.words, cfg.stage.parse
+    generate = Generator(model.model, labelled.renderer, cfg.train.score_tokens, cfg.stage.answer_tokens)
+    prompts = labelled.prompts(split)
     with display.work(f"answering {split}", len(prompts)) as work:
         texts = generate(prompts, work.moved)
     parsed = [parse(text, words, rule) for text in texts]
     folder.note(scoring=f"generated, parsed by {rule}", protocol="generate")
-    folder.write_lines("answers.jsonl", run_results.answers(job, split, texts, parsed))
-    result = metrics.report_parsed(job.gold(split), parsed, job.dataset.labels.names)
+    folder.write_lines("answers.jsonl", run_results.answers(labelled, split, texts, parsed))
+    result = metrics.report_parsed(labelled.gold(split), parsed, labelled.dataset.labels.names)
     print(f"answers that name no label: {sum(result['unparsable'].values()):,} of {len(texts):,} (answers.jsonl)")
     return result, {}
 
 
 def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | None, data: dataset.Dataset) -> None:
-    """A model that reads no words generates none, and letters have to be among the labels.
+    """Check that the model can generate answers, and that the parsing rule fits the labels.
 
     Raises:
-        ConfigError: where answers cannot be generated or parsed.
+        ConfigError: if answers cannot be generated or parsed.
     """
     if stage.protocol == "label":
         return
@@ -129,7 +129,7 @@ def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | N
         raise ConfigError([Problem("stage.parse", f"{text}: choose aidf or finllm")])
 
 
-def _job(trained: RunConfig, data: dataset.Dataset, record: Record | None, session: Session) -> tokenized.Labelled:
+def _labelled(trained: RunConfig, data: dataset.Dataset, record: Record | None, session: Session) -> tokenized.Labelled:
     if trained.method.baseline is not None:
         return tokenized.Labelled(data)
     tokenizer = predictor.tokenizer_of(record) if record else tokenizers.load_tokenizer(trained.model)

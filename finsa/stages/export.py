@@ -1,6 +1,6 @@
-"""Write a run's model in another format, with a receipt that compares it with the run.
+"""Export the model of a run in another format, and verify the export against the run.
 
-The export answers the run's validation rows, as the run does; an export below the tolerances is removed again.
+Both predict the validation rows of the run; an export outside of the tolerances is deleted.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ WEIGHTS = (".safetensors", ".onnx", ".data", ".bin", ".npz")  # endings of files
 
 @dataclass(frozen=True)
 class Side:
-    """Figures of the run or of its export.
+    """Measurements of the run or of its export.
 
     Args:
-        macro_f1, accuracy: on the rows that are compared.
-        bytes: of the weights.
-        milliseconds: median for one text at a time.
-        type: of its matrix products: ``float32``, ``bfloat16``, ``float16`` or ``int8``.
+        macro_f1, accuracy: on the compared rows.
+        bytes: size of the weights.
+        milliseconds: median latency of a single text.
+        type: number type of matrix products: ``float32``, ``bfloat16``, ``float16`` or ``int8``.
     """
 
     macro_f1: float
@@ -55,13 +55,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The run and its export on the same rows.
+    """Comparison of a run and its export on the same rows.
 
     Args:
-        rows: compared validation rows.
-        agreement: share of rows with the same answer.
-        largest_difference: of a label's probability.
-        run, export: the two sides.
+        rows: number of compared validation rows.
+        agreement: share of equal predictions.
+        largest_difference: largest difference of a probability.
+        run, export: measurements of both.
     """
 
     rows: int
@@ -71,7 +71,7 @@ class Receipt:
     export: Side
 
     def faults(self, stage: ExportStage) -> list[str]:
-        """What is beyond the tolerances of the stage."""
+        """Describe what is outside of the tolerances of the stage."""
         faults, most, types = [], stage.difference, (self.run.type, self.export.type)
         if self.agreement < stage.agreement:
             faults.append(f"agreement {self.agreement:.4f} is below stage.agreement={stage.agreement}")
@@ -89,9 +89,9 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Export a run, and compare the export with it.
 
     Raises:
-        ConfigError: where a run cannot be written in the format.
-        RunError: where the folder exists already, or another process writes it.
-        ModelError: where a package is missing, or the export is beyond the tolerances.
+        ConfigError: if the run cannot be exported in this format.
+        RunError: if the folder already exists, or another process writes it.
+        ModelError: if a package is missing, or the export is outside of the tolerances.
     """
     stage, form = cfg.stage, str(cfg.format)
     assert isinstance(stage, ExportStage)
@@ -102,9 +102,11 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     place = _place(cfg, record, form, stage.precision)
     data = dataset.load(record.cfg.data, session or Session())
     data.require(SPLIT)
-    job = tokenized.Labelled(data)
-    if job.dataset.labels.names != record.labels.names:
-        raise RunError(f"run: {record.path} has other labels than its data now: {', '.join(job.dataset.labels.names)}")
+    labelled = tokenized.Labelled(data)
+    if labelled.dataset.labels.names != record.labels.names:
+        raise RunError(
+            f"run: {record.path} has different labels than its data now: {', '.join(labelled.dataset.labels.names)}"
+        )
     predictor.announce(record.name)
     from finsa.inference import export  # torch takes seconds to import: after the checks
     from finsa.models import hardware
@@ -116,7 +118,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             export.write(record, form, stage.precision, partial)
-            receipt = _compare(cfg, record, job, partial)
+            receipt = _compare(cfg, record, labelled, partial)
             (partial / RECEIPT).write_text(json.dumps(asdict(receipt), indent=1) + "\n", encoding="utf-8")
             _show(receipt, f"{record.name} as {form}" + (f" {stage.precision}" if form == "onnx" else ""))
             faults = receipt.faults(stage)
@@ -137,21 +139,19 @@ def _refuse(reason: str | None) -> None:
 
 
 def refusal(record: Record, form: str, precision: str) -> str | None:
-    """Why a run cannot be written in a format, by its configuration; None where it can."""
+    """Why the configuration of a run cannot be exported in a format; None if it can."""
     method, stage = record.cfg.method, record.cfg.stage
     if record.manifest:
-        return f"{record.path} is an export itself; name the run that it was made of"
+        return f"{record.path} is itself an export; name the run that it was exported from"
     if method.baseline is not None:
-        return f"method={method.name} is no language model; predict and serve read its run folder"
+        return f"method={method.name} is not a language model; predict and serve read its run folder"
     if isinstance(stage, MoeJointStage) and form not in ("adapter", "merged"):
         return (
-            f"{form} holds one set of weights, and a mixture chooses among several for every text; format=adapter "
-            "writes all experts with their router and a manifest, format=merged a model per expert, routed hard"
+            f"{form} contains one set of weights, and a mixture selects among several for every text; format=adapter "
+            "writes all experts with their router and a manifest, format=merged a model per expert, with hard routing"
         )
     if isinstance(stage, MoeJointStage) and form == "merged" and stage.router.read == "layer":
-        return (
-            "its router reads an early layer of the base, and merged experts have changed theirs; choose format=adapter"
-        )
+        return "its router reads an early layer of the base model, which merged experts change; choose format=adapter"
     if form == "adapter" and method.adapter is None and method.head == "lm":
         return f"method={method.name} trains no adapter; choose format=merged"
     if form == "adapter" and method.learn == "all":
@@ -166,40 +166,37 @@ def refusal(record: Record, form: str, precision: str) -> str | None:
 
 
 def _place(cfg: RunConfig, record: Record, form: str, precision: str) -> Path:
-    """Where the export goes: ``output``, else below the run's folder."""
+    """The folder of the export: ``output``, or by default one in the run folder."""
     name = form if precision == "fp32" else f"{form}_{precision}"
     place = Path(cfg.output).absolute() if cfg.output is not None else record.path / "exports" / name
-    if place.exists() and (place.is_file() or any(place.iterdir())):
-        raise RunError(f"output: {place} exists already; remove it, or name another folder with output=<folder>")
+    files.require_new(place)
     if place.exists():
         place.rmdir()
-    if any(parent.is_file() for parent in place.parents):
-        raise RunError(f"output: {place} lies below a file; name another folder")
     return place
 
 
-# ------------------------------------------------------------------------------------------------ the receipt
+# ------------------------------------------------------------------------------------------------ comparison
 
 
-def _compare(cfg: RunConfig, record: Record, job: tokenized.Labelled, folder: Path) -> Receipt:
-    """Predict the validation rows with the run and then with the export."""
+def _compare(cfg: RunConfig, record: Record, labelled: tokenized.Labelled, folder: Path) -> Receipt:
+    """Predict the validation rows with the run and with the export, and measure both."""
     from finsa.models import base
 
     stage, display = cfg.stage, Display(cfg.train.progress_seconds)
     assert isinstance(stage, ExportStage)
-    gold = job.gold(SPLIT)[: stage.rows]
+    gold = labelled.gold(SPLIT)[: stage.rows]
     print(f"comparing the export with the run on {len(gold):,} {SPLIT} rows", file=sys.stderr, flush=True)
     sides, probs = list[Side](), list[np.ndarray]()
     for name, source in (("run", record), ("export", predictor.read(str(folder)))):
         model = predictor.load(source, cfg.train.score_tokens, cfg.train.threads)
-        predictions, milliseconds = _predict(model, job.texts(SPLIT)[: stage.rows], stage.timed, display, name)
+        predictions, milliseconds = _predict(model, labelled.texts(SPLIT)[: stage.rows], stage.timed, display, name)
         if name == "run" and model.model is not None:
             size = base.bytes_of(model.model)
         else:
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.suffix in WEIGHTS)
         model.close()
         dtype = str(base.dtype(source.cfg.model)).removeprefix("torch.")
-        dtype = {"fp32": "float32", "int8": "int8"}.get(source.manifest.get("precision", ""), dtype)  # of a graph
+        dtype = {"fp32": "float32", "int8": "int8"}.get(source.manifest.get("precision", ""), dtype)  # of an ONNX graph
         report = metrics.report(gold, predictions.probs.argmax(axis=1).tolist(), predictions.labels)
         sides.append(Side(report["macro_f1"], report["accuracy"], size, round(milliseconds, 3), dtype))
         probs.append(predictions.probs)
@@ -213,7 +210,7 @@ def _compare(cfg: RunConfig, record: Record, job: tokenized.Labelled, folder: Pa
 
 
 def _predict(model: Predictor, texts: list[str], timed: int, display: Display, name: str) -> tuple[Predictions, float]:
-    """Predictions for the texts, and the median milliseconds of one text at a time."""
+    """Predict texts, and measure the median milliseconds of single texts."""
     with display.work(f"{name}: {SPLIT} rows", len(texts)) as work:
         predictions = model(texts, work.moved)
     seconds = []
@@ -235,9 +232,9 @@ def _show(receipt: Receipt, title: str) -> None:
     table.add_row("macro-F1", f"{one.macro_f1:.4f}", f"{other.macro_f1:.4f}")
     table.add_row("accuracy", f"{one.accuracy:.4f}", f"{other.accuracy:.4f}")
     table.add_row("weights, MB", f"{one.bytes / 1e6:.1f}", f"{other.bytes / 1e6:.1f}")
-    table.add_row("ms per text, alone", f"{one.milliseconds:.1f}", f"{other.milliseconds:.1f}")
+    table.add_row("ms per single text", f"{one.milliseconds:.1f}", f"{other.milliseconds:.1f}")
     tables.show(table)
     print(
-        f"same answer on {receipt.agreement:.2%} of {receipt.rows:,} validation rows; "
+        f"equal predictions on {receipt.agreement:.2%} of {receipt.rows:,} validation rows; "
         f"largest difference of a probability {receipt.largest_difference:.2g}"
     )

@@ -16,7 +16,7 @@ from finsa.session import Session
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Draw rows by ``data.generator`` and write them below ``output``, with the recipe beside them."""
+    """Generate rows with the settings of ``data.generator``, and write them to ``output`` with a recipe."""
     session = session or Session()
     data = dataset.load(cfg.data, session)
     folder = Path(str(cfg.output)).absolute()

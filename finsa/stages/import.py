@@ -21,14 +21,14 @@ from finsa.runs import files
 from finsa.runs.run_folder import Result
 from finsa.session import Session
 
-ABOVE = 4  # folders above a training file in which its data sets are looked for
+ABOVE = 4  # number of folders above a training file that are searched for its data sets
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Read ``input``, write files below ``output`` that are known to compose, and report every key.
+    """Translate ``input`` into files below ``output`` that compose, and report every key.
 
     Raises:
-        DataError: where nothing can be translated; then nothing is written.
+        DataError: if nothing can be translated; then nothing is written.
     """
     assert isinstance(cfg.stage, ImportStage)
     source, folder, added = locate(str(cfg.input)), Path(str(cfg.output)), session.folders if session else ()
@@ -65,12 +65,12 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
 
 @dataclass(frozen=True)
 class Translated:
-    """Files that belong together: all of them are written, or none.
+    """Files that belong together: either all of them are written or none.
 
     Args:
-        command: that chooses the last of them.
+        command: override that selects the last of them.
         files: lines by path below the output.
-        accounts: what became of the keys, by the name of what was translated.
+        accounts: how each key was translated, by the name of the file or entry.
     """
 
     command: str
@@ -79,10 +79,10 @@ class Translated:
 
 
 def _composing(parts: list[Translated], added: Folders) -> Translated:
-    """Join translations, after composing them in a folder of their own.
+    """Join translations, after checking in a temporary folder that they compose.
 
     Raises:
-        FinsaError: where they do not compose.
+        FinsaError: if they do not compose.
     """
     whole = Translated(
         parts[-1].command,
@@ -98,7 +98,7 @@ def _composing(parts: list[Translated], added: Folders) -> Translated:
 
 
 def _name(written: str, group: str = "data") -> str:
-    """A name that a command line takes, and that no file of ``conf/`` has."""
+    """A valid name on the command line that no file of ``conf/`` has."""
     name = re.sub(r"[^A-Za-z0-9_]+", "_", written).strip("_") or "imported"
     return f"{name}_imported" if (catalogue.CONF / group / f"{name}.yaml").exists() else name
 
@@ -138,9 +138,9 @@ def _experiment(
 
 
 def _datasets(account: Account, source: Path, stage: ImportStage) -> Path:
-    """Where the entries of the data sets are: as named, or below ``dataset_dir``.
+    """The ``dataset_info.json`` of a training file: as configured, or in ``dataset_dir``.
 
-    A relative one counts from where the other trainer was started: here, or a folder above the training file.
+    A relative path is searched for in the current folder and in the folders above the training file.
     """
     if stage.datasets is not None:
         file = locate(stage.datasets)
@@ -171,7 +171,7 @@ def _body(values: dict[str, Any]) -> str:
 
 def _show(name: str, account: Account) -> None:
     shown = Table(title=name, title_justify="left", title_style="bold")
-    for column in ("key", "value", "what became of it", ""):
+    for column in ("key", "value", "translation", ""):
         shown.add_column(column, overflow="fold")
     styles = {"not supported": "yellow", "no effect": "dim"}
     for fate in account.fates:

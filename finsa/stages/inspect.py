@@ -1,4 +1,4 @@
-"""Show the rows as the model will see them, and what is odd about them; no weights are loaded."""
+"""Show the rows as the model sees them, and anomalies of the data; no weights are loaded."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ FILE_SOURCES = ("table", "alpaca", "messages")
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Print examples, ledger, overlaps and confounds; write page, figures and numbers into a run folder."""
+    """Print examples, ledger, overlaps and shortcut features; write a page, figures and numbers to a run folder."""
     session = session or Session()
     assert isinstance(cfg.stage, InspectStage)
     data = dataset.load(cfg.data, session)
     tokenizer, whose, style = tokenizers.own_or_embedded(cfg.model, local_only=False)
-    job = tokenized.build(cfg.model_copy(update={"model": style}), data, tokenizer, session)
+    labelled = tokenized.build(cfg.model_copy(update={"model": style}), data, tokenizer, session)
     close = near_duplicates.find(data.splits, cfg.data.near_duplicates)
     numbers = inspection.inspect(
-        job, close, cfg.data.near_duplicates, cfg.stage, _files(cfg, inspection.used_rows(job))
+        labelled, close, cfg.data.near_duplicates, cfg.stage, _files(cfg, inspection.used_rows(labelled))
     )
     if style != cfg.model:
         numbers["findings"].insert(0, f"Tokens, masks and examples are those of another tokenizer: {whose}.")
-    shown = examples.examples(job, cfg, cfg.stage.examples)
+    shown = examples.examples(labelled, cfg, cfg.stage.examples)
     with (
         run_folder.start(cfg, data.fingerprint, session) as folder,
         trackers.track(cfg, folder.path, session.group) as tracker,
     ):
-        figures = inspection_figures.draw(job, numbers, close, folder.path)
-        folder.note(**job.fingerprints())
-        run_results.write_ledger(job, folder, tuple(data.splits))
+        figures = inspection_figures.draw(labelled, numbers, close, folder.path)
+        folder.note(**labelled.fingerprints())
+        run_results.write_ledger(labelled, folder, tuple(data.splits))
         folder.write_json("inspect.json", numbers)
         folder.write_lines("near_duplicates.jsonl", _pairs(close.pairs, data.labels.names))
-        contents = inspection.sections(numbers, data.ledger.as_dict(job.truncated()), close, cfg.stage.pairs)
+        contents = inspection.sections(numbers, data.ledger.as_dict(labelled.truncated()), close, cfg.stage.pairs)
         sections = [(name, found, figures[name]) for name, found in contents.items()]
         title, facts = f"finsa: inspection of {cfg.data.title}", _facts(cfg, data, whose)
         page = pages.render(title, facts, numbers["findings"], sections, examples=shown)
@@ -51,7 +51,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
                 tracker.figure(figure.title, figure.file)
         tracker.summary(run_results.flat({"inspect": _summary(numbers)}))
     examples.show(shown)
-    tables.show_ledger(data.ledger, job.truncated())
+    tables.show_ledger(data.ledger, labelled.truncated())
     inspection.near_table(numbers["near_duplicates"]).show()
     for group in numbers["groups"]:
         inspection.group_table(group).show()
@@ -63,7 +63,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
 
 
 def _files(cfg: RunConfig, rows: pl.DataFrame) -> pl.Series | None:
-    """The file of every used row, where files say more than splits do."""
+    """The file of every used row; None unless some split has several files."""
     if cfg.data.generator is not None or cfg.data.source not in FILE_SOURCES:
         return None
     found = discovery.find_files(cfg.data)
@@ -73,7 +73,7 @@ def _files(cfg: RunConfig, rows: pl.DataFrame) -> pl.Series | None:
 
 
 def _pairs(pairs: pl.DataFrame, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Near duplicates with the names of their labels."""
+    """Near duplicates, with the names of their labels."""
     for pair in pairs.iter_rows(named=True):
         yield {**pair, "label": names[pair["label"]], "other_label": names[pair["other_label"]]}
 
@@ -91,7 +91,7 @@ def _facts(cfg: RunConfig, data: dataset.Dataset, whose: str) -> dict[str, str]:
 
 
 def _summary(numbers: dict[str, Any]) -> dict[str, Any]:
-    """The numbers that stand for the inspection in a comparison of data sets."""
+    """The main numbers of the inspection, for a comparison of data sets."""
     between = numbers["near_duplicates"]["between"]
     return {
         "rows": {split: of["rows"] for split, of in numbers["splits"].items()},

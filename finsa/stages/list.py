@@ -1,4 +1,4 @@
-"""List the choices of every group, each with what its file says it is."""
+"""List the choices of every group, each with the first sentence of its file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ ORDER = ("model", "method", "data", "train", "stage", "experiment", "published",
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Print names and first sentences: cut to the terminal's width for all groups, whole for one."""
+    """Print names and first sentences: of all groups, truncated to the width of the terminal, or of one, complete."""
     assert isinstance(cfg.stage, ListStage)
     folders = session.folders if session else ()
-    shown = (cfg.stage.group,) if cfg.stage.group else ORDER
     console = tables.console()
     counts: dict[str, int] = {}
-    for group in shown:
+    for group in (cfg.stage.group,) if cfg.stage.group else ORDER:
         lines = Table(title=f"{group}=", title_justify="left", title_style="bold", show_header=False, box=None)
         lines.add_column(no_wrap=True, style="cyan")
         lines.add_column(no_wrap=cfg.stage.group is None and console.is_terminal, overflow="ellipsis")
@@ -28,5 +27,5 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         console.print(lines, highlight=False)
         counts[group] = lines.row_count
     if cfg.stage.group is None:
-        console.print("Whole sentences: python run.py stage=list stage.group=method", highlight=False)
+        console.print("Complete sentences: python run.py stage=list stage.group=method", highlight=False)
     return Result("list", None, counts)

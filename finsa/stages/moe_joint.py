@@ -13,6 +13,6 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Check the rows, then train, score and write the run folder."""
     session = session or Session()
     preflight.require_trainable(cfg, dataset.load(cfg.data, session), session)
-    from finsa.training import joint_training  # torch and trl take seconds to import, which an error need not wait for
+    from finsa.training import joint_training  # torch and trl take seconds to import: after the checks
 
     return joint_training.run(cfg, session)

@@ -11,23 +11,23 @@ from finsa.config import Csv, PredictStage, RunConfig, locate
 from finsa.data import encodings
 from finsa.data.cleaning import normalize
 from finsa.data.schema import Reading
-from finsa.errors import DataError, RunError
+from finsa.errors import DataError
 from finsa.evaluation import tables
 from finsa.inference import predict, predictor, row_files
 from finsa.inference.predict import Columns, Share
 from finsa.inference.predictor import Predictor, Record
 from finsa.models import quantization
-from finsa.runs import locks, processes
+from finsa.runs import files, locks, processes
 from finsa.runs.run_folder import Result
 from finsa.session import Session
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Predict one text on the terminal, or every row of an input in a file that appears whole.
+    """Predict one text and print the result, or predict every row of an input and write a file.
 
     Raises:
-        DataError: for an input that cannot be read.
-        RunError: where the output exists already, or was begun by another command.
+        DataError: if the input cannot be read.
+        RunError: if the output already exists, or was started by a different command.
     """
     record = predictor.read(str(cfg.run))
     quantization.require_library(record.cfg.method)
@@ -62,20 +62,18 @@ def _predict_file(cfg: RunConfig, record: Record) -> Result:
     form, target = row_files.input_format(source, stage.input_format), row_files.output_format(output)
     if source == "-" and share.processes > 1:
         raise DataError("input: a pipe cannot be shared by several processes; name a file")
-    # the output grows in this folder
+    # Chunks are written to this folder.
     folder, rejected = output.with_name(f"{output.name}.partial"), output.with_name(f"{output.name}.rejected.jsonl")
-    for place in (output, rejected):
-        if place.exists() and not (folder / predict.STATE).is_file():
-            raise RunError(f"output: {place} exists already; name another file, or remove it")
-    if any(parent.is_file() for parent in output.parents):
-        raise RunError(f"output: {output} lies below a file; name another one")
+    if not (folder / predict.STATE).is_file():
+        files.require_new(output, "file")
+        files.require_new(rejected, "file")
     csv = _csv(cfg, record, source)
     stream = row_files.open_stream(source, form, reading, csv)
     columns = stream.columns
     if columns is None and (source != "-" or target != "jsonl"):
         columns = row_files.keys_of(source, csv.encoding)
     file = None if source == "-" else locate(source)
-    state = {  # what has to be the same for an interrupted command to resume
+    state = {  # must be the same for an interrupted command to be resumed
         "run": str(record.path),
         "run finished": [record.facts.get("finished"), record.facts.get("config_hash"), record.name],
         "input": str(file or "-"),
@@ -116,7 +114,7 @@ def _predict_file(cfg: RunConfig, record: Record) -> Result:
 
 
 def _csv(cfg: RunConfig, record: Record, source: str) -> Csv:
-    """How the input is written: by the command, else as the data of the run; valid UTF-8 is always read as UTF-8."""
+    """Format of the input: from the command, otherwise that of the run's data; valid UTF-8 is always read as UTF-8."""
     given, trained = cfg.data.csv.model_dump(exclude_none=True), record.cfg.data.csv
     if source != "-" and trained.encoding is not None and encodings.is_utf8(locate(source)):
         trained = trained.model_copy(update={"encoding": None})

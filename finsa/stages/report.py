@@ -1,4 +1,4 @@
-"""Compare finished runs: tables, tests, figures and a page."""
+"""Compare finished runs: tables, significance tests, figures and a page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finsa.session import Session
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Report the runs that ``runs`` names, beside a published table where one is chosen."""
+    """Report on the runs in ``runs``, next to a published table if one is selected."""
     assert isinstance(cfg.stage, ReportStage)
     paths = finished_runs.find_folders(cfg.runs) if cfg.runs else []
     names = [cfg.runs] if isinstance(cfg.runs, str) else cfg.runs or []
@@ -26,7 +26,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
 
 
 def _folder(cfg: RunConfig) -> Path:
-    """Where the report goes: ``output``, the folder that holds all the runs, or a new one below ``output_dir``."""
+    """The folder of the report: ``output``, the folder that contains all runs, or a new one below ``output_dir``."""
     if cfg.output is not None:
         return Path(cfg.output).absolute()
     if isinstance(cfg.runs, str) and not (locate(cfg.runs) / "run.json").is_file():

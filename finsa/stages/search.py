@@ -1,4 +1,4 @@
-"""Search settings for the best validation score: trials of stage=train, chosen by Optuna, poor ones stopped early."""
+"""Hyperparameter search with Optuna: trials of stage=train, scored on the validation split; poor ones are pruned."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from finsa.session import Parent, Session
 from finsa.training import preflight
 
 SCORE = "eval_macro_f1"
-CUT = "cut short"  # marks a trial that a kill ended
+INTERRUPTED = "cut short"  # attribute of a trial whose process was killed; an older journal has the same value
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Run trials until there are as many as asked for; each is an ordinary run below ``trials/``.
+    """Run ``stage.trials`` trials; each is an ordinary run below ``trials/``.
 
-    The test split is scored by every trial, as by every run, and never read here.
+    Every trial scores the test split, as every run does, but the search never reads these scores.
     """
     session = session or Session()
     knobs = cfg.stage
@@ -37,9 +37,9 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     preflight.require_trainable(cfg, data, session)
     with run_folder.start(cfg, data.fingerprint, session) as folder:
         study = _study(optuna, knobs, folder.path)
-        while (number := _done(study)) < knobs.trials:
-            # A journal keeps trials and no generator: each trial draws from a seed of its own, and so a stopped search
-            # goes on as if it had not been stopped.
+        while (number := len(_ended(study))) < knobs.trials:
+            # The journal stores trials but no random state. With a new seed for each trial, a resumed search samples
+            # the same hyperparameters as an uninterrupted one.
             study.sampler = optuna.samplers.TPESampler(seed=cfg.seed + number, n_startup_trials=knobs.startup)
             print(
                 f"trial {number + 1} of {knobs.trials}: {_trial(optuna, study, knobs, folder, number, session)}",
@@ -49,12 +49,12 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
 
 
 def _check(knobs: SearchStage, session: Session) -> None:
-    """Refuse a space whose keys or first values do not fit, all of it at once."""
+    """Refuse a search space with keys or values that cannot be searched, reporting all problems together."""
     searched = [axis.key for axis in knobs.space]
     fixed = ("data", "seed", "stage", "run", "output_dir")
     known = [key for key in searched if key.split(".")[0] not in fixed]
     problems = [
-        Problem("stage.space", f"{key} decides what a score means, so it is not searched")
+        Problem("stage.space", f"{key} changes what a score means, so it cannot be searched")
         for key in searched
         if key not in known
     ]
@@ -75,9 +75,9 @@ def _optuna() -> Any:
 
 
 def _study(optuna: Any, knobs: SearchStage, folder: Path) -> Any:
-    """The study, kept in a journal in the run folder, so that a stopped search goes on from it."""
+    """Open the study, whose journal in the run folder makes an interrupted search resumable."""
     journal = folder / "journal.log"
-    _mend(journal)
+    _repair(journal)
     backend = optuna.storages.journal.JournalFileBackend(str(journal))
     pruner = optuna.pruners.MedianPruner(knobs.startup) if knobs.prune else optuna.pruners.NopPruner()
     with warnings.catch_warnings():
@@ -89,16 +89,16 @@ def _study(optuna: Any, knobs: SearchStage, folder: Path) -> Any:
             pruner=pruner,
             load_if_exists=True,
         )
-    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):  # of a process that is gone
-        optuna.trial.Trial(study, trial._trial_id).set_user_attr(CUT, True)
+    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):  # of a process that was killed
+        optuna.trial.Trial(study, trial._trial_id).set_user_attr(INTERRUPTED, True)
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     return study
 
 
-def _mend(journal: Path) -> None:
-    """Undo what a kill left: half a line at the journal's end, and the lock of a process that is gone."""
-    for left in journal.parent.glob(f"{journal.name}.lock*"):  # the run folder's own lock says that nobody is there
-        left.unlink(missing_ok=True)
+def _repair(journal: Path) -> None:
+    """Remove what a killed process left behind: an incomplete last line, and its lock of the journal."""
+    for leftover in journal.parent.glob(f"{journal.name}.lock*"):  # the lock of the run folder excludes other processes
+        leftover.unlink(missing_ok=True)
     if journal.is_file():
         content = journal.read_bytes()
         with files.replacing(journal) as temporary:
@@ -106,47 +106,39 @@ def _mend(journal: Path) -> None:
 
 
 def _ended(study: Any) -> list[Any]:
-    """Trials that came to an end of their own, in their order; those that a kill cut short are run again."""
-    return [trial for trial in study.trials if trial.state.is_finished() and CUT not in trial.user_attrs]
-
-
-def _done(study: Any) -> int:
-    return len(_ended(study))
+    """Finished trials, in order; interrupted ones are excluded, because they are repeated."""
+    return [trial for trial in study.trials if trial.state.is_finished() and INTERRUPTED not in trial.user_attrs]
 
 
 def _trial(optuna: Any, study: Any, knobs: SearchStage, folder: RunFolder, number: int, session: Session) -> str:
-    """Run one trial and tell the study; returns what to say about it."""
+    """Run one trial and report it to the study; returns a message with its settings and score."""
     trial = study.ask()
     values = _values(knobs, {axis.key: _suggest(trial, axis) for axis in knobs.space})
-    said = " ".join(f"{key}={_written(value)}" for key, value in values.items())
     started = time.monotonic()
 
     def watch(step: int, record: dict[str, float]) -> None:
         if SCORE in record:
             trial.report(record[SCORE], step)
             if trial.should_prune():
-                raise Pruned(f"after {step} steps {record[SCORE]:.4f} is below the median of the trials before")
+                raise Pruned(f"after {step} steps {record[SCORE]:.4f} is below the median of earlier trials")
 
     place = folder.path / "trials" / f"{number + 1:03d}"
     if place.is_dir():
-        files.remove(place)  # a kill cut the trial short; the pruner has to see it from its beginning
+        files.remove(place)  # of an interrupted trial; the pruner needs all its steps, so it starts over
     place.mkdir(parents=True)
     try:
-        with (
-            (place / "stdout.txt").open("w", encoding="utf-8") as file,
-            contextlib.redirect_stdout(file),
-        ):
+        with (place / "stdout.txt").open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             result = nested.run(_config(values, session), session.below(Parent(place, folder.path.name, watch)))
         score = result.objective or 0.0
         study.tell(trial, score)
-        told = f"macro-F1 {score:.4f} on validation"
-    except Pruned as stopped:
+        outcome = f"macro-F1 {score:.4f} on validation"
+    except Pruned as reason:
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        told = f"stopped: {stopped}"
+        outcome = f"pruned: {reason}"
     except FinsaError as error:
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        told = f"failed: {error}"
-    return f"{said}: {told}, {time.monotonic() - started:.0f} s"
+        outcome = f"failed: {error}"
+    return f"{' '.join(_overrides(values))}: {outcome}, {time.monotonic() - started:.0f} s"
 
 
 def _suggest(trial: Any, axis: Axis) -> Any:
@@ -157,47 +149,45 @@ def _suggest(trial: Any, axis: Axis) -> Any:
 
 
 def _values(knobs: SearchStage, drawn: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a trial, drawn numbers with four digits: what was run is what can be typed again."""
-    return {axis.key: _rounded(axis, drawn[axis.key]) for axis in knobs.space}
+    """The settings of a trial; sampled numbers are rounded to four digits, so that they can be typed."""
+    values = dict[str, Any]()
+    for axis in knobs.space:
+        value = drawn[axis.key]
+        if axis.low is not None and axis.high is not None and isinstance(value, float):
+            value = min(max(float(f"{value:.4g}"), axis.low), axis.high)
+        values[axis.key] = value
+    return values
 
 
-def _rounded(axis: Axis, value: Any) -> Any:
-    if axis.low is None or axis.high is None or not isinstance(value, float):
-        return value
-    return min(max(float(f"{value:.4g}"), axis.low), axis.high)
-
-
-def _written(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _overrides(values: dict[str, Any]) -> list[str]:
+    """The overrides that set these values."""
+    return [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items()]
 
 
 def _config(values: dict[str, Any], session: Session) -> RunConfig:
-    """The configuration of a trial: the command's own but for the stage, and the trial's values."""
+    """The configuration of a trial: that of the command with stage=train and the values of the trial."""
     kept = [text for text in session.overrides if text.split("=")[0].split(".")[0] not in ("stage", "resume")]
-    overrides = [*kept, "stage=train", "stage.compare_base=false"]
-    overrides += [f"{key}={_written(value)}" for key, value in values.items()]
+    overrides = [*kept, "stage=train", "stage.compare_base=false", *_overrides(values)]
     return compose.build(*compose.compose_values(overrides, session.folders), overrides)
 
 
 def _conclude(study: Any, knobs: SearchStage, folder: RunFolder) -> Result:
-    """Write the trials and say which is best."""
+    """Write all trials, and print the best one."""
     trials = [
         {"trial": number, "state": one.state.name.lower(), "macro_f1": one.value, **_values(knobs, one.params)}
         for number, one in enumerate(_ended(study), start=1)
     ]
     if not any(one["state"] == "complete" for one in trials):
-        raise FinsaError("no trial came to its end; the last lines of trials/*/stdout.txt say why")
+        raise FinsaError("no trial was completed; see the last lines of trials/*/stdout.txt for the reasons")
     best = study.best_trial
     number = [one.number for one in _ended(study)].index(best.number) + 1
     values = _values(knobs, best.params)
-    found = {"best": {"trial": number, "macro_f1": best.value, **values}, "trials": trials}
-    folder.write_json("search.json", found)
+    folder.write_json("search.json", {"best": {"trial": number, "macro_f1": best.value, **values}, "trials": trials})
     with files.replacing(folder.path / "trials.csv") as temporary:
         pl.DataFrame(trials, infer_schema_length=None).write_csv(temporary)
     with files.replacing(folder.path / "search.png") as temporary:
         figures.search([one["macro_f1"] for one in trials], temporary)
-    words = " ".join(f"{key}={_written(value)}" for key, value in values.items())
     print(f"best: trial {number} of {len(trials)}, macro-F1 {best.value:.4f} on the validation split")
-    print(f"use it with: {words}")
+    print(f"use it with: {' '.join(_overrides(values))}")
     print(f"run folder: {folder.path}")
     return Result("search", folder.path, {"validation": {"macro_f1": best.value}}, best.value)

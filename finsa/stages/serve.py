@@ -28,10 +28,10 @@ WARM_UP = "公司上半年净利润同比增长三成，超出市场预期。"
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Bind the address, load the model, answer requests; return once everything that was accepted is answered.
+    """Bind the address, load the model and serve requests; on a stop signal, accepted requests are still answered.
 
     Raises:
-        RunError: where packages or the token are missing, the address cannot be bound, or there is no such run.
+        RunError: if packages or the token are missing, the address cannot be bound, or there is no such run.
     """
     session, stage = session or Session(), cfg.stage
     assert isinstance(stage, ServeStage)
@@ -77,7 +77,7 @@ def _token(stage: ServeStage) -> str | None:
 
 
 def _row_reader(model: Predictor) -> Callable[[dict[str, Any]], tuple[str, str | None]]:
-    """A function that gives the text of a row, as in the run's training, and why it cannot be used."""
+    """A function that reads the text of a row as in training, and returns it with the reason if it cannot be used."""
     reading = Reading.of(model.cfg.data)
 
     def read(row: dict[str, Any]) -> tuple[str, str | None]:
@@ -112,10 +112,10 @@ def _source(cfg: RunConfig, session: Session) -> Path:
 
 
 def _train(output_dir: str, session: Session) -> None:
-    """Train in another process, so that the service does not keep the memory of the training."""
+    """Train in a separate process, so that its memory is freed before serving."""
     quoted = output_dir.replace("\\", "\\\\").replace("'", "\\'")
     relevant = [text for text in session.overrides if text.lstrip("+~").startswith(("data", "train"))]
-    checkout = ROOT / "run.py"  # an installed package has none
+    checkout = ROOT / "run.py"  # not part of an installed package
     program = [str(checkout)] if checkout.is_file() else ["-m", "finsa"]
     words = [sys.executable, *program, f"output_dir='{quoted}'", "tracking=none", *relevant]
     if subprocess.run(words, check=False).returncode:
@@ -123,7 +123,7 @@ def _train(output_dir: str, session: Session) -> None:
 
 
 def _served(model: Predictor, stage: ServeStage, folder: RunFolder) -> dict[str, Any]:
-    """The answer of ``/model``; without paths of this machine."""
+    """The response of ``/model``, without paths of this machine."""
     cfg, facts = model.cfg, model.facts
     base = {} if cfg.method.baseline is not None else cfg.model.model_dump(include={"name", "hub_id", "revision"})
     prints = ("config_hash", "data_fingerprint", "template_fingerprint", "label_fingerprint")

@@ -1,4 +1,4 @@
-"""Write labelled rows that a model makes up from a prompt."""
+"""Write labelled rows that a model generates from a prompt."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ COLUMNS = ("id", "text", "label")
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Ask for rows of every class until there are enough, and write them below ``output``.
+    """Request rows of every class until there are enough, and write them to ``output``.
 
     Raises:
-        RunError: where the output is there already or another process is at it, the endpoint cannot be used, or the
-            rounds do not suffice.
+        RunError: if the output already exists, another process is writing it, the endpoint cannot be used, or there
+            are too few rows after the last round.
     """
     with dataset_writer.claimed(cfg.output) as partial:
         return _write(cfg, partial)
@@ -48,7 +48,7 @@ def _write(cfg: RunConfig, partial: Path) -> Result:
 
 
 def _harvest(knobs: SynthesizeStage, labels: LabelSpace, chat: Chat) -> Harvest:
-    """Ask in rounds; each asks for what is missing, all classes side by side."""
+    """Request texts in rounds; each round requests the missing ones of all classes concurrently."""
     harvest = Harvest.of(labels.names, knobs.train + knobs.validation)
     asked = dict.fromkeys(labels.names, 0)
     for _ in range(knobs.rounds):

@@ -14,7 +14,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     session = session or Session()
     data = dataset.load(cfg.data, session)
     preflight.require_trainable(cfg, data, session)
-    # torch, trl and scipy take seconds to import, which an error need not wait for
+    # torch, trl and scipy take seconds to import: after the checks
     if cfg.method.baseline is not None:
         from finsa.training import run_baseline
 

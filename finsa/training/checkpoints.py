@@ -48,7 +48,7 @@ class Checkpoint:
 
     Args:
         path: its folder.
-        best: folder of the best one up to it, verified as well; None where nothing was validated yet.
+        best: folder of the best one up to it, verified as well; None if nothing was validated yet.
     """
 
     path: Path
@@ -63,7 +63,7 @@ def seal(folder: Path, progress: Progress) -> None:
 
 
 def fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it is unchanged since it was sealed."""
+    """What is wrong with a checkpoint; None if it is unchanged since it was sealed."""
     try:
         known = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
@@ -111,7 +111,7 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def rewind(log: Path, folder: Path, checkpoint: Checkpoint | None) -> None:
-    """Truncate a log to its length at a checkpoint; where there is none, to its length when the training began.
+    """Truncate a log to its length at a checkpoint; if there is none, to its length when the training began.
 
     Args:
         log: may be missing.

@@ -29,7 +29,7 @@ class ExpertRuns:
     Args:
         runs: run folder by expert, in the mixture's order.
         adapters: PEFT folder by expert.
-        union: run folder of one adapter trained on all domains; None where it is not asked for.
+        union: run folder of one adapter trained on all domains; None if it is not asked for.
     """
 
     runs: dict[str, Path]
@@ -42,7 +42,7 @@ def names(stage: MoeJointStage, data: dataset.Dataset) -> tuple[str, ...]:
 
     Raises:
         DataError: for rows of one domain or none.
-        ConfigError: where experts are to be supervised by domains, and are others.
+        ConfigError: if experts are to be supervised by domains, and are others.
     """
     counts = data.splits["train"].drop_nulls("domain").group_by("domain").len().sort(["len", "domain"])
     domains = tuple(reversed(counts["domain"].to_list()))
@@ -137,7 +137,7 @@ def command(cfg: RunConfig, session: Session) -> str:
 
 
 def _existing(cfg: RunConfig, name: str, place: str | None, session: Session) -> Path | None:
-    """The named run of an expert, or the finished one of its configuration; None where it has to be trained."""
+    """The named run of an expert, or the finished one of its configuration; None if it has to be trained."""
     if place is not None:
         return run_folder.read(place)[0]
     wanted = expert_config(cfg, name)

@@ -116,7 +116,7 @@ def _resuming(cfg: RunConfig, stage: MoeJointStage, data: TokenizedDataset, sess
     """Whether the mixture's run is resumed; under ``resume=true``, only its experts may have been begun.
 
     Raises:
-        RunError: where there is nothing to resume.
+        RunError: if there is nothing to resume.
     """
     if not cfg.resume or run_folder.unfinished(cfg) is not None:
         return cfg.resume

@@ -188,7 +188,7 @@ def plan_packing(
         packable: whether the objective is defined on packed rows.
 
     Raises:
-        ConfigError: where packing is asked for and impossible.
+        ConfigError: if packing is asked for and impossible.
     """
     setting = f"train.packing={str(train.packing).lower()}"
     obstacle = packing_obstacle(model, train, packable)

@@ -34,7 +34,7 @@ class Plan:
         accumulation: micro-batches per optimiser step.
         gradient_checkpointing: whether activations are recomputed in backward to save memory.
         score_tokens: padded tokens per batch when labels are scored.
-        training: memory of a step; None where nothing is trained.
+        training: memory of a step; None if nothing is trained.
         scoring: memory of scoring.
         budget: configured bytes; None: no budget was given.
         limit: the budget, or the bytes that the machine has.
@@ -85,7 +85,7 @@ class _Estimates:
         self._steps: dict[tuple[int, bool], Need] = {}
 
     def train(self, b: int, checkpointing: bool) -> Need | None:
-        """Memory of a step with micro-batches of b rows of maximal length; None where nothing is trained."""
+        """Memory of a step with micro-batches of b rows of maximal length; None if nothing is trained."""
         if self.objective is None:
             return None
         if (b, checkpointing) in self._steps:

@@ -63,7 +63,7 @@ def optimiser_steps(train: Train, rows: int, world: int = 1) -> int:
     """Number of optimiser steps of a fit; every epoch's last, incomplete step counts.
 
     Raises:
-        ConfigError: where a batch is larger than the data.
+        ConfigError: if a batch is larger than the data.
     """
     if train.batch_size > rows:
         text = f"{train.batch_size} is more than the {rows} training rows. Set train.batch_size={rows} or less"
@@ -77,7 +77,7 @@ def accumulation_steps(train: Train, world: int = 1) -> int:
     """Number of micro-batches per optimiser step and process.
 
     Raises:
-        ConfigError: where the processes do not divide the batch.
+        ConfigError: if the processes do not divide the batch.
     """
     per_process, rest = divmod(train.batch_size, train.micro_batch_size * world)
     if rest:

@@ -149,7 +149,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
             The step's loss, as this process sees it.
 
         Raises:
-            RunError: where a single row does not fit.
+            RunError: if a single row does not fit.
         """
         batches = inputs
         while True:
@@ -339,7 +339,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         (test_checkpoints: a full disk, damaged checkpoints).
 
         Raises:
-            RunError: where it cannot be written.
+            RunError: if it cannot be written.
         """
         with self.pause(), self.meter.paused():
             self.require_finite()

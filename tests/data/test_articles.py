@@ -88,7 +88,7 @@ def test_articles_meet_their_sentiments(config: Configure, tmp_path: Path) -> No
     assert rows.frame[LINE].to_list() == [1, 2, 3, 4, 5]
     assert rows.counts() == {str(tmp_path / "news.json"): 5}
     assert rows.notes == [
-        "2 sentiments of entities are not labels and take no part in the vote: 'mixed' (1), '' (1)",
+        "2 sentiments of entities are not labels and are not counted in the vote: 'mixed' (1), '' (1)",
         "1 articles of labels.json are not in news.json",
     ]
 

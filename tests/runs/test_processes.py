@@ -115,7 +115,7 @@ def test_ddp_gives_the_same_bits_again(resumed: Path, tmp_path: Path) -> None:
     process = ranks.started(2, "stage=rerun", f"run={resumed}", f"output_dir={tmp_path}", "tracking=none")
     told, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert told.count("everything is the same to the last bit") == 1
+    assert told.count("all results are bit-identical") == 1
     again = ranks.only_run(tmp_path)
     facts = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (resumed, again)]
     assert [fact["processes"] for fact in facts] == [2, 2]

@@ -278,7 +278,7 @@ def test_an_endpoint_that_fails_leaves_no_folder(rows: Path, tmp_path: Path, rep
 
 
 def test_an_output_that_is_there_is_told_before_anything_is_asked(rows: Path, config: Configure) -> None:
-    with ChatServer(_paraphrase) as server, pytest.raises(RunError, match="exists already; name another folder"):
+    with ChatServer(_paraphrase) as server, pytest.raises(RunError, match="already exists; name another folder"):
         augment.run(config(*_words(rows, rows, *_asking(server))))
     assert server.requests == []
 

@@ -266,7 +266,7 @@ def test_what_is_worse_than_the_tolerance_is_removed_unless_forced(
     assert list(tmp_path.iterdir()) == []
     export.run(config(*words, strict, "stage.force=true"))
     assert (tmp_path / "m" / export.RECEIPT).is_file()
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match="already exists"):
         export.run(config(*words))
 
 
@@ -311,7 +311,7 @@ def test_an_export_is_evaluated_and_predicts_like_a_run(
 @pytest.mark.parametrize(
     ("method", "words", "message"),
     [
-        ("tfidf_lr", "format=merged", "is no language model"),
+        ("tfidf_lr", "format=merged", "is not a language model"),
         ("classifier", "format=classifier", "its head reads the mean over the text"),
         ("lora_response", "format=merged stage.precision=int8", "is used by format=onnx only"),
     ],

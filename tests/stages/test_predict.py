@@ -275,10 +275,10 @@ def test_what_cannot_be_done_is_told_before_weights_are_loaded(
     new = f"output={tmp_path / 'new.csv'}"
     cases: list[tuple[tuple[str, ...], type[FinsaError], str]] = [
         ((f"input={tmp_path / 'rows.csv'}", new), DataError, "there is no file"),
-        ((f"input={table}", f"output={whole}"), RunError, "exists already"),
+        ((f"input={table}", f"output={whole}"), RunError, "already exists"),
         ((f"input={table}", f"output={tmp_path / 'new.xls'}"), DataError, "Choose from: csv, tsv, jsonl, parquet"),
         ((f"input={table}", new, "stage.text_column=texts"), DataError, "Did you mean 'text'"),
-        ((f"input={table}", f"output={table}/new.csv"), RunError, "lies below a file"),
+        ((f"input={table}", f"output={table}/new.csv"), RunError, "is below a file"),
         (("input=-", new), DataError, r"name an output that ends in \.jsonl"),
     ]
     for words, kind, message in cases:

@@ -46,7 +46,7 @@ def test_a_trained_run_comes_out_the_same(
     words = ("stage=rerun", f"run={first}", f"output_dir={tmp_path}/again", "tracking=none")
     again = rerun.run(config(*words)).run_dir
     assert again is not None
-    assert "everything is the same to the last bit" in capsys.readouterr().out
+    assert "all results are bit-identical" in capsys.readouterr().out
     checks = reproduction.compare(first, again)
     assert [(check.what, check.same) for check in checks] == [
         (what, True) for what in ("data", "prompt", "losses", "metrics", "predictions", "weights")
@@ -115,7 +115,7 @@ def test_a_difference_is_an_error(first: Path, config: Config, tmp_path: Path) -
 def test_other_rows_are_told_before_anything_is_trained(first: Path, config: Config, tmp_path: Path) -> None:
     facts = json.loads((first / "run.json").read_text(encoding="utf-8"))
     (first / "run.json").write_text(json.dumps({**facts, "data_fingerprint": "f00d"}), encoding="utf-8")
-    with pytest.raises(RunError, match="the rows are others than .*fingerprint f00d, now "):
+    with pytest.raises(RunError, match="the rows have changed since .*fingerprint f00d, now "):
         rerun.run(config("stage=rerun", f"run={first}", f"output_dir={tmp_path}/again"))
     assert not (tmp_path / "again").exists()
 
@@ -149,5 +149,5 @@ def test_a_search_is_not_run_again(config: Config, tmp_path: Path) -> None:
 
     cfg = config("stage=search", f"output_dir={tmp_path}")
     place = write_run(tmp_path / "search", cfg, np.zeros(3, int), np.zeros(3, int))
-    with pytest.raises(ConfigError, match="is of stage=search; train, evaluate, moe_joint can be run again"):
+    with pytest.raises(ConfigError, match="is a run of stage=search; only train, evaluate, moe_joint can be repeated"):
         rerun.run(config("stage=rerun", f"run={place}"))

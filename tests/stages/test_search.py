@@ -102,8 +102,8 @@ def test_a_poor_trial_is_stopped_and_marked(config: Callable[..., RunConfig], tm
     folder = run_folder.RunFolder(tmp_path, {})
     words = ["train=smoke", "train.validate_every=1", "tracking=none"]
     job = Job(("stage=search", *words), {}, (), tmp_path, None, 0)
-    said = search._trial(optuna, study, cfg.stage, folder, 0, Session(job))
-    assert "stopped: after 1 steps" in said
+    line = search._trial(optuna, study, cfg.stage, folder, 0, Session(job))
+    assert "pruned: after 1 steps" in line
     assert study.told == [((), {"state": optuna.trial.TrialState.PRUNED})]
     facts = json.loads((tmp_path / "trials" / "001" / "run.json").read_text(encoding="utf-8"))
     assert facts["status"] == "pruned"
@@ -154,7 +154,7 @@ def test_an_interrupted_search_goes_on_to_the_same_trials(
             "{key: train.learning_rat, values: [1e-3, 1e-2]}",
             "train.learning_rat: unknown key. Did you mean 'train.learning_rate'",
         ),
-        ("{key: data.name, values: [a, b]}", "decides what a score means"),
+        ("{key: data.name, values: [a, b]}", "changes what a score means"),
         ("{key: train.batch_size, values: [17, 16]}", "cannot be divided into micro-batches"),
         ("{key: train.learning_rate, low: 1.0, high: 0.1}", "must be below high"),
         ("{key: train.learning_rate, low: 1.0}", "needs values, or low and high"),
