@@ -1,6 +1,6 @@
-"""Micro-batches of an optimiser step: rows padded side by side, or packed into one sequence.
+"""Micro-batches of an optimiser step: rows padded to the same length, or packed into one sequence.
 
-What a step has to know about a batch is computed here, on the CPU: reading it from the device would make the host wait.
+All that a step needs to know about a batch is computed here, on the CPU, so that no step synchronises with the device.
 
 Letters: b rows of a micro-batch, s tokens, p tokens of a shared prefix, k labelled positions.
 """
@@ -28,25 +28,25 @@ FIELDS = {
 
 
 class Collator:
-    """Pads rows on the right to the longest of the batch; a causal model needs no attention mask for that.
+    """Pads rows on the right to the longest one of the batch; a causal model needs no attention mask for that.
 
     Args:
-        pad: the padding id; no real token attends to it, and it has no label.
-        suffix: ids appended to every row and not counted in its length: the label tree, where labels are scored.
-        prefix: number of tokens that all rows begin with; they are taken off and stand in the batch once.
+        pad: the padding token id; no real token attends to it, and it has no label.
+        suffix: token ids appended to every row and not counted in its length: the label tree, if labels are scored.
+        prefix: number of tokens that all rows begin with; they are removed from the rows and are in the batch once.
     """
 
     def __init__(self, pad: int, suffix: Sequence[int] = (), prefix: int = 0) -> None:
         self.pad, self.suffix, self.prefix = pad, np.asarray(suffix, np.int64), prefix
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
-        """Make a batch.
+        """Build a batch.
 
         Returns:
             ``input_ids`` and ``labels``, both (b, s); the number of real tokens, ``lengths`` (b,); the positions that
-            predict a labelled token, ``read`` (b, k), filled up with others. Where rows have them, ``weights`` (b,),
-            ``targets`` (b,), ``text_span`` (b, 2) and ``domains`` (b,). With a prefix, all of these are without it,
-            ``prefix`` (p,) has its ids, and ``prefix_labels`` (p,) what its positions predict if they are labelled.
+            predict a labelled token, ``read`` (b, k), padded with others. If rows have them, ``weights`` (b,),
+            ``targets`` (b,), ``text_span`` (b, 2) and ``domains`` (b,). With a prefix, all of these exclude it,
+            ``prefix`` (p,) has its ids, and ``prefix_labels`` (p,) the labels of its positions, if they have any.
         """
         p = self.prefix
         bodies = [row["input_ids"][p:] for row in rows]
@@ -82,12 +82,12 @@ class Packer:
         self.prefix = prefix
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
-        """Make a batch of one sequence, the longest row first.
+        """Build a batch of one sequence, the longest row first.
 
         Returns:
-            ``input_ids``, ``labels`` and ``position_ids``, all (1, s), positions starting anew with each row;
-            ``lengths`` (b,) of the rows without the prefix; ``read`` (1, k) as the collator has it; ``weights`` (1, k)
-            of these where rows have weights, or where the prefix is labelled, which counts once for each row.
+            ``input_ids``, ``labels`` and ``position_ids``, all (1, s), where positions restart with each row;
+            ``lengths`` (b,) of the rows without the prefix; ``read`` (1, k) as in `Collator`; ``weights`` (1, k)
+            of these positions, if rows have weights or the prefix has labels, which count once for each row.
         """
         p = self.prefix
         ordered = sorted(rows, key=lambda row: -len(row["input_ids"]))
@@ -99,7 +99,7 @@ class Packer:
             positions += range(p, len(row["input_ids"]))
             weights += [row.get("weight", 1.0)] * (len(row["input_ids"]) - p)
         if p:
-            labels[p] = ordered[0]["labels"][p]  # the prefix predicts it, the same for all rows
+            labels[p] = ordered[0]["labels"][p]  # predicted by the prefix, and the same for all rows
         batch = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
         batch |= {"position_ids": torch.tensor([positions]), "read": read_positions(batch["labels"])}
         batch["lengths"] = torch.tensor([len(row["input_ids"]) - p for row in ordered])
@@ -109,7 +109,7 @@ class Packer:
 
 
 def read_positions(labels: torch.Tensor) -> torch.Tensor:
-    """Positions whose next token is labelled, (b, k) with k the most that a row has; filled up with unlabelled ones."""
+    """Positions whose next token is labelled, (b, k), where k is the maximum per row; padded with unlabelled ones."""
     labelled = labels[:, 1:] != IGNORE
     most = int(labelled.sum(1).max()) if len(labelled) else 0
     return (~labelled).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
@@ -117,7 +117,7 @@ def read_positions(labels: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Rows of an optimiser step on this process; an object, so that no library walks through its lists."""
+    """Rows of an optimiser step on this process; an object, so that no library recurses into its lists."""
 
     rows: Sequence[dict[str, Any]]
 
@@ -126,24 +126,24 @@ class Step:
 class StepSplitter:
     """Splits the rows of a step into micro-batches of similar length.
 
-    The rows of a step are drawn before it is split, and the loss is a mean over the whole step. So the split changes
-    neither the order of training nor what is learnt, and may differ between the parts of a resumed training.
+    The rows of a step are sampled before it is split, and the loss is a mean over the whole step. So the split changes
+    neither the order of the rows nor the result, and may differ after a training is resumed.
 
     Args:
-        collate: makes the tensors.
-        rows: most rows of a micro-batch.
+        collate: builds the tensors of a micro-batch.
+        rows: maximum number of rows per micro-batch.
     """
 
     collate: Collator | Packer
     rows: int
 
     def __call__(self, step: Step) -> list[Batch]:
-        """Make the micro-batches, the longest first."""
+        """Build the micro-batches, those with the longest rows first."""
         groups = self.groups([len(row["input_ids"]) for row in step.rows])
         return [self.collate([step.rows[row] for row in group]) for group in groups]
 
     def groups(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Numbers of the rows of each micro-batch, given the lengths of the step's rows."""
+        """Row numbers of each micro-batch, given the lengths of the rows of a step."""
         if len(lengths) <= self.rows:
             return [list(range(len(lengths)))]
         order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))

@@ -26,8 +26,8 @@ def show_training(cfg: RunConfig, lines: dict[str, object], session: Session) ->
 
     Args:
         cfg: checked by `preflight.require_trainable`.
-        lines: further ones for the table.
-        session: of the command.
+        lines: further lines for the table.
+        session: session of the command.
     """
     world, learns = processes.world_size(), cfg.method.learn != "nothing"
     tokenizer, whose, style = tokenizers.own_or_embedded(cfg.model, local_only=True)
@@ -89,7 +89,7 @@ def show_training(cfg: RunConfig, lines: dict[str, object], session: Session) ->
 
 
 def _with_experts(plan: memory_plan.Plan, experts: int, trainable: int) -> memory_plan.Plan:
-    """The plan of several adapters on one base, given that of one; the router is small beside them."""
+    """The plan of several adapters on one base model, given that of one; the memory of the router is negligible."""
     more = 4 * trainable * (experts - 1)  # adapters are in float32
     training = plan.training and replace(
         plan.training, weights=plan.training.weights + more, optimiser=plan.training.optimiser * experts
@@ -131,7 +131,7 @@ def show_pretraining(cfg: RunConfig, lines: dict[str, object]) -> Result:
 
 
 def show_without_rows(link: RunConfig, session: Session) -> dict[str, Any]:
-    """Print the plan of a link whose rows cannot be read, as if each had ``data.max_length`` tokens: an upper bound."""
+    """Print the plan of a link whose rows cannot be read: an upper bound, with ``data.max_length`` tokens per row."""
     if link.method.baseline is not None or link.stage.name == "pretrain":
         return {}
     values, choices = compose.compose_values(["data=sample", f"data.max_length={link.data.max_length}"])
@@ -152,7 +152,7 @@ def show_without_rows(link: RunConfig, session: Session) -> dict[str, Any]:
 
 
 def _missing_weights(cfg: RunConfig) -> dict[str, object]:
-    """A line where the weights are neither a folder nor in the hub's cache."""
+    """A line if the weights are neither in a folder nor in the cache of the hub."""
     if cfg.model.weights != "pretrained" or cfg.model.path is not None or cfg.model.hub_id is None:
         return {}
     cached = try_to_load_from_cache(cfg.model.hub_id, "config.json", revision=cfg.model.revision)

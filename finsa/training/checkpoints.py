@@ -1,8 +1,8 @@
-"""Sealed checkpoints: each is written completely or not at all, and its SHA-256 checksums are verified before use.
+"""Sealed checkpoints: each is written atomically, and its SHA-256 checksums are verified before use.
 
-``checkpoint-<step>/`` is what transformers writes, with ``manifest.json``, which has the checksums and the state of a
-training besides weights, optimiser and schedule: tokens, the loss that has not been logged yet, the length of the log.
-``epoch/`` has the random states at the beginning of the epoch, from which the order of its rows is drawn.
+``checkpoint-<step>/`` is a checkpoint of transformers with a ``manifest.json``, which contains the checksums and the
+training state besides weights, optimiser and schedule: tokens, the loss not logged yet, the length of the log.
+``epoch/`` contains the random states at the beginning of the epoch, which determine the order of its rows.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ STATE = "trainer_state.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """The state of a training that transformers does not save.
+    """Training state that transformers does not save.
 
     Args:
-        over: no step follows, because patience has run out.
+        over: training has been stopped early.
         tokens: real tokens trained on.
         seconds: wall time so far.
         open_loss: sum of the losses since the last log record.
         logged_loss: sum of those before.
-        logged_step: of the last log record.
+        logged_step: step of the last log record.
         log_bytes: length of ``log.jsonl``.
     """
 
@@ -48,7 +48,7 @@ class Checkpoint:
 
     Args:
         path: its folder.
-        best: folder of the best one up to it, verified as well; None if nothing was validated yet.
+        best: folder of the best checkpoint so far, verified as well; None before the first validation.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Checkpoint:
 
 
 def seal(folder: Path, progress: Progress) -> None:
-    """Write the manifest of a checkpoint's folder, last."""
+    """Write the manifest of a complete checkpoint."""
     content = {"files": files.digests(folder), "progress": asdict(progress)}
     (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -82,11 +82,11 @@ def fault(folder: Path) -> str | None:
 
 
 def newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest checkpoint that is intact, and whose best one is; what a kill left behind is removed.
+    """The newest checkpoint that is intact and whose best checkpoint is intact; leftovers of a kill are removed.
 
     Args:
-        folder: of the checkpoints; it may be missing.
-        report: takes a message for each checkpoint that is skipped.
+        folder: of the checkpoints; may be missing.
+        report: receives a message for each skipped checkpoint.
     """
     files.clear(folder)
     places = numbered(folder)
@@ -94,7 +94,7 @@ def newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
         wrong = fault(place)
         best = None if wrong else _best(place)
         if wrong is None and best not in (None, place) and best is not None and fault(best):
-            wrong = f"its best one, {best.name}, is not intact: {fault(best)}"
+            wrong = f"the best checkpoint, {best.name}, is not intact: {fault(best)}"
         if wrong is None:
             known = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
             return Checkpoint(place, best, Progress(**known["progress"]))
@@ -105,18 +105,18 @@ def newest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, the oldest first."""
+    """The checkpoints of a folder, oldest first."""
     places = [place for place in folder.glob("checkpoint-*") if place.name.rpartition("-")[2].isdigit()]
     return sorted(places, key=lambda place: int(place.name.rpartition("-")[2]))
 
 
 def rewind(log: Path, folder: Path, checkpoint: Checkpoint | None) -> None:
-    """Truncate a log to its length at a checkpoint; if there is none, to its length when the training began.
+    """Truncate a log to its length at a checkpoint; if there is none, to its length at the beginning of the training.
 
     Args:
         log: may be missing.
-        folder: of the checkpoints; it also records the length of the log when a training first begins.
-        checkpoint: the one to resume from.
+        folder: of the checkpoints; the length of the log at the beginning of the training is stored here.
+        checkpoint: to resume from; None: from the beginning.
     """
     size, begins = log.stat().st_size if log.is_file() else 0, folder / "log_begins"
     if not begins.is_file():
@@ -135,9 +135,9 @@ def _best(place: Path) -> Path | None:
 
 
 def rotate(folder: Path, keep: int, best: Path | None, newest: Path) -> None:
-    """Keep the best checkpoint and the newest ones, `keep` in all and at least the best and the newest.
+    """Keep the best checkpoint and the newest ones, `keep` in total, but at least the best and the newest one.
 
-    One with a later step than `newest` was damaged, and skipped when the training was resumed from before it.
+    A checkpoint with a later step than `newest` is damaged: training was resumed from an earlier one.
     """
     places = numbered(folder)
     earlier = places[: places.index(newest) + 1]

@@ -18,18 +18,18 @@ from finsa.runs import provenance, run_folder
 from finsa.session import Session
 from finsa.training import preflight, run
 
-# What must be equal for an adapter to fit a base: weights, tokens, and the rendering of a prompt.
+# Keys that must be equal for an adapter to fit a base model: weights, tokenizer, and the rendering of the prompt.
 BASE = ("hub_id", "revision", "weights", "path", "tokenizer", "prompt", "think")
 
 
 @dataclass(frozen=True)
 class ExpertRuns:
-    """The runs that a mixture consists of and is compared with.
+    """The runs of a mixture's experts, and the run that it is compared with.
 
     Args:
         runs: run folder by expert, in the mixture's order.
         adapters: PEFT folder by expert.
-        union: run folder of one adapter trained on all domains; None if it is not asked for.
+        union: run folder of one adapter trained on all domains; None without a comparison.
     """
 
     runs: dict[str, Path]
@@ -38,11 +38,11 @@ class ExpertRuns:
 
 
 def names(stage: MoeJointStage, data: dataset.Dataset) -> tuple[str, ...]:
-    """The experts, in order: as named, or the domains of the training rows, the most frequent first.
+    """The names of the experts, in order: as configured, or the domains of the training rows, most frequent first.
 
     Raises:
-        DataError: for rows of one domain or none.
-        ConfigError: if experts are to be supervised by domains, and are others.
+        DataError: for rows of a single domain, or without domains.
+        ConfigError: if the router is supervised by domains, and the experts are not the domains.
     """
     counts = data.splits["train"].drop_nulls("domain").group_by("domain").len().sort(["len", "domain"])
     domains = tuple(reversed(counts["domain"].to_list()))
@@ -51,7 +51,7 @@ def names(stage: MoeJointStage, data: dataset.Dataset) -> tuple[str, ...]:
             state = f"are all of domain {domains[0]}" if domains else "have no domain"
             raise DataError(
                 f"data: the training rows {state}, and a mixture needs two. Name the column that holds it with "
-                "data.columns.domain=<column>, join data sets as data=finnf_joint does, or name experts with "
+                "data.columns.domain=<column>, join data sets as in data=finnf_joint, or name experts with "
                 "stage.experts"
             )
         for domain in domains:
@@ -61,7 +61,7 @@ def names(stage: MoeJointStage, data: dataset.Dataset) -> tuple[str, ...]:
     if stage.domain_weight > 0 and set(stage.experts) != set(domains):
         text = (
             f"{', '.join(stage.experts)} are not the domains of the training rows ({', '.join(domains) or 'none'}). "
-            "Name one expert per domain, or set stage.domain_weight=0 for experts that are no domains"
+            "Name one expert per domain, or set stage.domain_weight=0 for experts that are not domains"
         )
         raise ConfigError([Problem("stage.experts", text)])
     return tuple(stage.experts)
@@ -70,16 +70,16 @@ def names(stage: MoeJointStage, data: dataset.Dataset) -> tuple[str, ...]:
 def gather(
     cfg: RunConfig, stage: MoeJointStage, data: TokenizedDataset, report: Callable[[str], None], session: Session
 ) -> ExpertRuns:
-    """Find or train every expert's run, and the union's where the mixture is compared with it.
+    """Find or train the run of every expert, and of the single adapter that the mixture is compared with.
 
     Args:
-        cfg: of the mixture.
+        cfg: configuration of the mixture.
         data: its rows and prompt.
-        report: takes a message per run.
+        report: receives a message per run.
 
     Raises:
-        ConfigError: for a missing expert that is not to be trained.
-        RunError: for a named folder that is no run, or one whose base, prompt or labels differ.
+        ConfigError: for a missing expert, if missing ones are not trained.
+        RunError: for a folder that is not a run, or a run with a different base model, prompt or labels.
         ModelError: for experts that differ in rank, alpha or targets.
     """
     named = stage.experts or dict.fromkeys(names(stage, data.dataset))
@@ -110,7 +110,7 @@ def gather(
 
 
 def begun(cfg: RunConfig, stage: MoeJointStage, data: dataset.Dataset, session: Session) -> bool:
-    """Whether an expert's run was begun, which can be resumed before the mixture itself has a run."""
+    """Whether the run of an expert was started, so that it can be resumed before the mixture itself has a run."""
     unnamed = [name for name, place in (stage.experts or dict.fromkeys(names(stage, data))).items() if place is None]
     return any(
         _existing(cfg, name, None, session) or run_folder.unfinished(expert_config(cfg, name)) for name in unnamed
@@ -118,7 +118,7 @@ def begun(cfg: RunConfig, stage: MoeJointStage, data: dataset.Dataset, session: 
 
 
 def expert_config(cfg: RunConfig, domain: str | None) -> RunConfig:
-    """The training run of one domain's expert, or of one adapter on all domains."""
+    """The configuration of the expert of a domain, or of one adapter on all domains."""
     values, choices = compose.compose_values(["stage=train"])
     stage = compose.build(values, choices, ["stage=train"]).stage
     data = cfg.data.model_copy(update={"domain": domain})
@@ -126,7 +126,7 @@ def expert_config(cfg: RunConfig, domain: str | None) -> RunConfig:
 
 
 def command(cfg: RunConfig, session: Session) -> str:
-    """The command of a training run: this command's with another stage, or by the names of its choices."""
+    """The command of a training run: this command with stage=train, or the names of its choices."""
     words = [f"{group}={getattr(cfg, group).name}" for group in ("model", "method", "data", "train")]
     words += [f"seed={cfg.seed}", f"output_dir={cfg.output_dir}"]
     if session.job is not None and cfg.experiment is None:  # an experiment's values do not fit stage=train
@@ -137,14 +137,14 @@ def command(cfg: RunConfig, session: Session) -> str:
 
 
 def _existing(cfg: RunConfig, name: str, place: str | None, session: Session) -> Path | None:
-    """The named run of an expert, or the finished one of its configuration; None if it has to be trained."""
+    """The named run of an expert, or a finished run of its configuration; None if it must be trained."""
     if place is not None:
         return run_folder.read(place)[0]
     wanted = expert_config(cfg, name)
     try:
         fingerprint = dataset.load(wanted.data, session).fingerprint
     except DataError as error:
-        text = f"expert {name} is named without a run folder, and none can be trained: {error}"
+        text = f"expert {name} has no run folder and cannot be trained: {error}"
         raise ConfigError([Problem("stage.experts", text)]) from None
     return run_folder.finished(wanted, fingerprint)
 
@@ -168,7 +168,7 @@ def _check(cfg: RunConfig, stage: MoeJointStage, data: TokenizedDataset, name: s
     if trained.method.adapter is None or trained.stage.name not in ("train", "pretrain"):
         raise RunError(
             f"expert {name}: {path} is a run of stage={trained.stage.name} with method={trained.method.name}, which "
-            "leaves no adapter; name one of stage=train or stage=pretrain with an adapter"
+            "has no adapter; name a run of stage=train or stage=pretrain with an adapter"
         )
     if stage.domain_weight > 0 and trained.data.domain not in (None, name):
         raise RunError(f"expert {name}: {path} was trained on domain {trained.data.domain}; are experts swapped?")
@@ -176,13 +176,13 @@ def _check(cfg: RunConfig, stage: MoeJointStage, data: TokenizedDataset, name: s
         ours, theirs = getattr(cfg.model, key), getattr(trained.model, key)
         if ours != theirs:
             raise RunError(
-                f"expert {name}: {path} was trained on model={trained.model.name} (model.{key}={theirs}), the mixture "
-                f"is of model={cfg.model.name} (model.{key}={ours}). Choose one base for all"
+                f"expert {name}: {path} was trained on model={trained.model.name} (model.{key}={theirs}), but the "
+                f"mixture uses model={cfg.model.name} (model.{key}={ours}). Use the same base model for all"
             )
     for key, what, fix in (
-        ("template_fingerprint", "prompt or maximal length", "Train it with the same data.prompt and data.max_length"),
-        ("label_fingerprint", "labels or label words", "Train it with the same data.labels"),
+        ("template_fingerprint", "prompt or max_length", "Train it with the same data.prompt and data.max_length"),
+        ("label_fingerprint", "set of labels", "Train it with the same data.labels"),
     ):
         theirs, ours = facts.get(key), data.fingerprints()[key]
         if theirs is not None and theirs != ours:
-            raise RunError(f"expert {name}: {path} was trained with other {what} than the mixture's. {fix}")
+            raise RunError(f"expert {name}: {path} was trained with a different {what} than the mixture. {fix}")

@@ -1,4 +1,4 @@
-"""Fit a model to rows: dataset, layout of the batches, training arguments, and the trainer's run."""
+"""Fit a model to rows: dataset, layout of the batches, training arguments, training."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Fitted:
 
     Args:
         steps: number of optimiser steps.
-        best: the best validation score, by the metric that selects.
-        best_validation: number of the validation that the weights are of, among those of this process; None: of an
+        best: the best validation score, of the metric that selects the checkpoint.
+        best_validation: number of the validation with the best score, among those of this process; None: it was an
             earlier one, or there was none.
         seconds: wall time of the training, validation included.
         tokens: real tokens seen by all processes, padding not counted.
         rows: rows seen by all processes.
-        batching: how micro-batches were made.
-        throughput: figures of the training time of all processes, without validation and saving; see `Meter.facts`.
+        batching: how rows were grouped into micro-batches.
+        throughput: of all processes, without validation and saving; see `Meter.facts`.
     """
 
     steps: int
@@ -83,23 +83,23 @@ def fit(
     watch: Watch | None = None,
     identify: Callable[[int], str] = str,
 ) -> Fitted:
-    """Train a model and leave it at its best checkpoint.
+    """Train a model, and load its best checkpoint at the end.
 
     Args:
         model: its trainable parameters require gradients.
-        tokenizer: its pad id fills batches.
-        rows: finished rows; their tokens are used without further processing.
-        validate: gives the metrics that choose the checkpoint.
-        train: the schedule.
-        seed: of order and dropout.
-        folder: of the checkpoints; training is resumed from one that is there.
-        record: takes log records.
-        callbacks: further ones.
+        tokenizer: has the padding token id.
+        rows: tokenized rows, which are used unchanged.
+        validate: computes the metrics that select the checkpoint.
+        train: schedule and batches.
+        seed: for the order of rows and dropout.
+        folder: of the checkpoints; training is resumed from an existing one.
+        record: receives log records.
+        callbacks: further callbacks.
         objective: None: the cross-entropy of labelled tokens.
         lr_ratio: learning rate of LoRA's B over that of A.
-        log: the file that `record` appends to; it is truncated to what the checkpoint has seen of it.
-        watch: of the run: heartbeat and progress; None: of this fit, its heartbeat in the folder above `folder`.
-        identify: gives the id of a row by its number, for messages.
+        log: the file that `record` appends to; it is truncated to its length at the checkpoint.
+        watch: heartbeat and progress of the run; None: of this fit, with the heartbeat in the parent of `folder`.
+        identify: returns the id of a row by its number, for messages.
 
     Raises:
         FinsaError: for a loss that is not finite, or a checkpoint that cannot be written; `Stopped` after a signal.
@@ -110,7 +110,7 @@ def fit(
     if processes.world_size() > 1:
         rows = distributed.pad_rows(rows, train.micro_batch_size * accumulation)
 
-    # How a step becomes batches: rows that begin alike share a prefix, rows of unequal length are packed.
+    # Layout of the batches: a common prefix of all rows is shared, and rows of different length are packed.
     common = layout.CommonPrefix()
     dataset = _dataset(rows, common)
     prefix = layout.plan_prefix(common, model, train, len(objective.suffix))
@@ -189,7 +189,7 @@ def _checkpoint(folder: Path, log: Path | None) -> checkpoints.Checkpoint | None
 
 
 def _dataset(rows: Sequence[Row], common: layout.CommonPrefix) -> Dataset:
-    """Put rows into an Arrow table, a chunk at a time: as Python lists, millions of them would not fit."""
+    """Write rows to an Arrow table, chunk by chunk: as Python lists, millions of them would not fit into memory."""
     kinds = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "length": pa.int32(), "row": pa.int64()}
     optional = {"weight": pa.float32(), "target": pa.int32(), "text_span": pa.list_(pa.int32()), "domain": pa.int32()}
     schema = pa.schema(kinds | {name: kind for name, kind in optional.items() if name in rows[0]})
@@ -223,8 +223,8 @@ def _arguments(train: Train, accumulation: int, rows: int, seed: int, folder: Pa
         data_seed=seed,
         train_sampling_strategy="group_by_length" if train.group_by_length else "random",
         length_column_name="length",
-        activation_checkpointing=train.gradient_checkpointing is True,  # a memory plan has settled `auto`
-        bf16=False,  # the weights have their type already; autocast would copy them at every step
+        activation_checkpointing=train.gradient_checkpointing is True,  # the memory plan has resolved `auto`
+        bf16=False,  # the weights already have their dtype; autocast would cast them at every step
         fp16=False,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -1,6 +1,6 @@
-"""A mixture of experts from top to bottom: gather experts, build, warm up the router, train jointly, score, compare.
+"""Training of a mixture of experts, top to bottom: collect experts, warm up the router, train jointly, score, compare.
 
-Each stage of the training leaves a mixture that loads: ``moe_init``, ``router_warmup`` and ``moe_joint``.
+Each part of the training saves a complete mixture: ``moe_init``, ``router_warmup`` and ``moe_joint``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Validation = tuple[dict[str, float], FloatArray]  # metrics, and log-probabiliti
 
 
 def run(cfg: RunConfig, session: Session) -> Result:
-    """Gather experts, build the mixture, train it, score the test split once, write the run folder.
+    """Find or train the experts, build and train the mixture, score the test split once, write the run folder.
 
     Args:
         cfg: of a mixture; `preflight.require_trainable` has checked it.
@@ -58,7 +58,7 @@ def run(cfg: RunConfig, session: Session) -> Result:
         )
         with watch.display.work("loading the model", None):
             backbone = base.load_base(cfg.model, cfg.seed, cfg.method.quantization, session)
-        answers: dict[str, Classes] = {}  # to the test rows, by what answered, (n,)
+        answers: dict[str, Classes] = {}  # predicted classes of the test rows, (n,), by model
         try:
             model = factory.mix(cfg, stage, backbone, parts.adapters, data.renderer)
             if cfg.method.head == "classifier" and stage.head_init == "experts" and model.head is not None:
@@ -113,7 +113,7 @@ def run(cfg: RunConfig, session: Session) -> Result:
 
 
 def _resuming(cfg: RunConfig, stage: MoeJointStage, data: TokenizedDataset, session: Session) -> bool:
-    """Whether the mixture's run is resumed; under ``resume=true``, only its experts may have been begun.
+    """Whether the run of the mixture is resumed; with ``resume=true``, possibly only its experts have been started.
 
     Raises:
         RunError: if there is nothing to resume.
@@ -132,20 +132,20 @@ def _resuming(cfg: RunConfig, stage: MoeJointStage, data: TokenizedDataset, sess
 def train(
     cfg: RunConfig, stage: MoeJointStage, model: Mixture, data: TokenizedDataset, watch: Watch, record: Record
 ) -> tuple[Fitted, Validation]:
-    """Train router and head, then everything; a warm-up that an interrupted run has finished is not repeated.
+    """Train router and head, then everything; a warm-up that was finished before an interruption is not repeated.
 
     Args:
-        watch: of the run, in whose folder ``checkpoints/`` takes ``moe_init``, ``router_warmup`` and ``moe_joint``.
-        record: takes log records; the joint stage's steps continue the count of the warm-up's.
+        watch: of the run; ``checkpoints/`` in its folder gets ``moe_init``, ``router_warmup`` and ``moe_joint``.
+        record: receives log records; the steps of joint training continue those of the warm-up.
 
     Returns:
-        The result of the joint stage, and the validation of its weights.
+        The result of joint training, and the validation of its weights.
     """
     places, labels = watch.folder / "checkpoints", data.dataset.labels.names
 
     def save(name: str) -> None:
         (places / name).mkdir(parents=True, exist_ok=True)
-        with files.staged(places / name) as staging:  # ``mixture/``, which has the manifest, is moved last
+        with files.staged(places / name) as staging:  # ``mixture/``, which contains the manifest, is moved last
             model.save(staging, labels)
 
     if not (places / INIT / "mixture" / MANIFEST).is_file():
@@ -164,19 +164,19 @@ def train(
     schedule = joint_schedule(cfg.train, stage)
     fitted, validations = _fit(cfg, stage, model, data, schedule, JOINT, stage.balance_joint, shifted, watch)
     save(JOINT)
-    if fitted.best_validation is None:  # a resumed training whose best checkpoint is of before
+    if fitted.best_validation is None:  # the best checkpoint is from before the training was resumed
         return fitted, validate(cfg, data, model, watch)
     return fitted, validations[fitted.best_validation]
 
 
 def warmup_schedule(train: Train, stage: MoeJointStage) -> Train:
-    """The warm-up's schedule: the joint stage's learning rate, reached after a tenth of the steps, and one validation.
+    """The schedule of the warm-up: the learning rate is reached after a tenth of the steps; one validation.
 
     The published warm-up raises the rate over all of its 500 steps, so that it is reached at the last one.
     """
     changes = {
         "max_steps": stage.warmup_steps,
-        "epochs": float(stage.warmup_steps),  # an epoch has a step at least, so that max_steps alone decides
+        "epochs": float(stage.warmup_steps),  # an epoch has at least one step, so max_steps determines the length
         "warmup": 0.1,
         "schedule": "constant",
         "validate_every": stage.warmup_steps,
@@ -186,7 +186,7 @@ def warmup_schedule(train: Train, stage: MoeJointStage) -> Train:
 
 
 def joint_schedule(train: Train, stage: MoeJointStage) -> Train:
-    """The joint stage's schedule: that of the experts, with the stage's epochs and learning rate."""
+    """The schedule of joint training: that of the experts, with the epochs and learning rate of the stage."""
     changes = {"epochs": stage.epochs or train.epochs, "learning_rate": train.learning_rate * stage.rate}
     return train.model_copy(update=changes)
 
@@ -261,7 +261,7 @@ def _answers(cfg: RunConfig, data: TokenizedDataset, model: Mixture, title: str,
 
 
 def _answers_of_experts(cfg: RunConfig, data: TokenizedDataset, model: Mixture, watch: Watch) -> dict[str, Classes]:
-    """The answers of each expert, before joint training changes it, to all test rows."""
+    """Predictions of each expert for all test rows, before joint training changes it."""
     answers = {}
     for number, name in enumerate(model.experts):
         with model.alone(number):
@@ -272,7 +272,7 @@ def _answers_of_experts(cfg: RunConfig, data: TokenizedDataset, model: Mixture, 
 def _compare(
     data: TokenizedDataset, answers: dict[str, Classes], domains: list[str | None], folder: RunFolder
 ) -> list[dict[str, Any]]:
-    """Compare answers row by row, and write them to ``comparison.jsonl``."""
+    """Compare predictions row by row, and write them to ``comparison.jsonl``."""
     names, gold = data.dataset.labels.names, np.array(data.gold("test"))
     lines = (
         {

@@ -1,10 +1,10 @@
-"""How a micro-batch lays out its rows: padded or packed, and whether a prefix that all share is forwarded once.
+"""The layout of micro-batches: rows are padded or packed, and a prefix that all rows share may be forwarded once.
 
-Loss and gradients are those of separate rows in every layout. Dropout alone differs: a shared prefix draws one mask per
-micro-batch rather than one per row. Each row still sees a mask of the same distribution, so the expected gradient is
+Loss and gradients equal those of separate rows in every layout. Only dropout differs: a shared prefix has one mask per
+micro-batch instead of one per row. Each row still sees a mask of the same distribution, so the expected gradient is
 the same.
 
-Whether packing pays is decided by counting operations, so that the same rows and model give the same answer on every
+Whether packing is worthwhile is decided by counting FLOPs, so that the decision is the same on every
 machine. Packing saves the padding; attention is computed row by row (`finsa/models/attention.py`).
 
 Letters: b rows of a batch, p tokens of the prefix.
@@ -30,9 +30,9 @@ from finsa.models.moe.mixture import Mixture
 from finsa.runs import processes
 from finsa.training.batches import Batch, StepSplitter
 
-# Where `auto` shares a prefix: p at least, and the share of tokens saved (measured, docs/performance.md).
+# Thresholds of `auto` for a shared prefix: p, and the share of tokens saved (measured, docs/performance.md).
 PREFIX_TOKENS, PREFIX_SAVED = 16, 0.25
-# Where `auto` packs: sampled steps, and how many times as cheap as padding (measured, docs/performance.md).
+# Thresholds of `auto` for packing: sampled steps, and FLOPs of padding over those of packing (docs/performance.md).
 SAMPLED_STEPS, PACKING_PAYS = 64, 1.1
 
 # ------------------------------------------------------------------------------------------------ shared prefix
@@ -40,13 +40,13 @@ SAMPLED_STEPS, PACKING_PAYS = 64, 1.1
 
 @dataclass(frozen=True)
 class Prefix:
-    """The decision about the tokens that all rows begin with.
+    """The decision whether a shared prefix is forwarded once.
 
     Args:
-        tokens: how many the training rows share.
-        saved: share of all tokens that need not be forwarded.
-        used: how many are forwarded once per micro-batch; 0: each row is forwarded whole.
-        reason: of the decision.
+        tokens: number of tokens that all training rows begin with.
+        saved: share of all tokens that is saved.
+        used: number of tokens that are forwarded once per micro-batch; 0: rows are forwarded completely.
+        reason: for the decision.
     """
 
     tokens: int
@@ -56,9 +56,9 @@ class Prefix:
 
 
 class CommonPrefix:
-    """Finds the tokens that all rows begin with, chunk by chunk.
+    """The tokens that all rows begin with, determined chunk by chunk.
 
-    It ends one token early, so that no row is empty and what it predicts last is the same for all. A text that a
+    It ends one token early, so that no row is empty and the last token predicts the same for all rows. A text that a
     classification head or a router reads is not part of it.
     """
 
@@ -68,7 +68,7 @@ class CommonPrefix:
         self._text: int | None = None
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Take further rows into account."""
+        """Add further rows."""
         for field in ("input_ids", "labels"):
             lists = [row[field] for row in rows]  # type: ignore[literal-required]
             lists += self._bounds.get(field, ())
@@ -81,8 +81,8 @@ class CommonPrefix:
 
     @property
     def tokens(self) -> int:
-        """How many tokens all rows begin with."""
-        # Of lists in lexicographic order, all share what the first and the last one share.
+        """Number of tokens that all rows begin with."""
+        # In lexicographic order, all lists share what the first and the last one share.
         shared = min(_shared_length(*bounds) for bounds in self._bounds.values()) - 1
         return max(0, shared if self._text is None else min(shared, self._text))
 
@@ -93,10 +93,10 @@ def _shared_length(first: Sequence[int], last: Sequence[int]) -> int:
 
 
 def plan_prefix(common: CommonPrefix, model: torch.nn.Module, train: Train, suffix: int = 0) -> Prefix:
-    """Decide whether the prefix of the training rows is shared.
+    """Decide whether the prefix of the training rows is forwarded once.
 
     Args:
-        common: has seen all of them.
+        common: computed from all of them.
         model: the model to train.
         train: its ``shared_prefix`` is auto, true or false.
         suffix: number of tokens that a batch appends to each row.
@@ -106,36 +106,36 @@ def plan_prefix(common: CommonPrefix, model: torch.nn.Module, train: Train, suff
     setting = f"train.shared_prefix={str(train.shared_prefix).lower()}"
     obstacle = setting if train.shared_prefix is False else prefix_obstacle(model, train, common.longest + suffix)
     if obstacle is None and train.shared_prefix == "auto" and (tokens < PREFIX_TOKENS or saved < PREFIX_SAVED):
-        obstacle = f"{setting}: pays from {PREFIX_TOKENS} tokens and {PREFIX_SAVED:.0%} saved"
+        obstacle = f"{setting}: worthwhile from {PREFIX_TOKENS} tokens and {PREFIX_SAVED:.0%} saved"
     if obstacle is None and tokens == 0:
         obstacle = "the rows share no tokens"
     return Prefix(tokens, round(saved, 4), 0 if obstacle else tokens, obstacle or setting)
 
 
 def prefix_obstacle(model: torch.nn.Module, train: Train, longest: int) -> str | None:
-    """Why a prefix cannot be shared by rows of at most `longest` tokens, or would mean something else; None: it can."""
+    """Why rows of at most `longest` tokens cannot share a prefix without changing the result; None if they can."""
     if isinstance(model, Mixture):
-        return "a mixture's experts are chosen by the text, for the prefix too"
+        return "in a mixture the text selects the experts, for the prefix too"
     if train.packing is True and not attends_row_by_row(model, train):
         return "flash-attention packs rows without a prefix"
     if train.gradient_checkpointing is True:
-        return "gradient checkpointing keeps no keys and values"
+        return "gradient checkpointing stores no keys and values"
     if train.strategy in ("fsdp", "deepspeed"):
         return "FSDP and DeepSpeed gather weights per forward pass of the whole model"
     if attention.is_remote(model):
         return "the model's code is remote"
-    return None if attention.full_attention(model, longest) else "layers keep something other than all keys and values"
+    return None if attention.full_attention(model, longest) else "the model has layers without full attention"
 
 
 def forward_prefix(model: torch.nn.Module, batch: Batch) -> tuple[Any, torch.Tensor | float]:
-    """Forward the prefix of a padded batch, with gradients.
+    """Run the forward pass of the prefix of a padded batch, with gradients.
 
     Args:
         model: a causal language model or a classifier, wrapped by PEFT or DDP or not.
         batch: from the collator.
 
     Returns:
-        Keys and values, expanded to the b rows without being copied, and the summed loss of one row's prefix; None and
+        Keys and values, expanded to b rows without copying, and the summed loss of the prefix of one row; None and
         0 for a batch without prefix.
     """
     if "prefix" not in batch:
@@ -164,9 +164,9 @@ class Packing:
 
     Args:
         used: whether each micro-batch is one sequence of all its rows.
-        saves: operations of padded batches over those of packed ones, above 1 where packing is cheaper; None: not
+        saves: FLOPs of padded batches divided by those of packed ones; above 1 if packing is cheaper; None: not
             counted.
-        reason: of the decision.
+        reason: for the decision.
     """
 
     used: bool
@@ -185,10 +185,10 @@ def plan_packing(
         train: its ``packing`` is auto, true or false.
         splitter: splits a step into micro-batches.
         prefix: number of tokens that are forwarded once per micro-batch.
-        packable: whether the objective is defined on packed rows.
+        packable: whether the objective supports packed rows.
 
     Raises:
-        ConfigError: if packing is asked for and impossible.
+        ConfigError: if packing is required but impossible.
     """
     setting = f"train.packing={str(train.packing).lower()}"
     obstacle = packing_obstacle(model, train, packable)
@@ -205,20 +205,20 @@ def plan_packing(
     saves = round(padded / sum(packed_cost(costs, rows, prefix) for rows in micro_batches), 3)
     if train.packing is True:
         return Packing(True, saves, setting)
-    return Packing(saves >= PACKING_PAYS, saves, f"{setting}: pays from {PACKING_PAYS}x")
+    return Packing(saves >= PACKING_PAYS, saves, f"{setting}: worthwhile from {PACKING_PAYS}x")
 
 
 def packing_obstacle(model: Any, train: Train, packable: bool) -> str | None:
-    """Why rows cannot be packed with the same result; None: they can."""
+    """Why rows cannot be packed without changing the result; None if they can."""
     if not packable:
-        return "only a loss on tokens is defined on packed rows; a choice among labels and a mixture are not"
+        return "only a loss on tokens supports packed rows, not a loss over labels or a mixture"
     if not attention.full_attention(model):
-        return "layers keep something other than all keys and values"
+        return "the model has layers without full attention"
     if attends_row_by_row(model, train) or attention.uses_flash_attention(model):
         return None
     return (
-        "attention has to be computed row by row (on a CPU, with model.attention=sdpa and without gradient "
-        "checkpointing, FSDP and DeepSpeed) or by flash-attention"
+        "attention must be computed row by row (on a CPU, with model.attention=sdpa and without gradient "
+        "checkpointing, FSDP or DeepSpeed) or by flash-attention"
     )
 
 
@@ -229,7 +229,7 @@ def attends_row_by_row(model: Any, train: Train) -> bool:
 
 
 def _sampled_steps(lengths: Any, train: Train) -> Iterator[list[int]]:
-    """Lengths of the rows of some steps, as the trainer's sampler would draw them."""
+    """Lengths of the rows of some steps, sampled as by the trainer."""
     size, draw = train.batch_size // processes.world_size(), np.random.default_rng(0)
     taken = draw.permutation(lengths)[: 4 * SAMPLED_STEPS * size].tolist()
     if train.group_by_length:
@@ -242,19 +242,21 @@ def _sampled_steps(lengths: Any, train: Train) -> Iterator[list[int]]:
 
 
 def padded_cost(costs: flops.Costs, rows: list[int], prefix: int) -> float:
-    """Operations of a padded micro-batch, without those that do not depend on the layout.
+    """FLOPs of a padded micro-batch, without those that do not depend on the layout.
 
     Args:
         rows: tokens of each row without the prefix.
         prefix: tokens of the prefix.
     """
     tokens, width = len(rows) * max(rows), max(rows)
-    attended = prefix + width if prefix else 0.5 * width  # behind a prefix, attention needs a mask and computes all
+    attended = (
+        prefix + width if prefix else 0.5 * width
+    )  # after a prefix, attention needs a mask and computes all pairs
     return costs.total(prefix + tokens, 0.5 * prefix**2 + tokens * attended, 0, 0)
 
 
 def packed_cost(costs: flops.Costs, rows: list[int], prefix: int) -> float:
-    """The same of a packed micro-batch, attention computed row by row."""
+    """FLOPs of a packed micro-batch, with attention row by row; see `padded_cost`."""
     attended = [prefix + row if prefix else 0.5 * row for row in rows]
     pairs = sum(row * each for row, each in zip(rows, attended, strict=True))
     return costs.total(prefix + sum(rows), 0.5 * prefix**2 + pairs, 0, 0)

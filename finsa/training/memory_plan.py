@@ -1,4 +1,4 @@
-"""The memory plan: the micro-batch that fits, and the time a run takes, estimated before weights are loaded."""
+"""The memory plan: the micro-batch that fits and the duration of a run, estimated before loading weights."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes with which a run fits into memory, by estimate.
+    """Sizes of a run and the estimated memory.
 
     Args:
-        micro_batch_size: rows per forward and process.
+        micro_batch_size: rows per forward pass and process.
         accumulation: micro-batches per optimiser step.
         gradient_checkpointing: whether activations are recomputed in backward to save memory.
-        score_tokens: padded tokens per batch when labels are scored.
-        training: memory of a step; None if nothing is trained.
+        score_tokens: padded tokens per scoring batch.
+        training: memory of a training step; None if nothing is trained.
         scoring: memory of scoring.
         budget: configured bytes; None: no budget was given.
-        limit: the budget, or the bytes that the machine has.
+        limit: the budget, or the memory of the machine in bytes.
     """
 
     micro_batch_size: int
@@ -54,7 +54,7 @@ class Plan:
         return self.peak() <= self.limit
 
     def peak(self) -> int:
-        """Bytes of training or scoring, whichever needs more."""
+        """Bytes of training or scoring, whichever is larger."""
         return max(self.scoring.total(), self.training.total() if self.training else 0)
 
     def apply(self, train: Train) -> Train:
@@ -70,7 +70,7 @@ class Plan:
 
 
 class _Estimates:
-    """The memory that batches of a run need; each shape is estimated once."""
+    """Estimates of the memory of batches; each shape is estimated once."""
 
     def __init__(self, cfg: RunConfig, data: TokenizedDataset, lengths: IntArray, world: int) -> None:
         self.cfg, self.lengths = cfg, lengths
@@ -98,7 +98,7 @@ class _Estimates:
         return need
 
     def score(self, tokens: int) -> Need:
-        """Memory of scoring in batches of `tokens` padded tokens: of the longest rows, or of the most rows."""
+        """Memory of scoring with `tokens` padded tokens per batch: with the longest rows, or the most rows."""
         most = max(_scored(self.lengths + len(self.tree.tokens), tokens))
         longest = int(self.lengths.max()) + len(self.tree.tokens)
         shapes = {most, (max(1, tokens // longest), longest)}
@@ -118,7 +118,7 @@ class _Estimates:
 
 @contextmanager
 def _checkpointed(model: Any, enabled: bool) -> Iterator[None]:
-    """Enable gradient checkpointing within, or leave it disabled."""
+    """Enable gradient checkpointing temporarily, if it is to be enabled."""
     net: Any = causal(getattr(model, "backbone", model))
     if enabled:
         net.activation_checkpointing_enable({"use_reentrant": False})
@@ -130,7 +130,7 @@ def _checkpointed(model: Any, enabled: bool) -> Iterator[None]:
 
 
 def _scored(lengths: IntArray, tokens: int) -> Iterator[tuple[int, int]]:
-    """Number of rows and padded length of each batch of scoring; see `finsa.models.batches`."""
+    """Number of rows and padded length of each scoring batch; see `finsa.models.batches`."""
     ordered = np.sort(lengths)[::-1]
     start = 0
     while start < len(ordered):
@@ -140,7 +140,7 @@ def _scored(lengths: IntArray, tokens: int) -> Iterator[tuple[int, int]]:
 
 
 def _batch(b: int, s: int, projected: int) -> dict[str, torch.Tensor]:
-    """A batch as the collator makes it, on the meta device."""
+    """A batch as built by the collator, on the meta device."""
     kind: dict[str, Any] = {"dtype": torch.long, "device": "meta"}
     ids, rows = torch.empty(b, s, **kind), torch.empty(b, **kind)
     read, spans = torch.empty(b, projected, **kind), torch.empty(b, 2, **kind)
@@ -151,7 +151,7 @@ def make(cfg: RunConfig, data: TokenizedDataset, lengths: Any, world: int) -> Pl
     """Plan a run.
 
     Args:
-        cfg: with ``train.memory``, the largest micro-batch that fits is chosen, and checkpointing only where nothing
+        cfg: with ``train.memory``, the largest micro-batch that fits is chosen, and checkpointing only if nothing
             fits without it; without, the configured micro-batch stays.
         data: its renderer.
         lengths: tokens of its prompts, (n,).
@@ -181,7 +181,7 @@ def make(cfg: RunConfig, data: TokenizedDataset, lengths: Any, world: int) -> Pl
         sizes = [size for size in range(1, estimates.rows + 1) if estimates.rows % size == 0]
     ways = [False, True] if train.gradient_checkpointing == "auto" else [train.gradient_checkpointing]
     for checkpointing in ways if scoring.total() <= limit else ():
-        # A whole step at once needs no gradients of earlier micro-batches, so it may fit where a smaller one does not.
+        # A step in one micro-batch needs no gradients of earlier ones, so it may fit although a smaller one does not.
         fitting = [sizes[-1]] if step_bytes(sizes[-1], checkpointing) <= limit else sizes[:-1]
         fitting = fitting[: bisect_right(fitting, limit, key=lambda size: step_bytes(size, checkpointing))]
         if fitting:
@@ -215,14 +215,14 @@ def of_blocks(cfg: RunConfig, model: Any, length: int) -> Plan:
     return Plan(micro, accumulation, checkpointing, train.score_tokens, need, need, None, limit)
 
 
-MOST_SETTINGS = 2  # that a verdict names, because each takes a plan
+MOST_SETTINGS = 2  # maximum number of suggested settings, because each requires a plan
 
 
 def verdict(plan: Plan, cfg: RunConfig, data: TokenizedDataset, lengths: Any, world: int) -> str:
-    """A sentence that a plan does not fit, and which settings would; empty where it fits.
+    """A sentence that a plan does not fit, and which settings would; empty if it fits.
 
     Args:
-        plan: of this configuration, made with the same arguments.
+        plan: of this configuration, from `make` with the same arguments.
     """
     if plan.fits():
         return ""
@@ -243,7 +243,7 @@ def verdict(plan: Plan, cfg: RunConfig, data: TokenizedDataset, lengths: Any, wo
 
 
 def _smaller(cfg: RunConfig) -> Iterator[tuple[str, RunConfig]]:
-    """Configurations that need less memory, each with its overrides; those that change least come first."""
+    """Configurations that need less memory, each with its overrides; those with the smallest changes come first."""
     one = {"micro_batch_size": 1, "gradient_checkpointing": True, "score_tokens": min(2048, cfg.train.score_tokens)}
     if cfg.method.learn == "nothing":
         del one["micro_batch_size"], one["gradient_checkpointing"]
@@ -260,20 +260,20 @@ def _smaller(cfg: RunConfig) -> Iterator[tuple[str, RunConfig]]:
                 yield " ".join(filter(None, (name, batches))), way.model_copy(update={"model": model, "method": method})
 
 
-# Roughly, the shares of the rate of matrix products that a run reaches (benchmarks/results/training_step.json).
+# Share of the matmul rate that a run reaches, at most and at least (benchmarks/results/training_step.json).
 SHARES = (0.6, 0.3)
 
 
 def seconds(
     cfg: RunConfig, data: TokenizedDataset, lengths: Any, steps: int, checkpointing: bool, world: int
 ) -> tuple[float, float]:
-    """Estimate how long a run takes, at least and at most, from the measured rate of matrix products.
+    """Estimate the minimum and maximum duration of a run in seconds, from the measured matmul rate.
 
     Args:
         cfg: as for `make`.
         data: as for `make`.
         lengths: tokens of prompts, (n,), for all rows.
-        steps: of the optimiser; 0 where nothing is trained.
+        steps: optimiser steps; 0 if nothing is trained.
         checkpointing: whether gradient checkpointing is used.
         world: number of processes.
     """
@@ -309,12 +309,12 @@ def _shared_prefix(
 
 
 def show_seconds(cfg: RunConfig, least: float, most: float) -> str:
-    """The line for the terminal."""
+    """Format the estimated duration for the terminal."""
     rate = hardware.matmul_rate(base.dtype(cfg.model)) / 1e9
     low, high = (_rounded(value) for value in (least, most))
     return (
         f"{low if low == high else f'{low} to {high}'}, scoring included, at {SHARES[1]:.0%} to {SHARES[0]:.0%} of the "
-        f"{rate:,.0f} GFLOP/s that matrix products reach here"
+        f"matmul rate of this machine ({rate:,.0f} GFLOP/s)"
     )
 
 
@@ -325,12 +325,12 @@ def _rounded(duration: float) -> str:
 
 
 def show(plan: Plan, cfg: RunConfig, verdict: str = "") -> dict[str, str]:
-    """The plan as lines for the terminal.
+    """Format a plan as lines for the terminal.
 
     Args:
         plan: of this configuration.
-        cfg: its names.
-        verdict: of `verdict`.
+        cfg: the configuration.
+        verdict: from `verdict`.
     """
     stored = "" if cfg.method.quantization == "none" else f", base in {cfg.method.quantization}"
     here = f"of {hardware.memory() / 2**30:.0f} GiB here"

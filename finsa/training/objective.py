@@ -1,6 +1,6 @@
 """Training objectives: a weighted sum of losses, divided by the sum of the weights of the whole optimiser step.
 
-An objective gives both sums, so that the trainer can divide one by the other over all micro-batches and processes.
+An objective computes both sums, so that the trainer can divide them after adding up all micro-batches and processes.
 
 Letters: b rows of a batch, s tokens, k positions that predict a labelled token, c classes, v vocabulary.
 """
@@ -50,8 +50,8 @@ def build(method: Method, renderer: Renderer, counts: Sequence[int]) -> Objectiv
 
     Args:
         method: its ``loss_on``, ``head`` and ``loss``.
-        renderer: knows the tokens of the labels.
-        counts: training rows per class, (c,), of the rows that are used.
+        renderer: has the tokens of the labels.
+        counts: number of used training rows per class, (c,).
     """
     if method.loss_on != "label":
         return tokens()
@@ -105,21 +105,21 @@ def labelled_loss(
 ) -> torch.Tensor:
     """Sum the cross-entropy over labelled positions.
 
-    Only the positions that predict a label are projected to the vocabulary: with a prompt of a hundred tokens and an
-    answer of one, the projection of all positions is most of a small model's work.
+    Only positions that predict a label are projected to the vocabulary: with a prompt of a hundred tokens and an answer
+    of one, projecting all positions is most of the work of a small model.
 
     Args:
         model: a causal language model of transformers, wrapped by PEFT or DDP or not.
         input_ids: (b, s), padded on the right.
         labels: (b, s), -100 where there is no loss; column 0 is never predicted.
-        weights: of each row's tokens, (b,), or of each of the positions that are read, (b, k); None: 1.
-        read: positions that predict labelled tokens, (b, k), as the collator has them; None: computed here, for which
+        weights: per row, (b,), or per position in `read`, (b, k); None: 1.
+        read: positions that predict labelled tokens, (b, k), as in `Collator`; None: computed here, for which
             the host waits for the device.
-        past: keys and values of what precedes `input_ids`, (b, ...) per layer.
-        inputs: further inputs of the model: a mixture's ``text_span``, positions of packed rows.
+        past: keys and values of the tokens before `input_ids`, (b, ...) per layer.
+        inputs: further inputs of the model: ``text_span`` of a mixture, positions of packed rows.
 
     Returns:
-        A scalar in float32, not divided by anything.
+        A scalar in float32; not normalized.
     """
     read = read_positions(labels) if read is None else read
     if past is not None:
@@ -143,13 +143,13 @@ def choice(
     counts: Sequence[int] | None,
     suffix: tuple[int, ...] = (),
 ) -> Objective:
-    """One choice among the classes per row.
+    """A loss over the classes, one per row.
 
     Args:
-        scores: gives (b, c) scores of a model and a batch.
+        scores: computes the scores (b, c) of a model and a batch.
         loss: of a row.
         counts: training rows per class, (c,), for logit adjustment.
-        suffix: ids that the scores need at the end of every row.
+        suffix: token ids that the scores need at the end of every row.
     """
     log_shares = None if counts is None else torch.tensor(counts, dtype=torch.float32).log()
 
@@ -165,7 +165,7 @@ def choice(
 def choice_loss(
     scores: torch.Tensor, targets: torch.Tensor, loss: Loss, log_shares: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Loss of each row as one choice among the classes.
+    """Loss of each row over the classes.
 
     With smoothing s over c classes the target q is 1 - s + s/c at the true class and s/c elsewhere, and ce = -q log p.
     ``focal`` (Lin et al. 2017) is (1 - p_y)^gamma * ce. ``adaptive_balanced`` (FinSA-MoE) takes exp(-ce), the
@@ -191,7 +191,7 @@ def choice_loss(
     if loss.name == "cross_entropy":
         return entropy
     log_confidence = log_true if loss.name == "focal" else -entropy
-    # The lower bound keeps the gradient of small powers finite where the model is certain of a row.
+    # The lower bound keeps the gradient of small powers finite if the model is certain of a row.
     doubt = (-torch.expm1(log_confidence)).clamp(min=torch.finfo(log_p.dtype).tiny)
     return doubt**loss.gamma * entropy
 
@@ -218,17 +218,17 @@ def classifier_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def joint(task: Objective, mixture: Mixture, domain_weight: float, balance_weight: float) -> Objective:
-    """A mixture's objective: the task's, the router's cross-entropy against the domains, and balance of the experts.
+    """The objective of a mixture: the task, the router's cross-entropy against the domains, and balance of the experts.
 
-    Each part is a mean over the whole optimiser step: the task's over its weights, the router's over the rows whose
-    domain is an expert's, balance over rows. Balance alone depends on the micro-batch, because a mean gate can only be
+    Each part is a mean over the whole optimiser step: the task over its weights, the router over the rows whose
+    domain has an expert, balance over rows. Only balance depends on the micro-batch, because a mean gate can only be
     computed over rows that are forwarded at the same time; a micro-batch's value counts for each of its rows.
 
     Args:
-        task: the method's objective.
-        mixture: its last forward pass has the router's logits.
-        domain_weight: lambda of the router's cross-entropy.
-        balance_weight: lambda of balance.
+        task: objective of the method.
+        mixture: has the router's logits of the last forward pass.
+        domain_weight: weight of the router's cross-entropy.
+        balance_weight: weight of the balance term.
     """
 
     def total(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -246,10 +246,10 @@ def joint(task: Objective, mixture: Mixture, domain_weight: float, balance_weigh
 
 
 def _router_inputs(batch: Batch) -> Batch:
-    """What a mixture's router needs of a batch; nothing for other models."""
+    """Inputs of a mixture's router; empty for other models."""
     return {"text_span": batch["text_span"]} if "domains" in batch else {}
 
 
 def _weighted_sum(values: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Sum a value per row, (b,), times the rows' weights; or per position, (b, k)."""
+    """Sum values per row, (b,), or per position, (b, k), multiplied by their weights."""
     return (values * batch["weights"]).sum() if "weights" in batch else values.sum()

@@ -1,4 +1,4 @@
-"""Checks of a run's rows, prompt and schedule that need no torch, whose import takes seconds."""
+"""Checks of the rows, prompt and schedule of a run that do not need torch, whose import takes seconds."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from finsa.session import Session
 
 
 def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: bool = False) -> None:
-    """Check that a configuration can be trained on a data set, or scored on it where nothing is learnt.
+    """Check that a configuration can be trained on a data set, or evaluated on it if nothing is trained.
 
     Args:
         cfg: of a language model or a baseline.
         data: its rows.
-        session: takes the rendered rows.
-        planned: nothing is run; a plan uses the embedded tokenizer where the model's cannot be loaded.
+        session: caches the rendered rows.
+        planned: only a plan is printed, which uses the embedded tokenizer if that of the model is not available.
 
     Raises:
-        ConfigError: for a missing library, or a batch, class weights or a prompt that do not fit the rows.
+        ConfigError: for a missing library, or a batch size, class weights or a prompt that do not suit the rows.
         DataError: for an empty split, or rows without room for their text.
-        ModelError: for a tokenizer that is neither on this machine nor can be downloaded.
+        ModelError: for a tokenizer that is not on this machine and cannot be downloaded.
     """
     zero_shot = cfg.method.learn == "nothing" and cfg.method.baseline is None
     data.require(*(("test",) if zero_shot else ("train", "validation", "test")))
@@ -40,13 +40,13 @@ def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: 
 
 
 def require_prompt(cfg: RunConfig, data: Dataset, session: Session, planned: bool = False) -> None:
-    """Check that prompt, labels and tokenizer fit together, as far as the tokenizer can be read without torch.
+    """Check that prompt, labels and tokenizer are compatible, if the tokenizer can be read without torch.
 
     Args:
-        cfg, data, session, planned: as `require_trainable` takes them.
+        cfg, data, session, planned: see `require_trainable`.
 
     Raises:
-        ConfigError, DataError, ModelError: as `require_trainable` does.
+        ConfigError, DataError, ModelError: see `require_trainable`.
     """
     quantization.require_library(cfg.method)
     note = prompts.mismatch(cfg.data.prompt, [*data.labels.names, *data.labels.words])
@@ -60,10 +60,10 @@ def require_prompt(cfg: RunConfig, data: Dataset, session: Session, planned: boo
 
 
 def optimiser_steps(train: Train, rows: int, world: int = 1) -> int:
-    """Number of optimiser steps of a fit; every epoch's last, incomplete step counts.
+    """Number of optimiser steps of a fit, including the incomplete last step of every epoch.
 
     Raises:
-        ConfigError: if a batch is larger than the data.
+        ConfigError: if the batch size is larger than the number of rows.
     """
     if train.batch_size > rows:
         text = f"{train.batch_size} is more than the {rows} training rows. Set train.batch_size={rows} or less"
@@ -77,11 +77,13 @@ def accumulation_steps(train: Train, world: int = 1) -> int:
     """Number of micro-batches per optimiser step and process.
 
     Raises:
-        ConfigError: if the processes do not divide the batch.
+        ConfigError: if the batch size is not a multiple of processes and micro-batches.
     """
     per_process, rest = divmod(train.batch_size, train.micro_batch_size * world)
     if rest:
-        text = f"{train.batch_size} is no multiple of micro_batch_size x processes = {train.micro_batch_size} x {world}"
+        text = (
+            f"{train.batch_size} is not a multiple of micro_batch_size x processes: {train.micro_batch_size} x {world}"
+        )
         if train.batch_size % world == 0:
             text += f"; set train.micro_batch_size={divisor(train.batch_size // world, train.micro_batch_size)}"
         raise ConfigError([Problem("train.batch_size", text)])

@@ -1,7 +1,7 @@
-"""Progress of a training run: steps, loss and time left, and its throughput in samples, tokens, memory and MFU.
+"""Progress of a training run: steps, loss and remaining time; throughput, memory and MFU.
 
-Nothing here waits for the device while steps run: all that is counted is known on the host. Several processes add up
-their counts when a record is logged, and at the end.
+Nothing here synchronises with the device between two log records: all counts are known on the host. Several processes
+sum their counts when a record is logged, and at the end.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from finsa.runs.progress import Display, Work
 
 @dataclass
 class Counts:
-    """Work done by a process, or by all of them.
+    """Work done by one process, or by all processes.
 
     Args:
-        steps: of the optimiser.
-        rows: their number.
-        positions: tokens with padding that were forwarded.
-        pairs: of positions, for which attention was computed.
+        steps: number of optimiser steps.
+        rows: number of rows.
+        positions: tokens in forward passes, including padding.
+        pairs: pairs of positions for which attention was computed.
         tokens: real tokens.
-        labelled: tokens with a label, or rows where a class is chosen.
+        labelled: tokens with a label; rows, if the loss is over the classes.
         projected: positions that the LM head was applied to.
         seconds: of training, without validation and saving.
     """
@@ -56,8 +56,8 @@ class Meter:
     """Counts the batches and the time of a fit.
 
     Args:
-        model: gives the operations that a batch takes.
-        suffix: number of label-tree tokens behind every row.
+        model: determines the FLOPs of a batch.
+        suffix: number of label-tree tokens after every row.
         checkpointing: whether gradient checkpointing is used.
     """
 
@@ -65,7 +65,7 @@ class Meter:
         self.costs, self.dtype = flops.of(model, checkpointing), flops.dtype_of(model)
         self.reads = 0 if getattr(model, "head", None) is not None else 1 + suffix
         self.done, self.last = Counts(), Counts()
-        self.rate = hardware.matmul_rate(self.dtype)  # measured before the clock runs
+        self.rate = hardware.matmul_rate(self.dtype)  # measured before the clock starts
         self._since: float | None = None
 
     def count(self, rows: Sequence[dict[str, Any]], batches: Sequence[dict[str, torch.Tensor]]) -> None:
@@ -102,13 +102,13 @@ class Meter:
     def stop(self) -> None:
         """Stop the clock."""
         if self._since is not None:
-            hardware.wait()  # the operations that are still queued on the device belong to the time
+            hardware.wait()  # operations that are still queued on the device count
             self.done.seconds += time.monotonic() - self._since
             self._since = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the clock within: for validation and saving."""
+        """Stop the clock temporarily, for validation and saving."""
         running = self._since is not None
         self.stop()
         try:
@@ -118,28 +118,28 @@ class Meter:
                 self.start()
 
     def lap(self) -> dict[str, float]:
-        """Figures since the last lap, for the log; all processes take their laps at the same step."""
+        """Figures since the last call, for the log; all processes call this at the same step."""
         with self.paused():
             now = replace(self.done)
         since, self.last = now.since(self.last), now
         return self.figures(since)
 
     def facts(self) -> dict[str, float]:
-        """Figures of the whole fit, and the rate that MFU refers to, for ``run.json``."""
+        """Figures of the whole fit, and the matmul rate that MFU refers to, for ``run.json``."""
         with self.paused():
             done = self.done
         rate = processes.all_reduce(np.array([self.rate]))[0]
         return {**self.figures(done), "matmul_gflops": round(rate / 1e9, 1), "seconds": round(done.seconds, 2)}
 
     def figures(self, done: Counts) -> dict[str, float]:
-        """Throughput of all processes, which call this at the same step.
+        """Throughput over all processes, which call this at the same step.
 
         Args:
             done: by this process.
 
         Returns:
-            Samples and real tokens per second, the share of real tokens that have a label, operations per second over
-            the measured rates of matrix products (MFU), and the largest peak memory of a process in GiB.
+            Samples and real tokens per second, the share of real tokens that have a label, FLOPs per second over the
+            measured matmul rates (MFU), and the largest peak memory of a process in GiB.
         """
         peaks = np.zeros(processes.world_size())
         peaks[processes.rank()] = hardware.peak_memory()
@@ -158,12 +158,12 @@ class Meter:
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
-    """Shows steps with loss, throughput and time left, and passes on every log record.
+    """Displays steps with loss, throughput and remaining time, and passes on every log record.
 
     Args:
-        meter: gives the trainer's meter, once there is a trainer.
-        record: takes each log record, with the step it belongs to.
-        display: shows them.
+        meter: returns the meter of the trainer, which is created later.
+        record: receives each log record with its step.
+        display: displays the progress.
     """
 
     def __init__(
@@ -176,12 +176,12 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Close the bar, however the training ends."""
+        """Close the bar at the end, also after an error."""
         with self.closed:
             yield
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the bar, of a resumed run where it was."""
+        """Start the bar, at the step from which the run is resumed."""
         self.meter().start()
         self.step = state.global_step
         work = self.display.work("training", state.max_steps, done=state.global_step, at_once=True)
@@ -194,7 +194,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
             self.work.move(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Show and pass on a record; records of steps get their throughput."""
+        """Display and pass on a record; training records get the throughput."""
         logs = dict(logs or {})
         if "loss" in logs:
             logs |= self.meter().lap()
@@ -215,7 +215,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         self.record(state.global_step, logs)
 
     def _fitting(self, work: Work, numbers: Sequence[str]) -> str:
-        """As many of the numbers as leave room on the line for the step, the total and the time left."""
+        """As many of the figures as leave room on the line for the step, the total and the remaining time."""
         self.bar.update(work.task, numbers="")
         width = Measurement.get(self.console, self.console.options, self.bar.make_tasks_table(self.bar.tasks)).maximum
         text, room = "", self.console.width - width

@@ -1,4 +1,4 @@
-"""Calibration, files and tables of a training run of any kind; no torch here, which some baselines do without."""
+"""Calibration, files and tables of any training run; without torch, which some baselines do not need."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def calibrate(
     """Fit the temperature of the run's probabilities, and report the calibration error.
 
     Args:
-        metrics: gets ``calibration``.
+        metrics: receives ``calibration``.
         log_probs: (n, c), of the test rows and of the validation rows, on which the temperature is fitted; without
             validation rows, or with ``train.calibrate=false``, it is 1.
     """
@@ -32,7 +32,7 @@ def calibrate(
     if calibration.at_bound(temperature) and processes.is_main():
         rows = metrics["calibration"]["validation"]["n"]
         print(
-            f"warning: the temperature ended at its bound {temperature:g}: the {rows} validation rows do not determine "
+            f"warning: the temperature reached its bound {temperature:g}: the {rows} validation rows do not determine "
             "it, so the probabilities are not calibrated. Use more validation rows (train.validation_rows, "
             "data.split.validation), or set train.calibrate=false"
         )
@@ -60,10 +60,10 @@ def write(
     gates: Any = None,
     experts: Sequence[str] = (),
 ) -> None:
-    """Write the results of a run, and show them.
+    """Write the results of a run, and print them.
 
     Args:
-        metrics: with ``test`` and ``calibration``; ``base``, the base model's report, is shown beside ``test``.
+        metrics: with ``test`` and ``calibration``; ``base``, that of the base model, is printed next to ``test``.
         log_probs: of the test split, (n, c).
         gates: of a mixture, (n, E).
         experts: of a mixture.
@@ -98,8 +98,8 @@ def write(
 
 
 def _write_cards(cfg: RunConfig, data: tokenized.TokenizedDataset, folder: RunFolder) -> None:
-    """Write a model card beside the weights of the run, in the place of PEFT's empty one."""
-    from finsa.inference import model_cards  # it needs torch, and baselines write no card
+    """Write a model card next to the weights of the run, replacing the empty one of PEFT."""
+    from finsa.inference import model_cards  # imports torch, and baselines write no card
 
     for place in sorted((folder.path / "adapters").glob("*/")):
         model_cards.write(place, "adapter", cfg, folder.path, folder.facts, data.renderer)

@@ -1,4 +1,4 @@
-"""A training run from top to bottom: load data, render rows, load the model, train, score, evaluate, write."""
+"""A training run, top to bottom: load data, render rows, load the model, train, score, evaluate, write."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from finsa.training.watchdog import Watch
 
 
 def run(cfg: RunConfig, session: Session) -> Result:
-    """Fit on the training split, choose on validation, score the test split once, write the run folder.
+    """Train, select the checkpoint on the validation split, score the test split once, write the run folder.
 
     Args:
         cfg: of a language model; `preflight.require_trainable` has checked it.
@@ -31,10 +31,10 @@ def run(cfg: RunConfig, session: Session) -> Result:
     assert isinstance(stage, TrainStage)
     learns, world = cfg.method.learn != "nothing", processes.world_size()
 
-    # Data: the rows of every split, and the renderer that makes prompts and training rows of them.
+    # Data: the rows of every split, and the renderer that turns them into prompts and training rows.
     data = tokenized.build(cfg, dataset.load(cfg.data, session), tokenizers.load_tokenizer(cfg.model), session)
 
-    # Memory: the micro-batch that fits, from shapes alone.
+    # Memory: the micro-batch that fits, estimated from shapes.
     hardware.prepare(cfg.train)
     lengths = data.prompts("train" if learns else "test").lengths
     plan = memory_plan.make(cfg, data, lengths, world)
@@ -50,26 +50,26 @@ def run(cfg: RunConfig, session: Session) -> Result:
         cfg = cfg.model_copy(update={"train": plan.apply(cfg.train)})
         trains_base = cfg.method.learn == "all"
         if trains_base:
-            session.base_models.clear()  # the memory of a base that is still loaded is needed
+            session.base_models.clear()  # to free the memory of a base model that is still loaded
         with watch.display.work("loading the model", None):
             backbone = base.load_base(cfg.model, cfg.seed, cfg.method.quantization, None if trains_base else session)
         metrics: dict[str, Any] = {}
         log_probs: dict[str, FloatArray] = {}  # by split, (n, c)
-        # The base model is scored after training, so that training starts sooner, unless training changes it for good.
+        # The base model is scored after training, so that training starts sooner, unless training changes its weights.
         compares = learns and stage.compare_base
         base_changes = trains_base or cfg.train.strategy in ("fsdp", "deepspeed")
         try:
             if compares and base_changes:
                 metrics["base"] = run_results.report(data, "test", _base_log_probs(cfg, data, backbone, watch))
 
-            # Model: the base with an adapter, a classification head or neither, and which parameters are trained.
+            # Model: the base model with an adapter, a classification head or neither; and which parameters are trained.
             model = factory.build(cfg, backbone, data.renderer)
             trainable, total = base.count_parameters(model)
             device = hardware.describe(base.dtype(cfg.model))
             folder.note(trainable_parameters=trainable, total_parameters=total, device=device)
             reader = scorer(model, data.renderer, cfg.train.score_tokens)
 
-            # Train, leave the model at its best checkpoint, and save what was trained.
+            # Train, restore the best checkpoint, and save what was trained.
             if learns:
                 record = results.recorder(folder, tracker, session)
                 log_probs["validation"] = _train(cfg, data, model, reader, record, folder, watch)
@@ -109,7 +109,7 @@ def _train(
     folder: RunFolder,
     watch: Watch,
 ) -> FloatArray:
-    """Train the model; returns the log-probabilities of the validation rows by its best checkpoint, (n, c)."""
+    """Train the model, and return the log-probabilities of the validation rows at the best checkpoint, (n, c)."""
     held_out = data.prompts("validation")[: cfg.train.validation_rows]
     rows, ids = data.training_rows(cfg), data.dataset.splits["train"]["id"]
     validated: list[FloatArray] = []
@@ -134,7 +134,7 @@ def _train(
         identify=lambda row: str(ids[rows.order[row]]),
     )
     folder.note(**fitted.facts())
-    if fitted.best_validation is None:  # a resumed training whose best checkpoint is of before
+    if fitted.best_validation is None:  # the best checkpoint is from before the training was resumed
         return _score(reader, held_out, "validation", watch)
     return validated[fitted.best_validation]
 
@@ -146,7 +146,7 @@ def _score(reader: LabelScorer, prompts: Encoded, split: str, watch: Watch) -> F
 
 
 def _base_log_probs(cfg: RunConfig, data: tokenized.TokenizedDataset, backbone: Any, watch: Watch) -> FloatArray:
-    """Log-probabilities of the test rows by the base model, (n, c); the runs of a sweep on the same rows share them."""
+    """Log-probabilities of the test rows by the base model, (n, c); shared by the runs of a sweep on the same rows."""
     train = cfg.train
     settings = (train.score_tokens, train.matmul_precision, train.threads)
     key = f"{base.key(cfg.model, cfg.seed, cfg.method.quantization)} {settings}"

@@ -1,4 +1,4 @@
-"""The run of a baseline from top to bottom: load data, fit, score, evaluate, write; some do it without torch."""
+"""The run of a baseline, top to bottom: load data, fit, score, evaluate, write; some baselines do not import torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(cfg: RunConfig, data: dataset.Dataset, kind: str, session: Session) -> R
     """
     rows, device = tokenized.Labelled(data), None
     if cfg.method.uses_torch:
-        import torch  # other baselines do without it
+        import torch  # not needed by the other baselines
 
         from finsa.models import hardware
 
@@ -43,7 +43,7 @@ def run(cfg: RunConfig, data: dataset.Dataset, kind: str, session: Session) -> R
         trackers.track(cfg, folder.path, session.group) as tracker,
     ):
         folder.note(device=device, scoring=f"baseline: {kind}")
-        folder.log_file.unlink(missing_ok=True)  # a baseline that was killed is trained from the beginning
+        folder.log_file.unlink(missing_ok=True)  # a killed baseline is trained from the beginning
         started = time.monotonic()
         fitted = model.fit(
             chosen,

@@ -1,13 +1,13 @@
-"""The trainer: trl's SFTTrainer on finished rows, resumed exactly, and stopped by the first loss that is not finite.
+"""The trainer: trl's SFTTrainer on tokenized rows, with exact resuming and a stop at the first non-finite loss.
 
-A checkpoint of transformers has weights, optimiser, schedule and random states. `FinsaTrainer` also restores the order
-of the rows within an epoch, patience, the loss that is not logged yet, the token count, and whether training is over.
+A checkpoint of transformers contains weights, optimiser, schedule and random states. `FinsaTrainer` also restores the
+order of the rows within an epoch, patience, the loss not logged yet, the token count, and whether training is over.
 
-On a GPU, checking every step for a non-finite loss would make the host wait. There a flag on the device makes the
-optimiser skip its steps from the first bad one on, and the host looks at it when it logs or saves; so weights and
-optimiser are still those from before the bad step. On a CPU the check costs nothing and is made at once.
+On a GPU, checking every step for a non-finite loss would synchronise with the device. There a flag on the device makes
+the optimiser skip its steps from the first bad one on, and the host reads the flag when it logs or saves; so weights
+and optimiser are still those from before the bad step. On a CPU every step is checked immediately, at no cost.
 
-Private methods of transformers' Trainer that are overridden, for which transformers and trl are pinned to a minor
+These private methods of transformers' Trainer are overridden, for which transformers and trl are pinned to a minor
 version: `_get_train_sampler`, `_run_epoch`, `_clip_grad_norm`, `_save_checkpoint`, `_save`. Each gives its reason.
 """
 
@@ -43,19 +43,19 @@ NOT_FINITE = "not_finite.json"  # losses of the rows of a step that was not fini
 
 
 class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
-    """Trains on finished rows. To transformers a batch is a whole optimiser step, which is split here.
+    """Trains on tokenized rows. For transformers a batch is a whole optimiser step, which is split here.
 
     Args:
         objective: of a step.
-        splitter: splits a step into micro-batches; they become smaller where memory does not suffice.
-        validate: called with the model; its metrics choose the checkpoint.
+        splitter: splits a step into micro-batches, which are halved if memory does not suffice.
+        validate: called with the model; its metrics select the checkpoint.
         pause: entered while a checkpoint is written.
-        rows: number of real rows; further rows of the data set fill up the last step and have weight 0.
+        rows: number of real rows; further rows of the data set are padding with weight 0.
         lr_ratio: learning rate of LoRA's B over that of A (LoRA+, Hayou et al. 2024).
-        log_file: file whose length a checkpoint records; None: there is none.
-        resumed: checkpoint to resume from; `train` gets the same folder.
+        log_file: file whose length is recorded in checkpoints; None if there is none.
+        resumed: checkpoint to resume from; its folder is also passed to `train`.
         stopped: gives the signal that asks to save and stop; None while there is none.
-        identify: gives a training row's id by its number, for messages.
+        identify: returns the id of a training row by its number, for messages.
         on_smaller: called with the new sizes when micro-batches become smaller.
         **kwargs: as SFTTrainer takes them.
     """
@@ -83,27 +83,27 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         self.rows, self.lr_ratio, self.log_file, self.resumed = rows, lr_ratio, log_file, resumed
         self.stopped, self.identify, self.on_smaller = stopped, identify, on_smaller
         self.step, self.halved = Step([]), False
-        self.tokens = 0  # real tokens trained on, counted on the host, so that no step waits for the device
+        self.tokens = 0  # real tokens trained on, counted on the host, so that no step synchronises with the device
         self.validated: list[int] = []  # steps at which this process has validated
         self.recent: list[tuple[int, float, list[int]]] = []  # steps since the last check: number, epoch before, rows
         self.seconds_before, self.started = resumed.progress.seconds if resumed else 0.0, time.monotonic()
         trainable = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
         super().__init__(callbacks=[_Resume(self), *callbacks], **kwargs)
         for parameter, data in trainable:
-            parameter.data = data  # trl rounds adapters on a quantised base to bfloat16; they stay in float32 here
-        self.args.logging_nan_inf_filter = False  # it would hide a loss that is not finite, and waits for the device
+            parameter.data = data  # trl casts adapters of a quantised model to bfloat16; they stay in float32 here
+        self.args.logging_nan_inf_filter = False  # it would hide non-finite losses, and synchronises with the device
         self.folder = Path(self.args.output_dir)
         self.has_bad_loss = torch.zeros((), dtype=torch.bool, device=self.args.device)
         self.first_bad_step = torch.full((), -1, device=self.args.device)
         self.meter = Meter(kwargs["model"], len(objective.suffix), self.args.activation_checkpointing)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Make the accelerator; FSDP on a CPU as on GPUs."""
+        """Create the accelerator, which supports FSDP on a CPU too."""
         super().create_accelerator_and_postprocess()
         distributed.allow_fsdp_on_cpu(self)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Make the optimiser; with LoRA+ the matrices B get parameter groups with a learning rate of their own."""
+        """Create the optimiser; with LoRA+ the matrices B are in parameter groups with a different learning rate."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if self.lr_ratio == 1:
             return optimizer
@@ -143,7 +143,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
     def training_step(
         self, model: torch.nn.Module, inputs: list[Batch], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Forward and backward of a step; where memory does not suffice, again with half the micro-batch.
+        """Forward and backward passes of a step; if memory does not suffice, repeated with half the micro-batch.
 
         Returns:
             The step's loss, as this process sees it.
@@ -159,7 +159,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
                 if not hardware.out_of_memory(error):
                     raise
                 reason = str(error).splitlines()[0]
-            # Outside of the handler, whose traceback holds the tensors that did not fit. The loss divides by the weight
+            # Outside of the handler, whose traceback references the failed tensors. The loss is divided by the weight
             # of the whole step, so that smaller micro-batches add up to the same gradients.
             self._halve_micro_batch(reason)
             model.zero_grad()
@@ -167,7 +167,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
             batches = self.splitter(self.step)
 
     def _accumulate(self, model: torch.nn.Module, batches: list[Batch], weight: Any) -> torch.Tensor:
-        """Forward and backward of one micro-batch after the other; processes exchange gradients at the last one."""
+        """Forward and backward passes of all micro-batches; processes exchange gradients at the last one."""
         losses = []
         for left, batch in zip(reversed(range(len(batches))), batches, strict=True):
             self.accelerator.gradient_state._set_sync_gradients(left == 0)
@@ -185,7 +185,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Divide the loss by the weight of the whole step: of all processes and micro-batches."""
+        """Divide the loss by the weight of the whole step, over all processes and micro-batches."""
         loss = self.objective.total(model, inputs)
         if num_items_in_batch is None:
             return (loss / self.objective.weight(inputs)).sum()
@@ -193,15 +193,15 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         return (loss / num_items_in_batch).sum() * self.accelerator.num_processes
 
     def _halve_micro_batch(self, reason: str) -> None:
-        """Halve the micro-batch from now on; one of several processes would leave the others waiting, and stops."""
+        """Halve the micro-batch from now on; with several processes stop instead, because the others would wait."""
         most = max(map(len, self.splitter.groups([len(row["input_ids"]) for row in self.step.rows])))
         if most == 1 or processes.world_size() > 1:
             size = "one row" if most == 1 else f"{most} rows in one of several processes"
             longest = max(len(row["input_ids"]) for row in self.step.rows)
             raise RunError(
                 f"out of memory at a micro-batch of {size}, {longest} tokens ({reason}). Set "
-                f"{'' if most == 1 else 'train.micro_batch_size smaller, '}train.gradient_checkpointing=true, a "
-                "smaller data.max_length or method.quantization=nf4; stage=check estimates what is needed. Where "
+                f"{'' if most == 1 else 'a smaller train.micro_batch_size, '}train.gradient_checkpointing=true, a "
+                "smaller data.max_length or method.quantization=nf4; stage=check estimates the memory. When "
                 "more memory is free, the same command with resume=true resumes from the last checkpoint"
             )
         self.splitter.rows, self.halved = -(-most // 2), True
@@ -216,9 +216,9 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------------------ non-finite losses
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        """Clip gradients; from the first step that is not finite on, the optimiser makes no step.
+        """Clip gradients; from the first non-finite step on, the optimiser skips its steps.
 
-        Private, because the norm is known here alone before the optimiser's step, and computing it again is costly
+        Private, because only here the norm is known before the optimiser's step, and computing it twice is costly
         (test_checkpoints: a loss that is not finite).
         """
         norm = super()._clip_grad_norm(model)
@@ -227,17 +227,17 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         step = self.state.global_step + 1
         self.first_bad_step = torch.where((self.first_bad_step < 0) & bad, step, self.first_bad_step)
         optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
-        if getattr(optimizer, "_step_supports_amp_scaling", False):  # fused: it reads the flag on the device
+        if getattr(optimizer, "_step_supports_amp_scaling", False):  # a fused optimiser reads the flag on the device
             optimizer.found_inf = (self.first_bad_step >= 0).float()
         if self.args.device.type == "cpu":
             self.require_finite()
         return norm
 
     def require_finite(self) -> None:
-        """Stop where a step since the last check was not finite.
+        """Stop if a step since the last check was not finite.
 
         Raises:
-            FinsaError: naming step and rows; a checkpoint from before the step is saved.
+            FinsaError: with the step and its rows; a checkpoint from before the step is saved.
         """
         step = int(self.first_bad_step)
         if step < 0:
@@ -253,7 +253,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         file = self.folder / NOT_FINITE
         if processes.is_main():
             files.write_text(file, json.dumps({"step": step, "rows": rows}, ensure_ascii=False, indent=1) + "\n")
-        names = ", ".join(row["id"] for row in bad[:5]) or "none alone; the whole step is too large"
+        names = ", ".join(row["id"] for row in bad[:5]) or "none by itself; the step as a whole is not finite"
         raise FinsaError(
             f"training: loss or gradient of step {step} is not finite. Rows: {names} ({len(bad)} of {len(rows)}, "
             f"{file}). {saved}. Inspect these rows, or lower train.learning_rate"
@@ -264,7 +264,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         self.model.zero_grad()
         if int(epoch) != int(self.state.epoch or 0.0) or step == 1:
             return "Checkpoints up to then are intact"
-        if self.state.global_step != step - 1:  # seen late: the optimiser has made no step since, the schedule has
+        if self.state.global_step != step - 1:  # since the bad step, the schedule has advanced, but not the optimiser
             self.state.global_step, self.state.epoch = step - 1, epoch
             self.lr_scheduler.step(step - 1)
         if not (self.folder / f"checkpoint-{step - 1}").is_dir():
@@ -272,7 +272,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         return f"Step {step - 1} is saved"
 
     def _row_losses(self, numbers: list[int]) -> list[dict[str, Any]]:
-        """The loss of each row alone, and whether it and its gradient are finite."""
+        """Loss of each row by itself, and whether loss and gradient are finite."""
         results = []
         self.model.eval()
         for number in numbers:
@@ -291,11 +291,11 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
 
     @property
     def seconds(self) -> float:
-        """Wall time of the training, including the parts before it was resumed."""
+        """Wall time of the training, including the time before it was resumed."""
         return self.seconds_before + time.monotonic() - self.started
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; a loss is checked first, and the speed of a resumed training counts all its parts."""
+        """Log a record; losses are checked first, and throughput includes the time before the training was resumed."""
         if "loss" in logs:
             self.require_finite()
         if self.resumed and "train_runtime" in logs:
@@ -317,9 +317,9 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        """Run an epoch; the order of its rows is drawn from the random states that it begins with.
+        """Run an epoch; the random states at its beginning determine the order of its rows.
 
-        Private, because these have to be saved and restored before the rows are drawn, and because a training that is
+        Private, because these must be saved and restored before the rows are sampled, and because a training that is
         over must not validate again (test_checkpoints: a training that was stopped).
         """
         if self.resumed and kwargs["epoch"] == kwargs["epochs_trained"]:
@@ -333,7 +333,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         super()._run_epoch(**kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint into a staging folder, seal it, and move it to its place.
+        """Write a checkpoint to a staging folder, seal it, and move it to its final place.
 
         Private, because transformers writes in place and removes older checkpoints before the new one is sealed
         (test_checkpoints: a full disk, damaged checkpoints).
@@ -394,7 +394,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write the weights of a checkpoint, by process 0.
 
-        Private, because `save_model` gathers the pieces of a sharded model and then calls it. Of a model with a
+        Private, because `save_model` gathers the shards of a sharded model and then calls this. Of a model with a
         classification head or a router, only what was trained is written, not the base (test_moe_joint).
         """
         if not self.args.should_save:
@@ -405,10 +405,10 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         super()._save(output_dir, state_dict)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none: the run folder has its own, and trl's asks wandb for a URL."""
+        """Write no model card: the run folder has one, and that of trl queries wandb."""
 
     def restore(self) -> None:
-        """Restore what finsa's part of a checkpoint holds."""
+        """Restore the state from the manifest of a checkpoint."""
         if self.resumed is None:
             return
         progress = self.resumed.progress
@@ -424,7 +424,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 class _Resume(TrainerCallback):  # type: ignore[misc]
-    """Restores a resumed training when it begins; saves and stops one that got a signal."""
+    """Restores the state of a resumed training, and saves and stops on a signal."""
 
     def __init__(self, trainer: FinsaTrainer) -> None:
         self.trainer = trainer

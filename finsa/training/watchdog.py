@@ -1,4 +1,4 @@
-"""A heartbeat for whoever monitors a long run, and a watchdog for a training step that stalls."""
+"""A heartbeat to monitor long runs, and a watchdog for training steps that stall."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ HEARTBEAT, BEATS, STACKS = "heartbeat.json", "heartbeat.jsonl", "stalled.txt"
 class Watch(TrainerCallback):  # type: ignore[misc]
     """Writes ``heartbeat.json`` every few seconds, appends it to ``heartbeat.jsonl``, and reports a step that stalls.
 
-    It does so in a thread, because the main thread may be waiting for a data loader or a device.
+    This is done in a separate thread, because the main thread may be waiting for a data loader or a device.
 
     Args:
         train: its ``heartbeat_seconds``, ``stall_seconds`` and ``stall_ends``.
-        folder: takes the files.
+        folder: the files are written here.
 
     Attributes:
-        display: shows progress of the run.
+        display: displays the progress of the run.
     """
 
     def __init__(self, train: Train, folder: Path) -> None:
@@ -46,7 +46,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def watching(self) -> Iterator[Watch]:
-        """Write the heartbeat within; a fit inside of a run enters this again, which changes nothing."""
+        """Write the heartbeat; nested use, by a fit within a run, has no effect."""
         waits = [seconds for seconds in (self.train.heartbeat_seconds, self.train.stall_seconds) if seconds]
         if self.beating or not waits or not processes.is_main():
             yield self
@@ -64,7 +64,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """Report a step that stalls within; loading and scoring outside of it may take long."""
+        """Watch the duration of steps; outside of this, loading and scoring may take long."""
         self._moved(self.step)
         self.paused = False
         try:
@@ -74,7 +74,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Do not report within: validation and checkpoints may take long."""
+        """Do not watch: validation and checkpoints may take long."""
         self.paused = True
         try:
             yield
@@ -83,7 +83,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             self._moved(self.step)
 
     def pausing(self, act: Callable[[Any], T]) -> Callable[[Any], T]:
-        """A function during which nothing is reported."""
+        """Wrap a function during which steps are not watched."""
 
         def paused(given: Any) -> T:
             with self.pause():
@@ -92,7 +92,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         return paused
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note that a step has ended."""
+        """Record that a step has ended."""
         self._moved(state.global_step)
 
     def _moved(self, step: int) -> None:
@@ -119,19 +119,19 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             "memory_bytes": provenance.memory(),
         }
         line = json.dumps(values) + "\n"
-        with suppress(OSError):  # a full disk is reported where a checkpoint is written
+        with suppress(OSError):  # a full disk is reported when a checkpoint is written
             with files.replacing(self.folder / HEARTBEAT) as temporary:
                 temporary.write_text(line, encoding="utf-8")
-            with (self.folder / BEATS).open("a", encoding="utf-8") as log:  # half a megabyte a day at one in 30 s
+            with (self.folder / BEATS).open("a", encoding="utf-8") as log:  # 0.5 MB per day at one record in 30 s
                 log.write(line)
 
     def _report(self, still: float) -> None:
-        """Write the stack of every thread; end the training where that is configured."""
+        """Write the stack of every thread; stop the training if that is configured."""
         file = self.folder / STACKS
         with suppress(OSError), file.open("w", encoding="utf-8") as stream:
             print(f"step {self.step + 1} has taken {still:.0f} s so far", file=stream, flush=True)
             faulthandler.dump_traceback(stream)
-        ends = "; ending it (train.stall_ends=true)" if self.train.stall_ends else "; still waiting"
+        ends = "; stopping it (train.stall_ends=true)" if self.train.stall_ends else "; still waiting"
         print(
             f"step {self.step + 1} has not ended for {still:.0f} s, more than train.stall_seconds="
             f"{self.train.stall_seconds:g}{ends}. The stack of each thread: {file}",
@@ -139,6 +139,6 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             flush=True,
         )
         if self.train.stall_ends:
-            for _ in range(2):  # the first one asks for a checkpoint, which a stalled step never reaches
+            for _ in range(2):  # the first one requests a checkpoint, which a stalled step never reaches
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.5)

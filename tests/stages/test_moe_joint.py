@@ -274,10 +274,10 @@ def test_experts_that_do_not_fit_are_refused_before_weights(
     for further, error, message in (
         ((named(files, forum),), RunError, "is not a run folder"),
         ((named(forum, news),), RunError, "expert news: .* was trained on domain forum; are experts swapped"),
-        ((named(folder(finished[1]), forum),), RunError, "run of stage=moe_joint .* leaves no adapter"),
+        ((named(folder(finished[1]), forum),), RunError, "run of stage=moe_joint .* has no adapter"),
         ((named(news, forum), "model.think=closed", "model.prompt=chat"), RunError, r"\(model\.prompt=plain\)"),
         ((named(news, forum), "model.path=elsewhere", "model.tokenizer=data/tiny"), RunError, r"model\.path=data/tiny"),
-        ((named(news, forum), "data.max_length=100"), RunError, "other prompt or maximal length"),
+        ((named(news, forum), "data.max_length=100"), RunError, "different prompt or max_length"),
         ((named(news, forum), command_line.quote("data.labels=[利好,中性,利空]")), RunError, "other labels"),
         ((named(news, forum), "method=classifier"), ModelError, "expert news: there is no classification head"),
         (

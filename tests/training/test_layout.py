@@ -132,7 +132,7 @@ def test_auto_asks_for_tokens_and_for_their_share() -> None:
     assert planned(100, 50, "train.micro_batch_size=1").used == 0
     assert planned(100, 50, "train.shared_prefix=false").used == 0
     refused = planned(100, 50, "train.shared_prefix=true", "train.gradient_checkpointing=true")
-    assert (refused.used, refused.reason) == (0, "gradient checkpointing keeps no keys and values")
+    assert (refused.used, refused.reason) == (0, "gradient checkpointing stores no keys and values")
     assert planned(100, 50, "train.packing=true").used == 99
     flash = small()
     flash.config._attn_implementation = "flash_attention_2"
@@ -229,7 +229,7 @@ def test_the_user_has_the_last_word_where_packed_rows_are_defined() -> None:
     refused = planned_packing(UNLIKE, "train.packing=false")
     assert (refused.used, refused.reason) == (False, "train.packing=false")
     assert not planned_packing(UNLIKE, packable=False).used
-    with pytest.raises(ConfigError, match="train.packing: only a loss on tokens is defined on packed rows"):
+    with pytest.raises(ConfigError, match="train.packing: only a loss on tokens supports packed rows"):
         planned_packing(UNLIKE, "train.packing=true", packable=False)
 
 
@@ -244,7 +244,7 @@ def test_rows_are_packed_where_attention_is_computed_row_by_row() -> None:
         refused = planned_packing(longer, *words, prefix=16, model=model)
         assert (refused.used, refused.saves) == (False, None)
         assert "row by row" in refused.reason
-        with pytest.raises(ConfigError, match="train.packing: attention has to be computed row by row"):
+        with pytest.raises(ConfigError, match="train.packing: attention must be computed row by row"):
             planned_packing(longer, "train.packing=true", *words, model=model)
 
 
@@ -258,5 +258,5 @@ def test_flash_attention_packs_where_it_is_asked_to() -> None:
 def test_no_layer_may_keep_a_state_across_packed_rows() -> None:
     """The state of a convolution goes on from row to row."""
     assert not planned_packing(UNLIKE, model=convolutions()).used
-    with pytest.raises(ConfigError, match="layers keep something other"):
+    with pytest.raises(ConfigError, match="the model has layers without full attention"):
         planned_packing(UNLIKE, "train.packing=true", model=convolutions())

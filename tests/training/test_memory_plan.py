@@ -162,7 +162,7 @@ def test_the_time_follows_the_work_and_the_rate_measured_here(config: Compose, m
     assert 0.5 < len(job.renderer.prefix) / lengths.mean() < 0.65  # the LM head's share of the work stays
     assert 0.55 < shared / whole < 0.75
     assert memory_plan.show_seconds(cfg, 600.0, 7200.0) == (
-        "10 min to 2.0 h, scoring included, at 30% to 60% of the 1,000 GFLOP/s that matrix products reach here"
+        "10 min to 2.0 h, scoring included, at 30% to 60% of the matmul rate of this machine (1,000 GFLOP/s)"
     )
 
 

@@ -40,7 +40,7 @@ def test_a_temperature_at_its_bound_is_reported(
 ) -> None:
     found, facts = calibrated(config(), tmp_path, ALL_RIGHT)
     assert found["temperature"] == facts["calibration"]["temperature"] == 0.05
-    assert "warning: the temperature ended at its bound 0.05: the 4 validation rows do not determine it" in (
+    assert "warning: the temperature reached its bound 0.05: the 4 validation rows do not determine it" in (
         capsys.readouterr().out
     )
     found, facts = calibrated(config(), tmp_path, UNSURE)

@@ -101,5 +101,5 @@ def test_packing_changes_nothing(tokenizer: Any) -> None:
 
 
 def test_a_choice_among_labels_is_not_packed(tokenizer: Any) -> None:
-    with pytest.raises(ConfigError, match="train.packing: only a loss on tokens is defined on packed rows"):
+    with pytest.raises(ConfigError, match="train.packing: only a loss on tokens supports packed rows"):
         steps.step("label", 4, tokenizer, "train.packing=true")
