@@ -136,7 +136,7 @@ def test_completion_in_a_real_bash(typed: str, offered: set[str]) -> None:
 def test_folder_of_the_users_own_has_to_be_there(tmp_path: Path) -> None:
     done = command(tmp_path, "--config-dir", "nowhere", "method=lora")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --config-dir: no such folder: nowhere. It holds files as conf/ does")
+    assert done.stderr.startswith("error: --config-dir: no such folder: nowhere. It must contain files as conf/ does")
 
 
 def test_value_in_a_folder_of_the_users_own_is_told_with_its_file(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# conf/ and data/ are beside the package in a checkout, and inside it in an installed wheel (see pyproject.toml).
+# conf/ and data/ are next to the package in a checkout, and inside it in an installed wheel (see pyproject.toml).
 ROOT = _PACKAGE / "home" if (_PACKAGE / "home").is_dir() else _PACKAGE.parent
 # Any letters, but no path separator and no leading dot, so that the name cannot lead out of the run folder.
 FOLDER_NAME = r"^[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,79}$"

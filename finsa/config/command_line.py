@@ -161,7 +161,7 @@ def added_folders(words: Sequence[str]) -> tuple[list[str], Folders]:
             continue
         path = Path(folder or next(rest, ""))
         if not path.is_dir() or path == Path():
-            text = f"no such folder: {path}. It holds files as conf/ does, such as {path / 'data' / 'mine.yaml'}"
+            text = f"no such folder: {path}. It must contain files as conf/ does, such as {path / 'data' / 'mine.yaml'}"
             raise ConfigError([Problem("--config-dir", text, "command line")])
         folders.append(path.absolute())
         kept.append(f"--config-dir={path.absolute()}")
@@ -251,7 +251,7 @@ def _unreadable(text: str, choices: Choices) -> Problem:
     section, _, word = key.lstrip("+~").rpartition(".")
     if section.isascii() and takes_any_key(kind_of(section)):
         written = quoting.for_shell(f"{section}={{{word}: {value.strip(chr(39))}}}")
-        return Problem(key, f"your own words are written as a map: {written}", "command line")
+        return Problem(key, f"keys of your own are written as a map: {written}", "command line")
     latin = latinize(key).lstrip("+~")
     unknown = None if latin in choices else unknown_key(latin)
     if unknown is None:
@@ -285,7 +285,7 @@ def _check_hydra(key: str, value: str) -> Iterator[Problem]:
     if key == "hydra" or not re.match(rf"hydra[/.]({'|'.join(_UNUSED_BY_FINSA)})\b", key):
         return  # Hydra reports unknown keys itself
     use = {
-        "hydra.run.dir": f"run folders are made below output_dir: write output_dir={value}",
+        "hydra.run.dir": f"run folders are created below output_dir: write output_dir={value}",
         "hydra.sweep.subdir": f"jobs are numbered in the folder of the sweep, hydra.sweep.dir={value}",
         "hydra.searchpath": "folders with your own files are added with --config-dir <folder>",
         "hydra.mode": "a sweep is started with -m",
@@ -338,7 +338,7 @@ def _values(override: Override, choices: Choices) -> list[str]:
 
 
 def _conflicts_with_run(overrides: Sequence[Override], choices: Choices) -> Iterator[Problem]:
-    """Refuse a model, method or seed beside a run folder: the folder has its own, so they would be ignored."""
+    """Refuse a model, method or seed next to run=<folder>: they are defined by the run, so they would be ignored."""
     if not any(override.key_or_group == "run" and override.value() is not None for override in overrides):
         return
     stages = {name for override in overrides if override.key_or_group == "stage" for name in _values(override, choices)}

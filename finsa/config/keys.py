@@ -77,7 +77,7 @@ def unknown_key(key: str) -> Problem | None:
     if unknown is None:
         return None
     if key in REMOVED:
-        return Problem(key, "was removed, because it made nothing faster; leave it out", "command line")
+        return Problem(key, "was removed, because it had no benefit; leave it out", "command line")
     near = nearest_key(key)
     hint = f"Did you mean '{near}'?" if near else suggest(*unknown)
     return Problem(key, f"unknown key. {hint}".strip(), "command line")

@@ -11,7 +11,7 @@ from finsa.config.baselines import Baseline, Lexicon, Majority, TfidfLr
 
 
 class Adapter(Section):
-    """Low-rank matrices A and B beside frozen linear layers (Hu et al. 2021); the update is scaled by alpha / rank.
+    """Low-rank matrices A and B added to frozen linear layers (Hu et al. 2021); the update is scaled by alpha / rank.
 
     Args:
         variant: ``dora`` also trains the magnitude of each output (Liu et al. 2024), ``rslora`` scales by

@@ -42,7 +42,7 @@ def read(file: Path, folders: catalogue.Folders = ()) -> RunConfig:
 def _parse(text: str, file: Path, folders: catalogue.Folders) -> RunConfig:
     values = yaml.safe_load(text)
     if not isinstance(values, dict):
-        raise RunError(f"run: {file} is damaged: it holds no keys")
+        raise RunError(f"run: {file} is damaged: it contains no keys")
     for key in REMOVED:
         section, name = key.split(".")
         if isinstance(values.get(section), dict):

@@ -1,4 +1,4 @@
-"""The configuration of a run: all sections, the keys beside them, and the rules that join them."""
+"""The configuration of a run: all sections, the top-level keys, and rules across sections."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def _load(file: Path, spec: Articles, codec: str | None) -> tuple[list[Any], lis
         records = [{spec.id: key, **value} if isinstance(value, dict) else value for key, value in content.items()]
         content = lists[0] if len(lists) == 1 else records
     if not isinstance(content, list) or not content:
-        raise DataError(f"data.files: {file} holds no list of records")
+        raise DataError(f"data.files: {file} contains no list of records")
     return content, notes
 
 

@@ -226,7 +226,7 @@ class Chat:
             return Answer("", REFUSED, detail)
         if response.status_code in (401, 403):
             name = self.endpoint.api_key_env
-            fix = f"fix the key in {name}" if name else "name the environment variable that holds one"
+            fix = f"fix the key in {name}" if name else "name the environment variable that contains it"
             problem = f"{section}.api_key_env: {url} refuses {'the' if name else 'to answer without a'} key; {fix}"
         elif response.status_code == 404:
             problem = f"{section}: {url} has no chat/completions, or no model '{self.endpoint.model}'; fix url or model"

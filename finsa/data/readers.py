@@ -71,7 +71,7 @@ def read(file: Path, csv: Csv = PLAIN, fits: Fits | None = None) -> Raw:
         raise DataError(f"data.files: {file} cannot be read: {first_line(error)}") from None
     if not raw.columns():
         reason = raw.frame[FATE].drop_nulls()
-        raise DataError(f"data.files: {file} holds no row{f' ({reason[0]})' if len(reason) else ''}")
+        raise DataError(f"data.files: {file} contains no row{f' ({reason[0]})' if len(reason) else ''}")
     return raw
 
 
@@ -190,7 +190,7 @@ def json_rows(file: Path, codec: str | None = None) -> tuple[list[Any], list[str
         lists = [value for value in content.values() if isinstance(value, list)]
         content = lists[0] if len(lists) == 1 and not isinstance(content, Doubled) else None
     if not isinstance(content, list):
-        raise DataError(f"data.files: {file} holds no list of rows; one is needed, [{{...}}, {{...}}]")
+        raise DataError(f"data.files: {file} contains no list of rows, such as [{{...}}, {{...}}]")
     return content, notes
 
 

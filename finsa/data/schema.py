@@ -45,7 +45,9 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
     nested = raw.nested.get(columns.text, [])
     kind = raw.kinds.get(columns.text) or ("lists or objects" if nested and len(nested) == raw.frame.height else None)
     if kind is not None:
-        raise DataError(f"data.columns.text: column '{columns.text}' of {place} holds {kind}, not text. Name another")
+        raise DataError(
+            f"data.columns.text: column '{columns.text}' of {place} contains {kind}, not text. Name another"
+        )
     frame = mark(raw.frame, pl.col(LINE).is_in(nested), conversations.NOT_TEXT)
     selected = [_column(raw, place, columns, name) for name in ("text", "label", "domain", "parent", "group")]
     numbered = pl.lit(f"{stem}-") + pl.int_range(1, pl.len() + 1).cast(pl.String)

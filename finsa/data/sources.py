@@ -82,7 +82,7 @@ def article_files(data: Data) -> tuple[Path, Path]:
     if len(paths) != 1 or isinstance(data.files, dict) or locate(paths[0]).is_file():
         names = f"{data.articles.news} and {data.articles.labels}"
         raise DataError(
-            f"data.files: data={data.name} needs one folder that holds {names} (data.articles.news, "
+            f"data.files: data={data.name} needs one folder with {names} (data.articles.news, "
             f"data.articles.labels), not {data.files}{origin(data)}"
         )
     news, sentiments = (locate(paths[0]) / name for name in (data.articles.news, data.articles.labels))

@@ -235,7 +235,7 @@ def _open_whole(file: Path, form: str, reading: Reading, csv: Csv) -> Stream:
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"input: {file} cannot be read: {first_line(error)}") from None
     if not rows:
-        raise DataError(f"input: {file.name} holds no row")
+        raise DataError(f"input: {file.name} contains no row")
     if columns:
         _require_text(reading, columns, file.name)
     return Stream(iter(rows), columns, len(rows), notes=notes, schema=schema)

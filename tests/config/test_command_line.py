@@ -114,7 +114,7 @@ WRONG_NAMES = [
     ("method=choice(lora,full_)", "method", "there is no 'full_'. Did you mean 'full'?"),
     ("data.split={ruel: random}", "data.split.ruel", "unknown key. Did you mean 'data.split.rule'?"),
     ("data.split.rows={trian: 5}", "data.split.rows.trian", "unknown key. Did you mean 'data.split.rows.train'?"),
-    ("train.compile=true", "train.compile", "was removed, because it made nothing faster; leave it out"),
+    ("train.compile=true", "train.compile", "was removed, because it had no benefit; leave it out"),
     ("train.lerning_rate=1", "train.lerning_rate", "unknown key. Did you mean 'train.learning_rate'?"),
     ("method.adapter.rnk=4", "method.adapter.rnk", "unknown key. Did you mean 'method.adapter.rank'?"),
     ("trian.epochs=1", "trian.epochs", "unknown key. Did you mean 'train'?"),
@@ -313,7 +313,7 @@ def test_maps_below_other_keys_take_chinese_too(config: Configure) -> None:
         ("data.labels={利好: 正面, 利好: 负面}", "data.labels: the key 利好 is given twice"),
         (
             "+data.label_map.看空=利空",
-            '+data.label_map.看空: your own words are written as a map: "data.label_map={看空: 利空}"',
+            '+data.label_map.看空: keys of your own are written as a map: "data.label_map={看空: 利空}"',
         ),
         ("data.labels＝[利空,利好]", "data.labels＝[利空,利好]: has a full-width ＝; write data.labels=[利空,利好]"),
         (
@@ -380,7 +380,7 @@ def test_several_values_without_the_flag_of_a_sweep(override: str, message: str)
 @pytest.mark.parametrize(
     ("override", "use"),
     [
-        ("hydra.run.dir=x", "run folders are made below output_dir: write output_dir=x"),
+        ("hydra.run.dir=x", "run folders are created below output_dir: write output_dir=x"),
         ("hydra.sweep.subdir=x", "jobs are numbered in the folder of the sweep, hydra.sweep.dir=x"),
         ("hydra.job.name=x", "only hydra.sweep.dir and the keys of Hydra's launcher and sweeper are used"),
         ("hydra/job_logging=default", "only hydra.sweep.dir and the keys of Hydra's launcher and sweeper are"),

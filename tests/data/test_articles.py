@@ -178,8 +178,8 @@ def test_wrong_names_are_reported(config: Configure, tmp_path: Path, changes: di
     [
         ([{"nr": 1}], "record 1 of .*labels.json has no 'id' or a duplicate key; set data.articles.id=<field>"),
         ([_labels(1, "positive"), 3], "record 2 of .* has no 'id'"),
-        ("[]", "labels.json holds no list of records"),
-        ("3", "labels.json holds no list of records"),
+        ("[]", "labels.json contains no list of records"),
+        ("3", "labels.json contains no list of records"),
         ("garbage", "labels.json cannot be read: Expecting value"),
         ('{"1": {"entities": []}, "1": {"entities": []}}', "has a duplicate key"),
         ("[" * 100_000, "nested too deeply"),
@@ -197,7 +197,7 @@ def test_one_folder_is_needed(config: Configure, tmp_path: Path, files: object) 
     data = _data(config, tmp_path, [_news(1)], [_labels(1, "positive")])
     files = str(tmp_path / files) if isinstance(files, str) else files
     with pytest.raises(
-        DataError, match=r"data\.files: data=aidf_news needs one folder that holds news\.json and labels\.json"
+        DataError, match=r"data\.files: data=aidf_news needs one folder with news\.json and labels\.json"
     ):
         articles.collect(data.model_copy(update={"files": files}))
 

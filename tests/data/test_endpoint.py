@@ -196,7 +196,7 @@ def test_a_wrong_key_is_reported_without_the_key(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
-        (failed(401), "refuses to answer without a key; name the environment variable that holds one (HTTP 401)"),
+        (failed(401), "refuses to answer without a key; name the environment variable that contains it (HTTP 401)"),
         (failed(404, "no such model"), "or no model 'qwen2.5:7b'; fix url or model (HTTP 404: no such model)"),
         (failed(302, Location="http://x.cn/v1/chat/completions"), "redirects to http://x.cn/v1/chat/completions; set "),
         (failed(402, "Insufficient Balance"), "does not serve this request (HTTP 402: Insufficient Balance)"),

@@ -130,7 +130,7 @@ def test_garbage_is_reported_in_one_line(tmp_path: Path, suffix: str, content: b
 
 @pytest.mark.parametrize(("name", "content"), [("t.json", "[]"), ("t.jsonl", "\n \n"), ("t.json", "[{}, {}]")])
 def test_file_without_rows_is_reported(tmp_path: Path, name: str, content: str) -> None:
-    with pytest.raises(DataError, match=r"holds no row$"):
+    with pytest.raises(DataError, match=r"contains no row$"):
         read(_file(tmp_path, name, content))
 
 
@@ -239,7 +239,7 @@ def test_key_that_stands_twice_is_found_at_any_depth(tmp_path: Path, inner: str)
 
 
 def test_only_broken_lines_are_reported(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no row \(unreadable: broken JSON\)"):
+    with pytest.raises(DataError, match=r"contains no row \(unreadable: broken JSON\)"):
         read(_file(tmp_path, "t.jsonl", "garbage\nmore"))
 
 
@@ -250,7 +250,7 @@ def test_list_below_a_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ['{"a": [1], "b": [2]}', '{"a": 1}', '"x"', '{"a": [{"t": 1}], "a": [{"t": 2}]}'])
 def test_json_without_one_list_of_rows_is_reported(tmp_path: Path, content: str) -> None:
-    with pytest.raises(DataError, match=r"holds no list of rows; one is needed, \[\{...\}, \{...\}\]"):
+    with pytest.raises(DataError, match=r"contains no list of rows, such as \[\{...\}, \{...\}\]"):
         read(_file(tmp_path, "t.json", content))
 
 
@@ -349,7 +349,7 @@ def test_only_the_first_sheet_is_read_and_that_is_said(tmp_path: Path) -> None:
 
 
 def test_empty_sheet_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no row"):
+    with pytest.raises(DataError, match="contains no row"):
         read(_workbook(tmp_path / "t.xlsx", []))
 
 

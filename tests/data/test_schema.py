@@ -113,7 +113,7 @@ def test_column_that_the_user_named_must_exist(data: Data, name: str) -> None:
 @pytest.mark.parametrize(("values", "kind"), [([1, 2], "Int64"), ([0.5], "Float64"), ([["x"]], "lists or objects")])
 def test_text_column_of_another_type_is_reported(data: Data, values: list[Any], kind: str) -> None:
     with pytest.raises(
-        DataError, match=rf"data\.columns\.text: column 'text' of t\.csv holds {kind}, not text\. Name another"
+        DataError, match=rf"data\.columns\.text: column 'text' of t\.csv contains {kind}, not text\. Name another"
     ):
         shape(_raw(text=values, label=["a"] * len(values)), data, "t.csv", "t")
 
@@ -123,7 +123,7 @@ def test_single_text_that_is_none_is_unreadable_and_a_whole_column_is_reported(d
     frame = shape(mixed, data, "t.jsonl", "t")
     assert frame[FATE].to_list() == [None, "unreadable: the text is a list or object"]
     nested = _read(tmp_path, "n.json", '[{"text": {"a": 1}, "label": "a"}]')
-    with pytest.raises(DataError, match="column 'text' of n.json holds lists or objects, not text"):
+    with pytest.raises(DataError, match="column 'text' of n.json contains lists or objects, not text"):
         shape(nested, data, "n.json", "n")
 
 

@@ -383,8 +383,8 @@ def test_a_file_without_any_text_is_told(config: Compose, instructed: tuple[Path
             [{"title": "x"}],
             "in.json has neither the fields instruction, input, nor the fields messages or conversations",
         ),
-        ([], "in.json holds no row"),
-        ({"a": 1}, "holds no list of rows"),
+        ([], "in.json contains no row"),
+        ({"a": 1}, "contains no list of rows"),
     ):
         source.write_text(json.dumps(rows), encoding="utf-8")
         with pytest.raises(DataError, match=f"^input: .*{message}"):

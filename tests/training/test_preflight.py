@@ -38,5 +38,5 @@ def test_a_batch_larger_than_the_data_names_the_remedy() -> None:
 
 
 def test_processes_must_divide_the_batch() -> None:
-    with pytest.raises(ConfigError, match="no multiple of micro_batch_size x processes = 32 x 3"):
+    with pytest.raises(ConfigError, match="not a multiple of micro_batch_size x processes: 32 x 3"):
         preflight.accumulation_steps(settings("train.batch_size=32", "train.micro_batch_size=32"), world=3)
