@@ -100,7 +100,7 @@ def mixed(cfg: RunConfig, number: int, folder: Path) -> Step:
     assert isinstance(stage, MoeJointStage)
     found = experts.read({f"expert{n}": folder for n in range(number)})
     model = Mixture(base.load_base(cfg.model, 0), found, stage, None, 0.0, 0)
-    model.learn(experts=True)
+    model.set_trainable(experts=True)
     return learnt(model.train(), 8, 128, text_span=torch.tensor([[8, 120]] * 8, device=base.device()))
 
 

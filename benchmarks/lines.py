@@ -97,7 +97,7 @@ def measure(model: Any, given: Arms, turns: int) -> dict[str, float]:
                 seconds[name].append(time.perf_counter() - started)
             model.zero_grad()
     first = next(iter(losses.values()))
-    limit = 1e-5 if flops.dtype_of(model) == torch.float32 else 5e-3
+    limit = 1e-5 if flops.compute_dtype(model) == torch.float32 else 5e-3
     off = {name: loss for name, loss in losses.items() if abs(loss - first) > limit * abs(first)}
     if off:
         sys.exit(f"losses differ from {first}: {off}")
@@ -110,7 +110,7 @@ def case(model: Any, of: tuple[int, int, int, int], turns: int) -> dict[str, Any
     made = rows(*of)
     seconds = measure(model, arms(made, prefix), turns)
     tokens, first = f"{shortest}" if shortest == longest else f"{shortest} to {longest}", next(iter(seconds.values()))
-    costs, lengths = flops.of(model), [len(row["input_ids"]) for row in made]
+    costs, lengths = flops.estimate(model), [len(row["input_ids"]) for row in made]
     counted = layout.padded_cost(costs, lengths, 0) / layout.packed_cost(costs, lengths, 0)  # without a prefix
     return {
         "case": f"{number} rows of {tokens} tokens" + (f", {prefix} shared" if prefix else ""),

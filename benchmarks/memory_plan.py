@@ -86,7 +86,7 @@ def composed(model: str, arm: str, rows: int, dtype: str) -> RunConfig:
     return cfg.model_copy(update={"model": section})
 
 
-def estimated(cfg: RunConfig, rows: int, length: int) -> memory.Need:
+def estimated(cfg: RunConfig, rows: int, length: int) -> memory.PeakMemory:
     """What the plan says."""
     model: Any = factory.on_meta(cfg, None)
     if cfg.train.gradient_checkpointing is True:
@@ -94,7 +94,7 @@ def estimated(cfg: RunConfig, rows: int, length: int) -> memory.Need:
         model.enable_input_require_grads()
     ids = torch.empty(rows, length, dtype=torch.long, device="meta")
     read = ids[:, : length - 1 if cfg.method.loss_on == "all" else ANSWER]
-    return memory.training(cfg, model, lambda: labelled_loss(model, ids, ids, read=read), accumulated=False)
+    return memory.estimate_training(cfg, model, lambda: labelled_loss(model, ids, ids, read=read), accumulated=False)
 
 
 class Peak(TrainerCallback):  # type: ignore[misc]
@@ -167,7 +167,7 @@ def measure(
                 callbacks=[peak],
             )
     finally:
-        factory.release(learnt)
+        factory.detach(learnt)
     return {
         "model": model,
         "arm": arm,

@@ -118,11 +118,11 @@ def build(cfg: RunConfig) -> dict[str, Arm]:
         for number in (2, 3):
             found = experts.read(dict(list(folders.items())[:number]))
             model = Mixture(fresh(cfg), found, stage, None, 0.0, 0)
-            model.learn(experts=True)
+            model.set_trainable(experts=True)
             made[f"mixture of {number}"] = (model, lambda model, span, **inputs: model(text_span=span, **inputs))
         output = stage.model_copy(update={"mix": "output"})
         model = Mixture(fresh(cfg), experts.read({name: folders[name] for name in "ab"}), output, None, 0.0, 0)
-        model.learn(experts=True)
+        model.set_trainable(experts=True)
         made["mixture of 2, mix: output"] = (model, lambda model, span, **inputs: model(text_span=span, **inputs))
         made[XLORA] = (xlora(fresh(cfg), folders), lambda model, span, **inputs: model(**inputs))
     made[PUBLISHED] = (Published(adapted(fresh(cfg), ["news", "forum"])), lambda model, span, **inputs: model(**inputs))

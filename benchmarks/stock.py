@@ -40,7 +40,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
         if not torch.cuda.is_available() or state.global_step == self.warmup:
-            hardware.wait()
+            hardware.synchronize()
             self.started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -51,7 +51,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         if not torch.cuda.is_available():
             self.seconds += time.perf_counter() - self.started
         elif state.global_step == state.max_steps:
-            hardware.wait()
+            hardware.synchronize()
             self.seconds = time.perf_counter() - self.started
 
 
@@ -101,7 +101,7 @@ def adapted(cfg: RunConfig, dtype: torch.dtype) -> Any:
     """The model with a fresh adapter; the same weights at every call."""
     assert cfg.method.adapter is not None
     backbone = drawn.on_device(cfg.model, dtype)
-    names = adapters.targets(backbone, cfg.model, cfg.method.adapter)
+    names = adapters.resolve_targets(backbone, cfg.model, cfg.method.adapter)
     torch.manual_seed(0)
     return get_peft_model(backbone, LoraConfig(r=8, lora_alpha=16, target_modules=names, task_type="CAUSAL_LM"))
 

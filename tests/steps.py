@@ -94,7 +94,7 @@ def mixture() -> Mixture:
     assert isinstance(stage, MoeJointStage)
     with tempfile.TemporaryDirectory() as folder:
         model = Mixture(small(), experts.read(write_experts(Path(folder), number=2)), stage, None, 0.0, seed=0)
-    model.learn(experts=True)
+    model.set_trainable(experts=True)
     return model
 
 

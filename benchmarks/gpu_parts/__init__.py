@@ -82,7 +82,7 @@ def _attempt(at: Setting, part: str, measure: Callable[[], Iterable[dict[str, An
 def _require_device(at: Setting) -> None:
     """End this process where an error has spoilt the device for it: the next section gets another one."""
     try:
-        hardware.wait()
+        hardware.synchronize()
         torch.ones(1, device=at.device).sum().item()
     except RuntimeError as error:
         print(f"the device has failed: {error}", flush=True)

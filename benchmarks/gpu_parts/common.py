@@ -113,7 +113,7 @@ def tokens_only(rows: Rows) -> Rows:
 
 def moved(batch: Batch, device: torch.device) -> Batch:
     """A batch on a device."""
-    return {name: hardware.onto(tensor, device) for name, tensor in batch.items()}
+    return {name: hardware.to_device(tensor, device) for name, tensor in batch.items()}
 
 
 def stand_in(answers: Sequence[tuple[int, ...]]) -> Any:
@@ -222,10 +222,10 @@ def seconds_of(action: Callable[[], object], repeats: int) -> float:
     """Median seconds of an action, after two that do not count."""
     found = []
     for count in range(repeats + 2):
-        hardware.wait()
+        hardware.synchronize()
         started = time.perf_counter()
         action()
-        hardware.wait()
+        hardware.synchronize()
         if count >= 2:
             found.append(time.perf_counter() - started)
     return statistics.median(found)

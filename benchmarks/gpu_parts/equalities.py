@@ -173,7 +173,7 @@ def _mixture(at: Setting) -> Iterator[dict[str, Any]]:
             wake(single)
             single.save_pretrained(str(place))
         reference = Mixture(backbone, experts.read(places), cfg.stage, None, 0.0, 0)
-    reference.learn(experts=True)
+    reference.set_trainable(experts=True)
     rows = [{**one, "domain": number % 2} for number, one in enumerate(made_rows(6, 12, 30))]
     for one in rows:
         del one["target"]
@@ -222,7 +222,7 @@ def _stored(exact: Any, name: str) -> Any:
         return copy.deepcopy(exact).to(getattr(torch, name))
     products = torch.float16 if name == "int8" else torch.bfloat16  # LLM.int8 computes its outliers in float16
     made: Any = base.quantize(copy.deepcopy(exact).to(products), name).requires_grad_(False).eval()
-    quantization.make_trainable(made)
+    quantization.disable_cpu_repacking(made)
     return made
 
 
@@ -258,7 +258,7 @@ def _written_out(at: Setting, cfg: RunConfig, exact: Any, adapter: dict[str, tor
     import bitsandbytes
 
     stored: Any = base.quantize(exact, "nf4").requires_grad_(False).eval()
-    quantization.make_trainable(stored)
+    quantization.disable_cpu_repacking(stored)
     written = copy.deepcopy(exact)
     with torch.no_grad():
         for name, module in stored.named_modules():

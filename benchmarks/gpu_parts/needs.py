@@ -72,8 +72,8 @@ def glm9b(at: Setting) -> Iterator[Part]:
     def quantise() -> Iterator[dict[str, Any]]:
         started = time.perf_counter()
         made: Any = base.quantize(bases.pop("whole"), "nf4").requires_grad_(False).eval()
-        quantization.make_trainable(made)
-        hardware.wait()
+        quantization.disable_cpu_repacking(made)
+        hardware.synchronize()
         bases["nf4"], size = made, base.bytes_of(made) / 2**30
         _, total = base.count_parameters(made)
         text = f"{size:.2f} GiB of {total:,} parameters, quantised in {time.perf_counter() - started:.1f} s"
@@ -113,7 +113,7 @@ def _glm_step(at: Setting, cfg: RunConfig, stored: Any) -> Iterator[dict[str, An
         whole = step(goal, model, [Collator(0)(rows)])
         parts = step(goal, model, [Collator(0)(rows[:2]), Collator(0)(rows[2:])])
     finally:
-        factory.release(model)
+        factory.detach(model)
     off, limit = abs(whole[0] - parts[0]) / whole[0], 1e-4 if at.small else 2e-2
     norm = float(torch.stack([one.norm() for one in whole[1].values()]).norm())
     ok = off <= limit and np.isfinite(norm) and norm > 0
@@ -143,7 +143,7 @@ def _cells(at: Setting, model: str, arm: str, loaded: Any, cells: Cells = CELLS)
         limit, ok = f"{FITS[0]} to {FITS[1]}", FITS[0] <= one["ratio"] <= FITS[1]
         if one["micro_batch_halved"]:
             text = f"does not fit, so the micro-batch was halved; planned {one['estimated'] / 1e9:.1f} GB"
-            limit, ok = "planned: no less than 0.9 of the card", one["estimated"] >= 0.9 * hardware.memory()
+            limit, ok = "planned: no less than 0.9 of the card", one["estimated"] >= 0.9 * hardware.total_memory()
         yield row(name, text, ok, limit, **one)
 
 
@@ -172,7 +172,7 @@ def _planned_scoring(at: Setting) -> Iterator[dict[str, Any]]:
     cfg, tree = configured("model=qwen05b", "model.dtype=bfloat16", "method=zero_shot"), LabelTree.of(WORDS)
     ids, lengths = torch.zeros(64, TOKENS, dtype=torch.long), torch.full((64,), TOKENS)
     shapes = factory.on_meta(cfg, None)
-    planned = plan.scoring(
+    planned = plan.estimate_scoring(
         cfg, shapes, lambda: label_log_probs(shapes, ids.to("meta"), lengths.to("meta"), tree), optimiser=False
     ).total()
     model = drawn.on_device(cfg.model, torch.bfloat16)

@@ -79,7 +79,7 @@ def _clock(at: Setting) -> Iterator[dict[str, Any]]:
         torch.mm(one, one)
     words = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw,temperature.gpu", "--format=csv,noheader"]
     told = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()[0]
-    hardware.wait()
+    hardware.synchronize()
     yield row("clock, power and temperature under load", told)
 
 

@@ -23,8 +23,7 @@ from finsa.inference.label_tree import LabelTree, scored_answers, tree_inputs
 from finsa.inference.loading import GRAPH
 from finsa.inference.predictor import MANIFEST, Record
 from finsa.models import adapters, base, factory
-from finsa.models.classifier import FILE as HEAD
-from finsa.models.classifier import Classifier, causal
+from finsa.models.classifier import HEAD_FILE, Classifier, unwrap_peft
 from finsa.models.moe import mixture
 from finsa.runs import provenance, run_folder
 
@@ -70,9 +69,9 @@ def write(record: Record, form: str, precision: str, folder: Path) -> None:
             assert not isinstance(backbone, PeftModel)
             backbone.save_pretrained(folder)
             if isinstance(model, Classifier):
-                head = factory.adapter_folder(cfg, folder) / HEAD
+                head = factory.adapter_folder(cfg, folder) / HEAD_FILE
                 head.parent.mkdir(parents=True)
-                shutil.copy2(factory.adapter_folder(cfg, record.path) / HEAD, head)
+                shutil.copy2(factory.adapter_folder(cfg, record.path) / HEAD_FILE, head)
         else:
             write_onnx(model.float().cpu(), renderer, record.temperature, folder, precision)
     renderer.tokenizer.save_pretrained(folder / tokenizer)
@@ -94,12 +93,12 @@ def whole_model(record: Record, renderer: Renderer) -> Any:
     if cfg.method.learn == "nothing":
         return backbone.eval()
     model = factory.restore(cfg, backbone, factory.adapter_folder(cfg, record.path), renderer)
-    return factory.merged(model).requires_grad_(False).eval()
+    return factory.merge(model).requires_grad_(False).eval()
 
 
 def _write_hard_routed(record: Record, folder: Path) -> None:
     """Write a mixture as one merged model per expert, an ordinary folder of transformers, and the router over them."""
-    for name in mixture.names(record.path):
+    for name in mixture.expert_names(record.path):
         model = adapters.load(_backbone(record), record.path / "adapters" / name)
         model.merge_and_unload().save_pretrained(folder / loading.EXPERTS / name)
     shutil.copytree(record.path / "mixture", folder / "mixture")
@@ -249,7 +248,7 @@ class PooledGraph(torch.nn.Module):
     def __init__(self, model: Classifier, renderer: Renderer, temperature: float) -> None:
         super().__init__()
         self.temperature = temperature
-        self.body, self.head, self.start = causal(model.backbone).base_model, model.head, len(renderer.prefix)
+        self.body, self.head, self.start = unwrap_peft(model.backbone).base_model, model.head, len(renderer.prefix)
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Score rows (b, s): prefix and text, of the given lengths (b,), and any padding."""

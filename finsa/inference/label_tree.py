@@ -84,9 +84,9 @@ def tree_inputs(tree: LabelTree, lengths: torch.Tensor, s: int, dtype: torch.dty
     number = node.clamp(0, m - 1)
     is_node = (node >= 0) & (node < m)
     between = is_node[:, :, None] & is_node[:, None, :]
-    related = hardware.onto(tree.ancestors(), device)[number[:, :, None], number[:, None, :]]
+    related = hardware.to_device(tree.ancestors(), device)[number[:, :, None], number[:, None, :]]
     sees = torch.where(between, related, place[:, None] >= place)
-    depth = hardware.onto(torch.tensor(tree.depths), device)[number]
+    depth = hardware.to_device(torch.tensor(tree.depths), device)[number]
     mask = torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill(~sees, torch.finfo(dtype).min)
     return {"attention_mask": mask[:, None], "position_ids": torch.where(is_node, lengths[:, None] - 1 + depth, place)}
 

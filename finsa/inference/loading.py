@@ -20,9 +20,9 @@ from finsa.inference.label_tree import LabelTree, scored_answers
 from finsa.inference.scoring import scorer
 from finsa.models import base, factory
 from finsa.models.batches import batches, padded
-from finsa.models.classifier import Classifier, load_head, text_mean
+from finsa.models.classifier import HEAD_FILE, Classifier, load_weights, text_mean
 from finsa.models.moe import mixture
-from finsa.models.moe.routing import Router, load_router
+from finsa.models.moe.mixture import ROUTER_FILE, Router
 from finsa.runs import processes
 from finsa.runs.progress import Moved, ignored
 from finsa.session import Session
@@ -86,7 +86,7 @@ def _load_model(record: Record, renderer: Renderer, merge: bool, session: Sessio
         return backbone
     flat = record.format == "adapter" and not (path / "adapters").is_dir()
     model = factory.restore(cfg, backbone, path if flat else factory.adapter_folder(cfg, path), renderer)
-    return factory.merged(model) if merge else model
+    return factory.merge(model) if merge else model
 
 
 def weights_of(model: Model, path: Path) -> Model:
@@ -101,7 +101,7 @@ def _hard_routed(record: Record, renderer: Renderer, batch_tokens: int) -> HardR
     cfg, folder = record.cfg, record.path
     stage = cfg.stage
     assert isinstance(stage, MoeJointStage)
-    names, models = mixture.names(folder), []
+    names, models = mixture.expert_names(folder), []
     for name in names:
         place = folder / EXPERTS / name
         if not (place / "config.json").is_file():
@@ -110,10 +110,10 @@ def _hard_routed(record: Record, renderer: Renderer, batch_tokens: int) -> HardR
         model: Any = base.load_base(section, cfg.seed)
         if cfg.method.head == "classifier":
             model = Classifier(model, len(renderer.labels), 0.0, cfg.seed)
-            load_head(model.head, folder / "mixture")
+            load_weights(model.head, folder / "mixture" / HEAD_FILE)
         models.append(model.requires_grad_(False).eval())
     router = Router(models[0].config.hidden_size, stage.router.hidden, len(names), stage.router.dropout).eval()
-    load_router(router, folder / "mixture" / mixture.FILE)
+    load_weights(router, folder / "mixture" / ROUTER_FILE)
     return HardRoutedScorer(names, models, router.to(next(models[0].parameters()).device), renderer, batch_tokens)
 
 

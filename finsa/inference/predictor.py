@@ -235,7 +235,7 @@ class Predictor:
         if self.model is not None:
             from finsa.models import factory  # it imports torch
 
-            factory.release(self.model)
+            factory.detach(self.model)
 
 
 # ------------------------------------------------------------------------------------------------ folders

@@ -29,7 +29,7 @@ from finsa.errors import ModelError
 from finsa.inference.label_tree import Answer, LabelTree, behind, scored_answers, tree_inputs
 from finsa.models import attention, hardware
 from finsa.models.batches import batches, padded
-from finsa.models.classifier import Classifier, causal
+from finsa.models.classifier import Classifier, unwrap_peft
 from finsa.models.moe.mixture import Mixture
 from finsa.runs import processes
 from finsa.runs.progress import Moved, ignored
@@ -104,7 +104,7 @@ def float32_logits(model: torch.nn.Module, tokens: Sequence[int]) -> Iterator[No
         return
 
     def refine(module: torch.nn.Module, given: tuple[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
-        at = hardware.onto(torch.tensor(tokens), logits.device)
+        at = hardware.to_device(torch.tensor(tokens), logits.device)
         bias = None if head.bias is None else head.bias[at].float()
         kind = logits.device.type
         rounds = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -171,7 +171,7 @@ class LabelScorer:
             moved(len(rows) * processes.world_size())  # each has scored one of about as many
             if not counts:
                 continue
-            results.append((rows, found.double(), None if mixture is None else mixture.shares().double()))
+            results.append((rows, found.double(), None if mixture is None else mixture.gates().double()))
         for rows, found, shares in results:
             scores[rows] = found.cpu().numpy()
             if gates is not None and shares is not None:
@@ -207,7 +207,7 @@ class LabelScorer:
         if len(prefix) < PREFIX_TOKENS or len(prefix) * len(prompts) < PREFIX_SHARE * sum(lengths):
             return None
         ids = torch.tensor([prefix], device=next(self.model.parameters()).device)
-        return causal(self.model).base_model(input_ids=ids, use_cache=True).past_key_values
+        return unwrap_peft(self.model).base_model(input_ids=ids, use_cache=True).past_key_values
 
     def _reuses(self, longest: int) -> bool:
         """Whether a prefix has the same states before every text; in a mixture the text chooses the experts."""
@@ -219,14 +219,16 @@ class LabelScorer:
         """Score one batch: (b, c)."""
         device = next(self.model.parameters()).device
         before = 0 if self._prefix is None else self._prefix.get_seq_length()
-        lengths = hardware.onto(torch.tensor([len(prompt) - before for prompt in prompts]), device)
-        inputs = {"text_span": hardware.onto(self._spans(prompts), device)} if isinstance(self.model, Mixture) else {}
+        lengths = hardware.to_device(torch.tensor([len(prompt) - before for prompt in prompts]), device)
+        inputs = (
+            {"text_span": hardware.to_device(self._spans(prompts), device)} if isinstance(self.model, Mixture) else {}
+        )
         found = []
         for tree in self._trees:
             past = copy.deepcopy(self._prefix)
             if past is not None:
                 past.batch_repeat_interleave(len(prompts))
-            ids = hardware.onto(padded([[*prompt[before:], *tree.tokens] for prompt in prompts]), device)
+            ids = hardware.to_device(padded([[*prompt[before:], *tree.tokens] for prompt in prompts]), device)
             found.append(label_log_probs(self.model, ids, lengths, tree, past, **inputs))
         return torch.cat(found, dim=1)
 
@@ -267,8 +269,8 @@ class ClassifierScorer(LabelScorer):
     def _batch(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         device = next(self.model.parameters()).device
         texts = [self.renderer.until_text_end(prompt) for prompt in prompts]
-        spans = hardware.onto(self._spans(prompts), device)
-        logits: torch.Tensor = self.model(hardware.onto(padded(texts), device), spans)
+        spans = hardware.to_device(self._spans(prompts), device)
+        logits: torch.Tensor = self.model(hardware.to_device(padded(texts), device), spans)
         return logits.log_softmax(dim=1)
 
 

@@ -1,8 +1,8 @@
-"""LoRA adapters on a frozen base, through PEFT; saved and loaded as ordinary PEFT folders.
+"""LoRA adapters on a frozen base model, through PEFT; saved and loaded as ordinary PEFT folders.
 
-PiSSA takes the largest singular directions out of the base and trains them as the adapter. Its base is given back as
-it was, and what is saved is the difference to its start, an ordinary LoRA of twice the rank on the unchanged base:
-B A - B0 A0 = [B, -B0] [A; A0].
+PiSSA moves the largest singular directions of the base model's weights into the adapter and trains them there. `detach`
+restores the original weights, and `save` writes the difference between the trained and the initial adapter, which is an
+ordinary LoRA of twice the rank on the original base model: B A - B0 A0 = [B, -B0] [A; A0].
 """
 
 from __future__ import annotations
@@ -23,22 +23,38 @@ from finsa.errors import ConfigError, ModelError, Problem, suggest
 from finsa.runs import adapter_folders
 from finsa.runs.adapter_folders import KEY
 
-# Names of query and value projections, apart or in one matrix, in transformers and in code shipped with weights.
+# Names of query and value projections, separate or fused, in transformers and in code shipped with weights.
 QUERY_VALUE = (("q_proj", "v_proj"), ("query", "value"), ("q", "v"))
 FUSED = ("query_key_value", "qkv_proj", "W_pack", "Wqkv", "c_attn")
 
 
-def targets(base: PreTrainedModel, model: Model, adapter: Adapter) -> list[str]:
+def resolve_targets(base: PreTrainedModel, model: Model, adapter: Adapter) -> list[str]:
     """Resolve an adapter's targets to names of linear layers of this model.
 
     Raises:
-        ConfigError: where a target is no linear layer of this model, or a named set cannot be found in it.
+        ConfigError: if a target is not a linear layer of this model, or a named set cannot be found in it.
     """
-    linears = _linears(base)
+    lm_head = base.get_output_embeddings()
+    linears = {  # the path of one layer by its name
+        path.rpartition(".")[2]: path
+        for path, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not lm_head
+    }
     names = adapter_folders.names(model, adapter)
-    if names is None:
-        assert isinstance(adapter.targets, str)
-        names = _found(linears, adapter.targets)
+    if names is None:  # a named set, in a model whose configuration does not list its layers
+        if adapter.targets == "all":
+            names = list(linears)
+        elif adapter.targets == "query_value":
+            pairs = [list(pair) for pair in QUERY_VALUE if set(pair) <= set(linears)]
+            names = pairs[0] if pairs else [name for name in FUSED if name in linears]
+        else:
+            names = [name for name, path in linears.items() if "attn" in path or "attention" in path]
+        if not names:
+            text = (
+                f"{adapter.targets} cannot be found by name in this model; list layers, such as "
+                f"[{','.join(list(linears)[:2])}]"
+            )
+            raise ConfigError([Problem("method.adapter.targets", text)])
     unknown = [name for name in names if name not in linears]
     if unknown:
         hint = suggest(unknown[0], linears)
@@ -76,18 +92,20 @@ def _found(linears: dict[str, str], wanted: str) -> list[str]:
 
 
 def attach(base: PreTrainedModel, model: Model, adapter: Adapter, seed: int) -> PeftModel:
-    """Put an adapter on a base: a fresh one, or the one in ``adapter.init``.
+    """Add an adapter to a base model: a new one, or the saved one in ``adapter.init``.
 
-    Only the adapter learns, in float32 whatever the base's type.
+    Only the adapter is trainable, in float32 whatever the dtype of the base model.
 
     Raises:
-        ConfigError: where a target is no linear layer of this model, or ``adapter.init`` is another adapter.
-        ModelError: where its matrices do not fit this base.
+        ConfigError: if a target is not a linear layer of this model, or ``adapter.init`` is another kind of adapter.
+        ModelError: if the matrices of ``adapter.init`` do not fit this base model.
     """
-    names = targets(base, model, adapter)
+    names = resolve_targets(base, model, adapter)
     torch.manual_seed(seed)
     if adapter.init is not None:
-        return _started(base, adapter, adapter.init, names)
+        return _attach_saved(base, adapter, adapter.init, names)
+    # On the meta device there are no weights to decompose; the number of parameters is the same.
+    pissa = adapter.variant == "pissa" and base.device.type != "meta"
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
@@ -97,20 +115,20 @@ def attach(base: PreTrainedModel, model: Model, adapter: Adapter, seed: int) -> 
         task_type="CAUSAL_LM",
         use_dora=adapter.variant == "dora",
         use_rslora=adapter.variant == "rslora",
-        init_lora_weights="pissa_niter_16" if _decomposes(base, adapter) else True,
+        init_lora_weights="pissa_niter_16" if pissa else True,
     )
-    weights = {name: p.data for name, p in base.named_parameters()} if _decomposes(base, adapter) else {}
+    weights = {name: p.data for name, p in base.named_parameters()} if pissa else {}
     peft_model: PeftModel = get_peft_model(base, config)
     if weights:
-        peft_model.pissa_base = weights  # the tensors themselves: PEFT puts others in their place
+        peft_model.pissa_base = weights  # no copies are needed: PEFT replaces the tensors
         peft_model.pissa_start = {name: t.clone() for name, t in get_peft_model_state_dict(peft_model).items()}
     return peft_model
 
 
-def _started(base: PreTrainedModel, adapter: Adapter, init: str, names: list[str]) -> PeftModel:
-    """Put a saved adapter on a base, to be trained further; on shapes without memory its shapes are compared."""
+def _attach_saved(base: PreTrainedModel, adapter: Adapter, init: str, names: list[str]) -> PeftModel:
+    """Add a saved adapter to a base model for further training; on the meta device only its shapes are checked."""
     saved = adapter_folders.read(init)
-    config = LoraConfig.from_pretrained(str(saved.folder))  # its own: it may leave out layers
+    config = LoraConfig.from_pretrained(str(saved.folder))  # not a new one, because the saved one may skip layers
     config.inference_mode, config.lora_dropout, config.init_lora_weights = False, adapter.dropout, True
     try:
         peft_model: PeftModel = get_peft_model(base, config)
@@ -126,41 +144,34 @@ def _started(base: PreTrainedModel, adapter: Adapter, init: str, names: list[str
         raise ModelError(f"{KEY}: {saved.folder} does not fit this base: {' '.join(lines[:2])}") from None
     odd = [*loaded.unexpected_keys, *(key for key in loaded.missing_keys if "lora_" in key)]
     if odd:
-        where = "the adapter has and this base has not" if loaded.unexpected_keys else "the adapter lacks"
-        raise ModelError(f"{KEY}: {saved.folder} does not fit this base: {odd[0]} is what {where}")
+        where = "this base has no such layer" if loaded.unexpected_keys else "the adapter lacks it"
+        raise ModelError(f"{KEY}: {saved.folder} does not fit this base: {odd[0]}: {where}")
     return peft_model
 
 
-def _decomposes(base: PreTrainedModel, adapter: Adapter) -> bool:
-    """Whether weights are decomposed; shapes without memory have none, and their counts are the same."""
-    return adapter.variant == "pissa" and base.device.type != "meta"
-
-
 def save(model: PeftModel, folder: Path) -> None:
-    """Write an adapter that fits the base as it was before `attach`."""
+    """Write an adapter that fits the base model as it was before `attach`."""
     start = getattr(model, "pissa_start", None)
     if start is None:
         model.save_pretrained(folder)
         return
-    trained = get_peft_model_state_dict(model)
-    both = {
-        name: torch.cat([tensor, start[name]], 0) if "lora_A" in name else torch.cat([tensor, -start[name]], 1)
-        for name, tensor in trained.items()
-    }
+    tensors = {}
+    for name, trained in get_peft_model_state_dict(model).items():
+        both = [trained, start[name]] if "lora_A" in name else [trained, -start[name]]
+        tensors[name] = torch.cat(both, dim=0 if "lora_A" in name else 1).detach().cpu().contiguous()
     config = copy.copy(model.peft_config["default"])
     config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, 2 * config.lora_alpha, True
     config.inference_mode = True
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in both.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def load(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """Put a saved adapter on a base, for scoring.
+    """Add a saved adapter to a base model for scoring.
 
     Raises:
-        ModelError: for a folder that holds no adapter, or one that does not fit the base.
+        ModelError: if the folder contains no adapter, or one that does not fit the base model.
     """
     try:
         loaded: PeftModel = PeftModel.from_pretrained(base, str(folder), is_trainable=False)
@@ -170,14 +181,14 @@ def load(base: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def detach(model: PeftModel) -> PreTrainedModel:
-    """Take the adapter off again, leaving the base as it was before `attach`."""
+    """Remove the adapter and return the base model as it was before `attach`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         base: PreTrainedModel = model.unload()
     for name, parameter in base.named_parameters():
         if name in getattr(model, "pissa_base", {}):
             parameter.data = model.pissa_base[name]
-    # trl replaces `forward` on the instance each time a trainer is made; the class's own one comes back.
+    # trl replaces `forward` on the instance for each trainer; this restores that of the class.
     base.__dict__.pop("forward", None)
     for attribute in ("peft_config", "_hf_peft_config_loaded"):
         base.__dict__.pop(attribute, None)
@@ -185,9 +196,9 @@ def detach(model: PeftModel) -> PreTrainedModel:
 
 
 def stop_checkpointing(base: PreTrainedModel) -> None:
-    """Let a base keep its activations again, as it did before a training that checkpointed them.
+    """Disable activation checkpointing, and remove the hooks that trainers have put on the embeddings.
 
-    Each trainer's hook on the embeddings goes: transformers keeps but the last one's handle.
+    The hooks are found by name, because transformers keeps only the last trainer's handle.
     """
     if base.is_activation_checkpointing:
         base.activation_checkpointing_disable()

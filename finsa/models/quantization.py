@@ -14,27 +14,27 @@ BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 
 
 def require_library(method: Method) -> None:
-    """Tell that the library is missing before a weight is loaded.
+    """Check, before any weight is loaded, that bitsandbytes is installed if the method quantises.
 
     Raises:
-        ConfigError: where the method quantises and bitsandbytes is not installed.
+        ConfigError: if it is not.
     """
     if method.quantization != "none" and find_spec("bitsandbytes") is None:
         text = f"{method.quantization} needs bitsandbytes: pip install bitsandbytes, or set method.quantization=none"
         raise ConfigError([Problem("method.quantization", text)])
 
 
-def settings(quantization: str, dtype: Any) -> Any:
-    """Settings of transformers for loading a base quantised.
+def bitsandbytes_config(quantization: str, dtype: Any) -> Any:
+    """The configuration with which transformers loads a base model quantised.
 
     Args:
         quantization: ``nf4`` (Dettmers et al. 2023: normal-float 4 bit, its scales quantised again) or ``int8``
             (Dettmers et al. 2022: columns with outliers stay in 16 bit).
-        dtype: what the products are computed in.
+        dtype: the dtype that products are computed in.
     """
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says once per layer and call that it casts to float16
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of casts to float16 in every layer and call
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -45,11 +45,11 @@ def settings(quantization: str, dtype: Any) -> Any:
     )
 
 
-def make_trainable(model: Any) -> None:
-    """Keep 4-bit layers as they are when they score.
+def disable_cpu_repacking(model: Any) -> None:
+    """Keep the weights of 4-bit layers trainable after a forward pass without gradients.
 
-    On a CPU with avx512_bf16, a forward pass without gradients repacks a layer for good; training after it fails, or
-    gets no gradient and says nothing (seen with bitsandbytes 0.50).
+    On a CPU with avx512_bf16, such a pass repacks a layer permanently. Training then fails or silently gets no gradient
+    (seen with bitsandbytes 0.50).
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -57,6 +57,6 @@ def make_trainable(model: Any) -> None:
 
 
 def logical_size(parameter: Any) -> int:
-    """Number of weights that a parameter stands for: 4-bit ones are stored two to a byte."""
+    """Number of weights in a parameter; 4-bit weights are stored two to a byte."""
     state = getattr(parameter, "quant_state", None)
     return int(state.shape.numel() if state is not None else parameter.numel())

@@ -1,6 +1,6 @@
-"""A model's tokenizer: loaded from where the model is, or trained; or looked at without transformers.
+"""Tokenizers: loaded from a folder or the hub, trained, or read without transformers.
 
-transformers takes a second or more to import, torch longer, so that both are imported where they are used.
+transformers takes a second or more to import, torch longer, so both are imported only where they are used.
 """
 
 from __future__ import annotations
@@ -29,29 +29,28 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# Settings of a tokenizer that leave its file as it is, and the classes of transformers that take it as it is.
-_SETTINGS, _CLASSES = (
-    ("backend", "tokenizer_class", "model_max_length"),
-    ("TokenizersBackend", "PreTrainedTokenizerFast"),
-)
+# Entries of tokenizer_config.json, and tokenizer classes, with which transformers uses tokenizer.json unchanged.
+_SETTINGS = ("backend", "tokenizer_class", "model_max_length")
+_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def train(documents: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a tokenizer.
+    """Train a byte-level BPE tokenizer.
 
-    The 3,755 most common Chinese characters (level 1 of the standard GB 2312) are one token each even where the
-    documents lack them, so that real text does not fall apart into bytes; so are the usual English label words.
+    The 3,755 most common Chinese characters (level 1 of the standard GB 2312) and the usual English label words become
+    one token each even if no document contains them, so that real text is not split into bytes.
 
     Args:
-        documents: texts to take merges from.
-        vocabulary: size, special tokens included.
+        documents: the texts that merges are learnt from.
+        vocabulary: vocabulary size, special tokens included.
     """
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    # Digits one by one: numbers are compared by the model, not looked up.
-    split = pre_tokenizers.Split(_pattern(), behavior="isolated")
+    # Digits are split one by one, so that the model compares numbers instead of memorising them.
+    pattern = Regex(r"\d|[A-Za-z]+| ?[A-Za-z]+|[\u4e00-\u9fff]+|[^\sA-Za-z\d\u4e00-\u9fff]|\s+")
+    split = pre_tokenizers.Split(pattern, behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
@@ -59,10 +58,10 @@ def train(documents: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
         vocab_size=vocabulary,
         special_tokens=[END, OPEN, CLOSE],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        max_token_length=12,  # two Chinese characters as the library counts: words, never the generator's phrases
+        max_token_length=12,  # two Chinese characters as the library counts: words, but no phrases of the generator
         show_progress=False,
     )
-    # Each common character this often makes its bytes' merges frequent enough to be taken before rarer words.
+    # Repeated so often that the merges of these characters' bytes are learnt before those of rarer words.
     common = ["。".join([*common_characters(), "positive", "neutral", "negative"])] * 400
     tokenizer.train_from_iterator([*documents, *common], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
@@ -71,37 +70,27 @@ def train(documents: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def common_characters() -> list[str]:
-    """Level 1 of GB 2312: rows 16 to 55 of the code table."""
-    found = []
-    for row in range(0xB0, 0xD8):
-        for column in range(0xA1, 0xFF):
-            try:
-                found.append(bytes([row, column]).decode("gb2312"))
-            except UnicodeDecodeError:
-                continue
-    return found
-
-
-def _pattern() -> Regex:
-    return Regex(r"\d|[A-Za-z]+| ?[A-Za-z]+|[\u4e00-\u9fff]+|[^\sA-Za-z\d\u4e00-\u9fff]|\s+")
+    """The characters of GB 2312, level 1: rows 16 to 55 of the code table."""
+    codes = (bytes([row, column]) for row in range(0xB0, 0xD8) for column in range(0xA1, 0xFF))
+    return [character for code in codes if (character := code.decode("gb2312", errors="ignore"))]
 
 
 def load_tokenizer(model: Model, local_only: bool = False) -> Any:
-    """Load the tokenizer that goes with a model.
+    """Load a model's tokenizer.
 
     Args:
-        model: the model's section.
-        local_only: ask no network.
+        model: the configuration of the model.
+        local_only: whether to stay off the network.
 
     Returns:
-        A fast tokenizer. For random weights whose own tokenizer is not on this machine, the embedded one: such a model
-        has learnt nothing, and any ids below its vocabulary size do.
+        A fast tokenizer. A model with random weights gets the embedded tokenizer if its own is not on this machine:
+        the model is untrained, so any ids below its vocabulary size will do.
 
     Raises:
-        ConfigError: for a path that holds none.
-        ModelError: where it cannot be had.
+        ConfigError: if the given path contains no tokenizer.
+        ModelError: if the tokenizer cannot be loaded.
     """
-    folders.require_tokenizer(model)
+    folders.raise_any(folders.tokenizer_problems(model))
     source, revision = source_of(model, model.tokenizer)
     local = local_only or model.weights == "random"
     refusal = None if local else hub.refusal(source)
@@ -116,16 +105,16 @@ def load_tokenizer(model: Model, local_only: bool = False) -> Any:
         raise unavailable(model, source, revision, "tokenizer", refusal or error) from None
 
 
-def peek(model: Model) -> Any:
-    """The tokenizer of a model in a local folder, without torch; None where it takes more to load it.
+def load_without_torch(model: Model) -> Any:
+    """Load a model's tokenizer from its ``tokenizer.json``; None if that is not in a local folder.
 
     Returns:
-        One of transformers, or where these would change nothing about its file a `Bare` one, which gives the same ids.
+        A `BareTokenizer` if it gives the same ids, otherwise a tokenizer of transformers.
     """
     folder = Path(source_of(model, model.tokenizer)[0])
     if not (folder / "tokenizer.json").is_file():
         return None
-    bare = Bare.of(folder) if model.prompt == "plain" else None
+    bare = BareTokenizer.read(folder) if model.prompt == "plain" else None
     if bare is not None:
         return bare
     from transformers import PreTrainedTokenizerFast
@@ -134,10 +123,10 @@ def peek(model: Model) -> Any:
 
 
 def require_source(model: Model) -> None:
-    """Report a tokenizer that cannot be had before torch is imported: it is not here, and the hub does not answer.
+    """Check, without importing torch, that a model's tokenizer is on this machine or the hub answers.
 
     Raises:
-        ModelError: then.
+        ModelError: if neither is the case.
     """
     source, revision = source_of(model, model.tokenizer)
     if model.weights == "random" or Path(source).is_absolute():
@@ -148,12 +137,12 @@ def require_source(model: Model) -> None:
             raise unavailable(model, source, revision, "tokenizer", refusal)
 
 
-class Bare:
-    """What a renderer of plain prompts asks of a tokenizer, without transformers.
+class BareTokenizer:
+    """The part of a tokenizer that rendering a plain prompt takes, without transformers.
 
     Args:
-        backend: the tokenizer as its file describes it.
-        end: its end token.
+        backend: the tokenizer that ``tokenizer.json`` describes.
+        end: the end-of-sequence token.
     """
 
     def __init__(self, backend: Tokenizer, end: str | None) -> None:
@@ -168,8 +157,8 @@ class Bare:
         return int(self.backend_tokenizer.get_vocab_size())
 
     @classmethod
-    def of(cls, folder: Path) -> Bare | None:
-        """Read a folder; None where its settings say more than transformers takes over as it is."""
+    def read(cls, folder: Path) -> BareTokenizer | None:
+        """Read a folder's tokenizer; None if transformers might change what ``tokenizer.json`` describes."""
         if any((folder / name).is_file() for name in ("special_tokens_map.json", "added_tokens.json")):
             return None
         try:
@@ -179,63 +168,60 @@ class Bare:
         if not isinstance(settings, dict) or not settings.keys() <= {*_SETTINGS, *_SPECIAL}:
             return None
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
         special = [settings[name] for name in _SPECIAL if settings.get(name) is not None]
-        if settings.get("tokenizer_class") not in _CLASSES or not _as_written(backend, special):
-            return None
-        return cls(backend, settings.get("eos_token"))
+        unchanged = (
+            settings.get("tokenizer_class") in _CLASSES
+            and all(
+                isinstance(token, str)
+                and repr(added.get(token)) == repr(AddedToken(token, special=True, normalized=False))
+                for token in special
+            )
+            and backend.truncation is None
+            and backend.padding is None
+            and backend.post_processor is not None
+            and backend.get_vocab_size() <= 100_000  # in larger ones transformers looks for a faulty split to fix
+        )
+        return cls(backend, settings.get("eos_token")) if unchanged else None
 
 
-def _as_written(backend: Tokenizer, special: list[Any]) -> bool:
-    """Whether transformers would leave a tokenizer as its file has it: nothing to add, to cut, to fill up, to mend."""
-    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-    plain = [AddedToken(token, special=True, normalized=False) for token in special if isinstance(token, str)]
-    return (
-        len(plain) == len(special)
-        and all(repr(added.get(token.content)) == repr(token) for token in plain)
-        and backend.truncation is None
-        and backend.padding is None
-        and backend.post_processor is not None
-        and backend.get_vocab_size() <= 100_000  # of larger ones transformers looks for a faulty split
-    )
-
-
-def own_or_embedded(model: Model, local_only: bool) -> tuple[Any, str, Model]:
-    """Load the model's tokenizer; where it cannot be had the embedded one, for an estimate, and saying so.
+def load_or_embedded(model: Model, local_only: bool) -> tuple[Any, str, Model]:
+    """Load the model's tokenizer, or for an estimate the embedded one if the model's is not available.
 
     Args:
-        model: the model's section.
-        local_only: ask no network.
+        model: the configuration of the model.
+        local_only: whether to stay off the network.
 
     Returns:
-        The tokenizer, whose it is, and the model's section with the prompt style that it can render.
+        The tokenizer, which one it is, and the model's configuration with a prompt style that it can render.
     """
     try:
-        return load_tokenizer(model, local_only), "the model's own", model
+        return load_tokenizer(model, local_only), "the model's", model
     except ModelError:
         plain = model.model_copy(update={"weights": "random", "prompt": "plain", "think": "none"})
-        note = "the embedded one, plain prompt: an estimate, because the model's own is not on this machine"
+        note = "the embedded one, plain prompt: an estimate, because the model's is not on this machine"
         return load_tokenizer(plain), note, plain
 
 
 @cache
 def _tokenizer(source: str, revision: str | None, trust: bool, local_only: bool) -> Any:
-    from transformers import AutoTokenizer  # brings torch with it, which a wrong option need not wait for
+    from transformers import AutoTokenizer  # imports torch, which a wrong option should not have to wait for
 
     tokenizer = AutoTokenizer.from_pretrained(
         source, revision=revision, trust_remote_code=trust, local_files_only=local_only
     )
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # only ever fills what a mask made from lengths leaves out
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked by the rows' lengths, so any token does
     return tokenizer
 
 
 def source_of(model: Model, override: str | None = None) -> tuple[str, str | None]:
-    """Where to load from: a folder, or a hub id with its revision.
+    """Where a model or tokenizer is loaded from: a folder, or a hub id and its revision.
 
-    A GGUF file is converted into a folder below ``models/`` when it is first asked for.
+    A GGUF file is converted into a folder below ``models/`` on first use.
 
     Raises:
-        ModelError: for a GGUF file that cannot be converted.
+        ModelError: if a GGUF file cannot be converted.
     """
     if override is not None:
         folder = locate(override)
@@ -243,20 +229,20 @@ def source_of(model: Model, override: str | None = None) -> tuple[str, str | Non
     if model.path is not None:
         place = locate(model.path)
         if place.is_file() and place.suffix == gguf.SUFFIX:
-            place = gguf.folder_of(place, Path("models").absolute())
+            place = gguf.converted_folder(place, Path("models").absolute())
         return str(place), None
     return str(model.hub_id), model.revision
 
 
 def unavailable(model: Model, source: str, revision: str | None, what: str, error: Exception | str) -> ModelError:
-    """What to do about weights or a tokenizer that cannot be had."""
+    """The error for weights or a tokenizer that cannot be loaded, with the ways to fix it."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:160].rstrip(".")
     if Path(source).is_absolute():
-        remedy = "Check the files of this folder, or copy them again"
+        fix = "Check the files of this folder, or copy them again"
     else:
         given = f" --revision {revision}" if revision else ""
         key = "model.path" if what == "weights" or model.tokenizer is None else "model.tokenizer"
-        remedy = f"With network: hf download {source}{given}. Without: {key}=<folder>"
+        fix = f"With network: hf download {source}{given}. Without: {key}=<folder>"
         if key == "model.path":
-            remedy += ", or model.weights=random for a model that has learnt nothing"
-    return ModelError(f"model={model.name}: no {what} at {source} ({reason}). {remedy}")
+            fix += ", or model.weights=random for an untrained model"
+    return ModelError(f"model={model.name}: no {what} at {source} ({reason}). {fix}")

@@ -23,7 +23,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     session = session or Session()
     assert isinstance(cfg.stage, InspectStage)
     data = dataset.load(cfg.data, session)
-    tokenizer, whose, style = tokenizers.own_or_embedded(cfg.model, local_only=False)
+    tokenizer, whose, style = tokenizers.load_or_embedded(cfg.model, local_only=False)
     labelled = tokenized.build(cfg.model_copy(update={"model": style}), data, tokenizer, session)
     close = near_duplicates.find(data.splits, cfg.data.near_duplicates)
     numbers = inspection.inspect(

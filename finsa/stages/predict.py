@@ -127,5 +127,4 @@ def _load(cfg: RunConfig, record: Record) -> Predictor:
         from finsa.models import hardware  # torch takes seconds to import: after the checks
 
         hardware.prepare(cfg.train)
-        hardware.take_own_device()
     return predictor.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)

@@ -30,7 +30,7 @@ def show_training(cfg: RunConfig, lines: dict[str, object], session: Session) ->
         session: session of the command.
     """
     world, learns = processes.world_size(), cfg.method.learn != "nothing"
-    tokenizer, whose, style = tokenizers.own_or_embedded(cfg.model, local_only=True)
+    tokenizer, whose, style = tokenizers.load_or_embedded(cfg.model, local_only=True)
     rows = dataset.load(cfg.data, session)
     data = tokenized.build(cfg.model_copy(update={"model": style}), rows, tokenizer, session)
     hardware.prepare(cfg.train)
@@ -107,7 +107,7 @@ def show_pretraining(cfg: RunConfig, lines: dict[str, object]) -> Result:
     else:  # that of conf/stage/pretrain.yaml
         heldout = float(compose.compose_values(["stage=pretrain", "data=tiny_corpus"])[0]["stage"]["heldout"])
     loaded = documents.load(cfg.data, heldout)
-    tokenizer, whose, _ = tokenizers.own_or_embedded(cfg.model, local_only=True)
+    tokenizer, whose, _ = tokenizers.load_or_embedded(cfg.model, local_only=True)
     measured = loaded.learn[:MEASURED_DOCUMENTS]
     tokens = sum(len(ids) + 1 for ids in tokenizer(measured, add_special_tokens=False)["input_ids"])
     blocks = int(tokens * len(loaded.learn) / len(measured)) // corpus.block
@@ -136,7 +136,7 @@ def show_without_rows(link: RunConfig, session: Session) -> dict[str, Any]:
         return {}
     values, choices = compose.compose_values(["data=sample", f"data.max_length={link.data.max_length}"])
     sample = compose.build(values, choices, []).data
-    tokenizer, _, style = tokenizers.own_or_embedded(link.model, local_only=True)
+    tokenizer, _, style = tokenizers.load_or_embedded(link.model, local_only=True)
     rendered = link.model_copy(update={"model": style, "data": sample})
     data = tokenized.build(rendered, dataset.load(sample, session), tokenizer, session)
     trainable, total = base.count_parameters(factory.on_meta(link, data.renderer))

@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from finsa.config import Train
 from finsa.data.rows import CHUNK, LazyRows, Row
 from finsa.errors import ConfigError, Problem
-from finsa.models.classifier import Classifier, causal
+from finsa.models.classifier import Classifier, unwrap_peft
 from finsa.runs import processes
 
 
@@ -32,7 +32,7 @@ def arguments(train: Train, model: Any) -> dict[str, Any]:
             raise ConfigError([Problem("train.strategy", text)])
         return {"deepspeed": dict(train.deepspeed)}
     if train.strategy == "fsdp":
-        body = causal(model.backbone if isinstance(model, Classifier) else model)
+        body = unwrap_peft(model.backbone if isinstance(model, Classifier) else model)
         return {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": sorted(body._no_split_modules)}}
     return {"ddp_find_unused_parameters": False}
 

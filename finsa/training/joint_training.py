@@ -60,12 +60,12 @@ def run(cfg: RunConfig, session: Session) -> Result:
             backbone = base.load_base(cfg.model, cfg.seed, cfg.method.quantization, session)
         answers: dict[str, Classes] = {}  # predicted classes of the test rows, (n,), by model
         try:
-            model = factory.mix(cfg, stage, backbone, parts.adapters, data.renderer)
+            model = factory.build_mixture(cfg, stage, backbone, parts.adapters, data.renderer)
             if cfg.method.head == "classifier" and stage.head_init == "experts" and model.head is not None:
                 model.head.load_state_dict(mean_head(model.adapters))
             alone = _answers_of_experts(cfg, data, model, watch) if stage.compare else {}
 
-            model.learn(experts=True)
+            model.set_trainable(experts=True)
             trainable, total = base.count_parameters(model)
             device = hardware.describe(base.dtype(cfg.model))
             folder.note(trainable_parameters=trainable, total_parameters=total, device=device)
@@ -104,7 +104,7 @@ def run(cfg: RunConfig, session: Session) -> Result:
             metrics["mixture"] = _compare(data, answers, domains, folder)
         folder.note(**fitted.facts(), scoring=reader.rule)
         results.write(cfg, data, folder, tracker, metrics, log_probs, gates, model.experts)
-        factory.release(model)
+        factory.detach(model)
         for table in moe.tables("this mixture", metrics):
             table.show()
         for warning in metrics["router"]["warnings"]:
@@ -153,14 +153,14 @@ def train(
     if stage.warmup_steps and (places / WARMUP / "mixture" / MANIFEST).is_file():
         model.load(places / WARMUP)
     elif stage.warmup_steps:
-        model.learn(experts=False)
+        model.set_trainable(experts=False)
         _fit(cfg, stage, model, data, warmup_schedule(cfg.train, stage), WARMUP, stage.balance_warmup, record, watch)
         save(WARMUP)
 
     def shifted(step: int, values: dict[str, float]) -> None:
         record(step + stage.warmup_steps, values)
 
-    model.learn(experts=True)
+    model.set_trainable(experts=True)
     schedule = joint_schedule(cfg.train, stage)
     fitted, validations = _fit(cfg, stage, model, data, schedule, JOINT, stage.balance_joint, shifted, watch)
     save(JOINT)
@@ -264,7 +264,7 @@ def _answers_of_experts(cfg: RunConfig, data: TokenizedDataset, model: Mixture, 
     """Predictions of each expert for all test rows, before joint training changes it."""
     answers = {}
     for number, name in enumerate(model.experts):
-        with model.alone(number):
+        with model.using_expert(number):
             answers[name] = _answers(cfg, data, model, f"expert {name}", watch)
     return answers
 

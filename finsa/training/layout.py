@@ -25,7 +25,7 @@ from finsa.config import Train
 from finsa.data.rows import Row
 from finsa.errors import ConfigError, Problem
 from finsa.models import attention, flops
-from finsa.models.classifier import Classifier, causal
+from finsa.models.classifier import Classifier, unwrap_peft
 from finsa.models.moe.mixture import Mixture
 from finsa.runs import processes
 from finsa.training.batches import Batch, StepSplitter
@@ -141,7 +141,7 @@ def forward_prefix(model: torch.nn.Module, batch: Batch) -> tuple[Any, torch.Ten
     if "prefix" not in batch:
         return None, 0.0
     inner: Any = getattr(model, "module", model)
-    net = causal(inner.backbone if isinstance(inner, Classifier) else inner)
+    net = unwrap_peft(inner.backbone if isinstance(inner, Classifier) else inner)
     ids, labels = batch["prefix"][None], batch.get("prefix_labels")
     loss: torch.Tensor | float = 0.0
     if labels is None:
@@ -198,7 +198,7 @@ def plan_packing(
         return Packing(False, None, obstacle or setting)
     if train.packing == "auto" and not attends_row_by_row(model, train):
         return Packing(False, None, "packing with flash-attention has not been measured")
-    costs = flops.of(model, train.gradient_checkpointing is True)
+    costs = flops.estimate(model, train.gradient_checkpointing is True)
     bodies = [[length - prefix for length in step] for step in _sampled_steps(lengths, train)]
     micro_batches = [[step[row] for row in group] for step in bodies for group in splitter.groups(step)]
     padded = sum(padded_cost(costs, rows, prefix) for rows in micro_batches)

@@ -18,8 +18,8 @@ from finsa.errors import ConfigError, Problem
 from finsa.inference.label_tree import LabelTree, scored_answers
 from finsa.inference.scoring import PREFIX_SHARE, label_log_probs, trees_for
 from finsa.models import adapters, base, factory, flops, hardware, memory
-from finsa.models.classifier import causal
-from finsa.models.memory import Need
+from finsa.models.classifier import unwrap_peft
+from finsa.models.memory import PeakMemory
 from finsa.training import layout, objective
 
 IntArray = NDArray[np.int64]
@@ -44,8 +44,8 @@ class Plan:
     accumulation: int
     gradient_checkpointing: bool
     score_tokens: int
-    training: Need | None
-    scoring: Need
+    training: PeakMemory | None
+    scoring: PeakMemory
     budget: int | None
     limit: int
 
@@ -82,9 +82,9 @@ class _Estimates:
         self.rows = max(1, cfg.train.batch_size // world)
         self.answer = max(map(len, data.renderer.answers)) + 1
         self.longest = int(lengths.max()) + (len(self.tree.tokens) if cfg.method.loss_on == "label" else self.answer)
-        self._steps: dict[tuple[int, bool], Need] = {}
+        self._steps: dict[tuple[int, bool], PeakMemory] = {}
 
-    def train(self, b: int, checkpointing: bool) -> Need | None:
+    def train(self, b: int, checkpointing: bool) -> PeakMemory | None:
         """Memory of a step with micro-batches of b rows of maximal length; None if nothing is trained."""
         if self.objective is None:
             return None
@@ -93,18 +93,20 @@ class _Estimates:
         projected = self.longest - 1 if self.cfg.method.loss_on == "all" else self.answer
         batch, total = _batch(b, self.longest, projected), self.objective.total
         with _checkpointed(self.model, checkpointing):
-            need = memory.training(self.cfg, self.model, lambda: total(self.model, batch), accumulated=b < self.rows)
+            need = memory.estimate_training(
+                self.cfg, self.model, lambda: total(self.model, batch), accumulated=b < self.rows
+            )
         self._steps[b, checkpointing] = need
         return need
 
-    def score(self, tokens: int) -> Need:
+    def score(self, tokens: int) -> PeakMemory:
         """Memory of scoring with `tokens` padded tokens per batch: with the longest rows, or the most rows."""
         most = max(_scored(self.lengths + len(self.tree.tokens), tokens))
         longest = int(self.lengths.max()) + len(self.tree.tokens)
         shapes = {most, (max(1, tokens // longest), longest)}
-        return max((self._scored(b, s) for b, s in shapes), key=Need.total)
+        return max((self._scored(b, s) for b, s in shapes), key=PeakMemory.total)
 
-    def _scored(self, b: int, s: int) -> Need:
+    def _scored(self, b: int, s: int) -> PeakMemory:
         batch = _batch(b, s, 1)
 
         def run() -> torch.Tensor:
@@ -113,13 +115,13 @@ class _Estimates:
             tree = max(trees_for(self.model, self.answers, s), key=lambda tree: len(tree.tokens))
             return label_log_probs(self.model, batch["input_ids"], batch["lengths"], tree)
 
-        return memory.scoring(self.cfg, self.model, run, self.learns)
+        return memory.estimate_scoring(self.cfg, self.model, run, self.learns)
 
 
 @contextmanager
 def _checkpointed(model: Any, enabled: bool) -> Iterator[None]:
     """Enable gradient checkpointing temporarily, if it is to be enabled."""
-    net: Any = causal(getattr(model, "backbone", model))
+    net: Any = unwrap_peft(getattr(model, "backbone", model))
     if enabled:
         net.activation_checkpointing_enable({"use_reentrant": False})
         net.enable_input_require_grads()
@@ -162,7 +164,7 @@ def make(cfg: RunConfig, data: TokenizedDataset, lengths: Any, world: int) -> Pl
     """
     train, estimates = cfg.train, _Estimates(cfg, data, np.asarray(lengths), world)
     budget, tokens = train.memory_bytes(), train.score_tokens
-    limit = hardware.memory() if budget is None else budget
+    limit = hardware.total_memory() if budget is None else budget
     scoring = estimates.score(tokens)
     while budget is not None and scoring.total() > budget and tokens > estimates.longest:
         tokens //= 2
@@ -210,8 +212,8 @@ def of_blocks(cfg: RunConfig, model: Any, length: int) -> Plan:
     model = model.float() if cfg.method.adapter is None else model  # as stage=pretrain trains it
     batch, total = _batch(micro, length, length - 1), objective.tokens().total
     with _checkpointed(model, checkpointing):
-        need = memory.training(cfg, model, lambda: total(model, batch), accumulated=micro < train.batch_size)
-    accumulation, limit = train.batch_size // micro, hardware.memory()
+        need = memory.estimate_training(cfg, model, lambda: total(model, batch), accumulated=micro < train.batch_size)
+    accumulation, limit = train.batch_size // micro, hardware.total_memory()
     return Plan(micro, accumulation, checkpointing, train.score_tokens, need, need, None, limit)
 
 
@@ -284,12 +286,12 @@ def seconds(
     saved_training, saved_scoring = _shared_prefix(cfg, data, model, tokens, int(lengths.max()) + answer)
     if steps:
         read = tokens if cfg.method.loss_on == "all" else answer
-        work += rows * flops.of(model, checkpointing).total(tokens - saved_training, pairs, read, 1)
+        work += rows * flops.estimate(model, checkpointing).total(tokens - saved_training, pairs, read, 1)
     splits = {split: data.dataset.splits[split].height for split in ("validation", "test")}
     held = min(splits["validation"], cfg.train.validation_rows or splits["validation"])
     validations = steps // cfg.train.validate_every if cfg.train.validate_every else cfg.train.epochs
     scored = validations * held + 2 * splits["test"] if steps else splits["test"]  # the base model is scored too
-    work += scored * flops.of(model.requires_grad_(False)).total(tokens - saved_scoring, pairs, answer, 1)
+    work += scored * flops.estimate(model.requires_grad_(False)).total(tokens - saved_scoring, pairs, answer, 1)
     rate = hardware.matmul_rate(base.dtype(cfg.model)) * world
     return work / rate / SHARES[0], work / rate / SHARES[1]
 
@@ -333,7 +335,7 @@ def show(plan: Plan, cfg: RunConfig, verdict: str = "") -> dict[str, str]:
         verdict: from `verdict`.
     """
     stored = "" if cfg.method.quantization == "none" else f", base in {cfg.method.quantization}"
-    here = f"of {hardware.memory() / 2**30:.0f} GiB here"
+    here = f"of {hardware.total_memory() / 2**30:.0f} GiB here"
     if plan.budget is not None:
         here = f"of the {plan.budget / 2**30:.2f} GiB given"
     parts = plan.training or plan.scoring

@@ -19,8 +19,7 @@ from finsa.data.rows import IGNORE, Renderer
 from finsa.inference.label_tree import LabelTree, scored_answers
 from finsa.inference.scoring import label_log_probs
 from finsa.models import attention, hardware
-from finsa.models.moe.mixture import Mixture
-from finsa.models.moe.routing import balance_loss
+from finsa.models.moe.mixture import Mixture, balance_loss
 from finsa.training.batches import Batch, read_positions
 from finsa.training.layout import forward_prefix
 
@@ -184,7 +183,7 @@ def choice_loss(
         (b,), not weighted.
     """
     if log_shares is not None and loss.logit_adjustment > 0:
-        scores = scores + loss.logit_adjustment * hardware.onto(log_shares, scores.device).to(scores.dtype)
+        scores = scores + loss.logit_adjustment * hardware.to_device(log_shares, scores.device).to(scores.dtype)
     log_p = torch.log_softmax(scores.float(), dim=1)
     log_true = log_p.gather(1, targets[:, None]).squeeze(1)
     entropy = -(1 - loss.smoothing) * log_true - loss.smoothing * log_p.mean(dim=1)

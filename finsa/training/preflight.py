@@ -54,7 +54,7 @@ def require_prompt(cfg: RunConfig, data: Dataset, session: Session, planned: boo
         print(f"note: {note}", flush=True)
     if not planned:
         tokenizers.require_source(cfg.model)
-    tokenizer = tokenizers.peek(cfg.model)
+    tokenizer = tokenizers.load_without_torch(cfg.model)
     if tokenizer is not None:
         tokenized.build(cfg, data, tokenizer, session)
 

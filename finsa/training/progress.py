@@ -62,7 +62,7 @@ class Meter:
     """
 
     def __init__(self, model: Any, suffix: int, checkpointing: bool) -> None:
-        self.costs, self.dtype = flops.of(model, checkpointing), flops.dtype_of(model)
+        self.costs, self.dtype = flops.estimate(model, checkpointing), flops.compute_dtype(model)
         self.reads = 0 if getattr(model, "head", None) is not None else 1 + suffix
         self.done, self.last = Counts(), Counts()
         self.rate = hardware.matmul_rate(self.dtype)  # measured before the clock starts
@@ -102,7 +102,7 @@ class Meter:
     def stop(self) -> None:
         """Stop the clock."""
         if self._since is not None:
-            hardware.wait()  # operations that are still queued on the device count
+            hardware.synchronize()  # operations that are still queued on the device count
             self.done.seconds += time.monotonic() - self._since
             self._since = None
 

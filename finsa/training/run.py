@@ -85,7 +85,7 @@ def run(cfg: RunConfig, session: Session) -> Result:
                 log_probs["test"] = _score(reader, data.prompts("test"), "test", watch)
             else:
                 log_probs["test"] = _base_log_probs(cfg, data, backbone, watch)
-            factory.release(model)
+            factory.detach(model)
             if compares and not base_changes:
                 metrics["base"] = run_results.report(data, "test", _base_log_probs(cfg, data, backbone, watch))
         except BaseException:
@@ -140,7 +140,7 @@ def _train(
 
 
 def _score(reader: LabelScorer, prompts: Encoded, split: str, watch: Watch) -> FloatArray:
-    hardware.trim()
+    hardware.trim_heap()
     with watch.display.work(f"scoring {split}", len(prompts)) as work:
         return reader.score(prompts, work.moved)
 

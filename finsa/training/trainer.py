@@ -137,7 +137,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         self.recent.append((self.state.global_step + 1, self.state.epoch or 0.0, [row["row"] for row in real]))
         self.step, batches = step, self.splitter(step)
         self.meter.count(real, batches)
-        weight = hardware.onto(torch.stack([self.objective.weight(batch) for batch in batches]).sum(0), device)
+        weight = hardware.to_device(torch.stack([self.objective.weight(batch) for batch in batches]).sum(0), device)
         return [batches], self.accelerator.gather(weight).view(-1, *weight.shape).sum(0)
 
     def training_step(
@@ -171,7 +171,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         losses = []
         for left, batch in zip(reversed(range(len(batches))), batches, strict=True):
             self.accelerator.gradient_state._set_sync_gradients(left == 0)
-            moved = {name: hardware.onto(tensor, self.args.device) for name, tensor in batch.items()}
+            moved = {name: hardware.to_device(tensor, self.args.device) for name, tensor in batch.items()}
             with self.accelerator.no_sync(model) if left else nullcontext():
                 losses.append(super().training_step(model, moved, weight))
         loss = torch.stack(losses).sum()
@@ -400,7 +400,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         if not self.args.should_save:
             return
         if isinstance(self.model, Classifier | Mixture):
-            learnt = self.model.learnt()
+            learnt = self.model.trainable_state()
             state_dict = learnt if state_dict is None else {name: state_dict[name] for name in learnt}
         super()._save(output_dir, state_dict)
 

@@ -48,7 +48,7 @@ def both(
     """Loss and gradients, narrowed and not; and how many positions the last MLP saw in each case."""
     found = []
     for most in (0.5, 0.0):
-        monkeypatch.setattr(attention, "MOST", most)
+        monkeypatch.setattr(attention, "MAX_SHARE", most)
         seen: list[int] = []
         last = attention.last_mlp(model)
         assert last is not None
@@ -89,7 +89,7 @@ def test_a_mixture_is_the_same(mix: str, rows: int, tmp_path: Any, monkeypatch: 
     words = ["stage=moe_joint", f"stage.mix={mix}"]  # output: the experts' rows stand below one another
     stage: Any = compose.build(*compose.compose_values(words), words).stage
     model = Mixture(small("qwen2"), experts.read(write_experts(tmp_path, number=2)), stage, None, 0.0, seed=0)
-    model.learn(experts=True)
+    model.set_trainable(experts=True)
     ids, span = IDS[:rows], torch.tensor([[2, 10]] * rows)
     assert_same(both(model.eval(), lambda: labelled_loss(model, ids, labelled()[:rows], text_span=span), monkeypatch))
 

@@ -85,7 +85,7 @@ def test_a_layer_that_does_not_ask_is_an_error_and_attention_is_as_before() -> N
     model, batch = small(), Packer()(rows([4, 5], 0))
     kept = model.model.layers[0].self_attn.config
     model.model.layers[0].self_attn.config = small().config  # asks for attention of its own
-    with pytest.raises(RuntimeError, match="1 of 2 layers keep packed rows apart"):
+    with pytest.raises(RuntimeError, match="only 1 of 2 layers have separated the packed rows"):
         tokens().total(model, batch)
     model.model.layers[0].self_attn.config = kept
     assert attention.causal_model(model).config._attn_implementation == "sdpa"

@@ -197,7 +197,7 @@ def test_named_targets_are_found_in_a_model_whose_file_does_not_list_them(
     method = composed().method.adapter
     assert method is not None
     sets = [
-        adapters.targets(base.on_meta(section), section, method.model_copy(update={"targets": name}))
+        adapters.resolve_targets(base.on_meta(section), section, method.model_copy(update={"targets": name}))
         for name in ("query_value", "attention", "all")
     ]
     assert (sets[0], sets[1], len(sets[2])) == found
@@ -208,15 +208,16 @@ def test_a_file_that_describes_another_model_than_config_json_is_refused(tmp_pat
     with pytest.raises(ConfigError) as raised:
         base.architecture(composed("model=tiny", f"model.path={place}").model)
     assert str(raised.value) == (
-        f"model.architecture: model=tiny describes another model than {place}/config.json: vocab_size: 6144 (there 50)"
-        "; hidden_size: 256 (there 64); intermediate_size: 448 (there 96); num_hidden_layers: 4 (there 2); "
-        "max_position_embeddings: 1024 (there 32768); tie_word_embeddings: True (there False). To go by config.json: "
-        "model=local model.path=<folder>, or architecture: null in the model's file; or correct the values"
+        f"model.architecture: model=tiny differs from {place}/config.json: vocab_size: 6144 (in the file 50); "
+        "hidden_size: 256 (in the file 64); intermediate_size: 448 (in the file 96); num_hidden_layers: 4 (in the file "
+        "2); max_position_embeddings: 1024 (in the file 32768); tie_word_embeddings: True (in the file False). To use "
+        "config.json: model=local model.path=<folder>, or architecture: null in the model's file; otherwise correct "
+        "the values"
     )
     given = ("model=tiny", f"model.path={place}", "model.architecture=null")
     assert base.architecture(composed(*given).model).hidden_size == 64
     other = folder_of(tmp_path / "other", "llama")
-    with pytest.raises(ConfigError, match=r"config\.json: model_type: qwen2 \(there llama\)\. To go by"):
+    with pytest.raises(ConfigError, match=r"config\.json: model_type: qwen2 \(in the file llama\)\. To use"):
         base.architecture(composed("model=tiny", f"model.path={other}").model)
 
 
@@ -228,7 +229,7 @@ def test_a_file_may_state_what_config_json_states_in_an_older_way(tmp_path: Path
     section = composed("model=local", f"model.path={place}").model
     assert base.architecture(section.model_copy(update={"architecture": block})).rope_parameters["rope_theta"] == 5e5
     block["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
-    with pytest.raises(ConfigError, match=r"rope_parameters: .*10000\.0\} \(there .*500000\.0\}\)"):
+    with pytest.raises(ConfigError, match=r"rope_parameters: .*10000\.0\} \(in the file .*500000\.0\}\)"):
         base.architecture(section.model_copy(update={"architecture": block}))
 
 
@@ -257,5 +258,5 @@ def test_a_config_in_the_cache_of_the_hub_counts(tmp_path: Path, monkeypatch: py
         base.architecture(section.model_copy(update={"architecture": None}))
     folder_of(tmp_path / "models--Qwen--Qwen2.5-0.5B" / "snapshots" / section.revision, "qwen2")
     assert base.architecture(section.model_copy(update={"architecture": None})).hidden_size == 64
-    with pytest.raises(ConfigError, match=r"hidden_size: 896 \(there 64\)"):
+    with pytest.raises(ConfigError, match=r"hidden_size: 896 \(in the file 64\)"):
         base.architecture(section)

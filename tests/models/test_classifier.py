@@ -9,7 +9,7 @@ import torch
 from base_models import EXTRA, small
 
 from finsa.errors import ModelError
-from finsa.models.classifier import FILE, Classifier
+from finsa.models.classifier import HEAD_FILE, Classifier, load_weights, save_head
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 0, 0], [11, 12, 13, 14, 15, 16, 17], [3, 4, 0, 0, 0, 0, 0]])
 SPANS = torch.tensor([[1, 4], [2, 7], [2, 2]])  # the last row has no text
@@ -31,7 +31,7 @@ def test_the_pooled_state_is_the_mean_over_the_text(model_type: str) -> None:
 def test_a_head_of_label_words_gives_the_lm_heads_logits_at_the_pooled_state(model_type: str) -> None:
     base = small(model_type)
     model = Classifier(base, 3, dropout=0.3, seed=0).eval()
-    model.start_from_words(ANSWERS)
+    model.init_from_label_words(ANSWERS)
     with torch.no_grad():
         found = model(IDS, SPANS)
         words = base.get_output_embeddings()(model.pooled(IDS, SPANS))
@@ -41,16 +41,16 @@ def test_a_head_of_label_words_gives_the_lm_heads_logits_at_the_pooled_state(mod
 
 def test_a_saved_head_comes_back_and_one_of_other_classes_is_named(tmp_path: Path) -> None:
     model = Classifier(small(), 3, 0.0, seed=0).eval()
-    model.save(tmp_path, ["a", "b", "c"])
+    save_head(model.head, tmp_path, ["a", "b", "c"])
     other = Classifier(small(), 3, 0.0, seed=1).eval()
-    other.restore(tmp_path)
+    load_weights(other.head, tmp_path / HEAD_FILE)
     with torch.no_grad():
         assert torch.equal(model(IDS, SPANS), other(IDS, SPANS))
-    with pytest.raises(ModelError, match="no head that fits: .*shape"):
-        Classifier(small(), 4, 0.0, seed=0).restore(tmp_path)
-    (tmp_path / FILE).unlink()
-    with pytest.raises(ModelError, match="no head that fits"):
-        other.restore(tmp_path)
+    with pytest.raises(ModelError, match="classifier.safetensors cannot be loaded: .*shape"):
+        load_weights(Classifier(small(), 4, 0.0, seed=0).head, tmp_path / HEAD_FILE)
+    (tmp_path / HEAD_FILE).unlink()
+    with pytest.raises(ModelError, match="classifier.safetensors cannot be loaded"):
+        load_weights(other.head, tmp_path / HEAD_FILE)
 
 
 def test_the_seed_decides_the_start() -> None:
@@ -60,4 +60,7 @@ def test_the_seed_decides_the_start() -> None:
 
 
 def test_a_checkpoint_holds_what_learns_and_no_more() -> None:
-    assert set(Classifier(small().requires_grad_(False), 3, 0.0, seed=0).learnt()) == {"head.weight", "head.bias"}
+    assert set(Classifier(small().requires_grad_(False), 3, 0.0, seed=0).trainable_state()) == {
+        "head.weight",
+        "head.bias",
+    }

@@ -99,7 +99,7 @@ def test_what_was_trained_comes_back_and_the_base_stays(
     model = trained(cfg, job, backbone, tmp_path)
     after = scorer(model, job.renderer, 4096).score(texts)
     assert np.abs(after - before).max() > 1e-3
-    factory.release(model)
+    factory.detach(model)
     if cfg.method.learn == "all":
         place = tmp_path / "model"
         backbone = base.load_base(cfg.model.model_copy(update={"path": str(place)}), cfg.seed)
@@ -107,7 +107,7 @@ def test_what_was_trained_comes_back_and_the_base_stays(
         assert np.array_equal(scorer(backbone, job.renderer, 4096).score(texts), before)
     restored = factory.restore(cfg, backbone, factory.adapter_folder(cfg, tmp_path), job.renderer)
     np.testing.assert_allclose(scorer(restored, job.renderer, 4096).score(texts), after, atol=2e-4)
-    factory.release(restored)
+    factory.detach(restored)
 
 
 def test_jobs_that_share_a_base_do_not_share_its_checkpointing(
@@ -119,7 +119,7 @@ def test_jobs_that_share_a_base_do_not_share_its_checkpointing(
     hooks = len(backbone.get_input_embeddings()._forward_hooks)
     model = trained(cfg, job, backbone, tmp_path, gradient_checkpointing=True)
     assert backbone.is_activation_checkpointing
-    factory.release(model)
+    factory.detach(model)
     assert not backbone.is_activation_checkpointing
     assert len(backbone.get_input_embeddings()._forward_hooks) == hooks
 
@@ -128,7 +128,7 @@ def test_adapters_on_a_quantised_base_stay_in_float32(
     config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path
 ) -> None:
     cfg = config("method=qlora", *SHORT)
-    factory.release(trained(cfg, job, load(cfg), tmp_path))
+    factory.detach(trained(cfg, job, load(cfg), tmp_path))
     saved = load_file(factory.adapter_folder(cfg, tmp_path) / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in saved.values())
@@ -142,7 +142,7 @@ def test_pissa_is_saved_as_plain_lora_of_twice_the_rank(
     weights = {name: p.clone() for name, p in backbone.named_parameters()}
     model = trained(cfg, job, backbone, tmp_path)
     assert not torch.equal(model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight, weights[QUERY])
-    factory.release(model)
+    factory.detach(model)
     assert all(torch.equal(p, weights[name]) for name, p in backbone.named_parameters())
     saved = json.loads((factory.adapter_folder(cfg, tmp_path) / "adapter_config.json").read_text(encoding="utf-8"))
     assert (saved["r"], saved["lora_alpha"], saved["init_lora_weights"]) == (16, 16, True)
@@ -154,7 +154,7 @@ def test_a_fresh_pissa_adapter_changes_nothing(config: Configure, job: tokenized
     before = scorer(backbone, job.renderer, 4096).score(texts)
     model = factory.build(cfg, backbone, job.renderer)
     np.testing.assert_allclose(scorer(model, job.renderer, 4096).score(texts), before, atol=1e-4)
-    factory.release(model)
+    factory.detach(model)
 
 
 def test_a_stopped_fit_of_a_classifier_goes_on_to_the_same_weights(
@@ -164,8 +164,8 @@ def test_a_stopped_fit_of_a_classifier_goes_on_to_the_same_weights(
 
     def head(folder: str, **changed: Any) -> dict[str, torch.Tensor]:
         model = trained(cfg, job, load(cfg), tmp_path / folder, schedule="constant", **changed)
-        state = {name: tensor.clone() for name, tensor in model.learnt().items()}
-        factory.release(model)
+        state = {name: tensor.clone() for name, tensor in model.trainable_state().items()}
+        factory.detach(model)
         return state
 
     whole = head("whole", f1=(0.1, 0.9))
@@ -183,12 +183,12 @@ def test_lora_plus_moves_b_faster(config: Configure, job: tokenized.TokenizedDat
     cfg = config("method=lora_plus", *SHORT)
     model = factory.build(cfg, load(cfg), job.renderer)
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    factory.release(model)
+    factory.detach(model)
     model = trained(cfg, job, load(cfg), tmp_path, max_steps=1, validate_every=1)
     moved = {
         name: float((p.detach() - start[name]).abs().max()) for name, p in model.named_parameters() if p.requires_grad
     }
-    factory.release(model)
+    factory.detach(model)
     slow = [far for name, far in moved.items() if "lora_A" in name]
     fast = [far for name, far in moved.items() if "lora_B" in name]
     rate = cfg.train.learning_rate
@@ -220,11 +220,11 @@ def test_training_starts_from_a_saved_adapter(
         config("method=pissa", *SHORT) if request.node.callspec.id == "pissa" else config(f"method={method[0]}", *SHORT)
     )
     texts, backbone = job.prompts("test")[:24], load(first)
-    factory.release(trained(first, job, backbone, tmp_path / "first"))
+    factory.detach(trained(first, job, backbone, tmp_path / "first"))
     folder = factory.adapter_folder(first, tmp_path / "first")
     restored = factory.restore(first, backbone, folder, job.renderer)
     expected = scorer(restored, job.renderer, 4096).score(texts)
-    factory.release(restored)
+    factory.detach(restored)
 
     cfg = config(f"method={method[0]}", *SHORT, *method[1:], f"method.adapter.init={folder}", "seed=7")
     assert cfg.method.adapter is not None
@@ -238,9 +238,9 @@ def test_training_starts_from_a_saved_adapter(
     assert learnt == {name for name, _ in peft_model.named_parameters() if "lora_" in name}
     np.testing.assert_array_equal(scorer(model, job.renderer, 4096).score(texts), expected)
     assert base.count_parameters(factory.on_meta(cfg, job.renderer)) == base.count_parameters(model)
-    factory.release(model)
+    factory.detach(model)
 
-    factory.release(trained(cfg, job, backbone, tmp_path / "second"))
+    factory.detach(trained(cfg, job, backbone, tmp_path / "second"))
     moved = load_file(factory.adapter_folder(cfg, tmp_path / "second") / "adapter_model.safetensors")
     assert saved.keys() == moved.keys()
     assert not torch.equal(
@@ -252,13 +252,13 @@ def test_a_stopped_fit_from_a_saved_adapter_goes_on_to_the_same_weights(
     config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path
 ) -> None:
     first = config("method=lora_response", *SHORT)
-    factory.release(trained(first, job, load(first), tmp_path / "first"))
+    factory.detach(trained(first, job, load(first), tmp_path / "first"))
     cfg = config(
         "method=lora_response", *SHORT, f"method.adapter.init={factory.adapter_folder(first, tmp_path / 'first')}"
     )
 
     def weights(folder: str, **changed: Any) -> dict[str, torch.Tensor]:
-        factory.release(trained(cfg, job, load(cfg), tmp_path / folder, schedule="constant", **changed))
+        factory.detach(trained(cfg, job, load(cfg), tmp_path / folder, schedule="constant", **changed))
         return load_file(factory.adapter_folder(cfg, tmp_path / folder) / "adapter_model.safetensors")
 
     whole = weights("whole", f1=(0.1, 0.9))
@@ -272,7 +272,7 @@ def test_an_adapter_of_another_base_is_refused(
     config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path
 ) -> None:
     cfg = config("method=lora_response", *SHORT)
-    factory.release(factory.build(cfg, load(cfg), job.renderer))
+    factory.detach(factory.build(cfg, load(cfg), job.renderer))
     folder = tmp_path / "other"
     attached = adapters.attach(small(), cfg.model, cfg.method.adapter, seed=1)  # type: ignore[arg-type]
     adapters.save(attached, folder)

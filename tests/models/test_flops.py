@@ -106,7 +106,7 @@ def test_a_mixture(tmp_path: Any) -> None:
     stage: Any = compose.build(values, choices, ["stage=moe_joint"]).stage
     base = small("qwen2", "eager")
     model = Mixture(base, experts.read(write_experts(tmp_path, number=2)), stage, None, 0.0, seed=0)
-    model.learn(experts=True)
+    model.set_trainable(experts=True)
     inputs = batch(2)
     del inputs["targets"]
     ids, labels = (inputs[name] % 50 if name == "input_ids" else inputs[name] for name in ("input_ids", "labels"))
@@ -117,6 +117,6 @@ def test_a_mixture(tmp_path: Any) -> None:
 
 
 def test_a_frozen_base_costs_two_thirds_of_full_fine_tuning() -> None:
-    lora, full = flops.of(learner("lora")), flops.of(learner("full"))
+    lora, full = flops.estimate(learner("lora")), flops.estimate(learner("full"))
     assert 0.6 < lora.position / full.position < 0.72
     assert lora.projected / full.projected == pytest.approx(2 / 3)

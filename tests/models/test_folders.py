@@ -1,4 +1,4 @@
-"""What lies at a path given for a model, a tokenizer or an adapter: every wrong one has a message, before torch."""
+"""Wrong paths of models, tokenizers and adapters are reported, each with its message, before torch is imported."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def problems(config: Configure, *words: str) -> list[str]:
     return [str(problem) for problem in folders.problems(config(*words))]
 
 
-def test_kinds_of_places_are_told_apart(tmp_path: Path, trained: Callable[..., Path]) -> None:
+def test_a_path_is_classified_by_its_files(tmp_path: Path, trained: Callable[..., Path]) -> None:
     run = trained("lora_response")
     places = {
         "model": model(tmp_path / "model"),
@@ -62,12 +62,12 @@ def test_kinds_of_places_are_told_apart(tmp_path: Path, trained: Callable[..., P
         "file": tmp_path / "model" / "config.json",
         "nothing": tmp_path / "nowhere",
     }
-    assert {kind: folders.look(path).kind for kind, path in places.items()} == {kind: kind for kind in places}
-    assert folders.look(TINY).kind == "model"  # pretrain's record lies beside it
+    assert {kind: folders.classify(path) for kind, path in places.items()} == {kind: kind for kind in places}
+    assert folders.classify(TINY) == "model"  # pretrain's record lies beside it
     (run / "adapters" / "default" / "README.md").touch()
     both = model(tmp_path / "both")
     (both / "adapter_config.json").write_text("{}")
-    assert folders.look(both).kind == "adapter"  # transformers would load it as well
+    assert folders.classify(both) == "adapter"  # transformers would load it as well
 
 
 def test_good_folders_have_no_problem(config: Configure, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""GGUF files become model folders with the same weights, or one message and nothing."""
+"""GGUF files are converted into model folders with the same weights, or rejected with one message."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def test_digits_are_tokens_of_their_own_under_the_rule_of_smollm(tmp_path: Path)
 def test_a_file_is_converted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "small.gguf"
     ggufs.write(file, ggufs.model())
-    first = gguf.folder_of(file, tmp_path / "models")
+    first = gguf.converted_folder(file, tmp_path / "models")
     written = (first / "model.safetensors").stat().st_mtime_ns
     assert "converting" in capsys.readouterr().out
-    assert gguf.folder_of(file, tmp_path / "models") == first
+    assert gguf.converted_folder(file, tmp_path / "models") == first
     assert (first / "model.safetensors").stat().st_mtime_ns == written
     assert capsys.readouterr().out == ""
     ggufs.write(file, ggufs.model(), "Q8_0")  # other weights under the same name are another model
-    assert gguf.folder_of(file, tmp_path / "models") != first
+    assert gguf.converted_folder(file, tmp_path / "models") != first
 
 
 def test_a_run_starts_from_a_gguf_file_and_is_restored_from_it(
@@ -127,8 +127,8 @@ def test_an_architecture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_split_rule_is_refused(tmp_path: Path) -> None:
-    """Token ids would be wrong without a word, as they were for the digits of SmolLM2."""
+    """Token ids would be silently wrong, as they were for the digits of SmolLM2."""
     ggufs.write(tmp_path / "small.gguf", ggufs.model(), split_rule="viking")
-    with pytest.raises(ModelError, match="the rule 'viking' by which its tokenizer splits text is not known"):
+    with pytest.raises(ModelError, match="names an unknown pre-tokenizer, 'viking'"):
         gguf.convert(tmp_path / "small.gguf", tmp_path / "model", {})
     assert not (tmp_path / "model").exists()

@@ -65,7 +65,7 @@ def write(folder: Path, **changed: Any) -> Path:
 
 def assert_same(bare: Any, folder: Path) -> None:
     full = PreTrainedTokenizerFast.from_pretrained(folder)
-    assert isinstance(bare, tokenizers.Bare)
+    assert isinstance(bare, tokenizers.BareTokenizer)
     assert bare.backend_tokenizer.to_str() == full.backend_tokenizer.to_str()
     assert (bare.eos_token_id, len(bare)) == (full.eos_token_id, len(full))
     for text in TEXTS:
@@ -76,7 +76,7 @@ def assert_same(bare: Any, folder: Path) -> None:
 
 
 def test_both_routes_to_the_embedded_tokenizer_are_the_same(config: Callable[..., RunConfig]) -> None:
-    assert_same(tokenizers.peek(config("model=tiny").model), tokenizers.EMBEDDED_TOKENIZER)
+    assert_same(tokenizers.load_without_torch(config("model=tiny").model), tokenizers.EMBEDDED_TOKENIZER)
 
 
 @pytest.mark.parametrize("changed", [{}, {"eos_token": None}, {"bos_token": "<|im_start|>"}])
@@ -84,7 +84,7 @@ def test_a_saved_one_is_looked_at_without_transformers(
     config: Callable[..., RunConfig], tmp_path: Path, changed: dict[str, Any]
 ) -> None:
     folder = write(tmp_path, **changed)
-    assert_same(tokenizers.peek(config("model=tiny", f"model.tokenizer={folder}").model), folder)
+    assert_same(tokenizers.load_without_torch(config("model=tiny", f"model.tokenizer={folder}").model), folder)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_saved_one_is_looked_at_without_transformers(
 def test_settings_that_may_change_it_are_left_to_transformers(
     config: Callable[..., RunConfig], tmp_path: Path, changed: dict[str, Any]
 ) -> None:
-    assert tokenizers.Bare.of(write(tmp_path, **changed)) is None
+    assert tokenizers.BareTokenizer.read(write(tmp_path, **changed)) is None
 
 
 def test_what_a_file_cuts_or_fills_is_left_to_transformers(tmp_path: Path) -> None:
@@ -108,13 +108,13 @@ def test_what_a_file_cuts_or_fills_is_left_to_transformers(tmp_path: Path) -> No
     truncation = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     for changed in ({"truncation": truncation}, {"post_processor": None}):
         file.write_text(json.dumps({**written, **changed}))
-        assert tokenizers.Bare.of(tmp_path) is None
+        assert tokenizers.BareTokenizer.read(tmp_path) is None
     file.write_text(json.dumps(written))
-    assert tokenizers.Bare.of(tmp_path) is not None
+    assert tokenizers.BareTokenizer.read(tmp_path) is not None
 
 
 def test_a_chat_template_is_rendered_by_transformers(config: Callable[..., RunConfig]) -> None:
-    found = tokenizers.peek(config("model=tiny", "model.prompt=chat").model)
+    found = tokenizers.load_without_torch(config("model=tiny", "model.prompt=chat").model)
     assert isinstance(found, PreTrainedTokenizerFast)
 
 

@@ -98,7 +98,7 @@ def test_models_is_searched_for_hub_ids_before_the_hub(
     assert found.method.baseline.path == str(folder)
     kept = config(models, "model=qwen05b", "model.hub_id=owner/small", "model.path=/elsewhere")
     assert kept.model.path == "/elsewhere"
-    with pytest.raises(ConfigError, match="models: no such folder: .*; python run.py stage=weights makes it"):
+    with pytest.raises(ConfigError, match="models: no such folder: .*; python run.py stage=weights creates it"):
         folders.require([config(f"models={tmp_path / 'none'}")])
 
 

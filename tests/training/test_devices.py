@@ -36,7 +36,7 @@ class Queued(TorchDispatchMode):
 
 def _batch(collate: Collator | Packer, kind: str) -> dict[str, torch.Tensor]:
     rows = [dict(row) for row in steps.rows(kind)]
-    return {name: hardware.onto(tensor, META) for name, tensor in collate(rows).items()}
+    return {name: hardware.to_device(tensor, META) for name, tensor in collate(rows).items()}
 
 
 @pytest.mark.parametrize("shared", [0, 1])

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from finsa.config import MoeJointStage, RunConfig
 from finsa.data import dataset, tokenized
-from finsa.models.moe.routing import balance_loss
+from finsa.models.moe.mixture import balance_loss
 from finsa.training import fit, joint_training, objective
 from finsa.training.watchdog import Watch
 

@@ -213,7 +213,7 @@ def test_what_packing_saves_is_a_ratio_of_the_operations_of_the_batches(prefix: 
     """Counted the other way: from the real tensors of both."""
     lengths = [20, 100, 30, 80, 50, 60, 70, 120]
     rows: list[dict[str, Any]] = [{"input_ids": [5] * n, "labels": [-100] * n} for n in lengths]
-    costs = flops.of(small())
+    costs = flops.estimate(small())
     before = costs.position * prefix + costs.pair * prefix * prefix / 2
     b, width = Collator(0, (), prefix)(rows)["input_ids"].shape
     seen = prefix + (1.0 if prefix else 0.5) * width

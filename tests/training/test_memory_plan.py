@@ -33,7 +33,7 @@ def parts(config: Compose, *words: str) -> tuple[RunConfig, tokenized.TokenizedD
     layers = "model.architecture.num_hidden_layers="
     named = [] if any(word.startswith(layers) for word in words) else [f"{layers}6"]
     cfg = config("model=qwen05b", "model.weights=random", *named, *words)
-    tokenizer, _, _ = tokenizers.own_or_embedded(cfg.model, local_only=True)
+    tokenizer, _, _ = tokenizers.load_or_embedded(cfg.model, local_only=True)
     job = tokenized.build(cfg, dataset.load(cfg.data), tokenizer)
     return cfg, job, job.prompts("train").lengths
 
@@ -104,7 +104,7 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(config: Compose, monkey
     words = ("method=lora_response", "model.dtype=float32")
     given, (cfg, job, lengths) = planned(config, *words), parts(config, *words)
     assert memory_plan.verdict(given, cfg, job, lengths, 1) == ""
-    monkeypatch.setattr(hardware, "memory", lambda: given.peak() - 1)
+    monkeypatch.setattr(hardware, "total_memory", lambda: given.peak() - 1)
     tight = planned(config, *words)
     assert tight.peak() == given.peak()
     assert not tight.fits()
@@ -116,7 +116,7 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(config: Compose, monkey
     for setting, size in found.items():
         smaller = planned(config, *words, *setting.split(" "))
         assert (size, smaller.fits()) == (f"{smaller.peak() / 2**30:.2f} GiB", True)
-    monkeypatch.setattr(hardware, "memory", lambda: 2**20)
+    monkeypatch.setattr(hardware, "total_memory", lambda: 2**20)
     none = memory_plan.verdict(planned(config, *words), cfg, job, lengths, 1)
     assert none.startswith("does not fit into the 0.00 GiB here, and no setting would make it fit (the least is ")
     assert none.endswith(" GiB); choose a smaller model")
@@ -127,7 +127,7 @@ def test_labels_of_several_tokens_are_planned_for_sliding_windows_too(config: Co
     cfg = config("model=gemma3_270m", "model.weights=random", "model.path=null")
     words = {"利空": "消极悲观", "中性": "不偏不倚", "利好": "积极乐观"}
     cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"labels": words})})
-    tokenizer, _, style = tokenizers.own_or_embedded(cfg.model, local_only=True)
+    tokenizer, _, style = tokenizers.load_or_embedded(cfg.model, local_only=True)
     job = tokenized.build(cfg.model_copy(update={"model": style}), dataset.load(cfg.data), tokenizer)
     assert max(map(len, job.renderer.answers)) > 1
     made = memory_plan.make(cfg, job, job.prompts("train").lengths, 1)
@@ -193,7 +193,9 @@ def test_what_is_kept_on_shapes_is_what_autograd_keeps(
             plain = base_models.small(architecture)
         shapes = adapters.attach(plain, cfg.model, LORA, seed=0)
         blank = torch.empty_like(ids, device="meta")
-        need = memory.training(cfg, shapes, lambda: labelled_loss(shapes, blank, blank, read=blank[:, 1:]), False)
+        need = memory.estimate_training(
+            cfg, shapes, lambda: labelled_loss(shapes, blank, blank, read=blank[:, 1:]), False
+        )
     finally:
         torch.backends.cuda.enable_flash_sdp(before)
     assert need.activations == pytest.approx(real, rel=0.03)

@@ -1,6 +1,6 @@
-"""Experts of a mixture as ordinary PEFT folders: read, compared, stacked and written back.
+"""Experts of a mixture as ordinary PEFT folders: read, compared, stacked and written.
 
-Only files are read here, so that experts that do not go together are refused before a base is loaded.
+This needs no base model, so experts that cannot be combined are refused before one is loaded.
 
 Letters: E experts, r rank of each.
 """
@@ -20,22 +20,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from finsa.errors import ModelError
-from finsa.models.classifier import FILE as HEAD
+from finsa.models.classifier import HEAD_FILE
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# What experts must share to be stacked, by the name that PEFT's configuration has for it and the one that ours has.
+# Settings that stacked experts must share, by their names in PEFT and in finsa.
 SHARED = {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "target_modules": "targets"}
 
 
 @dataclass(frozen=True)
 class Expert:
-    """One expert's adapter.
+    """The adapter of an expert.
 
     Args:
-        name: of the domain or role.
-        folder: it was read from.
-        config: as PEFT keeps it.
+        name: name of its domain or role.
+        folder: the PEFT folder.
+        config: its `LoraConfig`.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Expert:
 
     @property
     def scale(self) -> float:
-        """What B A x is multiplied by: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
+        """The factor of B A x: alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
         divisor = math.sqrt(self.config.r) if self.config.use_rslora else self.config.r
         return float(self.config.lora_alpha / divisor)
 
@@ -52,7 +52,7 @@ class Expert:
         """A (r, in) and B (out, r) of every adapted linear, by the linear's path.
 
         Raises:
-            ModelError: where the file is missing, damaged, or holds something else.
+            ModelError: if the file is missing, damaged, or contains other tensors.
         """
         try:
             tensors = load_file(self.folder / WEIGHTS)
@@ -62,7 +62,7 @@ class Expert:
         paths = [key.removeprefix(PREFIX).removesuffix(ends[0]) for key in tensors if key.endswith(ends[0])]
         if len(tensors) != 2 * len(paths):
             odd = next(key for key in tensors if not key.endswith(ends))
-            raise ModelError(f"expert {self.name}: {self.folder / WEIGHTS} holds '{odd}', which is no part of LoRA")
+            raise ModelError(f"expert {self.name}: {self.folder / WEIGHTS} holds '{odd}', which is not part of LoRA")
         return {path: (tensors[PREFIX + path + ends[0]], tensors[PREFIX + path + ends[1]]) for path in paths}
 
 
@@ -73,46 +73,41 @@ def read(folders: Mapping[str, Path]) -> list[Expert]:
         folders: PEFT folder by expert, at least two, in the order of the mixture.
 
     Raises:
-        ModelError: for a folder without an adapter, a magnitude (DoRA), or experts that differ in
-            rank, alpha or targets.
+        ModelError: if a folder contains no LoRA adapter, an adapter is DoRA, or experts differ in rank, alpha or
+            targets.
     """
-    experts = [_read(name, folder) for name, folder in folders.items()]
+    experts = []
+    for name, folder in folders.items():
+        if not (folder / WEIGHTS).is_file():
+            raise ModelError(f"expert {name}: there is no adapter in {folder}")
+        try:
+            config = LoraConfig.from_pretrained(str(folder))
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"expert {name}: {folder} is not a LoRA adapter: {str(error).splitlines()[0]}") from None
+        if config.use_dora:
+            raise ModelError(
+                f"expert {name}: {folder} is a DoRA adapter, whose magnitude belongs to a single update and cannot be "
+                "gated row by row. Train experts with method.adapter.variant=lora, rslora or pissa"
+            )
+        experts.append(Expert(name, folder, config))
     first = experts[0]
     for other in experts[1:]:
         for key, word in SHARED.items():
-            own, theirs = (_plain(getattr(expert.config, key)) for expert in (first, other))
-            if own != theirs:
+            values = [getattr(expert.config, key) for expert in (first, other)]
+            one, two = (sorted(value) if isinstance(value, set | list | tuple) else value for value in values)
+            if one != two:
                 raise ModelError(
-                    f"experts {first.name} and {other.name} differ in {word}: {own} ({first.folder}) against {theirs} "
+                    f"experts {first.name} and {other.name} differ in {word}: {one} ({first.folder}) against {two} "
                     f"({other.folder}). Train both with the same method.adapter"
                 )
     return experts
 
 
-def _read(name: str, folder: Path) -> Expert:
-    if not (folder / WEIGHTS).is_file():
-        raise ModelError(f"expert {name}: there is no adapter in {folder}")
-    try:
-        config = LoraConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"expert {name}: {folder} is no LoRA adapter: {str(error).splitlines()[0]}") from None
-    if config.use_dora:
-        raise ModelError(
-            f"expert {name}: {folder} is a DoRA adapter, whose magnitude belongs to one update alone and cannot be "
-            "gated row by row. Train experts with method.adapter.variant=lora, rslora or pissa"
-        )
-    return Expert(name, folder, config)
-
-
-def _plain(value: Any) -> Any:
-    return sorted(value) if isinstance(value, set | list | tuple) else value
-
-
-def stacked(experts: Sequence[Expert]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def stack(experts: Sequence[Expert]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Stack the experts' matrices: A (E*r, in) and B (out, E*r) by path of the linear, float32.
 
     Raises:
-        ModelError: where experts adapt different linears or shapes.
+        ModelError: if the experts adapt different linears, or linears of different shapes.
     """
     parts = [expert.weights() for expert in experts]
     for expert, part in zip(experts[1:], parts[1:], strict=True):
@@ -132,10 +127,12 @@ def stacked(experts: Sequence[Expert]) -> dict[str, tuple[torch.Tensor, torch.Te
 
 
 def write(expert: Expert, tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], folder: Path) -> None:
-    """Write one expert as a PEFT folder.
+    """Write an expert as a PEFT folder.
 
     Args:
+        expert: provides the configuration.
         tensors: A (r, in) and B (out, r) by path of the linear.
+        folder: the folder to write.
     """
     config = copy.copy(expert.config)
     config.inference_mode = True
@@ -149,22 +146,22 @@ def write(expert: Expert, tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor
 
 
 def check_heads(experts: Sequence[Expert], labels: Sequence[str]) -> None:
-    """Check that every expert's classification head has these classes, from the files' headers.
+    """Check in the headers of the files that every expert has a classification head of these classes.
 
     Raises:
-        ModelError: naming the expert whose head has others, or none.
+        ModelError: for the first expert that has none, or one of other classes.
     """
     for expert in experts:
         try:
-            with safe_open(expert.folder / HEAD, "pt") as file:
+            with safe_open(expert.folder / HEAD_FILE, "pt") as file:
                 known = (file.metadata() or {}).get("labels", "").split("\n")
                 size = file.get_slice("weight").get_shape()[0]
         except (OSError, SafetensorError) as error:
             if not isinstance(error, FileNotFoundError):
-                raise ModelError(f"expert {expert.name}: {expert.folder / HEAD} cannot be read: {error}") from None
+                raise ModelError(f"expert {expert.name}: {expert.folder / HEAD_FILE} cannot be read: {error}") from None
             raise ModelError(
                 f"expert {expert.name}: there is no classification head in {expert.folder}; train it with "
-                "method.head=classifier, or make the mixture with method.head=lm"
+                "method.head=classifier, or build the mixture with method.head=lm"
             ) from None
         if size != len(labels) or known != list(labels):
             raise ModelError(
@@ -175,5 +172,5 @@ def check_heads(experts: Sequence[Expert], labels: Sequence[str]) -> None:
 
 def mean_head(experts: Sequence[Expert]) -> dict[str, torch.Tensor]:
     """Mean of the experts' classification heads: weight (c, d) and bias (c,)."""
-    heads = [load_file(expert.folder / HEAD) for expert in experts]
+    heads = [load_file(expert.folder / HEAD_FILE) for expert in experts]
     return {name: torch.stack([head[name].float() for head in heads]).mean(0) for name in heads[0]}

@@ -1,9 +1,9 @@
-"""Linear layers with a stack of LoRA experts beside them, put on a base and taken off again.
+"""Linear layers that compute a stack of LoRA experts, added to a base model and removed again.
 
-In every adapted linear y = W x + scale * B (g ∘ A x): the experts' A stand one below another in one matrix, their B
-beside each other, and a row's gate g, repeated over each expert's r entries, says how much of each expert the row gets.
-So two small products do the work whatever the number of experts, nothing is switched on or off in between (PEFT's
-`set_adapter` takes the gradient of every expert but the last), and a one-hot gate is the single expert.
+Every adapted linear computes y = W x + scale * B (g ∘ A x). The experts' A are stacked vertically in one matrix, their
+B horizontally, and the gates g of a row, repeated over the r entries of each expert, weight the experts. This takes two
+small products for any number of experts, with no switching between them (PEFT's `set_adapter` disables the gradients of
+all experts but the last), and one-hot gates give a single expert.
 
 Letters: b rows of a batch, s tokens, E experts, r rank of each.
 """
@@ -19,18 +19,17 @@ from torch.nn import functional
 
 from finsa.errors import ModelError
 from finsa.models import adapters
-from finsa.models.moe import experts as folders
-from finsa.models.moe.experts import Expert
+from finsa.models.moe.experts import Expert, stack
 
 
 @dataclass
 class Route:
-    """What the layers of a pass are told; it stays until the next one, as checkpointed layers run again in backward.
+    """Routing of a forward pass, which all layers share; kept for the backward pass, which may recompute layers.
 
     Args:
-        logits: of the router, (b, E).
-        gates: shares of the experts, (b, E).
-        factors: the gates over the experts' ranks, scale included, (b, 1, E*r); None: no expert has a say.
+        logits: logits of the router, (b, E).
+        gates: weights of the experts, (b, E).
+        factors: the gates times the scale, repeated over the ranks, (b, 1, E*r); None switches the experts off.
     """
 
     logits: torch.Tensor | None = None
@@ -39,14 +38,14 @@ class Route:
 
 
 class StackedLinear(torch.nn.Module):
-    """A frozen linear layer, full-precision or quantised, with all experts beside it.
+    """A frozen linear layer, full-precision or quantised, together with all experts.
 
     Args:
-        base_layer: the layer.
-        a: (E*r, in).
-        b: (out, E*r).
-        dropout: on the experts' input, while training; one mask for all experts.
-        route: tells the gates.
+        base_layer: the linear layer.
+        a: the experts' A, (E*r, in).
+        b: the experts' B, (out, E*r).
+        dropout: dropout on the input of the experts during training, with one mask for all.
+        route: provides the gates.
     """
 
     def __init__(self, base_layer: Any, a: torch.Tensor, b: torch.Tensor, dropout: float, route: Route) -> None:
@@ -57,7 +56,7 @@ class StackedLinear(torch.nn.Module):
         self.dropout = torch.nn.Dropout(dropout) if dropout > 0 else torch.nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, s, in) to (b, s, out)."""
+        """Compute (b, s, out) from (b, s, in)."""
         y: torch.Tensor = self.base_layer(x)
         if self.route.factors is None:
             return y
@@ -66,12 +65,15 @@ class StackedLinear(torch.nn.Module):
 
 
 def attach(backbone: Any, experts: Sequence[Expert], route: Route) -> list[str]:
-    """Put the experts beside the linears that they adapt.
+    """Replace the linears that the experts adapt by `StackedLinear`.
 
     Returns:
-        The linears' paths.
+        Paths of the replaced linears.
+
+    Raises:
+        ModelError: if the experts do not match each other or the base model.
     """
-    stacked = folders.stacked(experts)
+    stacked = stack(experts)
     modules = dict(backbone.named_modules())
     for path, (a, b) in stacked.items():
         layer = modules.get(path)
@@ -89,7 +91,7 @@ def attach(backbone: Any, experts: Sequence[Expert], route: Route) -> list[str]:
 
 
 def detach(base: Any, paths: Sequence[str]) -> Any:
-    """Take the experts off again, leaving the base as it was."""
+    """Remove the experts and return the base model as it was."""
     for path in paths:
         layer = base.get_submodule(path)
         parent, _, name = path.rpartition(".")
@@ -99,7 +101,7 @@ def detach(base: Any, paths: Sequence[str]) -> Any:
 
 
 class _ReachedError(Exception):
-    """Ends a pass at the layer whose input is wanted."""
+    """Ends a forward pass at the layer whose input is wanted."""
 
     def __init__(self, states: torch.Tensor) -> None:
         super().__init__()
@@ -107,12 +109,12 @@ class _ReachedError(Exception):
 
 
 def early_states(body: Any, input_ids: torch.Tensor, layers: int) -> torch.Tensor:
-    """States after a body's first layers, (b, s, d)."""
+    """Compute the states after the first layers of a model without LM head, (b, s, d)."""
     if not 1 <= layers < len(body.layers):
         raise ModelError(f"stage.router.layer: {layers} of a base with {len(body.layers)} layers; choose 1 to one less")
 
-    def stop(module: Any, given: Any, named: Any) -> None:
-        raise _ReachedError(given[0] if given else named["hidden_states"])
+    def stop(module: Any, args: Any, kwargs: Any) -> None:
+        raise _ReachedError(args[0] if args else kwargs["hidden_states"])
 
     hook = body.layers[layers].register_forward_pre_hook(stop, with_kwargs=True)
     try:
@@ -121,4 +123,4 @@ def early_states(body: Any, input_ids: torch.Tensor, layers: int) -> torch.Tenso
         return reached.states
     finally:
         hook.remove()
-    raise AssertionError("a body runs through its layers")
+    raise AssertionError("the forward pass has not reached the layer")

@@ -17,8 +17,7 @@ from finsa.config import MoeJointStage, RunConfig
 from finsa.errors import ModelError
 from finsa.models import base
 from finsa.models.moe import experts, stacking
-from finsa.models.moe.mixture import Mixture, names
-from finsa.models.moe.routing import Router, balance_loss, chosen
+from finsa.models.moe.mixture import Mixture, Router, balance_loss, expert_names, gates_of
 
 Configure = Callable[..., RunConfig]
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 0], [11, 12, 13, 14, 15, 16, 17], [20, 21, 22, 23, 24, 0, 0]])
@@ -61,7 +60,7 @@ def test_a_one_hot_gate_is_the_single_expert(stage: MoeJointStage, tmp_path: Pat
     model = mixture(folders, stage.model_copy(update={"mix": mix}), small(model_type))
     for number, folder in enumerate(folders.values()):
         alone = PeftModel.from_pretrained(small(model_type), str(folder)).eval()
-        with model.alone(number):
+        with model.using_expert(number):
             torch.testing.assert_close(logits(model, text_span=SPANS), logits(alone), rtol=1e-5, atol=1e-5)
 
 
@@ -69,7 +68,7 @@ def test_a_soft_gate_is_the_sum_over_experts(stage: MoeJointStage, tmp_path: Pat
     folders = write_experts(tmp_path)
     model = mixture(folders, stage)
     found = logits(model, text_span=SPANS)
-    gates = model.shares()
+    gates = model.gates()
     assert (gates > 0.01).all()
     torch.testing.assert_close(gates.sum(1), torch.ones(3))
     torch.testing.assert_close(found, naive(folders, gates), rtol=1e-5, atol=1e-5)
@@ -84,7 +83,7 @@ def test_output_mixing_sums_the_experts_last_states(stage: MoeJointStage, tmp_pa
         body = PeftModel.from_pretrained(small(), str(folder)).eval().get_base_model().model
         with torch.no_grad():
             states.append(body(input_ids=IDS, use_cache=False).last_hidden_state)
-    mixed = torch.einsum("be,ebsd->bsd", model.shares(), torch.stack(states))
+    mixed = torch.einsum("be,ebsd->bsd", model.gates(), torch.stack(states))
     torch.testing.assert_close(found, small().lm_head(mixed).detach(), rtol=1e-5, atol=1e-5)
 
 
@@ -96,7 +95,7 @@ def test_checkpointing_changes_no_gradient(stage: MoeJointStage, tmp_path: Path,
     found = []
     for checkpointing in (False, True):
         model = mixture(folders, options, classes=3)
-        model.learn(experts=True)
+        model.set_trainable(experts=True)
         model.train()
         if checkpointing:
             model.activation_checkpointing_enable()
@@ -110,7 +109,7 @@ def test_checkpointing_changes_no_gradient(stage: MoeJointStage, tmp_path: Path,
 
 def test_every_expert_the_router_and_the_head_get_gradients(stage: MoeJointStage, tmp_path: Path) -> None:
     model = mixture(write_experts(tmp_path), stage, classes=3)
-    model.learn(experts=True)
+    model.set_trainable(experts=True)
     model.train()
     model(IDS, SPANS).logsumexp(1).sum().backward()
     for path, layer in model.layers().items():
@@ -127,8 +126,8 @@ def test_every_expert_the_router_and_the_head_get_gradients(stage: MoeJointStage
 
 def test_the_warm_up_leaves_the_experts_alone(stage: MoeJointStage, tmp_path: Path) -> None:
     model = mixture(write_experts(tmp_path), stage, classes=3)
-    model.learn(experts=False)
-    assert {name.split(".")[0] for name in model.learnt()} == {"router", "head"}
+    model.set_trainable(experts=False)
+    assert {name.split(".")[0] for name in model.trainable_state()} == {"router", "head"}
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "nf4", "int8"])
@@ -145,10 +144,10 @@ def test_other_types_of_the_base(config: Configure, stage: MoeJointStage, tmp_pa
         expected = reference(input_ids=ids, use_cache=False).logits.float()
     backbone = reference.unload()
     model = mixture(folders, stage, backbone)
-    with model.alone(0), torch.no_grad():
+    with model.using_expert(0), torch.no_grad():
         found = model(ids, spans, use_cache=False).logits.float()
     assert (found - expected).abs().max() <= (1e-4 if kind == "nf4" else 0.02) * expected.abs().max()
-    model.learn(experts=True)
+    model.set_trainable(experts=True)
     model.train()
     model(ids, spans, use_cache=False).logits.float().logsumexp(-1).sum().backward()
     for layer in model.layers().values():
@@ -177,9 +176,9 @@ def test_the_router_reads_the_text_and_nothing_else(stage: MoeJointStage, tmp_pa
 
 def test_routing(stage: MoeJointStage) -> None:
     given = torch.tensor([[2.0, 1.0, -1.0], [0.0, 0.5, 3.0]])
-    torch.testing.assert_close(chosen(given, "soft", 1), given.softmax(1))
-    assert chosen(given, "hard", 2).tolist() == [[1, 0, 0], [0, 0, 1]]
-    two = chosen(given, "top_k", 2)
+    torch.testing.assert_close(gates_of(given, "soft", 1), given.softmax(1))
+    assert gates_of(given, "hard", 2).tolist() == [[1, 0, 0], [0, 0, 1]]
+    two = gates_of(given, "top_k", 2)
     assert (two > 0).sum(1).tolist() == [2, 2]
     torch.testing.assert_close(two[0, :2], given[0, :2].softmax(0))
 
@@ -211,7 +210,7 @@ def test_what_is_saved_are_peft_folders_and_comes_back(stage: MoeJointStage, tmp
         for layer in model.layers().values():
             layer.lora_A.add_(0.01)
     model.save(tmp_path / "out", ("low", "high"))
-    assert names(tmp_path / "out") == list(EXPERTS)
+    assert expert_names(tmp_path / "out") == list(EXPERTS)
     again = mixture({name: tmp_path / "out" / "adapters" / name for name in EXPERTS}, stage, classes=2)
     again.load(tmp_path / "out")
     with torch.no_grad():
@@ -267,12 +266,12 @@ def test_missing_and_damaged_files(stage: MoeJointStage, tmp_path: Path) -> None
     with pytest.raises(ModelError, match="expert news: there is no adapter in"):
         experts.read({"news": tmp_path, "forum": tmp_path})
     model = mixture(write_experts(tmp_path, number=2), stage, classes=2)
-    with pytest.raises(ModelError, match="no router that fits"):
+    with pytest.raises(ModelError, match=r"router\.safetensors cannot be loaded"):
         model.load(tmp_path)
     model.save(tmp_path / "out", ("a", "b"))
     other = mixture(write_experts(tmp_path, number=2), stage, classes=3)
-    with pytest.raises(ModelError, match=r"classifier\.safetensors: no head that fits"):
+    with pytest.raises(ModelError, match=r"classifier\.safetensors cannot be loaded"):
         other.load(tmp_path / "out")
-    with pytest.raises(ModelError, match="holds no mixture"):
-        names(tmp_path)
+    with pytest.raises(ModelError, match="contains no readable mixture"):
+        expert_names(tmp_path)
     assert len(load_file(tmp_path / "out" / "mixture" / "router.safetensors")) == 7
