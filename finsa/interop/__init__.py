@@ -1,1 +1,1 @@
-"""Files of other trainers, translated: every key is accounted for."""
+"""Translation of files of other trainers; every key has an outcome."""

@@ -1,4 +1,4 @@
-"""Entries of LLaMA-Factory's ``dataset_info.json`` (Alpaca and ShareGPT rows) as data files."""
+"""Translation of ``dataset_info.json`` of LLaMA-Factory (Alpaca and ShareGPT rows) into data files."""
 
 from __future__ import annotations
 
@@ -10,172 +10,189 @@ from finsa.config.catalogue import Folders, choices_of
 from finsa.data.conversations import CHATS
 from finsa.data.readers import READERS
 from finsa.errors import DataError, suggest
-from finsa.interop.summary import Account
+from finsa.interop.translation import Translation
 
 SOURCES = ("file_name", "hf_hub_url", "ms_hub_url", "script_url", "cloud_file_name")
-_TAGS = {"role_tag": ("from", "role"), "content_tag": ("value", "content"), "user_tag": ("human", "user")}
-TAGS = {**_TAGS, "assistant_tag": ("gpt", "assistant")}
+# The tags that finsa recognises in ShareGPT rows.
+TAGS = {
+    "role_tag": ("from", "role"),
+    "content_tag": ("value", "content"),
+    "user_tag": ("human", "user"),
+    "assistant_tag": ("gpt", "assistant"),
+}
 
 
 def is_dataset_info(content: Mapping[str, Any]) -> bool:
-    """Whether a file holds entries of data sets rather than settings of a training."""
+    """Whether a file describes data sets rather than a training."""
     return any(isinstance(entry, dict) and set(SOURCES) & set(entry) for entry in content.values())
 
 
-def translate(entry: Any, name: str, folder: Path) -> Account:
-    """Translate one entry.
+def translate(entry: Any, name: str, folder: Path) -> Translation:
+    """Translate an entry of ``dataset_info.json``.
 
     Args:
-        entry: its content.
-        name: of the data set.
-        folder: that file names are relative to.
+        entry: content of the entry.
+        name: name of the data set.
+        folder: the folder that file names are relative to.
 
     Raises:
-        DataError: for rows that cannot be read as text and label.
+        DataError: if the rows cannot be read as text and label.
     """
     if not isinstance(entry, dict) or not set(SOURCES) & set(entry):
-        raise DataError(f"{name}: is no entry of a data set; one has {', '.join(SOURCES[:2])} or another source")
-    account = Account(entry, name)
-    account.values["name"] = name
-    shape = account.get("formatting", "alpaca")
-    if shape not in ("alpaca", "sharegpt"):
-        raise DataError(f"{name}: formatting '{shape}' is not translated. {suggest(shape, ('alpaca', 'sharegpt'))}")
-    for key in ("ranking",):
-        if account.get(key, False):
-            raise DataError(f"{name}: {key} is true: pairs of answers are not labels")
-    if shape == "sharegpt":
-        account.set("formatting", "source", "messages", "the last answer is the label")
-    _columns(account, shape, name)
-    _place(account, name, folder)
-    account.values["prompt"] = "{text}\n"
-    account.values["columns.domain"] = None
-    if account.get("split", "train") != "train" and "file_name" in entry:
-        account.tell("split", "not supported", "a file's name says its split: train, valid or test")
-    account.tell("num_samples", "not supported", "all rows are read; method.rows_per_class caps a class")
-    for key in list(account.left()):
+        raise DataError(
+            f"{name}: does not describe a data set; an entry needs {', '.join(SOURCES[:2])} or another source"
+        )
+    translation = Translation(entry, name)
+    translation.values["name"] = name
+    formatting = translation.get("formatting", "alpaca")
+    if formatting not in ("alpaca", "sharegpt"):
+        hint = suggest(formatting, ("alpaca", "sharegpt"))
+        raise DataError(f"{name}: formatting '{formatting}' is not translated. {hint}")
+    if translation.get("ranking", False):
+        raise DataError(f"{name}: ranking is true: pairs of answers are not labels")
+    if formatting == "sharegpt":
+        translation.set("formatting", "source", "messages", "the last answer is the label")
+    _columns(translation, formatting)
+    _source(translation, folder)
+    translation.values["prompt"] = "{text}\n"
+    translation.values["columns.domain"] = None
+    if translation.get("split", "train") != "train" and "file_name" in entry:
+        translation.record("split", "not supported", "the split is given by the file name: train, valid or test")
+    translation.record("num_samples", "not supported", "all rows are read; method.rows_per_class limits a class")
+    for key in translation.remaining():
         if key in ("ranking", "split"):
-            account.tell(key, "no effect", "its default, and so it is here")
+            translation.record(key, "no effect", "the same default here")
         else:
-            account.tell(key, "not supported", "unknown to this translation")
-    return account
+            translation.record(key, "not supported", "unknown key")
+    return translation
 
 
-def _place(account: Account, name: str, folder: Path) -> None:
-    if "hf_hub_url" in account.given:
-        if account.values["source"] != "table":
+def _source(translation: Translation, folder: Path) -> None:
+    name, given = translation.name, translation.given
+    if "hf_hub_url" in given:
+        if translation.values["source"] != "table":
             raise DataError(
-                f"{name}: chats of the hub are not read ({account.given['hf_hub_url']}): save them as a file beside "
+                f"{name}: chats on the hub are not read ({given['hf_hub_url']}): save them as a file next to "
                 "dataset_info.json and name it by file_name"
             )
-        account.values["source"] = "hub"
-        split = str(account.get("split", "train"))
-        account.set("hf_hub_url", "hub.id", str(account.given["hf_hub_url"]))
-        account.set("subset", "hub.config", account.get("subset"))
-        account.set("revision", "hub.revision", str(account.get("revision", "main")))
-        account.set("split", "hub.splits", {"train": split})
-    elif "file_name" in account.given:
-        file = (folder / str(account.given["file_name"])).absolute()
+        translation.values["source"] = "hub"
+        split = str(translation.get("split", "train"))
+        translation.set("hf_hub_url", "hub.id", str(given["hf_hub_url"]))
+        translation.set("subset", "hub.config", translation.get("subset"))
+        translation.set("revision", "hub.revision", str(translation.get("revision", "main")))
+        translation.set("split", "hub.splits", {"train": split})
+    elif "file_name" in given:
+        file = (folder / str(given["file_name"])).absolute()
         if not file.is_dir() and file.suffix.lower() not in READERS:
             raise DataError(f"{name}: {file.name} is not read. Choose from: {', '.join(sorted(READERS))}")
-        account.set("file_name", "files", str(file), "" if file.exists() else "not there at present")
+        translation.set("file_name", "files", str(file), "" if file.exists() else "does not exist yet")
     else:
-        found = next(key for key in SOURCES if key in account.given)
-        raise DataError(f"{name}: {found} is not read; save the rows as a file and name it by file_name")
+        source = next(key for key in SOURCES if key in given)
+        raise DataError(f"{name}: {source} is not read; save the rows as a file and name it by file_name")
 
 
-def _columns(account: Account, shape: str, name: str) -> None:
-    written = account.get("columns", {})
+def _columns(translation: Translation, formatting: str) -> None:
+    name, given = translation.name, translation.given
+    written = translation.get("columns", {})
     columns = {key: value for key, value in dict(written).items() if value} if isinstance(written, dict) else {}
     for key in ("system", "history"):
         if columns.get(key, key) != key:
             raise DataError(
-                f"{name}: columns.{key} is read from the field '{key}' alone; rename '{columns[key]}' in the file"
+                f"{name}: columns.{key} is only read from the field '{key}'; rename '{columns[key]}' in the file"
             )
     for key in ("chosen", "rejected", "kto_tag"):
         if key in columns:
             raise DataError(f"{name}: columns.{key}: preferences between answers are not labels")
-    read = {"alpaca": ("prompt", "query", "response", "system", "history"), "sharegpt": ("messages", "system")}[shape]
-    other = [key for key in columns if key not in read]
-    if shape == "alpaca":
-        _alpaca(account, columns, name)
+    known: tuple[str, ...] = ("messages", "system")
+    if formatting == "alpaca":
+        known = ("prompt", "query", "response", "system", "history")
+        _alpaca(translation, columns)
     elif columns.get("messages", "conversations") not in CHATS:
         raise DataError(f"{name}: turns are read from {' or '.join(CHATS)}, not '{columns['messages']}'")
-    if "tags" in account.given:
-        wrong = {
-            key: value for key, value in dict(account.given["tags"]).items() if value not in TAGS.get(key, (value,))
-        }
-        if wrong:
-            key, value = next(iter(wrong.items()))
-            raise DataError(f"{name}: tags.{key} '{value}' is not read. {suggest(str(value), TAGS[key])}")
-        account.tell("tags", "translated", "the form of the turns is recognised")
+    if "tags" in given:
+        for key, value in dict(given["tags"]).items():
+            if value not in TAGS.get(key, (value,)):
+                raise DataError(f"{name}: tags.{key} '{value}' is not read. {suggest(str(value), TAGS[key])}")
+        translation.record("tags", "translated", "the format of the turns is detected")
+    other = [key for key in columns if key not in known]
     if other:
-        account.tell("columns", "not supported", f"{', '.join(other)}: not read; rows with images are unreadable")
-    elif "columns" in account.left():
-        account.tell("columns", "translated", "data.columns")
+        reason = f"{', '.join(other)}: not read; rows with images are unreadable"
+        translation.record("columns", "not supported", reason)
+    elif "columns" in translation.remaining():
+        translation.record("columns", "translated", "data.columns")
 
 
-def _alpaca(account: Account, columns: Mapping[str, Any], name: str) -> None:
+def _alpaca(translation: Translation, columns: Mapping[str, Any]) -> None:
+    name, on_hub = translation.name, "hf_hub_url" in translation.given
     usual = {"prompt": "instruction", "query": "input", "response": "output"}
-    own = columns or usual
-    if "prompt" not in own or "response" not in own:
+    fields = columns or usual
+    if "prompt" not in fields or "response" not in fields:
         raise DataError(f"{name}: columns needs prompt and response")
-    if all(own.get(key, value) == value for key, value in usual.items()) and "hf_hub_url" not in account.given:
-        account.set("formatting", "source", "alpaca")
-        if not {"system", "history"} & set(columns):  # fields that no column names are not read there either
-            account.values["turns"] = "last"
+    if all(fields.get(key, value) == value for key, value in usual.items()) and not on_hub:
+        translation.set("formatting", "source", "alpaca")
+        if not {"system", "history"} & set(columns):  # LLaMA-Factory does not read fields that are not named either
+            translation.values["turns"] = "last"
         return
     if {"system", "history"} & set(columns):
-        raise DataError(f"{name}: system and history are read beside the fields instruction, input and output alone")
-    if own.get("query") and "hf_hub_url" not in account.given:
+        raise DataError(f"{name}: system and history are only read with the fields instruction, input and output")
+    if fields.get("query") and not on_hub:
         raise DataError(
-            f"{name}: the columns {own['prompt']} and {own['query']} are joined under the names instruction and input "
-            "alone; rename them in the file"
+            f"{name}: the columns {fields['prompt']} and {fields['query']} are only joined under the names instruction "
+            "and input; rename them in the file"
         )
-    account.set("formatting", "source", "table", "one column of text, one of labels")
-    account.set("columns", "columns.text", own["prompt"])
-    account.set("columns", "columns.label", own["response"])
+    translation.set("formatting", "source", "table", "one column of text, one of labels")
+    translation.set("columns", "columns.text", fields["prompt"])
+    translation.set("columns", "columns.label", fields["response"])
 
 
-def of_training(account: Account, info: Mapping[str, Any] | None, where: str, folders: Folders = ()) -> list[str]:
-    """Decide the data of a training file: names of entries that have to be written, or a file of ``conf/data``.
+def choose_data(
+    translation: Translation, info: Mapping[str, Any] | None, where: str, folders: Folders = ()
+) -> list[str]:
+    """Choose the data of a training file: entries of ``dataset_info.json``, or a file in ``conf/data``.
 
     Args:
-        account: of the training file; takes note.
-        info: content of ``dataset_info.json``; None where there is none.
+        translation: translation of the training file, to which the choice is added.
+        info: content of ``dataset_info.json``; None if there is none.
         where: its path, for messages.
-        folders: added with ``--config-dir``.
+        folders: folders added with ``--config-dir``.
+
+    Returns:
+        Names of the entries that have to be translated.
     """
-    written = account.get("dataset", "")
+    written = translation.get("dataset", "")
     names = [str(word).strip() for word in (written if isinstance(written, list) else str(written).split(",")) if word]
     known = [name for name in names if info is not None and name in info]
     if names and known == names:
-        account.choose("dataset", "data", names[0] if len(names) == 1 else "_".join(names)[:60])
+        translation.choose("dataset", "data", names[0] if len(names) == 1 else "_".join(names)[:60])
     elif len(names) == 1 and names[0] in choices_of("data", folders):
-        account.choose("dataset", "data", names[0])
+        translation.choose("dataset", "data", names[0])
     else:
-        account.choices["data"] = "table"
+        translation.choices["data"] = "table"
         missing = ", ".join(name for name in names if name not in known) or "no data set"
         reason = f"{missing}: not in {where}. Add data=<name> to the command, or stage.datasets=<dataset_info.json>"
-        account.tell("dataset", "not supported", reason)
+        translation.record("dataset", "not supported", reason)
         known = []
-    account.tell("dataset_dir", "translated" if known else "no effect", f"{where} was read" if known else "not read")
+    read = f"{where} was read" if known else "not read"
+    translation.record("dataset_dir", "translated" if known else "no effect", read)
     return known
 
 
-def validation(account: Account, parts: Sequence[str]) -> None:
-    """Translate how many rows validate.
+def set_validation(translation: Translation, parts: Sequence[str]) -> None:
+    """Translate the number of validation rows.
 
     Args:
-        account: of the training file; takes note.
-        parts: data sets that are mixed, each of which is divided by its own rule; empty for a single one.
+        translation: translation of the training file.
+        parts: the data sets of a mixture, each of which is split on its own; empty for a single data set.
     """
-    share = account.number("val_size", 0.0)
+    share = translation.number("val_size", 0.0)
     if 0 < share < 0.5:
-        for place in [f"data.parts.{part}" for part in parts] or ["data"]:
-            account.set("val_size", f"{place}.split.validation", share, "where the files name no validation split")
-            account.set("val_size", f"{place}.split.rule", "random")
+        for section in [f"data.parts.{part}" for part in parts] or ["data"]:
+            remark = "if the files name no validation split"
+            translation.set("val_size", f"{section}.split.validation", share, remark)
+            translation.set("val_size", f"{section}.split.rule", "random")
     elif share:
-        account.tell("val_size", "not supported", "data.split.validation is a share of the rows below 0.5")
+        translation.record("val_size", "not supported", "data.split.validation is a share of the rows below 0.5")
     else:
-        account.tell("val_size", "not supported", "a checkpoint is chosen on validation rows: data.split.validation")
-    account.tell("eval_dataset", "not supported", "call its file valid.json and put it beside train.json")
+        reason = "a checkpoint is chosen on validation rows, see data.split.validation"
+        translation.record("val_size", "not supported", reason)
+    translation.record("eval_dataset", "not supported", "name its file valid.json and put it next to train.json")

@@ -1,64 +1,63 @@
-"""Keys of LLaMA-Factory that are not translated, each with the reason.
+"""Keys of LLaMA-Factory's three argument classes and of TrainingArguments that are not translated, with the reasons.
 
-Of its three classes of arguments and of transformers' TrainingArguments; what stands in neither table is told to be
-unknown.
+A key that is in neither table is reported as unknown.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-_RUNS = "run folders are named and kept by finsa"
-_SPEED = "speed and memory alone"
+_RUNS = "finsa names and manages run folders"
+_SPEED = "only affects speed and memory"
 _SCORED = "labels are scored, nothing is generated"
-_CHOSEN = "validation follows every epoch, see train.validate_every; the test split is scored once at the end"
+_VALIDATION = "validation runs after every epoch, see train.validate_every; the test split is scored once at the end"
+_TEXT = "only text is read"
 _SECRET = "secrets are read from the environment, never from files"
 
-# Keys without effect on what is learnt.
+# Keys without effect on the trained weights.
 IGNORED: dict[str, str] = {
     **dict.fromkeys(("output_dir", "overwrite_output_dir", "run_name", "logging_dir", "save_only_model"), _RUNS),
     **dict.fromkeys(("save_steps", "save_strategy", "save_total_limit", "save_safetensors"), _RUNS),
-    **dict.fromkeys(("resume_from_checkpoint",), "resume=true goes on with an interrupted run"),
+    **dict.fromkeys(("resume_from_checkpoint",), "resume=true resumes an interrupted run"),
     **dict.fromkeys(("logging_strategy", "logging_first_step", "plot_loss", "include_num_input_tokens_seen"), _RUNS),
     **dict.fromkeys(("overwrite_cache", "preprocessing_num_workers", "preprocessing_batch_size"), _SPEED),
     **dict.fromkeys(("dataloader_num_workers", "dataloader_pin_memory", "tokenized_path", "streaming"), _SPEED),
     **dict.fromkeys(("buffer_size", "cache_dir", "low_cpu_mem_usage", "use_fast_tokenizer", "ddp_timeout"), _SPEED),
     **dict.fromkeys(("use_unsloth", "use_unsloth_gc", "enable_liger_kernel", "use_reentrant_gc", "tf32"), _SPEED),
     **dict.fromkeys(("flash_attn", "use_kv_cache", "ddp_find_unused_parameters", "torch_empty_cache_steps"), _SPEED),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "local_rank"), "only affects how processes share the work"),
+    **dict.fromkeys(("do_eval", "do_predict", "eval_steps", "eval_strategy", "evaluation_strategy"), _VALIDATION),
+    **dict.fromkeys(("eval_on_start", "eval_delay", "per_device_eval_batch_size", "batch_eval_metrics"), _VALIDATION),
     **dict.fromkeys(
-        ("deepspeed", "fsdp", "fsdp_config", "local_rank"), "how processes share the work, not what is learnt"
+        ("eval_accumulation_steps", "compute_accuracy", "eval_on_each_dataset", "greater_is_better"), _VALIDATION
     ),
-    **dict.fromkeys(("do_eval", "do_predict", "eval_steps", "eval_strategy", "evaluation_strategy"), _CHOSEN),
-    **dict.fromkeys(("eval_on_start", "eval_delay", "per_device_eval_batch_size", "batch_eval_metrics"), _CHOSEN),
-    **dict.fromkeys(
-        ("eval_accumulation_steps", "compute_accuracy", "eval_on_each_dataset", "greater_is_better"), _CHOSEN
-    ),
-    **dict.fromkeys(("metric_for_best_model", "load_best_model_at_end"), _CHOSEN),
+    **dict.fromkeys(("metric_for_best_model", "load_best_model_at_end"), _VALIDATION),
     **dict.fromkeys(("predict_with_generate", "eval_num_beams", "do_sample", "temperature", "top_p", "top_k"), _SCORED),
     **dict.fromkeys(("num_beams", "max_length", "max_new_tokens", "repetition_penalty", "infer_dtype"), _SCORED),
     **dict.fromkeys(("infer_backend", "skip_special_tokens"), _SCORED),
     **dict.fromkeys(("hf_hub_token", "ms_hub_token", "om_hub_token"), _SECRET),
     **dict.fromkeys(("push_to_hub", "export_dir", "export_size", "export_device", "export_legacy_format"), _RUNS),
     **dict.fromkeys(("bf16", "fp16", "pure_bf16"), "false: the precision is model.dtype"),
-    **dict.fromkeys(("use_dora", "use_rslora", "pissa_init", "pissa_convert", "loraplus_lr_ratio"), "not in use"),
-    **dict.fromkeys(("loraplus_lr_embedding",), "embeddings learn nothing"),
+    **dict.fromkeys(("use_dora", "use_rslora", "pissa_init", "pissa_convert", "loraplus_lr_ratio"), "not used"),
+    **dict.fromkeys(("loraplus_lr_embedding",), "embeddings are not trained"),
     **dict.fromkeys(
-        ("mask_history", "ignore_pad_token_for_loss"), "one question and one answer a row, padding never counts"
+        ("mask_history", "ignore_pad_token_for_loss"), "a row has one question and one answer, and padding never counts"
     ),
     **dict.fromkeys(("ray_num_workers", "ray_run_name", "print_param_status", "disable_tqdm"), _RUNS),
     **dict.fromkeys(("lora_rank", "lora_alpha", "lora_dropout", "lora_target"), "finetuning_type is not lora"),
-    **dict.fromkeys(("model_revision",), "main is the default; the file of the model pins a commit"),
-    **dict.fromkeys(("max_steps",), "not positive: the epochs decide"),
-    **dict.fromkeys(("media_dir", "image_max_pixels", "video_max_pixels", "tool_format"), "texts alone are read"),
+    **dict.fromkeys(("model_revision",), "main is the default; the model's file pins a commit"),
+    **dict.fromkeys(("max_steps",), "not positive, so the number of epochs applies"),
+    **dict.fromkeys(("media_dir", "image_max_pixels", "video_max_pixels", "tool_format"), _TEXT),
     **dict.fromkeys(("quantization_device_map", "offload_folder"), _SPEED),
-    "neat_packing": "speed alone: rows are packed where that is cheaper, see train.packing",
+    "neat_packing": "only affects speed; rows are packed if that is cheaper, see train.packing",
 }
 
 _OPTIMIZER = "the optimiser is AdamW"
-_ROWS = "train on all rows; method.rows_per_class caps a class. Without effect where the set has no more rows"
-_TOKENS = "the tokenizer is used as it is"
+_ROWS = "all rows are used; method.rows_per_class limits the rows of a class. No difference if the set is not larger"
+_TOKENS = "the tokenizer is used unchanged"
+_LAYERS = "the model's layers are used unchanged"
 
-# Keys that change what is learnt and have no counterpart: values that change nothing, and the reason.
+# Keys that affect the trained weights and have no counterpart: the values that change nothing, and the reason.
 UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "optim": (("adamw_torch", "adamw_torch_fused", "adamw_hf"), _OPTIMIZER),
     "adam_beta1": ((0.9,), _OPTIMIZER),
@@ -66,20 +65,23 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "adam_epsilon": ((1e-8,), _OPTIMIZER),
     **{f"use_{name}": ((False,), _OPTIMIZER) for name in ("galore", "apollo", "badam", "adam_mini", "muon")},
     "lr_scheduler_kwargs": (({},), "train.schedule has no parameters"),
-    "label_smoothing_factor": ((0, 0.0), "over the labels, not over all tokens: method.loss.smoothing"),
-    "neftune_noise_alpha": ((), "no noise on embeddings"),
+    "label_smoothing_factor": (
+        (0, 0.0),
+        "use method.loss.smoothing, which smooths over the labels, not over all tokens",
+    ),
+    "neftune_noise_alpha": ((), "embeddings get no noise"),
     "max_samples": ((), _ROWS),
-    "packing": ((False,), "rows of a step never see each other here; with neat_packing=true they do not there either"),
-    "mix_strategy": (("concat",), "data.ratios says how parts are mixed"),
-    "interleave_probs": ((), "data.ratios says how parts are mixed"),
+    "packing": ((False,), "rows never attend to each other here; in LLaMA-Factory they do without neat_packing"),
+    "mix_strategy": (("concat",), "use data.ratios to mix data sets"),
+    "interleave_probs": ((), "use data.ratios to mix data sets"),
     "default_system": ((), "put it into data.prompt"),
-    "additional_target": ((), "nothing but the adapter learns beside the head"),
+    "additional_target": ((), "only the adapter and the classification head are trained"),
     "adapter_name_or_path": ((), "a run starts from the base model"),
     "create_new_adapter": ((False, True), "a run starts from a new adapter"),
     "pissa_iter": ((-1,), "singular vectors are computed exactly"),
-    "quantization_type": (("nf4",), "4 bit are nf4"),
-    "quantization_method": (("bnb", "bitsandbytes"), "bitsandbytes quantises"),
-    "double_quantization": ((True,), "4 bit are quantised twice"),
+    "quantization_type": (("nf4",), "4-bit quantisation is nf4"),
+    "quantization_method": (("bnb", "bitsandbytes"), "quantisation is done by bitsandbytes"),
+    "double_quantization": ((True,), "4-bit quantisation is always double"),
     "fp8": ((False,), "model.dtype has no fp8"),
     "data_seed": ((), "one seed for everything: seed"),
     "full_determinism": ((False,), "the same seed gives the same result on one machine anyway"),
@@ -88,18 +90,18 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "add_tokens": ((), _TOKENS),
     "add_special_tokens": ((), _TOKENS),
     "new_special_tokens_config": ((), _TOKENS),
-    "rope_scaling": ((), "the model's own positions"),
-    "shift_attn": ((False,), "the model's own attention"),
-    "mixture_of_depths": ((), "the model's own layers"),
-    "use_llama_pro": ((False,), "the model's own layers"),
-    "moe_aux_loss_coef": ((0, 0.0), "the model's own layers"),
-    "upcast_layernorm": ((False,), "model.dtype for the whole base"),
+    "rope_scaling": ((), "the model's position encoding is used unchanged"),
+    "shift_attn": ((False,), "the model's attention is used unchanged"),
+    "mixture_of_depths": ((), _LAYERS),
+    "use_llama_pro": ((False,), _LAYERS),
+    "moe_aux_loss_coef": ((0, 0.0), _LAYERS),
+    "upcast_layernorm": ((False,), "model.dtype applies to the whole base model"),
     "upcast_lmhead_output": ((False,), "labels are always scored in float32"),
-    "train_from_scratch": ((False,), "model.weights=random"),
-    "enable_thinking": ((True,), "model.think"),
-    "freeze_vision_tower": ((True, False), "texts alone are read"),
-    "use_dft_loss": ((False,), "method.loss has other names"),
-    "trust_remote_code": ((False,), "say model.trust_remote_code=true yourself, after reading the code"),
+    "train_from_scratch": ((False,), "use model.weights=random"),
+    "enable_thinking": ((True,), "use model.think"),
+    "freeze_vision_tower": ((True, False), _TEXT),
+    "use_dft_loss": ((False,), "choose the loss with method.loss"),
+    "trust_remote_code": ((False,), "set model.trust_remote_code=true yourself after reading the code"),
     "use_swanlab": ((False,), "tracking is wandb or none"),
     "hub_model_id": ((), "nothing is uploaded"),
 }

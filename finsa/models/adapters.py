@@ -62,35 +62,6 @@ def resolve_targets(base: PreTrainedModel, model: Model, adapter: Adapter) -> li
     return names
 
 
-def _linears(base: PreTrainedModel) -> dict[str, str]:
-    """The linear layers but for the LM head: a path of each by its last name."""
-    head = base.get_output_embeddings()
-    paths = [
-        name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
-    ]
-    return {path.rpartition(".")[2]: path for path in paths}
-
-
-def _found(linears: dict[str, str], wanted: str) -> list[str]:
-    """The layers of a named set in a model whose section does not list them.
-
-    Raises:
-        ConfigError: where their names do not say which layers they are.
-    """
-    if wanted == "all":
-        return list(linears)
-    attention = [name for name, path in linears.items() if "attn" in path or "attention" in path]
-    if wanted == "query_value":
-        pairs = [list(pair) for pair in QUERY_VALUE if set(pair) <= set(linears)]
-        found = (pairs or [[name for name in FUSED if name in linears]])[0]
-    else:
-        found = attention
-    if not found:
-        text = f"{wanted} cannot be found by name in this model; list layers, such as [{','.join(list(linears)[:2])}]"
-        raise ConfigError([Problem("method.adapter.targets", text)])
-    return found
-
-
 def attach(base: PreTrainedModel, model: Model, adapter: Adapter, seed: int) -> PeftModel:
     """Add an adapter to a base model: a new one, or the saved one in ``adapter.init``.
 

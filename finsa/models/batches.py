@@ -1,4 +1,4 @@
-"""Batches of rows of token ids: rows of similar length side by side, padded to one tensor."""
+"""Batches of token rows: rows of similar length are grouped and padded to one tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Group rows of similar length into batches of at most `batch_tokens` padded tokens.
 
     Yields:
-        Row numbers; longest first, so that a memory problem shows at once. A longer row makes a batch of its own.
+        Row numbers, longest rows first, so that running out of memory shows at once. A row of more tokens is a batch
+        by itself.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     batch: list[int] = []
@@ -25,7 +26,7 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Put rows of ids into one tensor (b, s), zeros on the right."""
+    """Stack rows of token ids in one tensor (b, s), padded with zeros on the right."""
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for number, row in enumerate(rows):
         ids[number, : len(row)] = torch.tensor(row)

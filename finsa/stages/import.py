@@ -1,4 +1,4 @@
-"""Translate files of LLaMA-Factory into an experiment and data files."""
+"""Translate files of LLaMA-Factory into experiments and data files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from finsa.config.catalogue import Folders
 from finsa.errors import DataError, FinsaError
 from finsa.evaluation import tables
 from finsa.interop import datasets, llamafactory
-from finsa.interop.summary import Account, header, nested, yaml_line
+from finsa.interop.translation import Translation, header, nested, yaml_line
 from finsa.runs import files
 from finsa.runs.run_folder import Result
 from finsa.session import Session
 
-ABOVE = 4  # number of folders above a training file that are searched for its data sets
+PARENTS = 4  # number of folders above a training file that are searched for its data sets
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Translate ``input`` into files below ``output`` that compose, and report every key.
+    """Translate ``input``, write files that compose below ``output``, and report what happened to every key.
 
     Raises:
         DataError: if nothing can be translated; then nothing is written.
@@ -35,59 +35,59 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     if not source.is_file():
         raise DataError(f"input: no such file: {source}")
     content, refused = llamafactory.read(source), dict[str, str]()
-    made: list[Translated] = []
+    results: list[TranslatedFiles] = []
     if datasets.is_dataset_info(content):
         for name in content:
             try:
-                made.append(_composing([_data(content, name, source.parent, folder)], added))
+                results.append(_checked([_data(content, name, source.parent, folder)], added))
             except FinsaError as error:
                 refused[name] = str(error).removeprefix(f"{_name(name)}: ")
-        if not made:
+        if not results:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
             raise DataError(f"input: no entry of {source} can be translated: {reasons}")
     else:
-        made.append(_composing(_experiment(content, source, folder, cfg.stage, added), added))
-    for written in made:
-        for file, lines in written.files.items():
+        results.append(_checked(_experiment(content, source, folder, cfg.stage, added), added))
+    for result in results:
+        for file, lines in result.files.items():
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             files.write_text(folder / file, "\n".join(lines) + "\n")
-    accounts = {name: account for written in made for name, account in written.accounts.items()}
-    for name, account in accounts.items():
-        _show(name, account)
+    translations = {name: translation for result in results for name, translation in result.translations.items()}
+    for name, translation in translations.items():
+        _show(name, translation)
     for name, reason in refused.items():
         print(f"not translated: {name}: {reason}")
-    for written in made:
-        print(f"use it: python run.py --config-dir {folder} {written.command}")
-    kinds = [fate.kind for account in accounts.values() for fate in account.fates]
+    for result in results:
+        print(f"use it: python run.py --config-dir {folder} {result.command}")
+    kinds = [outcome.kind for translation in translations.values() for outcome in translation.outcomes]
     counts = {kind: kinds.count(kind) for kind in ("translated", "no effect", "not supported")}
     return Result("import", None, counts | ({"entries not translated": len(refused)} if refused else {}))
 
 
 @dataclass(frozen=True)
-class Translated:
-    """Files that belong together: either all of them are written or none.
+class TranslatedFiles:
+    """Files that are written together or not at all.
 
     Args:
-        command: override that selects the last of them.
-        files: lines by path below the output.
-        accounts: how each key was translated, by the name of the file or entry.
+        command: the override that selects the last file.
+        files: lines of each file, by path below the output.
+        translations: translations by the name of the translated file or entry.
     """
 
     command: str
     files: dict[Path, list[str]]
-    accounts: dict[str, Account]
+    translations: dict[str, Translation]
 
 
-def _composing(parts: list[Translated], added: Folders) -> Translated:
-    """Join translations, after checking in a temporary folder that they compose.
+def _checked(parts: list[TranslatedFiles], added: Folders) -> TranslatedFiles:
+    """Combine translated files, and check in a temporary folder that they compose.
 
     Raises:
         FinsaError: if they do not compose.
     """
-    whole = Translated(
+    whole = TranslatedFiles(
         parts[-1].command,
         {file: lines for part in parts for file, lines in part.files.items()},
-        {name: account for part in reversed(parts) for name, account in part.accounts.items()},
+        {name: translation for part in reversed(parts) for name, translation in part.translations.items()},
     )
     with TemporaryDirectory() as place:
         for file, lines in whole.files.items():
@@ -98,83 +98,87 @@ def _composing(parts: list[Translated], added: Folders) -> Translated:
 
 
 def _name(written: str, group: str = "data") -> str:
-    """A valid name on the command line that no file of ``conf/`` has."""
+    """A name that is valid on the command line and is not the name of a file in ``conf/``."""
     name = re.sub(r"[^A-Za-z0-9_]+", "_", written).strip("_") or "imported"
     return f"{name}_imported" if (catalogue.CONF / group / f"{name}.yaml").exists() else name
 
 
-def _data(info: dict[str, Any], entry: str, place: Path, folder: Path) -> Translated:
+def _data(info: dict[str, Any], entry: str, place: Path, folder: Path) -> TranslatedFiles:
     name = _name(entry)
-    account = datasets.translate(info[entry], name, place)
+    translation = datasets.translate(info[entry], name, place)
     title = f"{entry}, from LLaMA-Factory's dataset_info.json. Labels: the distinct answers of the training rows."
-    lines = header(account, title, f"python run.py --config-dir {folder} data={name}")
-    lines += ["defaults: [table, _self_]", _body(account.values)]
-    return Translated(f"data={name}", {Path("data", f"{name}.yaml"): lines}, {entry: account})
+    lines = header(translation, title, f"python run.py --config-dir {folder} data={name}")
+    lines += ["defaults: [table, _self_]", _body(translation.values)]
+    return TranslatedFiles(f"data={name}", {Path("data", f"{name}.yaml"): lines}, {entry: translation})
 
 
 def _experiment(
     content: dict[str, Any], source: Path, folder: Path, stage: ImportStage, added: Folders
-) -> list[Translated]:
-    account = llamafactory.translate(content, source.name, stage.processes, added)
-    file = _datasets(account, source, stage)
+) -> list[TranslatedFiles]:
+    translation = llamafactory.translate(content, source.name, stage.processes, added)
+    file = _datasets(translation, source, stage)
     info = llamafactory.read(file) if file.is_file() else {}
-    needed = datasets.of_training(account, info, str(file), added)
+    needed = datasets.choose_data(translation, info, str(file), added)
     parts = [_data(info, entry, file.parent, folder) for entry in needed]
     names = [_name(entry) for entry in needed]
     if len(names) > 1:
-        parts.append(_mixture(account, names, folder))
+        parts.append(_mixture(translation, names, folder))
     elif names:
-        account.choices["data"] = names[0]
-    datasets.validation(account, names if len(names) > 1 else [])
+        translation.choices["data"] = names[0]
+    datasets.set_validation(translation, names if len(names) > 1 else [])
     if names:
-        llamafactory.words(account)
+        llamafactory.set_prompt(translation)
     name = _name(source.stem, "experiment")
     title = f"{source.name} of LLaMA-Factory. Here a checkpoint is chosen on validation rows, and labels are scored."
-    lines = ["# @package _global_", *header(account, title, f"python run.py --config-dir {folder} experiment={name}")]
-    groups = [f"  - override /{group}: {choice}" for group, choice in account.choices.items()]
-    lines += ["defaults:", *groups, "  - _self_", "", f"experiment: {name}", _body(account.values)]
+    lines = [
+        "# @package _global_",
+        *header(translation, title, f"python run.py --config-dir {folder} experiment={name}"),
+    ]
+    groups = [f"  - override /{group}: {choice}" for group, choice in translation.choices.items()]
+    lines += ["defaults:", *groups, "  - _self_", "", f"experiment: {name}", _body(translation.values)]
     written = {Path("experiment", f"{name}.yaml"): lines}
-    return [*parts, Translated(f"experiment={name}", written, {source.name: account})]
+    return [*parts, TranslatedFiles(f"experiment={name}", written, {source.name: translation})]
 
 
-def _datasets(account: Account, source: Path, stage: ImportStage) -> Path:
-    """The ``dataset_info.json`` of a training file: as configured, or in ``dataset_dir``.
+def _datasets(translation: Translation, source: Path, stage: ImportStage) -> Path:
+    """The ``dataset_info.json``: as given, or in ``dataset_dir``.
 
-    A relative path is searched for in the current folder and in the folders above the training file.
+    A relative ``dataset_dir`` refers to the folder that LLaMA-Factory was started in: the current one, or one above the
+    training file.
     """
     if stage.datasets is not None:
         file = locate(stage.datasets)
         if not file.is_file():
             raise DataError(f"stage.datasets: no such file: {file}")
         return file
-    written = Path(str(account.get("dataset_dir", "data")), "dataset_info.json").expanduser()
-    above = source.absolute().parents[:ABOVE]
+    written = Path(str(translation.get("dataset_dir", "data")), "dataset_info.json").expanduser()
+    above = source.absolute().parents[:PARENTS]
     places = [written, *(place / written for place in above), source.parent / "dataset_info.json"]
     return next((place for place in places if place.is_file()), written)
 
 
-def _mixture(account: Account, names: list[str], folder: Path) -> Translated:
-    name = _name(account.choices["data"])
-    account.choices["data"] = name
+def _mixture(translation: Translation, names: list[str], folder: Path) -> TranslatedFiles:
+    name = _name(translation.choices["data"])
+    translation.choices["data"] = name
     lines = [
         f"# {', '.join(names)} joined, as the training file has them.",
         f"# python run.py --config-dir {folder} data={name}",
     ]
     lines += ["defaults:", "  - table", *[f"  - {part}@parts.{part}" for part in names], "  - _self_"]
     lines += [f"name: {name}", "source: mixture", 'prompt: "{text}\\n"']
-    return Translated(f"data={name}", {Path("data", f"{name}.yaml"): lines}, {})
+    return TranslatedFiles(f"data={name}", {Path("data", f"{name}.yaml"): lines}, {})
 
 
 def _body(values: dict[str, Any]) -> str:
     return str(yaml.safe_dump(nested(values), allow_unicode=True, sort_keys=False, width=118)).strip()
 
 
-def _show(name: str, account: Account) -> None:
-    shown = Table(title=name, title_justify="left", title_style="bold")
+def _show(name: str, translation: Translation) -> None:
+    table = Table(title=name, title_justify="left", title_style="bold")
     for column in ("key", "value", "translation", ""):
-        shown.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold")
     styles = {"not supported": "yellow", "no effect": "dim"}
-    for fate in account.fates:
-        value = yaml_line(fate.value) if fate.key in account.given else "(default)"
-        shown.add_row(fate.key, value, fate.kind, fate.text, style=styles.get(fate.kind))
-    tables.show(shown)
+    for outcome in translation.outcomes:
+        value = yaml_line(outcome.value) if outcome.key in translation.given else "(default)"
+        table.add_row(outcome.key, value, outcome.kind, outcome.text, style=styles.get(outcome.kind))
+    tables.show(table)

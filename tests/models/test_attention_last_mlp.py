@@ -22,7 +22,7 @@ IDS = torch.randint(10, 50, (4, 30), generator=torch.Generator().manual_seed(0))
 LENGTHS = torch.tensor([20, 27, 12, 25])
 
 
-def learner(architecture: str) -> Any:
+def adapted_model(architecture: str) -> Any:
     values, choices = compose.compose_values(["model.weights=random", "method=lora_all"])
     cfg = compose.build(values, choices, [])
     assert cfg.method.adapter is not None
@@ -74,12 +74,12 @@ def assert_same(found: list[dict[str, torch.Tensor]]) -> None:
 
 @pytest.mark.parametrize("architecture", ["qwen2", "llama", "glm4", "full"])
 def test_losses_on_tokens_are_the_same(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = learner(architecture)
+    model = adapted_model(architecture)
     assert_same(both(model, lambda: labelled_loss(model, IDS, labelled()), monkeypatch))
 
 
 def test_a_choice_among_labels_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = learner("qwen2")
+    model = adapted_model("qwen2")
     assert_same(both(model, lambda: label_log_probs(model, IDS, LENGTHS, TREE).sum(), monkeypatch))
 
 
@@ -95,7 +95,7 @@ def test_a_mixture_is_the_same(mix: str, rows: int, tmp_path: Any, monkeypatch: 
 
 
 def test_where_much_is_read_nothing_is_narrowed() -> None:
-    model = learner("qwen2")
+    model = adapted_model("qwen2")
     read = torch.arange(IDS.shape[1] - 1).expand(4, -1)
     last = attention.last_mlp(model)
     assert last is not None
@@ -104,13 +104,13 @@ def test_where_much_is_read_nothing_is_narrowed() -> None:
 
 
 def test_layers_that_run_again_in_backward_are_left_alone() -> None:
-    model = learner("qwen2")
+    model = adapted_model("qwen2")
     model.get_base_model().activation_checkpointing_enable()
     assert attention.last_mlp(model) is None
 
 
 def test_nothing_is_left_behind_after_an_error() -> None:
-    model = learner("qwen2")
+    model = adapted_model("qwen2")
     last = attention.last_mlp(model)
     assert last is not None
     with (

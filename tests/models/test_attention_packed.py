@@ -18,7 +18,7 @@ from finsa.training import layout
 from finsa.training.batches import Collator, Packer
 from finsa.training.objective import tokens
 from tests.models.test_attention import other
-from tests.models.test_flops import counted, learner
+from tests.models.test_flops import adapted_model, counted
 
 Learnt = tuple[float, torch.Tensor]
 
@@ -96,7 +96,7 @@ def test_a_layer_that_does_not_ask_is_an_error_and_attention_is_as_before() -> N
 
 @pytest.mark.parametrize("head", [0, 8])
 def test_a_line_takes_what_the_counter_sees(head: int) -> None:
-    model = learner("lora_all")
+    model = adapted_model("lora_all")
     model.set_attn_implementation("sdpa")
     made = rows([20, 23, 30, 41], head)
     batch = Packer(head)(made)

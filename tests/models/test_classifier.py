@@ -39,7 +39,7 @@ def test_a_head_of_label_words_gives_the_lm_heads_logits_at_the_pooled_state(mod
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_saved_head_comes_back_and_one_of_other_classes_is_named(tmp_path: Path) -> None:
+def test_a_saved_head_is_restored_and_one_of_other_classes_is_refused(tmp_path: Path) -> None:
     model = Classifier(small(), 3, 0.0, seed=0).eval()
     save_head(model.head, tmp_path, ["a", "b", "c"])
     other = Classifier(small(), 3, 0.0, seed=1).eval()
@@ -59,7 +59,7 @@ def test_the_seed_decides_the_start() -> None:
     assert not torch.equal(one, two)
 
 
-def test_a_checkpoint_holds_what_learns_and_no_more() -> None:
+def test_a_checkpoint_contains_only_trainable_parameters() -> None:
     assert set(Classifier(small().requires_grad_(False), 3, 0.0, seed=0).trainable_state()) == {
         "head.weight",
         "head.bias",

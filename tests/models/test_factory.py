@@ -1,4 +1,4 @@
-"""Every kind of learner trains a few steps on the embedded base, comes back from its files, and spares the base."""
+"""Every method trains a few steps on the embedded base, is restored from its files, and leaves the base unchanged."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def trained(
 
 
 @pytest.mark.parametrize("method", METHODS, ids=" ".join)
-def test_what_was_trained_comes_back_and_the_base_stays(
+def test_trained_weights_are_restored_and_the_base_stays(
     config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path, method: tuple[str, ...]
 ) -> None:
     cfg = config(f"method={method[0]}", *SHORT, *method[1:])
@@ -157,7 +157,7 @@ def test_a_fresh_pissa_adapter_changes_nothing(config: Configure, job: tokenized
     factory.detach(model)
 
 
-def test_a_stopped_fit_of_a_classifier_goes_on_to_the_same_weights(
+def test_a_resumed_fit_of_a_classifier_ends_with_the_same_weights(
     config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path
 ) -> None:
     cfg = config("method=classifier", *SHORT)
@@ -248,7 +248,7 @@ def test_training_starts_from_a_saved_adapter(
     )
 
 
-def test_a_stopped_fit_from_a_saved_adapter_goes_on_to_the_same_weights(
+def test_a_resumed_fit_from_a_saved_adapter_ends_with_the_same_weights(
     config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path
 ) -> None:
     first = config("method=lora_response", *SHORT)

@@ -1,4 +1,4 @@
-"""The formula against torch's own counter, which sees every product that is made."""
+"""The formula against torch's FLOP counter."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
 TREE = LabelTree.of([(7, 3), (7, 4), (9,)])
 
 
-def learner(kind: str, architecture: str = "qwen2", checkpointing: bool = False) -> Any:
+def adapted_model(kind: str, architecture: str = "qwen2", checkpointing: bool = False) -> Any:
     """A model of two layers with eager attention, whose products the counter sees on a CPU too."""
     model = small(architecture, "eager", vocabulary=500)
     if checkpointing:
@@ -68,7 +68,7 @@ def counted(model: Any, loss: Any, inputs: dict[str, torch.Tensor], checkpointin
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", ["lora", "lora_mlp", "lora_all", "full"])
 def test_a_step_takes_what_the_counter_sees(kind: str, checkpointing: bool, answer: int) -> None:
-    model, inputs = learner(kind, checkpointing=checkpointing), batch(answer)
+    model, inputs = adapted_model(kind, checkpointing=checkpointing), batch(answer)
     del inputs["targets"]
     found = counted(
         model, lambda: labelled_loss(model, inputs["input_ids"], inputs["labels"]), inputs, checkpointing, 0
@@ -78,14 +78,14 @@ def test_a_step_takes_what_the_counter_sees(kind: str, checkpointing: bool, answ
 
 @pytest.mark.parametrize("architecture", ["llama", "glm4", "glm"])
 def test_other_architectures(architecture: str) -> None:
-    model, inputs = learner("full", architecture), batch(2)
+    model, inputs = adapted_model("full", architecture), batch(2)
     del inputs["targets"]
     found = counted(model, lambda: labelled_loss(model, inputs["input_ids"], inputs["labels"]), inputs, False, 0)
     assert found == pytest.approx(1, abs=0.02)
 
 
 def test_a_choice_among_labels() -> None:
-    model, inputs = learner("lora"), batch(0)
+    model, inputs = adapted_model("lora"), batch(0)
 
     def loss() -> torch.Tensor:
         return label_log_probs(model, inputs["input_ids"], inputs["lengths"], TREE).sum()
@@ -94,7 +94,7 @@ def test_a_choice_among_labels() -> None:
 
 
 def test_a_classification_head_reads_no_vocabulary() -> None:
-    model, inputs = Classifier(learner("lora"), 3, 0.0, seed=0), batch(2)
+    model, inputs = Classifier(adapted_model("lora"), 3, 0.0, seed=0), batch(2)
     span = torch.tensor([[2, 15]] * 4)
     assert counted(model, lambda: model(inputs["input_ids"], span).sum(), inputs, False, 0) == pytest.approx(
         1, abs=0.02
@@ -117,6 +117,6 @@ def test_a_mixture(tmp_path: Any) -> None:
 
 
 def test_a_frozen_base_costs_two_thirds_of_full_fine_tuning() -> None:
-    lora, full = flops.estimate(learner("lora")), flops.estimate(learner("full"))
+    lora, full = flops.estimate(adapted_model("lora")), flops.estimate(adapted_model("full"))
     assert 0.6 < lora.position / full.position < 0.72
     assert lora.projected / full.projected == pytest.approx(2 / 3)

@@ -1,4 +1,4 @@
-"""What timing the machine may take of it."""
+"""Measuring the speed of the machine takes a bounded amount of its memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from finsa.models import hardware
 
 
 class Machine:
-    """One that multiplies at once and has so much memory: factors have shapes and no contents."""
+    """An infinitely fast machine with this much memory: factors have shapes but no contents."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
         self.memory, self.peak = memory, 0

@@ -35,7 +35,7 @@ def bytes_of(model: Any) -> int:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("overrides", [(), SHAPE], ids=["embedded", "random"])
-def test_a_quantised_base_is_small_near_and_counts_the_same(
+def test_a_quantised_base_is_small_accurate_and_has_as_many_parameters(
     config: Configure, kind: str, overrides: tuple[str, ...]
 ) -> None:
     plain, small = load(config, "none", *overrides), load(config, kind, *overrides)
@@ -90,7 +90,7 @@ def test_jobs_share_a_base_of_the_same_quantisation_only(config: Configure) -> N
     assert base.load_base(section, 5, "int8", session) is not first
 
 
-def test_a_missing_library_is_told(config: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported(config: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     quantization.require_library(config("method=lora_8bit").method)
     real = importlib.util.find_spec
     monkeypatch.setattr(quantization, "find_spec", lambda name: None if name == "bitsandbytes" else real(name))

@@ -37,7 +37,7 @@ def test_digits_stand_alone() -> None:
 
 @given(st.text(max_size=60))
 @settings(max_examples=100, deadline=None)
-def test_any_text_comes_back(text: str) -> None:
+def test_any_text_is_restored_from_its_tokens(text: str) -> None:
     ids = TOKENIZER(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert TOKENIZER.decode(ids, clean_up_tokenization_spaces=False) == text
 
@@ -80,7 +80,7 @@ def test_both_routes_to_the_embedded_tokenizer_are_the_same(config: Callable[...
 
 
 @pytest.mark.parametrize("changed", [{}, {"eos_token": None}, {"bos_token": "<|im_start|>"}])
-def test_a_saved_one_is_looked_at_without_transformers(
+def test_a_saved_tokenizer_is_read_without_transformers(
     config: Callable[..., RunConfig], tmp_path: Path, changed: dict[str, Any]
 ) -> None:
     folder = write(tmp_path, **changed)
@@ -96,13 +96,13 @@ def test_a_saved_one_is_looked_at_without_transformers(
         {"eos_token": {"content": "<|endoftext|>"}},
     ],
 )
-def test_settings_that_may_change_it_are_left_to_transformers(
+def test_settings_that_may_change_a_tokenizer_are_left_to_transformers(
     config: Callable[..., RunConfig], tmp_path: Path, changed: dict[str, Any]
 ) -> None:
     assert tokenizers.BareTokenizer.read(write(tmp_path, **changed)) is None
 
 
-def test_what_a_file_cuts_or_fills_is_left_to_transformers(tmp_path: Path) -> None:
+def test_truncation_and_post_processing_are_left_to_transformers(tmp_path: Path) -> None:
     file = write(tmp_path) / "tokenizer.json"
     written = json.loads(file.read_text())
     truncation = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
@@ -118,7 +118,7 @@ def test_a_chat_template_is_rendered_by_transformers(config: Callable[..., RunCo
     assert isinstance(found, PreTrainedTokenizerFast)
 
 
-def test_a_prompt_without_room_is_told_without_torch_and_transformers() -> None:
+def test_a_prompt_without_room_is_reported_without_torch_and_transformers() -> None:
     code = (
         "import sys; sys.argv = ['run.py', 'data.max_length=10', 'tracking=none']\nfrom finsa.cli import run\n"
         "print(run(), sorted({'torch', 'transformers', 'trl', 'datasets', 'scipy'} & set(sys.modules)))"

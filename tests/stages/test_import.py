@@ -1,4 +1,4 @@
-"""Files of LLaMA-Factory: every key is accounted for, and what is written composes to the published settings."""
+"""Translation of LLaMA-Factory files: every key has an outcome, and the result composes to the published settings."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ def _run(config: Callable[..., RunConfig], file: Path, folder: Path, *words: str
 def test_intent_file_is_the_published_experiment(
     imported: Callable[..., RunConfig], config: Callable[..., RunConfig]
 ) -> None:
-    got, own = imported(INTENT), config("experiment=openfindata_intent", "model=qwen7b", "method=lora_all")
-    assert got.model == own.model
-    assert got.method.model_dump(exclude={"name"}) == own.method.model_dump(exclude={"name"})
+    got, published = imported(INTENT), config("experiment=openfindata_intent", "model=qwen7b", "method=lora_all")
+    assert got.model == published.model
+    assert got.method.model_dump(exclude={"name"}) == published.method.model_dump(exclude={"name"})
     same = {"name", "group_by_length"}  # LLaMA-Factory does not group; the order within an epoch is all it changes
-    assert got.train.model_dump(exclude=same) == own.train.model_dump(exclude=same)
+    assert got.train.model_dump(exclude=same) == published.train.model_dump(exclude=same)
     assert (got.train.batch_size, got.train.micro_batch_size, got.train.learning_rate) == (8, 1, 1e-4)
     assert (got.data.name, got.data.max_length, got.seed) == ("openfindata_intent", 2048, 42)
 
@@ -99,15 +99,15 @@ def test_intent_file_is_the_published_experiment(
 def test_aidf_file_is_the_published_experiment(
     imported: Callable[..., RunConfig], config: Callable[..., RunConfig]
 ) -> None:
-    got, own = imported(AIDF, "stage.processes=4"), config("experiment=aidf_ablation", "method=lora")
+    got, published = imported(AIDF, "stage.processes=4"), config("experiment=aidf_ablation", "method=lora")
     assert got.method.adapter is not None
-    assert got.method.adapter.targets == own.model.lora_targets.query_value
+    assert got.method.adapter.targets == published.model.lora_targets.query_value
     kept = {"name": True, "adapter": {"targets"}}
-    assert got.method.model_dump(exclude=kept) == own.method.model_dump(exclude=kept)
+    assert got.method.model_dump(exclude=kept) == published.method.model_dump(exclude=kept)
     same = {"name", "group_by_length"}
-    assert got.train.model_dump(exclude=same) == own.train.model_dump(exclude=same)
+    assert got.train.model_dump(exclude=same) == published.train.model_dump(exclude=same)
     assert (got.train.batch_size, got.train.select_by, got.data.max_length) == (192, "loss", 1024)
-    assert got.model.model_dump(exclude={"attention"}) == own.model.model_dump(exclude={"attention"})
+    assert got.model.model_dump(exclude={"attention"}) == published.model.model_dump(exclude={"attention"})
 
 
 def test_defaults_are_those_of_the_other_trainer(imported: Callable[..., RunConfig]) -> None:
@@ -148,14 +148,17 @@ def test_nothing_is_dropped_in_silence(config: Callable[..., RunConfig], tmp_pat
     for key in ("bf16", "fp16", "pure_bf16", "use_dora", "use_rslora", "pissa_init", "load_best_model_at_end"):
         content[key] = False
     content |= {"lora_rank": 4, "lora_alpha": 4, "lora_dropout": 0, "loraplus_lr_ratio": None, "max_steps": -1}
-    account = llamafactory.translate(content, "all.yaml", 1)
-    assert {fate.key for fate in account.fates} >= set(content) - {"dataset"}
-    assert {fate.key for fate in account.fates if fate.kind == "not supported"} == {*UNSUPPORTED, "warp_speed"}
+    translation = llamafactory.translate(content, "all.yaml", 1)
+    assert {outcome.key for outcome in translation.outcomes} >= set(content) - {"dataset"}
+    assert {outcome.key for outcome in translation.outcomes if outcome.kind == "not supported"} == {
+        *UNSUPPORTED,
+        "warp_speed",
+    }
     file = tmp_path / "all.yaml"
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
     _run(config, file, tmp_path / "out")
     written = (tmp_path / "out" / "experiment" / "all.yaml").read_text(encoding="utf-8")
-    assert "warp_speed: 9 - unknown to this translation" in written
+    assert "warp_speed: 9 - unknown key" in written
     assert "hf_sEcReT" not in written
     assert all(f"#   {key}: " in written for key in UNSUPPORTED)
 
@@ -163,8 +166,8 @@ def test_nothing_is_dropped_in_silence(config: Callable[..., RunConfig], tmp_pat
 @pytest.mark.parametrize(("packs", "kinds"), [({"neat_packing": True}, {"no effect"}), ({}, {"not supported"})])
 def test_packs_whose_rows_do_not_see_each_other_change_nothing(packs: dict[str, Any], kinds: set[str]) -> None:
     content = {"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "sample", "packing": True, **packs}
-    account = llamafactory.translate(content, "packed.yaml", 1)
-    assert {fate.kind for fate in account.fates if "packing" in fate.key} == kinds
+    translation = llamafactory.translate(content, "packed.yaml", 1)
+    assert {outcome.kind for outcome in translation.outcomes if "packing" in outcome.key} == kinds
 
 
 def test_data_sets_are_read_as_their_entries_say(
@@ -274,7 +277,7 @@ def test_each_entry_is_translated_by_itself_and_the_others_are_listed(
         "posts": {"file_name": "posts.json"},
         "prefs": {"file_name": "prefs.json", "ranking": True, "columns": {"prompt": "q", "chosen": "c"}},
         "wiki": {"file_name": "wiki.txt", "columns": {"prompt": "a", "response": "b"}},
-        "told": {"file_name": "t.json", "columns": {"prompt": "instruction", "response": "output", "system": "role"}},
+        "forum": {"file_name": "t.json", "columns": {"prompt": "instruction", "response": "output", "system": "role"}},
         "hub": {"hf_hub_url": "someone/set", "formatting": "sharegpt"},
         "cloud": {"cloud_file_name": "s3://bucket"},
         "kto": {
@@ -291,17 +294,17 @@ def test_each_entry_is_translated_by_itself_and_the_others_are_listed(
     counts = _run(config, tmp_path / "dataset_info.json", tmp_path / "out")
     assert counts["entries not translated"] == 7
     assert sorted(file.name for file in (tmp_path / "out").rglob("*.*")) == ["posts.yaml", "talk.yaml"]
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for line in (
-        "_comment: is no entry of a data set; one has file_name, hf_hub_url or another source",
+        "_comment: does not describe a data set; an entry needs file_name, hf_hub_url or another source",
         "prefs: ranking is true: pairs of answers are not labels",
         "wiki: wiki.txt is not read. Choose from: .arrow, .csv",
-        "told: columns.system is read from the field 'system' alone; rename 'role' in the file",
-        "hub: chats of the hub are not read (someone/set): save them as a file",
+        "forum: columns.system is only read from the field 'system'; rename 'role' in the file",
+        "hub: chats on the hub are not read (someone/set): save them as a file",
         "cloud: cloud_file_name is not read; save the rows as a file",
         "kto: columns.kto_tag: preferences between answers are not labels",
     ):
-        assert f"not translated: {line}" in said
+        assert f"not translated: {line}" in printed
     turns = {}
     for name in ("posts", "talk"):  # a field that columns does not name is not read by LLaMA-Factory
         values, choices = compose.compose_values([f"data={name}"], (tmp_path / "out",))
@@ -335,10 +338,10 @@ def test_a_local_folder_is_not_the_hubs_model(
     copy = imported({"model_name_or_path": "someone/Qwen2.5-0.5B", "dataset": "sample"})
     assert (copy.model.name, copy.model.hub_id, copy.model.revision) == ("qwen05b", "someone/Qwen2.5-0.5B", "main")
     _write(folder, config=shape | {"num_hidden_layers": 3})
-    with pytest.raises(FinsaError, match=r"no file of conf/model describes the model in .*num_hidden_layers 3"):
+    with pytest.raises(FinsaError, match=r"no file in conf/model describes the model in .*num_hidden_layers 3"):
         imported({"model_name_or_path": str(folder), "dataset": "sample"})
     _write(folder, adapter_config={})
-    with pytest.raises(FinsaError, match=r"is an adapter \(adapter_config.json\) and no model"):
+    with pytest.raises(FinsaError, match=r"is an adapter \(adapter_config.json\), not a model"):
         imported({"model_name_or_path": str(folder), "dataset": "sample"})
     with pytest.raises(FinsaError, match="there is no config.json in /x/y"):
         imported({"model_name_or_path": "/x/y", "dataset": "sample"})
@@ -367,15 +370,18 @@ def test_data_sets_are_found_above_the_training_file(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1, 2]", "holds no object of keys and values"),
+        ("[1, 2]", "is not an object of keys and values"),
         ("a: [", "cannot be read as YAML or JSON"),
         ("stage: sft", "model_name_or_path: is missing"),
         ("{model_name_or_path: Qwen/Qwen2.5-0.5B, stage: dpo}", "stage: 'dpo' is not translated"),
         ("{model_name_or_path: Qwen/Qwen2.5-0.5b-instrukt}", "Did you mean 'qwen/qwen2.5-0.5b-instruct'"),
-        ("{model_name_or_path: Qwen/Qwen2.5-0.5B, learning_rate: fast}", "learning_rate: is a number, not fast"),
-        ("{model_name_or_path: Qwen/Qwen2.5-0.5B, lora_rank: 2.5}", "lora_rank: is a whole number, not 2.5"),
+        ("{model_name_or_path: Qwen/Qwen2.5-0.5B, learning_rate: fast}", "learning_rate: must be a number, not fast"),
+        ("{model_name_or_path: Qwen/Qwen2.5-0.5B, lora_rank: 2.5}", "lora_rank: must be an integer, not 2.5"),
         ("{model_name_or_path: Qwen/Qwen2.5-0.5B, finetuning_type: freeze}", "finetuning_type: 'freeze'"),
-        ("{model_name_or_path: Qwen/Qwen2.5-0.5B, use_dora: true, pissa_init: true}", "goes with no other variant"),
+        (
+            "{model_name_or_path: Qwen/Qwen2.5-0.5B, use_dora: true, pissa_init: true}",
+            "cannot be combined with other variants",
+        ),
         ("{model_name_or_path: Qwen/Qwen2.5-0.5B, quantization_bit: 3}", "quantization_bit: 3 is not translated"),
         ('{"a": {"file_name": "a.json", "ranking": true}}', "pairs of answers are not labels"),
         ('{"a": {"script_url": "a"}}', "script_url is not read"),

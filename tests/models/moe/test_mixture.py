@@ -1,4 +1,4 @@
-"""A mixture's layers against the plain sums they stand for, on small models, and its files against PEFT's."""
+"""The layers of a mixture against the sums they compute, on small models, and its files against PEFT's."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_balance_is_zero_for_uniform_gates_and_largest_for_one_expert() -> None:
     assert balance_loss(torch.eye(4)[[2, 2]]) == pytest.approx(torch.tensor(4.0).log().item(), abs=1e-5)
 
 
-def test_what_is_saved_are_peft_folders_and_comes_back(stage: MoeJointStage, tmp_path: Path) -> None:
+def test_a_mixture_is_saved_as_peft_folders_and_restored(stage: MoeJointStage, tmp_path: Path) -> None:
     folders = write_experts(tmp_path / "in")
     model = mixture(folders, stage, classes=2)
     with torch.no_grad():
@@ -222,7 +222,7 @@ def test_what_is_saved_are_peft_folders_and_comes_back(stage: MoeJointStage, tmp
     assert (manifest["rank"], manifest["scale"], manifest["head"]) == (4, 2.0, "classifier")
 
 
-def test_taking_the_experts_off_leaves_the_base(stage: MoeJointStage, tmp_path: Path) -> None:
+def test_detaching_the_experts_leaves_the_base(stage: MoeJointStage, tmp_path: Path) -> None:
     backbone = small()
     before = {name: p.clone() for name, p in backbone.named_parameters()}
     expected = logits(backbone)
@@ -243,7 +243,7 @@ def test_taking_the_experts_off_leaves_the_base(stage: MoeJointStage, tmp_path: 
         ({"use_dora": True}, "expert forum: .* DoRA"),
     ],
 )
-def test_experts_that_do_not_go_together(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+def test_experts_that_cannot_be_combined_are_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     folders = write_experts(tmp_path / "a", number=2) | {
         "forum": write_experts(tmp_path / "b", number=2, **changed)["forum"]
     }
