@@ -7,53 +7,47 @@ from __future__ import annotations
 
 from typing import Any
 
-_RUNS = "finsa names and manages run folders"
-_SPEED = "only affects speed and memory"
-_SCORED = "labels are scored, nothing is generated"
-_VALIDATION = "validation runs after every epoch, see train.validate_every; the test split is scored once at the end"
-_TEXT = "only text is read"
-_SECRET = "secrets are read from the environment, never from files"
-
-# Keys without effect on the trained weights.
-IGNORED: dict[str, str] = {
-    **dict.fromkeys(("output_dir", "overwrite_output_dir", "run_name", "logging_dir", "save_only_model"), _RUNS),
-    **dict.fromkeys(("save_steps", "save_strategy", "save_total_limit", "save_safetensors"), _RUNS),
-    **dict.fromkeys(("resume_from_checkpoint",), "resume=true resumes an interrupted run"),
-    **dict.fromkeys(("logging_strategy", "logging_first_step", "plot_loss", "include_num_input_tokens_seen"), _RUNS),
-    **dict.fromkeys(("overwrite_cache", "preprocessing_num_workers", "preprocessing_batch_size"), _SPEED),
-    **dict.fromkeys(("dataloader_num_workers", "dataloader_pin_memory", "tokenized_path", "streaming"), _SPEED),
-    **dict.fromkeys(("buffer_size", "cache_dir", "low_cpu_mem_usage", "use_fast_tokenizer", "ddp_timeout"), _SPEED),
-    **dict.fromkeys(("use_unsloth", "use_unsloth_gc", "enable_liger_kernel", "use_reentrant_gc", "tf32"), _SPEED),
-    **dict.fromkeys(("flash_attn", "use_kv_cache", "ddp_find_unused_parameters", "torch_empty_cache_steps"), _SPEED),
-    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "local_rank"), "only affects how processes share the work"),
-    **dict.fromkeys(("do_eval", "do_predict", "eval_steps", "eval_strategy", "evaluation_strategy"), _VALIDATION),
-    **dict.fromkeys(("eval_on_start", "eval_delay", "per_device_eval_batch_size", "batch_eval_metrics"), _VALIDATION),
-    **dict.fromkeys(
-        ("eval_accumulation_steps", "compute_accuracy", "eval_on_each_dataset", "greater_is_better"), _VALIDATION
+# Keys without effect on the trained weights, by reason.
+_IGNORED = {
+    "finsa names and manages run folders": (
+        "output_dir overwrite_output_dir run_name logging_dir save_only_model save_steps save_strategy "
+        "save_total_limit save_safetensors logging_strategy logging_first_step plot_loss "
+        "include_num_input_tokens_seen push_to_hub export_dir export_size export_device export_legacy_format "
+        "ray_num_workers ray_run_name print_param_status disable_tqdm"
     ),
-    **dict.fromkeys(("metric_for_best_model", "load_best_model_at_end"), _VALIDATION),
-    **dict.fromkeys(("predict_with_generate", "eval_num_beams", "do_sample", "temperature", "top_p", "top_k"), _SCORED),
-    **dict.fromkeys(("num_beams", "max_length", "max_new_tokens", "repetition_penalty", "infer_dtype"), _SCORED),
-    **dict.fromkeys(("infer_backend", "skip_special_tokens"), _SCORED),
-    **dict.fromkeys(("hf_hub_token", "ms_hub_token", "om_hub_token"), _SECRET),
-    **dict.fromkeys(("push_to_hub", "export_dir", "export_size", "export_device", "export_legacy_format"), _RUNS),
-    **dict.fromkeys(("bf16", "fp16", "pure_bf16"), "false: the precision is model.dtype"),
-    **dict.fromkeys(("use_dora", "use_rslora", "pissa_init", "pissa_convert", "loraplus_lr_ratio"), "not used"),
-    **dict.fromkeys(("loraplus_lr_embedding",), "embeddings are not trained"),
-    **dict.fromkeys(
-        ("mask_history", "ignore_pad_token_for_loss"), "a row has one question and one answer, and padding never counts"
+    "resume=true resumes an interrupted run": "resume_from_checkpoint",
+    "only affects speed and memory": (
+        "overwrite_cache preprocessing_num_workers preprocessing_batch_size dataloader_num_workers "
+        "dataloader_pin_memory tokenized_path streaming buffer_size cache_dir low_cpu_mem_usage use_fast_tokenizer "
+        "ddp_timeout use_unsloth use_unsloth_gc enable_liger_kernel use_reentrant_gc tf32 flash_attn use_kv_cache "
+        "ddp_find_unused_parameters torch_empty_cache_steps quantization_device_map offload_folder"
     ),
-    **dict.fromkeys(("ray_num_workers", "ray_run_name", "print_param_status", "disable_tqdm"), _RUNS),
-    **dict.fromkeys(("lora_rank", "lora_alpha", "lora_dropout", "lora_target"), "finetuning_type is not lora"),
-    **dict.fromkeys(("model_revision",), "main is the default; the model's file pins a commit"),
-    **dict.fromkeys(("max_steps",), "not positive, so the number of epochs applies"),
-    **dict.fromkeys(("media_dir", "image_max_pixels", "video_max_pixels", "tool_format"), _TEXT),
-    **dict.fromkeys(("quantization_device_map", "offload_folder"), _SPEED),
-    "neat_packing": "only affects speed; rows are packed if that is cheaper, see train.packing",
+    "only affects how processes share the work": "deepspeed fsdp fsdp_config local_rank",
+    "validation runs after every epoch, see train.validate_every; the test split is scored once at the end": (
+        "do_eval do_predict eval_steps eval_strategy evaluation_strategy eval_on_start eval_delay "
+        "per_device_eval_batch_size batch_eval_metrics eval_accumulation_steps compute_accuracy eval_on_each_dataset "
+        "greater_is_better metric_for_best_model load_best_model_at_end"
+    ),
+    "labels are scored, nothing is generated": (
+        "predict_with_generate eval_num_beams do_sample temperature top_p top_k num_beams max_length max_new_tokens "
+        "repetition_penalty infer_dtype infer_backend skip_special_tokens"
+    ),
+    "secrets are read from the environment, never from files": "hf_hub_token ms_hub_token om_hub_token",
+    "false: the precision is model.dtype": "bf16 fp16 pure_bf16",
+    "not used": "use_dora use_rslora pissa_init pissa_convert loraplus_lr_ratio",
+    "embeddings are not trained": "loraplus_lr_embedding",
+    "a row has one question and one answer, and padding never counts": "mask_history ignore_pad_token_for_loss",
+    "finetuning_type is not lora": "lora_rank lora_alpha lora_dropout lora_target",
+    "main is the default; the model's file pins a commit": "model_revision",
+    "not positive, so the number of epochs applies": "max_steps",
+    "only text is read": "media_dir image_max_pixels video_max_pixels tool_format",
+    "only affects speed; rows are packed if that is cheaper, see train.packing": "neat_packing",
 }
+IGNORED = {key: reason for reason, keys in _IGNORED.items() for key in keys.split()}
 
 _OPTIMIZER = "the optimiser is AdamW"
 _ROWS = "all rows are used; method.rows_per_class limits the rows of a class. No difference if the set is not larger"
+_TEXT = "only text is read"
 _TOKENS = "the tokenizer is used unchanged"
 _LAYERS = "the model's layers are used unchanged"
 
