@@ -38,7 +38,9 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     from finsa.models.moe import mixture  # torch takes seconds to import: after the checks
 
     if record is not None and isinstance(trained.stage, MoeJointStage):
-        moe.require_known_domains(trained.stage, mixture.expert_names(record.path), data.splits[split]["domain"].to_list())
+        moe.require_known_domains(
+            trained.stage, mixture.expert_names(record.path), data.splits[split]["domain"].to_list()
+        )
     labelled = _labelled(trained, data, record, session)
     hardware.prepare(cfg.train)
     with (
