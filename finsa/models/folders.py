@@ -113,7 +113,7 @@ def tokenizer_problems(model: Model) -> Iterator[Problem]:
         if path.is_file():
             text = f"{path} is a file; name its folder: model.tokenizer={path.parent}"
         elif path.exists():
-            text = _no_tokenizer(path) and f"{path} holds no tokenizer: {listed(path)}"
+            text = _no_tokenizer(path) and f"{path} contains no tokenizer: {listed(path)}"
         elif not catalogue.REPOSITORY.fullmatch(model.tokenizer):
             text = f"there is no folder {path}, and it cannot be the name of a repository on the hub"
         if text is not None:
@@ -157,7 +157,7 @@ def _not_a_model(model: Model, path: Path) -> str | None:
             return f"{path} is not a GGUF file: it does not begin with GGUF"
         if (path.parent / CONFIG).is_file():
             return f"{path} is a file; name its folder: model.path={path.parent}"
-        return f"{path} is a file; name a folder that holds {CONFIG}, weights and a tokenizer"
+        return f"{path} is a file; name a folder that contains {CONFIG}, weights and a tokenizer"
     if kind == "adapter":
         values = read_json(path / adapter_folders.CONFIG) or {}
         return adapter_folders.refusal(str(path), values, adapter_folders.run_of(path))
@@ -170,18 +170,18 @@ def _not_a_model(model: Model, path: Path) -> str | None:
             return f"{path} is a run folder; its model is model.path={path / 'model'}{tokenizer}"
         if (path / "adapters").is_dir():
             return (
-                f"{path} is a run folder that holds an adapter. To train the adapter further: "
+                f"{path} is a run folder that contains an adapter. To train the adapter further: "
                 f"method.adapter.init={path}, with the model of that run. To merge it: python run.py stage=export "
                 f"run={path} format=merged output=<folder>, then model.path=<folder>"
             )
         return f"{path} is a run folder without a model that could be trained"
     for inner in sorted(each for each in path.iterdir() if each.is_dir()):
         if classify(inner) in ("model", "adapter"):
-            return f"{path} holds no {CONFIG}; did you mean model.path={inner}?"
+            return f"{path} contains no {CONFIG}; did you mean model.path={inner}?"
     snapshots = sorted((path / "snapshots").glob(f"*/{CONFIG}"))
     if snapshots:
         return f"{path} is a folder of the hub's cache; its model is model.path={snapshots[-1].parent}"
-    return f"{path} holds no {CONFIG}, so it is not a model: {listed(path)}"
+    return f"{path} contains no {CONFIG}, so it is not a model: {listed(path)}"
 
 
 def _missing(model: Model, path: Path) -> str:
@@ -195,7 +195,7 @@ def _missing(model: Model, path: Path) -> str:
     written = str(model.path)
     if catalogue.REPOSITORY.fullmatch(written) and "/" in written:
         return f"{text}. If it is a model of the hub: {catalogue.hub_model(written)}"
-    return f"{text}. It has to hold {CONFIG}, weights and a tokenizer"
+    return f"{text}. It must contain {CONFIG}, weights and a tokenizer"
 
 
 def _not_loadable(path: Path) -> str | None:
@@ -207,14 +207,14 @@ def _not_loadable(path: Path) -> str | None:
         return f"{path / CONFIG} names no model_type, so transformers cannot read it"
     headless = [name for name in values.get("architectures") or () if str(name).endswith(HEADLESS)]
     if headless:
-        return f"{path} holds a {headless[0]}, which has no language modelling head and so cannot answer in words"
+        return f"{path} contains a {headless[0]}, which has no language modelling head and so cannot answer in words"
     return _weights_fault(path)
 
 
 def _weights_fault(path: Path) -> str | None:
     found = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if found is None:
-        return f"{path} holds no weights ({' or '.join(WEIGHTS[::2])}): {listed(path)}"
+        return f"{path} contains no weights ({' or '.join(WEIGHTS[::2])}): {listed(path)}"
     files = [found]
     if found.suffix == ".json":
         index = (read_json(found) or {}).get("weight_map")
@@ -230,7 +230,7 @@ def _weights_fault(path: Path) -> str | None:
 def _no_tokenizer(path: Path) -> str | None:
     if any(next(path.glob(pattern), None) for pattern in VOCABULARY):
         return None
-    return f"{path} holds no tokenizer; copy its files there, or name it with model.tokenizer=<folder or hub id>"
+    return f"{path} contains no tokenizer; copy its files there, or name it with model.tokenizer=<folder or hub id>"
 
 
 def _encoder_problems(written: str) -> Iterator[Problem]:
@@ -243,8 +243,8 @@ def _encoder_problems(written: str) -> Iterator[Problem]:
     elif kind == "adapter":
         yield Problem(key, f"{path} is a PEFT adapter; merge it into its base first, and name the merged folder")
     elif not (path / CONFIG).is_file():
-        yield Problem(key, f"{path} holds no {CONFIG}: {listed(path)}")
+        yield Problem(key, f"{path} contains no {CONFIG}: {listed(path)}")
     else:
-        text = _weights_fault(path) or (_no_tokenizer(path) and f"{path} holds no tokenizer")
+        text = _weights_fault(path) or (_no_tokenizer(path) and f"{path} contains no tokenizer")
         if text:
             yield Problem(key, text)

@@ -129,7 +129,7 @@ def test_missing_weights_name_the_ways_out(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     section = composed("model=tiny", f"model.path={tmp_path}/nowhere").model
     for load in (lambda: base.load_base(section, 0), lambda: tokenizers.load_tokenizer(section)):
-        with pytest.raises(ConfigError, match=r"model\.path: there is no file or folder .*/nowhere\. It has to hold"):
+        with pytest.raises(ConfigError, match=r"model\.path: there is no file or folder .*/nowhere\. It must contain"):
             load()
     embedded = section.model_copy(update={"path": "data/tiny"})
     monkeypatch.setattr("finsa.config.base.ROOT", tmp_path)

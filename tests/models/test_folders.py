@@ -103,17 +103,17 @@ def _text(folder: Path, name: str, text: str) -> Path:
 
 
 CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "nothing": (lambda at: at, "there is no file or folder {at}. It has to hold config.json, weights and a tokenizer"),
+    "nothing": (lambda at: at, "there is no file or folder {at}. It must contain config.json, weights and a tokenizer"),
     "misspelt": (lambda at: model(at.with_name("here_x")).with_name("here"), "Did you mean '{at}_x'?"),
-    "empty": (lambda at: at.mkdir() or at, "{at} holds no config.json, so it is not a model: it is empty"),
+    "empty": (lambda at: at.mkdir() or at, "{at} contains no config.json, so it is not a model: it is empty"),
     "weights gone": (
         lambda at: model(at, ("model.safetensors",)),
-        "{at} holds no weights (model.safetensors or pytorch_model.bin): it contains config.json, tokenizer.json, "
+        "{at} contains no weights (model.safetensors or pytorch_model.bin): it contains config.json, tokenizer.json, "
         "tokenizer_config.json",
     ),
     "tokenizer gone": (
         lambda at: model(at, ("tokenizer.json",)),
-        "{at} holds no tokenizer; copy its files there, or name it with model.tokenizer=<folder or hub id>",
+        "{at} contains no tokenizer; copy its files there, or name it with model.tokenizer=<folder or hub id>",
     ),
     "shards gone": (
         _shards,
@@ -136,12 +136,12 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "classifier": (
         lambda at: model(at, architectures=["Qwen2ForSequenceClassification"]),
-        "{at} holds a Qwen2ForSequenceClassification, which has no language modelling head and so cannot answer in "
+        "{at} contains a Qwen2ForSequenceClassification, which has no language modelling head and so cannot answer in "
         "words",
     ),
     "one level up": (
         lambda at: at.mkdir() or model(at / "inner").parent,
-        "{at} holds no config.json; did you mean model.path={at}/inner?",
+        "{at} contains no config.json; did you mean model.path={at}/inner?",
     ),
     "hub cache": (
         lambda at: (at / "snapshots").mkdir(parents=True) or model(at / "snapshots" / "abc").parents[1],
@@ -182,7 +182,7 @@ def test_a_run_given_for_a_model_names_what_can_be_done_with_it(
 ) -> None:
     run = trained("lora_response")
     assert problems(config, f"model.path={run}") == [
-        f"model.path: {run} is a run folder that holds an adapter. To train the adapter further: "
+        f"model.path: {run} is a run folder that contains an adapter. To train the adapter further: "
         f"method.adapter.init={run}, with the model of that run. To merge it: python run.py stage=export run={run} "
         "format=merged output=<folder>, then model.path=<folder>"
     ]
@@ -210,10 +210,10 @@ def test_an_export_that_is_no_model_is_refused(config: Configure, tmp_path: Path
     ("words", "message"),
     [
         ("model.tokenizer={at}/nowhere", "model.tokenizer: there is no folder {at}/nowhere"),
-        ("model.tokenizer={at}", "model.tokenizer: {at} holds no tokenizer: it is empty"),
+        ("model.tokenizer={at}", "model.tokenizer: {at} contains no tokenizer: it is empty"),
         ("method=encoder method.baseline.path={at}/nowhere", "method.baseline.path: there is no folder {at}/nowhere"),
-        ("method=encoder method.baseline.path={at}", "method.baseline.path: {at} holds no config.json: it is empty"),
-        ("method=textcnn method.baseline.units=model model.path={at}", "model.path: {at} holds no config.json"),
+        ("method=encoder method.baseline.path={at}", "method.baseline.path: {at} contains no config.json: it is empty"),
+        ("method=textcnn method.baseline.units=model model.path={at}", "model.path: {at} contains no config.json"),
         ("method.adapter.init={at}/nowhere", "method.adapter.init: there is no folder {at}/nowhere. It must contain"),
         (
             "method.adapter.init={at}",
@@ -237,7 +237,7 @@ for stage in {folders.USERS}:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.stdout == "2 False\n" * 7
-    text = "there is no file or folder /nowhere. It has to hold config.json, weights and a tokenizer"
+    text = "there is no file or folder /nowhere. It must contain config.json, weights and a tokenizer"
     assert done.stderr == f"error: model.path: {text}\n" * 7
     assert list(tmp_path.iterdir()) == []
 

@@ -102,5 +102,5 @@ def test_a_run_whose_base_is_gone_is_refused_before_torch(
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == (
         f"RunError run: {run} needs the model that it was trained on. model.path: there is no file or folder "
-        f"{tmp_path}/gone. It has to hold config.json, weights and a tokenizer False\n"
+        f"{tmp_path}/gone. It must contain config.json, weights and a tokenizer False\n"
     )

@@ -62,7 +62,7 @@ class Expert:
         paths = [key.removeprefix(PREFIX).removesuffix(ends[0]) for key in tensors if key.endswith(ends[0])]
         if len(tensors) != 2 * len(paths):
             odd = next(key for key in tensors if not key.endswith(ends))
-            raise ModelError(f"expert {self.name}: {self.folder / WEIGHTS} holds '{odd}', which is not part of LoRA")
+            raise ModelError(f"expert {self.name}: {self.folder / WEIGHTS} contains '{odd}', which is not part of LoRA")
         return {path: (tensors[PREFIX + path + ends[0]], tensors[PREFIX + path + ends[1]]) for path in paths}
 
 
