@@ -256,7 +256,7 @@ def _unreadable(text: str, choices: Choices) -> Problem:
     unknown = None if latin in choices else unknown_key(latin)
     if unknown is None:
         return Problem(key, f"has letters that only look like those of a key. Did you mean '{latin}'?", "command line")
-    return Problem(key, f"has letters that no key has. {unknown.text}", "command line")
+    return Problem(key, f"contains letters that no key contains. {unknown.text}", "command line")
 
 
 # ------------------------------------------------------------------------------------------------ overrides

@@ -232,7 +232,7 @@ class AugmentStage(Section):
     @model_validator(mode="after")
     def _check_source(self) -> AugmentStage:
         if self.synonyms is None and (self.paraphrase is None or self.paraphrase.model is None):
-            raise ValueError("makes no variants: keep stage.synonyms, or name a model with stage.paraphrase.model")
+            raise ValueError("generates no variants: keep stage.synonyms, or set stage.paraphrase.model")
         return self
 
 
@@ -364,7 +364,7 @@ class MoeJointStage(Section):
     @classmethod
     def _check_experts(cls, experts: dict[str, str | None] | None) -> dict[str, str | None] | None:
         if experts is not None and len(experts) < 2:
-            raise ValueError("a mixture needs at least two experts; null takes one per domain of the data")
+            raise ValueError("a mixture needs at least two experts; null means one per domain of the data")
         return experts
 
 

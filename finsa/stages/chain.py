@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from finsa.config import ChainStage, RunConfig
 from finsa.data import dataset
@@ -45,7 +44,8 @@ def _link(cfg: RunConfig, title: str, session: Session) -> Result:
     found = run_folder.finished(cfg, _fingerprint(cfg, session))
     if found is not None:
         print(f"{title}: finished before, {found}", flush=True)
-        return _earlier(cfg.stage.name, found)
+        metrics = json.loads((found / "metrics.json").read_text(encoding="utf-8"))
+        return Result(cfg.stage.name, found, metrics, metrics.get("validation", {}).get("macro_f1"))
     resumes = cfg.resume and run_folder.unfinished(cfg) is not None
     print(f"{title}: stage={cfg.stage.name}{', resumed' if resumes else ''}", flush=True)
     return nested.run(cfg.model_copy(update={"resume": resumes}), session)
@@ -60,8 +60,3 @@ def _fingerprint(cfg: RunConfig, session: Session) -> str | None:
 
         return dataset.load(predictor.data_of(cfg, session), session).fingerprint
     return dataset.load(cfg.data, session).fingerprint
-
-
-def _earlier(stage: str, folder: Path) -> Result:
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return Result(stage, folder, metrics, metrics.get("validation", {}).get("macro_f1"))

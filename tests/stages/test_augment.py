@@ -307,7 +307,7 @@ def test_no_training_rows(rows: Path, tmp_path: Path, config: Configure) -> None
     [
         (
             ["stage.synonyms=null"],
-            "makes no variants: keep stage.synonyms, or name a model with stage.paraphrase.model",
+            "generates no variants: keep stage.synonyms, or set stage.paraphrase.model",
         ),
         (["stage.paraphrase.url=http://me:secret@x/v1"], "stage.paraphrase.url: needs http://host/path"),
         (["stage.paraphrase.url=localhost:11434"], "stage.paraphrase.url: needs http://host/path or https://host/path"),
