@@ -278,14 +278,14 @@ def test_experts_that_do_not_fit_are_refused_before_weights(
         ((named(news, forum), "model.think=closed", "model.prompt=chat"), RunError, r"\(model\.prompt=plain\)"),
         ((named(news, forum), "model.path=elsewhere", "model.tokenizer=data/tiny"), RunError, r"model\.path=data/tiny"),
         ((named(news, forum), "data.max_length=100"), RunError, "different prompt or max_length"),
-        ((named(news, forum), command_line.quote("data.labels=[利好,中性,利空]")), RunError, "other labels"),
+        ((named(news, forum), command_line.quote("data.labels=[利好,中性,利空]")), RunError, "different set of labels"),
         ((named(news, forum), "method=classifier"), ModelError, "expert news: there is no classification head"),
         (
             ("stage.experts={macro: null, micro: null}",),
             ConfigError,
             r"macro, micro are not the domains .*domain_weight=0",
         ),
-        (("stage.experts={macro: null, micro: null}", "stage.domain_weight=0.0"), ConfigError, "without a run folder"),
+        (("stage.experts={macro: null, micro: null}", "stage.domain_weight=0.0"), ConfigError, "has no run folder"),
     ):
         with pytest.raises(error, match=message):
             moe_joint.run(config(*short, *further))
