@@ -31,7 +31,8 @@ def run(cfg: RunConfig, session: Session) -> Result:
     assert isinstance(stage, TrainStage)
     learns, world = cfg.method.learn != "nothing", processes.world_size()
 
-    # Data: the rows of every split, and the renderer that turns them into prompts and training rows.
+    # Data: the rows of every split (already loaded by the checks: the session has them), and the renderer that turns
+    # them into prompts and training rows.
     data = tokenized.build(cfg, dataset.load(cfg.data, session), tokenizers.load_tokenizer(cfg.model), session)
 
     # Memory: the micro-batch that fits, estimated from shapes.
@@ -67,12 +68,12 @@ def run(cfg: RunConfig, session: Session) -> Result:
             trainable, total = base.count_parameters(model)
             device = hardware.describe(base.dtype(cfg.model))
             folder.note(trainable_parameters=trainable, total_parameters=total, device=device)
-            reader = scorer(model, data.renderer, cfg.train.score_tokens)
+            label_scorer = scorer(model, data.renderer, cfg.train.score_tokens)
 
             # Train, restore the best checkpoint, and save what was trained.
             if learns:
                 record = results.recorder(folder, tracker, session)
-                log_probs["validation"] = _train(cfg, data, model, reader, record, folder, watch)
+                log_probs["validation"] = _train(cfg, data, model, label_scorer, record, folder, watch)
                 metrics["validation"] = run_results.validation(data, log_probs["validation"])
                 with processes.gathered_parameters(model):
                     if processes.is_main():
@@ -82,7 +83,7 @@ def run(cfg: RunConfig, session: Session) -> Result:
 
             # Score the test split: log-probabilities of the labels.
             if learns:
-                log_probs["test"] = _score(reader, data.prompts("test"), "test", watch)
+                log_probs["test"] = _score(label_scorer, data.prompts("test"), "test", watch)
             else:
                 log_probs["test"] = _base_log_probs(cfg, data, backbone, watch)
             factory.detach(model)
@@ -95,7 +96,7 @@ def run(cfg: RunConfig, session: Session) -> Result:
         # Evaluate and write: metrics, calibration, predictions, ledger, model cards, figures and the page.
         metrics["test"] = run_results.report(data, "test", log_probs["test"])
         results.calibrate(cfg, data, folder, metrics, log_probs)
-        folder.note(scoring=reader.rule)
+        folder.note(scoring=label_scorer.rule)
         results.write(cfg, data, folder, tracker, metrics, log_probs["test"])
     return Result("train", folder.path, metrics, metrics.get("validation", {}).get("macro_f1"))
 
@@ -104,7 +105,7 @@ def _train(
     cfg: RunConfig,
     data: tokenized.TokenizedDataset,
     model: torch.nn.Module,
-    reader: LabelScorer,
+    label_scorer: LabelScorer,
     record: fit.Record,
     folder: RunFolder,
     watch: Watch,
@@ -115,7 +116,7 @@ def _train(
     validated: list[FloatArray] = []
 
     def validate(_: torch.nn.Module) -> dict[str, float]:
-        validated.append(_score(reader, held_out, "validation", watch))
+        validated.append(_score(label_scorer, held_out, "validation", watch))
         return run_results.validation(data, validated[-1])
 
     fitted = fit.fit(
@@ -135,14 +136,14 @@ def _train(
     )
     folder.note(**fitted.facts())
     if fitted.best_validation is None:  # the best checkpoint is from before the training was resumed
-        return _score(reader, held_out, "validation", watch)
+        return _score(label_scorer, held_out, "validation", watch)
     return validated[fitted.best_validation]
 
 
-def _score(reader: LabelScorer, prompts: Encoded, split: str, watch: Watch) -> FloatArray:
+def _score(label_scorer: LabelScorer, prompts: Encoded, split: str, watch: Watch) -> FloatArray:
     hardware.trim_heap()
     with watch.display.work(f"scoring {split}", len(prompts)) as work:
-        return reader.score(prompts, work.moved)
+        return label_scorer.score(prompts, work.moved)
 
 
 def _base_log_probs(cfg: RunConfig, data: tokenized.TokenizedDataset, backbone: Any, watch: Watch) -> FloatArray:
@@ -151,6 +152,6 @@ def _base_log_probs(cfg: RunConfig, data: tokenized.TokenizedDataset, backbone: 
     settings = (train.score_tokens, train.matmul_precision, train.threads)
     key = f"{base.key(cfg.model, cfg.seed, cfg.method.quantization)} {settings}"
     if key not in data.base_scores:
-        reader = LabelScorer(backbone, data.renderer, train.score_tokens)
-        data.base_scores[key] = _score(reader, data.prompts("test"), "test with the base model", watch)
+        label_scorer = LabelScorer(backbone, data.renderer, train.score_tokens)
+        data.base_scores[key] = _score(label_scorer, data.prompts("test"), "test with the base model", watch)
     return data.base_scores[key]
