@@ -136,9 +136,9 @@ def test_a_failing_job_is_told_at_the_end_and_the_others_finish(tmp_path: Path) 
     (table,) = tmp_path.rglob("comparison.csv")
     assert [row["job"] for row in csv.DictReader(table.open(encoding="utf-8"))] == ["data.max_length=160"]
     (report,) = tmp_path.rglob("report.md")
-    left_out = report.read_text(encoding="utf-8").split("## Left out")[1]
-    assert "data.max_length=10" in left_out
-    assert "leaves no room for text" in left_out
+    skipped = report.read_text(encoding="utf-8").split("## Skipped")[1]
+    assert "data.max_length=10" in skipped
+    assert "leaves no room for text" in skipped
 
 
 def test_a_sweep_over_maps_with_chinese_keys(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_an_experiment_runs_over_its_own_sweep_beside_its_published_table(tmp_pa
     assert list(rows) == ["zero_shot", "lora"]
     assert rows["lora"]["published_row"] == "lora"
     assert float(rows["lora"]["published_macro_f1"]) == pytest.approx(0.4373, abs=1e-4)
-    assert "Beside the published table aidf_ablation" in done.stdout
+    assert "Comparison with the published table aidf_ablation" in done.stdout
     assert "model tiny instead of qwen05b" in " ".join(done.stdout.split())
 
 

@@ -32,14 +32,14 @@ NEVER = -50.0  # log-probability of a class without training rows: finite, so th
 
 @dataclass(frozen=True)
 class Fitted:
-    """The outcome of a fit.
+    """The result of a fit.
 
     Args:
-        parameters: number of learnt values.
+        parameters: number of learned parameters.
         best: macro-F1 of the selected model on the validation rows.
-        rows: rows read during training, counted once per epoch or fit.
-        steps: optimiser steps; None if there are none.
-        chosen: settings selected by the validation rows, by name.
+        rows: number of rows read during training, counted once per epoch or fit.
+        steps: number of optimizer steps; None if there are none.
+        chosen: settings selected on the validation rows, by name.
     """
 
     parameters: int
@@ -49,7 +49,7 @@ class Fitted:
     chosen: dict[str, Any] = field(default_factory=dict)
 
     def facts(self, seconds: float) -> dict[str, Any]:
-        """The entries of ``run.json``, under the names that all methods use."""
+        """Entries for ``run.json``, under the names that all methods use."""
         return {
             "trainable_parameters": self.parameters,
             "total_parameters": self.parameters,
@@ -62,10 +62,10 @@ class Fitted:
 
 
 class Learner(ABC):
-    """A classifier of texts."""
+    """A text classifier."""
 
-    def start(self, texts: Texts) -> None:  # noqa: B027 - most learners need nothing
-        """Load or build what `count_truncated` needs, from the texts of the training rows; `fit` calls it if needed."""
+    def start(self, texts: Texts) -> None:  # noqa: B027 - most learners need no preparation
+        """Load or build what `count_truncated` needs from the training texts; `fit` calls it if needed."""
 
     @abstractmethod
     def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
@@ -73,30 +73,30 @@ class Learner(ABC):
 
         Args:
             texts, labels: training rows, (n,); over-sampled rows are repeated.
-            held: texts of the validation rows, on which a model is selected.
-            evaluate: computes the metrics of their log-probabilities.
-            record: receives metrics during training, by step.
+            held: texts of the validation rows, on which the model is selected.
+            evaluate: computes metrics from their log-probabilities.
+            record: called with a step and its metrics during training.
         """
 
     @abstractmethod
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
-        """Log-probability of each class: (n, c), natural logarithms; `moved` receives the numbers of scored texts."""
+        """Log-probability of each class: (n, c), natural log; `moved` is called with the number of scored texts."""
 
     def count_truncated(self, texts: Texts) -> int | None:
-        """Number of texts that are truncated; None for a learner that reads whole texts."""
+        """Number of truncated texts; None for a learner that reads whole texts."""
         return None
 
     @abstractmethod
     def plan(self, texts: Texts) -> dict[str, object]:
-        """Describe what `fit` would do with these training rows; no weights are loaded."""
+        """Describe what `fit` would do with these training rows, without loading weights."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the learnt values, without pickle."""
+        """Write the learned parameters, without pickle."""
 
     @abstractmethod
     def restore(self, folder: Path) -> None:
-        """Read what `save` wrote."""
+        """Load what `save` wrote."""
 
 
 class Majority(Learner):
@@ -112,13 +112,13 @@ class Majority(Learner):
         return Fitted(self.classes, evaluate(self.score(held))["macro_f1"], len(texts))
 
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
-        """Logarithms of the shares, for each text: (n, c)."""
+        """Log-shares, the same for each text: (n, c)."""
         shares = np.where(self.counts > 0, self.counts / self.counts.sum(), np.exp(NEVER))
         return np.tile(np.log(shares), (len(texts), 1))
 
     def plan(self, texts: Texts) -> dict[str, object]:
         """Describe the counts."""
-        return {"parameters": f"{self.classes} shares of classes", "training": f"{len(texts):,} rows are counted"}
+        return {"parameters": f"{self.classes} class shares", "training": f"{len(texts):,} rows are counted"}
 
     def save(self, folder: Path) -> None:
         """Write the counts."""
@@ -134,14 +134,14 @@ def build(cfg: RunConfig, labels: Sequence[str]) -> Learner:
 
     Args:
         cfg: the run's configuration.
-        labels: names of the classes, in their order.
+        labels: class names in order.
 
     Raises:
-        ConfigError: for a lexicon whose classes are not among them, or that is not installed.
-        ModelError: if weights or a tokenizer that it starts from are not available.
+        ConfigError: if a lexicon is not installed or its classes are not among the labels.
+        ModelError: if pretrained weights or their tokenizer are not available.
     """
     classes = len(labels)
-    match cfg.method.baseline:  # each import only where it is needed: scikit-learn and torch take seconds
+    match cfg.method.baseline:  # imported only if needed: scikit-learn and torch take seconds to import
         case config.Majority():
             return Majority(classes)
         case config.Lexicon() as section:
@@ -174,15 +174,15 @@ def count_truncated(learner: Learner, data: Labelled) -> dict[str, int]:
 
 
 def crowded(learner: Learner, texts: Texts, fixed: Sequence[int]) -> list[int]:
-    """Find texts whose fixed part leaves room for less than ``LEAST`` characters of the rest.
+    """Find texts whose fixed part leaves room for fewer than ``LEAST`` characters of the rest.
 
     Args:
-        learner: that reads the texts; it has been started.
-        texts: n texts.
-        fixed: number of their leading characters that must not be truncated, (n,).
+        learner: reads the texts; `Learner.start` has been called.
+        texts: (n,).
+        fixed: number of leading characters of each text that must not be truncated, (n,).
 
     Returns:
-        Their numbers.
+        Indices of these texts.
     """
     probes = {number: texts[number][: count + LEAST] for number, count in enumerate(fixed) if count}
     if not probes or not learner.count_truncated(list(probes.values())):
@@ -191,24 +191,24 @@ def crowded(learner: Learner, texts: Texts, fixed: Sequence[int]) -> list[int]:
 
 
 def require_room(learner: Learner, data: Labelled, settings: config.Data) -> None:
-    """Check that no instruction, and no earlier part of a chat, leaves no room for the input.
+    """Check that instructions and earlier chat turns leave room for the input.
 
     Raises:
-        DataError: with the number of rows.
+        DataError: with the number of rows without room.
     """
     counts = {split: len(crowded(learner, data.texts(split), data.fixed(split))) for split in data.dataset.splits}
     if any(counts.values()):
         where = ", ".join(f"{split} {count:,}" for split, count in counts.items() if count)
         raise DataError(
             f"data.max_length: in {sum(counts.values()):,} rows ({where}) the instruction or the earlier turns leave "
-            f"no room for the input, of which this method reads {settings.max_length} tokens at most. Only the input "
-            "may be truncated. Set a larger data.max_length, as far as the encoder has positions, or shorten what "
-            "comes first"
+            f"no room for the input; this method reads at most {settings.max_length} tokens, and only the input may be "
+            "truncated. Set a larger data.max_length, up to the number of positions of the encoder, or shorten the "
+            "instruction or the earlier turns"
         )
 
 
 def save(learner: Learner, labels: Sequence[str], run: Path) -> None:
-    """Write a learner and the order of its classes into a run folder, below ``baseline/``."""
+    """Write a learner and its class order to ``baseline/`` in a run folder."""
     folder = run / "baseline"
     folder.mkdir(exist_ok=True)
     (folder / LABELS).write_text(json.dumps(list(labels), ensure_ascii=False) + "\n", encoding="utf-8")
@@ -220,11 +220,11 @@ def restore(cfg: RunConfig, labels: Sequence[str], run: Path) -> Learner:
 
     Args:
         cfg: the run's configuration.
-        labels: classes of the rows to be scored.
-        run: its folder.
+        labels: classes of the rows to score.
+        run: the run folder.
 
     Raises:
-        ModelError: if files are missing or the rows have other classes.
+        ModelError: if files are missing or the classes differ.
     """
     folder = run / "baseline"
     try:

@@ -1,4 +1,4 @@
-"""Encoders of BERT's kind: fine-tuned with a new classification head, or frozen under logistic regression."""
+"""BERT-style encoders: fine-tuned with a new classification head, or frozen below a logistic regression."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ SPECIAL = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-PROBE = "利润同比增长 profit rose by 12 %"  # a run keeps its embedding, by which another encoder is recognized
-DIFFERENCE = 0.01  # of unit vectors; other hardware and libraries stay far below, other weights far above
+PROBE = "利润同比增长 profit rose by 12 %"  # a run stores its embedding to detect a different encoder
+DIFFERENCE = 0.01  # between unit vectors; other hardware and libraries differ far less, other weights far more
 
 
 class Encoder(Learner):
@@ -45,11 +45,11 @@ class Encoder(Learner):
 
     Args:
         section: the settings.
-        cfg: its ``data.max_length`` is the most tokens read; seed and limits of the run.
-        classes: their number.
+        cfg: the run's configuration: ``data.max_length`` is the maximum number of tokens, besides seed and limits.
+        classes: number of classes.
 
     Raises:
-        ModelError: if weights or tokenizer are not available.
+        ModelError: if the weights or the tokenizer are not available.
     """
 
     def __init__(self, section: config.Encoder, cfg: RunConfig, classes: int) -> None:
@@ -69,9 +69,9 @@ class Encoder(Learner):
             self.section,
             AutoModelForSequenceClassification,
             num_labels=self.classes,
-            ignore_mismatched_sizes=True,  # a head for other classes, which is replaced
+            ignore_mismatched_sizes=True,  # a head for other classes is replaced
         )
-        for child in model.children():  # a head that came with the encoder may be for other classes
+        for child in model.children():  # the encoder's checkpoint head may be for other classes
             if child is not model.base_model:
                 for module in child.modules():
                     if hasattr(module, "reset_parameters"):
@@ -79,7 +79,7 @@ class Encoder(Learner):
         self.network = Logits(model)
 
     def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
-        """Load or build, then train all parameters."""
+        """Load or build the encoder, then train all parameters."""
         if self.tokenizer is None:
             self.start(texts)
         rows, held_rows = self._encode(texts), self._encode(held)
@@ -97,12 +97,12 @@ class Encoder(Learner):
         return neural.score(self.network, self._encode(texts), self.cfg.train.score_tokens, moved)
 
     def count_truncated(self, texts: Texts) -> int:
-        """Number of texts with more tokens than are read."""
+        """Number of texts with more tokens than the limit."""
         limit = self._limit()
         return sum(len(tokens) > limit for tokens in tokenize(self.tokenizer, texts))
 
     def plan(self, texts: Texts) -> dict[str, object]:
-        """Count the parameters without memory for them; only the encoder's configuration is loaded."""
+        """Count the parameters on the meta device; only the encoder's configuration is loaded."""
         steps = neural.count_steps(self.section, len(texts), self.cfg.train.max_steps)
         name, shape = "random weights", None
         if self.section.weights == "random":
@@ -121,12 +121,12 @@ class Encoder(Learner):
         return {"encoder": name, "parameters": parameters, "training": training}
 
     def save(self, folder: Path) -> None:
-        """Write a folder as transformers does: weights, configuration, tokenizer."""
+        """Write weights, configuration and tokenizer with `save_pretrained`."""
         self.network.model.save_pretrained(folder)  # type: ignore[operator, union-attr]
         self.tokenizer.save_pretrained(folder)
 
     def restore(self, folder: Path) -> None:
-        """Read what `save` wrote."""
+        """Load what `save` wrote."""
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.network = Logits(
             AutoModelForSequenceClassification.from_pretrained(
@@ -140,11 +140,11 @@ class LinearProbe(LinearLearner):
 
     Args:
         section: the settings.
-        cfg: its ``data.max_length`` is the most tokens read.
-        classes: their number.
+        cfg: the run's configuration; ``data.max_length`` is the maximum number of tokens.
+        classes: number of classes.
 
     Raises:
-        ModelError: if weights or tokenizer are not available.
+        ModelError: if the weights or the tokenizer are not available.
     """
 
     def __init__(self, section: config.LinearProbe, cfg: RunConfig, classes: int) -> None:
@@ -161,7 +161,7 @@ class LinearProbe(LinearLearner):
 
     @torch.inference_mode()
     def features(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
-        """Embeddings of texts, of unit length: (n, d)."""
+        """Unit-length embeddings of texts: (n, d)."""
         self.start(texts)
         limit = token_limit(self.model, self.tokenizer, self.cfg)
         rows = tokenize(self.tokenizer, self._prefixed(texts), limit)
@@ -184,12 +184,12 @@ class LinearProbe(LinearLearner):
         return [self.section.prefix + text for text in texts]
 
     def count_truncated(self, texts: Texts) -> int:
-        """Number of texts with more tokens than are read."""
+        """Number of texts with more tokens than the limit."""
         limit = token_limit(self.model, self.tokenizer, self.cfg)
         return sum(len(tokens) > limit for tokens in tokenize(self.tokenizer, self._prefixed(texts)))
 
     def plan(self, texts: Texts) -> dict[str, object]:
-        """Describe encoder and fits; nothing is loaded."""
+        """Describe the encoder and the fits, without loading anything."""
         strengths = ", ".join(f"{strength:g}" for strength in self.strengths)
         return {
             "encoder": f"{source_of(self.section)[0]}, frozen",
@@ -197,14 +197,14 @@ class LinearProbe(LinearLearner):
         }
 
     def save(self, folder: Path) -> None:
-        """Write the linear layer; of the encoder, which is not copied, the embedding of one text."""
+        """Write the linear layer, and the embedding of one text to identify the encoder, which is not copied."""
         np.savez(folder / NUMBERS, weights=self.weights, bias=self.bias, probe=self.features([PROBE])[0])
 
     def restore(self, folder: Path) -> None:
-        """Read what `save` wrote, and load the encoder from where the run had it.
+        """Load what `save` wrote, and the encoder from the location that the run used.
 
         Raises:
-            ModelError: if that is now another encoder.
+            ModelError: if there is now a different encoder.
         """
         with np.load(folder / NUMBERS, allow_pickle=False) as numbers:
             self.weights, self.bias, probe = numbers["weights"], numbers["bias"], numbers["probe"]
@@ -217,7 +217,7 @@ class LinearProbe(LinearLearner):
 
 
 class Logits(nn.Module):
-    """A sequence classifier of transformers with the signature of `neural.fit`."""
+    """A transformers sequence classifier with the call signature that `neural.fit` expects."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -236,10 +236,10 @@ def load_pretrained(section: config.Encoder | config.LinearProbe, kind: Any, **o
     Args:
         section: the settings.
         kind: an ``Auto...`` class of transformers.
-        options: of its ``from_pretrained``.
+        options: for its ``from_pretrained``.
 
     Raises:
-        ModelError: if weights or tokenizer are not available, with the command that helps.
+        ModelError: if the weights or the tokenizer are not available, with the command that downloads them.
     """
     source, revision = source_of(section)
     refusal = hub.refusal(source)
@@ -259,26 +259,26 @@ def load_pretrained(section: config.Encoder | config.LinearProbe, kind: Any, **o
 
 
 def source_of(section: config.Encoder | config.LinearProbe) -> tuple[str, str | None]:
-    """Where to load from: a folder, or a hub id with its revision."""
+    """The source to load from: a folder, or a hub id and its revision."""
     if section.path:
         return str(locate(section.path)), None
     return str(section.hub_id), section.revision
 
 
 def token_limit(model: Any, tokenizer: Any, cfg: RunConfig) -> int:
-    """The most tokens of a text that are read."""
+    """Maximum number of tokens read per text."""
     positions = getattr(model.config, "max_position_embeddings", None) or cfg.data.max_length
     return min(cfg.data.max_length, tokenizer.model_max_length, positions)
 
 
 def tokenize(tokenizer: Any, texts: Texts, limit: int | None = None) -> list[list[int]]:
-    """Tokens of each text, truncated to a limit; "[SEP]" in a text is text, not markup."""
+    """Token ids of each text, truncated to a limit; special tokens such as "[SEP]" in a text are plain text."""
     options = {} if limit is None else {"truncation": True, "max_length": limit}
     return list(tokenizer(list(texts), split_special_tokens=True, **options)["input_ids"])
 
 
 def character_tokenizer(texts: Texts) -> PreTrainedTokenizerFast:
-    """Build a tokenizer with one token for each character of the texts, lower-cased, without spaces."""
+    """Build a tokenizer with one token per lower-cased character of the texts, without spaces."""
     known = sorted({character for text in texts for character in text.lower() if not character.isspace()})
     vocabulary = {token: number for number, token in enumerate([*SPECIAL.values(), *known])}
     built = Tokenizer(models.WordLevel(vocabulary, SPECIAL["unk_token"]))
@@ -291,10 +291,10 @@ def character_tokenizer(texts: Texts) -> PreTrainedTokenizerFast:
 
 
 def architecture(section: config.Encoder, vocabulary: int, classes: int) -> PretrainedConfig:
-    """The configuration of an encoder with random weights.
+    """Configuration of an encoder with random weights.
 
     Raises:
-        ConfigError: for keys that the architecture does not know; transformers would keep them silently.
+        ConfigError: for unknown architecture keys, which transformers would silently accept.
     """
     block, path = dict(section.architecture), "method.baseline.architecture"
     try:

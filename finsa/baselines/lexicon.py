@@ -1,4 +1,4 @@
-"""Lexicons of positive and negative words: the sign of their difference is the answer, without training."""
+"""Lexicon baselines: the sign of positive minus negative word counts is the prediction, without training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from finsa.runs.progress import Moved, ignored
 
 FILE = "lexicon.json"
 SIGNS = ("negative", "neutral", "positive")
-# Yao et al. 2021, the one Chinese dictionary of cntext that was made from financial texts rather than translated
+# Yao et al. 2021: the only Chinese dictionary in cntext built from financial texts rather than translated
 CHINESE = "io/data/zh_common_FinacialFormalUnformal.yaml"
 CNTEXT = "cntext==2.2.1"
 REPORT_EVERY = 64  # texts
@@ -28,14 +28,14 @@ Counts = Callable[[str], tuple[int, int]]  # text -> positive words, negative wo
 
 
 class Lexicon(Learner):
-    """Counts the positive and the negative words of a text.
+    """Counts positive and negative words.
 
-    The probabilities are the shares of the classes among the training rows of the same sign, with one row added to each
-    class. The class of the sign always has the largest share: at least one row more than the next.
+    The probabilities are the class shares among the training rows with the same sign, with one row added to each class.
+    The class of the sign always has the largest share: at least one row more than any other.
 
     Args:
         section: the settings.
-        labels: names of the classes, in their order.
+        labels: class names in order.
 
     Raises:
         ConfigError: if the labels lack a class that the settings name.
@@ -55,14 +55,14 @@ class Lexicon(Learner):
         """Read the word lists from their package.
 
         Raises:
-            ConfigError: if it is not installed.
+            ConfigError: if the package is not installed.
         """
         if self.count is None:
             load = _chinese if self.section.lexicon == "chinese_finance" else _english
             self.count, self.words, self.fingerprint = load(self.section.lexicon)
 
     def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
-        """Count the classes of the training rows by sign, which decides the probabilities but no answer.
+        """Count the classes of the training rows by sign; this sets the probabilities, not the predictions.
 
         Raises:
             DataError: if no training row contains a word of the lexicon.
@@ -89,7 +89,7 @@ class Lexicon(Learner):
         return Fitted(self.rows.size, evaluate(self.score(held))["macro_f1"], len(texts), chosen=chosen)
 
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
-        """Log-probabilities, equal for all texts of a sign: (n, c)."""
+        """Log-probabilities, the same for all texts with the same sign: (n, c)."""
         table = self.rows + 1.0
         for shares, named in zip(table, self.classes, strict=True):
             if named is not None:
@@ -98,7 +98,7 @@ class Lexicon(Learner):
         return scores
 
     def _pairs(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
-        """Positive and negative words of each text: (n, 2)."""
+        """Numbers of positive and negative words in each text: (n, 2)."""
         self.start(texts)
         assert self.count is not None
         pairs = np.zeros((len(texts), 2))
@@ -118,12 +118,12 @@ class Lexicon(Learner):
         }
 
     def save(self, folder: Path) -> None:
-        """Write the counts and the checksum of the word lists, whose licences forbid copies."""
+        """Write the counts and the checksum of the word lists, whose licenses forbid copying."""
         values = {"rows": self.rows.tolist(), "sha256": self.fingerprint}
         (folder / FILE).write_text(json.dumps(values) + "\n", encoding="utf-8")
 
     def restore(self, folder: Path) -> None:
-        """Read what `save` wrote, and the word lists.
+        """Load what `save` wrote, and the word lists.
 
         Raises:
             ModelError: if the word lists have changed.
@@ -139,7 +139,7 @@ class Lexicon(Learner):
 
 
 def require_classes(section: config.Lexicon, labels: Sequence[str]) -> None:
-    """Check that the data have the classes of positive, negative and neutral texts.
+    """Check that the data has the configured positive, negative and neutral classes.
 
     Raises:
         ConfigError: naming the missing ones.
@@ -150,15 +150,15 @@ def require_classes(section: config.Lexicon, labels: Sequence[str]) -> None:
         lacking = ", ".join(f"'{name}'" for name in missing)
         known = ", ".join(labels[:12]) + (", …" if len(labels) > 12 else "")
         text = (
-            f"the data have no label {lacking}; their labels are {known}. Say which of them positive, negative and "
-            "neutral texts belong to: 'method.baseline.classes={positive: ..., negative: ..., neutral: ...}'. Labels "
-            "that are no sentiment, such as intents, are beyond a lexicon; method=tfidf_lr learns any"
+            f"the data has no label {lacking}; its labels are {known}. Set the labels of positive, negative and "
+            "neutral texts: 'method.baseline.classes={positive: ..., negative: ..., neutral: ...}'. A lexicon predicts "
+            "only sentiment; for other labels, such as intents, use method=tfidf_lr"
         )
         raise ConfigError([Problem("method.baseline.classes", text)])
 
 
 def _signs(pairs: FloatArray) -> np.ndarray:
-    """0 where there are more negative words, 1 where there are as many, 2 where there are more positive ones: (n,)."""
+    """0 for more negative words, 1 for equally many, 2 for more positive words: (n,)."""
     signs: np.ndarray = np.sign(pairs[:, 0] - pairs[:, 1]).astype(int) + 1
     return signs
 
@@ -197,7 +197,7 @@ def _chinese(name: str) -> tuple[Counts, dict[str, int], str]:
     words = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["Dictionary"]
     positive = {word for key, group in words.items() if "肯定" in key for word in map(str, group)}
     negative = {word for key, group in words.items() if "否定" in key for word in map(str, group)}
-    both = positive & negative  # in lists of formal and informal texts; such words are ignored
+    both = positive & negative  # positive in one list and negative in another; such words are ignored
     pattern = re.compile("|".join(sorted(map(re.escape, positive | negative), key=lambda word: (-len(word), word))))
 
     def count(text: str) -> tuple[int, int]:

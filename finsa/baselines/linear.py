@@ -28,7 +28,7 @@ class LinearLearner(Learner):
 
     Args:
         section: the settings, with the inverse strengths of the L2 penalty.
-        classes: their number.
+        classes: number of classes.
     """
 
     def __init__(self, section: config.TfidfLr | config.LinearProbe, classes: int) -> None:
@@ -40,15 +40,15 @@ class LinearLearner(Learner):
         """Features of texts, (n, f), dense or sparse."""
 
     def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
-        """Fit once per penalty and keep the best on the validation rows; of equal ones the strongest penalty.
+        """Fit once per penalty and keep the best on the validation rows; ties go to the strongest penalty.
 
         Raises:
-            DataError: if all training rows are of one class, or have no features.
+            DataError: if all training rows have the same class, or no features.
         """
         self.start(texts)
         rows, held_rows = self.features(texts), self.features(held)
         if len(set(labels)) < 2:
-            raise DataError("all training rows are of one class, so there is nothing to learn; method=majority does")
+            raise DataError("all training rows have the same class, so there is nothing to learn; use method=majority")
         tried: dict[float, float] = {}
         best = self.weights, self.bias
         for number, strength in enumerate(self.strengths, start=1):
@@ -70,7 +70,7 @@ class LinearLearner(Learner):
         balanced = "balanced" if self.class_weight == "balanced" else None
         model = LogisticRegression(C=strength, class_weight=balanced, max_iter=ITERATIONS).fit(rows, labels)
         weights, bias = np.zeros((self.classes, rows.shape[1])), np.full(self.classes, NEVER)
-        if len(model.classes_) == 2:  # one row of weights, that of the second class against the first
+        if len(model.classes_) == 2:  # binary: one row of weights, for the second class against the first
             bias[model.classes_] = [0.0, float(model.intercept_[0])]
             weights[model.classes_[1]] = model.coef_[0]
         else:
@@ -87,11 +87,11 @@ class LinearLearner(Learner):
 
 
 class TfidfLr(LinearLearner):
-    """Logistic regression on TF-IDF of character n-grams. Whole texts are read.
+    """Logistic regression on TF-IDF of character n-grams of whole texts.
 
     Args:
         section: the settings.
-        classes: their number.
+        classes: number of classes.
     """
 
     def __init__(self, section: config.TfidfLr, classes: int) -> None:
@@ -123,7 +123,7 @@ class TfidfLr(LinearLearner):
             raise DataError(f"{few}; set method.baseline.min_rows=1") from None
 
     def features(self, texts: Texts, moved: Moved = ignored) -> Any:
-        """TF-IDF of the texts, (n, f), sparse."""
+        """TF-IDF of texts, (n, f), sparse."""
         return self.vectorizer.transform(texts)
 
     def plan(self, texts: Texts) -> dict[str, object]:
@@ -138,12 +138,12 @@ class TfidfLr(LinearLearner):
         }
 
     def save(self, folder: Path) -> None:
-        """Write the n-grams in the order of their columns, and all numbers at full precision."""
+        """Write the n-grams in column order, and all numbers at full precision."""
         (folder / NGRAMS).write_text(json.dumps(self.vectorizer.get_feature_names_out().tolist()), encoding="utf-8")
         np.savez(folder / NUMBERS, idf=self.vectorizer.idf_, weights=self.weights, bias=self.bias)
 
     def restore(self, folder: Path) -> None:
-        """Read what `save` wrote."""
+        """Load what `save` wrote."""
         self.vectorizer = self._vectorizer(json.loads((folder / NGRAMS).read_text(encoding="utf-8")))
         with np.load(folder / NUMBERS, allow_pickle=False) as numbers:
             self.vectorizer.idf_ = numbers["idf"]

@@ -1,4 +1,4 @@
-"""Small neural networks trained from scratch, and the training loop of all baselines that are networks.
+"""Small neural networks trained from scratch, and the training loop of all neural baselines.
 
 TextCNN (Kim 2014) and BiLSTM (Graves & Schmidhuber 2005) learn their embeddings from the training rows. A network takes
 ids (b, s), zeros on the right, and lengths (b,); its logits (b, c) do not depend on the zeros.
@@ -33,9 +33,9 @@ from finsa.runs.progress import Display, Moved, ignored
 
 Rows = Sequence[Sequence[int]]
 UNITS, WEIGHTS = "units.json", "model.safetensors"
-UNKNOWN, KNOWN = 1, 2  # ids: 0 pads, 1 is any rare unit, known ones follow
-WORD = re.compile(r"[^\W\d_\u0250-\U0010ffff]+|\S")  # a run of Latin letters, or any other character but a space
-SORTED = 50  # batches among which rows are sorted by length: little padding, and yet a random order
+UNKNOWN, KNOWN = 1, 2  # ids: 0 is padding, 1 is any unknown unit, known units follow
+WORD = re.compile(r"[^\W\d_\u0250-\U0010ffff]+|\S")  # a run of Latin letters, or any other non-space character
+SORTED = 50  # batches whose rows are sorted by length: little padding, but still a random order
 
 
 class FromScratch(Learner):
@@ -43,8 +43,9 @@ class FromScratch(Learner):
 
     Args:
         section: the settings.
-        cfg: its ``data.max_length`` is the most units read; seed, model (for its tokenizer) and limits of the run.
-        classes: their number.
+        cfg: the run's configuration: ``data.max_length`` is the maximum number of units, besides seed, model (for its
+            tokenizer) and limits.
+        classes: number of classes.
     """
 
     def __init__(self, section: config.TextCnn | config.BiLstm, cfg: RunConfig, classes: int) -> None:
@@ -54,7 +55,7 @@ class FromScratch(Learner):
         self.network = nn.Module()
 
     def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
-        """Number the units of the training rows, then train."""
+        """Build the vocabulary from the training rows, then train."""
         units = [self._units(text) for text in texts]
         self._number(units)
         rows = [self._ids(text) for text in units]
@@ -62,7 +63,7 @@ class FromScratch(Learner):
         return fit(self.network, rows, labels, self._encode(held), evaluate, record, *run)
 
     def _number(self, units: Sequence[Sequence[str]]) -> None:
-        """Number the units that are frequent enough, and build the network for as many."""
+        """Build the vocabulary of the frequent units, and a network of that size."""
         counts = Counter(unit for text in units for unit in set(text))
         frequent = sorted(unit for unit, rows in counts.items() if rows >= self.section.min_rows)
         self._build(frequent)
@@ -92,7 +93,7 @@ class FromScratch(Learner):
         return score(self.network, self._encode(texts), self.cfg.train.score_tokens, moved)
 
     def count_truncated(self, texts: Texts) -> int:
-        """Number of texts with more units than are read."""
+        """Number of texts with more units than the limit."""
         return sum(len(self._units(text)) > self.cfg.data.max_length for text in texts)
 
     def plan(self, texts: Texts) -> dict[str, object]:
@@ -107,12 +108,12 @@ class FromScratch(Learner):
         }
 
     def save(self, folder: Path) -> None:
-        """Write units and weights."""
+        """Write vocabulary and weights."""
         (folder / UNITS).write_text(json.dumps(list(self.numbers)), encoding="utf-8")
         save_file({name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}, folder / WEIGHTS)
 
     def restore(self, folder: Path) -> None:
-        """Read what `save` wrote."""
+        """Load what `save` wrote."""
         self._build(json.loads((folder / UNITS).read_text(encoding="utf-8")))
         try:
             self.network.load_state_dict(load_file(folder / WEIGHTS))
@@ -121,12 +122,12 @@ class FromScratch(Learner):
 
 
 class TextCnn(nn.Module):
-    """Filters of several widths over the embeddings, the largest value of each, one linear layer.
+    """Convolutions of several widths over the embeddings, max pooling, one linear layer.
 
     Args:
-        section: its sizes.
-        units: entries of the vocabulary, padding and unknown included.
-        classes: their number.
+        section: the layer sizes.
+        units: size of the vocabulary, including padding and unknown.
+        classes: number of classes.
     """
 
     def __init__(self, section: config.TextCnn, units: int, classes: int) -> None:
@@ -151,12 +152,12 @@ class TextCnn(nn.Module):
 
 
 class BiLstm(nn.Module):
-    """A recurrent network in both directions, its states pooled over the text, one linear layer.
+    """A bidirectional LSTM, its states pooled over the text, one linear layer.
 
     Args:
-        section: its sizes.
-        units: entries of the vocabulary, padding and unknown included.
-        classes: their number.
+        section: the layer sizes.
+        units: size of the vocabulary, including padding and unknown.
+        classes: number of classes.
     """
 
     def __init__(self, section: config.BiLstm, units: int, classes: int) -> None:
@@ -195,18 +196,18 @@ def fit(
     """Train a network and leave it at the epoch with the best macro-F1 on the validation rows.
 
     Args:
-        network: to train.
+        network: the network to train.
         rows, labels: training rows and their classes, (n,).
-        held: the validation rows.
-        evaluate: computes the metrics of their log-probabilities.
-        record: takes the metrics of each epoch.
-        section: the schedule.
-        seed: of order and dropout.
-        train: ``max_steps`` ends the training before the epochs do, ``score_tokens`` are the padded units per batch of
-            validation rows, and ``progress_seconds`` the interval of progress reports.
+        held: validation rows.
+        evaluate: computes metrics from their log-probabilities.
+        record: called with the metrics of each epoch.
+        section: learning rate, schedule and batch size.
+        seed: of the row order and dropout.
+        train: ``max_steps`` may end training before the epochs do, ``score_tokens`` is the maximum number of padded
+            units per validation batch, and ``progress_seconds`` the interval of progress reports.
 
     Raises:
-        FinsaError: for a loss or gradient that is infinite or NaN, before it changes a weight.
+        FinsaError: for an infinite or NaN loss or gradient, before any weight changes.
     """
     network.to(base.device()).train()
     total = count_steps(section, len(rows), train.max_steps)
@@ -216,7 +217,7 @@ def fit(
     order = random.Random(seed)
     step, seen, best, waited, kept = 0, 0, -1.0, 0, dict[str, torch.Tensor]()
     display = Display(train.progress_seconds)
-    with display.work("training", total, at_once=True) as shown:
+    with display.work("training", total, at_once=True) as bar:
         while step < total and waited < section.patience:
             losses = []
             for batch in _epoch(rows, section.batch_size, order)[: total - step]:
@@ -228,7 +229,7 @@ def fit(
                 optimizer.step()
                 schedule.step()
                 step, seen = step + 1, seen + len(batch)
-                shown.move(step)
+                bar.move(step)
             with display.work("scoring validation", len(held)) as scored:
                 values = evaluate(score(network, held, train.score_tokens, scored.moved))
             mean = float(torch.stack(losses).mean())
@@ -245,18 +246,18 @@ def fit(
 
 
 def count_steps(section: Network, rows: int, max_steps: int | None) -> int:
-    """The largest number of optimiser steps."""
+    """Maximum number of optimizer steps."""
     return min(max_steps or 10**12, section.epochs * -(-rows // section.batch_size))
 
 
 def _rate(step: int, total: int, warmup: float) -> float:
-    """The factor of the learning rate: from 0 to 1 in the warm-up, then linearly to 0."""
+    """Learning-rate factor: linear warm-up from 0 to 1, then linear decay to 0."""
     rising = warmup * total
     return min(1.0, (step + 1) / rising if step + 1 < rising else (total - step) / max(1.0, total - rising))
 
 
 def _epoch(rows: Rows, size: int, order: random.Random) -> list[list[int]]:
-    """Row numbers in batches: shuffled, then sorted by length within some batches, then the batches shuffled."""
+    """Batches of row numbers: shuffled rows, sorted by length within groups of batches, then shuffled batches."""
     numbers = list(range(len(rows)))
     order.shuffle(numbers)
     grouped = []
@@ -270,7 +271,7 @@ def _epoch(rows: Rows, size: int, order: random.Random) -> list[list[int]]:
 def _backward(
     network: torch.nn.Module, rows: Rows, labels: Sequence[int], batch: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of a batch, and the norm of its gradient, which is clipped to 1."""
+    """Backpropagate the loss of a batch and clip the gradient norm to 1; returns the loss and the unclipped norm."""
     targets = torch.tensor([labels[row] for row in batch]).to(base.device())
     loss = cross_entropy(_logits(network, [rows[row] for row in batch]), targets)
     network.zero_grad()
@@ -281,13 +282,13 @@ def _backward(
 def _not_finite(
     network: torch.nn.Module, rows: Rows, labels: Sequence[int], batch: Sequence[int], number: int
 ) -> FinsaError:
-    """The error of a step whose loss or gradient is not finite, naming the rows for which it is not finite alone."""
+    """The error for a non-finite loss or gradient, naming the rows that cause one individually."""
     alone = {row: torch.stack(_backward(network, rows, labels, [row])) for row in batch}
     bad = sorted(row for row, values in alone.items() if not bool(torch.isfinite(values).all()))
-    shown = ", ".join(map(str, bad[:5])) or "none alone, the whole step is too large"
+    shown = ", ".join(map(str, bad[:5])) or "no single row, only the whole batch"
     return FinsaError(
         f"training: loss or gradient of step {number} is infinite or NaN. Rows: {shown} ({len(bad)} of "
-        f"{len(batch)}; numbers of training rows, from 0). Look at these rows, or lower method.baseline.learning_rate"
+        f"{len(batch)}; indices of training rows, from 0). Check these rows, or lower method.baseline.learning_rate"
     )
 
 

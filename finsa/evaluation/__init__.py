@@ -1,1 +1,1 @@
-"""Metrics, intervals, tables and figures."""
+"""Metrics, statistics, tables, figures and reports."""

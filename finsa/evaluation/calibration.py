@@ -1,8 +1,8 @@
 """Calibration: the temperature of a run's probabilities, calibration error and log loss.
 
 A probability in finsa is ``softmax(log_probs / temperature)`` over the labels, where ``log_probs`` are the
-log-probabilities of the whole labels and the temperature is fitted on the validation rows of the run (Guo et al. 2017);
-it is 1 for a run that fits none. The temperature does not change the predicted label.
+log-probabilities of the whole labels and the temperature is fitted on the validation rows (Guo et al. 2017); it is 1 if
+none was fitted. The temperature does not change the predicted label.
 """
 
 from __future__ import annotations
@@ -17,37 +17,35 @@ from finsa.evaluation.metrics import probabilities
 
 FloatArray = NDArray[np.float64]
 BINS = 15  # as in Guo et al. 2017
-LOWEST, HIGHEST = (
-    0.05,
-    20.0,
-)  # the optimum is 0 if all rows are correct, and infinite if log-probabilities are uninformative
+# The optimum is 0 if all rows are correct, and infinite if the log-probabilities are uninformative.
+LOWEST, HIGHEST = 0.05, 20.0
 
 
 def fit_temperature(log_probs: FloatArray, gold: Sequence[int]) -> float:
-    """Fit the temperature that maximises the likelihood of the true labels, between `LOWEST` and `HIGHEST`.
+    """Fit the temperature that maximizes the likelihood of the true labels, between `LOWEST` and `HIGHEST`.
 
     Args:
         log_probs: of the labels, (n, c).
         gold: true classes, (n,).
 
     Returns:
-        Exactly a bound where the likelihood still rises there, and 1 where it does not depend on the temperature.
+        Exactly a bound if the likelihood still increases there, and 1 if it does not depend on the temperature.
     """
-    from scipy.optimize import minimize_scalar  # takes half a second, which only a fit needs
+    from scipy.optimize import minimize_scalar  # imported here because it takes half a second
 
     bounds = np.log([LOWEST, HIGHEST])
     optimum = minimize_scalar(lambda power: loss(log_probs / np.exp(power), gold), bounds=bounds, method="bounded")
-    candidates = [1.0, LOWEST, HIGHEST, float(np.exp(optimum.x))]  # the search stops short of its bounds
+    candidates = [1.0, LOWEST, HIGHEST, float(np.exp(optimum.x))]  # the search never reaches its bounds exactly
     return min(candidates, key=lambda candidate: round(loss(log_probs / candidate, gold), 9))
 
 
 def at_bound(value: float) -> bool:
-    """Whether a temperature is at its bound, so that the optimum lies beyond."""
+    """Whether a temperature is at a bound, so that the optimum lies beyond it."""
     return value in (LOWEST, HIGHEST)
 
 
 def loss(log_probs: FloatArray, gold: Sequence[int]) -> float:
-    """Mean negative log-probability of the true labels, normalised over the labels, of log-probabilities (n, c)."""
+    """Mean negative log-probability of the true labels after normalizing log-probabilities (n, c) over the labels."""
     largest = log_probs.max(axis=1)
     total = largest + np.log(np.exp(log_probs - largest[:, None]).sum(axis=1))
     return float((total - log_probs[np.arange(len(log_probs)), gold]).mean())
@@ -63,14 +61,14 @@ def reliability(confidence: FloatArray, correct: NDArray[np.bool_]) -> list[dict
     Returns:
         Per non-empty bin: ``rows``, ``confidence`` (mean), ``accuracy``.
     """
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     return [
         {
-            "rows": int((place == at).sum()),
-            "confidence": float(confidence[place == at].mean()),
-            "accuracy": float(correct[place == at].mean()),
+            "rows": int((bins == number).sum()),
+            "confidence": float(confidence[bins == number].mean()),
+            "accuracy": float(correct[bins == number].mean()),
         }
-        for at in np.unique(place)
+        for number in np.unique(bins)
     ]
 
 

@@ -1,7 +1,7 @@
 """Comparison of run groups on the same test rows: scores with intervals, paired tests, costs, and a summary.
 
-A record is one group's row of ``report.csv``: numbers by name; None where a number does not exist. Its column of names
-is called ``arm``, as scripts that read the file know it.
+A record is one group's row of ``report.csv``: numbers by name; None for a missing number. The column of names is
+called ``arm``, because scripts that read the file expect it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from finsa.evaluation.finished_runs import Run, RunGroup
 Record = dict[str, Any]
 SCORES = ("accuracy", "macro_f1", "weighted_f1")
 SAMPLES_PER_TEST = 200
-FEW_ROWS, FEW_OF_CLASS = 300, 10  # below, the summary says what one row weighs, and that F1 intervals are too narrow
+FEW_ROWS, FEW_OF_CLASS = (
+    300,
+    10,
+)  # below, the summary states the weight of one row, and that F1 intervals are too narrow
 TEST_COLUMNS = (
     *("difference", "difference_low", "difference_high", "bootstrap_p", "bootstrap_p_holm"),
     *("fixed", "broken", "mcnemar_p", "mcnemar_p_holm", "verdict"),
@@ -35,10 +38,10 @@ class Comparison:
     """A comparison of run groups on the same test rows.
 
     Args:
-        groups: sorted by macro-F1, the highest first.
+        groups: sorted by macro-F1, highest first.
         records: one per group.
         baseline: name of the group that the others are tested against, besides the tests against the best.
-        best: name of the first group where it is significantly better than every other one; None otherwise.
+        best: name of the first group if it is significantly better than every other; None otherwise.
         remarks: the summary, one sentence each; the first is about the best group.
     """
 
@@ -53,18 +56,18 @@ def compare(groups: Sequence[RunGroup], options: ReportStage) -> Comparison:
     """Compare run groups on the same test rows.
 
     Raises:
-        ConfigError: where ``stage.baseline`` is none of them.
+        ConfigError: if ``stage.baseline`` is not one of them.
     """
     scored = [(group, {**_identity(group), **_scores(group, options), **_costs(group)}) for group in groups]
     scored.sort(key=lambda pair: -pair[1]["macro_f1"])
     ranked, records = [group for group, _ in scored], [record for _, record in scored]
     baseline = _baseline(ranked, options.baseline)
-    # Holm's first step looks that much further into the tails than a single test.
+    # Holm's first step needs quantiles that much further in the tails than a single test.
     samples = max(options.samples, SAMPLES_PER_TEST * len(ranked))
 
     @cache
     def draws(first: int, second: int) -> tuple[float, NDArray[np.float64]]:
-        """Difference in macro-F1, first minus second, and its bootstrap draws; each pair is drawn once."""
+        """Difference in macro-F1, first minus second, and its bootstrap draws, computed once per pair."""
         if first > second:
             value, drawn = draws(second, first)
             return -value, -drawn
@@ -125,8 +128,8 @@ def _identity(group: RunGroup) -> Record:
 def _scores(group: RunGroup, options: ReportStage) -> Record:
     """Means over the runs, intervals, and for several runs the standard deviation.
 
-    A single run has the intervals of its ``metrics.json``, so that a number has one interval everywhere. Several runs
-    have percentiles of the bootstrap over rows and runs.
+    A single run has the intervals of its ``metrics.json``, so that a score has the same interval everywhere. Several
+    runs have percentiles of the bootstrap over rows and runs.
     """
     run, classes = group.runs[0], len(group.runs[0].labels)
     confusions = statistics.confusions(run.gold, group.predicted, classes)
@@ -149,7 +152,7 @@ def _scores(group: RunGroup, options: ReportStage) -> Record:
 
 
 def _costs(group: RunGroup) -> Record:
-    """Costs, means over the runs; None where a run does not report one."""
+    """Mean costs over the runs; None if a run does not report a cost."""
     facts = [run.facts for run in group.runs]
     means = {
         name: _mean([one.get(name) for one in facts])
@@ -176,7 +179,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def seconds_to_best(run: Run) -> float | None:
-    """Seconds from the start of training to the validation that selected the checkpoint; None where unknown.
+    """Seconds from the start of training to the validation that selected the checkpoint; None if unknown.
 
     The trainer writes its last record when training ends, with the duration of the training.
     """
@@ -186,14 +189,14 @@ def seconds_to_best(run: Run) -> float | None:
     if not scored or not ends:
         return None
     choose = min if measure == "eval_loss" else max
-    best = choose(scored, key=lambda record: record[measure])  # of equal ones the first, as the trainer keeps it
+    best = choose(scored, key=lambda record: record[measure])  # the first of ties, which the trainer keeps
     return float(best["time"] - (ends[-1]["time"] - ends[-1]["train_runtime"]))
 
 
 def _mcnemar(first: RunGroup, second: RunGroup) -> tuple[int, int, float]:
     """The least significant pair of runs: rows only the first classifies correctly, only the second, and the p-value.
 
-    Runs of the same seed are paired; where the groups share none, all with all. A difference counts where it holds for
+    Runs with the same seed are paired; groups without a common seed are paired all with all. A difference must hold for
     every pair, so the largest p-value is that of the groups.
     """
     gold = first.runs[0].gold
@@ -210,10 +213,10 @@ def _mcnemar(first: RunGroup, second: RunGroup) -> tuple[int, int, float]:
 
 
 def _best(records: Sequence[Record]) -> tuple[str | None, str]:
-    """The first group where it is significantly better than every other one, and the sentence about it."""
+    """The first group if it is significantly better than every other, and the sentence about it."""
     top, *others = records
     if not others:
-        return None, "There is one configuration only, and nothing to compare it with."
+        return None, "There is only one configuration, so there is nothing to compare."
     name, has = top["arm"], f"{top['arm']} has the highest macro-F1, {top['macro_f1']:.4f}"
     how = "paired bootstrap" + f", Holm-corrected for {len(others)} comparisons" * (len(others) > 1)
     close = [
@@ -252,7 +255,7 @@ def _remarks_on_runs(groups: Sequence[RunGroup]) -> Iterator[str]:
         if key == "device":  # ends in the dtype, which only a language model uses
             values = {device.rpartition(", ")[0] for device in values}
         if len(values) > 1:
-            yield f"The runs were made with {len(values)} different {what}."
+            yield f"The runs used {len(values)} different {what}."
     bound = [
         f"{group.name} (seed {run.config['seed']})"
         for group in groups
@@ -267,6 +270,6 @@ def _remarks_on_runs(groups: Sequence[RunGroup]) -> Iterator[str]:
     if len(dtypes) > 1:
         yield f"The language models were run in different dtypes: {', '.join(dtypes)}."
     if len({run.facts.get("pid") for run in runs}) < len(runs):
-        yield "Runs of a sweep share a process: a run's peak memory is that of the sweep until the run's end."
+        yield "Runs of a sweep share a process, so a run's peak memory includes that of the runs before it."
     if len({tuple(group.seeds) for group in groups if group.runs[0].config["method"]["learn"] != "nothing"}) > 1:
         yield "The configurations were run with different seeds."

@@ -1,4 +1,4 @@
-"""Shortcut features that predict the label: where a row comes from, how long it is, in which script."""
+"""Shortcut features that predict the label: origin, length and script of a text."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from finsa.evaluation.tables import percent
 
 OTHERS = "(others)"
 MOST_GROUPS = 20  # more distinct values are identifiers, not groups
-CHANCE = 0.01  # p-value at which an association is not reported
-# Letters before the first dash or digit; where all ids begin alike, all letters before the first digit.
+CHANCE = 0.01  # p-value from which an association is not reported
+# Letters before the first dash or digit; if all ids start the same, all characters before the first digit.
 PREFIXES = (r"^(\p{L}[\p{L}_]*?)_?[-.:/\d]", r"^(\p{L}[^\d]*?)[-_.:/]?\d")
 TRAITS = {
     "text length": (pl.col("text").str.len_chars().cast(pl.Float64), "characters"),
@@ -30,11 +30,11 @@ TRAITS = {
 
 
 def groupings(rows: pl.DataFrame, least: int) -> dict[str, pl.Series]:
-    """Find groups of rows that are not part of the text.
+    """Find groupings of rows that are independent of the text.
 
     Args:
-        rows: columns split, id, domain and, where it is known, file.
-        least: rows of a group; smaller ones are merged into `OTHERS`.
+        rows: columns split, id, domain and, if known, file.
+        least: minimum number of rows per group; smaller groups are merged into `OTHERS`.
 
     Returns:
         By kind (``domain``, ``id prefix``, ``file``), the group of each row; kinds with fewer than two groups are
@@ -54,7 +54,7 @@ def groupings(rows: pl.DataFrame, least: int) -> dict[str, pl.Series]:
 
 
 def _prefixes(ids: pl.Series) -> pl.Series:
-    """The prefixes of ids, where they differ; nulls where they do not."""
+    """The prefixes of ids; null if they are all equal."""
     for pattern in PREFIXES:
         prefix = ids.str.extract(pattern, 1)
         if prefix.n_unique() > 1:
@@ -66,14 +66,14 @@ def measure_groups(kind: str, groups: pl.Series, rows: pl.DataFrame, names: Sequ
     """Measure how well groups predict the label.
 
     Args:
-        kind: what the groups are.
+        kind: name of the grouping.
         groups: the group of each row, (n,).
         rows: columns split and label (class number).
-        names: of the classes.
+        names: class names.
 
     Returns:
         Plain values: ``association`` (Cramér's V), ``p`` (chi-squared), ``guess`` (accuracy of each group's most
-        frequent training label on the test split, beside that of the most frequent label of all) and ``groups``, each
+        frequent training label on the test split, and of the most frequent label of all) and ``groups``, each
         with its rows, labels by split, and the classes that it lacks.
     """
     frame = rows.select("split", "label").with_columns(groups.alias("group"))
@@ -107,7 +107,7 @@ def cramers_v(counts: Any) -> tuple[float, float]:
         counts: rows by category, (g, c).
 
     Returns:
-        Cramér's V (Cramér 1946) and the p-value of the chi-squared test; 0 and 1 where there is nothing to compare.
+        Cramér's V (Cramér 1946) and the p-value of the chi-squared test; 0 and 1 if there is nothing to compare.
     """
     counts = counts[counts.sum(axis=1) > 0][:, counts.sum(axis=0) > 0]
     if min(counts.shape) < 2:
@@ -142,8 +142,8 @@ def measure_trait(name: str, rows: pl.DataFrame, names: Sequence[str], least: in
     Args:
         name: one of `TRAITS`.
         rows: columns text and label (class number).
-        names: of the classes.
-        least: rows of a class below which it is not compared.
+        names: class names.
+        least: minimum number of rows of a class to be compared.
 
     Returns:
         Plain values: ``eta_squared`` (of the ranks: the share of their variance between classes, which is (H - c + 1) /
@@ -211,7 +211,7 @@ def _concentrated(kind: str, groups: list[dict[str, Any]], total: int) -> str:
 
 
 def describe_trait(measured: dict[str, Any], stage: InspectStage) -> list[str]:
-    """The sentence about the class that a trait predicts best; none where that is below ``stage.separation``."""
+    """The sentence about the class that a trait predicts best; none if its AUC is below ``stage.separation``."""
     judged = [one for one in measured["classes"] if one["auc"] is not None]
     best = max(judged, key=lambda one: abs(one["auc"] - 0.5), default=None)
     if best is None or max(best["auc"], 1 - best["auc"]) < stage.separation:

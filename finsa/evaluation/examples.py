@@ -23,12 +23,12 @@ TRUNCATED_SHOWN = 60  # characters of truncated text that the terminal shows
 
 @dataclass(frozen=True)
 class Piece:
-    """A token, or several tokens that form a character together.
+    """A token, or several tokens that together form one character.
 
     Args:
-        text: of the tokens.
-        ids: the tokens.
-        loss: whether they carry loss.
+        text: decoded tokens.
+        ids: token ids.
+        loss: whether the tokens are in the loss.
     """
 
     text: str
@@ -41,9 +41,9 @@ class Segment:
     """A part of a row.
 
     Args:
-        part: prompt, text, answer, end; or truncated: text that did not fit and that the model does not see.
-        pieces: its tokens; of truncated text, one piece without ids.
-        tokens: number of tokens, of truncated text those that were removed.
+        part: prompt, text, answer, end, or truncated (text that was removed and that the model does not see).
+        pieces: its tokens; truncated text is one piece without ids.
+        tokens: number of tokens; for truncated text, the number removed.
     """
 
     part: Part
@@ -56,8 +56,8 @@ class Segment:
         return "".join(piece.text for piece in self.pieces)
 
     @property
-    def learnt(self) -> int:
-        """Number of tokens that carry loss."""
+    def loss_tokens(self) -> int:
+        """Number of tokens in the loss."""
         return sum(len(piece.ids) for piece in self.pieces if piece.loss)
 
 
@@ -67,8 +67,8 @@ class Example:
 
     Args:
         split, id, label: of the row.
-        segments: in the order of the tokens; truncated text is where it was removed.
-        seen: whether the model is given the answer, as in training.
+        segments: in token order; truncated text is at the position from which it was removed.
+        seen: whether the model sees the answer, as in training.
     """
 
     split: str
@@ -83,25 +83,25 @@ class Example:
         return sum(segment.tokens for segment in self.segments if segment.part != "truncated")
 
     @property
-    def learnt(self) -> int:
-        """Number of tokens that carry loss."""
-        return sum(segment.learnt for segment in self.segments)
+    def loss_tokens(self) -> int:
+        """Number of tokens in the loss."""
+        return sum(segment.loss_tokens for segment in self.segments)
 
 
 def examples(data: TokenizedDataset, cfg: RunConfig, count: int) -> list[Example]:
-    """Choose a few rows of every split and split them into parts.
+    """Choose a few rows of every split and divide them into parts.
 
     Args:
         data: the rows and their tokens.
-        cfg: decides which training rows are used, and which tokens carry loss.
-        count: per split. One row of each class in turn, with one truncated row among them if there is any.
+        cfg: determines which training rows are used, and which tokens are in the loss.
+        count: rows per split: one of each class in turn, including a truncated row if there is one.
     """
     chosen = []
     for split, table in data.dataset.splits.items():
         if not table.height:
             continue
         rows = _rows(data, cfg, split)
-        learnt = split == "train" and cfg.method.learn != "nothing"
+        trained = split == "train" and cfg.method.learn != "nothing"
         for at in _chosen(rows, count):
             row = table.row(rows.order[at], named=True)
             chosen.append(
@@ -109,15 +109,15 @@ def examples(data: TokenizedDataset, cfg: RunConfig, count: int) -> list[Example
                     split=split,
                     id=row["id"],
                     label=data.dataset.labels.names[row["label"]],
-                    segments=tuple(_segments(data, rows, at, row["text"], learnt)),
-                    seen=learnt,
+                    segments=tuple(_segments(data, rows, at, row["text"], trained)),
+                    seen=trained,
                 )
             )
     return chosen
 
 
 def _rows(data: TokenizedDataset, cfg: RunConfig, split: str) -> TrainingRows:
-    """The rows that training would read; of a held-out split, all rows in their order."""
+    """The rows that training would use; for a held-out split, all rows in order."""
     if split == "train":
         return data.training_rows(cfg)
     gold = data.gold(split)
@@ -125,7 +125,7 @@ def _rows(data: TokenizedDataset, cfg: RunConfig, split: str) -> TrainingRows:
 
 
 def _chosen(rows: TrainingRows, count: int) -> list[int]:
-    """Row numbers: every class once before any twice, and a truncated row."""
+    """Positions of the chosen rows: every class once before any twice, and a truncated row."""
     seen: dict[int, list[int]] = {}
     for at, row in enumerate(rows.order):
         of_class = seen.setdefault(rows.gold[row], [])
@@ -140,7 +140,7 @@ def _chosen(rows: TrainingRows, count: int) -> list[int]:
     return chosen
 
 
-def _segments(data: TokenizedDataset, rows: TrainingRows, at: int, text: str, learnt: bool) -> Iterator[Segment]:
+def _segments(data: TokenizedDataset, rows: TrainingRows, at: int, text: str, trained: bool) -> Iterator[Segment]:
     renderer, row, number = data.renderer, _whole(data, rows, at), rows.order[at]
     length = len(row["input_ids"])
     prompt = min(len(rows.prompts[number]), length)
@@ -151,18 +151,18 @@ def _segments(data: TokenizedDataset, rows: TrainingRows, at: int, text: str, le
     start = 0
     for part, end in zip(parts, ends, strict=True):
         if start < end or part == "text":
-            yield Segment(part, tuple(_pieces(renderer.tokenizer, row, range(start, end), learnt)), end - start)
+            yield Segment(part, tuple(_pieces(renderer.tokenizer, row, range(start, end), trained)), end - start)
         cut = int(rows.prompts.cut[number])
         if part == "text" and cut:
-            kept = tuple(_pieces(renderer.tokenizer, row, range(start, end), learnt))
+            kept = tuple(_pieces(renderer.tokenizer, row, range(start, end), trained))
             yield Segment("truncated", (Piece(_rest(text, kept), (), False),), cut)
         start = end
 
 
 def _whole(data: TokenizedDataset, rows: TrainingRows, at: int) -> Row:
-    """A row with its answer, which rows of objectives over all labels do not contain; their answer is the true label's.
+    """A row with its answer: rows for an objective over all labels lack it, so the true label's is appended.
 
-    A classification head reads no answer, and nothing after the text.
+    A classification head reads neither an answer nor anything after the text.
     """
     row = rows[at]
     if "target" not in row or "text_span" in row:
@@ -171,13 +171,13 @@ def _whole(data: TokenizedDataset, rows: TrainingRows, at: int) -> Row:
     return Row(input_ids=[*row["input_ids"], *answer], labels=[*row["labels"], *answer])
 
 
-def _pieces(tokenizer: Any, row: Row, positions: range, learnt: bool) -> Iterator[Piece]:
-    """Decode tokens one by one; a token that ends within a character is decoded with the next."""
+def _pieces(tokenizer: Any, row: Row, positions: range, trained: bool) -> Iterator[Piece]:
+    """Decode tokens one by one; a token that ends inside a character is decoded with the next."""
     ids: list[int] = []
     for at in positions:
         ids.append(row["input_ids"][at])
-        loss = learnt and row["labels"][at] != IGNORE
-        following = at + 1 in positions and loss == (learnt and row["labels"][at + 1] != IGNORE)
+        loss = trained and row["labels"][at] != IGNORE
+        following = at + 1 in positions and loss == (trained and row["labels"][at + 1] != IGNORE)
         text = decode(tokenizer, ids)
         if text.endswith("\ufffd") and following:
             continue
@@ -191,13 +191,13 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def _rest(text: str, pieces: Sequence[Piece]) -> str:
-    """The text after the kept tokens; empty where a tokenizer normalizes text."""
+    """The text after the kept tokens; empty if the tokenizer normalizes text."""
     kept = "".join(piece.text for piece in pieces).rstrip("\ufffd")
     return text[len(kept) :] if text.startswith(kept) else ""
 
 
 def show(rows: Sequence[Example]) -> None:
-    """Print examples part by part: the number of tokens, how many of them carry loss, and the text."""
+    """Print examples part by part: number of tokens, number of tokens in the loss, and text."""
     out = tables.console()
     legend = Text("examples as the model sees them: ", style="bold")
     for part, style in STYLES.items():
@@ -205,7 +205,9 @@ def show(rows: Sequence[Example]) -> None:
     legend.append("with loss", style="underline").append(" (* in the column loss); ↵ is a line break")
     out.print(legend)
     for example in rows:
-        title = f"{example.split}: {example.id}, {example.label}: {example.tokens} tokens, {example.learnt} with loss"
+        title = (
+            f"{example.split}: {example.id}, {example.label}: {example.tokens} tokens, {example.loss_tokens} with loss"
+        )
         if not example.seen:
             title += "; the answer is scored, not given" if example.split != "train" else "; not trained on"
         table = RichTable(title=Text(title), title_justify="left", title_style="bold", expand=True)
@@ -221,6 +223,6 @@ def show(rows: Sequence[Example]) -> None:
             else:
                 for piece in segment.pieces:
                     content.append(visible(piece.text), style=f"{style} underline" if piece.loss else style)
-            carried = f"* {segment.learnt}" if segment.learnt else tables.MISSING
+            carried = f"* {segment.loss_tokens}" if segment.loss_tokens else tables.MISSING
             table.add_row(Text(segment.part, style=style), str(segment.tokens), carried, content)
         out.print(table)

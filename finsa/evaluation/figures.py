@@ -1,4 +1,4 @@
-"""Figures as PNG files: what all of them share, and the figures of a single run."""
+"""Figures as PNG files: shared drawing functions, and the figures of a single run."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-# A Chinese font often has one weight only; no user needs a message at every figure that it is not quite "normal".
+# Many Chinese fonts have only one weight; silence the message about it at every figure.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
-MANY = 20  # more classes have no colour, row or readable cells each
-FREQUENT = 9  # of many classes, those that are shown besides the others
-WIDTH, DPI = 6.8, 150  # inches: narrow, so that text is still large enough on a phone
-# Distinguishable by colour-blind readers (Okabe & Ito 2008); more lines or classes take the shades of a colour map.
+MANY = 20  # with more classes, no color, row or readable cell for each
+FREQUENT = 9  # of many classes, the number shown besides the others
+WIDTH, DPI = 6.8, 150  # inches: narrow, so that text stays readable on a phone
+# Distinguishable by color-blind readers (Okabe & Ito 2008); more lines or classes use shades of a color map.
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#B8A500")
 CLASSES = ("#D55E00", "#B0B0B0", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442")
-LATIN = "DejaVu Sans"  # comes with matplotlib
+LATIN = "DejaVu Sans"  # bundled with matplotlib
 CHINESE = Path(__file__).parent / "fonts" / "FinsaSansSC.otf"  # the 3,755 most frequent Chinese characters
-# Fonts for the characters that these two lack, in order of preference; then any other that has them.
+# Fonts for characters missing in these two, in order of preference; then any other font that has them.
 PREFERRED = (
     "Noto Sans CJK SC",
     "Source Han Sans SC",
@@ -71,8 +71,8 @@ def canvas(
         file: the PNG.
         height: in inches.
         rows, columns: number of axes.
-        fonts: families, the first preferred; empty for those that are set already.
-        options: of ``pyplot.subplots``.
+        fonts: font families in order of preference; empty to keep the current ones.
+        options: for ``pyplot.subplots``.
     """
     settings: Any = {"axes.unicode_minus": False, "font.size": 10}
     if fonts:
@@ -89,19 +89,19 @@ def canvas(
             pyplot.close(figure)
 
 
-def palette(count: int, colours: Sequence[str]) -> list[Any]:
-    """As many colours: the given ones, or shades of a colour map where they are too few."""
-    return list(colours[:count]) if count <= len(colours) else list(colormaps["viridis"](np.linspace(0, 0.9, count)))
+def palette(count: int, colors: Sequence[str]) -> list[Any]:
+    """`count` colors: the given ones, or shades of a color map if there are too few."""
+    return list(colors[:count]) if count <= len(colors) else list(colormaps["viridis"](np.linspace(0, 0.9, count)))
 
 
-def ink(colour: Any) -> str:
-    """Black or white, whichever has the higher contrast with a colour (relative luminance, WCAG 2)."""
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour))
+def ink(color: Any) -> str:
+    """Black or white, whichever has the higher contrast with a color (relative luminance, WCAG 2)."""
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(color))
     return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 else "white"
 
 
 def frequent(counts: Iterable[Mapping[str, int]], labels: Sequence[str]) -> list[str]:
-    """The labels that a figure with a colour or row for each can show: all, or the most frequent of many, in order."""
+    """The labels that a figure shows, in order: all, or the most frequent if there are many."""
     if len(labels) <= MANY:
         return list(labels)
     total: Counter[str] = Counter()
@@ -112,27 +112,27 @@ def frequent(counts: Iterable[Mapping[str, int]], labels: Sequence[str]) -> list
 
 
 def folded(counts: Mapping[str, int], labels: Sequence[str], shown: Sequence[str]) -> dict[str, int]:
-    """Counts of the labels that are shown, and the sum of the others where there are any."""
+    """Counts of the labels shown, and the sum of the others, if any."""
     rest = sum(counts.get(label, 0) for label in labels if label not in shown)
     others = {f"{len(labels) - len(shown)} other classes": rest} if len(shown) < len(labels) else {}
     return {label: counts.get(label, 0) for label in shown} | others
 
 
-def stacked_shares(axes: Any, table: Any, colours: Sequence[Any], least: float) -> None:
-    """Draw horizontal stacked bars of each row's shares, (rows, parts); shares of `least` or more are also written."""
+def stacked_shares(axes: Any, table: Any, colors: Sequence[Any], least: float) -> None:
+    """Draw horizontal stacked bars of each row's shares, (rows, parts); shares of at least `least` are annotated."""
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1e-12)
-    for part, colour in enumerate(colours):
+    for part, color in enumerate(colors):
         left = shares[:, :part].sum(axis=1)
-        axes.barh(range(len(table)), shares[:, part], left=left, color=colour, height=0.78)
+        axes.barh(range(len(table)), shares[:, part], left=left, color=color, height=0.78)
         for row, share in enumerate(shares[:, part]):
             if share >= least:
                 place = (left[row] + share / 2, row)
-                axes.text(*place, f"{share:.0%}", ha="center", va="center", color=ink(colour), fontsize=8)
+                axes.text(*place, f"{share:.0%}", ha="center", va="center", color=ink(color), fontsize=8)
     axes.set_xlim(0, 1)
 
 
 def text_width(text: str) -> int:
-    """Width of a text in Latin letters; a Chinese character is two wide."""
+    """Width of a text in Latin letters; a Chinese character counts as two."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
@@ -140,7 +140,7 @@ def text_width(text: str) -> int:
 
 
 def confusion_matrix(report: Mapping[str, Any], title: str, file: Path) -> None:
-    """Draw a confusion matrix: counts, coloured by the share of the true class; of many classes only the colours."""
+    """Draw a confusion matrix: counts, colored by the share of the true class; for many classes, colors only."""
     font, names = font_and_names(list(report["per_class"]))
     title_font, (title,) = font_and_names([title], "run")
     many = len(names) > MANY
@@ -152,7 +152,7 @@ def confusion_matrix(report: Mapping[str, Any], title: str, file: Path) -> None:
         font_size = 6 if many else 10
         axes.set_xticks(range(len(names)), names, fontsize=font_size)
         axes.set_yticks(range(len(names)), names, fontsize=font_size)
-        if many or max(map(text_width, names)) * 0.085 > cell:  # inches of a letter
+        if many or max(map(text_width, names)) * 0.085 > cell:  # inches per letter
             axes.tick_params("x", rotation=90)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
@@ -161,18 +161,18 @@ def confusion_matrix(report: Mapping[str, Any], title: str, file: Path) -> None:
 
 
 def draw_matrix(axes: Any, counts: Any, x: float = 0, y: float = 0, font_size: float = 10) -> Any:
-    """Draw a confusion matrix (c, c) with the centre of its first cell at (x, y), and return the image."""
+    """Draw a confusion matrix (c, c) with the center of its first cell at (x, y), and return the image."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     end = len(counts) - 0.5
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, extent=(x - 0.5, x + end, y + end, y - 0.5))
     for (row, column), count in [] if len(counts) > MANY else np.ndenumerate(counts):
-        colour, text = "white" if shares[row, column] > 0.6 else "black", f"{count}\n{shares[row, column]:.0%}"
-        axes.text(x + column, y + row, text, ha="center", va="center", color=colour, fontsize=font_size)
+        color, text = "white" if shares[row, column] > 0.6 else "black", f"{count}\n{shares[row, column]:.0%}"
+        axes.text(x + column, y + row, text, ha="center", va="center", color=color, fontsize=font_size)
     return image
 
 
 def search(scores: Sequence[float | None], file: Path) -> None:
-    """Draw a search's scores by trial, and the best so far; stopped trials (None) have none."""
+    """Draw a search's scores by trial, and the best so far; trials stopped early have none (None)."""
     with canvas(file, 3.6) as (_, ((axes,),)):
         ended = [(number, score) for number, score in enumerate(scores) if score is not None]
         numbers, values = zip(*ended, strict=True)
@@ -186,12 +186,12 @@ def search(scores: Sequence[float | None], file: Path) -> None:
 
 
 def has_steps(log: Log) -> bool:
-    """Whether a log is of optimiser steps, not of a penalty grid."""
+    """Whether a log records optimizer steps, not a penalty grid."""
     return any(("loss" in record or "eval_loss" in record) and "strength" not in record for record in log)
 
 
 def has_penalties(log: Log) -> bool:
-    """Whether a log is of a penalty grid."""
+    """Whether a log records a penalty grid."""
     return any("strength" in record for record in log)
 
 
@@ -199,28 +199,28 @@ def training_curves(lines: Sequence[tuple[str, Any, Sequence[Log]]], title: str,
     """Draw training losses and validation scores by step.
 
     Args:
-        lines: name, colour and the logs of the runs; an unnamed line has no legend.
+        lines: name, color and logs of the runs; an unnamed line is not in the legend.
         title: of the figure.
         file: the PNG.
     """
     scored = any("eval_macro_f1" in record for *_, logs in lines for log in logs for record in log)
     measure, what = ("eval_macro_f1", "macro-F1") if scored else ("eval_loss", "loss")
     with canvas(file, 5.6, rows=2, sharex=True) as (figure, ((upper,), (lower,))):
-        for name, colour, logs in lines:
-            upper.plot([], [], color=colour, label=name)  # so that a run without losses is in the legend too
+        for name, color, logs in lines:
+            upper.plot([], [], color=color, label=name)  # so that a run without losses is in the legend too
             for axes, key, options in ((upper, "loss", {}), (lower, measure, {"marker": "o", "markersize": 3})):
                 for log in logs:
                     points = [(record["step"], record[key]) for record in log if key in record]
                     if points:
-                        axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.1, **options)
+                        axes.plot(*zip(*points, strict=True), color=color, linewidth=1.1, **options)
         upper.set(yscale="log", ylabel="training loss")
         upper.yaxis.set_major_formatter("{x:g}")
         upper.yaxis.set_minor_formatter(NullFormatter())
-        lower.set(xlabel="optimiser step", ylabel=f"{what} on validation")
+        lower.set(xlabel="optimizer step", ylabel=f"{what} on validation")
         lower.xaxis.set_major_locator(MaxNLocator(integer=True))
         if any(name for name, *_ in lines):
             figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
-    alt = f"Training loss and validation {what} by optimiser step, one line per run; losses on other tokens differ."
+    alt = f"Training loss and validation {what} by optimizer step, one line per run; losses on other tokens differ."
     return Figure(file, title, alt)
 
 
@@ -228,13 +228,13 @@ def penalty_grid(lines: Sequence[tuple[str, Any, Sequence[Log]]], file: Path) ->
     """Draw the validation score of each penalty that a linear classifier was fitted with; see `training_curves`."""
     described, tried = [], set[float]()
     with canvas(file, 3.2) as (figure, ((axes,),)):
-        for name, colour, logs in lines:
+        for name, color, logs in lines:
             for number, log in enumerate(logs):
                 points = sorted((one["strength"], one["eval_macro_f1"]) for one in log if "strength" in one)
                 strengths, values = zip(*points, strict=True)
                 tried |= set(strengths)
                 label = name if number == 0 else None
-                axes.plot(strengths, values, "o-", color=colour, linewidth=1.1, markersize=4, label=label)
+                axes.plot(strengths, values, "o-", color=color, linewidth=1.1, markersize=4, label=label)
                 described.append(", ".join(f"{strength:g}: {value:.3f}" for strength, value in points))
         axes.set_xscale("log")
         axes.set_xticks(sorted(tried), [f"{strength:g}" for strength in sorted(tried)], minor=False)
@@ -251,12 +251,12 @@ def router(routers: Mapping[str, Mapping[str, Any]], file: Path) -> Figure:
     experts = list(dict.fromkeys(expert for _, gates in bars for expert in gates))
     font, names = font_and_names([name for name, _ in bars], "rows")
     expert_font, expert_names = font_and_names(experts, "expert")
-    colours = palette(len(experts), LINES)
+    colors = palette(len(experts), LINES)
     with canvas(file, 1.3 + 0.4 * len(bars), fonts=[font, expert_font]) as (_, ((axes,),)):
-        stacked_shares(axes, np.array([[gates.get(one, 0.0) for one in experts] for _, gates in bars]), colours, 0.06)
+        stacked_shares(axes, np.array([[gates.get(one, 0.0) for one in experts] for _, gates in bars]), colors, 0.06)
         axes.set_yticks(range(len(bars)), names)
         axes.set(ylim=(len(bars) - 0.4, -0.6), xlabel="mean share of each expert over the test rows")
-        patches = [Patch(color=colour) for colour in colours]
+        patches = [Patch(color=color) for color in colors]
         axes.legend(patches, expert_names, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
     alt = "; ".join(
         f"{name}: {', '.join(f'{expert} {share:.2f}' for expert, share in gates.items())}" for name, gates in bars
@@ -268,10 +268,10 @@ def router(routers: Mapping[str, Mapping[str, Any]], file: Path) -> Figure:
 
 
 def font_and_names(names: Sequence[str], kind: str = "class") -> tuple[str, list[str]]:
-    """Find a font for the characters of names that matplotlib's default font lacks, and the names as they are written.
+    """Find a font for the characters of names that matplotlib's default font lacks; returns it and the names to draw.
 
-    Frequent Chinese characters are in the font that comes with finsa; for others an installed font is searched. Names
-    that no font can write become numbers of a kind, with a warning.
+    Frequent Chinese characters are in the font that comes with finsa; for others, installed fonts are searched. Names
+    that no font can render are replaced by ``<kind> <number>``, with a warning.
     """
     characters = frozenset(letter for name in names for letter in name if letter.isprintable() and not letter.isspace())
     missing = _missing(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", characters)
@@ -302,13 +302,13 @@ def _installed(characters: frozenset[str]) -> str | None:
     known = {entry.fname for entry in fonts.ttflist}
     for file in font_manager.findSystemFonts():
         if file not in known:
-            with suppress(OSError, RuntimeError):  # a damaged file, or of a kind that matplotlib does not read
+            with suppress(OSError, RuntimeError):  # a damaged file, or a format that matplotlib does not read
                 fonts.addfont(file)
     ranked = sorted(fonts.ttflist, key=lambda entry: (entry.name not in PREFERRED, entry.weight != 400))
     for entry in ranked:
-        if "Resort" in entry.name:  # "Last Resort" has boxes for all characters
+        if "Resort" in entry.name:  # "Last Resort" has placeholder boxes for all characters
             continue
-        with suppress(OSError, RuntimeError):  # listed, and removed since
+        with suppress(OSError, RuntimeError):  # listed, but removed since
             if not _missing(entry.fname, characters):
                 return str(entry.name)
     return None

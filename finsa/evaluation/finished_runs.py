@@ -1,4 +1,4 @@
-"""Finished runs: read from their folders, checked for comparability, and grouped into runs that differ by the seed."""
+"""Finished runs: read from their folders, checked for comparability, and grouped if they differ only by the seed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from finsa.config import locate
 from finsa.errors import RunError
 from finsa.runs import run_folder
 
-# Keys that do not make a run another configuration: where it was written and how it was started.
+# Keys that do not distinguish configurations: where a run was written and how it was started.
 IGNORED = {
     *("seed", "experiment", "sweep", "published", "stage", "tracking", "output_dir", "output", "models"),
     *("resume", "fresh", "reuse_outdated"),
     *("run", "runs", "port", "input", "text", "format"),
 }
-IGNORED_OF_MIXTURES = ("name", "experts", "missing", "compare")  # where experts come from, what is reported
+IGNORED_OF_MIXTURES = ("name", "experts", "missing", "compare")  # the origin of the experts, and what is reported
 IGNORED_PATHS = ("data.files", "data.cache", "data.origin")  # the rows themselves are compared instead
 
 
@@ -35,7 +35,7 @@ class Run:
 
     Args:
         path: its folder.
-        config: of the run; for an evaluation, of the run that was evaluated.
+        config: configuration of the run; for an evaluation, of the evaluated run.
         facts: contents of ``run.json``.
         report: the ``test`` part of ``metrics.json``.
         rows: id, text and true label of every test row.
@@ -69,7 +69,7 @@ class Run:
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
-        """The records of ``log.jsonl``; none for a run without training."""
+        """The records of ``log.jsonl``; empty for a run without training."""
         return read_lines(self.path / "log.jsonl") if (self.path / "log.jsonl").is_file() else []
 
     @cached_property
@@ -79,16 +79,16 @@ class Run:
 
     @cached_property
     def ledger(self) -> dict[str, Any]:
-        """``ledger.json``; empty where there is none."""
+        """``ledger.json``; empty if there is none."""
         return read_json(self.path / "ledger.json") if (self.path / "ledger.json").is_file() else {}
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs of one configuration, which differ by the seed only.
+    """Runs of one configuration that differ only by the seed.
 
     Args:
-        name: method, and whatever else distinguishes the group from the others of a report.
+        name: the method, and whatever else distinguishes the group from others in the report.
         runs: at least one, sorted by seed.
     """
 
@@ -120,7 +120,7 @@ class RunGroup:
 
 
 def find_folders(names: str | Sequence[str]) -> list[Path]:
-    """Find the run folders at or below each path; in sweeps, also the earlier runs that jobs reused.
+    """Find the run folders at or below each path; in sweeps, also earlier runs that jobs reused.
 
     Raises:
         RunError: for a path without any run folder.
@@ -139,7 +139,7 @@ def find_folders(names: str | Sequence[str]) -> list[Path]:
                     raise RunError(f"{file.parent} reused {reused}, which no longer exists; repeat the sweep's command")
                 runs[file.parent] = Path(reused)
         if not runs:
-            raise RunError(f"runs: there is not a run folder at or below {path}; name one, or the folder of a sweep")
+            raise RunError(f"runs: there is no run folder at or below {path}; name one, or the folder of a sweep")
         # Natural order: job 2 before job 10.
         numbered = {job: [int(s) if s.isdecimal() else s for s in re.split(r"([0-9]+)", str(job))] for job in runs}
         folders += [runs[job] for job in sorted(runs, key=lambda job: numbered[job])]
@@ -153,7 +153,7 @@ def load(paths: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
         The runs with test scores, and the reasons why the others were skipped, by folder.
 
     Raises:
-        RunError: where no run has test scores, or a file is damaged.
+        RunError: if no run has test scores, or a file is damaged.
     """
     runs, skipped = [], {}
     for path in paths:
@@ -196,12 +196,12 @@ def _config(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     config: dict[str, Any] = yaml.load((path / "config.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
     if facts.get("stage") != "evaluate":
         return config
-    if facts.get("run") in (None, "None"):  # the base model, whatever method the command's defaults name
+    if facts.get("run") in (None, "None"):  # the base model, whichever method the command names by default
         method = {"name": "zero_shot", "learn": "nothing", "quantization": config["method"].get("quantization")}
         return {**config, "method": method}
     source = Path(facts["run"])
     if not (source / "config.yaml").is_file():
-        raise RunError(f"{path} evaluates {source}, which no longer exists; name a run that does")
+        raise RunError(f"{path} evaluates {source}, which no longer exists; name a run that still exists")
     return _config(source, {})
 
 
@@ -209,7 +209,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read an object from a JSON file of a run folder.
 
     Raises:
-        RunError: where the file is missing or damaged.
+        RunError: if the file is missing or damaged.
     """
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -224,7 +224,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     """Read the objects of a JSON Lines file of a run folder.
 
     Raises:
-        RunError: where the file is damaged.
+        RunError: if the file is damaged.
     """
     try:
         with file.open(encoding="utf-8") as lines:
@@ -239,20 +239,20 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 def comparable(
     runs: Sequence[Run], training_rows: str, named: Collection[Path] = ()
 ) -> tuple[list[Run], dict[str, str]]:
-    """Select runs of the same labels and test rows, without which scores cannot be compared.
+    """Select runs with the same labels and test rows, so that scores can be compared.
 
-    A folder may hold others, such as the experts of a mixture, which are scored on the rows of their domains. The
-    largest set of runs that agree is selected.
+    A folder may contain others, such as the experts of a mixture, which are scored on the rows of their domains. The
+    largest set of comparable runs is selected.
 
     Args:
         training_rows: ``same``: training and validation rows must agree too; ``any``: only the test rows.
-        named: run folders that the user has named one by one; none of these may be skipped.
+        named: run folders that the user named individually; none of these may be skipped.
 
     Returns:
         The runs, and the reasons why the others were skipped, by folder.
 
     Raises:
-        RunError: naming two runs and their differences, where several sets are the largest or a named run is skipped.
+        RunError: if several sets are the largest or a named run would be skipped; names two runs and their differences.
     """
     sets: list[list[Run]] = []
     for run in runs:
@@ -311,10 +311,10 @@ def _describe_data(run: Run, other: Run) -> str:
 
 
 def group(runs: Sequence[Run]) -> tuple[list[RunGroup], list[str]]:
-    """Group runs that differ by the seed only.
+    """Group runs that differ only by the seed.
 
     Returns:
-        The groups, in the order of their first runs, and notes about them for the reader.
+        The groups, in the order of their first runs, and notes about them.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -323,7 +323,9 @@ def group(runs: Sequence[Run]) -> tuple[list[RunGroup], list[str]]:
     for members in groups.values():
         kept = {(run.config["seed"], run.predicted.tobytes()): run for run in reversed(members)}
         if len(kept) < len(members):
-            notes.append(f"{len(members) - len(kept)} copies of {members[0].path} (same seed and answers) count once.")
+            notes.append(
+                f"{len(members) - len(kept)} copies of {members[0].path} (same seed and predictions) count once."
+            )
         members[:] = sorted(kept.values(), key=lambda run: run.config["seed"])
     settings = [_settings(members[0]) for members in groups.values()]
     names, unnamed = _names(settings)
@@ -334,15 +336,15 @@ def group(runs: Sequence[Run]) -> tuple[list[RunGroup], list[str]]:
 
 
 def _settings(run: Run) -> dict[str, str]:
-    """The settings that affect a run, flattened; null values are dropped, so that versions without a key agree."""
+    """The settings that affect a run, flattened; null values are dropped, so that versions without a key match."""
     ignored = set(IGNORED)
     config = dict(run.config)
     method = config["method"]
-    if method["learn"] == "nothing" and not method.get("baseline"):  # settings of training then have no effect
+    if method["learn"] == "nothing" and not method.get("baseline"):  # training settings then have no effect
         ignored.add("train")
         config["method"] = {key: config["method"].get(key) for key in ("name", "learn", "quantization")}
     stage = config["stage"]
-    if stage["name"] == "moe_joint":  # a mixture is another method than an adapter, whatever its experts are
+    if stage["name"] == "moe_joint":  # a mixture is not the same method as an adapter, whatever its experts are
         config["method"] = {**config["method"], "name": f"{method['name']} mixture"}
         config["mixture"] = {key: value for key, value in stage.items() if key not in IGNORED_OF_MIXTURES}
     return {
@@ -361,10 +363,10 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _names(settings: Sequence[dict[str, str]]) -> tuple[list[str], dict[str, list[str]]]:
-    """Name groups by method, by model where there are several, and by the settings that distinguish equal names.
+    """Name groups by method, by model if there are several, and by the settings that distinguish equal names.
 
     Returns:
-        The names, and the settings other than method and model in which groups differ without their names showing it.
+        The names, and the differing settings, other than method and model, that the names do not show.
     """
     several = len({one["model.name"] for one in settings}) > 1
     short = [f"{one['method.name']} {one['model.name']}" if several else one["method.name"] for one in settings]

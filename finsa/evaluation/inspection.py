@@ -31,12 +31,12 @@ def inspect(
     Args:
         data: the rows and their tokens.
         near: near duplicates across splits.
-        settings: with which they were searched.
+        settings: of the search for near duplicates.
         stage: the thresholds for findings.
-        files: the file of every used row, split by split, where there are several per split.
+        files: the file of every used row, split by split; None unless there are several per split.
 
     Returns:
-        Plain values for ``inspect.json``; ``findings`` has the sentences.
+        JSON-serializable values for ``inspect.json``; ``findings`` are sentences.
     """
     rows, names = used_rows(data, files), data.dataset.labels.names
     kinds = confounds.groupings(rows, stage.group_rows)
@@ -63,7 +63,7 @@ def inspect(
 
 
 def used_rows(data: TokenizedDataset, files: pl.Series | None = None) -> pl.DataFrame:
-    """The used rows of all splits, one after another, with the columns split and, where given, file."""
+    """The used rows of all splits, concatenated, with the columns split and, if given, file."""
     frame = pl.concat(part.with_columns(pl.lit(split).alias("split")) for split, part in data.dataset.splits.items())
     return frame if files is None else frame.with_columns(files.alias("file"))
 
@@ -76,10 +76,10 @@ def files_of(rows: pl.DataFrame, read: pl.DataFrame) -> pl.Series:
         read: rows as read, columns id, text and file (a path).
 
     Returns:
-        Paths below the folder that all files share, (n,).
+        Paths relative to the common folder of all files, (n,).
     """
     paths = read["file"].unique().to_list()
-    shared = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120 - hub sets have no paths
+    shared = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120 - hub data sets have no paths
     short = {path: os.path.relpath(path, shared) for path in paths}
     known = read.select("id", pl.col("text").str.strip_chars(), pl.col("file").replace_strict(short))
     known = known.unique(["id", "text"], keep="first", maintain_order=True)
@@ -87,7 +87,7 @@ def files_of(rows: pl.DataFrame, read: pl.DataFrame) -> pl.Series:
 
 
 def row_lengths(data: TokenizedDataset, split: str) -> NDArray[np.int64]:
-    """Tokens of each row with the longest answer, before truncation, (n,); those above max_length are truncated."""
+    """Tokens of each row with the longest answer, before truncation, (n,); rows above max_length are truncated."""
     prompts = data.prompts(split)
     longest = max(map(len, data.renderer.answers)) + 1
     lengths: NDArray[np.int64] = prompts.lengths + np.asarray(prompts.cut) + longest
@@ -165,7 +165,7 @@ def _describe_splits(splits: Mapping[str, Any], truncated: int) -> list[str]:
             sentences.append(f"the {SPLITS[split]} split has no {' and no '.join(lacking)} rows.")
     if truncated:
         share = truncated / sum(of["rows"] for of in splits.values())
-        sentences.append(f"{truncated:,} texts ({percent(share, 1)}) do not fit and are truncated.")
+        sentences.append(f"{truncated:,} texts ({percent(share, 1)}) are too long and are truncated.")
     return sentences
 
 
@@ -194,7 +194,7 @@ def sections(
         numbers: of `inspect`.
         ledger: contents of ``ledger.json``.
         near: near duplicates.
-        most_pairs: number of pairs of each two splits that are listed.
+        most_pairs: maximum number of pairs listed per pair of splits.
     """
     return {
         "Ledger": _ledger_tables(ledger),
@@ -210,9 +210,9 @@ def _ledger_tables(ledger: Mapping[str, Any]) -> list[Table]:
         [bucket, f"{count:,}", "\n".join(map(visible, ledger["examples"].get(bucket, [])))]
         for bucket, count in ledger["buckets"].items()
     ]
-    caption = "Every row that was read is in exactly one bucket; dropped.jsonl has those that are not used."
+    caption = "Every row that was read is in exactly one bucket; dropped.jsonl contains the unused rows."
     read = [[visible(file), f"{count:,}"] for file, count in ledger["read"].items()]
-    ledger_tables = [Table("Rows by bucket", ["bucket", "rows", "for example"], rows, caption, words=("for example",))]
+    ledger_tables = [Table("Rows by bucket", ["bucket", "rows", "examples"], rows, caption, words=("examples",))]
     ledger_tables.append(Table("Rows read by file", ["file", "rows"], read))
     notes = [[visible(note)] for note in ledger["notes"]]
     return [*ledger_tables, Table("Notes", ["note"], notes)] if notes else ledger_tables
@@ -241,7 +241,7 @@ def _tokens_table(tokens: Mapping[str, Any]) -> Table:
 
 
 def near_table(close: Mapping[str, Any]) -> Table:
-    """How many rows of each split are near duplicates of rows of another."""
+    """The number of rows of each split that are near duplicates of rows of another split."""
     rows = []
     for one in close["between"]:
         counts = [f"{one['pairs']:,}", f"{one['rows']:,} of {one['of']:,}", percent(one["share"], 1)]
@@ -249,7 +249,7 @@ def near_table(close: Mapping[str, Any]) -> Table:
     columns = ["held out", "other", "pairs", "held-out rows", "share", "pairs of different labels"]
     caption = (
         f"Jaccard similarity of {close['shingle']}-character shingles, {close['threshold']} or more, of the texts "
-        "without case, width and white space. Found by MinHash and checked exactly; a pair at the threshold is found "
+        "without case, width and white space. Found by MinHash and verified exactly; a pair at the threshold is found "
         f"with probability {close['recall_at_threshold']:.4f}. near_duplicates.jsonl lists all of them."
     )
     return Table("Near duplicates across splits", columns, rows, caption, words=("other",), optional=(5, 2))
@@ -266,12 +266,12 @@ def _pairs(near: NearDuplicates, labels: Sequence[str], most: int) -> list[Table
         ]
         rows.append([f"{pair['similarity']:.3f}", *sides])
     columns = ["similarity", "held-out row", "other row"]
-    title = f"The most similar pairs, up to {most} of each two splits"
+    title = f"The most similar pairs, up to {most} per pair of splits"
     return [Table(title, columns, rows, words=columns, folded=True)] if rows else []
 
 
 def group_table(measured: Mapping[str, Any]) -> Table:
-    """The labels of each group; of many labels, their number and the most frequent one."""
+    """The labels of each group; for many labels, their number and the most frequent one."""
     kind, guess = measured["kind"], measured["guess"]
     labels = list(measured["groups"][0]["labels"])
     rows = []

@@ -39,7 +39,7 @@ def draw(
 
     Args:
         data: the rows and their tokens.
-        numbers: of `inspection.inspect`.
+        numbers: from `inspection.inspect`.
         close: near duplicates.
         folder: of the run.
 
@@ -75,9 +75,9 @@ def labels_by_group(kind: str, panels: Counts, labels: Sequence[str], file: Path
     """Draw the shares of the labels in each group.
 
     Args:
-        kind: what the groups are.
+        kind: name of the grouping.
         panels: rows by panel (a split, or all rows), by group, by label.
-        labels: in their order.
+        labels: in order.
         file: the PNG.
     """
     groups = list(next(iter(panels.values())))
@@ -89,19 +89,19 @@ def labels_by_group(kind: str, panels: Counts, labels: Sequence[str], file: Path
     labels = list(folded({}, labels, shown))
     font, names = font_and_names([*labels])
     group_font, group_names = font_and_names(groups, kind)
-    colours, height = palette(len(labels), CLASSES), 1.6 + 0.36 * len(groups)
+    colors, height = palette(len(labels), CLASSES), 1.6 + 0.36 * len(groups)
     with canvas(file, height, columns=len(panels), fonts=[font, group_font], sharey=True) as (figure, axes):
         for axis, (panel, by_group) in zip(axes[0], panels.items(), strict=True):
             table = np.array([[by_group[group].get(label, 0) for label in labels] for group in groups])
-            stacked_shares(axis, table, colours, least=0.07 * len(panels))
+            stacked_shares(axis, table, colors, least=0.07 * len(panels))
             axis.xaxis.set_major_formatter(PercentFormatter(1))
             axis.set_xticks([0, 0.5, 1])
             for tick, side in zip(axis.get_xticklabels(), ("left", "center", "right"), strict=True):
-                tick.set_horizontalalignment(side)  # so that the labels of neighbouring panels do not overlap
+                tick.set_horizontalalignment(side)  # so that the labels of neighboring panels do not overlap
             axis.set_title(f"{panel}: {table.sum():,} rows", fontsize=10)
         axes[0][0].set_yticks(range(len(groups)), group_names)
         axes[0][0].invert_yaxis()
-        patches = [Patch(color=colour) for colour in colours]
+        patches = [Patch(color=color) for color in colors]
         figure.legend(patches, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
     shares = []
     for group in groups:
@@ -114,7 +114,7 @@ def labels_by_group(kind: str, panels: Counts, labels: Sequence[str], file: Path
 
 
 def token_lengths(lengths: Mapping[str, Any], max_length: int, file: Path) -> Figure:
-    """Draw how many tokens the rows of each split have, and where they are truncated."""
+    """Draw histograms of tokens per row by split, with the limit at which they are truncated."""
     shown = {split: values for split, values in lengths.items() if len(values)}
     everything = np.concatenate([*shown.values(), [max_length]])
     edges = np.geomspace(max(1, everything.min()), everything.max() * 1.02, 50)
@@ -149,10 +149,10 @@ def truncation(splits: Mapping[str, Any], labels: Sequence[str], file: Path) -> 
     font, names = font_and_names([*labels])
     width, highest = 0.8 / len(labels), 0.0
     with canvas(file, 2.8, fonts=[font]) as (figure, ((axis,),)):
-        for number, (label, colour) in enumerate(zip(labels, palette(len(labels), CLASSES), strict=True)):
+        for number, (label, color) in enumerate(zip(labels, palette(len(labels), CLASSES), strict=True)):
             shares = [of["cut"][label] / max(1, of["labels"][label]) for of in splits.values()]
             places = np.arange(len(splits)) + (number - (len(labels) - 1) / 2) * width
-            axis.bar(places, shares, width=width * 0.9, color=colour, label=names[number])
+            axis.bar(places, shares, width=width * 0.9, color=color, label=names[number])
             for place, share, of in zip(places, shares, splits.values(), strict=True):
                 axis.text(place, share, f"{of['cut'][label]}", ha="center", va="bottom", fontsize=8)
             highest = max([highest, *shares])
@@ -166,11 +166,11 @@ def truncation(splits: Mapping[str, Any], labels: Sequence[str], file: Path) -> 
 
 
 def ledger(buckets: Mapping[str, int], file: Path) -> Figure:
-    """Draw how many of the rows that were read are in each bucket of the ledger."""
+    """Draw the number of rows in each bucket of the ledger."""
     font, names = font_and_names(list(buckets), "bucket")
     with canvas(file, 0.9 + 0.36 * len(buckets), fonts=[font]) as (_, ((axis,),)):
-        colours = [CLASSES[2] if name.startswith("used") else CLASSES[0] for name in buckets]
-        axis.barh(range(len(buckets)), list(buckets.values()), color=colours, height=0.7)
+        colors = [CLASSES[2] if name.startswith("used") else CLASSES[0] for name in buckets]
+        axis.barh(range(len(buckets)), list(buckets.values()), color=colors, height=0.7)
         for row, count in enumerate(buckets.values()):
             axis.text(count, row, f" {count:,}", va="center")
         axis.set_yticks(range(len(buckets)), names)
@@ -184,7 +184,7 @@ def ledger(buckets: Mapping[str, int], file: Path) -> Figure:
 
 
 def near_duplicates(pairs: pl.DataFrame, threshold: float, file: Path) -> Figure:
-    """Draw how similar the near duplicates across splits are."""
+    """Draw a histogram of the similarity of near duplicates across splits."""
     values = [
         pairs.filter((pl.col("split") == held) & (pl.col("other_split") == other))["similarity"].to_numpy()
         for held, other in inspection.BETWEEN
@@ -213,12 +213,12 @@ def traits(rows: pl.DataFrame, labels: Sequence[str], file: Path) -> Figure:
     with canvas(file, height, columns=len(TRAITS), fonts=[font], sharey=True) as (_, axes):
         for axis, (name, (expression, _)) in zip(axes[0], TRAITS.items(), strict=True):
             values = rows.select(expression.fill_nan(0.0)).to_series().to_numpy()
-            for place, colour in enumerate(palette(len(shown), CLASSES)):
+            for place, color in enumerate(palette(len(shown), CLASSES)):
                 of_class = values[classes == numbers[place]]
                 if len(of_class):
                     low, first, median, third, high = np.percentile(of_class, [5, 25, 50, 75, 95])
                     axis.plot([low, high], [place, place], color=GREY, linewidth=1)
-                    axis.barh(place, third - first, left=first, color=colour, height=0.6, zorder=2)
+                    axis.barh(place, third - first, left=first, color=color, height=0.6, zorder=2)
                     axis.plot([median, median], [place - 0.3, place + 0.3], color="black", linewidth=2, zorder=3)
             axis.set_title(name, fontsize=10)
             if name.startswith("share"):

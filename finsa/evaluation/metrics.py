@@ -1,6 +1,6 @@
-"""Classification metrics with their intervals.
+"""Classification metrics with confidence intervals.
 
-scipy and sklearn are imported where they are used: they take a second, which the service need not wait for.
+scipy and sklearn are imported inside functions: they take a second to import, which the service does not need.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def report(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str], 
     Args:
         gold: true classes, (n,).
         predicted: predicted classes, (n,).
-        names: classes in their order, (c,).
+        names: class names in order, (c,).
         seed: of the bootstrap.
 
     Returns:
@@ -33,7 +33,7 @@ def report(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str], 
 
 
 def _counted(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
-    """The metrics of `report` without the intervals; a prediction outside the classes is wrong."""
+    """The metrics of `report` without the intervals; a prediction outside the classes counts as wrong."""
     from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
     classes = range(len(names))
@@ -64,12 +64,12 @@ def _counted(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str]
 def report_parsed(
     gold: Sequence[int], parsed: Sequence[int | None], names: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:
-    """Compute the metrics of parsed answers; None, which names no class, is always wrong.
+    """Compute the metrics of parsed answers; None (no class) always counts as wrong.
 
     Args:
         gold: true classes, (n,).
-        parsed: classes named by the answers, (n,).
-        names: classes in their order, (c,).
+        parsed: classes parsed from the answers, (n,).
+        names: class names in order, (c,).
         seed: of the bootstrap.
 
     Returns:
@@ -77,7 +77,7 @@ def report_parsed(
     """
     from sklearn.metrics import confusion_matrix
 
-    lost = len(names)  # one more class without rows, which is left out of the means
+    lost = len(names)  # one more class without rows, which is excluded from the means
     predicted = [lost if answer is None else answer for answer in parsed]
     result = _counted(gold, predicted, names)
     confusion = confusion_matrix(gold, predicted, labels=list(range(lost + 1)))
@@ -91,13 +91,13 @@ def intervals(
 ) -> dict[str, list[float]]:
     """95 % intervals from a confusion matrix (c, c).
 
-    Drawing n rows with replacement is drawing the cells of the matrix from a multinomial, without a loop over rows.
-    Only cells with rows are drawn, so that hundreds of classes take little memory.
+    Drawing n rows with replacement is equivalent to drawing the cells of the matrix from a multinomial.
+    Only nonempty cells are drawn, so that hundreds of classes take little memory.
 
     Args:
         confusion: rows true, columns predicted.
         seed, samples: of the bootstrap.
-        classes: how many of the first classes the F1 scores are averaged over; None: all.
+        classes: average the F1 scores over the first so many classes; None: all.
     """
     n, kept = int(confusion.sum()), slice(classes)
     gold, predicted = np.nonzero(confusion)
@@ -113,7 +113,7 @@ def intervals(
 
 
 def wilson(hits: int, n: int) -> list[float]:
-    """95 % interval of a share (Wilson 1927)."""
+    """95 % interval of a proportion (Wilson 1927)."""
     from scipy.stats import binomtest
 
     interval = binomtest(hits, n).proportion_ci(confidence_level=0.95, method="wilson")
@@ -139,7 +139,7 @@ def counts_by_class(
     Args:
         drawn: rows per sample and cell, (s, k).
         gold, predicted: true and predicted class of each cell, (k,).
-        classes: their number, c.
+        classes: number of classes, c.
 
     Returns:
         Correct rows, true rows and predicted rows per sample and class, each (s, c).
@@ -154,12 +154,12 @@ def resampled_averages(
 ) -> dict[str, NDArray[np.float64]]:
     """Accuracy, macro-F1 and weighted F1 of samples, each (...,).
 
-    A class that has rows or predictions, but none in a sample, is left out of that sample's macro mean: counted as 0,
-    it would pull the mean of many small classes far below the score of the whole set.
+    A class that has rows or predictions, but none in a sample, is excluded from that sample's macro mean: counted as 0,
+    it would bias the mean over many small classes far below the score of the whole set.
 
     Args:
-        hits, support, predicted: as `counts_by_class` gives them, (..., c).
-        known: classes that have rows or predictions at all, (c,); the others count as 0 everywhere.
+        hits, support, predicted: from `counts_by_class`, (..., c).
+        known: classes that have rows or predictions at all, (c,); the others count as 0 in every sample.
     """
     total, n = support + predicted, support.sum(axis=-1)
     f1 = np.divide(2.0 * hits, total, out=np.zeros(hits.shape), where=total > 0)
@@ -183,7 +183,7 @@ def percentiles(values: NDArray[np.float64]) -> list[float]:
 
 
 def probabilities(log_probs: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Normalise label log-probabilities over the labels: softmax(log_probs / temperature), (n, c), rows sum to 1."""
+    """Normalize label log-probabilities over the labels: softmax(log_probs / temperature), (n, c), rows sum to 1."""
     shifted = np.exp((log_probs - log_probs.max(axis=1, keepdims=True)) / temperature)
     probs: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
     return probs

@@ -1,4 +1,4 @@
-"""Mixtures of experts: analysis of the router's gates, and the mixture compared with its parts on the same test rows.
+"""Mixtures of experts: analysis of the router's gates, and comparison with the mixture's parts on the same test rows.
 
 Letters: n rows, E experts.
 """
@@ -17,8 +17,8 @@ from finsa.evaluation import metrics, statistics
 from finsa.evaluation.tables import MISSING, Table, format_value
 
 Classes = NDArray[np.int64]
-UNUSED = 0.05  # an expert whose mean gate is smaller in every domain is reported as unused
-SAME = 0.05  # domains whose mean gates differ by less are reported as not distinguished
+UNUSED = 0.05  # an expert whose mean gate is below this in every domain is reported as unused
+SAME = 0.05  # domains whose mean gates differ by less than this are reported as not distinguished
 MIXTURE, UNION, ORACLE, WRONG = "mixture", "union", "true domain's expert", "another domain's expert"
 SAMPLES, SEED = 2000, 0  # of the bootstrap
 
@@ -30,12 +30,12 @@ def analyze_gates(gates: NDArray[np.float64], domains: Sequence[str | None], exp
     """Describe the gates of a router.
 
     Args:
-        gates: shares of the experts, (n, E).
-        domains: of the rows; None where unknown.
-        experts: names; where they are domains, the correct expert of a row is that of its domain.
+        gates: weights of the experts, (n, E).
+        domains: domain of each row; None if unknown.
+        experts: names; if they are domains, the correct expert of a row is that of its domain.
 
     Returns:
-        ``accuracy`` and ``accuracy_by_domain`` of the top expert (None where no row's domain is an expert), ``load``
+        ``accuracy`` and ``accuracy_by_domain`` of the top expert (None if no row's domain is an expert), ``load``
         (mean gate) and ``chosen`` (share of rows for which an expert is the top one) by expert, ``entropy`` of a row's
         gates and ``load_entropy`` of the mean gate, both 1 for uniform, ``confusion`` (rows by domain and top expert),
         ``mean_gates`` by domain, and ``warnings`` about a collapsed router.
@@ -80,7 +80,7 @@ def analyze_gates(gates: NDArray[np.float64], domains: Sequence[str | None], exp
 
 
 def _entropy(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """In nats, of each row of (n, E)."""
+    """Entropy of each row of (n, E), in nats."""
     return -(shares * np.log(np.clip(shares, 1e-12, None))).sum(axis=1)
 
 
@@ -102,14 +102,14 @@ def require_known_domains(stage: MoeJointStage, experts: Sequence[str], domains:
 
 
 def expert_answers(alone: Mapping[str, Classes], domains: Sequence[str | None]) -> dict[str, Classes]:
-    """Answers of each expert alone, of the expert of each row's domain, and of one of another domain.
+    """Answers of each expert alone, of the expert of each row's domain, and of the expert of another domain.
 
     Args:
         alone: each expert's answers to all rows, (n,).
-        domains: of the rows; the last two need every one of them to be an expert's.
+        domains: domain of each row; the last two require that each is an expert's.
 
     Returns:
-        Answers by model, (n,). Of more than two experts, the next one serves as that of another domain.
+        Answers by model, (n,). With more than two experts, the next one is that of another domain.
     """
     answers = {f"{name} alone": predicted for name, predicted in alone.items()}
     if not set(domains) <= set(alone):
@@ -123,16 +123,16 @@ def expert_answers(alone: Mapping[str, Classes], domains: Sequence[str | None]) 
 def compare(
     answers: Mapping[str, Classes], gold: Classes, domains: Sequence[str | None], labels: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Score models and test the mixture against every other one, row by row.
+    """Score models and test the mixture against each of the others on the same rows.
 
     Args:
         answers: by model, (n,); one of them is the mixture.
         gold: true classes, (n,).
         domains: of the rows.
-        labels: names of the classes.
+        labels: class names.
 
     Returns:
-        One record per model, whose name is ``arm``: accuracy, macro_f1 with its interval, macro_f1 by domain; and for
+        One record per model, named by ``arm``: accuracy, macro_f1 with its interval, macro_f1 by domain; and for
         all but the mixture how it differs from them: rows that only the mixture classifies correctly (``fixed``) and
         only the other (``broken``), the exact McNemar p-value, and the difference in macro-F1 with the interval, the
         p-value and the verdict of Holm's procedure.
@@ -168,21 +168,21 @@ def compare(
 
 
 def tables(name: str, values: Mapping[str, Any]) -> list[Table]:
-    """The tables of one mixture: compared with its parts, and its router, as far as its metrics contain them.
+    """The tables of one mixture, as far as its metrics contain them: comparison with its parts, and router.
 
     Args:
-        name: of its run.
+        name: name of the run.
         values: contents of ``metrics.json``.
     """
-    found_tables = [_comparison_table(name, values["mixture"])] if values.get("mixture") else []
-    return [*found_tables, _router_table(name, values["router"])] if values.get("router") else found_tables
+    comparison = [_comparison_table(name, values["mixture"])] if values.get("mixture") else []
+    return [*comparison, _router_table(name, values["router"])] if values.get("router") else comparison
 
 
 def remarks(name: str, values: Mapping[str, Any]) -> list[str]:
     """The summary of one mixture, one sentence each; empty for other runs."""
     sentences = []
     against = next((one for one in values.get("mixture") or [] if one["arm"] == UNION), None)
-    if against is not None and "verdict" in against:  # older versions wrote an uncorrected test only
+    if against is not None and "verdict" in against:  # older versions wrote only an uncorrected test
         sentences.append(
             f"{name} against one adapter trained on all domains: macro-F1 {against['difference']:+.4f} "
             f"({against['difference_low']:+.4f} to {against['difference_high']:+.4f}), {against['fixed']} rows fixed "
@@ -199,7 +199,7 @@ def _comparison_table(name: str, records: Sequence[Mapping[str, Any]]) -> Table:
         row = [record["arm"], f"{record['accuracy']:.4f}", f"{record['macro_f1']:.4f}{interval}"]
         row += [f"{record[key]:.4f}" for key in domains]
         difference = format_value("difference", record.get("difference")) or MISSING
-        if "verdict" in record:  # neither the mixture itself nor an uncorrected test of older versions
+        if "verdict" in record:  # not for the mixture itself, nor for the uncorrected test of older versions
             difference += f" ({record['difference_low']:+.4f} to {record['difference_high']:+.4f})"
         counts = f"{record['fixed']} / {record['broken']}" if "fixed" in record else MISSING
         rows.append([*row, difference, counts, record.get("verdict", MISSING)])
@@ -208,7 +208,7 @@ def _comparison_table(name: str, records: Sequence[Mapping[str, Any]]) -> Table:
         "rows and on each domain's. Difference: macro-F1 of the mixture minus the model's, by a paired bootstrap; its "
         f"interval and the verdict on the mixture are corrected for {len(records) - 1} comparisons (Holm). Fixed, "
         "broken: rows that only the mixture, only the model classifies correctly. Experts alone are those that the "
-        "mixture started from; the mixture has had their training and the joint one, the union only its own."
+        "mixture started from; the mixture has had their training and the joint training, the union only one training."
     )
     columns = ["model", "accuracy", "macro-F1", *(f"on {key.removeprefix('macro_f1 ')}" for key in domains)]
     columns += ["difference", "fixed / broken", "verdict"]
@@ -232,9 +232,9 @@ def _router_table(name: str, router: Mapping[str, Any]) -> Table:
         rows.append([*row, *(f"{count:,}" for count in counts.values()), *(f"{gate:.3f}" for gate in gates.values())])
     columns = ["domain", "rows", "accuracy", *(f"→ {one}" for one in experts), *(f"gate {one}" for one in experts)]
     caption = (
-        "Accuracy: share of rows whose top expert is that of their domain. →: rows by top expert. Gate: mean share of "
+        "Accuracy: share of rows whose top expert is that of their domain. →: rows by top expert. Gate: mean weight of "
         f"an expert. Entropy of a row's gates {router['entropy']:.3f}, of the mean gate {router['load_entropy']:.3f} "
         "(1: uniform)."
     )
-    optional = range(2 + len(experts), 2, -1)  # of many experts, the rows by top expert
+    optional = range(2 + len(experts), 2, -1)  # with many experts, hide the rows by top expert
     return Table(f"Router of {name}", columns, rows, " ".join([caption, *router["warnings"]]), optional=optional)

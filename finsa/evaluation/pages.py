@@ -1,4 +1,4 @@
-"""Pages: one HTML file each, which needs no other file, no network and no script."""
+"""Self-contained HTML pages: no other files, no network and no scripts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRUNCATED_SHOWN = 400  # characters of truncated text that an example shows
 
 
 def environment(templates: Path) -> Environment:
-    """The templates of a folder, which escape all values; with filters for images, languages and control characters."""
+    """A Jinja environment that escapes all values, with filters for images, languages and control characters."""
     templating = Environment(
         loader=FileSystemLoader(templates),
         autoescape=True,
@@ -32,7 +32,7 @@ def environment(templates: Path) -> Environment:
     )
     templating.filters |= {
         "png": lambda file: "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode(),
-        # of a text from the data, so that it is drawn and read aloud in its language
+        # of a text from the data, so that it is rendered and read aloud in its language
         "language": lambda text: "zh-Hans" if re.search(r"[\u4e00-\u9fff]", text) else "en",
         "visible": visible,
         "anchor": lambda name: name.lower().replace(" ", "-"),
@@ -51,11 +51,11 @@ def render(
     """Render a page as HTML; names and texts of the runs and the data are escaped.
 
     Args:
-        title: of the page.
+        title: page title.
         facts: names and values, shown as a table below the summary.
         remarks: the summary, one sentence each.
         sections: names, tables and figures; empty sections are omitted.
-        figure_folder: of the figures' files, relative to the page.
+        figure_folder: folder of the figures, relative to the page.
         examples: rows as the model sees them, shown in a last section.
     """
     template = environment(TEMPLATES).get_template("page.html.j2")

@@ -1,4 +1,4 @@
-"""Published tables: the row that corresponds to a run group, and which differences within a table are significant."""
+"""Published tables: the row that matches a run group, and significance tests between rows of a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNPAIRED = "pairs unknown"
 
 
 def confusion(row: PublishedRow) -> NDArray[np.int64] | None:
-    """A row's confusion matrix; answers that name no label are one more predicted class, without true rows."""
+    """A row's confusion matrix; unparsable answers are one more predicted class, without true rows."""
     if row.confusion is None:
         return None
     counts = np.array(row.confusion)
@@ -29,7 +29,7 @@ def confusion(row: PublishedRow) -> NDArray[np.int64] | None:
 
 
 def recomputed(row: PublishedRow) -> dict[str, float] | None:
-    """Scores from a row's confusion matrix, averaged over the real classes; None where no matrix is published."""
+    """Scores from a row's confusion matrix, averaged over the real classes; None if no matrix is published."""
     counts, classes = confusion(row), len(row.confusion or ())
     if counts is None:
         return None
@@ -42,7 +42,7 @@ def recomputed(row: PublishedRow) -> dict[str, float] | None:
 
 
 def score(row: PublishedRow, name: str) -> float | None:
-    """A row's score: from its confusion matrix where there is one, which is not rounded; otherwise as printed."""
+    """A row's score: from its confusion matrix if there is one, which avoids rounding; otherwise as printed."""
     return (recomputed(row) or printed(row)).get(name)
 
 
@@ -63,14 +63,14 @@ def correct_rows(row: PublishedRow, n: int) -> int | None:
 
 
 def matching_row(published: Published, group: RunGroup) -> str | None:
-    """The row of a group's method and model; where no row has the model, the only row of the method."""
+    """The row with a group's method and model; if no row has the model, the only row with the method."""
     candidates = [name for name, row in published.rows.items() if group.method in row.methods]
     exact = [name for name in candidates if published.rows[name].model == group.model]
     return exact[0] if exact else candidates[0] if len(candidates) == 1 else None
 
 
 def published_scores(published: Published, group: RunGroup, record: Record) -> Record:
-    """The published scores of a group's row, and the differences of the group's scores from them."""
+    """The published scores for a group, and the differences of the group's scores from them."""
     name = matching_row(published, group)
     scores: Record = {"published_row": name}
     for key in SCORES:
@@ -81,7 +81,7 @@ def published_scores(published: Published, group: RunGroup, record: Record) -> R
 
 
 def mismatches(published: Published, groups: Sequence[RunGroup]) -> list[str]:
-    """How the runs' setup differs from the published one; differing scores are then no failure to reproduce."""
+    """Differences between the setup of the runs and the published one; different scores are then to be expected."""
     run = groups[0].runs[0]
     differences = []
     if run.config["data"]["name"] != published.data:
@@ -116,10 +116,10 @@ class Analysis:
 
 
 def analyze(published: Published) -> Analysis:
-    """Compute intervals and exact McNemar tests of a published table's rows, each against its model without training.
+    """Compute intervals and exact McNemar tests of a published table's rows, each against its untrained model.
 
-    Where the pairs are not published, the p-value has a range: the smallest and the largest over all pairs with these
-    totals. A verdict is given where it holds for the whole range, corrected for the number of tests (Holm).
+    If the pairs are not published, the p-value is a range: the smallest and largest over all pairs with these totals. A
+    verdict is given if it holds for the whole range, corrected for the number of tests (Holm).
     """
     bases = {name: base for name in published.rows if (base := _base(published, name))}
     tests = _against(published, bases)
@@ -183,7 +183,7 @@ def _verdict(more: int, lowest: float, highest: float) -> str:
 
 
 def _about_best(published: Published) -> str:
-    """The sentence about the best row: the other rows that it does not significantly differ from."""
+    """The sentence about the best row, and the rows from which it does not differ significantly."""
     counted = {
         name: count for name, row in published.rows.items() if (count := correct_rows(row, published.n)) is not None
     }
@@ -195,7 +195,7 @@ def _about_best(published: Published) -> str:
     verdicts = {name: test["verdict"] for name, test in tests.items()}
     left = ", ".join(name for name in published.rows if name not in counted)
     unknown = f"; no accuracy or counts are published for {left}" if left else ""
-    best = f"{top} classifies most rows correctly ({counted[top]:,} of {published.n:,}{unknown})"
+    best = f"{top} classifies the most rows correctly ({counted[top]:,} of {published.n:,}{unknown})"
     close = [name for name, verdict in verdicts.items() if verdict == "inconclusive"]
     if close:
         return (

@@ -25,12 +25,12 @@ SECTIONS = (
     ("Scores", ("scores",), ("f1", "calibration")),
     ("Tests", ("tests", "baseline"), ()),
     ("Mixture", ("mixture",), ("router",)),
-    ("Published", ("beside", "published"), ()),
+    ("Published", ("comparison", "published"), ()),
     ("Classes", ("classes",), ("confusion_matrices", "precision_recall", "label_distribution")),
     ("Training and cost", ("costs",), ("training_curves", "penalties")),
-    ("Runs", ("runs", "left_out"), ()),
+    ("Runs", ("runs", "skipped"), ()),
 )
-ON_TERMINAL = ("scores", "tests", "baseline", "mixture", "beside", "costs", "published", "left_out")
+ON_TERMINAL = ("scores", "tests", "baseline", "mixture", "comparison", "costs", "published", "skipped")
 TITLES = {name: tables.SCORES[name] for name in SCORES}
 COSTS = {
     "rows_per_second": "samples/s",
@@ -38,7 +38,7 @@ COSTS = {
     "trainable_parameters": "trainable parameters",
     "seconds_to_best": "seconds to the best score",
     "training_seconds": "training seconds",
-    "wall_seconds": "seconds in total",
+    "wall_seconds": "total seconds",
 }
 
 
@@ -47,11 +47,11 @@ class Report:
     """The contents of a report.
 
     Args:
-        title: of the page.
+        title: page title.
         facts: data, model, device and version of the runs.
         remarks: the summary, one sentence each.
         tables: by key; see `SECTIONS`.
-        comparison: of the run groups; None where only a published table is reported.
+        comparison: of the run groups; None if only a published table is reported.
         published: the published table's rows; None without one.
     """
 
@@ -75,9 +75,9 @@ def build(
     Args:
         paths: run folders; none to report a published table alone.
         options: of the stage.
-        published: the table to compare the runs with; None: the one that the runs' configurations name.
+        published: the table to compare the runs with; None: the one named by the runs' configurations.
         failed: jobs without a folder and their errors.
-        named: those of the paths that the user has named one by one, which may not be skipped.
+        named: the paths that the user named individually, which may not be skipped.
 
     Raises:
         RunError: for folders that cannot be read, or runs that cannot be compared.
@@ -91,7 +91,7 @@ def build(
         runs, others = finished_runs.comparable(runs, options.training_rows, named)
         groups, notes = finished_runs.group(runs)
         comparison = compare(groups, options)
-        published = published or _own_table(runs)
+        published = published or _configured_table(runs)
         skipped |= {**unfinished, **others}
         facts, remarks = _facts(runs), [*comparison.remarks, *notes]
         for group in comparison.groups:
@@ -103,20 +103,20 @@ def build(
         all_tables["published"] = _published(analysis, published.name, published.source)
         remarks += [f"Published table {published.name}: {remark}" for remark in analysis.remarks]
     if skipped:
-        columns, rows = ["job or folder", "why"], [list(pair) for pair in skipped.items()]
-        all_tables["left_out"] = Table("Left out", columns, rows, words=("why",))
-        remarks.append(f"{len(skipped)} jobs or folders are left out: see the last table.")
+        columns, rows = ["job or folder", "reason"], [list(pair) for pair in skipped.items()]
+        all_tables["skipped"] = Table("Skipped", columns, rows, words=("reason",))
+        remarks.append(f"{len(skipped)} jobs or folders were skipped; see the last table.")
     title = f"{facts.get('data', published.name if published else '')}: report"
     return Report(title, facts, remarks, all_tables, comparison, analysis)
 
 
-def _own_table(runs: Sequence[Run]) -> Published | None:
-    """The published table that the runs' configurations name; None where they name none or several."""
+def _configured_table(runs: Sequence[Run]) -> Published | None:
+    """The published table named by the runs' configurations; None if they name none or several."""
     named = {str(run.config.get("published")): run.config.get("published") for run in runs}
     (values, *others) = named.values()
     if others or values is None:
         return None
-    return Published.model_validate(values, strict=False)  # lists where YAML knows no tuples
+    return Published.model_validate(values, strict=False)  # not strict: YAML has lists instead of tuples
 
 
 def _facts(runs: Sequence[Run]) -> dict[str, str]:
@@ -175,10 +175,10 @@ def _markdown(report: Report, figures: Sequence[Path]) -> str:
 
 
 def show(report: Report, folder: Path, again: str | None) -> None:
-    """Print the main tables and the summary, and where the rest is.
+    """Print the main tables, the summary and the paths of the remaining files.
 
     Args:
-        again: the command that writes this report again; None where no runs were compared.
+        again: the command that writes this report again; None if no runs were compared.
     """
     for name in ON_TERMINAL:
         for key, table in report.tables.items():
@@ -188,7 +188,7 @@ def show(report: Report, folder: Path, again: str | None) -> None:
         tables.console().print(remark, highlight=False, markup=False)
     print(f"report: {folder / 'report.html'} (also report.md, report.csv, figures/)")
     if again is not None:
-        print(f"with another baseline: {again} stage.baseline=<configuration>")
+        print(f"to use another baseline: {again} stage.baseline=<configuration>")
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -205,7 +205,9 @@ def _tables(comparison: Comparison, published: Published | None) -> dict[str, Ta
     if published is not None:
         for group, record in zip(groups, records, strict=True):
             record |= published_tables.published_scores(published, group, record)
-        by_key["beside"] = _beside_published(records, published.name, published_tables.mismatches(published, groups))
+        by_key["comparison"] = _published_comparison(
+            records, published.name, published_tables.mismatches(published, groups)
+        )
     for group in groups:
         for number, table in enumerate(moe.tables(group.name, group.runs[0].metrics)):
             by_key[f"mixture {group.name} {number}"] = table
@@ -237,7 +239,7 @@ def _cell(record: Record, name: str) -> str:
 
 
 def _scores(records: Sequence[Record]) -> Table:
-    """Scores of all groups, as ``0.6808 ± 0.0123 (0.6450-0.7170)``, the spread where there are several runs."""
+    """Scores of all groups, as ``0.6808 ± 0.0123 (0.6450-0.7170)``, with the spread if there are several runs."""
     rows = []
     for record in records:
         row = [record["arm"], str(record["runs"])]
@@ -247,7 +249,7 @@ def _scores(records: Sequence[Record]) -> Table:
             row.append(f"{_cell(record, name)}{spread} {interval}")
         rows.append(row + [_cell(record, name) for name in ("macro_precision", "macro_recall", "calibration_error")])
     marked = next((number for number, record in enumerate(records) if record["best"]), None)
-    caption = "In brackets 95 % intervals: accuracy Wilson, F1 bootstrap over rows."
+    caption = "In parentheses: 95 % intervals (accuracy: Wilson, F1: bootstrap over rows)."
     if any(record["runs"] > 1 for record in records):
         caption += " Several runs: mean ± standard deviation over seeds, bootstrap over rows and runs."
     columns = ["configuration", "runs", *TITLES.values(), "macro-P", "macro-R", "ECE"]
@@ -280,7 +282,7 @@ def _tests(records: Sequence[Record], reference: str, prefix: str, title: str) -
         )
     else:
         caption += "The interval is for 95 %. "
-    caption += "Better or worse: p of the difference below 0.05, which is where its interval excludes 0."
+    caption += "Better or worse: p of the difference below 0.05, that is, its interval excludes 0."
     return Table(title, columns, rows, caption, words=("verdict",), optional=(5, 4, 2))
 
 
@@ -295,7 +297,7 @@ def _costs(records: Sequence[Record]) -> Table:
     return Table("Cost", ["configuration", *COSTS.values()], rows, caption, optional=(5, 4, 3, 6))
 
 
-def _beside_published(records: Sequence[Record], name: str, mismatches: Sequence[str]) -> Table:
+def _published_comparison(records: Sequence[Record], name: str, mismatches: Sequence[str]) -> Table:
     rows = [
         [record["arm"], record["published_row"] or MISSING]
         + [_cell(record, key) for score in SCORES for key in (f"published_{score}", f"{score}_minus_published")]
@@ -303,12 +305,12 @@ def _beside_published(records: Sequence[Record], name: str, mismatches: Sequence
     ]
     columns = ["configuration", "published row", *(text for title in TITLES.values() for text in (title, "difference"))]
     caption = (
-        "Scores as published: from the confusion matrix where there is one, otherwise as printed. Differences: these "
+        "Scores as published: from the confusion matrix if there is one, otherwise as printed. Differences: these "
         "runs minus the publication."
     )
     if mismatches:
-        caption += f" These runs are another experiment: {'; '.join(mismatches)}."
-    title = f"Beside the published table {name}"
+        caption += f" These runs differ from the published setup: {'; '.join(mismatches)}."
+    title = f"Comparison with the published table {name}"
     return Table(title, columns, rows, caption, words=("published row",), optional=(7, 6, 3, 2, 1))
 
 
@@ -327,8 +329,8 @@ def _published(analysis: published_tables.Analysis, name: str, source: str) -> T
     columns += ["McNemar p", "largest p (Holm)", "verdict"]
     caption = (
         f"{source}. Scores as printed; recomputed: macro-F1 over the real classes, from the confusion matrix; 95 % "
-        "Wilson intervals. Where only totals are published, p is the range over all pairs that fit them, and a "
-        "verdict is given where it holds for all of them."
+        "Wilson intervals. If only totals are published, p is the range over all pairs that fit them, and a "
+        "verdict is given if it holds for all of them."
     )
     notes = [f"{record['row']}: {record['note']}" for record in analysis.records if record["note"]]
     if notes:

@@ -16,9 +16,9 @@ from finsa.evaluation import figures as drawing
 from finsa.evaluation.comparison import Comparison
 from finsa.evaluation.figures import CLASSES, LATIN, LINES, MANY, WIDTH, Figure, canvas, palette
 
-LETTER = 0.058  # inches that a letter of 7 points takes
-HARDEST = 12  # of many classes, those that are shown
-MOST_LINES = 8  # groups that a figure of lines can show
+LETTER = 0.058  # width of a 7-point letter in inches
+HARDEST = 12  # with many classes, the number shown
+MOST_LINES = 8  # maximum number of groups in a line figure
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Figure]:
@@ -27,15 +27,15 @@ def draw(comparison: Comparison, folder: Path) -> list[Figure]:
     groups = comparison.groups
     font, labels = drawing.font_and_names(groups[0].runs[0].labels)
     name_font, names = drawing.font_and_names([group.name for group in groups], "configuration")
-    # A figure of lines shows the baseline and the best groups, each with one colour in all of these figures.
+    # A line figure shows the baseline and the best groups, each with the same color in all figures.
     ranked = sorted(range(len(groups)), key=lambda place: groups[place].name != comparison.baseline)
     shown = sorted(ranked[:MOST_LINES])
-    colours = dict(zip(shown, palette(len(shown), LINES), strict=True))
+    colors = dict(zip(shown, palette(len(shown), LINES), strict=True))
     logs = {place: [run.log for run in groups[place].runs] for place in range(len(groups))}
     trained = [place for place in logs if any(map(drawing.has_steps, logs[place]))]
-    curves = [(names[place], colours[place], logs[place]) for place in shown if place in trained]
+    curves = [(names[place], colors[place], logs[place]) for place in shown if place in trained]
     grids = [
-        (names[place], colours[place], logs[place]) for place in shown if any(map(drawing.has_penalties, logs[place]))
+        (names[place], colors[place], logs[place]) for place in shown if any(map(drawing.has_penalties, logs[place]))
     ]
     routers = {group.name: group.runs[0].metrics["router"] for group in groups if group.runs[0].metrics.get("router")}
     settings: Any = {"font.family": list(dict.fromkeys([font, name_font, LATIN]))}
@@ -51,7 +51,7 @@ def draw(comparison: Comparison, folder: Path) -> list[Figure]:
         if grids:
             figures.append(drawing.penalty_grid(grids, folder / "penalties.png"))
         figures += [
-            _calibration(comparison, names, colours, folder / "calibration.png"),
+            _calibration(comparison, names, colors, folder / "calibration.png"),
             _label_distribution(comparison, names, labels, folder / "label_distribution.png"),
         ]
     return [*figures, drawing.router(routers, folder / "router.png")] if routers else figures
@@ -64,14 +64,14 @@ def _subset(shown: int, count: int) -> str:
 def _f1_bars(comparison: Comparison, names: Sequence[str], file: Path) -> Figure:
     records, places = comparison.records, np.arange(len(names))
     with canvas(file, 1.3 + 0.55 * len(names)) as (_, ((axes,),)):
-        for shift, name, title, colour in (
+        for shift, name, title, color in (
             (-0.2, "macro_f1", "macro-F1", LINES[0]),
             (0.2, "weighted_f1", "weighted-F1", LINES[5]),
         ):
             values = np.array([record[name] for record in records])
             low, high = (np.array([record[f"{name}_{end}"] for record in records]) for end in ("low", "high"))
             errors = np.clip([values - low, high - values], 0, None)
-            axes.barh(places + shift, values, 0.38, xerr=errors, color=colour, ecolor="#333333", label=title)
+            axes.barh(places + shift, values, 0.38, xerr=errors, color=color, ecolor="#333333", label=title)
             for place, value, end in zip(places, values, high, strict=True):
                 axes.text(min(end + 0.01, 1.0), place + shift, f"{value:.3f}", va="center", fontsize=8)
         axes.set_yticks(places, names)
@@ -82,12 +82,12 @@ def _f1_bars(comparison: Comparison, names: Sequence[str], file: Path) -> Figure
 
 
 def _confusion_matrices(comparison: Comparison, names: Sequence[str], labels: Sequence[str], file: Path) -> Figure:
-    """Draw all matrices in one pair of axes: with a pair for each, 50 groups take ten times as long."""
+    """Draw all matrices on one Axes: with one Axes per matrix, 50 groups take ten times as long."""
     count = len(labels)
     columns = _columns(len(names)) if count <= 5 else 1
     rows, wide = -(-len(names) // columns), count + 0.5
     inches = (WIDTH - 1) / (columns * wide)  # of a cell
-    gap = max(1.5, 0.4 / inches)  # cells between matrices, for a title and the classes
+    gap = max(1.5, 0.4 / inches)  # cells between matrices, for the title and the class labels
     high = count + gap
     fits = max(map(drawing.text_width, labels)) * LETTER <= inches
     step = 1 if count <= MANY else 5
@@ -110,12 +110,12 @@ def _confusion_matrices(comparison: Comparison, names: Sequence[str], labels: Se
         axes.set(ylabel="true", xlabel="predicted" + "; classes numbered as in the table By class" * (not fits))
         axes.tick_params(length=0)
         axes.spines[["left", "bottom"]].set_visible(False)
-    alt = "Rows of each true class by predicted class; the table By class has the scores that follow from them."
+    alt = "Rows of each true class by predicted class; the table By class lists the resulting scores."
     return Figure(file, "Confusion matrices: rows, and shares of the true class; several runs are summed", alt)
 
 
 def _columns(matrices: int) -> int:
-    """Matrices side by side: the number that leaves the fewest places empty, three where that is equal."""
+    """Number of matrices per row: the one that leaves the fewest empty cells; three if equal."""
     if matrices <= 4:
         return (1, 2, 3, 2)[matrices - 1]
     return 3 if -matrices % 3 <= -matrices % 4 else 4
@@ -135,9 +135,9 @@ def _precision_recall(comparison: Comparison, names: Sequence[str], labels: Sequ
         for one in axes.flat[len(labels) :]:
             one.axis("off")
         for one, key, label in zip(axes.flat, keys, labels, strict=False):
-            for name, marker, colour in (("precision", "D", LINES[0]), ("recall", "o", LINES[1])):
+            for name, marker, color in (("precision", "D", LINES[0]), ("recall", "o", LINES[1])):
                 values = [record[f"{name}_{key}"] for record in comparison.records]
-                one.plot(values, places, marker, color=colour, label=name, clip_on=False)
+                one.plot(values, places, marker, color=color, label=name, clip_on=False)
             one.set_title(label, fontsize=10)
             one.set_xlim(0, 1)
             one.grid(axis="both", color="#dddddd", linewidth=0.6)
@@ -149,22 +149,22 @@ def _precision_recall(comparison: Comparison, names: Sequence[str], labels: Sequ
     return Figure(file, title, "The numbers are those of the table By class.")
 
 
-def _calibration(comparison: Comparison, names: Sequence[str], colours: dict[int, Any], file: Path) -> Figure:
+def _calibration(comparison: Comparison, names: Sequence[str], colors: dict[int, Any], file: Path) -> Figure:
     with canvas(file, 5.6) as (figure, ((axes,),)):
         axes.plot([0, 1], [0, 1], color="#999999", linestyle="--", linewidth=1)
-        for place, colour in colours.items():
+        for place, color in colors.items():
             error = comparison.records[place]["calibration_error"]
             for number, run in enumerate(comparison.groups[place].runs):
                 bins = calibration.reliability(run.confidence, run.correct)
                 x, y = ([one[key] for one in bins] for key in ("confidence", "accuracy"))
                 sizes = [8 + 200 * one["rows"] / len(run.rows) for one in bins]
                 label = f"{names[place]}: ECE {error:.3f}" if number == 0 else None
-                axes.plot(x, y, color=colour, linewidth=0.9, alpha=0.45, clip_on=False, label=label)
-                axes.scatter(x, y, sizes, color=colour, clip_on=False, zorder=3)
+                axes.plot(x, y, color=color, linewidth=0.9, alpha=0.45, clip_on=False, label=label)
+                axes.scatter(x, y, sizes, color=color, clip_on=False, zorder=3)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the predicted label", ylabel="accuracy")
         figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     alt = "; ".join(f"{record['arm']}: ECE {record['calibration_error']:.3f}" for record in comparison.records)
-    title = f"Calibration, {calibration.BINS} bins, dots by rows{_subset(len(colours), len(names))}"
+    title = f"Calibration, {calibration.BINS} bins, dots by rows{_subset(len(colors), len(names))}"
     return Figure(file, title, f"Reliability diagram. {alt}")
 
 
@@ -182,14 +182,14 @@ def _label_distribution(comparison: Comparison, names: Sequence[str], labels: Se
     shown = drawing.frequent(by_label.values(), labels)
     by_label = {name: drawing.folded(counts, labels, shown) for name, counts in by_label.items()}
     labels = list(by_label["true, test"])
-    colours = palette(len(labels), CLASSES)
+    colors = palette(len(labels), CLASSES)
     table = np.array([list(counts.values()) for counts in by_label.values()])
     with canvas(file, 1.2 + 0.32 * len(by_label)) as (figure, ((axes,),)):
-        drawing.stacked_shares(axes, table, colours, least=0.06)
+        drawing.stacked_shares(axes, table, colors, least=0.06)
         axes.set_yticks(range(len(by_label)), list(by_label))
         axes.set_ylim(len(by_label) - 0.4, -0.6)
         axes.set_xlabel("share of the rows; configurations: predicted on the test rows")
-        patches = [Patch(color=colour) for colour in colours]
+        patches = [Patch(color=color) for color in colors]
         figure.legend(patches, labels, loc="outside upper center", ncols=min(5, len(labels)), frameon=False)
     alt = "; ".join(f"{name}: {', '.join(map(str, counts.values()))}" for name, counts in by_label.items())
     title = "Labels: true by split, predicted by configuration"

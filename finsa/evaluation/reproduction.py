@@ -1,4 +1,4 @@
-"""Comparison of two runs of one configuration, in the order in which a difference would propagate."""
+"""Comparison of two runs of the same configuration, in the order in which a difference propagates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from finsa.evaluation.finished_runs import read_json, read_lines
 from finsa.runs import provenance
 
-# Entries of a log about speed, memory and time, which differ between equal runs.
+# Log entries about speed, memory and time, which differ between otherwise identical runs.
 TIMED = (
     *("time", "tokens_per_second", "samples_per_second", "trainable_token_share", "mfu", "peak_memory_gib"),
     *("train_runtime", "train_samples_per_second", "train_steps_per_second"),
@@ -25,9 +25,9 @@ class Check:
     """One comparison.
 
     Args:
-        what: is compared.
-        same: whether it is equal to the last bit.
-        details: how much was compared, or the first difference.
+        what: what is compared.
+        same: whether both are bit-for-bit equal.
+        details: the amount compared, or the first difference.
     """
 
     what: str
@@ -57,7 +57,7 @@ def compare(first: Path, second: Path) -> list[Check]:
 
 
 def environment_changes(first: Path, second: Path) -> list[str]:
-    """Differences in versions, machine and code; entries that an older version did not write are ignored."""
+    """Differences in versions, machine and code; entries missing in a run of an older version are ignored."""
     one, other = (_json(folder / "run.json") for folder in (first, second))
     changes = []
     for key in ENVIRONMENT:
@@ -80,7 +80,7 @@ def _check(what: str, first: Any, second: Any) -> Check:
 
 
 def _difference(first: Any, second: Any, path: str = "") -> str:
-    """The first place in which two values differ."""
+    """Describe the first difference between two values."""
     if isinstance(first, dict) and isinstance(second, dict):
         dot = "." if path and path[-1] != " " else ""
         for key in first | second:
@@ -103,14 +103,14 @@ def _weights(first: Path, second: Path) -> Check:
     if wrong is None:
         return Check("weights", True, f"{len(one)} files")
     if wrong not in one or wrong not in other:
-        return Check("weights", False, f"{wrong} is in one of them only")
+        return Check("weights", False, f"{wrong} is in only one of them")
     if wrong.endswith(".safetensors"):
         return Check("weights", False, f"{wrong}, {_compare_tensors(first / wrong, second / wrong)}")
     return Check("weights", False, f"{wrong} differs")
 
 
 def _same_settings(first: Path, second: Path) -> bool:
-    """Whether two adapters' settings differ in order only: PEFT writes sets of names in any order."""
+    """Whether two adapter configurations differ only in order: PEFT writes sets of names in arbitrary order."""
     if first.name != "adapter_config.json" or not (first.is_file() and second.is_file()):
         return False
     one, other = (
@@ -123,7 +123,7 @@ def _same_settings(first: Path, second: Path) -> bool:
 def _compare_tensors(first: Path, second: Path) -> str:
     try:
         one, other = load_file(first), load_file(second)
-    except (TypeError, ValueError, KeyError):  # numpy knows no bfloat16
+    except (TypeError, ValueError, KeyError):  # numpy has no bfloat16
         return "its content differs"
     for name, tensor in one.items():
         if name not in other or tensor.shape != other[name].shape:

@@ -1,4 +1,4 @@
-"""Results of a run: its reports, predictions, figures and page, from scores to files of the run folder."""
+"""Results of a run: from log-probabilities to the reports, predictions, figures and page of its folder."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ def predictions(
     gates: NDArray[np.float64] | None = None,
     experts: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Yield one record per row.
+    """Yield one prediction record per row.
 
     Args:
-        data: with the rows of the split.
+        data: contains the rows of the split.
         log_probs: of the labels, (n, c).
         temperature: of the run; see `finsa.evaluation.calibration`.
-        gates: of a mixture, (n, E), whose experts are named by `experts`.
+        gates: of a mixture, (n, E).
+        experts: names of its experts, (E,).
 
     Yields:
-        ``id``, ``text``, ``gold`` and ``label``; ``probs``, the calibrated probability of each label, as prediction,
-        service and exports give it; ``log_probs``, the log-probability of each whole label, uncalibrated; of a mixture
-        also ``domain`` and ``gates``.
+        ``id``, ``text``, ``gold`` and ``label``; ``probs``, the calibrated probability of each label, as returned by
+        prediction, service and exports; ``log_probs``, the uncalibrated log-probability of each whole label; for a
+        mixture also ``domain`` and ``gates``.
     """
     names = data.dataset.labels.names
     probs = metrics.probabilities(log_probs, temperature)
@@ -64,7 +65,7 @@ def predictions(
 
 
 def answers(data: Labelled, split: str, texts: Sequence[str], parsed: Sequence[int | None]) -> Iterator[dict[str, Any]]:
-    """Yield one record per generated answer: id, text, gold, the answer, and the label it names, null for none."""
+    """Yield one record per generated answer: id, text, gold, answer, and the parsed label (null if none)."""
     names, rows = data.dataset.labels.names, data.dataset.splits[split]
     for (identity, text, gold), answer, label in zip(
         rows.select("id", "text", "label").iter_rows(), texts, parsed, strict=True
@@ -76,12 +77,12 @@ def answers(data: Labelled, split: str, texts: Sequence[str], parsed: Sequence[i
 def calibration(
     data: Labelled, log_probs: dict[str, NDArray[np.float64]], temperature: float | None = None
 ) -> dict[str, Any]:
-    """Report the calibration error and the log loss, with and without the temperature.
+    """Compute the calibration error and the log loss, with and without the temperature.
 
     Args:
-        data: with the true classes.
-        log_probs: (n, c) by split, of its first n rows.
-        temperature: None to fit it on the ``validation`` rows.
+        data: contains the true classes.
+        log_probs: (n, c) of the first n rows of each split.
+        temperature: None: fit it on the ``validation`` rows.
     """
     gold = {split: data.gold(split)[: len(values)] for split, values in log_probs.items()}
     if temperature is None:
@@ -91,10 +92,10 @@ def calibration(
 
 
 def validation(data: Labelled, log_probs: NDArray[np.float64]) -> dict[str, float]:
-    """The metrics that select a checkpoint, from the log-probabilities (n, c) of the validation split.
+    """The metrics for checkpoint selection, from the log-probabilities (n, c) of the validation split.
 
-    The loss is the mean negative log-probability of the true label, whatever the training loss of the method, so that
-    methods with different training losses can be compared.
+    The loss is the mean negative log-probability of the true label for every method, so that methods with different
+    training losses can be compared.
     """
     gold = np.array(data.gold("validation")[: len(log_probs)])
     result = metrics.report(gold.tolist(), log_probs.argmax(axis=1).tolist(), data.dataset.labels.names)
@@ -103,12 +104,12 @@ def validation(data: Labelled, log_probs: NDArray[np.float64]) -> dict[str, floa
 
 
 def write_ledger(data: Labelled, folder: RunFolder, splits: Collection[str]) -> dict[str, int]:
-    """Write ``ledger.json``, and the rows that are not used with their reasons as ``dropped.jsonl``.
+    """Write ``ledger.json``, and ``dropped.jsonl`` with the unused rows and the reasons.
 
     Args:
-        data: of the run; another run of this process may have read more of its splits.
+        data: of the run; another run in this process may have read more of its splits.
         folder: of the run.
-        splits: those that this run has read.
+        splits: the splits that this run has read.
 
     Returns:
         Number of rows of these splits whose text was truncated.
@@ -121,7 +122,7 @@ def write_ledger(data: Labelled, folder: RunFolder, splits: Collection[str]) -> 
 
 def draw_confusion_matrix(result: dict[str, Any], title: str, folder: Path) -> Path:
     """Draw the confusion matrix of a report into a run folder."""
-    from finsa.evaluation import figures  # matplotlib takes a second, which no run has to wait for at its start
+    from finsa.evaluation import figures  # imported here because matplotlib takes a second to import
 
     file = folder / "confusion_matrix.png"
     with files.replacing(file) as temporary:
@@ -130,18 +131,18 @@ def draw_confusion_matrix(result: dict[str, Any], title: str, folder: Path) -> P
 
 
 def write_page(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) -> list[Path]:
-    """Write a run's page, ``run.html``, and the figures besides the confusion matrix, as far as its files allow.
+    """Write a run's page, ``run.html``, and all figures but the confusion matrix, as far as the run's files allow.
 
     Args:
         cfg: of the run.
-        folder: with ``metrics.json``, and ``log.jsonl``, ``ledger.json`` and ``confusion_matrix.png`` where they exist.
+        folder: with ``metrics.json``, and ``log.jsonl``, ``ledger.json`` and ``confusion_matrix.png`` if they exist.
         name: of the scored model.
-        split: that was scored; None: none was.
+        split: the scored split; None if none was scored.
 
     Returns:
         The figures that were drawn.
     """
-    from finsa.evaluation import figures, pages  # see above; jinja2 as well
+    from finsa.evaluation import figures, pages  # imported here for the same reason, as is jinja2
 
     values, ledger = _read(folder.path / "metrics.json"), _read(folder.path / "ledger.json")
     log = []
@@ -193,7 +194,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _facts(cfg: RunConfig, facts: Mapping[str, Any]) -> dict[str, str]:
-    """How the run was made: what its record contains."""
+    """The facts about a run that its page shows."""
     trainable, total = facts.get("trainable_parameters"), facts.get("total_parameters")
     values = {
         "stage": cfg.stage.name,
@@ -214,7 +215,7 @@ def _facts(cfg: RunConfig, facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _calibration_table(values: Mapping[str, Any]) -> Table:
-    """Per split, calibration error and log loss with and without the temperature."""
+    """Calibration error and log loss by split, with and without the temperature."""
     splits = {split: one for split, one in values.items() if isinstance(one, dict)}
     keys = [key for key in next(iter(splits.values()), {}) if key != "n"]
     rows = []
@@ -226,12 +227,14 @@ def _calibration_table(values: Mapping[str, Any]) -> Table:
         rows.append([split, *cells])
     caption = f"Temperature {values['temperature']:.4f}, fitted on the validation rows; ECE of {calibrating.BINS} bins."
     if calibrating.at_bound(values["temperature"]):
-        caption += " The temperature is at its bound: these rows do not determine it, and nothing is calibrated."
+        caption += (
+            " The temperature is at its bound: the rows do not determine it, and probabilities are not calibrated."
+        )
     return Table("Calibration", ["split", *(key.replace("_", " ") for key in keys)], rows, caption)
 
 
 def flat(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Flatten nested numbers to ``test/macro_f1``; lists are left out."""
+    """Flatten nested numbers to keys such as ``test/macro_f1``; lists are omitted."""
     values: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, dict):

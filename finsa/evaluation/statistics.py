@@ -13,7 +13,7 @@ from scipy.stats import binom, binomtest
 from finsa.evaluation import metrics
 
 LEVEL = 0.05
-CHUNK = 4_000_000  # numbers drawn at once, which bounds the memory
+CHUNK = 4_000_000  # numbers drawn at once, to limit memory
 
 Classes = NDArray[np.int64]
 
@@ -25,7 +25,7 @@ class Difference:
     Args:
         value: first minus second.
         low, high: its interval, at the confidence level of its step in Holm's procedure: 95 % in a family of one.
-        p: two-sided, of no difference.
+        p: two-sided p-value of no difference.
         corrected: p, corrected for the size of the family.
     """
 
@@ -37,7 +37,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """``better`` or ``worse`` where the corrected test and the interval both say so, otherwise ``inconclusive``."""
+        """``better`` or ``worse`` if both the corrected test and the interval agree, otherwise ``inconclusive``."""
         if self.corrected >= LEVEL or self.low <= 0 <= self.high:
             return "inconclusive"
         return "better" if self.value > 0 else "worse"
@@ -48,19 +48,19 @@ def resampled(
 ) -> dict[str, NDArray[np.float64]]:
     """Scores of runs on resampled test rows, the same rows for all runs.
 
-    Rows with the same true class and the same predictions of all runs are one cell. Drawing n rows with replacement is
-    drawing the cells' counts from a multinomial, which is as exact and needs no loop over rows.
+    Rows with the same true class and the same predictions of all runs form one cell. Drawing n rows with replacement is
+    equivalent to drawing the cell counts from a multinomial, which needs no loop over rows.
 
     Args:
         gold: true classes, (n,).
         predictions: of m runs, (m, n).
-        classes: their number, c.
+        classes: number of classes, c.
 
     Returns:
         accuracy, macro_f1 and weighted_f1, each (m, samples).
     """
     cell = gold
-    for column in predictions:  # renumbered at each step, so that the codes stay small
+    for column in predictions:  # renumbered at each step to keep the codes small
         cell = np.unique(cell * classes + column, return_inverse=True)[1]
     first, counts = np.unique(cell, return_index=True, return_counts=True)[1:]
     answers = predictions[:, first]  # (m, k)
@@ -79,7 +79,7 @@ def resampled(
 
 
 def over_seeds(scores: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """Mean over the runs of a configuration (m, samples), also drawn with replacement: seeds are a sample too."""
+    """Mean over the runs (m, samples), which are also drawn with replacement: seeds are a sample too."""
     runs, samples = scores.shape
     chosen = np.random.default_rng(seed).integers(0, runs, scores.shape)
     return scores[chosen, np.arange(samples)].mean(axis=0)
@@ -92,8 +92,8 @@ def paired_draws(
 
     Args:
         gold: true classes, (n,).
-        first, second: predictions of the groups' runs, (a, n) and (b, n); means over runs are compared.
-        classes: their number.
+        first, second: predictions of the groups' runs, (a, n) and (b, n); their means over runs are compared.
+        classes: number of classes.
 
     Returns:
         The difference, first minus second, and the differences on resampled rows, (samples,).
@@ -104,14 +104,14 @@ def paired_draws(
 
 
 def differences(pairs: Sequence[tuple[float, NDArray[np.float64]]]) -> list[Difference]:
-    """Test a family of differences with intervals and corrected p-values that never contradict each other.
+    """Test a family of differences, with intervals and corrected p-values that are always consistent.
 
     Holm's procedure compares the i-th smallest of m p-values with LEVEL / (m - i + 1) and stops at the first that is
-    not below it. Each interval has the level of its step (of the step where the procedure stopped, for all that
-    follow): it excludes 0 exactly where the corrected p is below LEVEL.
+    not below it. Each interval has the level of its step, and after the procedure has stopped, of that last step: it
+    excludes 0 if and only if the corrected p is below LEVEL.
 
     Args:
-        pairs: of `paired_draws`.
+        pairs: from `paired_draws`.
     """
     p = [_two_sided(drawn) for _, drawn in pairs]
     corrected = holm(p)
@@ -127,14 +127,14 @@ def differences(pairs: Sequence[tuple[float, NDArray[np.float64]]]) -> list[Diff
 
 def _two_sided(drawn: NDArray[np.float64]) -> float:
     beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    # One is added to both, as if the observed sample were one of the draws (Davison & Hinkley 1997): p is never 0.
+    # One is added to both, as if the observed sample were one of the draws (Davison & Hinkley 1997), so p is never 0.
     return min(1.0, 2 * (beyond + 1) / (len(drawn) + 1))
 
 
 def _interval(drawn: NDArray[np.float64], level: float) -> tuple[float, float]:
-    """The order statistics that lie on one side of 0 exactly where `_two_sided` is below the level.
+    """The order statistics that lie on one side of 0 if and only if `_two_sided` is below the level.
 
-    With too few samples for the level there is no such statistic; the interval is then -1 to 1.
+    With too few samples for the level there is no such statistic, and the interval is -1 to 1.
     """
     place = math.ceil(level * (len(drawn) + 1) / 2 - 1e-9) - 2  # from 0
     if place < 0:
@@ -154,7 +154,7 @@ def confusions(gold: Classes, predictions: Classes, classes: int) -> Classes:
 
 
 def mcnemar(fixed: int, broken: int) -> float:
-    """p-value of the exact McNemar test, by which rows that only one of two runs classifies correctly are equally many.
+    """p-value of the exact McNemar test that either run is equally likely to be the only correct one.
 
     Args:
         fixed: rows that only the first classifies correctly.
@@ -166,7 +166,7 @@ def mcnemar(fixed: int, broken: int) -> float:
 def mcnemar_range(first: int, second: int, n: int) -> tuple[float, float]:
     """Smallest and largest p-value of the exact McNemar test with `first` and `second` correct rows of n.
 
-    Where only totals are published, the number of rows that both classify correctly is unknown; the range covers all
+    If only totals are published, the number of rows that both classify correctly is unknown; the range covers all
     possible numbers.
     """
     both = np.arange(max(0, first + second - n), min(first, second) + 1)
@@ -176,7 +176,7 @@ def mcnemar_range(first: int, second: int, n: int) -> tuple[float, float]:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Correct p values for their number (Holm 1979): the i-th smallest of m counts m - i + 1 times."""
+    """Correct p-values for multiple testing (Holm 1979): the i-th smallest of m is multiplied by m - i + 1."""
     order = np.argsort(values, kind="stable")
     scaled = np.asarray(values, dtype=float)[order] * np.arange(len(values), 0, -1)
     corrected = np.empty(len(values))

@@ -1,4 +1,4 @@
-"""Tables: one content for terminal, Markdown, CSV and pages, and the tables of a single run."""
+"""Tables for terminal, Markdown, CSV and pages, and the tables of a single run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ from finsa.runs import files
 
 WIDTH, UNBOUNDED = 120, 10_000  # columns of the screen
 MISSING = "-"
-FILTERED = ("filtered: data.split.rows", "filtered: not of domain", "filtered: mixture ratio")  # need no examples
-NAMED = 8  # hidden columns that a caption names
-MANY, WORST = 20, 10  # more classes have no columns of their own; the hardest ones and most frequent errors are shown
+FILTERED = (
+    "filtered: data.split.rows",
+    "filtered: not of domain",
+    "filtered: mixture ratio",
+)  # buckets that need no examples
+NAMED = 8  # maximum number of hidden columns named in a caption
+MANY, WORST = 20, 10  # more classes have no columns; the hardest classes and most frequent errors are shown
 SCORES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
@@ -32,7 +36,7 @@ SCORES = {
     "macro_precision": "macro-P",
     "macro_recall": "macro-R",
 }
-# Control characters, which would break lines or command a terminal, are replaced by visible signs.
+# Control characters, which could break lines or control the terminal, are replaced by visible symbols.
 SIGNS = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡", 0x0A: "↵\n", 0x0D: "␍", 0x09: "⇥"}
 
 
@@ -41,14 +45,14 @@ class Table:
     """A table of text cells.
 
     Args:
-        title: of the table.
+        title: table title.
         columns: names; the first column names the rows.
         rows: cells.
-        caption: how to read it.
+        caption: explanation below the table.
         marked: number of the highlighted row; None for no highlight.
-        words: columns of words, which are aligned left; the first column always is.
+        words: text columns, aligned left, as the first column always is.
         optional: numbers of the columns that a narrow terminal omits, the least important first.
-        folded: whether a page shows the table only on request.
+        folded: whether a page shows the table collapsed.
     """
 
     title: str
@@ -87,7 +91,7 @@ class Table:
 
 
 def visible(text: str) -> str:
-    """Replace control characters by visible signs; a line break is kept, with a sign before it."""
+    """Replace control characters by visible symbols; a line break is kept, with a symbol before it."""
     return text.translate(SIGNS)
 
 
@@ -137,13 +141,13 @@ def _has_width(default: Console) -> bool:
 
 
 def show(table: rich.table.Table, optional: Sequence[int] = ()) -> None:
-    """Print a table without losing a border, a header or a part of a word.
+    """Print a table without cutting off borders, headers or words.
 
-    Cells wrap between words. Where that is not enough, optional columns are omitted and named in the caption. Where
-    the output has no width (a pipe, a file), the table is as wide as it needs to be.
+    Cells wrap between words. If that is not enough, optional columns are omitted and named in the caption. If the
+    output has no width (a pipe, a file), the table is as wide as needed.
 
     Args:
-        table: any.
+        table: the table to print.
         optional: numbers of the columns that can be omitted, the least important first.
     """
     out, hidden = console(), []
@@ -167,12 +171,12 @@ def show(table: rich.table.Table, optional: Sequence[int] = ()) -> None:
 
 
 def _minimum_width(table: rich.table.Table, out: Console) -> int:
-    """Columns of the screen that a table needs if its cells wrap between words."""
+    """Minimum width of a table whose cells wrap between words."""
     return Measurement.get(out, out.options.update(max_width=UNBOUNDED), table).minimum
 
 
 def _set_widths(table: rich.table.Table, out: Console) -> None:
-    """Set the widths of a table's columns, each at least its longest word, which rich does not ensure."""
+    """Set the column widths, each at least that of its longest word, which rich does not ensure."""
     options = out.options.update(max_width=UNBOUNDED)
     needs = [
         [Measurement.get(out, options, cell) for cell in (column.header, *column.cells)] for column in table.columns
@@ -205,7 +209,7 @@ def show_plan(title: str, values: Mapping[str, object]) -> None:
 def scores(reports: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     """Reports side by side, F1 and accuracy with their 95 % intervals.
 
-    The best macro-F1 is highlighted only where its interval does not overlap any other.
+    The best macro-F1 is highlighted only if its interval does not overlap any other.
     """
     rows = []
     for name, report in reports.items():
@@ -221,7 +225,7 @@ def scores(reports: Mapping[str, Mapping[str, Any]], title: str) -> Table:
 
 
 def clear_winner(reports: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The report whose macro-F1 interval lies above all others; None where there is none."""
+    """The report whose macro-F1 interval lies above all others; None if there is none."""
     ranked = sorted(reports, key=lambda name: -reports[name]["macro_f1"])
     if len(ranked) < 2:
         return None
@@ -242,7 +246,7 @@ def write_comparison(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> 
 
 
 def by_class(report: Mapping[str, Any], title: str) -> Table:
-    """Precision, recall and F1 of the classes, and unless there are many, the confusion matrix."""
+    """Precision, recall and F1 of the classes, and the confusion matrix unless there are many classes."""
     names = list(report["per_class"])
     predicted = names if len(names) <= MANY else []
     rows = []
@@ -260,8 +264,8 @@ def show_report(report: Mapping[str, Any], title: str, method: Method) -> None:
 
     Args:
         report: of one split.
-        title: of the table.
-        method: what produced the answers; it decides what is advised where all answers are the same.
+        title: table title.
+        method: that made the predictions; determines the advice if all predictions are the same.
     """
     names, confusion, table = list(report["per_class"]), report["confusion"], by_class(report, title)
     if len(names) > MANY:
@@ -279,15 +283,15 @@ def show_report(report: Mapping[str, Any], title: str, method: Method) -> None:
         Table("Most frequent errors", columns, errors, f"{caption} of classes", words=("predicted",)).show()
     predicted = [name for name, total in zip(names, map(sum, zip(*confusion, strict=True)), strict=True) if total]
     if len(predicted) == 1 and report["n"] > 1 and not isinstance(method.baseline, Majority):
-        note = f"note: every row was predicted {predicted[0]}. {_advice(method, names)}".rstrip()
+        note = f"note: every row was predicted as {predicted[0]}. {_advice(method, names)}".rstrip()
         console().print(note, highlight=False, markup=False)
 
 
 def _advice(method: Method, names: Sequence[str]) -> str:
-    """Settings that may help a method that predicts one label for all rows: only those that it reads."""
+    """Settings that may help a method that predicts one label for all rows, limited to those it uses."""
     if isinstance(method.baseline, Network):
         return "More epochs (method.baseline.epochs) or another method.baseline.learning_rate may help."
-    if method.baseline is not None:  # its grid of penalties has been searched
+    if method.baseline is not None:  # its penalty grid has already been searched
         return ""
     more = "More steps (train.epochs, train.max_steps) or another train.learning_rate may help."
     words = (
@@ -305,7 +309,7 @@ def _advice(method: Method, names: Sequence[str]) -> str:
 
 
 def rows_by_split(ledger: Mapping[str, Any]) -> Table:
-    """Used rows by split and label, from ``ledger.json``; of many labels, only their number and extremes."""
+    """Used rows by split and label, from ``ledger.json``; for many labels, only their number and extremes."""
     splits = {split: counts for split, counts in ledger.get("splits", {}).items() if counts}
     labels = list(next(iter(splits.values()), {}))
     many, truncated = len(labels) > MANY, ledger.get("truncated", {})
@@ -323,7 +327,7 @@ def rows_by_split(ledger: Mapping[str, Any]) -> Table:
 
 
 def show_ledger(ledger: Ledger, truncated: Mapping[str, int]) -> None:
-    """Print how the rows that were read are used: by split and label, and those that are not used."""
+    """Print the used rows by split and label, and the rows that are not used."""
     rows_by_split(ledger.as_dict(truncated)).show()
     show_losses(ledger)
 
@@ -336,8 +340,8 @@ def show_losses(ledger: Ledger) -> None:
         if not bucket.startswith(FILTERED)
     ]
     if rows:
-        example = "for example (file:line: text [label])"
+        example = "examples (file:line: text [label])"
         caption = "all of them, with reasons: dropped.jsonl in the run folder"
-        Table("Rows not used", ["why", "rows", example], rows, caption, words=(example,)).show()
+        Table("Rows not used", ["reason", "rows", example], rows, caption, words=(example,)).show()
     for note in ledger.notes:
         console().print(f"note: {escape(note)}", highlight=False)

@@ -1,1 +1,1 @@
-"""Label scores."""
+"""Label scoring, prediction and export."""

@@ -1,4 +1,4 @@
-"""Writing a run's model in another format: merged weights, a PEFT adapter, a classifier of transformers, ONNX.
+"""Export of a run's model: merged weights, a PEFT adapter, a transformers classifier, or ONNX.
 
 Letters: b rows of a batch, s tokens, c classes, v vocabulary, m nodes of the label tree, k = 1 + m positions read.
 """
@@ -27,26 +27,26 @@ from finsa.models.classifier import HEAD_FILE, Classifier, unwrap_peft
 from finsa.models.moe import mixture
 from finsa.runs import provenance, run_folder
 
-PROMPT_TOKENIZER = "prompt_tokenizer"  # the run's, beside one that adds the prompt by itself
+PROMPT_TOKENIZER = "prompt_tokenizer"  # the run's tokenizer, besides one that adds the prompt itself
 
 
 def label_refusal(renderer: Renderer, form: str) -> str | None:
-    """Why labels cannot be written in a format; None where they can."""
+    """The reason why labels cannot be exported in a format; None if they can."""
     answers, _ = scored_answers(renderer)
     if form == "classifier" and any(len(answer) > 1 for answer in answers):
         words = ", ".join(
             f"{word} ({len(answer)})" for word, answer in zip(renderer.labels.words, answers, strict=True)
         )
-        return f"a score head has one row per label, and these have several tokens: {words}; choose format=onnx"
+        return f"a score head has one row per label, but these have several tokens: {words}; choose format=onnx"
     return None
 
 
 def write(record: Record, form: str, precision: str, folder: Path) -> None:
-    """Write a run's model into a folder, with everything that is needed to use it.
+    """Write a run's model to a folder, with everything needed to use it.
 
     Raises:
-        ModelError: where the model cannot be written in this format.
-        RunError: where the run's weights are not those that it wrote.
+        ModelError: if the model cannot be written in this format.
+        RunError: if the run's weights have changed since it wrote them.
     """
     provenance.require_weights(record.path, record.facts)
     folder.mkdir(parents=True)
@@ -80,7 +80,7 @@ def write(record: Record, form: str, precision: str, folder: Path) -> None:
 
 
 def _backbone(record: Record) -> Any:
-    """A run's base model; a quantised one is dequantised, since adapters were trained on its rounded weights."""
+    """A run's base model; a quantized one is dequantized, because adapters were trained on the rounded weights."""
     cfg = record.cfg
     weights = loading.weights_of(cfg.model, record.path)
     backbone: Any = base.load_base(weights, cfg.seed, quantization=cfg.method.quantization)
@@ -97,7 +97,7 @@ def whole_model(record: Record, renderer: Renderer) -> Any:
 
 
 def _write_hard_routed(record: Record, folder: Path) -> None:
-    """Write a mixture as one merged model per expert, an ordinary folder of transformers, and the router over them."""
+    """Write a mixture as one merged transformers model per expert, and the router."""
     for name in mixture.expert_names(record.path):
         model = adapters.load(_backbone(record), record.path / "adapters" / name)
         model.merge_and_unload().save_pretrained(folder / loading.EXPERTS / name)
@@ -107,10 +107,10 @@ def _write_hard_routed(record: Record, folder: Path) -> None:
 
 
 def _write_classifier(model: Any, renderer: Renderer, temperature: float, folder: Path) -> None:
-    """Write a sequence-classification model whose score head is the LM head's rows of the labels over the temperature.
+    """Write a sequence classifier whose score head is the LM head's label rows divided by the temperature.
 
-    The softmax of its logits is the run's probability of each label. Its tokenizer adds the prompt, so that its input
-    is a stripped text alone.
+    The softmax of its logits is the run's probability of each label. Its tokenizer adds the prompt, so the input is
+    only a stripped text.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -124,7 +124,7 @@ def _write_classifier(model: Any, renderer: Renderer, temperature: float, folder
         }
     )
     try:
-        # the score head is set below; all other weights have the same names in both
+        # the score head is set below; all other weights have the same names in both models
         classifier: Any = AutoModelForSequenceClassification.from_config(config, dtype=next(model.parameters()).dtype)
         classifier.base_model.load_state_dict(model.base_model.state_dict())
     except (ValueError, RuntimeError) as error:
@@ -135,28 +135,28 @@ def _write_classifier(model: Any, renderer: Renderer, temperature: float, folder
         raise ModelError("format: this LM head has a bias, and a score head has none; choose format=onnx")
     with torch.no_grad():
         rows = head.weight[[answer[0] for answer in renderer.answers]].float()
-        # subtracting the mean keeps the logits small, which rounds less in bfloat16
+        # subtracting the mean keeps the logits small, for smaller rounding errors in bfloat16
         classifier.score.weight.copy_((rows - rows.mean(dim=0)) / temperature)
     classifier.save_pretrained(folder)
     _prompting_tokenizer(renderer, config.pad_token_id).save_pretrained(folder)
 
 
 def _padding_token(renderer: Renderer) -> int:
-    """A padding token that does not end the prompt: transformers reads the last token that is not padding."""
+    """A padding token other than the prompt's last token: transformers reads the last non-padding token."""
     last, default = (renderer.suffix or renderer.prefix)[-1], renderer.tokenizer.pad_token_id
     return int(default if default != last else next(n for n in range(len(renderer.tokenizer)) if n != last))
 
 
 def _prompting_tokenizer(renderer: Renderer, padding: int) -> Any:
-    """The run's tokenizer, which also puts the prompt around a text; special tokens in a text stay plain text."""
+    """The run's tokenizer, which also adds the prompt around a text; special tokens in a text stay plain text."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     inner = renderer.literal
-    parts = {"head": renderer.prefix, "tail": renderer.suffix}
+    parts = {"prefix": renderer.prefix, "suffix": renderer.suffix}
     names = {key: [str(inner.id_to_token(number)) for number in ids] for key, ids in parts.items() if ids}
     inner.post_processor = TemplateProcessing(
-        single=" ".join([*["head"] * ("head" in names), "$A", *["tail"] * ("tail" in names)]),
+        single=" ".join([*["prefix"] * ("prefix" in names), "$A", *["suffix"] * ("suffix" in names)]),
         special_tokens=[{"id": key, "ids": parts[key], "tokens": names[key]} for key in names],
     )
     return PreTrainedTokenizerFast(
@@ -171,10 +171,10 @@ def _prompting_tokenizer(renderer: Renderer, padding: int) -> Any:
 
 
 def _describe(record: Record, renderer: Renderer, form: str, precision: str, folder: Path, tokenizer: str) -> None:
-    """Write what loading an export needs: the run's configuration and ``run.json``, and the manifest."""
+    """Write the files needed to load an export: the run's configuration and ``run.json``, and the manifest."""
     shutil.copy2(record.path / "config.yaml", folder / "config.yaml")
     labels = dict(zip(record.labels.names, record.labels.words, strict=True))
-    # the digests of "weights" are of the run's files, which are not here
+    # the digests under "weights" refer to the run's files, which are not part of the export
     _write_json(folder / run_folder.EXPORTED, {**record.facts, "labels": labels, "weights": None})
     pooled = record.cfg.method.head == "classifier"
     values = {
@@ -191,7 +191,7 @@ def _describe(record: Record, renderer: Renderer, form: str, precision: str, fol
         },
         "text_tokens": renderer.room,
         "temperature": record.temperature,
-        "temperature_applied": form == "classifier",  # its logits are divided by it already
+        "temperature_applied": form == "classifier",  # its logits are already divided by it
         "base": {
             "hub_id": record.cfg.model.hub_id,
             "revision": record.cfg.model.revision,
@@ -210,11 +210,11 @@ def _write_json(file: Path, values: dict[str, Any]) -> None:
 
 
 class LabelGraph(torch.nn.Module):
-    """Whole-label log-probabilities (b, c), as `finsa.inference.scoring.label_log_probs` has them, and probabilities.
+    """Whole-label log-probabilities (b, c), as in `finsa.inference.scoring.label_log_probs`, and probabilities.
 
     Args:
         model: a causal language model without an adapter.
-        renderer: knows the labels.
+        renderer: provides the labels.
         temperature: of the probabilities.
     """
 
@@ -224,7 +224,7 @@ class LabelGraph(torch.nn.Module):
         self.tree = LabelTree.of(scored_answers(renderer)[0])
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score rows (b, s): prompts of the given lengths (b,), each followed by the tree's tokens and any padding."""
+        """Score rows (b, s): prompts with the given lengths (b,), each followed by the tree's tokens and padding."""
         m = len(self.tree.tokens)
         inputs = tree_inputs(self.tree, lengths, input_ids.shape[1], torch.float32) if m else _causal(input_ids)
         states = self.model.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
@@ -241,7 +241,7 @@ class PooledGraph(torch.nn.Module):
 
     Args:
         model: a classifier whose base has no adapter.
-        renderer: knows where the text begins.
+        renderer: provides the start of the text.
         temperature: of the probabilities.
     """
 
@@ -251,7 +251,7 @@ class PooledGraph(torch.nn.Module):
         self.body, self.head, self.start = unwrap_peft(model.backbone).base_model, model.head, len(renderer.prefix)
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score rows (b, s): prefix and text, of the given lengths (b,), and any padding."""
+        """Score rows (b, s): prefix and text with the given lengths (b,), followed by padding."""
         states = self.body(input_ids=input_ids, use_cache=False, **_causal(input_ids)).last_hidden_state
         position = torch.arange(input_ids.shape[1])
         inside = ((position >= self.start) & (position < lengths[:, None])).float()[:, :, None]
@@ -261,7 +261,7 @@ class PooledGraph(torch.nn.Module):
 
 
 def _causal(ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The causal mask (b, 1, s, s) and positions, given explicitly: transformers' own do not export."""
+    """Explicit causal mask (b, 1, s, s) and positions, because those of transformers cannot be exported."""
     position = torch.arange(ids.shape[1])
     hidden = (position[None, :] > position[:, None]).float() * torch.finfo(torch.float32).min
     return {
@@ -275,20 +275,20 @@ def write_onnx(model: Any, renderer: Renderer, temperature: float, folder: Path,
 
     Args:
         model: a causal language model or a classifier, without an adapter, in float32 on the CPU.
-        renderer: of its prompts.
+        renderer: renders its prompts.
         temperature: of the probabilities.
-        folder: to write into.
-        precision: ``fp32``, or ``int8`` for 8-bit weights and activations, the latter with dynamic scales.
+        folder: output folder.
+        precision: ``fp32``, or ``int8`` for 8-bit weights and dynamically quantized activations.
 
     Raises:
-        ModelError: where this architecture cannot be exported.
+        ModelError: if this architecture cannot be exported.
     """
     kind = PooledGraph if isinstance(model, Classifier) else LabelGraph
     graph = kind(model, renderer, temperature)
     sample = renderer.encode(["文本", "另一条文本 text"])
     tree = graph.tree.tokens if isinstance(graph, LabelGraph) else ()
     length = max(map(len, sample))
-    # with two rows or more: a batch of one would become a constant
+    # at least two rows: a batch size of one would become a constant
     ids = torch.tensor([[*prompt, *tree, *[0] * (length - len(prompt))] for prompt in sample])
     lengths = torch.tensor([len(prompt) for prompt in sample])
     rows, tokens = torch.export.Dim("rows"), torch.export.Dim("tokens")
@@ -315,19 +315,22 @@ def write_onnx(model: Any, renderer: Renderer, temperature: float, folder: Path,
 
 
 def _quantize(file: Path, width: int) -> None:
-    """Quantize the matrix products of a graph to int8; `width` is the output size of its last one."""
+    """Quantize the matrix products of a graph to int8; `width` is the output size of the last one."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(file)
-    del model.graph.value_info[:]  # shapes from before the weights were transposed, on which the quantizer fails
+    del model.graph.value_info[:]  # they have the shapes of untransposed weights, on which the quantizer fails
     for part in file.parent.glob(f"{file.name}*"):
         part.unlink()
-    logging.getLogger().setLevel(logging.ERROR)  # it recommends a preprocessing that changes nothing here
+    logging.getLogger().setLevel(
+        logging.ERROR
+    )  # silences the recommendation of a preprocessing that changes nothing here
     sizes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     products = ((node.name, sizes.get(node.input[1], [0, 0])) for node in model.graph.node if node.op_type == "MatMul")
-    # The head is applied at a position or two, so nothing is gained there. Inputs of a product that narrows have
-    # outliers, at the expense of a common scale: on the embedded default 0.4 % of the answers change instead of 1.0 %.
+    # The head is applied at one or two positions, so quantizing it gains nothing. Inputs of narrowing products have
+    # outliers, which a common scale represents poorly: keeping these products in float32 changes 0.4 % instead of
+    # 1.0 % of the predictions of the embedded default model.
     kept = [name for name, (rows, columns) in products if columns == width or rows > columns]
     quantize_dynamic(
         model,
@@ -335,6 +338,6 @@ def _quantize(file: Path, width: int) -> None:
         op_types_to_quantize=["MatMul"],
         nodes_to_exclude=kept,
         per_channel=True,
-        reduce_range=True,  # 7-bit weights: where the CPU has no VNNI, products of 8 by 8 bit overflow
+        reduce_range=True,  # 7-bit weights: without VNNI, products of 8 by 8 bits overflow
         weight_type=QuantType.QInt8,
     )

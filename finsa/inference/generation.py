@@ -1,6 +1,6 @@
-"""Generated and parsed answers: a cross-check of the scored ones, by the rules of the published systems.
+"""Generated answers, parsed by the rules of the published systems: a cross-check of the scored labels.
 
-An answer that a rule cannot parse is None, and is counted as such; it is never taken for a label.
+An answer that a rule cannot parse is None and counted as such, never taken for a label.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from finsa.runs import processes
 from finsa.runs.progress import Moved, ignored
 
 Rule = Literal["aidf", "finllm", "letter", "letter_strict", "letter_last"]
-FINLLM = {"positive": 0, "negative": 1, "neutral": 2}  # the order in which the published code looks for them
+FINLLM = {"positive": 0, "negative": 1, "neutral": 2}  # the search order of the published code
 
 
 def parse(answer: str, words: Sequence[str], rule: Rule) -> int | None:
-    """Read a label out of an answer.
+    """Parse the label of an answer.
 
     Args:
         answer: the generated text, without the prompt; a think block in it is ignored.
-        words: the labels' words, (c,).
-        rule: ``aidf``: the part before the first line end or 。, in lower case, is a word. ``finllm``: the first
-            of positive, negative and neutral, else of the labels in their order, that is part of the answer in lower
-            case. ``letter``: the only option that OpenFinData's pattern finds; an answer with none or several has no
-            label. ``letter_strict``: the answer is a letter and nothing else. ``letter_last``: the last
-            option in the answer.
+        words: label words, (c,).
+        rule: ``aidf``: the part before the first line break or 。 must equal a label word, ignoring case. ``finllm``:
+            the first of positive, negative and neutral, or else of the other labels in order, that occurs in the
+            answer, ignoring case. ``letter``: the only option that OpenFinData's pattern finds; none or several mean
+            no label. ``letter_strict``: the answer must be a single option letter. ``letter_last``: the last option
+            in the answer.
 
     Returns:
-        The label's number; None for an answer that names none.
+        The label's index; None for an answer without a label.
     """
     answer, lowered = without_thoughts(answer), [word.lower() for word in words]
     if rule == "aidf":
@@ -55,13 +55,13 @@ def parse(answer: str, words: Sequence[str], rule: Rule) -> int | None:
 
 
 class Generator:
-    """Greedy answers to prompts, in batches that are padded on the left.
+    """Generates greedy answers to prompts, in left-padded batches.
 
     Args:
         model: a causal language model, wrapped or not.
         renderer: its tokenizer decodes the answers.
-        batch_tokens: most padded tokens of a batch.
-        most: tokens of an answer.
+        batch_tokens: maximum number of padded tokens per batch.
+        most: maximum number of tokens per answer.
     """
 
     def __init__(self, model: Any, renderer: Renderer, batch_tokens: int, most: int) -> None:
@@ -72,35 +72,35 @@ class Generator:
 
     @torch.inference_mode()
     def __call__(self, prompts: Encoded, moved: Moved = ignored) -> list[str]:
-        """Answers, in the prompts' order; the processes of a job divide the batches.
+        """Generate answers in the order of the prompts; the processes of a job divide the batches.
 
-        Where the prompt opens a think block, the answer begins with that mark, so that it can be parsed alone.
+        If the prompt opens a think block, the answer starts with that tag, so that it can be parsed without the prompt.
 
         Args:
-            prompts: n of them.
+            prompts: (n,).
             moved: called after each batch with its number of prompts.
         """
-        tokens = np.zeros((len(prompts), self.most), dtype=np.int64)  # of the answers, plus 1; 0: none
+        tokens = np.zeros((len(prompts), self.most), dtype=np.int64)  # token ids plus 1; 0: no token
         self.model.eval()
         device = next(self.model.parameters()).device
         for rows, counts in processes.shard(list(batches((prompts.lengths + self.most).tolist(), self.batch_tokens))):
-            if not counts:  # no model is divided here, so none waits for this process
+            if not counts:  # no model is sharded here, so no process waits for this one
                 continue
             ids, mask = _left_padded([prompts[row] for row in rows], self.renderer.end)
             generated = self.model.generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=self.settings
             )
-            answers = generated[:, ids.shape[1] :].cpu().numpy()
-            tokens[rows, : answers.shape[1]] = answers + 1
+            new = generated[:, ids.shape[1] :].cpu().numpy()
+            tokens[rows, : new.shape[1]] = new + 1
             moved(len(rows) * processes.world_size())
-        found = [(row[row > 0] - 1).tolist() for row in processes.all_reduce(tokens)]
+        answers = [(row[row > 0] - 1).tolist() for row in processes.all_reduce(tokens)]
         tokenizer = self.renderer.tokenizer
         opened = OPEN if tokenizer.decode(self.renderer.suffix).rstrip().endswith(OPEN) else ""
-        return [opened + answer for answer in tokenizer.batch_decode(found, skip_special_tokens=True)]
+        return [opened + answer for answer in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 
 def _ends(model: Any, end: int) -> list[int]:
-    """Tokens that end an answer: the tokenizer's, and those of the published generation config."""
+    """Tokens that end an answer: the tokenizer's, and those of the model's generation config."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     return sorted({end, *(ends if isinstance(ends, list) else [] if ends is None else [ends])})
 

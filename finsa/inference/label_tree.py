@@ -1,7 +1,7 @@
-"""Labels of several tokens as a tree of their prefixes, which one forward pass scores.
+"""Multi-token labels as a prefix tree that is scored in one forward pass.
 
 Labels may share prefixes (看涨, 看跌). Their proper prefixes form a tree; in one pass over prompt and nodes, each
-node attends to the prompt and its ancestors only, which gives every token's probability.
+node attends only to the prompt and its ancestors, which gives every token's probability.
 
 Letters: b rows of a batch, s tokens, m nodes of the label tree.
 """
@@ -62,9 +62,9 @@ class LabelTree:
 
 
 def scored_answers(renderer: Renderer) -> tuple[list[Answer], str]:
-    """What is scored for each label, and the name of the rule, which a run records.
+    """The tokens that are scored for each label, and the name of the rule, which a run records.
 
-    A label that is a prefix of another one can never score below it, so then labels are scored with their end token.
+    A label that is a prefix of another can never score below it, so in that case labels are scored with an end token.
     """
     answers = renderer.answers
     nested = any(a != b and b[: len(a)] == a for a in answers for b in answers)
@@ -76,11 +76,11 @@ def scored_answers(renderer: Renderer) -> tuple[list[Answer], str]:
 def tree_inputs(tree: LabelTree, lengths: torch.Tensor, s: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Attention mask (b, 1, s, s), additive, and positions (b, s) for prompts followed by tree nodes.
 
-    Computed on the device of the lengths without synchronising, so that no training step waits for it.
+    Computed on the device of `lengths` without synchronization.
     """
     device, m = lengths.device, len(tree.tokens)
     place = torch.arange(s, device=device)
-    node = place - lengths[:, None]  # (b, s): number of the node at this position; outside 0..m-1 there is none
+    node = place - lengths[:, None]  # (b, s): index of the node at this position; outside 0..m-1: no node
     number = node.clamp(0, m - 1)
     is_node = (node >= 0) & (node < m)
     between = is_node[:, :, None] & is_node[:, None, :]
@@ -91,7 +91,7 @@ def tree_inputs(tree: LabelTree, lengths: torch.Tensor, s: int, dtype: torch.dty
     return {"attention_mask": mask[:, None], "position_ids": torch.where(is_node, lengths[:, None] - 1 + depth, place)}
 
 
-def behind(inputs: dict[str, torch.Tensor], before: int) -> dict[str, torch.Tensor]:
+def after_cache(inputs: dict[str, torch.Tensor], before: int) -> dict[str, torch.Tensor]:
     """Mask and positions of rows after `before` cached tokens that all of them attend to."""
     if not inputs:
         return {}

@@ -1,4 +1,4 @@
-"""Scorers of the weights that a run's or an export's folder holds.
+"""Loading the weights of a run or an export into a scorer.
 
 Letters: n prompts, b rows of a batch, s tokens, c classes, E experts.
 """
@@ -39,26 +39,26 @@ EXPERTS = "experts"  # folder of a hard-routed export
 def open_scorer(
     record: Record, renderer: Renderer, batch_tokens: int, threads: int | None, merge: bool, session: Session | None
 ) -> tuple[Any, torch.nn.Module | None]:
-    """Load the weights of a language model's run or export.
+    """Load the weights of a run or export of a language model.
 
     Args:
         record: of the folder.
         renderer: of its prompts.
-        batch_tokens: most padded tokens of a batch.
-        threads: of the matrix products; None: torch decides.
-        merge: merge an unquantised adapter into the weights.
-        session: whose base model is used, if it is the same.
+        batch_tokens: maximum number of padded tokens per batch.
+        threads: number of threads; None: the default of torch.
+        merge: merge an unquantized adapter into the weights.
+        session: its base model is reused if it is the same.
 
     Returns:
-        The scorer, and the torch model that the caller has to release, if there is one.
+        The scorer, and the torch model that the caller must release, if any.
 
     Raises:
-        ModelError: where weights or files are missing or do not fit.
+        ModelError: if weights or files are missing or do not match.
     """
     if record.format in ("onnx", "classifier"):
         try:
             return _open_export(record, renderer, batch_tokens, threads), None
-        except Exception as error:  # each library fails in its own ways
+        except Exception as error:  # every library raises different errors
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise ModelError(f"run: {record.path} cannot be opened as {record.format}: {reason}") from None
     if record.format == "merged" and isinstance(record.cfg.stage, MoeJointStage):
@@ -73,11 +73,11 @@ def open_scorer(
 def _load_model(record: Record, renderer: Renderer, merge: bool, session: Session | None) -> Any:
     """Load the base model and what the run trained on it."""
     cfg, path = record.cfg, record.path
-    if record.format == "merged":  # its weights have the adapter in them, and are of full precision
+    if record.format == "merged":  # the adapter is merged into its weights, which have full precision
         whole = cfg.method.model_copy(update={"adapter": None, "quantization": "none"})
         cfg = cfg.model_copy(update={"method": whole})
     method = cfg.method
-    # in float32 alone: rounding an adapter to bfloat16 changes its answers
+    # only in float32: rounding a merged adapter to bfloat16 changes predictions
     merge = merge and method.quantization == "none" and method.adapter is not None
     merge = merge and base.dtype(cfg.model) == torch.float32 and not isinstance(cfg.stage, MoeJointStage)
     shared = None if merge else session  # merging changes the base model
@@ -90,7 +90,7 @@ def _load_model(record: Record, renderer: Renderer, merge: bool, session: Sessio
 
 
 def weights_of(model: Model, path: Path) -> Model:
-    """The base to load: the run's weights where the whole model was trained, the folder itself for a merged export."""
+    """The base to load: the run's weights if the whole model was trained, the folder itself for a merged export."""
     for folder in (path / "model", path):
         if (folder / "config.json").is_file():
             return model.model_copy(update={"path": str(folder), "weights": "pretrained"})
@@ -118,20 +118,20 @@ def _hard_routed(record: Record, renderer: Renderer, batch_tokens: int) -> HardR
 
 
 class HardRoutedScorer:
-    """Scores each prompt with the expert that the router finds likeliest for its text.
+    """Scores each prompt with the most probable expert according to the router.
 
-    A text costs one plain model's pass and the mean of its embeddings. Where the run mixes softly, the answers differ:
-    the receipt of the export says how far.
+    A text costs one forward pass of a plain model and the mean of its embeddings. If the run uses soft routing, the
+    predictions differ; the receipt of the export reports by how much.
 
     Args:
         experts: names, (E,).
         models: a causal language model or classifier for each.
         router: over the mean of a text's embeddings.
-        renderer: made the prompts.
-        batch_tokens: most padded tokens of a batch.
+        renderer: of the prompts.
+        batch_tokens: maximum number of padded tokens per batch.
 
     Attributes:
-        gates: of the prompts scored last, one-hot, (n, E).
+        gates: of the last scored prompts, one-hot, (n, E).
     """
 
     def __init__(
@@ -140,11 +140,11 @@ class HardRoutedScorer:
         self.experts, self.router, self.renderer, self.batch_tokens = tuple(experts), router, renderer, batch_tokens
         self.scorers = [scorer(model, renderer, batch_tokens) for model in models]
         self.rule = self.scorers[0].rule
-        self.embed = getattr(models[0], "backbone", models[0]).get_input_embeddings()  # no expert changes them
+        self.embed = getattr(models[0], "backbone", models[0]).get_input_embeddings()  # the same for all experts
         self.gates: FloatArray | None = None
 
     def score(self, prompts: Encoded, moved: Moved = ignored) -> FloatArray:
-        """Score prompts, in their order: (n, c)."""
+        """Score prompts in order: (n, c)."""
         routes = self._route(prompts)
         log_probs = np.empty((len(prompts), len(self.renderer.answers)))
         for number, expert in enumerate(self.scorers):
@@ -156,7 +156,7 @@ class HardRoutedScorer:
 
     @torch.inference_mode()
     def _route(self, prompts: Encoded) -> NDArray[np.int64]:
-        """The number of the likeliest expert of each prompt, (n,)."""
+        """Index of the most probable expert for each prompt, (n,)."""
         routes = np.empty(len(prompts), dtype=np.int64)
         device = self.embed.weight.device
         for rows in batches([len(prompt) for prompt in prompts], self.batch_tokens):
@@ -173,10 +173,10 @@ class HardRoutedScorer:
 def _open_export(record: Record, renderer: Renderer, batch_tokens: int, threads: int | None) -> Any:
     manifest = record.manifest
     if record.format == "onnx":
-        # int8 scales a whole batch at once, so one text would change the answer to another
+        # int8 activations share a scale per batch, so texts in a batch would affect each other
         most = 1 if manifest["precision"] == "int8" else batch_tokens
         return GraphScorer(open_graph(record.path, threads), renderer, most, bool(manifest["pooled"]))
-    # an export of an older version has the temperature in the manifest alone
+    # exports of older versions have the temperature only in the manifest
     applied = float(manifest["temperature"]) if manifest.get("temperature_applied") else 1.0
     return PipelineScorer(record.path, batch_tokens, applied, scored_answers(renderer)[1])
 
@@ -197,8 +197,8 @@ class GraphScorer:
 
     Args:
         graph: computes log-probabilities.
-        renderer: made the prompts.
-        batch_tokens: most padded tokens of a batch; 1: a text at a time.
+        renderer: of the prompts.
+        batch_tokens: maximum number of padded tokens per batch; 1: one text at a time.
         pooled: whether the graph has a classification head over the text tokens, which reads no suffix.
     """
 
@@ -209,7 +209,7 @@ class GraphScorer:
         self.rule = "classification head" if pooled else rule
 
     def score(self, prompts: Encoded, moved: Moved = ignored) -> FloatArray:
-        """Score prompts, in their order: (n, c)."""
+        """Score prompts in order: (n, c)."""
         log_probs = np.zeros((len(prompts), len(self.renderer.answers)))
         for rows in _share(batches((prompts.lengths + len(self.tree.tokens)).tolist(), self.batch_tokens)):
             part = [self.renderer.until_text_end(prompts[row]) if self.pooled else prompts[row] for row in rows]
@@ -220,13 +220,13 @@ class GraphScorer:
 
 
 class PipelineScorer:
-    """Scores texts with a sequence-classification folder as its users do: its tokenizer puts the prompt around a text.
+    """Scores texts with an exported sequence classifier, whose tokenizer adds the prompt.
 
     Args:
         folder: of the export.
-        batch_tokens: most padded tokens of a batch.
-        temperature: by which its score head is divided already.
-        rule: by which its labels are scored.
+        batch_tokens: maximum number of padded tokens per batch.
+        temperature: by which its score head is already divided.
+        rule: name of the scoring rule.
     """
 
     def __init__(self, folder: Path, batch_tokens: int, temperature: float, rule: str) -> None:
@@ -238,7 +238,7 @@ class PipelineScorer:
 
     @torch.inference_mode()
     def score(self, texts: Sequence[str], moved: Moved = ignored) -> FloatArray:
-        """Score texts, in their order: (n, c), without the temperature."""
+        """Score texts in order: (n, c), without the temperature."""
         log_probs = np.zeros((len(texts), self.model.config.num_labels))
         encoded = self.tokenizer(list(texts), truncation=True)["input_ids"]
         for rows in _share(batches([len(ids) for ids in encoded], self.batch_tokens)):

@@ -1,4 +1,4 @@
-"""Model cards: the ``README.md`` beside the weights of a run or an export, from what the run recorded."""
+"""Model cards: ``README.md`` next to the weights of a run or an export, from the run's records."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "classifier": "transformers", "onnx": "onnx"}
 KINDS = {
     "adapter": "a PEFT adapter",
-    "merged": "a whole model of transformers",
-    "classifier": "a sequence-classification model of transformers, whose tokenizer puts the prompt around a text",
+    "merged": "a complete transformers model",
+    "classifier": "a transformers sequence classifier whose tokenizer adds the prompt",
     "onnx": "an ONNX graph",
 }
 
 
 def write(folder: Path, form: str, cfg: RunConfig, run: Path, facts: dict[str, Any], renderer: Renderer) -> None:
-    """Write the card of a folder.
+    """Write the model card of a folder.
 
     Args:
-        folder: with the weights.
-        form: format of an export; ``adapter`` or ``merged`` within a run folder.
+        folder: contains the weights.
+        form: format of an export; ``adapter`` or ``merged`` inside a run folder.
         cfg: configuration of the run.
-        run: its folder, with ``metrics.json`` and ``ledger.json``.
+        run: the run folder, with ``metrics.json`` and ``ledger.json``.
         facts: of its ``run.json``.
         renderer: of its prompts.
     """
     metrics, ledger = (json.loads((run / name).read_text(encoding="utf-8")) for name in ("metrics.json", "ledger.json"))
-    model, licence, labels = cfg.model, licence_of(cfg.model), renderer.labels
+    model, license, labels = cfg.model, license_of(cfg.model), renderer.labels
     header = {
         "library_name": LIBRARIES.get(form),
         "base_model": model.hub_id,
-        "license": licence,
+        "license": license,
         "pipeline_tag": "text-classification",
         "tags": ["finsa"],
     }
@@ -70,7 +70,7 @@ def write(folder: Path, form: str, cfg: RunConfig, run: Path, facts: dict[str, A
         kind="the experts of a mixture and their router" if mixture else KINDS[form],
         base=f"`{model.hub_id}` at revision `{model.revision}`" if model.hub_id else f"`{model.name}`",
         origin=f"[{model.hub_id}](https://huggingface.co/{model.hub_id})" if model.hub_id else f"`{model.name}`",
-        licence=licence,
+        license=license,
         version=(facts.get("versions") or {}).get("finsa"),
         commit=facts.get("git_commit"),
         test=metrics["test"],
@@ -96,8 +96,8 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def licence_of(model: Model) -> str | None:
-    """The licence in the card of a base model, in its folder or in the hub's cache; None where it is not known."""
+def license_of(model: Model) -> str | None:
+    """The license from the model card of a base model, in its folder or in the hub's cache; None if unknown."""
     card: Any = None
     if model.path is not None:
         card = locate(model.path) / FILE
@@ -112,5 +112,5 @@ def licence_of(model: Model) -> str | None:
         values = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
     except (yaml.YAMLError, IndexError):
         return None
-    found = values.get("license") if isinstance(values, dict) else None
-    return found if isinstance(found, str) else None
+    license = values.get("license") if isinstance(values, dict) else None
+    return license if isinstance(license, str) else None

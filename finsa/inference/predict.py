@@ -1,7 +1,7 @@
-"""Predictions for all rows of an input, in bounded memory, by one process or several, resumable at any moment.
+"""Predictions for all rows of an input: in bounded memory, by one or several processes, resumable at any time.
 
-The output grows in a folder beside it. Each chunk of rows becomes one file there, which appears whole or not at all; a
-repeated command skips the chunks that exist. The joined file is the same whether the work was interrupted or not.
+Predictions are collected in a folder next to the output. Each chunk of rows becomes one file, written atomically; a
+repeated command skips existing chunks. The joined file is the same whether the work was interrupted or not.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class Share:
-    """The part of the work of one of several processes.
+    """The share of the work of one of several processes.
 
     Args:
-        rank: its number.
-        processes: how many there are; chunk c belongs to the process c modulo this.
+        rank: rank of the process.
+        processes: number of processes; chunk c belongs to rank c modulo this.
     """
 
     rank: int = 0
@@ -50,7 +50,7 @@ class Columns:
     Args:
         label: the predicted label.
         probs: one per label.
-        route: a mixture's expert; None elsewhere.
+        route: a mixture's expert; None for other models.
     """
 
     label: str
@@ -58,8 +58,8 @@ class Columns:
     route: str | None
 
     @classmethod
-    def beside(cls, columns: list[str], labels: tuple[str, ...], routed: bool) -> Columns:
-        """Names that the columns of the input leave free."""
+    def added_to(cls, columns: list[str], labels: tuple[str, ...], routed: bool) -> Columns:
+        """Choose names that do not collide with the columns of the input."""
 
         def free(name: str) -> str:
             while name in columns:
@@ -69,12 +69,12 @@ class Columns:
         return cls(free("label"), tuple(free(f"p_{label}") for label in labels), free("route") if routed else None)
 
     def types(self) -> dict[str, type]:
-        """Types by name, in their order."""
+        """Types by name, in order."""
         route = {self.route: str} if self.route else {}
         return {self.label: str, **dict.fromkeys(self.probs, float), **route}
 
     def values(self, predictions: Predictions) -> Iterator[dict[str, Any]]:
-        """The cells of each text's prediction."""
+        """The values of each text's prediction, by column."""
         routes: list[str] | list[None] = predictions.routes or [None] * len(predictions.truncated)
         for label, probs, route in zip(predictions.predicted, predictions.probs, routes, strict=True):
             shares = {name: round(float(prob), 6) for name, prob in zip(self.probs, probs, strict=True)}
@@ -91,23 +91,23 @@ def predict(
     share: Share,
     size: int,
 ) -> tuple[int, int]:
-    """Predict this process's chunks of an input, except those that exist.
+    """Predict this process's chunks of an input, except existing ones.
 
     Args:
         predictor: predicts texts.
         stream: the input.
-        reading: finds the text of a row.
-        folder: gets a file per chunk.
+        reading: extracts the text of a row.
+        folder: receives one file per chunk.
         writer: of the output's format.
-        columns: of the predictions.
-        share: which chunks are this process's.
-        size: rows of a chunk.
+        columns: columns of the predictions.
+        share: this process's share of the chunks.
+        size: rows per chunk.
 
     Returns:
-        Chunks of the whole input, and rows that were done now.
+        Number of chunks of the whole input, and number of newly predicted rows.
 
     Raises:
-        RunError: where rows of a chunk that exists have changed.
+        RunError: if rows of an existing chunk have changed.
     """
     digest, read, done, number = hashlib.blake2b(digest_size=16), 0, 0, 0
     with _progress_bar(stream, shown=share.rank == 0) as show:
@@ -118,8 +118,8 @@ def predict(
             header = read_header(chunk_file(folder, number))
             if header is not None and (header["read"], header["digest"]) != (read, digest.hexdigest()):
                 raise RunError(
-                    f"input: its first {read:,} rows are not those that were predicted before; remove {folder} to "
-                    "start again"
+                    f"input: its first {read:,} rows have changed since they were predicted; remove {folder} to start "
+                    "over"
                 )
             if header is None and number % share.processes == share.rank:
                 encoded, rejected, counts = predict_rows(predictor, rows, reading, writer, columns)
@@ -134,7 +134,7 @@ def predict(
 def predict_rows(
     predictor: Predictor, rows: list[Row], reading: Reading, writer: Writer, columns: Columns
 ) -> tuple[bytes, bytes, dict[str, int]]:
-    """Predict a chunk: its encoded rows, its rejected rows as JSON lines, and how many there are of each."""
+    """Predict a chunk: its encoded rows, its rejected rows as JSON lines, and the counts of both."""
     texts = predictor.check_room([_text(row, reading, columns) for row in rows])
     predictions = predictor([text for text, fault in texts if fault is None])
     cells, encoded, rejected = columns.values(predictions), list[dict[str, Any]](), list[str]()
@@ -150,7 +150,7 @@ def predict_rows(
 
 
 def _text(row: Row, reading: Reading, columns: Columns) -> tuple[str, int, str | None]:
-    """A row's text, the length of its fixed part, and why it cannot be used."""
+    """A row's text, the length of its fixed part, and the reason why it cannot be used."""
     for name in columns.types():
         if name in row.values:  # a column that only later rows have
             return "", 0, f"its column '{name}', which the first rows do not have, would be overwritten"
@@ -159,7 +159,7 @@ def _text(row: Row, reading: Reading, columns: Columns) -> tuple[str, int, str |
 
 @contextmanager
 def _progress_bar(stream: Stream, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over the input with rows per second and time left; gives a function that takes the rows done."""
+    """Show a progress bar over the input; yields a function to call with the number of predicted rows."""
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("predict"),
@@ -186,27 +186,27 @@ def _progress_bar(stream: Stream, shown: bool) -> Iterator[Callable[[int], None]
 
 
 def begin(folder: Path, state: Mapping[str, Any]) -> None:
-    """Begin the folder of an output, or check that it was begun by this very command.
+    """Create the folder of an output, or check that it belongs to this command.
 
     Raises:
-        RunError: where it was begun by another command.
+        RunError: if it belongs to another command.
     """
     file = folder / STATE
     if file.is_file():
         try:
             known = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
-            raise RunError(f"output: {file} is damaged; remove {folder} to start again") from None
+            raise RunError(f"output: {file} is damaged; remove {folder} to start over") from None
         changed = [key for key in state if known.get(key) != state[key]]
         if changed:
             before, now = known.get(changed[0]), state[changed[0]]
             raise RunError(
-                f"output: {folder} was begun with another {changed[0]} ({before}, now {now}); repeat that command to "
-                "resume, or remove the folder to start again"
+                f"output: {folder} was started with another {changed[0]} ({before}, now {now}); repeat that command to "
+                "resume, or remove the folder to start over"
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    # all processes of a job may be here at once, so each writes the same content under another name
+    # all processes may get here at once, so each writes the same content under a different name
     temporary = folder / f".{STATE}-{os.getpid()}"
     temporary.write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
     files.sync(temporary)
@@ -215,19 +215,19 @@ def begin(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def chunk_file(folder: Path, number: int) -> Path:
-    """The file of a chunk: a line of JSON about it, its encoded rows, its rejected rows."""
+    """The file of a chunk: a JSON header line, the encoded rows, the rejected rows."""
     return folder / f"chunk-{number:08d}"
 
 
 def write_chunk(file: Path, header: Mapping[str, Any], rows: bytes, rejected: bytes) -> None:
-    """Write a chunk, whole or not at all."""
+    """Write a chunk atomically."""
     line = json.dumps({**header, "bytes": [len(rows), len(rejected)]}) + "\n"
     with files.replacing(file) as temporary:
         temporary.write_bytes(line.encode() + rows + rejected)
 
 
 def read_header(file: Path) -> dict[str, Any] | None:
-    """The header of a chunk, its first line; None where the file is missing or incomplete."""
+    """The header of a chunk; None if the file is missing or incomplete."""
     try:
         with file.open("rb") as stream:
             line = stream.readline()
@@ -238,21 +238,21 @@ def read_header(file: Path) -> dict[str, Any] | None:
 
 
 def enter(folder: Path, share: Share) -> None:
-    """Note that this process, which holds its lock, has begun; rank 0 forgets the processes of an earlier attempt."""
+    """Record that this process, which holds its lock, has started; rank 0 clears the records of an earlier attempt."""
     if share.rank == 0:
         for rank in range(1, share.processes):
-            if _is_gone(folder, rank):  # its successor may still be on its way
+            if _is_gone(folder, rank):  # its replacement may still be starting
                 (folder / f"alive-{rank}").unlink(missing_ok=True)
     (folder / f"alive-{share.rank}").write_text(platform.node(), encoding="utf-8")
 
 
 def lock_file(folder: Path, rank: int) -> Path:
-    """What a process holds while it works on its share."""
+    """The lock that a process holds while it works on its share."""
     return folder / f"lock-{rank}"
 
 
 def _is_gone(folder: Path, rank: int) -> bool:
-    """Whether a process of this machine has begun and runs no more, however it ended."""
+    """Whether a process of this machine has started and is no longer running, however it ended."""
     alive = folder / f"alive-{rank}"
     here = alive.is_file() and alive.read_text(encoding="utf-8") == platform.node()
     return here and locks.holder(lock_file(folder, rank)) is None
@@ -264,11 +264,11 @@ def wait(folder: Path, chunks: int, share: Share, patience: float) -> None:
     Args:
         folder: of the output.
         chunks: of the input.
-        share: this process's.
-        patience: seconds without a new chunk after which the other processes count as lost.
+        share: this process's share.
+        patience: seconds without a new chunk after which the other processes are considered lost.
 
     Raises:
-        RunError: where another process is gone, or has written nothing for too long.
+        RunError: if another process has ended, or has written nothing for too long.
     """
     reported = moved = time.monotonic()
     missing = list(range(chunks))
@@ -282,10 +282,11 @@ def wait(folder: Path, chunks: int, share: Share, patience: float) -> None:
         now = time.monotonic()
         moved, missing = (now if len(left) < len(missing) else moved), left
         if gone or now - moved > patience:
-            reason = "is gone" if gone else f"has written nothing for {patience:.0f} seconds (train.process_timeout)"
+            ended = f"process {', '.join(map(str, gone))} is no longer running"
+            silent = f"another process has written nothing for {patience:.0f} seconds (train.process_timeout)"
             raise RunError(
-                f"process {', '.join(map(str, gone)) or 'of another number'} {reason}; finished rows are kept in "
-                f"{folder}, and the same command resumes from there"
+                f"{ended if gone else silent}; finished rows are kept in {folder}, "
+                "and the same command resumes from there"
             )
         if now - reported > 30:
             reported = now
@@ -294,13 +295,13 @@ def wait(folder: Path, chunks: int, share: Share, patience: float) -> None:
 
 
 def join(folder: Path, chunks: int, writer: Writer, output: Path, rejected: Path) -> dict[str, int]:
-    """Join all chunks in the input's order, and put the output in its place; interrupted, it can be repeated.
+    """Join all chunks in the order of the input and move the output into place; can be repeated if interrupted.
 
     Returns:
         The sums of the chunks' counts.
 
     Raises:
-        RunError: where a chunk is missing or damaged.
+        RunError: if a chunk is missing or damaged.
     """
     counts = Counter[str]()
     with (folder / "rejected").open("wb") as bad:

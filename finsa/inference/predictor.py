@@ -1,10 +1,10 @@
-"""A run or export folder becomes a predictor of texts: the one place for evaluation, prediction, export and serving.
+"""Loading a run or export folder as a predictor of texts, for evaluation, prediction, export and serving.
 
-`read` looks at a folder without loading weights, `load` loads them, `restore` does both. Prompt, labels, scoring rule
-and calibration are those of the run, so that no stage can read its model differently from another.
+`read` reads a folder without loading weights, `load` loads the weights, `restore` does both. Prompt, labels, scoring
+rule and calibration are those of the run, so that all stages use its model in the same way.
 
-torch, transformers and peft take seconds to import, so they are imported where a model is loaded: mistakes in a command
-are reported before, and a classical baseline never waits for them.
+torch, transformers and peft take seconds to import, so they are imported only to load a model: errors in a command are
+reported before that, and a classical baseline never imports them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import torch
 
 FloatArray = NDArray[np.float64]
-NO_LABELS = ("evaluate", "inspect", "pretrain", "report", "serve")  # stages whose folders hold no model of labels
+NO_LABELS = ("evaluate", "inspect", "pretrain", "report", "serve")  # stages whose folders contain no label model
 MANIFEST = "manifest.json"  # of an export
 FORMATS = ("adapter", "merged", "classifier", "onnx")
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -46,14 +46,14 @@ ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 @dataclass(frozen=True)
 class Record:
-    """What a folder records about its model.
+    """The records of a run or export folder about its model.
 
     Args:
         path: the folder of a run or of an export.
         cfg: the run's configuration.
         facts: the run's ``run.json``.
-        labels: its classes.
-        manifest: of an export; empty for a run.
+        labels: the label space.
+        manifest: the manifest of an export; empty for a run.
     """
 
     path: Path
@@ -69,7 +69,7 @@ class Record:
 
     @property
     def temperature(self) -> float:
-        """The fitted temperature that divides log-probabilities before the softmax; 1 where none was fitted."""
+        """The fitted temperature that divides log-probabilities before the softmax; 1 if none was fitted."""
         return float((self.facts.get("calibration") or {}).get("temperature", 1.0))
 
     @property
@@ -79,7 +79,7 @@ class Record:
 
     @property
     def name(self) -> str:
-        """Method, model and data of the run, and the export's format."""
+        """Method, model and data of the run, and the format of an export."""
         parts = [self.cfg.method.name, self.cfg.model.name, self.cfg.data.title]
         if self.cfg.method.baseline is not None:
             del parts[1]
@@ -94,12 +94,12 @@ class Predictions:
     """Predictions for n texts, c labels, E experts.
 
     Args:
-        labels: names in their fixed order, (c,).
+        labels: names in fixed order, (c,).
         log_probs: log-probability of each whole label, uncalibrated, (n, c).
-        probs: calibrated probabilities: softmax over the labels of the log-probabilities over the temperature, (n, c).
-        truncated: whether a text was too long and lost its end, (n,).
-        gates: a mixture's weights, (n, E); None elsewhere.
-        experts: their names, (E,).
+        probs: calibrated probabilities: ``softmax(log_probs / temperature)`` over the labels, (n, c).
+        truncated: whether a text was truncated, (n,).
+        gates: a mixture's expert weights, (n, E); None for other models.
+        experts: names of the experts, (E,).
     """
 
     labels: tuple[str, ...]
@@ -123,22 +123,22 @@ class Predictions:
 
 
 class Scorer(Protocol):
-    """Scores prompts, or the texts themselves: (n, c) log-probabilities."""
+    """Scores prompts or texts: (n, c) log-probabilities."""
 
     def score(self, inputs: Any, moved: Moved = ignored) -> FloatArray:
-        """Score inputs, in their order; `moved` is called with how many more are scored."""
+        """Score inputs in order; `moved` is called with the number of newly scored inputs."""
 
 
 class Predictor:
-    """Predicts labels as a run does.
+    """Predicts labels with the model of a run.
 
     Args:
         record: of the run or export.
         scorer: scores inputs.
-        rule: by which labels are scored.
-        renderer: makes prompts of texts; None: the scorer takes texts.
-        count_truncated: counts the texts that a scorer of texts does not read whole.
-        model: has the experts' names, and is given back by `close`.
+        rule: name of the scoring rule.
+        renderer: renders prompts; None: the scorer takes texts.
+        count_truncated: counts the texts that a scorer of texts truncates.
+        model: provides the experts' names; released by `close`.
     """
 
     def __init__(
@@ -158,27 +158,27 @@ class Predictor:
         self._count_truncated = count_truncated
 
     def __call__(self, texts: Sequence[str], moved: Moved = ignored) -> Predictions:
-        """Predict the labels of texts, in their order; `moved` is called with how many more are done."""
+        """Predict the labels of texts in order; `moved` is called with the number of newly scored texts."""
         inputs: Any = [normalize(text) for text in texts]
         if self.renderer is not None:
             inputs = self.renderer.encode(inputs)
             truncated = [bool(tokens) for tokens in inputs.cut]
         else:
             truncated = [self._is_truncated(text) for text in inputs]
-        # A scorer keeps the gates of what it scored last, which is nothing of these where there are none.
+        # Without texts, the scorer's gates would be those of an earlier call.
         log_probs = self.scorer.score(inputs, moved) if truncated else np.zeros((0, len(self.labels)))
         gates = self.gates if truncated else None
         probs = metrics.probabilities(log_probs, self.temperature)
         return Predictions(self.labels, log_probs, probs, truncated, gates, self.experts)
 
     def check_room(self, texts: Sequence[tuple[str, int, str | None]]) -> list[tuple[str, str | None]]:
-        """Refuse texts whose fixed part leaves no room for the rest, as training does.
+        """Reject texts whose fixed part leaves no room for the rest, as training does.
 
         Args:
-            texts: from `Reading.text_of`: each text, the length of its fixed part, and why it cannot be used.
+            texts: from `Reading.text_of`: text, length of its fixed part, and the reason why it cannot be used.
 
         Returns:
-            Each text, and why it cannot be used.
+            Each text, and the reason why it cannot be used.
         """
         whole, fixed = [text for text, _, _ in texts], [count for _, count, _ in texts]
         if self.renderer is not None:
@@ -204,19 +204,19 @@ class Predictor:
 
     @property
     def gates(self) -> FloatArray | None:
-        """A mixture's gates for what was scored last, (n, E)."""
+        """A mixture's gates for the last scored inputs, (n, E)."""
         return getattr(self.scorer, "gates", None)
 
     def score(self, job: tokenized.Labelled, split: str, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities (n, c) of a split; the prompts of a tokenized data set are reused.
 
         Args:
-            job: has the split.
-            split: its name.
-            moved: called with how many more rows are scored.
+            job: contains the split.
+            split: name of the split.
+            moved: called with the number of newly scored rows.
 
         Raises:
-            ModelError: where the rows have other classes.
+            ModelError: if the labels of the rows differ from those of the run.
         """
         if job.dataset.labels.names != self.labels:
             raise ModelError(
@@ -231,9 +231,9 @@ class Predictor:
         return self.scorer.score(job.texts(split), moved)
 
     def close(self) -> None:
-        """Give a shared base model back unchanged."""
+        """Release a shared base model, unchanged."""
         if self.model is not None:
-            from finsa.models import factory  # it imports torch
+            from finsa.models import factory  # imports torch
 
             factory.detach(self.model)
 
@@ -242,14 +242,16 @@ class Predictor:
 
 
 def read(folder: str) -> Record:
-    """Read a run's or an export's folder; no weights are loaded.
+    """Read a run or export folder without loading weights.
 
     Raises:
-        RunError: for a folder that holds no finished training run, or whose base model is gone.
+        RunError: if the folder is not a finished training run, or its base model no longer exists.
     """
     path, cfg, facts = run_folder.read(folder)
     if facts.get("stage") in NO_LABELS:
-        raise RunError(f"run: {path} is of stage={facts['stage']}; name the folder of a run that trained on labels")
+        raise RunError(
+            f"run: {path} was written by stage={facts['stage']}; name the folder of a run that was trained on labels"
+        )
     manifest = read_manifest(path)
     if cfg.method.baseline is None:
         whole = (path / "model" / folders.CONFIG).is_file() or manifest.get("format", "adapter") != "adapter"
@@ -258,23 +260,23 @@ def read(folder: str) -> Record:
         if problems:
             raise RunError(f"run: {path} needs the model that it was trained on. {problems[0]}")
     labels = facts.get("labels")
-    if labels is None:  # a run of an older version has them in its metrics
+    if labels is None:  # runs of older versions have them only in metrics.json
         file = path / "metrics.json"
         kept = json.loads(file.read_text(encoding="utf-8"))["test"]["per_class"] if file.is_file() else {}
         words = cfg.data.labels if isinstance(cfg.data.labels, dict) else {}
         labels = {name: words.get(name, name) for name in kept or cfg.data.labels or ()}
     if not labels:
-        raise RunError(f"run: {path} names no labels; its metrics.json is missing")
+        raise RunError(f"run: {path} records no labels; its metrics.json is missing")
     return Record(path, cfg, facts, LabelSpace(tuple(labels), tuple(labels.values())), manifest)
 
 
 def data_of(cfg: RunConfig, session: Session) -> Data:
-    """The data that an evaluation scores: its run's, or what the command names."""
+    """The data that an evaluation scores: the run's, or that of the command."""
     return cfg.data if cfg.run is None else with_named_data(cfg, read(cfg.run), session).data
 
 
 def with_named_data(cfg: RunConfig, record: Record, session: Session) -> RunConfig:
-    """The configuration of a run, with the data that the command names, or the run's with what the command changes.
+    """The configuration of a run with the data of the command, or the run's data with the command's changes.
 
     Raises:
         ConfigError: for a key that belongs to the trained model.
@@ -284,12 +286,12 @@ def with_named_data(cfg: RunConfig, record: Record, session: Session) -> RunConf
         return trained
     keys = [word.lstrip("+~").partition("=")[0] for word in session.overrides]
     changed = [key for key in keys if key.startswith("data.")]
-    chained = session.job.choices.get("stage") != "evaluate"  # a chain's command is that of all its links
+    chained = session.job.choices.get("stage") != "evaluate"  # in a chain, all links share the command
     if "data" in keys or (changed and chained):
         merged: Data = cfg.data.model_copy(update={key: getattr(trained.data, key) for key in of_the_model})
         return trained.model_copy(update={"data": merged})
     if fixed := [key for key in changed if key.split(".")[1] in of_the_model]:
-        text = f"belongs to the model, which was trained with that of its run ({record.path}); leave it out"
+        text = f"is fixed by the model, which was trained with the value of its run ({record.path}); leave it out"
         raise ConfigError([Problem(key, text) for key in fixed])
     values, named = trained.model_dump(mode="json"), cfg.model_dump(mode="json")
     for key in changed:
@@ -308,7 +310,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The ``manifest.json`` of an export; {} for a run's folder.
 
     Raises:
-        RunError: where it is damaged, or of a format that this version does not read.
+        RunError: if it is damaged, or in a format that this version cannot read.
     """
     file = folder / MANIFEST
     if not file.is_file():
@@ -322,16 +324,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise RunError(f"run: {file} is damaged; export again") from None
     if manifest["format"] not in FORMATS:
         raise RunError(
-            f"run: {folder} is an export in the format '{manifest['format']}', which this version does not read; "
+            f"run: {folder} is an export in the format '{manifest['format']}', which this version cannot read; "
             "export again with format=onnx"
         )
     if not (folder / manifest["tokenizer"]).resolve().is_relative_to(folder.resolve()):
-        raise RunError(f"run: {file} names files outside of its folder ({manifest['tokenizer']}); export again")
+        raise RunError(f"run: {file} refers to files outside its folder ({manifest['tokenizer']}); export again")
     return manifest
 
 
 def require_packages(form: str, reason: str) -> None:
-    """Report which packages of a format are missing, before anything is loaded.
+    """Check that the packages of a format are installed, before anything is loaded.
 
     Raises:
         ModelError: naming the extra that installs them.
@@ -342,14 +344,14 @@ def require_packages(form: str, reason: str) -> None:
 
 
 def renderer_of(record: Record) -> Renderer:
-    """The run's renderer, from its labels and the tokenizer of its model, or the one that an export carries."""
+    """The run's renderer, from its labels and the tokenizer of its model or export."""
     cfg, tokenizer = record.cfg, tokenizer_of(record)
     prompt = Prompt.of(cfg.data.prompt, record.labels, cfg.model.prompt, cfg.model.think, tokenizer)
     return Renderer(tokenizer, prompt, record.labels, cfg.data.max_length)
 
 
 def tokenizer_of(record: Record) -> Any:
-    """The tokenizer of a run's model, or the one that an export carries."""
+    """The tokenizer of a run's model or of an export."""
     exported = {"tokenizer": str(record.path / record.manifest["tokenizer"])} if record.manifest else {}
     return tokenizers.load_tokenizer(record.cfg.model.model_copy(update=exported))
 
@@ -358,7 +360,7 @@ def tokenizer_of(record: Record) -> Any:
 
 
 def announce(name: str) -> None:
-    """Report on standard error that a model is being loaded: its libraries alone take seconds to import."""
+    """Print to standard error that a model is being loaded, because importing its libraries takes seconds."""
     if processes.is_main():
         print(f"loading {name}", file=sys.stderr, flush=True)
 
@@ -366,18 +368,18 @@ def announce(name: str) -> None:
 def restore(
     run: str, batch_tokens: int, threads: int | None = None, merge: bool = False, session: Session | None = None
 ) -> Predictor:
-    """Load the predictor of a run's or an export's folder.
+    """Load the predictor of a run or export folder.
 
     Args:
         run: the folder.
-        batch_tokens: most padded tokens of a batch.
-        threads: of the matrix products; None: torch decides.
-        merge: merge an adapter of a float32 model into the weights, which is faster and the same up to rounding.
-        session: whose base model is used, if it is the same; `Predictor.close` must give it back.
+        batch_tokens: maximum number of padded tokens per batch.
+        threads: number of threads; None: the default of torch.
+        merge: merge the adapter of a float32 model into the weights, which is faster and equal up to rounding.
+        session: its base model is reused if it is the same; `Predictor.close` must release it.
 
     Raises:
-        RunError: for a folder that holds no finished training run.
-        ModelError: where weights or files are missing or do not fit.
+        RunError: if the folder is not a finished training run.
+        ModelError: if weights or files are missing or do not match.
     """
     return load(read(run), batch_tokens, threads, merge, session)
 
@@ -388,8 +390,8 @@ def load(
     """Load the model of a record; the arguments are those of `restore`.
 
     Raises:
-        RunError: where weights are not those that the run wrote, or labels would be scored by another rule than its.
-        ModelError: where weights or files are missing or do not fit.
+        RunError: if the weights have changed since the run wrote them, or labels would be scored by a different rule.
+        ModelError: if weights or files are missing or do not match.
     """
     provenance.require_weights(record.path, record.facts)
     baseline = record.cfg.method.baseline
@@ -406,23 +408,23 @@ def load(
         if record.format not in ("onnx", "classifier"):
             quantization.require_library(record.cfg.method)
         require_packages(str(record.format), f"run: {record.path}")
-        from finsa.inference import loading  # it imports torch
+        from finsa.inference import loading  # imports torch
 
         renderer = renderer_of(record)
         scorer, model = loading.open_scorer(record, renderer, batch_tokens, threads, merge, session)
-        if record.format == "classifier":  # its tokenizer puts the prompt around a text
+        if record.format == "classifier":  # its tokenizer adds the prompt
             predictor = Predictor(
                 record, scorer, scorer.rule, count_truncated=lambda texts: renderer.encode(texts).truncated
             )
         else:
             predictor = Predictor(record, scorer, scorer.rule, renderer, model=model)
-    noted = record.facts.get("scoring") or record.manifest.get("rule")
-    if noted not in (None, predictor.rule):  # a run of an older version did not note it
+    recorded = record.facts.get("scoring") or record.manifest.get("rule")
+    if recorded not in (None, predictor.rule):  # runs of older versions did not record it
         predictor.close()
         raise RunError(
-            f"run: {record.path} scored its labels by the rule '{noted}', and here it would be '{predictor.rule}', for "
-            "which its metrics and its temperature do not hold. Use the tokenizer and the labels that it was trained "
-            "with and the version of finsa that it notes, or repeat the run's command"
+            f"run: {record.path} scored its labels by the rule '{recorded}', but here the rule would be "
+            f"'{predictor.rule}', to which its metrics and temperature do not apply. Use the tokenizer, the labels and "
+            "the version of finsa that it was trained with, or repeat the run's command"
         )
     return predictor
 
@@ -430,9 +432,9 @@ def load(
 def zero_shot(
     cfg: RunConfig, job: tokenized.TokenizedDataset, batch_tokens: int, session: Session | None = None
 ) -> Predictor:
-    """The base model without training, with the prompt and labels of a configuration."""
+    """A predictor of the base model without training, with the prompt and labels of a configuration."""
     quantization.require_library(cfg.method)
-    from finsa.inference.scoring import scorer  # it imports torch
+    from finsa.inference.scoring import scorer  # imports torch
     from finsa.models import base
 
     model: Any = base.load_base(cfg.model, cfg.seed, cfg.method.quantization, session)

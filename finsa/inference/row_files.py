@@ -1,7 +1,7 @@
-"""Files of rows, for prediction over inputs of any size: read one row after the other, written chunk by chunk.
+"""Row files for prediction over inputs of any size: read row by row, written chunk by chunk.
 
-A row that cannot be read keeps its place, with the reason. csv, tsv, jsonl, txt (a text per line), parquet and ``-``
-for standard input are in memory a part at a time; json, xlsx, arrow and feather are read whole.
+A row that cannot be read keeps its position, with the reason. csv, tsv, jsonl, txt (one text per line), parquet and
+``-`` (standard input) are streamed; json, xlsx, arrow and feather are read into memory.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from finsa.data.readers import LINE, PLAIN, Doubled, as_text, first_line, ipc, j
 from finsa.data.schema import Reading
 from finsa.errors import DataError, suggest
 
-WHOLE = ("json", "xlsx", "arrow", "feather")  # formats that have to be in memory whole, and cannot be piped
+WHOLE = ("json", "xlsx", "arrow", "feather")  # formats that are read into memory, and cannot be piped
 INPUTS = ("csv", "tsv", "jsonl", "txt", "parquet", *WHOLE)
 OUTPUTS = ("csv", "tsv", "jsonl", "parquet")
 LONGEST = 1 << 24  # characters of a CSV record: a quote that is never closed must not read the whole file into memory
-PEEKED = 100  # objects whose keys are the columns of a stream of JSON lines
+PEEKED = 100  # objects whose keys determine the columns of a stream of JSON lines
 BATCH = 1024  # rows of a Parquet file read at a time
 USUAL = {"csv": ",", "tsv": "\t"}  # delimiters
 PIPE = "standard input"
@@ -44,9 +44,9 @@ class Row:
     """A row of an input.
 
     Args:
-        values: by column.
-        line: where it begins; in a Parquet file its number.
-        fault: why it cannot be used; None where it can.
+        values: cell values by column.
+        line: line on which it begins; in a Parquet file, the row number.
+        fault: the reason why it cannot be used; None if it can.
     """
 
     values: dict[str, Any]
@@ -60,12 +60,12 @@ class Stream:
 
     Args:
         rows: the rows.
-        columns: their columns; None: they may differ from row to row.
-        total: size of the input: bytes where `tell` is given, else rows; None where it is not known.
-        tell: bytes that are read so far; None: rows are counted.
-        notes: what the user should know about the file.
-        schema: pyarrow's, of a columnar file.
-        first_columns: columns of the first rows, where they may differ from row to row.
+        columns: column names; None: they may differ from row to row.
+        total: size of the input, in bytes if `tell` is given, otherwise in rows; None if unknown.
+        tell: returns the number of bytes read so far; None: rows are counted.
+        notes: notes on the file for the user.
+        schema: the pyarrow schema of a columnar file.
+        first_columns: columns of the first rows, if they may differ from row to row.
     """
 
     rows: Iterator[Row]
@@ -78,19 +78,19 @@ class Stream:
     count: int = 0
 
     def chunks(self, size: int) -> Iterator[list[Row]]:
-        """The rows, in lists of `size`."""
+        """Yield the rows in lists of `size`."""
         while chunk := list(islice(self.rows, size)):
             self.count += len(chunk)
             yield chunk
 
     @property
     def position(self) -> int:
-        """How much of `total` is read."""
+        """The part of `total` that has been read."""
         return self.count if self.tell is None else self.tell()
 
 
 def input_format(source: str, form: str | None) -> str | None:
-    """The format that a user names, else a file's ending; None for standard input, whose first line decides.
+    """The configured format, otherwise the file extension; None for standard input, detected from its first line.
 
     Raises:
         DataError: for a missing file, or an unknown format.
@@ -114,11 +114,11 @@ def open_stream(source: str, form: str | None, reading: Reading, csv: Csv = PLAI
     Args:
         source: the file, or ``-``.
         form: from `input_format`.
-        reading: finds the text of a row.
-        csv: how it is written, where that is configured.
+        reading: extracts the text of a row.
+        csv: CSV settings.
 
     Raises:
-        DataError: where no column has a text, or there is nothing to read.
+        DataError: if no column contains a text, or the input is empty.
     """
     if form == "parquet":
         return _open_parquet(locate(source), reading)
@@ -154,14 +154,14 @@ def open_stream(source: str, form: str | None, reading: Reading, csv: Csv = PLAI
 
 
 def keys_of(source: str, codec: str | None = None) -> list[str]:
-    """All keys of a file of JSON lines, which a table needs before its first row.
+    """All keys of a JSON lines file, which a table needs before its first row.
 
     Args:
         source: the file.
-        codec: its encoding; None: detected.
+        codec: encoding; None: detect it.
 
     Raises:
-        DataError: for standard input, which can be read once only.
+        DataError: for standard input, which can be read only once.
     """
     if source == "-":
         raise DataError("output: JSON lines from a pipe may have any keys; name an output that ends in .jsonl")
@@ -172,7 +172,7 @@ def keys_of(source: str, codec: str | None = None) -> list[str]:
 
 
 def _guess_format(first: str, reading: Reading, csv: Csv) -> str:
-    """The format of a pipe from its first line: JSON, a header that names the column, or texts."""
+    """Guess the format of a pipe from its first line: JSON, a header with the text column, or plain texts."""
     if first.lstrip().startswith("{"):
         return "jsonl"
     if csv.delimiter is not None or csv.header is not None:
@@ -183,15 +183,15 @@ def _guess_format(first: str, reading: Reading, csv: Csv) -> str:
 
 
 def _record(header: list[str], values: list[Any], line: int, fault: str | None) -> Row:
-    """A record of a CSV file."""
+    """Convert a record of a CSV file to a row."""
     if fault is None and len(values) != len(header):
-        fault = f"unreadable: {len(values)} fields where the header has {len(header)}"
+        fault = f"unreadable: {len(values)} fields, but the header has {len(header)}"
     surplus = [f"column {number}" for number in range(len(header) + 1, len(values) + 1)]
     return Row(dict(zip([*header, *surplus], values, strict=False)), line, fault)
 
 
 def _object(value: Any, line: int, fault: str | None) -> Row:
-    """A value of a JSON file."""
+    """Convert a value of a JSON file to a row."""
     if isinstance(value, Doubled):
         return Row(value, line, "unreadable: duplicate key")
     if isinstance(value, dict):
@@ -215,7 +215,7 @@ def _open_parquet(file: Path, reading: Reading) -> Stream:
 
 
 def _open_whole(file: Path, form: str, reading: Reading, csv: Csv) -> Stream:
-    """A file that is read whole, as training reads it."""
+    """Read a file into memory, as training does."""
     schema, notes = None, list[str]()
     try:
         with _as_input_error():
@@ -235,7 +235,7 @@ def _open_whole(file: Path, form: str, reading: Reading, csv: Csv) -> Stream:
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"input: {file} cannot be read: {first_line(error)}") from None
     if not rows:
-        raise DataError(f"input: {file.name} contains no row")
+        raise DataError(f"input: {file.name} contains no rows")
     if columns:
         _require_text(reading, columns, file.name)
     return Stream(iter(rows), columns, len(rows), notes=notes, schema=schema)
@@ -243,7 +243,7 @@ def _open_whole(file: Path, form: str, reading: Reading, csv: Csv) -> Stream:
 
 @contextmanager
 def _as_input_error() -> Iterator[None]:
-    """Let errors of the readers of training data name ``input``."""
+    """Make errors of the training data readers refer to ``input``."""
     try:
         yield
     except DataError as error:
@@ -264,16 +264,16 @@ def _require_text(reading: Reading, columns: list[str], name: str) -> None:
 
 
 def output_format(file: Path) -> str:
-    """The format of an output, by its ending.
+    """The format of an output, from its file extension.
 
     Raises:
-        DataError: for an unknown ending, or a pipe.
+        DataError: for an unknown extension, or a pipe.
     """
     name = file.suffix.lower().removeprefix(".")
     if file.name == "-":
         raise DataError(
-            "output: - is no file, and predictions are not written to a pipe: the output appears whole once all rows "
-            f"are done. Name a file, such as predictions.jsonl; formats: {', '.join(OUTPUTS)}"
+            "output: predictions cannot be written to a pipe, because the output file is created when all rows are "
+            f"done. Name a file, such as predictions.jsonl; formats: {', '.join(OUTPUTS)}"
         )
     if name not in OUTPUTS:
         raise DataError(f"output: {file.name} has no known format. Choose from: {', '.join(OUTPUTS)}.")
@@ -281,13 +281,13 @@ def output_format(file: Path) -> str:
 
 
 def open_writer(form: str, columns: Sequence[str] | None, schema: Any, added: Mapping[str, type]) -> Writer:
-    """The writer of a format.
+    """Create the writer of a format.
 
     Args:
         form: one of `OUTPUTS`.
-        columns: of the input; None: they differ from row to row, which only JSON lines can have.
-        schema: pyarrow's, of a columnar input; None elsewhere.
-        added: columns that follow, str or float.
+        columns: columns of the input; None: they differ from row to row, which only JSON lines support.
+        schema: the pyarrow schema of a columnar input; None for others.
+        added: types (str or float) of the additional columns.
     """
     if form == "jsonl":
         return Writer()
@@ -296,34 +296,34 @@ def open_writer(form: str, columns: Sequence[str] | None, schema: Any, added: Ma
 
 
 class Writer:
-    """JSON lines. Chunks of rows become bytes, and these become a file."""
+    """Writes JSON lines: encodes chunks of rows as bytes and joins them into a file."""
 
     header = b""
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> bytes:
-        """A chunk of rows as bytes."""
+        """Encode a chunk of rows."""
         lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         return "".join(lines).encode("utf-8", "backslashreplace")
 
     def join(self, file: Path, chunks: Iterable[bytes]) -> None:
-        """Write encoded chunks into a file."""
+        """Write encoded chunks to a file."""
         with file.open("wb") as out:
             out.write(self.header)
             out.writelines(chunks)
 
 
 class CsvWriter(Writer):
-    """CSV or TSV with a header; lists and objects are written as JSON, null as nothing."""
+    """Writes CSV or TSV with a header; lists and objects as JSON, null as an empty cell."""
 
     def __init__(self, form: str, columns: list[str]) -> None:
         self.columns, self.delimiter = columns, USUAL[form]
         self.header = self.encode([dict(zip(columns, columns, strict=True))])
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> bytes:
-        """A chunk of rows as bytes."""
+        """Encode a chunk of rows."""
         text = io.StringIO()
         plain = csv.writer(text, delimiter=self.delimiter, lineterminator="\n")
-        # a lone carriage return ends a row for readers, and Python 3.11 does not quote it
+        # readers take a lone carriage return as the end of a row, and Python 3.11 does not quote it
         quoted = csv.writer(text, delimiter=self.delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
         for row in rows:
             cells = [_cell(row.get(column)) for column in self.columns]
@@ -332,7 +332,7 @@ class CsvWriter(Writer):
 
 
 class ParquetWriter(Writer):
-    """Parquet, a row group per chunk; until they are joined, chunks are Arrow streams."""
+    """Writes Parquet with one row group per chunk; unjoined chunks are Arrow streams."""
 
     def __init__(self, columns: list[str], schema: Any, added: Mapping[str, type]) -> None:
         import pyarrow as pa
@@ -343,7 +343,7 @@ class ParquetWriter(Writer):
         self.text_columns = columns if schema is None else []
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> bytes:
-        """A chunk of rows as bytes."""
+        """Encode a chunk of rows."""
         import pyarrow as pa
 
         rows = [{**row, **{name: as_text(row.get(name)) for name in self.text_columns}} for row in rows]
@@ -353,12 +353,12 @@ class ParquetWriter(Writer):
         return bytes(stream.getvalue())
 
     def join(self, file: Path, chunks: Iterable[bytes]) -> None:
-        """Write encoded chunks into a file."""
+        """Write encoded chunks to a file."""
         import pyarrow as pa
         from pyarrow import parquet
 
         with parquet.ParquetWriter(file, self.schema) as writer:
-            for content in filter(None, chunks):  # a chunk may have no row
+            for content in filter(None, chunks):  # a chunk may be empty
                 writer.write_table(pa.ipc.open_stream(content).read_all())
 
 

@@ -1,14 +1,14 @@
-"""Labels are scored, not parsed: the log-probability of each whole label after a prompt.
+"""Label scoring instead of parsing: the log-probability of each whole label after a prompt.
 
 Letters: b rows of a batch, s tokens, c classes, v vocabulary, m nodes of the label tree, k = 1 + m positions read.
 
-Labels of several tokens are scored in one forward pass over prompt and label tree (`finsa/inference/label_tree.py`), or
-in one pass each where a model's layers ignore masks. Causal models are padded on the right, so no real token attends to
-padding, and no mask is needed where the tree has one branch.
+Multi-token labels are scored in one forward pass over prompt and label tree (`finsa/inference/label_tree.py`), or in
+one pass per label if the model's layers ignore masks. Causal models are padded on the right, so no real token attends
+to padding, and no mask is needed if the tree has only one branch.
 
-All prompts have the same prefix; where it is a large share of them, its keys and values are computed once. The LM head
-is applied only at the k positions that are read, but to the whole vocabulary, since log-probabilities need its sum: at
-the shape of Qwen2.5-0.5B 0.4 % of the work for 100 tokens.
+All prompts have the same prefix; if it is a large share of the tokens, its keys and values are computed once. The LM
+head is applied only at the k positions that are read, but over the whole vocabulary, which log-probabilities need: for
+Qwen2.5-0.5B, 0.4 % of the work for 100 tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from finsa.data.rows import Encoded, Renderer
 from finsa.errors import ModelError
-from finsa.inference.label_tree import Answer, LabelTree, behind, scored_answers, tree_inputs
+from finsa.inference.label_tree import Answer, LabelTree, after_cache, scored_answers, tree_inputs
 from finsa.models import attention, hardware
 from finsa.models.batches import batches, padded
 from finsa.models.classifier import Classifier, unwrap_peft
@@ -35,10 +35,8 @@ from finsa.runs import processes
 from finsa.runs.progress import Moved, ignored
 
 FloatArray = NDArray[np.float64]
-PREFIX_SHARE, PREFIX_TOKENS = (
-    0.3,
-    16,
-)  # share of all tokens, and tokens, below which reusing the prefix gains nothing (measured)
+# Share of all tokens, and number of tokens, below which reusing the prefix gains nothing (measured).
+PREFIX_SHARE, PREFIX_TOKENS = 0.3, 16
 
 
 def label_log_probs(
@@ -49,13 +47,13 @@ def label_log_probs(
     past: Any = None,
     **inputs: Any,
 ) -> torch.Tensor:
-    """Log-probability of each whole label after each prompt, in one forward pass; also used by training.
+    """Log-probability of each whole label after each prompt, in one forward pass; also used in training.
 
     Args:
         model: a causal language model, wrapped or not.
-        ids: (b, s), each prompt followed by the tree's tokens and then by any padding.
-        lengths: tokens of each prompt, (b,).
-        tree: of the labels.
+        ids: (b, s), each prompt followed by the tree's tokens and padding.
+        lengths: number of tokens of each prompt, (b,).
+        tree: prefix tree of the labels.
         past: keys and values of the tokens before `ids`, (b, ...) per layer.
         inputs: further inputs of the model: a mixture's ``text_span``.
 
@@ -63,7 +61,7 @@ def label_log_probs(
         (b, c), float32.
 
     Raises:
-        ModelError: for labels that branch, where a mask does not separate them.
+        ModelError: if the tree branches and a mask cannot separate the branches.
     """
     m, before = len(tree.tokens), 0 if past is None else past.get_seq_length()
     read = lengths[:, None] - 1 + torch.arange(m + 1, device=ids.device)
@@ -76,7 +74,7 @@ def label_log_probs(
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
         inputs |= tree_inputs(tree, lengths, ids.shape[1], dtype)
     if past is not None:
-        inputs |= {**behind(inputs, before), "past_key_values": past}
+        inputs |= {**after_cache(inputs, before), "past_key_values": past}
     tokens = sorted({token for steps in tree.steps for _, token in steps})
     with attention.last_mlp_at(model, read, ids.shape[1]), float32_logits(model, tokens):
         logits = model(input_ids=ids, logits_to_keep=read, use_cache=past is not None, **inputs).logits
@@ -87,15 +85,15 @@ def label_log_probs(
 
 @contextmanager
 def float32_logits(model: torch.nn.Module, tokens: Sequence[int]) -> Iterator[None]:
-    """Within, a half-precision LM head computes the logits of some tokens in float32.
+    """Compute the logits of some tokens in float32 in a half-precision LM head, within this context.
 
     bfloat16 rounds a logit between 16 and 32 to a multiple of 0.125, so labels tie and the first one wins, as in 195 of
-    2,387 test rows of TFNS with SmolLM2-135M. The sum over the vocabulary is the same for all labels, and not refined.
+    2,387 test rows of TFNS with SmolLM2-135M. The normalizer is the same for all labels, so it is not recomputed.
 
     Args:
-        model: a causal language model or a mixture, wrapped or not. Nothing changes where its head is quantised,
+        model: a causal language model or a mixture, wrapped or not. Nothing changes if its head is quantized,
             adapted or sharded.
-        tokens: of the labels, without duplicates.
+        tokens: label tokens, without duplicates.
     """
     body: Any = attention.causal_model(model)
     head = body.get_output_embeddings() if isinstance(body, PreTrainedModel) else None
@@ -123,12 +121,12 @@ class LabelScorer:
     """Scores texts: (n, c) log-probabilities of each whole label given the prompt.
 
     Args:
-        model: a causal language model; in evaluation mode while it scores.
-        renderer: makes prompts of texts.
-        batch_tokens: most padded tokens of a batch.
+        model: a causal language model; set to evaluation mode while scoring.
+        renderer: renders prompts.
+        batch_tokens: maximum number of padded tokens per batch.
 
     Attributes:
-        gates: after scoring with a mixture, the weights of its experts for each prompt, (n, E); None for other models.
+        gates: after scoring with a mixture, the expert weights of each prompt, (n, E); None for other models.
     """
 
     def __init__(self, model: torch.nn.Module, renderer: Renderer, batch_tokens: int) -> None:
@@ -139,23 +137,27 @@ class LabelScorer:
         self._answers, self._trees, self._prefix = answers, [self.tree], None
 
     def __call__(self, texts: Sequence[str]) -> FloatArray:
-        """Score texts, in their order."""
+        """Score texts in order."""
         return self.score(self.renderer.encode(texts))
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Sequence[int]], moved: Moved = ignored) -> FloatArray:
-        """Score prompts, in their order: (n, c) natural logarithms; the processes of a job divide the batches.
+        """Score prompts in order: (n, c) natural log; the processes of a job divide the batches.
 
         Args:
-            prompts: n of them.
+            prompts: (n,).
             moved: called after each batch with its number of prompts.
         """
         scores = np.zeros((len(prompts), len(self.renderer.answers)))
-        lengths = _lengths(prompts, len(self.tree.tokens))
+        extra = len(self.tree.tokens)
+        if isinstance(prompts, Encoded):
+            lengths = (prompts.lengths + extra).tolist()
+        else:
+            lengths = [len(prompt) + extra for prompt in prompts]
         training = self.model.training
         mixture = self.model if isinstance(self.model, Mixture) else None
         gates = None if mixture is None else np.zeros((len(prompts), len(mixture.experts)))
-        # Copied to the CPU at the end, so that no batch waits for the device.
+        # Copied to the CPU at the end, so that no batch synchronizes with the device.
         results = list[tuple[list[int], torch.Tensor, torch.Tensor | None]]()
         self.model.eval()
         self._trees = trees_for(self.model, self._answers, max(lengths, default=0))
@@ -163,17 +165,17 @@ class LabelScorer:
         waiting = processes.shard(list(batches(lengths, self.batch_tokens)))
         while waiting:
             rows, counts = waiting[0]
-            found = self._attempt([prompts[row] for row in rows])
-            if found is None:
+            log_probs = self._attempt([prompts[row] for row in rows])
+            if log_probs is None:
                 waiting = self._smaller([batch for batch, _ in waiting], lengths)
                 continue
             del waiting[0]
-            moved(len(rows) * processes.world_size())  # each has scored one of about as many
+            moved(len(rows) * processes.world_size())  # each process has scored a batch of about this size
             if not counts:
                 continue
-            results.append((rows, found.double(), None if mixture is None else mixture.gates().double()))
-        for rows, found, shares in results:
-            scores[rows] = found.cpu().numpy()
+            results.append((rows, log_probs.double(), None if mixture is None else mixture.gates().double()))
+        for rows, log_probs, shares in results:
+            scores[rows] = log_probs.cpu().numpy()
             if gates is not None and shares is not None:
                 gates[rows] = shares.cpu().numpy()
         self._prefix = None
@@ -182,17 +184,17 @@ class LabelScorer:
         return processes.all_reduce(scores)
 
     def _attempt(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor | None:
-        """Score one batch; None where it does not fit into memory and can be made smaller."""
+        """Score one batch; None if it runs out of memory and can be made smaller."""
         try:
             return self._batch(prompts)
         except (RuntimeError, MemoryError) as error:
             if len(prompts) == 1 or processes.is_distributed() or not hardware.out_of_memory(error):
                 raise
-        hardware.release_memory()  # out of the handler, whose traceback holds what did not fit
+        hardware.release_memory()  # outside of the handler, whose traceback keeps the tensors alive
         return None
 
     def _smaller(self, waiting: list[list[int]], lengths: Sequence[int]) -> list[tuple[list[int], bool]]:
-        """Halve the batches, for this scorer's later calls too."""
+        """Halve the batch size, also for later calls of this scorer."""
         self.batch_tokens = max(1, min(self.batch_tokens, len(waiting[0]) * lengths[waiting[0][0]]) // 2)
         print(f"out of memory: {self.batch_tokens} tokens per batch from now on", file=sys.stderr)
         rows = [row for batch in waiting for row in batch]
@@ -200,17 +202,17 @@ class LabelScorer:
         return [([rows[at] for at in batch], True) for batch in smaller]
 
     def _shared(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> Any:
-        """Keys and values (1, ...) of the prompts' prefix; None where reusing them gains nothing or is not possible."""
+        """Keys and values (1, ...) of the prompts' prefix; None if reusing them gains nothing or is not possible."""
         if not isinstance(prompts, Encoded) or len(prompts) < 2 or not self._reuses(max(lengths)):
             return None
-        prefix = prompts.prefix if prompts.suffix else prompts.prefix[:-1]  # the last token is read
+        prefix = prompts.prefix if prompts.suffix else prompts.prefix[:-1]  # the last token's logits are read
         if len(prefix) < PREFIX_TOKENS or len(prefix) * len(prompts) < PREFIX_SHARE * sum(lengths):
             return None
         ids = torch.tensor([prefix], device=next(self.model.parameters()).device)
         return unwrap_peft(self.model).base_model(input_ids=ids, use_cache=True).past_key_values
 
     def _reuses(self, longest: int) -> bool:
-        """Whether a prefix has the same states before every text; in a mixture the text chooses the experts."""
+        """Whether a prefix has the same states before every text; in a mixture they depend on the text's experts."""
         if getattr(self.model, "experts", ()) or processes.is_sharded(self.model):
             return False
         return attention.full_attention(self.model, longest)
@@ -223,27 +225,27 @@ class LabelScorer:
         inputs = (
             {"text_span": hardware.to_device(self._spans(prompts), device)} if isinstance(self.model, Mixture) else {}
         )
-        found = []
+        columns = []
         for tree in self._trees:
             past = copy.deepcopy(self._prefix)
             if past is not None:
                 past.batch_repeat_interleave(len(prompts))
             ids = hardware.to_device(padded([[*prompt[before:], *tree.tokens] for prompt in prompts]), device)
-            found.append(label_log_probs(self.model, ids, lengths, tree, past, **inputs))
-        return torch.cat(found, dim=1)
+            columns.append(label_log_probs(self.model, ids, lengths, tree, past, **inputs))
+        return torch.cat(columns, dim=1)
 
     def _spans(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """First position and end of each prompt's text, (b, 2)."""
+        """Start and end of each prompt's text, (b, 2)."""
         return torch.tensor([self.renderer.text_span(prompt) for prompt in prompts])
 
 
 def trees_for(model: Any, answers: Sequence[Answer], longest: int) -> list[LabelTree]:
-    """One tree of all labels, or one per label where a mask cannot separate them.
+    """One tree of all labels, or one per label if a mask cannot separate them.
 
     Args:
         model: a causal language model or a mixture.
         answers: tokens of each label, at least one.
-        longest: tokens of the longest prompt and the tree's nodes.
+        longest: number of tokens of the longest prompt with the tree's nodes.
     """
     tree = LabelTree.of(answers)
     if tree.chain or attention.full_attention(model, longest):
@@ -252,7 +254,7 @@ def trees_for(model: Any, answers: Sequence[Answer], longest: int) -> list[Label
 
 
 class ClassifierScorer(LabelScorer):
-    """Scores texts with a classification head: (n, c) log-probabilities, the same interface.
+    """Scores texts with a classification head: (n, c) log-probabilities, with the same interface.
 
     Args:
         model: a `Classifier`, or a `Mixture` with a head.
@@ -275,13 +277,7 @@ class ClassifierScorer(LabelScorer):
 
 
 def scorer(model: torch.nn.Module, renderer: Renderer, batch_tokens: int) -> LabelScorer:
-    """The scorer of a model: of its classification head where it has one, else of its label words."""
+    """The scorer of a model: of its classification head if it has one, otherwise of its label words."""
     if isinstance(model, Classifier) or (isinstance(model, Mixture) and model.head is not None):
         return ClassifierScorer(model, renderer, batch_tokens)
     return LabelScorer(model, renderer, batch_tokens)
-
-
-def _lengths(prompts: Sequence[Sequence[int]], extra: int) -> list[int]:
-    if isinstance(prompts, Encoded):
-        return (prompts.lengths + extra).tolist()
-    return [len(prompt) + extra for prompt in prompts]

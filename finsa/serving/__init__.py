@@ -1,1 +1,1 @@
-"""Predictions over HTTP: requests in, batched answers out, and a page. No torch here: the stage brings the model."""
+"""Predictions over HTTP, with dynamic batching and a web page. Does not import torch: the stage provides the model."""

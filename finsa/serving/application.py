@@ -1,4 +1,4 @@
-"""The HTTP application: its routes and pages, and how they are documented."""
+"""The HTTP application: routes, pages and their documentation."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ ABOUT = (
     '`{"error": "<reason>"}`.'
 )
 ERRORS = {
-    400: "No JSON, no text, an empty one, or one with control characters",
-    401: "No token, or a wrong one",
-    408: "The body arrived too slowly",
-    413: "The body is too large, or has too many texts",
-    415: "The body is not declared as JSON",
+    400: "Invalid JSON, a missing or empty text, or control characters in a text",
+    401: "Missing or invalid token",
+    408: "The request body arrived too slowly",
+    413: "The request body is too large or has too many texts",
+    415: "The Content-Type is not application/json",
     422: "A value has the wrong type",
     500: "The model failed",
-    503: "The queue is full; retry after the seconds of Retry-After",
+    503: "The queue is full; retry after the number of seconds in Retry-After",
     504: "The model took too long",
 }
 
@@ -54,12 +54,12 @@ def build(
     """Build the application.
 
     Args:
-        batcher: in front of the model; it runs while the application does.
+        batcher: in front of the model; runs as long as the application.
         metrics: of this service.
-        served: the answer of ``/model``.
+        served: the response of ``/model``.
         stage: the limits.
-        token: that clients must send; None: no authentication.
-        read: reads the text of a row in the form that the run was trained on; None: only texts are accepted.
+        token: required from clients; None: no authentication.
+        read: extracts the text of a row in the format of the run's training data; None: only texts are accepted.
     """
 
     @asynccontextmanager
@@ -74,13 +74,13 @@ def build(
         version=served["finsa"] or "0",
         description=ABOUT,
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's page loads its scripts from other hosts
+        docs_url=None,  # FastAPI's page loads scripts from other hosts
         redoc_url=None,
-        redirect_slashes=False,  # a redirect would repeat whatever host the client named
+        redirect_slashes=False,  # a redirect would repeat the host given by the client
     )
     _handle_errors(app)
-    guarded = token is not None
-    statuses = [400, *[401] * guarded, 408, 413, 415, 422, 500, 503, 504]
+    needs_token = token is not None
+    statuses = [400, *[401] * needs_token, 408, 413, 415, 422, 500, 503, 504]
 
     async def body(request: Request, kind: str = "application/json", most: int = stage.body_bytes) -> bytes:
         try:
@@ -115,9 +115,9 @@ def build(
     async def predict(request: Request) -> Response:
         started = time.perf_counter()
         text = await asyncio.to_thread(schemas.one_text, await body(request), read)
-        (found,) = await answer(request, [text])
-        label = found.pop("prediction")
-        return JSONResponse({"input": text, "prediction": label, "time_ms": _milliseconds(started), **found})
+        (prediction,) = await answer(request, [text])
+        label = prediction.pop("prediction")
+        return JSONResponse({"input": text, "prediction": label, "time_ms": _milliseconds(started), **prediction})
 
     @app.post(
         "/predict/batch",
@@ -130,16 +130,16 @@ def build(
         started = time.perf_counter()
         texts = await asyncio.to_thread(schemas.many_texts, await body(request), stage.texts, read)
         answers = await answer(request, texts)
-        found = [{"input": text, **one} for text, one in zip(texts, answers, strict=True)]
-        return JSONResponse({"predictions": found, "time_ms": _milliseconds(started)})
+        predictions = [{"input": text, **one} for text, one in zip(texts, answers, strict=True)]
+        return JSONResponse({"predictions": predictions, "time_ms": _milliseconds(started)})
 
-    reading = asyncio.Lock()  # a file takes some memory, so one is read at a time
+    reading = asyncio.Lock()  # files are read one at a time, to limit memory
 
     @app.post("/file", include_in_schema=False)
     async def file(request: Request, form: str = "csv") -> Response:
-        """The rows of a file, for the page."""
+        """Parse an uploaded file for the page."""
         if form not in ("csv", "tsv", "txt"):
-            raise RefusedError(422, "the page reads files in csv, tsv and txt; stage=predict reads more")
+            raise RefusedError(422, "the page reads csv, tsv and txt files; stage=predict reads more formats")
         if reading.locked():
             raise RefusedError(503, "another file is being read; retry after 1 s", retry_after="1")
         async with reading:
@@ -162,7 +162,9 @@ def build(
             raise RefusedError(503, "the queue is full, or the service is stopping", retry_after="1")
         return JSONResponse({"status": "ready"})
 
-    @app.get("/model", summary="What is served", response_model=schemas.ModelOut, responses=_errors([401] * guarded))
+    @app.get(
+        "/model", summary="The served model", response_model=schemas.ModelOut, responses=_errors([401] * needs_token)
+    )
     async def model() -> Response:
         return JSONResponse(served)
 
@@ -170,12 +172,12 @@ def build(
         "/metrics",
         summary="Metrics for Prometheus",
         response_class=Response,
-        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **_errors([401] * guarded)},
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **_errors([401] * needs_token)},
     )
     async def exposition() -> Response:
         return Response(metrics.exposition(), headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"})
 
-    start = start_page(stage, served, guarded)
+    start = start_page(stage, served, needs_token)
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
@@ -183,7 +185,7 @@ def build(
 
     @app.get("/docs", include_in_schema=False)
     async def documentation(request: Request) -> Response:
-        host, port = request.scope["server"]  # and not the host that the client names, which may be anything
+        host, port = request.scope["server"]  # not the host given by the client, which may be anything
         operations = [
             (method.upper(), path, operation)
             for path, methods in app.openapi()["paths"].items()
@@ -192,11 +194,11 @@ def build(
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         return _page("docs.html.j2", operations=operations, url=url)
 
-    if guarded:
+    if needs_token:
         _document_token(app)
     paths = {route.path for route in app.routes if hasattr(route, "path")}
     seconds = 2 * stage.read_seconds + stage.answer_seconds
-    return Middleware(app, token, seconds, paths, metrics)  # around FastAPI's handlers of errors as well
+    return Middleware(app, token, seconds, paths, metrics)  # also wraps FastAPI's error handlers
 
 
 def _milliseconds(started: float) -> float:
@@ -221,14 +223,14 @@ def _handle_errors(app: FastAPI) -> None:
 # ------------------------------------------------------------------------------------------------ pages
 
 
-def start_page(stage: ServeStage, served: dict[str, Any], guarded: bool) -> HTMLResponse:
-    """The page at ``/``; where a token is required, it shows nothing of the model."""
+def start_page(stage: ServeStage, served: dict[str, Any], needs_token: bool) -> HTMLResponse:
+    """The page at ``/``; if a token is required, it shows nothing about the model."""
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    return _page("page.html.j2", script, stage=stage, served=None if guarded else served, guarded=guarded)
+    return _page("page.html.j2", script, stage=stage, served=None if needs_token else served, needs_token=needs_token)
 
 
 def _page(name: str, script: str = "", **values: Any) -> HTMLResponse:
-    """A page that is one file, with a Content-Security-Policy that lets it load nothing else."""
+    """Render a single-file page, with a Content-Security-Policy that lets it load nothing else."""
 
     def source(content: str) -> str:
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
@@ -251,18 +253,18 @@ def _errors(statuses: Sequence[int]) -> dict[int | str, dict[str, Any]]:
 
 
 def _request_body(model: type[BaseModel], rows: bool, **last: Any) -> dict[str, Any]:
-    """The documentation of a body that the route reads itself.
+    """OpenAPI documentation of a request body that the route parses itself.
 
     Args:
-        model: of a body with texts.
-        rows: whether rows are accepted as well, as ``/model`` names them.
+        model: schema of a body with texts.
+        rows: whether rows are also accepted, as documented by ``/model``.
         last: added to the schema of the model's property.
     """
     schema = model.model_json_schema()
     (key,) = schema["properties"]
     schema["properties"][key] |= last
     if rows:
-        row: dict[str, Any] = {"type": "object", "description": "A row as the run was trained on, see /model."}
+        row: dict[str, Any] = {"type": "object", "description": "A row in the format of the training data; see /model."}
         if key == "texts":
             items = {"rows": {"type": "array", "items": row} | last}
             row = {"type": "object", "required": ["rows"], "properties": items}
@@ -271,7 +273,7 @@ def _request_body(model: type[BaseModel], rows: bool, **last: Any) -> dict[str, 
 
 
 def _document_token(app: FastAPI) -> None:
-    """State in the OpenAPI document which operations require a token."""
+    """Mark the operations that require a token in the OpenAPI document."""
     document = app.openapi()
     document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     for operations in document["paths"].values():

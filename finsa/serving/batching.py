@@ -1,7 +1,7 @@
-"""Dynamic batching: concurrent requests share calls of the model, which one thread runs behind a bounded queue.
+"""Dynamic batching: concurrent requests share model calls, which one thread makes from a bounded queue.
 
-While the model works, requests gather; the next call takes a share of each of them, so that a request of a thousand
-texts does not hold up one of a single text.
+While the model is busy, requests accumulate; the next call takes a share of each, so that a request with a thousand
+texts does not delay one with a single text.
 """
 
 from __future__ import annotations
@@ -22,20 +22,19 @@ from finsa.inference.predictor import Predictions
 from finsa.serving.middleware import Metrics
 
 LOG = logging.getLogger(__name__)
-LONGEST_WAIT = 60  # seconds: the largest Retry-After
+LONGEST_WAIT = 60  # maximum Retry-After in seconds
 VERY_LONG = 20_000  # characters: tokenizing a million takes a second, so a call has at most one text of this length
 
 Model = Callable[[Sequence[str]], Predictions]
-Answer = dict[
-    str, Any
-]  # of one text: prediction, probs by label, truncated, and with a mixture route: weights by expert
+# For one text: prediction, probs by label, truncated; for a mixture also route: weights by expert.
+Answer = dict[str, Any]
 
 
 class QueueFullError(Exception):
     """The queue has no room.
 
     Args:
-        seconds: after which it may have.
+        seconds: after which to retry.
     """
 
     def __init__(self, seconds: int) -> None:
@@ -48,7 +47,7 @@ class ModelFailedError(Exception):
 
 
 class _Request:
-    """Texts of one client, and their answers so far."""
+    """The texts of one request, and their answers so far."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts, self.taken, self.since = texts, 0, time.monotonic()
@@ -61,7 +60,7 @@ class _Request:
         return len(self.texts) - self.taken
 
     def take(self, count: int, long: bool) -> Sequence[str]:
-        """The next texts, at most `count`, up to the first that is very long, or to the second where one is allowed."""
+        """The next texts, at most `count`, up to the first very long one, or the second if one is allowed."""
         part = self.texts[self.taken : self.taken + count]
         stops = [number for number, text in enumerate(part) if len(text) > VERY_LONG][long:]
         part = part[: stops[0]] if stops else part
@@ -69,23 +68,23 @@ class _Request:
         return part
 
     def add(self, answers: list[Answer]) -> None:
-        """Add answers from the model's thread; the last ones resolve the request."""
+        """Add answers, called from the model's thread; the last ones resolve the request."""
         self.answers += answers
         if len(self.answers) == len(self.texts):
             self.settle()
 
     def settle(self, error: Exception | None = None) -> None:
-        """Resume the client's coroutine, from the model's thread."""
+        """Resolve the future of the request, called from the model's thread."""
 
         def resolve() -> None:
-            if self.future.done():  # the client has gone
+            if self.future.done():  # the client has disconnected
                 return
             if error is None:
                 self.future.set_result(self.answers)
             else:
                 self.future.set_exception(error)
 
-        with suppress(RuntimeError):  # its loop is closed
+        with suppress(RuntimeError):  # the event loop is closed
             self.loop.call_soon_threadsafe(resolve)
 
 
@@ -95,9 +94,9 @@ class Batcher:
     Args:
         model: predicts texts.
         batch: maximum number of texts per call.
-        wait_ms: milliseconds that a text waits for others to share its call.
+        wait_ms: milliseconds that a text waits for others to join its call.
         queue: maximum number of waiting texts.
-        metrics: count calls and the queue.
+        metrics: metrics of calls and queue.
     """
 
     def __init__(self, model: Model, batch: int, wait_ms: float, queue: int, metrics: Metrics) -> None:
@@ -114,7 +113,7 @@ class Batcher:
         self._thread.start()
 
     def close(self) -> None:
-        """Accept no more requests, answer those that were accepted, stop."""
+        """Accept no more requests, answer those already accepted, and stop."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -127,11 +126,11 @@ class Batcher:
         return self._thread.is_alive() and not self._closed and self._waiting < self.queue
 
     async def answer(self, texts: Sequence[str]) -> list[Answer]:
-        """Answer texts, in their order.
+        """Answer texts in order.
 
         Raises:
-            QueueFullError: where there is no room for them.
-            ModelFailedError: where the model fails on one of them.
+            QueueFullError: if there is no room for them.
+            ModelFailedError: if the model fails on one of them.
         """
         request = _Request(texts)
         with self._changed:
@@ -151,8 +150,10 @@ class Batcher:
             try:
                 answers = iter(self._call(texts))
             except Exception:
-                LOG.error("the model failed on %d texts; trying each request alone\n%s", len(texts), _traceback())
-                for request, part in batch:  # one text that the model fails on must not fail other requests
+                LOG.error(
+                    "the model failed on %d texts; retrying each request separately\n%s", len(texts), _traceback()
+                )
+                for request, part in batch:  # a text on which the model fails must not fail other requests
                     try:
                         request.add(self._call(part))
                     except Exception:
@@ -164,7 +165,7 @@ class Batcher:
             self._seconds_per_text += 0.1 * ((time.monotonic() - started) / len(texts) - self._seconds_per_text)
 
     def _collect(self) -> list[tuple[_Request, Sequence[str]]]:
-        """Wait for texts; an empty batch means that there will be none."""
+        """Wait for texts; an empty batch means that there will be no more."""
         with self._changed:
             while True:
                 while not self._requests and not self._closed:
@@ -179,14 +180,14 @@ class Batcher:
                     return batch
 
     def _take(self) -> list[tuple[_Request, Sequence[str]]]:
-        """Take a share of each waiting request; the rest of one goes to the end of the queue."""
+        """Take a share of each waiting request; unfinished requests go to the end of the queue."""
         batch, room, long = list[tuple[_Request, Sequence[str]]](), self.batch, True
         share = max(1, self.batch // len(self._requests))
         for _ in range(len(self._requests)):
             if room == 0:
                 break
             request = self._requests.popleft()
-            if request.future.done():  # its client has gone, or the model failed on it
+            if request.future.done():  # its client has disconnected, or the model failed on it
                 self._waiting -= request.left
                 continue
             part = request.take(min(share, room), long)
@@ -201,13 +202,13 @@ class Batcher:
 
     def _call(self, texts: Sequence[str]) -> list[Answer]:
         self.metrics.batch.observe(len(texts))
-        found = self.model(texts)
+        result = self.model(texts)
         answers = [
-            {"prediction": label, "probs": _by_name(found.labels, probs), "truncated": bool(truncated)}
-            for label, probs, truncated in zip(found.predicted, found.probs.tolist(), found.truncated, strict=True)
+            {"prediction": label, "probs": _by_name(result.labels, probs), "truncated": bool(truncated)}
+            for label, probs, truncated in zip(result.predicted, result.probs.tolist(), result.truncated, strict=True)
         ]
-        for answer, gates in zip(answers, [] if found.gates is None else found.gates.tolist(), strict=False):
-            answer["route"] = _by_name(found.experts, gates)
+        for answer, gates in zip(answers, [] if result.gates is None else result.gates.tolist(), strict=False):
+            answer["route"] = _by_name(result.experts, gates)
         return answers
 
 
@@ -216,5 +217,5 @@ def _by_name(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
 
 
 def _traceback() -> str:
-    """The traceback of the current exception, without secrets of the environment."""
+    """The traceback of the current exception, without secrets from the environment."""
     return safety.masked(traceback.format_exc()).rstrip()

@@ -1,4 +1,4 @@
-"""What happens to every request: token, deadline, security headers, metrics and the log of latencies."""
+"""Handling of every request: authentication, timeout, security headers, metrics and the latency log."""
 
 from __future__ import annotations
 
@@ -17,22 +17,28 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-OPEN = ("/", "/docs", "/openapi.json", "/health", "/ready")  # they need no token: nothing of the model is in them
+OPEN = (
+    "/",
+    "/docs",
+    "/openapi.json",
+    "/health",
+    "/ready",
+)  # need no token, because they contain nothing about the model
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
     (b"cross-origin-resource-policy", b"same-origin"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),  # pages bring theirs
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),  # pages override this
 )
 
 
 class Metrics:
-    """Metrics of a service for Prometheus, and its log of latencies, which has no texts.
+    """Prometheus metrics of a service, and its latency log, which contains no texts.
 
     Args:
-        log: file of the log; None: none is written.
+        log: log file; None: no log.
         log_bytes: size at which it is rotated; one previous file is kept.
     """
 
@@ -55,8 +61,8 @@ class Metrics:
         """Count a request.
 
         Args:
-            path: as the service names it; all others are one.
-            texts: how many it brought; None for one without texts, or that was refused unread.
+            path: a path of the service, or ``other``.
+            texts: number of texts; None for a request without texts or refused before it was read.
         """
         self.requests.labels(path, str(status)).inc()
         self.seconds.labels(path).observe(seconds)
@@ -66,7 +72,7 @@ class Metrics:
             self._log.emit(logging.makeLogRecord({"msg": json.dumps(line)}))
 
     def exposition(self) -> bytes:
-        """All metrics in Prometheus' text format."""
+        """All metrics in the Prometheus text format."""
         return generate_latest(self._registry)
 
     def close(self) -> None:
@@ -76,14 +82,14 @@ class Metrics:
 
 
 class Middleware:
-    """An ASGI application around another one.
+    """ASGI middleware for authentication, timeout, security headers and metrics.
 
     Args:
-        app: the other one.
-        token: that clients must send; None: no authentication.
-        seconds: after which a request is given up, whatever blocks it, such as a client that reads no response.
-        paths: that are counted by their names.
-        metrics: count every request.
+        app: the wrapped ASGI application.
+        token: required from clients; None: no authentication.
+        seconds: timeout of a request, whatever blocks it, such as a client that does not read the response.
+        paths: paths with separate counters.
+        metrics: counts every request.
     """
 
     def __init__(self, app: Any, token: str | None, seconds: float, paths: Collection[str], metrics: Metrics) -> None:
@@ -126,5 +132,5 @@ class Middleware:
         if self._token is None or scope["path"] in OPEN:
             return True
         kind, _, token = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-        # compared in constant time: the time that a wrong token takes must not reveal how much of it is right
+        # constant-time comparison, so that the response time does not reveal how much of a token is correct
         return hmac.compare_digest(token.strip(), self._token.encode()) and kind.lower() == b"bearer"

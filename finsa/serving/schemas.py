@@ -1,4 +1,4 @@
-"""Requests as clients send them, whatever they send, and the documentation of requests and answers."""
+"""Parsing and validation of requests, and the documented schemas of requests and responses."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from finsa.errors import DataError
 
 MISSING = "Missing input text"
 TEXT_COLUMNS = ("text", "content", "sentence", "input", "文本", "内容", "正文", "新闻", "标题", "title")
-# Of an uploaded file; each field costs about a hundred bytes of memory, however short it is.
+# Limits of an uploaded file; each field takes about a hundred bytes of memory, however short it is.
 MOST_COLUMNS, MOST_FIELDS = 2000, 1_000_000
-# C0 and DEL without tab, line feed and carriage return: no text has them, and logs and terminals suffer from them.
+# C0 and DEL without tab, line feed and carriage return: not part of real texts, and harmful to logs and terminals.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-# A visible character: neither white space nor a character that shows nothing, whatever a regular expression's dialect.
+# A visible character: neither whitespace nor an invisible character, in every regular expression dialect.
 _SIGN = r"[^\s\x00-\x1f\x7f\x85\ufeff]"
 
-Read = Callable[[dict[str, Any]], tuple[str, str | None]]  # the text of a row, and why it cannot be used
+Read = Callable[[dict[str, Any]], tuple[str, str | None]]  # row -> its text, and the reason why it cannot be used
 
 
 class RefusedError(Exception):
-    """A request that is refused.
+    """A refused request.
 
     Args:
-        status: of HTTP.
-        reason: what is wrong with it, for the client.
-        headers: of the response.
+        status: HTTP status.
+        reason: error message for the client.
+        headers: response headers.
     """
 
     def __init__(self, status: int, reason: str, **headers: str) -> None:
@@ -47,22 +47,22 @@ class RefusedError(Exception):
 
 
 async def read_body(headers: Any, chunks: AsyncIterator[bytes], kind: str, most: int, seconds: float) -> bytes:
-    """Read a body, no more of it than is allowed and no longer than it may take.
+    """Read a request body, within limits of size and time.
 
     Args:
-        headers: of the request.
+        headers: request headers.
         chunks: the body as it arrives.
-        kind: its content type; as browsers do not let forms send these types, other sites' forms are refused.
-        most: bytes.
-        seconds: for all of it.
+        kind: required content type; browsers cannot send it from a form, so forms of other sites are refused.
+        most: maximum number of bytes.
+        seconds: maximum duration.
 
     Raises:
-        RefusedError: for a body that is too large, too slow or of another declared type.
+        RefusedError: for a body that is too large, too slow or has a different content type.
     """
     if headers.get("content-type", "").partition(";")[0].strip().lower() != kind:
-        what = "send JSON, and declare it" if kind == "application/json" else "send the file, and declare it"
-        raise RefusedError(415, f"{what}: Content-Type: {kind}")
-    too_large = RefusedError(413, f"the body may have {most} bytes at most; send fewer texts at a time")
+        what = "JSON" if kind == "application/json" else "the file"
+        raise RefusedError(415, f"send {what} with the header Content-Type: {kind}")
+    too_large = RefusedError(413, f"the request body may have at most {most} bytes; send fewer texts per request")
     length = headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:20]) > most:
         raise too_large
@@ -74,16 +74,16 @@ async def read_body(headers: Any, chunks: AsyncIterator[bytes], kind: str, most:
                 if len(body) > most:
                     raise too_large
     except TimeoutError:
-        raise RefusedError(408, f"the body did not arrive within {seconds:g} s", connection="close") from None
+        raise RefusedError(408, f"the request body did not arrive within {seconds:g} s", connection="close") from None
     return bytes(body)
 
 
 def one_text(body: bytes, read: Read | None = None) -> str:
-    """The text of ``{"text": "..."}``, or of a row in the form that the run was trained on.
+    """The text of ``{"text": "..."}``, or of a row in the format of the training data.
 
     Args:
-        body: of the request.
-        read: reads a row; None: only texts are accepted.
+        body: request body.
+        read: extracts the text of a row; None: only texts are accepted.
     """
     content = _object(body, "text")
     if read is not None and "text" not in content and content:
@@ -101,7 +101,7 @@ def many_texts(body: bytes, most: int, read: Read | None = None) -> list[str]:
     if not isinstance(values, list):
         raise RefusedError(422, f"{key}: must be a list of {'objects' if key == 'rows' else 'strings'}")
     if len(values) > most:
-        raise RefusedError(413, f"{key}: {len(values)} are too many, {most} are allowed at a time")
+        raise RefusedError(413, f"{key}: {len(values)} are too many; at most {most} are allowed per request")
     if key == "rows" and read is not None:
         return [_row(row, read, f"rows[{number}]") for number, row in enumerate(values)]
     return [_text(text, f"texts[{number}]") for number, text in enumerate(values)]
@@ -111,12 +111,12 @@ def _object(body: bytes, key: str) -> dict[str, Any]:
     if not body.strip():
         raise RefusedError(400, MISSING if key == "text" else f"{MISSING}s")
     try:
-        # Unlike the standard library's: nesting is bounded, half surrogate pairs and invalid UTF-8 are errors.
+        # Unlike the json module, it limits nesting and rejects lone surrogates and invalid UTF-8.
         content = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise RefusedError(400, f"the request body is not valid JSON: {error}") from None
     if not isinstance(content, dict):
-        raise RefusedError(422, f'the body must be an object with the key "{key}"')
+        raise RefusedError(422, f'the request body must be an object with the key "{key}"')
     return content
 
 
@@ -135,22 +135,24 @@ def _text(text: object, where: str) -> str:
         raise RefusedError(422, f"{where}: must be a string")
     control = _CONTROL.search(text or "")
     if control:
-        raise RefusedError(400, f"{where}: has the control character U+{ord(control[0]):04X} at {control.start()}")
+        raise RefusedError(
+            400, f"{where}: contains the control character U+{ord(control[0]):04X} at position {control.start()}"
+        )
     if text is None or not re.search(_SIGN, text):
         raise RefusedError(400, MISSING if where == "text" else f"{MISSING}: {where}")
     return text
 
 
 def file_rows(content: bytes, form: str) -> bytes:
-    """The rows of a file, read as training and stage=predict read theirs.
+    """Parse the rows of a file as training and stage=predict do.
 
     Args:
-        content: of the file.
-        form: ``csv``, ``tsv``, or ``txt`` for a text per line.
+        content: file content.
+        form: ``csv``, ``tsv``, or ``txt`` (one text per line).
 
     Returns:
-        JSON: ``columns``, null for a list of texts; ``column``, the number of the one that most likely has the texts;
-        ``rows``; ``unreadable``, the number of rows that are left out.
+        JSON: ``columns``, null for a list of texts; ``column``, the index of the column that most likely contains the
+        texts; ``rows``; ``unreadable``, the number of skipped rows.
 
     Raises:
         RefusedError: for a file that cannot be read.
@@ -175,7 +177,7 @@ def file_rows(content: bytes, form: str) -> bytes:
             else:
                 raw = readers.read(file, readers.PLAIN, has_text)
                 columns = raw.columns()
-                if len(columns) == 1 and not has_text(columns):  # a list of texts, without a header
+                if len(columns) == 1 and not has_text(columns):  # a list of texts without a header
                     raw = readers.read(file, readers.PLAIN.model_copy(update={"header": False}), has_text)
                     columns = None
                 readable = raw.frame.filter(raw.frame[readers.FATE].is_null())
@@ -198,12 +200,12 @@ Text = Annotated[
     Field(
         min_length=1,
         pattern=rf"^{_ALLOWED}*{_SIGN}{_ALLOWED}*$",
-        description="The text to label. One that is too long is truncated, and the answer reports it.",
+        description="The text to label. A text that is too long is truncated, which the response reports.",
         examples=["公司上半年净利润同比增长三成，超出市场预期。"],
     ),
 ]
 Shares = dict[str, Annotated[float, Field(ge=0, le=1)]]
-Milliseconds = Annotated[float, Field(ge=0, description="Milliseconds at the server.")]
+Milliseconds = Annotated[float, Field(ge=0, description="Milliseconds on the server.")]
 
 
 class TextIn(BaseModel):
@@ -222,26 +224,26 @@ class _Out(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class LabelledText(_Out):
+class LabeledText(_Out):
     """A text and its label with probabilities."""
 
     input: Annotated[str, Field(description="The text.")]
     prediction: Annotated[str, Field(description="The most probable label.")]
     probs: Annotated[Shares, Field(description="Probability by label, calibrated by the temperature of the run.")]
-    truncated: Annotated[bool, Field(description="Whether the text was too long and lost its end.")]
+    truncated: Annotated[bool, Field(description="Whether the text was truncated.")]
     route: Annotated[Shares, Field(description="Weight by expert; only for a mixture of experts.")] = {}
 
 
-class PredictionOut(LabelledText):
-    """The answer to one text."""
+class PredictionOut(LabeledText):
+    """The response to one text."""
 
     time_ms: Milliseconds
 
 
 class PredictionsOut(_Out):
-    """The answers to several texts, in their order."""
+    """The responses to several texts, in order."""
 
-    predictions: list[LabelledText]
+    predictions: list[LabeledText]
     time_ms: Milliseconds
 
 
@@ -252,27 +254,31 @@ class StateOut(_Out):
 
 
 class ModelOut(_Out):
-    """What is served."""
+    """The served model."""
 
     name: Annotated[str, Field(description="Method, model and data; the format of an export.")]
     run: Annotated[str, Field(description="Name of the folder.")]
     labels: list[str]
-    experts: Annotated[list[str], Field(description="Of a mixture.")]
+    experts: Annotated[list[str], Field(description="Names of the experts of a mixture.")]
     base: Annotated[dict[str, str | None], Field(description="The base model; none for a classical method.")]
     demonstration: Annotated[
         str | None, Field(description="For the embedded model and generated rows: do not rely on the answers.")
     ]
     max_length: Annotated[int, Field(description="Tokens of prompt, text and answer.")]
-    rows: Annotated[list[str], Field(description="Fields of rows that are read as in training, besides texts.")]
+    rows: Annotated[
+        list[str], Field(description="Fields of rows that are accepted besides texts and read as in training.")
+    ]
     rule: Annotated[str, Field(description="How labels are scored.")]
-    fingerprints: Annotated[dict[str, str | None], Field(description="Of configuration, rows, template and labels.")]
+    fingerprints: Annotated[
+        dict[str, str | None], Field(description="Of the configuration, rows, template and labels.")
+    ]
     git_commit: str | None
-    versions: Annotated[dict[str, str | None], Field(description="Of the packages that made the run.")]
-    finsa: Annotated[str | None, Field(description="The version that serves.")]
+    versions: Annotated[dict[str, str | None], Field(description="Package versions of the run.")]
+    finsa: Annotated[str | None, Field(description="Version of finsa that serves the model.")]
     limits: Annotated[dict[str, float], Field(description="Limits of a request.")]
 
 
 class ErrorOut(_Out):
-    """Why there is no answer."""
+    """An error response."""
 
     error: str

@@ -1,4 +1,4 @@
-"""The server process: its socket, its connections, and how it stops."""
+"""The HTTP server: socket, connections and shutdown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BUSY = (
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Bind the address before the model is loaded; nobody can connect until the server listens.
+    """Bind the address before the model is loaded; clients cannot connect until the server listens.
 
     Raises:
         RunError: for an address that cannot be bound.
@@ -47,20 +47,20 @@ def url(bound: socket.socket) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server; a stop signal ends the stage and not the process.
+    """A uvicorn server; a stop signal ends the stage, not the process.
 
     Args:
         app: an ASGI application.
         stage: the limits.
-        metrics: count refused connections.
-        on_start: called as soon as clients can connect.
+        metrics: counts refused connections.
+        on_start: called when clients can connect.
     """
 
     def __init__(self, app: Any, stage: ServeStage, metrics: Metrics, on_start: Callable[[], None]) -> None:
         self._on_start = on_start
 
         class Connection(H11Protocol):
-            """A connection that may send slowly or nothing only for so long; uvicorn limits neither."""
+            """A connection with a timeout for slow and idle clients, which uvicorn lacks."""
 
             _timer: asyncio.TimerHandle | None = None
             _surplus = False
@@ -73,7 +73,7 @@ class Server(uvicorn.Server):
                 self._timer = self.loop.call_later(1 if self._surplus else stage.read_seconds, transport.abort)
 
             def data_received(self, data: bytes) -> None:
-                if self._surplus:  # uvicorn's own limit answers without Retry-After, and not in JSON
+                if self._surplus:  # uvicorn's limit responds without Retry-After, and not in JSON
                     if not self.transport.is_closing():
                         self.transport.write(BUSY)
                         self.transport.close()
@@ -81,7 +81,7 @@ class Server(uvicorn.Server):
                 super().data_received(data)
                 if self.cycle is not None and not self.cycle.response_complete:
                     self._cancel_timer()
-                elif self._timer is None:  # part of a next request, or the rest of one that was refused
+                elif self._timer is None:  # part of the next request, or the rest of a refused one
                     self._timer = self.loop.call_later(stage.read_seconds, self.transport.abort)
 
             def on_response_complete(self) -> None:
@@ -118,13 +118,13 @@ class Server(uvicorn.Server):
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to listen."""
+        """Start listening."""
         await super().startup(sockets)
         self._on_start()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop on SIGINT or SIGTERM; unlike uvicorn's, do not raise them again once everything is answered."""
+        """Stop on SIGINT or SIGTERM; unlike uvicorn, do not raise the signal again after shutdown."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -1,1 +1,1 @@
-"""The generator behind the embedded default."""
+"""Generation of the texts of the embedded default."""

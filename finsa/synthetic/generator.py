@@ -1,7 +1,8 @@
-"""Generated Chinese finance texts: the labelled sample set and the tiny base model's pre-training corpus.
+"""Generated Chinese finance texts: the labeled sample set and the tiny base model's pre-training corpus.
 
-Labels follow from how a sentence is built (negation, contrast, comparison of numbers, irony ...), so they can be learnt
-as rules; names and figures are drawn at random and carry no information. Words and patterns are in ``lexicon.yaml``.
+Labels follow from sentence constructions (negation, contrast, comparison of numbers, irony ...), so they can be learned
+as rules; names and figures are drawn at random and are independent of the label. Words and patterns are in
+``lexicon.yaml``.
 """
 
 from __future__ import annotations
@@ -51,19 +52,19 @@ _ATTEMPTS: Final = 1000
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"\{([a-z0-9.]+)([~!=+\-0]?)\}")
 
-# FinTeamExperts trains a macro, a micro and a quantitative analyst on corpora that are not public. Generated documents
-# have no such corpora behind them, so a rule of ours divides them: those about industries, boards and indices are
-# macro; of the rest, those dense in figures are quant, and those about one company in words are micro.
+# FinTeamExperts trains macro, micro and quantitative analysts on corpora that are not public. Generated documents are
+# divided by a simple rule instead: those about industries, boards and indices are macro; of the rest, those dense in
+# figures are quant, and the others are micro.
 _MACRO = re.compile("行业|板块|政策|指数|早报|周报")
 _DENSE = 0.05  # share of digits
-_DRAWN_PER_ROLE = 5  # documents drawn at first for each one wanted of a role; about a third has that role
+_DRAWN_PER_ROLE = 5  # documents drawn initially per requested document of a role; about a third have that role
 
 
 class _Speaker:
-    """The voice of one document: fills patterns while keeping its company, persons and figures constant.
+    """The state of one document: fills patterns while keeping its company, persons and figures constant.
 
     Args:
-        rng: source of all choices.
+        rng: source of all random choices.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -92,13 +93,13 @@ class _Speaker:
             self.bound[high_name] = f"{small * self.rng.uniform(1.4, 2.5):.{digits}f}"
 
     def fill(self, pattern: str, sign: str) -> str:
-        """Write out a pattern in the lexicon's notation, with the sign of the label."""
+        """Expand a pattern of the lexicon with the sign of the label."""
         while "[" in pattern:
             pattern = _CHOICE.sub(lambda match: self.rng.choice(match[1].split("|")), pattern)
         return _SLOT.sub(lambda match: self._slot(match[1], match[2], sign), pattern)
 
     def rule(self, name: str, sign: str) -> str:
-        """Write out one of a rule's patterns."""
+        """Expand one of a rule's patterns."""
         patterns, family, recurring = GRAMMAR[name], name.rstrip("+-"), LEXICON["distinct"]
         if family not in recurring:
             return self.fill(self.rng.choice(patterns), sign)
@@ -173,20 +174,20 @@ def generate(
     imbalance: Mapping[str, Mapping[str, float]] | None = None,
     noise: float = 0.03,
 ) -> pl.DataFrame:
-    """Generate the labelled sample set.
+    """Generate the labeled sample set.
 
     Args:
         rows: number of rows.
         seed: the same seed gives the same frame on every machine.
         domains: share of the rows by domain.
-        imbalance: class shares by domain, replacing the default of each domain named.
+        imbalance: class shares by domain, replacing the defaults of the given domains.
         noise: share of the rows whose label is replaced by a wrong one.
 
     Returns:
         Columns id, text, label, domain, kind (of construction) and noisy; the texts are unique.
 
     Raises:
-        ValueError: for arguments that cannot be met.
+        ValueError: for invalid arguments.
     """
     shares = {**DEFAULT_SHARES, **(imbalance or {})}
     unknown = [domain for domain in (*domains, *shares) if domain not in DOMAINS]
@@ -252,7 +253,7 @@ def _document(rng: random.Random) -> str:
 
 
 def role_of(document: str) -> str:
-    """The analyst who would read a document: ``macro``, ``quant`` or ``micro``."""
+    """The analyst role of a document: ``macro``, ``quant`` or ``micro``."""
     if _MACRO.search(document):
         return "macro"
     return "quant" if sum(letter.isdigit() for letter in document) >= _DENSE * len(document) else "micro"
@@ -262,21 +263,21 @@ def corpus(documents: int, seed: int, exclude: Collection[str] = (), role: str |
     """Generate the pre-training documents.
 
     Args:
-        documents: how many.
+        documents: number of documents.
         seed: the same seed gives the same list; the random stream differs from that of `generate`.
         exclude: texts (held-out rows) that no document may contain.
-        role: macro, micro or quant, to keep documents of that role only; None keeps all. Lists of different roles
-            have no document in common.
+        role: macro, micro or quant: keep only documents of that role; None: keep all. Lists of different roles have
+            no document in common.
 
     Returns:
         Unique documents in random order.
     """
     if role is not None:
-        found, number = list[str](), _DRAWN_PER_ROLE * documents
-        while len(found) < documents:  # a larger draw begins with the documents of the smaller one
-            found = [document for document in corpus(number, seed, exclude) if role_of(document) == role]
+        of_role, number = list[str](), _DRAWN_PER_ROLE * documents
+        while len(of_role) < documents:  # a larger draw starts with the documents of a smaller one
+            of_role = [document for document in corpus(number, seed, exclude) if role_of(document) == role]
             number *= 2
-        return found[:documents]
+        return of_role[:documents]
     rng = random.Random(f"finsa-corpus:{seed}")
     # A plain scan costs documents x texts. A key no longer than the shortest text finds every hit in one pass.
     texts = sorted({text for text in exclude if text})

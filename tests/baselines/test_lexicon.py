@@ -91,12 +91,12 @@ def test_texts_of_another_language_are_refused(config: Compose) -> None:
 
 
 def test_labels_that_are_no_sentiment_are_refused(config: Compose) -> None:
-    message = "classes: the data have no label 'positive', 'negative', 'neutral'; their labels are A, B, C. Say which"
+    message = "classes: the data has no label 'positive', 'negative', 'neutral'; its labels are A, B, C. Set the labels"
     with pytest.raises(ConfigError, match=message):
         built(config, labels=("A", "B", "C"))
     done = commands.run("method=lexicon", "tracking=none")
     assert done.returncode == 2
-    assert "method.baseline.classes: the data have no label 'positive', 'negative', 'neutral'" in done.stderr
+    assert "method.baseline.classes: the data has no label 'positive', 'negative', 'neutral'" in done.stderr
     assert "their labels are 利空, 中性, 利好" in done.stderr
 
 

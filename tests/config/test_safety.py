@@ -343,7 +343,7 @@ def test_a_manifest_does_not_lead_out_of_its_folder(tmp_path: Path) -> None:
     from finsa.inference import predictor
 
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "onnx", "tokenizer": "../../other"}))
-    with pytest.raises(RunError, match="names files outside of its folder"):
+    with pytest.raises(RunError, match="refers to files outside its folder"):
         predictor.read_manifest(tmp_path)
 
 

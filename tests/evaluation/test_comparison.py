@@ -166,7 +166,7 @@ def test_a_win_inside_the_noise_is_not_marked(five: list[RunGroup]) -> None:
 def test_one_group_has_nothing_to_be_compared_with(five: list[RunGroup]) -> None:
     found = comparison.compare([five[3]], OPTIONS)
     assert (found.best, found.records[0]["verdict"]) == (None, None)
-    assert found.remarks[0].startswith("There is one configuration only")
+    assert found.remarks[0].startswith("There is only one configuration")
 
 
 def test_75_questions_are_reported_as_few(config: Configure, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_temperature_at_its_bound_is_remarked(config: Configure, tmp_path: Pat
         (
             "tfidf_lr",
             ("cpu, 2 threads, float32", "cpu, 4 threads, float32"),
-            ["The runs were made with 2 different devices."],
+            ["The runs used 2 different devices."],
         ),
     ],
 )

@@ -58,7 +58,7 @@ def test_tokens_and_mask_are_those_of_training(
     for one in of_training:
         labels = known[tuple(_ids(one))]
         assert _mask(one) == [label != IGNORE and method != "zero_shot" for label in labels]
-        assert one.learnt == sum(_mask(one))
+        assert one.loss_tokens == sum(_mask(one))
         assert one.tokens == len(labels)
 
 
@@ -80,7 +80,7 @@ def test_kept_and_truncated_text_are_the_whole_text(
 def test_no_loss_in_held_out_rows(config: Configure, tokenizer: Any) -> None:
     job, cfg = _job(config, tokenizer, "method=lora")
     shown = examples.examples(job, cfg, 6)
-    assert {(one.split, one.seen, one.learnt > 0) for one in shown} == {
+    assert {(one.split, one.seen, one.loss_tokens > 0) for one in shown} == {
         ("train", True, True),
         ("validation", False, False),
         ("test", False, False),
@@ -121,7 +121,7 @@ def test_a_row_that_is_one_choice_shows_its_label_as_what_is_learnt(
         parts = [segment.part for segment in example.segments]
         assert parts == ["prompt", "text", "prompt", "answer"]
         assert example.segments[-1].text == example.label
-        assert example.learnt == (example.segments[-1].tokens if example.split == "train" else 0)
+        assert example.loss_tokens == (example.segments[-1].tokens if example.split == "train" else 0)
 
 
 def test_a_row_for_a_head_ends_with_its_text(config: Callable[..., RunConfig], tokenizer: Any) -> None:

@@ -63,7 +63,7 @@ def test_how_it_would_have_learnt_decides_nothing_for_what_learns_nothing(config
     paths = [write_run(tmp_path / str(n), config("method=zero_shot", f"train.epochs={n}"), GOLD, GOLD) for n in (1, 2)]
     found, notes = grouped(*paths)
     assert [(group.name, len(group.runs)) for group in found] == [("zero_shot", 1)]
-    assert notes == [f"1 copies of {paths[0]} (same seed and answers) count once."]
+    assert notes == [f"1 copies of {paths[0]} (same seed and predictions) count once."]
 
 
 def test_an_evaluation_belongs_to_the_run_it_scored(config: Configure, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_folders_are_found_below_and_in_the_order_of_the_jobs(config: Configure,
     found = finished_runs.find_folders(str(tmp_path))
     assert [path.name for path in found] == ["0", "1", "2", "10"]
     assert finished_runs.find_folders([str(tmp_path / "sweeps" / "10"), str(tmp_path)])[0].name == "10"
-    with pytest.raises(RunError, match="there is not a run folder at or below"):
+    with pytest.raises(RunError, match="there is no run folder at or below"):
         finished_runs.find_folders(str(tmp_path / "nowhere"))
 
 

@@ -61,7 +61,7 @@ def test_findings(job: tokenized.TokenizedDataset, config: Configure) -> None:
         "2 rows have an unknown label; kept, because data.on_unknown_label=keep.",
         "The validation split has no 中性 and no 利好 rows.",
         "The test split is empty.",
-        "1 texts (25.0 %) do not fit and are truncated.",
+        "1 texts (25.0 %) are too long and are truncated.",
         "1 of 1 validation rows (100.0 %) are near duplicates of a training row (similarity 0.7 or more); "
         "in 1 of 1 pairs the labels differ.",
     ]

@@ -97,7 +97,7 @@ def test_the_75_questions_are_inconclusive_where_they_are(table: Callable[[str],
         "Qwen2.5-0.5B-Instruct tuned": "better",
     }
     assert analysis.remarks[0].startswith(
-        "Inconclusive: Claude-3.5-Sonnet (untuned) classifies most rows correctly (71 of 75)"
+        "Inconclusive: Claude-3.5-Sonnet (untuned) classifies the most rows correctly (71 of 75)"
     )
     tuned = [name for name in table("openfindata_intent").rows if name.endswith(" tuned")]
     assert len(tuned) == 6
@@ -148,8 +148,8 @@ def test_a_table_is_consistent(table: Callable[[str], Published], name: str) -> 
         ),
         (
             {"a": {"scores": {"macro_f1": 0.5}}, "b": {"correct": 700}, "c": {"scores": {"accuracy": 0.5}}},
-            "b classifies most rows correctly (700 of 908; no accuracy or counts are published for a), significantly "
-            "more than any other row for all possible pairs.",
+            "b classifies the most rows correctly (700 of 908; no accuracy or counts are published for a), "
+            "significantly more than any other row for all possible pairs.",
         ),
     ],
 )

@@ -91,7 +91,7 @@ def test_markup_in_a_run_is_only_text(opened: Opened) -> None:
 
 def test_the_page_has_the_numbers_of_the_csv(opened: Opened) -> None:
     scores, tests = _table(opened, "Scores on the test split"), _table(opened, "Against zero_shot")
-    costs, beside = _table(opened, "Cost"), _table(opened, "Beside the published table aidf_ablation")
+    costs, beside = _table(opened, "Cost"), _table(opened, "Comparison with the published table aidf_ablation")
     rows = _rows(opened)
     assert list(rows) == list(scores)
     for arm, row in rows.items():

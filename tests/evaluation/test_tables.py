@@ -104,7 +104,7 @@ TABLE = Table(
         ]
         for name in ("lora_response data.name=股吧评论", "lora")
     ],
-    "In brackets 95 % intervals.",
+    "In parentheses: 95 % intervals",
     optional=(7, 6, 5, 4, 1),
 )
 
@@ -209,7 +209,7 @@ def test_one_label_for_all_rows_is_noted_with_what_the_method_can_do_about_it(
     if advice is None:
         assert "note:" not in shown
     else:
-        assert shown.endswith(f"note: every row was predicted positive. {advice}".rstrip())
+        assert shown.endswith(f"note: every row was predicted as positive. {advice}".rstrip())
 
 
 @pytest.mark.parametrize("method", ["zero_shot", "lora"])
@@ -218,7 +218,7 @@ def test_label_words_that_a_run_already_has_are_not_advised(
 ) -> None:
     tables.show_report(metrics.report([0, 1, 2], [2, 2, 2], NAMES), "by class", config(f"method={method}").method)
     shown = capsys.readouterr().out
-    assert "note: every row was predicted 利好." in shown
+    assert "note: every row was predicted as 利好." in shown
     assert "Label words" not in shown
 
 

@@ -40,7 +40,7 @@ def mixture() -> Predictor:
 
 
 def predicted(predictor: Predictor, *rows: dict[str, Any]) -> tuple[list[Any], list[Any]]:
-    columns = Columns.beside(["text"], predictor.labels, routed=True)
+    columns = Columns.added_to(["text"], predictor.labels, routed=True)
     chunk = [Row(row, number) for number, row in enumerate(rows, 1)]
     good, bad, _ = predict.predict_rows(predictor, chunk, Reading("text"), Writer(), columns)
     return [json.loads(line) for line in good.splitlines()], [json.loads(line) for line in bad.splitlines()]
@@ -89,7 +89,7 @@ def test_the_lost_process_of_an_earlier_attempt_is_not_taken_for_its_successor(t
     for rank in (0, 1):
         (tmp_path / f"alive-{rank}").write_text(platform.node(), encoding="utf-8")
         predict.lock_file(tmp_path, rank).touch()
-    with pytest.raises(RunError, match="process 1 is gone"):
+    with pytest.raises(RunError, match="process 1 is no longer running"):
         predict.wait(tmp_path, 2, Share(0, 2), 60)
     with locks.held(predict.lock_file(tmp_path, 0), "output"):
         predict.enter(tmp_path, Share(0, 2))
@@ -99,7 +99,7 @@ def test_the_lost_process_of_an_earlier_attempt_is_not_taken_for_its_successor(t
         predict.enter(tmp_path, Share(1, 2))
         with pytest.raises(RunError, match="has written nothing for 0 seconds"):
             predict.wait(tmp_path, 2, Share(0, 2), 0.3)
-    with pytest.raises(RunError, match="process 1 is gone"):
+    with pytest.raises(RunError, match="process 1 is no longer running"):
         predict.wait(tmp_path, 2, Share(0, 2), 60)
 
 

@@ -49,7 +49,7 @@ def test_another_rule_of_scoring_than_the_recorded_one_is_refused(trained: Train
         (place / name).write_text(json.dumps(facts), encoding="utf-8")
         with pytest.raises(
             RunError,
-            match="by the rule 'whole label and end token', and here it would be 'whole label'.*repeat the run",
+            match="by the rule 'whole label and end token', but here the rule would be 'whole label'.*repeat the run",
         ):
             predictor.restore(str(place), 4096)
         del facts["scoring"]  # of an older version

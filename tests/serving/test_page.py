@@ -274,7 +274,7 @@ def test_a_token_is_typed_in_where_one_is_asked_for(browser: Any, config: Compos
 
 def test_the_embedded_model_is_called_a_demonstration_in_both_languages(config: Compose) -> None:
     told = "A demonstration: the answers come from a tiny embedded model or generated training texts."
-    html = bytes(start_page(stage_of(config), {**SERVED, "demonstration": "..."}, guarded=False).body).decode()
+    html = bytes(start_page(stage_of(config), {**SERVED, "demonstration": "..."}, needs_token=False).body).decode()
     assert f'<strong data-say="demonstration">{told} Do not rely on them.</strong>' in html
     assert 'demonstration: "仅供演示：答案来自内置的小模型或自动生成的训练文本，请勿据此做判断。"' in html
-    assert b'data-say="demonstration"' not in start_page(stage_of(config), SERVED, guarded=False).body
+    assert b'data-say="demonstration"' not in start_page(stage_of(config), SERVED, needs_token=False).body

@@ -164,9 +164,9 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_reason(config: Compose, 
             (b"," * 900_000, "csv", BINARY, 422, "the file has more than 2,000 columns"),
             (b"\n" * 1_010_000, "csv", BINARY, 413, "the file has more than 1,000,000 fields"),
             (b"a,a\n1,2\n", "csv", BINARY, 422, "file.csv has the column 'a' more than once"),
-            (b"a" * (1 << 21), "csv", BINARY, 413, "the body may have 1048576 bytes at most"),
-            (b"a", "xlsx", BINARY, 422, "the page reads files in csv, tsv and txt"),
-            (b"a", "csv", {"Content-Type": "text/plain"}, 415, "send the file, and declare it"),
+            (b"a" * (1 << 21), "csv", BINARY, 413, "the request body may have at most 1048576 bytes"),
+            (b"a", "xlsx", BINARY, 422, "the page reads csv, tsv and txt files"),
+            (b"a", "csv", {"Content-Type": "text/plain"}, 415, "send the file with the header Content-Type"),
         ):
             answer = service.client.post(f"/file?form={form}", content=content, headers=headers)
             assert (answer.status_code, answer.json()["error"][: len(reason)]) == (status, reason)
@@ -358,7 +358,7 @@ def test_a_body_that_comes_too_slowly_is_refused(config: Compose, tmp_path: Path
             connection.sendall(head)
             answer = b"".join(iter(lambda: connection.recv(1000), b""))
         assert answer.startswith(b"HTTP/1.1 408")
-        assert b"the body did not arrive within 0.3 s" in answer
+        assert b"the request body did not arrive within 0.3 s" in answer
 
 
 def test_what_was_accepted_is_answered_before_the_service_stops(config: Compose, tmp_path: Path) -> None:

@@ -99,7 +99,9 @@ def test_answers_that_cannot_be_generated_or_read_are_refused(
 def test_a_folder_without_a_model_of_labels_is_refused(config: Compose, trained: Trained, tmp_path: Path) -> None:
     words = ("stage=evaluate", "tracking=none", f"output_dir={tmp_path}")
     done = evaluate.run(config(*words, f"run={trained('tfidf_lr')}"))
-    with pytest.raises(RunError, match="is of stage=evaluate; name the folder of a run that trained on labels"):
+    with pytest.raises(
+        RunError, match="was written by stage=evaluate; name the folder of a run that was trained on labels"
+    ):
         evaluate.run(config(*words, f"run={done.run_dir}"))
 
 
@@ -109,7 +111,7 @@ def test_a_run_is_scored_on_its_own_rows_however_they_are_read(trained: Trained,
     words = ("stage=evaluate", f"run={run}", "tracking=none", f"output_dir={tmp_path}")
     done = commands.run(*words, "data.max_length=99")
     assert done.returncode == 2
-    assert "data.max_length: belongs to the model" in done.stderr
+    assert "data.max_length: is fixed by the model" in done.stderr
     assert list(tmp_path.iterdir()) == []
     own, found = evaluate_rows(run), []
     for further in ((), ("data.cache=null",)):

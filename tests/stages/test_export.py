@@ -343,7 +343,7 @@ def test_a_missing_package_is_told_with_its_extra(
 
 def test_an_export_in_a_removed_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "openvino", "tokenizer": "."}), encoding="utf-8")
-    with pytest.raises(RunError, match="'openvino', which this version does not read; export again with format=onnx"):
+    with pytest.raises(RunError, match="'openvino', which this version cannot read; export again with format=onnx"):
         predictor.read_manifest(tmp_path)
 
 

@@ -247,19 +247,19 @@ def test_another_command_does_not_go_on_with_a_begun_output(
     config: Compose, run: Path, trained: Trained, table: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("stage=predict", "stage.chunk=16", "train.threads=1", f"output={begun}")
-    with pytest.raises(RunError, match="was begun with another run "):
+    with pytest.raises(RunError, match="was started with another run "):
         predict.run(config(*words, f"run={trained('tfidf_lr')}", f"input={table}"))
     other = table.with_name("other.csv")
     content = table.read_text(encoding="utf-8")
     other.write_text(content, encoding="utf-8")
-    with pytest.raises(RunError, match="was begun with another input "):
+    with pytest.raises(RunError, match="was started with another input "):
         predict.run(config(*words, f"run={run}", f"input={other}"))
-    with pytest.raises(RunError, match=r"was begun with another stage\.chunk \(16, now 32\)"):
+    with pytest.raises(RunError, match=r"was started with another stage\.chunk \(16, now 32\)"):
         predict.run(config(*words, "stage.chunk=32", f"run={run}", f"input={table}"))
     stamp = table.stat()
     try:
         table.write_text(content.replace("\n0,", "\n9,", 1), encoding="utf-8")
-        with pytest.raises(RunError, match="its first 16 rows are not those that were predicted before"):
+        with pytest.raises(RunError, match="its first 16 rows have changed since they were predicted"):
             predict.run(config(*words, f"run={run}", f"input={table}"))
     finally:
         table.write_text(content, encoding="utf-8")
@@ -383,7 +383,7 @@ def test_a_file_without_any_text_is_told(config: Compose, instructed: tuple[Path
             [{"title": "x"}],
             "in.json has neither the fields instruction, input, nor the fields messages or conversations",
         ),
-        ([], "in.json contains no row"),
+        ([], "in.json contains no rows"),
         ({"a": 1}, "contains no list of rows"),
     ):
         source.write_text(json.dumps(rows), encoding="utf-8")
@@ -424,7 +424,7 @@ def test_a_lost_process_ends_the_wait_and_the_command_goes_on(
     lost.signal(signal.SIGKILL)
     lost.wait()
     assert first.wait(200) == 2, first.err
-    assert "process 1 is gone" in first.err
+    assert "process 1 is no longer running" in first.err
     assert "Traceback" not in first.err
     both = [start(0), start(1)]
     assert [process.wait(200) for process in both] == [0, 0], [process.err for process in both]
@@ -444,7 +444,7 @@ def test_a_command_is_checked_and_a_baseline_answers_before_torch_is_imported(
         (["stage=predict", f"run={run}", "text='  '"], "text: is empty"),
         (["stage=export", f"run={trained('classifier')}", "format=classifier"], "its head reads the mean"),
         (["stage=evaluate", f"run={run}", "stage.protocol=generate", "stage.parse=letter"], "letter reads options"),
-        (["stage=predict", f"run={run}", f"input={tmp_path / 'in.csv'}", "output=-"], "not written to a pipe"),
+        (["stage=predict", f"run={run}", f"input={tmp_path / 'in.csv'}", "output=-"], "cannot be written to a pipe"),
         (["stage=predict", f"run={trained('tfidf_lr')}", "text=公司大涨"], "loading tfidf_lr, sample"),
         (["stage=check", "method=tfidf_lr"], ""),
         (["method=majority", "tracking=none", f"output_dir={tmp_path / 'runs'}"], ""),

@@ -97,17 +97,20 @@ def test_markdown_has_the_numbers_of_the_csv(written: Path) -> None:
 
 
 def test_published_numbers_stand_beside_with_the_difference(written: Path) -> None:
-    rows, table = records(written), markdown(written)["Beside the published table aidf_ablation"]
+    rows, table = records(written), markdown(written)["Comparison with the published table aidf_ablation"]
     assert rows["lora"]["published_macro_f1"] == "0.4373"  # of the confusion matrix that is printed as 0.44
     difference = float(rows["lora"]["macro_f1"]) - 0.4373
     assert float(rows["lora"]["macro_f1_minus_published"]) == pytest.approx(difference, abs=1e-4)
     assert table["lora"][3:5] == ["0.4373", rows["lora"]["macro_f1_minus_published"]]
     text = (written / "report.md").read_text(encoding="utf-8")
-    assert "another experiment: data sample instead of aidf_news; 300 test rows instead of 908; model tiny" in text
+    assert (
+        "differ from the published setup: data sample instead of aidf_news; 300 test rows instead of 908; model tiny"
+        in text
+    )
 
 
 def test_a_failed_job_is_listed(written: Path) -> None:
-    reasons = markdown(written)["Left out"]
+    reasons = markdown(written)["Skipped"]
     assert reasons[str(written / "5")] == ["failed: RunError: no room for text"]
 
 
@@ -140,13 +143,13 @@ def test_the_terminal_shows_scores_tests_and_costs(
         "Scores on the test split",
         "Against lora",
         "Cost",
-        "Left out",
+        "Skipped",
         "significantly better than every other",
         "worse",
     ):
         assert text in shown
-    assert "with another baseline: again stage.baseline=<configuration>" in shown
-    assert "2 jobs or folders are left out" in shown
+    assert "to use another baseline: again stage.baseline=<configuration>" in shown
+    assert "2 jobs or folders were skipped" in shown
 
 
 def test_single_folders_get_a_folder_of_their_own(sweep: Path, config: Configure, tmp_path: Path) -> None:
@@ -183,7 +186,7 @@ def test_what_cannot_be_compared_is_refused(sweep: Path, config: Configure, tmp_
         RunError, match=r"cannot be compared in one report: test rows: .*\(300 rows\) against .*\(100 rows, "
     ):
         report.run(config("stage=report", f"runs=[{sweep},{other}]"))
-    with pytest.raises(RunError, match="there is not a run folder at or below"):
+    with pytest.raises(RunError, match="there is no run folder at or below"):
         report.run(config("stage=report", "runs=nowhere"))
     with pytest.raises(ConfigError, match="there is no configuration 'lore'"):
         report.run(config("stage=report", f"runs={sweep}", "stage.baseline=lore"))

@@ -190,9 +190,9 @@ function busy(on) {
 
 // ---------------------------------------------------------------------------------------------- answers
 
-const colour = label => `c${Math.max(0, state.labels.indexOf(label)) % 6}`;
+const color = label => `c${Math.max(0, state.labels.indexOf(label)) % 6}`;
 const tag = (label, rest = "") => make("span", { className: "tag", lang: language(label) },
-  make("span", { className: `dot ${colour(label)}` }), label + rest);
+  make("span", { className: `dot ${color(label)}` }), label + rest);
 function bars(shares, paint) {
   return make("ul", { className: "bars" }, ...Object.entries(shares).map(([name, share], number) => {
     const fill = make("span", { className: `fill ${paint(name, number)}` });
@@ -208,7 +208,7 @@ function row(answer, number) {
   if (answer.truncated) text.append(make("span", { className: "cut", lang: document.documentElement.lang, textContent: state.words.cut }));
   const cells = [
     make("td", { className: "number", textContent: String(number) }), text, make("td", {}, tag(answer.prediction)),
-    make("td", { className: "wide" }, bars(answer.probs, colour)),
+    make("td", { className: "wide" }, bars(answer.probs, color)),
   ];
   if (state.route) cells.push(make("td", { className: "wide" }, bars(answer.route ?? {}, (_, at) => `c${(at + 3) % 6}`)));
   cells.push(make("td", { className: "number", textContent: time(answer.ms) }));
@@ -219,7 +219,7 @@ function add(answers) {
   state.answers.push(...answers);
   if (from === 0) { redraw(); return; }
   $("rows").append(...answers.slice(0, Math.max(0, SHOWN - from)).map((answer, at) => row(answer, from + at + 1)));
-  summarise();
+  summarize();
 }
 function redraw() {
   const { answers } = state;
@@ -228,9 +228,9 @@ function redraw() {
   document.querySelector("th.route").hidden = !state.route;
   $("rows").replaceChildren(...answers.slice(0, SHOWN).map((answer, at) => row(answer, at + 1)));
   $("results").hidden = !answers.length;
-  summarise();
+  summarize();
 }
-function summarise() {
+function summarize() {
   const { answers } = state;
   const counts = state.labels.map(label => [label, answers.filter(answer => answer.prediction === label).length]);
   $("summary").replaceChildren(...(answers.length > 1 ? counts.map(([label, number]) => tag(label, ` ${number}`)) : []));
