@@ -57,7 +57,8 @@ def describe(dtype: torch.dtype) -> str:
     name = str(dtype).removeprefix("torch.")
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, {name}"
-    return f"{platform.processor() or platform.machine()} cpu, {torch.get_num_threads()} threads, {name}"
+    threads = torch.get_num_threads()
+    return f"{platform.processor() or platform.machine()} cpu, {threads} thread{'s' * (threads > 1)}, {name}"
 
 
 def total_memory() -> int:

@@ -124,7 +124,8 @@ def start(cfg: RunConfig, data_fingerprint: str | None, session: Session) -> Ite
         except BaseException as error:
             status = "pruned" if isinstance(error, Pruned) else "stopped" if isinstance(error, Stopped) else "failed"
             with suppress(OSError):  # the disk may be full; the error itself is more important
-                folder.note(status=status, error=safety.masked(f"{type(error).__name__}: {error}")[:2000])
+                text = safety.masked(f"{type(error).__name__}: {error}")[:2000]
+                folder.note(status=status, error=text, wall_seconds=_wall_seconds(folder, started))
             raise
         if any("unknown" in files.values() for files in folder.facts["base_weights"].values()):
             folder.note(base_weights=starting_weights(cfg))  # a branch of the hub, downloaded by now
@@ -132,10 +133,24 @@ def start(cfg: RunConfig, data_fingerprint: str | None, session: Session) -> Ite
             status="complete",
             error=None,
             weights=provenance.weights(path),
-            wall_seconds=round(time.monotonic() - started, 2),
+            wall_seconds=_wall_seconds(folder, started),
             peak_memory_bytes=provenance.peak_memory(),
             finished=datetime.now().astimezone().isoformat(timespec="milliseconds"),
         )
+
+
+def _wall_seconds(folder: RunFolder, started: float) -> float:
+    """Seconds of all sittings: those before this one, and those since `started`."""
+    return round(float(folder.facts["wall_seconds"]) + time.monotonic() - started, 2)
+
+
+def _earlier_seconds(path: Path, known: dict[str, Any]) -> float:
+    """Seconds of the earlier sittings of a run; one that was killed lasted until its last file was written."""
+    seconds = float(known.get("wall_seconds") or 0)
+    if known.get("status") == "running":
+        last = max(file.stat().st_mtime for file in path.glob("*.json*"))
+        seconds += max(0.0, last - datetime.fromisoformat(known["started"]).timestamp())
+    return round(seconds, 2)
 
 
 def _opened(cfg: RunConfig, path: Path, data_fingerprint: str | None) -> RunFolder:
@@ -160,6 +175,7 @@ def _opened(cfg: RunConfig, path: Path, data_fingerprint: str | None) -> RunFold
         "data_fingerprint": data_fingerprint,
         "status": "running",
         "sittings": known.get("sittings", 0) + 1,
+        "wall_seconds": _earlier_seconds(path, known),
     }
     folder = RunFolder(path, facts)
     written = yaml.safe_dump(cfg.model_dump(mode="json"), allow_unicode=True, sort_keys=False)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,28 @@ def test_resume_takes_the_unfinished_run_of_this_configuration(config: Config, t
         run_folder.start(config(f"output_dir={tmp_path}", "train.epochs=3", "resume=true"), None, Session()),
     ):
         pass
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_seconds_of_a_resumed_run_are_those_of_all_sittings(config: Config, tmp_path: Path, killed: bool) -> None:
+    """A killed run wrote no end: it lasted until its folder last changed, here 100 seconds."""
+    cfg = config(f"output_dir={tmp_path}")
+    with pytest.raises(KeyboardInterrupt), run_folder.start(cfg, None, Session()) as folder:
+        raise KeyboardInterrupt
+    facts = json.loads((folder.path / "run.json").read_text(encoding="utf-8"))
+    if killed:
+        facts |= {"status": "running", "wall_seconds": 7.0}
+        started = datetime.fromisoformat(facts["started"]).timestamp()
+        (folder.path / "heartbeat.json").write_text("{}", encoding="utf-8")
+    else:
+        facts["wall_seconds"] = 107.0
+    (folder.path / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    if killed:
+        os.utime(folder.path / "run.json", (started, started))
+        os.utime(folder.path / "heartbeat.json", (started + 100, started + 100))
+    with run_folder.start(config(f"output_dir={tmp_path}", "resume=true"), None, Session()) as resumed:
+        assert resumed.path == folder.path
+    assert 107 <= json.loads((folder.path / "run.json").read_text(encoding="utf-8"))["wall_seconds"] < 137
 
 
 def test_resume_refuses_other_rows(config: Config, tmp_path: Path) -> None:
