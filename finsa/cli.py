@@ -139,6 +139,8 @@ def prepare(words: list[str]) -> tuple[list[str], tuple[Path, ...]]:
         sweep = bool({"-m", "--multirun"} & set(words))
         overrides = [word for word in words if not word.startswith("-")]
         folders.require(command_line.check(overrides, sweep, added))
+        if sweep:
+            words = command_line.deferred(words)
         GlobalHydra.instance().clear()  # the check has composed the configuration; Hydra starts with a clean state
     if sweep and processes.world_size() > 1:
         text = f"{processes.world_size()} processes run one job, but a sweep has several: run its jobs one by one"

@@ -168,6 +168,15 @@ def test_a_reason_that_all_jobs_share_is_told_once(tmp_path: Path) -> None:
 QUICK = [FEW, "tracking=none"]
 
 
+def test_a_value_that_only_the_swept_methods_have(tmp_path: Path) -> None:
+    """Hydra composes the command without its sweep first, with the default method, which has no baseline."""
+    done = run("-m", "method=textcnn,bilstm", "method.baseline.epochs=1", *QUICK, f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    files = [run / "config.yaml" for run in run_folders(tmp_path)]
+    baselines = [yaml.safe_load(file.read_text(encoding="utf-8"))["method"]["baseline"] for file in files]
+    assert [(baseline["kind"], baseline["epochs"]) for baseline in baselines] == [("textcnn", 1), ("bilstm", 1)]
+
+
 def comparison(folder: Path) -> str:
     return (folder / "comparison.csv").read_text(encoding="utf-8")
 

@@ -141,6 +141,32 @@ def expand(words: Sequence[str], folders: Folders = ()) -> list[str]:
     return [*flag, *words, *axes]
 
 
+def deferred(words: Sequence[str]) -> list[str]:
+    """Let Hydra set values below a swept group only in the jobs of a sweep.
+
+    Hydra first composes a command without its sweeps, with the default file of each group, and would refuse a key such
+    as ``method.baseline.epochs`` that only the swept files have. A sweep over one value is set in the jobs only.
+
+    Args:
+        words: a checked command line with ``-m``, without the program.
+    """
+    parser = OverridesParser.create()
+    parsed = {word: parser.parse_override(word) for word in words if not word.startswith("-")}
+    swept = tuple(
+        f"{each.key_or_group}."
+        for each in parsed.values()
+        if each.is_sweep_override() and each.key_or_group in catalogue.groups()
+    )
+
+    def defer(word: str) -> str:
+        key, _, value = word.partition("=")
+        plain = re.fullmatch(r"[\w.+-]+", value) is not None  # Hydra drops quotes within choice()
+        fixed = word in parsed and not parsed[word].is_sweep_override()
+        return f"{key}=choice({value})" if fixed and plain and key.startswith(swept) else word
+
+    return [defer(word) for word in words] if swept else list(words)
+
+
 def added_folders(words: Sequence[str]) -> tuple[list[str], Folders]:
     """Find the folder that ``--config-dir`` adds.
 

@@ -592,6 +592,31 @@ def test_an_experiment_adds_its_sweep(words: list[str], expanded: list[str]) -> 
     assert command_line.expand(words) == expanded
 
 
+@pytest.mark.parametrize(
+    ("words", "deferred"),
+    [
+        (
+            ["-m", "method=encoder,finbert", "method.baseline.learning_rate=1e-4", "train.epochs=3", "seed=1,2"],
+            [
+                "-m",
+                "method=encoder,finbert",
+                "method.baseline.learning_rate=choice(1e-4)",
+                "train.epochs=3",
+                "seed=1,2",
+            ],
+        ),
+        (
+            ["-m", "method=encoder", "method.baseline.epochs=3,4"],
+            ["-m", "method=encoder", "method.baseline.epochs=3,4"],
+        ),
+        (["-m", "data=fpb,tfns", "data.files='a b'"], ["-m", "data=fpb,tfns", "data.files='a b'"]),
+        (["-m", "train.epochs=1,2"], ["-m", "train.epochs=1,2"]),
+    ],
+)
+def test_values_below_a_swept_group_are_set_in_its_jobs(words: list[str], deferred: list[str]) -> None:
+    assert command_line.deferred(words) == deferred
+
+
 def test_the_message_for_a_missing_launcher_names_the_extra() -> None:
     with pytest.raises(
         ConfigError, match=r"hydra/launcher: 'cloud' is not installed, only basic.*pip install 'finsa\[la"
