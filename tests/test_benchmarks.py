@@ -19,7 +19,7 @@ from finsa.data import dataset, tokenized
 from finsa.models import tokenizers
 
 
-def test_the_training_benchmark_compares_equal_arms() -> None:
+def test_the_training_benchmark_compares_equal_settings() -> None:
     done = commands.run("--quick", "--rows", "4", "--turns", "1", script="benchmarks/training_step.py")
     assert done.returncode == 0, done.stderr
     equal = re.search(
@@ -39,7 +39,7 @@ def test_the_mixture_benchmark_runs_its_arms() -> None:
     assert len(re.findall(r"as fast as published", told)) == 12
 
 
-def test_an_epoch_is_timed_beside_stock_trainers() -> None:
+def test_an_epoch_is_compared_with_stock_trainers() -> None:
     done = commands.run("--quick", script="benchmarks/epoch.py")
     assert done.returncode == 0, done.stderr
     found = re.findall(r"turn 1: (.+): \[\(([\d.]+), ([\d.]+)\)\]", done.stdout)
@@ -174,14 +174,14 @@ def test_prompts_of_peers_are_compared_token_by_token(peers: Any, tmp_path: Path
         ("", None, None),
     ],
 )
-def test_answers_of_peers_are_read_by_two_rules(
+def test_answers_of_peers_are_parsed_by_two_rules(
     peers: Any, answer: str, exact: int | None, first_word: int | None
 ) -> None:
     words = ("negative", "neutral", "positive")
     assert (peers.exact(answer, words), peers.first_word(answer, words)) == (exact, first_word)
 
 
-def test_a_peer_that_fails_says_why(peers: Any, tmp_path: Path) -> None:
+def test_a_failing_peer_is_reported_with_the_reason(peers: Any, tmp_path: Path) -> None:
     command = ["python", "-c", "raise SystemExit('no wheel for this machine')"]
     with pytest.raises(peers.FailedError) as caught:
         peers.spend(command, tmp_path / "log")

@@ -46,7 +46,7 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         (["data.max_length=10"], "10 leaves no room for text"),
     ],
 )
-def test_what_a_user_can_mend_is_one_message(tmp_path: Path, words: list[str], message: str) -> None:
+def test_user_errors_are_one_message(tmp_path: Path, words: list[str], message: str) -> None:
     done = command(tmp_path, *words, "tracking=none")
     assert done.returncode == 2
     assert message in done.stderr
@@ -56,14 +56,14 @@ def test_what_a_user_can_mend_is_one_message(tmp_path: Path, words: list[str], m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_flag_of_a_sweep_may_stand_anywhere(tmp_path: Path) -> None:
+def test_the_multirun_flag_may_be_anywhere(tmp_path: Path) -> None:
     words = ["stage=check", "-m", "method=zero_shot,lora", "tracking=none", f"output_dir={tmp_path}"]
     done = command(tmp_path, *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trainable of") == 2
 
 
-def test_flags_with_a_value_may_stand_between_overrides(tmp_path: Path) -> None:
+def test_flags_with_a_value_may_be_between_overrides(tmp_path: Path) -> None:
     done = command(tmp_path, "method=lora", "--cfg", "job", "seed=7")
     assert done.returncode == 0
     assert "\nseed: 7\n" in done.stdout
@@ -133,13 +133,13 @@ def test_completion_in_a_real_bash(typed: str, offered: set[str]) -> None:
     assert {word.strip() for word in found} == offered
 
 
-def test_folder_of_the_users_own_has_to_be_there(tmp_path: Path) -> None:
+def test_a_user_config_folder_must_exist(tmp_path: Path) -> None:
     done = command(tmp_path, "--config-dir", "nowhere", "method=lora")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --config-dir: no such folder: nowhere. It must contain files as conf/ does")
 
 
-def test_value_in_a_folder_of_the_users_own_is_told_with_its_file(tmp_path: Path) -> None:
+def test_a_wrong_value_in_a_user_config_folder_is_reported_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "own" / "data").mkdir(parents=True)
     file = tmp_path / "own" / "data" / "mine.yaml"
     file.write_text("# Mine.\ndefaults: [sample, _self_]\nname: mine\nmax_length: long\n", encoding="utf-8")
@@ -157,7 +157,7 @@ def test_several_problems_are_listed() -> None:
     assert "\n  train.epochs: " in shown
 
 
-def test_every_stage_that_can_run_has_a_file_and_the_reverse() -> None:
+def test_every_stage_has_a_configuration_file_and_vice_versa() -> None:
     assert set(cli.available_stages()) == set(catalogue.choices_of("stage"))
 
 
@@ -203,7 +203,7 @@ def test_an_interrupt_without_a_message(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err == "interrupted. Continue with: python run.py train=smoke\n"
 
 
-def test_too_little_memory_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_out_of_memory_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
         raise MemoryError
 

@@ -170,7 +170,7 @@ def test_pages_use_no_outside_resource(site: Path) -> None:
     assert [page.name for page in pages if loaded.search(page.read_text(encoding="utf-8"))] == []
 
 
-def test_pages_hold_the_generated_parts(site: Path) -> None:
+def test_pages_contain_the_generated_parts(site: Path) -> None:
     reference = (site / "reference.html").read_text(encoding="utf-8")
     choices = (site / "choices.html").read_text(encoding="utf-8")
     assert "<code>train.learning_rate</code>" in reference

@@ -31,7 +31,7 @@ def test_nearest(written: str, meant: str | None) -> None:
     assert nearest(written, ["zero_shot", "lora_response", "lora"]) == meant
 
 
-def test_nearest_returns_the_choice_as_it_is_spelt() -> None:
+def test_nearest_returns_the_original_spelling() -> None:
     assert nearest("TEXT", ["Text", "label"]) == "Text"
 
 
@@ -39,11 +39,11 @@ def test_nearest_of_nothing() -> None:
     assert nearest("lora", []) is None
 
 
-def test_suggest_names_the_near_one_only() -> None:
+def test_suggest_names_only_the_closest_choice() -> None:
     assert suggest("lroa", ["zero_shot", "lora"]) == "Did you mean 'lora'?"
 
 
-def test_suggest_lists_all_in_order_where_none_is_near() -> None:
+def test_suggest_lists_all_in_order_if_none_is_close() -> None:
     assert suggest("xyz", iter(["b", "a", "b"])) == "Choose from: a, b."
 
 
@@ -55,7 +55,7 @@ def test_suggest_does_not_shorten_a_list_that_fits() -> None:
     assert suggest("xyz", ["k1", "k2", "k3"], show=3) == "Choose from: k1, k2, k3."
 
 
-def test_suggest_has_nothing_to_say_without_choices() -> None:
+def test_suggest_is_empty_without_choices() -> None:
     assert suggest("xyz", []) == ""
 
 
@@ -74,6 +74,6 @@ def test_config_error_keeps_every_problem() -> None:
 
 
 @pytest.mark.parametrize("error", [FinsaError("x"), DataError("x"), ModelError("x"), RunError("x"), ConfigError([])])
-def test_every_error_asks_for_exit_code_2(error: FinsaError) -> None:
+def test_every_error_has_exit_code_2(error: FinsaError) -> None:
     assert isinstance(error, FinsaError)
     assert error.exit_code == 2

@@ -13,7 +13,7 @@ import pytest
 
 
 @pytest.mark.parametrize("method", ["lora_response", "majority"])
-def test_notebook_shows_what_a_real_run_holds(
+def test_notebook_shows_the_contents_of_a_real_run(
     trained: Callable[..., Path], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mpl.use("agg")

@@ -21,7 +21,7 @@ def test_any_bytes(target: Callable[[bytes], None], content: bytes) -> None:
 
 
 @pytest.mark.parametrize("target", FAST)
-def test_spoilt_files(target: Callable[[bytes], None]) -> None:
+def test_corrupted_files(target: Callable[[bytes], None]) -> None:
     chance = random.Random(3)
     assert False in [fuzz.attempt(target, fuzz.spoilt(chance)) for _ in range(80)]  # and any other error would be one
 

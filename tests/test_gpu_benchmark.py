@@ -32,7 +32,7 @@ CHECKED = {
 }
 
 
-def test_the_small_form_meets_every_limit(tmp_path: Path) -> None:
+def test_the_small_version_meets_every_limit(tmp_path: Path) -> None:
     """Losses, gradients, scores and answers by finsa's ways equal those of one row at a time by transformers alone."""
     file = tmp_path / "events.jsonl"
     done = commands.run("--device", "cpu", "--child", str(file), script="benchmarks/gpu.py")
@@ -65,20 +65,20 @@ def test_a_section_that_ends_its_process_is_a_row(tmp_path: Path) -> None:
     assert "invalid choice: 'gone'" in first["row"]["value"]
 
 
-def test_where_no_time_is_left_nothing_is_started(tmp_path: Path) -> None:
+def test_nothing_is_started_when_no_time_is_left(tmp_path: Path) -> None:
     first, last = gpu.events(["machine"], "cpu", time.monotonic() + gpu.LEAST - 0.5, tmp_path)
     assert first["row"]["value"] == "skipped: the time of this call was used up; run it by --only"
     assert (first["row"]["ok"], last) == (None, {"event": "end", "section": "machine", "seconds": 0.0})
 
 
-def test_a_section_out_of_its_time_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_section_that_exceeds_its_time_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "SMALL_BUDGET", 0.2)  # sooner than anything is imported
     first, last = gpu.events(["machine"], "cpu", time.monotonic() + FAR, tmp_path)
     assert (first["row"]["ok"], last["event"]) == (False, "end")
     assert first["row"]["value"] == "stopped after 0 s: out of its time"
 
 
-def test_results_are_there_after_every_row(tmp_path: Path) -> None:
+def test_results_are_written_after_every_row(tmp_path: Path) -> None:
     """A call that is killed leaves what was measured, as JSON and as a table, and no process behind."""
     file = tmp_path / "gpu.json"
     words = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--only", "machine", "runs", "correctness"]
@@ -98,7 +98,7 @@ def test_results_are_there_after_every_row(tmp_path: Path) -> None:
     assert table[4].startswith("| machine | packages | torch ")
 
 
-def test_a_failed_check_is_seen_in_the_table() -> None:
+def test_a_failed_check_is_shown_in_the_table() -> None:
     rows = [gpu.row("a", "off by 1 | 2", False, "<= 0"), gpu.row("b", "3 s")]
     values: dict[str, Any] = {"card": "H", "driver": "1", "clock": "2", "form": "full", "seconds": 4}
     values["provenance"] = {"versions": dict.fromkeys(("torch", "transformers", "trl", "peft", "bitsandbytes"), "5")}

@@ -13,7 +13,7 @@ from finsa.config import catalogue
 BASES: tuple[tuple[str, ...], ...] = ((), ("train=smoke",), ("stage=check",))
 
 
-def test_spoilt_commands_are_refused_and_the_right_one_is_suggested() -> None:
+def test_mutated_commands_are_refused_and_the_right_one_is_suggested() -> None:
     found = mutations.run(72, of=BASES)
     assert {verdict.mutation.kind for verdict in found} >= {"look-alike", "smuggled", "given twice", "contradictory"}
     missed = [(verdict.base, verdict.mutation, verdict.said) for verdict in found if not verdict.caught]
@@ -23,12 +23,12 @@ def test_spoilt_commands_are_refused_and_the_right_one_is_suggested() -> None:
     assert helped >= 0.95 * len(hinted), [(v.mutation, v.said) for v in hinted if not v.helped]
 
 
-def test_every_stage_is_spoilt() -> None:
+def test_every_stage_is_mutated() -> None:
     stages = {f"stage={name}" for name in catalogue.choices_of("stage")}
     assert stages <= {base[0] for base in mutations.bases() if base}
 
 
-def test_a_verdict_can_be_bad() -> None:
+def test_a_verdict_can_be_negative() -> None:
     """The suite would notice a command that goes through, a wrong path and a wrong suggestion."""
     right = mutations.judge((), mutations.Mutation("none", ("seed=3",), "seed"))
     assert (right.started, right.caught) == (True, False)

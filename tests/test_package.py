@@ -40,7 +40,7 @@ def _command(site: Path, folder: Path, *words: str) -> subprocess.CompletedProce
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_wheel_holds_every_file_of_conf_and_the_embedded_default(site: Path) -> None:
+def test_wheel_contains_every_file_of_conf_and_the_embedded_default(site: Path) -> None:
     (wheel,) = (site.parent / "dist").glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
     folders = ("conf", "data/sample", "data/tiny")

@@ -134,14 +134,14 @@ def test_command_passes_the_check(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("document", COMMANDS)
-def test_what_a_shell_would_expand_is_quoted(document: str) -> None:
+def test_words_that_a_shell_would_expand_are_quoted(document: str) -> None:
     """Braces and brackets outside of quotes are the shell's: it makes several words of ``{a: b}``."""
     shown = [*_commands(document), *(code for code in _code(document) if OVERRIDE.match(code))]
     bare = {code: QUOTED.sub("", _without_placeholders(code)) for code in shown}
     assert [code for code, rest in bare.items() if re.search(r"\w=[{\[]", rest)] == []
 
 
-def test_files_that_contributing_shows_compose(tmp_path: Path) -> None:
+def test_configuration_files_in_contributing_compose(tmp_path: Path) -> None:
     checked = []
     for name, content in _shown_files().items():
         command = re.findall(r"^# (python run\.py .*)$", content, re.MULTILINE)[0]
@@ -153,7 +153,7 @@ def test_files_that_contributing_shows_compose(tmp_path: Path) -> None:
     assert checked == ["my_forum", "lora_wide"]
 
 
-def test_a_wrong_command_would_be_found() -> None:
+def test_a_wrong_command_would_be_detected() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'lora'"):
         command_line.check(_overrides("python run.py -m stage=evaluate run=<folder or file> --cfg job method=lara"))
     with pytest.raises(ConfigError, match="Did you mean 'lora'"):
@@ -190,7 +190,7 @@ def test_every_choice_is_named(page: str, group: str) -> None:
     assert [name for name in choices if f"`{name}`" not in _read(page)] == []
 
 
-def test_paths_on_the_map_exist() -> None:
+def test_paths_in_the_map_exist() -> None:
     cells = [line.split("|")[1] for line in _read("CONTRIBUTING.md").splitlines() if line.startswith("| `")]
     paths = [path for cell in cells for path in INLINE.findall(cell) if "/" in path or path.endswith(".py")]
     assert len(paths) >= 15

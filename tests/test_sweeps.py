@@ -119,13 +119,13 @@ def test_every_job_is_a_wandb_run_with_its_configuration(
     assert {"table", "page"} < report["logged"]
 
 
-def test_the_arms_start_from_the_same_base(sweep: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+def test_all_jobs_start_from_the_same_base(sweep: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     _, folder = sweep
     metrics = [json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in run_folders(folder)]
     assert all(metric["base"] == metrics[0]["test"] for metric in metrics[1:])
 
 
-def test_a_failing_job_is_told_at_the_end_and_the_others_finish(tmp_path: Path) -> None:
+def test_a_failing_job_is_reported_at_the_end_and_the_others_finish(tmp_path: Path) -> None:
     done = run(
         "-m", "data.max_length=10,160", "method=zero_shot", "tracking=none", f"output_dir={tmp_path}", "train=smoke"
     )
@@ -153,7 +153,7 @@ def test_a_sweep_over_maps_with_chinese_keys(tmp_path: Path) -> None:
     assert orders == ["利好, 利空", "利空, 利好"]
 
 
-def test_a_reason_that_all_jobs_share_is_told_once(tmp_path: Path) -> None:
+def test_a_reason_shared_by_all_jobs_is_reported_once(tmp_path: Path) -> None:
     words = ["-m", "method=majority", "seed=1,2,3", "data=table", f"data.files={tmp_path / 'nowhere.csv'}"]
     done = run(*words, "tracking=none", f"output_dir={tmp_path / 'out'}")
     assert done.returncode == 1
@@ -185,7 +185,7 @@ def newest(folder: Path) -> Path:
     return max((folder / "sweeps").iterdir())
 
 
-def test_a_killed_sweep_goes_on_and_gives_the_same_table(tmp_path: Path) -> None:
+def test_a_killed_sweep_resumes_and_gives_the_same_table(tmp_path: Path) -> None:
     command = ["-m", "method=majority,tfidf_lr,zero_shot", *QUICK]
     whole = run(*command, f"output_dir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
@@ -217,7 +217,7 @@ def test_a_killed_sweep_goes_on_and_gives_the_same_table(tmp_path: Path) -> None
     assert [row["arm"] for row in rows] == ["tfidf_lr", "majority", "zero_shot"]  # by score
 
 
-def test_fresh_repeats_what_is_finished(tmp_path: Path) -> None:
+def test_fresh_repeats_finished_jobs(tmp_path: Path) -> None:
     command = ["-m", "method=majority", "seed=1,2", *QUICK, f"output_dir={tmp_path}"]
     assert run(*command).returncode == 0
     time.sleep(1.1)
@@ -257,7 +257,7 @@ def _made_with_numpy(number: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
-def test_jobs_in_processes_of_their_own_end_in_one_report(launcher: str, tmp_path: Path) -> None:
+def test_jobs_in_separate_processes_end_in_one_report(launcher: str, tmp_path: Path) -> None:
     own = [f"hydra/launcher={launcher}"]
     if launcher == "ray":  # no part of the extra `dev`: it wants an older python-dateutil
         pytest.importorskip("hydra_plugins.hydra_ray_launcher")
@@ -275,7 +275,7 @@ def test_jobs_in_processes_of_their_own_end_in_one_report(launcher: str, tmp_pat
         assert rows[method]["macro_f1"] == f"{score:.4f}"
 
 
-def test_an_experiment_runs_over_its_own_sweep_beside_its_published_table(tmp_path: Path) -> None:
+def test_an_experiment_runs_its_sweep_and_compares_it_with_its_published_table(tmp_path: Path) -> None:
     words = ["experiment=aidf_ablation", "train=smoke", "train.max_steps=1", "model=tiny", "data=sample", FEW]
     done = run(*words, "method=zero_shot,lora", "tracking=none", f"output_dir={tmp_path}", "-m")
     assert done.returncode == 0, done.stderr

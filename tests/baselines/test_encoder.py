@@ -30,7 +30,7 @@ def trained(cfg: RunConfig, classes: int = 3) -> tuple[Encoder, baselines.Fitted
     return learner, learner.fit(ROWS, labels, HELD, evaluate(held), ignore)
 
 
-def test_random_weights_learn_and_come_back_equal(config: Compose, tmp_path: Path) -> None:
+def test_an_encoder_with_random_weights_learns_and_is_restored(config: Compose, tmp_path: Path) -> None:
     cfg = config(*RANDOM, "method.baseline.epochs=8", "method.baseline.batch_size=8", "method.baseline.patience=8")
     learner, fitted = trained(cfg)
     assert fitted.best == evaluate(HELD_LABELS)(learner.score(HELD))["macro_f1"] > 0.6
@@ -40,7 +40,7 @@ def test_random_weights_learn_and_come_back_equal(config: Compose, tmp_path: Pat
     np.testing.assert_allclose(again.score(HELD), learner.score(HELD), atol=1e-6)
 
 
-def test_the_saved_folder_is_an_ordinary_one(config: Compose, tmp_path: Path) -> None:
+def test_the_saved_folder_loads_with_transformers(config: Compose, tmp_path: Path) -> None:
     """What transformers makes of the folder by itself, one text at a time, is what the scorer says."""
     learner, _ = trained(config(*RANDOM, "train.max_steps=2"))
     baselines.save(learner, NAMES, tmp_path)
@@ -68,12 +68,12 @@ def test_a_folder_of_other_classes_starts_with_a_fresh_head(config: Compose, tmp
         torch.testing.assert_close(kept, loaded, atol=1e-6, rtol=0)
 
 
-def test_the_seed_decides(config: Compose) -> None:
+def test_the_seed_determines_the_result(config: Compose) -> None:
     first, second = (trained(config(*RANDOM, "train.max_steps=3"))[0] for _ in range(2))
     np.testing.assert_array_equal(first.score(HELD), second.score(HELD))
 
 
-def test_one_token_a_character() -> None:
+def test_each_character_is_one_token() -> None:
     tokenizer = character_tokenizer(["大涨 AB", "跌"])
     tokens = tokenizer.convert_ids_to_tokens(tokenizer("ab 涨跌鱻")["input_ids"])
     assert tokens == ["[CLS]", "a", "b", "涨", "跌", "[UNK]", "[SEP]"]
@@ -85,21 +85,21 @@ def test_markup_in_a_text_is_text(config: Compose) -> None:
     assert learner._encode(["涨[SEP]跌"])[0].count(separator) == 1
 
 
-def test_what_is_too_long_is_counted_and_not_read(config: Compose) -> None:
+def test_long_texts_are_truncated_and_counted(config: Compose) -> None:
     learner, _ = trained(config(*RANDOM, "train.max_steps=1", "data.max_length=12"))
     long = "今天公司股票市场关于以及大涨"
     assert learner.count_truncated([long, long[:10], "涨"]) == 1
     np.testing.assert_allclose(learner.score([long]), learner.score([long[:10]]))
 
 
-def test_an_architecture_that_does_not_exist(config: Compose) -> None:
+def test_an_unknown_architecture_is_refused(config: Compose) -> None:
     with pytest.raises(ConfigError, match="hidden_sise: unknown key. Did you mean 'hidden_size'"):
         trained(config(*RANDOM, "+method.baseline.architecture.hidden_sise=3"))
     with pytest.raises(ConfigError, match="transformers knows no 'brt'"):
         trained(config(*RANDOM, "method.baseline.architecture.model_type=brt"))
 
 
-def test_an_encoder_that_is_not_there(config: Compose, tmp_path: Path) -> None:
+def test_a_missing_encoder_is_reported(config: Compose, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="method.baseline.path: no encoder at"):
         trained(config("method=encoder", f"method.baseline.path={tmp_path}"))
     with pytest.raises(ModelError, match="hf download yiyanghkust/finbert-tone-chinese --revision e91b1a3"):
@@ -150,7 +150,7 @@ def test_scores_of_a_linear_probe_are_those_of_scikit_learn(config: Compose, tmp
     np.testing.assert_allclose(learner.score(HELD), expected, atol=1e-3)
 
 
-def test_a_linear_probe_comes_back_and_recognizes_its_encoder(config: Compose, tmp_path: Path) -> None:
+def test_a_linear_probe_is_restored_and_checks_its_encoder(config: Compose, tmp_path: Path) -> None:
     folder = write_encoder(tmp_path / "encoder")
     cfg = config("method=linear_probe", f"method.baseline.path={folder}")
     learner = baselines.build(cfg, ["a", "b", "c"])

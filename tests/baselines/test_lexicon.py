@@ -39,7 +39,7 @@ def probs(learner: Lexicon, texts: Sequence[str]) -> np.ndarray:
     return np.asarray(np.exp(learner.score(texts)))
 
 
-def test_the_sign_answers_and_the_training_rows_give_the_probabilities(config: Compose) -> None:
+def test_the_sign_gives_the_prediction_and_training_rows_the_probabilities(config: Compose) -> None:
     learner = built(config)
     fitted = learner.fit(ENGLISH * 2, [0, 1, 2, 0] * 2, ENGLISH, evaluate(SIGNS), ignore)
     assert fitted.best == 1  # the sign wins even where the training rows were mostly labelled otherwise
@@ -51,28 +51,28 @@ def test_the_sign_answers_and_the_training_rows_give_the_probabilities(config: C
     assert len(fitted.chosen["lexicon_sha256"]) == 64
 
 
-def test_labels_of_other_names_and_without_a_neutral_one(config: Compose) -> None:
+def test_custom_label_names_without_a_neutral_label(config: Compose) -> None:
     words = ("classes.positive=up", "classes.negative=down", "classes.neutral=null")
     learner = built(config, *words, labels=("up", "down"))
     learner.fit(ENGLISH, [1, 1, 0, 1], ENGLISH, evaluate([1, 1, 0, 1]), ignore)
     assert probs(learner, ENGLISH).argmax(axis=1).tolist() == [1, 1, 0, 1]
 
 
-def test_harvard_knows_other_words(config: Compose) -> None:
+def test_harvard_has_other_words(config: Compose) -> None:
     found = {
         name: built(config, f"lexicon={name}")._pairs(["shares halted; a meeting"]).tolist() for name in ENGLISH_ONES
     }
     assert found == {"loughran_mcdonald": [[0, 1]], "harvard_iv4": [[1, 0]]}  # halted is negative; meeting is positive
 
 
-def test_chinese_words_are_found_from_the_left_the_longest_first(config: Compose) -> None:
+def test_chinese_words_are_matched_left_to_right_longest_first(config: Compose) -> None:
     learner = built(config, "lexicon=chinese_finance")
     texts = ["股价暴跌，投资者被套", "股价走强", "会议", "走强走强暴跌"]
     assert learner._pairs(texts).tolist() == [[0, 2], [1, 0], [0, 0], [2, 1]]
     assert learner.words == {"positive": 3844, "negative": 2072}
 
 
-def test_it_comes_back_equal_and_other_word_lists_are_refused(config: Compose, tmp_path: Path) -> None:
+def test_it_is_restored_and_changed_word_lists_are_refused(config: Compose, tmp_path: Path) -> None:
     learner = built(config)
     learner.fit(ENGLISH, SIGNS, ENGLISH, evaluate(SIGNS), ignore)
     baselines.save(learner, NAMES, tmp_path)
@@ -90,7 +90,7 @@ def test_texts_of_another_language_are_refused(config: Compose) -> None:
         built(config).fit(["股价大涨", "股价大跌"], [2, 0], ["平"], evaluate([1]), ignore)
 
 
-def test_labels_that_are_no_sentiment_are_refused(config: Compose) -> None:
+def test_labels_other_than_sentiment_are_refused(config: Compose) -> None:
     message = "classes: the data has no label 'positive', 'negative', 'neutral'; its labels are A, B, C. Set the labels"
     with pytest.raises(ConfigError, match=message):
         built(config, labels=("A", "B", "C"))

@@ -91,6 +91,8 @@ def test_texts_are_read_whole(config: Compose) -> None:
     ("rows", "labels", "message"),
     [(["甲乙", "乙丙"], [1, 1], "method=majority does"), (["甲", "乙"], [0, 1], "set method.baseline.min_rows=1")],
 )
-def test_rows_that_cannot_be_learnt_from(config: Compose, rows: list[str], labels: list[int], message: str) -> None:
+def test_rows_without_anything_to_learn_are_refused(
+    config: Compose, rows: list[str], labels: list[int], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         TfidfLr(section(config), 3).fit(rows, labels, HELD, evaluate(HELD_LABELS), ignore)

@@ -35,7 +35,7 @@ def test_balanced_rows_make_equal_shares(config: Callable[..., RunConfig]) -> No
     np.testing.assert_allclose(shares, [[1 / 3] * 3])
 
 
-def test_it_comes_back_equal(tmp_path: Path, config: Callable[..., RunConfig]) -> None:
+def test_it_is_restored(tmp_path: Path, config: Callable[..., RunConfig]) -> None:
     learner = fitted(LABELS)
     baselines.save(learner, ["a", "b", "c"], tmp_path)
     again = baselines.restore(config("method=majority"), ["a", "b", "c"], tmp_path)
@@ -48,7 +48,7 @@ def test_rows_of_other_classes_are_refused(tmp_path: Path, config: Callable[...,
         baselines.restore(config("method=majority"), ["c", "b", "a"], tmp_path)
 
 
-def test_a_missing_file_is_told(tmp_path: Path, config: Callable[..., RunConfig]) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path, config: Callable[..., RunConfig]) -> None:
     baselines.save(fitted(LABELS), ["a", "b", "c"], tmp_path)
     (tmp_path / "baseline" / "shares.json").unlink()
     with pytest.raises(ModelError, match="is incomplete or damaged"):

@@ -37,7 +37,7 @@ def trained(cfg: RunConfig, record: baselines.Record = ignore) -> tuple[FromScra
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_learns_a_tiny_set_and_comes_back_equal(config: Compose, tmp_path: Path, kind: str) -> None:
+def test_it_learns_a_tiny_data_set_and_is_restored(config: Compose, tmp_path: Path, kind: str) -> None:
     cfg = configured(config, kind)
     learner, fitted = trained(cfg)
     assert (learner.score(ROWS).argmax(axis=1) == LABELS).all()
@@ -50,7 +50,7 @@ def test_it_learns_a_tiny_set_and_comes_back_equal(config: Compose, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["textcnn", "bilstm"])
-def test_the_seed_decides(config: Compose, kind: str) -> None:
+def test_the_seed_determines_the_result(config: Compose, kind: str) -> None:
     short = ("method.baseline.epochs=2",)
     first, _ = trained(configured(config, kind, *short))
     torch.rand(3)  # whatever ran before
@@ -83,28 +83,28 @@ def test_units(config: Compose) -> None:
 UNITS = ("words", "characters", "model")
 
 
-def test_tokens_of_the_model_come_back(config: Compose, tmp_path: Path) -> None:
+def test_model_tokens_are_restored(config: Compose, tmp_path: Path) -> None:
     cfg = configured(config, "textcnn", "method.baseline.units=model", "method.baseline.epochs=1")
     learner, _ = trained(cfg)
     baselines.save(learner, NAMES, tmp_path)
     np.testing.assert_array_equal(baselines.restore(cfg, NAMES, tmp_path).score(HELD), learner.score(HELD))
 
 
-def test_only_training_rows_make_the_vocabulary(config: Compose) -> None:
+def test_only_training_rows_define_the_vocabulary(config: Compose) -> None:
     learner, _ = trained(configured(config, "textcnn", "method.baseline.epochs=1"))
     assert set(learner.numbers) == {unit for text in ROWS for unit in learner._units(text)}
     np.testing.assert_array_equal(learner.score(["鱻"]), learner.score(["龘"]))
     assert learner.score([" "]).shape == (1, 3)
 
 
-def test_what_is_too_long_is_counted_and_not_read(config: Compose) -> None:
+def test_long_texts_are_truncated_and_counted(config: Compose) -> None:
     learner, _ = trained(configured(config, "textcnn", "method.baseline.epochs=1", "data.max_length=12"))
     long = "今天公司股票市场关于以及大涨"
     assert learner.count_truncated([long, long[:12], "涨"]) == 1
     np.testing.assert_allclose(learner.score([long]), learner.score([long[:12]]))
 
 
-def test_the_best_epoch_is_kept_and_patience_ends(config: Compose) -> None:
+def test_the_best_epoch_is_kept_and_patience_stops_training(config: Compose) -> None:
     seen: list[float] = []
     cfg = configured(config, "textcnn", "method.baseline.epochs=40", "method.baseline.patience=3")
     learner, fitted = trained(cfg, lambda step, values: seen.append(values["eval_macro_f1"]))
@@ -115,7 +115,7 @@ def test_the_best_epoch_is_kept_and_patience_ends(config: Compose) -> None:
     assert fitted.rows == len(seen) * len(ROWS)
 
 
-def test_a_limit_of_steps_ends_it(config: Compose) -> None:
+def test_max_steps_stops_training(config: Compose) -> None:
     _, fitted = trained(configured(config, "bilstm", "train.max_steps=3"))
     assert fitted.steps == 3
 
@@ -127,7 +127,7 @@ def test_every_row_is_read_once_per_epoch() -> None:
     assert sorted(map(len, epoch)) == [1, 2, 2, 2]
 
 
-def test_the_rate_rises_and_falls_to_nothing() -> None:
+def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
     rates = [neural._rate(step, 10, 0.2) for step in range(11)]
     assert rates == pytest.approx([0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0])
     assert neural._rate(0, 10, 0.0) == 1
@@ -168,7 +168,7 @@ def fit_units(config: Callable[..., RunConfig], network: Odd, rows: list[list[in
 
 
 @pytest.mark.parametrize("loss", [True, False])
-def test_a_step_that_is_not_finite_ends_with_its_rows(config: Callable[..., RunConfig], loss: bool) -> None:
+def test_a_non_finite_step_is_reported_with_its_rows(config: Callable[..., RunConfig], loss: bool) -> None:
     network, rows = Odd(loss), [*UNIT_ROWS]
     rows[7] = [2, BAD]
     with pytest.raises(FinsaError, match=r"step [123] is infinite or NaN. Rows: 7 \(1 of 4; .*learning_rate"):
@@ -176,7 +176,7 @@ def test_a_step_that_is_not_finite_ends_with_its_rows(config: Callable[..., RunC
     assert torch.isfinite(network.table.weight).all()
 
 
-def test_other_rows_are_learnt(config: Callable[..., RunConfig]) -> None:
+def test_finite_rows_update_the_weights(config: Callable[..., RunConfig]) -> None:
     network = Odd(True)
     before = network.table.weight.detach().clone()
     fit_units(config, network, UNIT_ROWS)

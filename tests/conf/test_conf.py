@@ -105,7 +105,7 @@ def test_command_of_the_design_card(command: str) -> None:
     command_line.check(command.split())
 
 
-def test_arms_differ_in_what_their_names_say(config: Configure) -> None:
+def test_methods_of_a_sweep_differ_as_their_names_say(config: Configure) -> None:
     arms = {arm: config(f"method={arm}").method.model_dump() for arm in ARMS}
     for arm, values in arms.items():
         assert values["name"] == arm
@@ -118,7 +118,7 @@ def test_arms_differ_in_what_their_names_say(config: Configure) -> None:
     assert (arms["lora"]["loss_on"], arms["lora"]["balance"]) == ("all", "none")
 
 
-def test_arms_differ_in_the_method_alone(config: Configure) -> None:
+def test_jobs_of_an_experiment_differ_only_in_the_method(config: Configure) -> None:
     rest = [config(f"method={arm}").model_dump(exclude={"method"}) for arm in (*ARMS, "zero_shot")]
     assert all(other == rest[0] for other in rest)
 

@@ -176,7 +176,7 @@ def test_wrong_values() -> None:
         ("method.adapter=null", "method", "learn=adapter needs an adapter section"),
     ],
 )
-def test_values_that_do_not_go_together(override: str, path: str, text: str) -> None:
+def test_incompatible_values(override: str, path: str, text: str) -> None:
     problem = _only(override)
     assert problem.path == path
     assert text in problem.text
@@ -196,12 +196,12 @@ def test_values_that_do_not_go_together(override: str, path: str, text: str) -> 
         ("", "not of the form key=value"),
     ],
 )
-def test_what_hydra_refuses_is_one_problem(override: str, text: str) -> None:
+def test_errors_of_hydra_are_one_problem(override: str, text: str) -> None:
     assert text in str(_only(override))
 
 
 @pytest.mark.parametrize("override", ["stage.split=test", "model.architecture.head_dim=64", "hydra.foo=1"])
-def test_key_of_another_choice_is_not_blamed_on_null(override: str) -> None:
+def test_a_key_of_another_choice_is_not_attributed_to_null(override: str) -> None:
     """None of these sections is null; each just lacks the key."""
     assert "is null" not in _only(override).text
 
@@ -209,7 +209,7 @@ def test_key_of_another_choice_is_not_blamed_on_null(override: str) -> None:
 @pytest.mark.parametrize(
     "override", ["data.labels=[利空,中性,利好]", "data.files=数据/表.csv", "data.prompt=情感：{text}"]
 )
-def test_chinese_needs_no_quotes_or_the_message_asks_for_them(override: str) -> None:
+def test_chinese_needs_no_quotes_or_the_message_requests_them(override: str) -> None:
     """Hydra's grammar allows Chinese only in quotes; the message must not blame the form key=value."""
     try:
         command_line.check([override])
@@ -272,7 +272,7 @@ MAPS = [
 
 @pytest.mark.parametrize(("written", "meant"), MAPS, ids=[written for written, _ in MAPS])
 @pytest.mark.parametrize("choice", ["data=sample", "data=openfindata_intent"])
-def test_a_map_of_the_users_words_needs_no_quotes(written: str, meant: object, choice: str) -> None:
+def test_a_map_of_user_defined_words_needs_no_quotes(written: str, meant: object, choice: str) -> None:
     """In place of a list or of another map, in any quoting; Hydra's grammar takes no Chinese key at all."""
     words = [command_line.quote(word) for word in (choice, f"data.labels={written}")]
     assert [command_line.quote(word) for word in words] == words
@@ -281,14 +281,14 @@ def test_a_map_of_the_users_words_needs_no_quotes(written: str, meant: object, c
     assert compose.build(values, choices, words).data.labels == meant
 
 
-def test_maps_of_a_sweep_are_its_jobs() -> None:
+def test_maps_in_a_sweep_become_jobs() -> None:
     word = command_line.quote("data.labels={利好: 正, 利空: 负},{利好: 多, 利空: 空}")
     jobs = command_line.check([word])
     assert [job.data.labels for job in jobs] == [{"利好": "正", "利空": "负"}, {"利好": "多", "利空": "空"}]
     assert command_line.quote("data.labels=choice([利好,利空],[正,负])") == "data.labels='[利好,利空]','[正,负]'"
 
 
-def test_maps_below_other_keys_take_chinese_too(config: Configure) -> None:
+def test_nested_maps_also_accept_chinese(config: Configure) -> None:
     stage = config(
         "stage=augment", "output=x", command_line.quote("stage.synonyms.words={涨: [升, 上升], 跌：[降]}")
     ).stage
@@ -322,7 +322,7 @@ def test_maps_below_other_keys_take_chinese_too(config: Configure) -> None:
         ),
     ],
 )
-def test_the_message_says_how_to_write_what_cannot_be_parsed(override: str, message: str) -> None:
+def test_the_message_shows_how_to_quote_an_unparsable_value(override: str, message: str) -> None:
     assert str(_only(override)) == f"{message}  [command line]"
 
 
@@ -350,7 +350,7 @@ def test_the_message_says_how_to_write_what_cannot_be_parsed(override: str, mess
         ),
     ],
 )
-def test_words_in_the_style_of_other_programs_are_translated(words: str, message: str) -> None:
+def test_arguments_in_the_style_of_other_programs_are_translated(words: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         command_line.require_words(words.split())
     assert str(caught.value) == f"{message}  [command line]"
@@ -371,7 +371,7 @@ def test_words_in_the_style_of_other_programs_are_translated(words: str, message
         ),
     ],
 )
-def test_several_values_without_the_flag_of_a_sweep(override: str, message: str) -> None:
+def test_several_values_without_the_multirun_flag(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         command_line.check([override], sweep=False)
     assert str(caught.value) == f"{message}  [command line]"
@@ -428,7 +428,7 @@ def test_sweep_with_one_bad_value_names_it_once() -> None:
     assert _only("method=lora,lroa").text == "there is no 'lroa'. Did you mean 'lora'?"
 
 
-def test_sweep_whose_jobs_fail_only_together() -> None:
+def test_a_sweep_whose_jobs_fail_only_in_combination() -> None:
     """batch_size=32 fits both, 35 fits only one of the two: the pair is found."""
     assert (
         "batch_size 35 cannot be divided into micro-batches of about micro_batch_size 32"
@@ -447,7 +447,7 @@ def test_a_run_folder_defines_its_model_method_and_seed(other: str) -> None:
 # ------------------------------------------------------------------------------------------------ where it was written
 
 
-def test_origin_is_the_file_that_wrote_the_value(conf: Path) -> None:
+def test_origin_is_the_file_that_set_the_value(conf: Path) -> None:
     _write(conf / "config.yaml", "seed: 42", "seed: -1")
     _write(conf / "train" / "default.yaml", "weight_decay: 0.0", "weight_decay: -0.5")
     _write(conf / "train" / "aidf.yaml", "epochs: 5", "epochs: many")
@@ -627,7 +627,7 @@ def test_the_message_for_a_missing_launcher_names_the_extra() -> None:
 @pytest.mark.parametrize(
     "text", ["涨停, 'A' \\${seed} {b}", "it's", "\\", "ends so\\'", "${seed} 100%", "two\nlines", "[a, b]", "='", "123"]
 )
-def test_a_text_may_hold_any_characters(text: str) -> None:
+def test_a_text_may_contain_any_characters(text: str) -> None:
     words = ["stage=predict", "run=somewhere", command_line.quote(f"text={text}")]
     assert command_line.quote(words[-1]) == words[-1], "a quoted word does not change"
     values, choices = compose.compose_values(words)

@@ -55,7 +55,7 @@ def test_missing_keys_are_filled_in_from_the_same_choices_and_reported_once(
     assert "max_steps" not in told
 
 
-def test_removed_keys_are_left_out(folder: Path, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+def test_removed_keys_are_ignored(folder: Path, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     place = change(folder, lambda values: values["train"].update(batch_tokens=4096, compile=True))
     assert run_folder.read(place)[1] == config(*WORDS, f"output_dir={folder.parent}")
     assert capsys.readouterr().out == ""
@@ -76,13 +76,13 @@ def test_a_run_from_before_whole_conversations_reads_the_last_turn(folder: Path)
         (lambda values: values.pop("model") and values.update(model="tiny"), "model: "),
     ],
 )
-def test_what_does_not_fit_is_named(folder: Path, act: Callable[[Any], None], message: str) -> None:
+def test_an_incompatible_value_is_named(folder: Path, act: Callable[[Any], None], message: str) -> None:
     with pytest.raises(RunError, match=message) as told:
         run_folder.read(change(folder, act))
     assert "Train it again, or use the version that wrote it" in str(told.value)
 
 
-def test_half_a_configuration_is_damaged(folder: Path) -> None:
+def test_an_incomplete_configuration_is_reported_as_damaged(folder: Path) -> None:
     (folder / "config.yaml").write_text("model: {", encoding="utf-8")
     with pytest.raises(RunError, match="is damaged"):
         run_folder.read(str(folder))

@@ -123,7 +123,7 @@ def test_hydras_launchers_are_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize("resolver", ["oc.env:HOME", "oc.env:WANDB_API_KEY,none", "oc.decode:'[1]'", "oc.select:seed"])
-def test_a_value_reads_nothing_from_outside(resolver: str) -> None:
+def test_a_value_cannot_use_a_resolver(resolver: str) -> None:
     with pytest.raises(ConfigError) as caught:
         command_line.check([f"tracking.project=${{{resolver}}}"])
     (problem,) = caught.value.problems
@@ -163,7 +163,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
-def test_a_checkpoint_with_a_bomb_does_not_go_off(name: str, tmp_path: Path, tokenizer: Any) -> None:
+def test_a_malicious_checkpoint_does_not_execute(name: str, tmp_path: Path, tokenizer: Any) -> None:
     """A fit that goes on from a checkpoint somebody has changed."""
     import torch
     from base_models import small
@@ -264,7 +264,7 @@ def test_a_report_of_a_hostile_run_runs_nothing(hostile: Path, config: Compose, 
     assert not (hostile.parents[1] / "ran").exists()
 
 
-def test_a_command_consents_to_code_of_a_run(hostile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_can_allow_code_of_a_run(hostile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["stage=rerun", f"run={hostile}", f"output_dir={tmp_path}", "tracking=none"]
     assert _command(*words) == 2
     assert capsys.readouterr().err.endswith(
@@ -316,7 +316,7 @@ def test_a_file_alone_cannot_allow_code_that_ships_with_weights(
         command_line.check([*words, "model.trust_remote_code=true"])
 
 
-def test_a_chain_cannot_consent_for_its_links(config: Compose) -> None:
+def test_a_chain_cannot_allow_code_for_its_links(config: Compose) -> None:
     from finsa.stages import chain
 
     cfg = config("stage=chain", "stage.links={a: {stage: train, model: {trust_remote_code: true}}}")
@@ -328,13 +328,13 @@ def test_a_chain_cannot_consent_for_its_links(config: Compose) -> None:
 
 
 @pytest.mark.parametrize("domain", ["../../etc", "a/b", "..", ".hidden", "a\\b", "/etc", "a\x00b"])
-def test_a_domain_is_no_path(domain: str, config: Compose) -> None:
+def test_a_domain_cannot_be_a_path(domain: str, config: Compose) -> None:
     with pytest.raises(ConfigError, match=r"data\.domain"):
         command_line.check([f"data.domain='{domain}'" if "\x00" not in domain else "data.domain='a\x01b'"])
 
 
 @pytest.mark.parametrize("group", ["model", "method", "data", "train"])
-def test_the_names_that_make_a_run_folder_are_no_paths(group: str) -> None:
+def test_names_that_form_a_run_folder_cannot_be_paths(group: str) -> None:
     with pytest.raises(ConfigError, match=rf"{group}\.name"):
         command_line.check([f"{group}.name=../../etc"])
 
@@ -417,7 +417,7 @@ def test_the_log_of_a_service_repeats_no_secret(monkeypatch: pytest.MonkeyPatch,
     assert SECRETS["HF_TOKEN"] not in caplog.text
 
 
-def test_short_values_are_not_taken_for_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_values_are_not_treated_as_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     monkeypatch.setenv("SOME_KEY", "long-enough-to-be-one")
     assert safety.masked("true long-enough-to-be-one") == "true ***"

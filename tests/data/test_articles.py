@@ -117,7 +117,7 @@ def test_article_without_a_sentiment_is_filtered(config: Configure, tmp_path: Pa
     assert _found(articles.collect(data)) == [("1", None, "filtered: no valid sentiment")]
 
 
-def test_sentiments_are_mapped_and_mended(config: Configure, tmp_path: Path) -> None:
+def test_sentiments_are_mapped_and_corrected(config: Configure, tmp_path: Path) -> None:
     news, labels = [_news(1), _news(2)], [_labels(1, 2, 2, 0), _labels(2, " Negative", "NEGATIVE", "positive")]
     data = _data(config, tmp_path, news, labels, label_map={"0": "negative", "1": "neutral", "2": "positive"})
     rows = articles.collect(data)
@@ -202,7 +202,7 @@ def test_one_folder_is_needed(config: Configure, tmp_path: Path, files: object) 
         articles.collect(data.model_copy(update={"files": files}))
 
 
-def test_folder_in_a_list_of_one_will_do(config: Configure, tmp_path: Path) -> None:
+def test_a_folder_in_a_list_of_one_is_accepted(config: Configure, tmp_path: Path) -> None:
     data = _data(config, tmp_path, [_news(1)], [_labels(1, "positive")])
     assert _found(articles.collect(data.model_copy(update={"files": (str(tmp_path),)}))) == [("1", "positive", None)]
 
@@ -214,7 +214,7 @@ def test_ties_need_an_order_of_classes(config: Configure, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("codec", ["gb18030", "utf-8-sig"])
-def test_encoding_is_found_and_said(config: Configure, tmp_path: Path, codec: str) -> None:
+def test_the_encoding_is_detected_and_noted(config: Configure, tmp_path: Path, codec: str) -> None:
     data = _data(config, tmp_path, [_news(1, Title="利好消息，股价大涨")], [_labels(1, "positive")])
     file = tmp_path / "news.json"
     file.write_bytes(file.read_text(encoding="utf-8").encode(codec))

@@ -83,7 +83,7 @@ def test_the_dictionary_keeps_sign_and_direction(config: Configure) -> None:
     assert [word for word, others in words.items() if not any({word, *others} <= side for side in (up, down))] == []
 
 
-def test_the_dictionary_meets_the_sample(config: Configure) -> None:
+def test_the_dictionary_has_words_of_the_sample(config: Configure) -> None:
     train = dataset.load(config().data).splits["train"]
     hit = train.filter(pl.col("text").str.contains_any(list(_words(config))))
     assert hit.height / train.height > 0.2
@@ -121,7 +121,7 @@ def test_share_of_the_rows(share: float, size: int) -> None:
     assert share in (1.0, 0.001) or not drawn.equals(augment.draw(rows, share, 43, True))
 
 
-def test_two_draws_share_no_row_while_they_sum_to_one() -> None:
+def test_two_draws_are_disjoint_if_their_shares_sum_to_one() -> None:
     rows = _rows(*((str(number), f"第{number}条") for number in range(99)))
     first, second = augment.draw(rows, 0.2, 42), augment.draw(rows, 0.8, 42, last=True)
     assert sorted([*first["id"], *second["id"]]) == sorted(rows["id"])
@@ -137,7 +137,7 @@ def test_ids_that_are_not_unique_become_so() -> None:
     assert made["text"].equals(rows["text"])
 
 
-def test_a_new_variant_takes_no_id_of_a_row() -> None:
+def test_a_new_variant_does_not_reuse_an_id() -> None:
     variants = _rows(("a-s1", "一"), ("a-s2", "二"), ("b-s1", "三"))
     assert augment.unique_ids(variants["id"], {"a-s1", "b-s1", "b-s1-2"}).to_list() == ["a-s1-2", "a-s2", "b-s1-3"]
 
@@ -187,7 +187,7 @@ def test_lengths_at_the_bounds_stay() -> None:
     assert judged[FATE].to_list() == [None, None, "too short"]
 
 
-def test_a_dropped_variant_is_no_reason_to_drop_another() -> None:
+def test_a_dropped_variant_does_not_exclude_another() -> None:
     train = _rows(("a", "一二三四五六七八"), ("b", "一二"))
     proposed = augment.propose(train, "p", [[("三四", None)], [("三四", None)]])
     judged = augment.judge(proposed, train, pl.Series([], dtype=pl.String), 0.5, 2.0)

@@ -146,7 +146,7 @@ def test_code_is_every_file_of_both_packages(tmp_path: Path, project: Path) -> N
     assert cache.code(*folders) not in {*hashes, cache.CODE}
 
 
-def test_drawn_and_fetched_rows_are_not_kept(config: Configure, tmp_path: Path) -> None:
+def test_generated_and_downloaded_rows_are_not_cached(config: Configure, tmp_path: Path) -> None:
     place = f"data.cache={tmp_path}/cache"
     _load(config("data=generated", "data.generator.rows=60", place).data)
     (tmp_path / "hub").mkdir()
@@ -169,7 +169,7 @@ def _place(folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["train.arrow", "dropped.arrow", "table.json", "sizes.json"])
 @pytest.mark.parametrize("damage", ["cut", "gone", "garbage", "empty"])
-def test_damaged_entry_is_made_anew(config: Configure, tmp_path: Path, name: str, damage: str) -> None:
+def test_a_damaged_entry_is_rebuilt(config: Configure, tmp_path: Path, name: str, damage: str) -> None:
     data = _data(config, tmp_path)
     whole = _load(data)
     file = _place(tmp_path) / name
@@ -184,7 +184,7 @@ def test_damaged_entry_is_made_anew(config: Configure, tmp_path: Path, name: str
     assert _place(tmp_path) == file.parent
 
 
-def test_half_written_entry_is_not_found(config: Configure, tmp_path: Path) -> None:
+def test_a_partially_written_entry_is_ignored(config: Configure, tmp_path: Path) -> None:
     """A process that was killed leaves its own folder, under a name that nobody looks for; or an empty entry."""
     data = _data(config, tmp_path)
     whole = _load(data)

@@ -22,7 +22,7 @@ def test_only_rows_that_are_used_count_and_repeated_ones_as_often(config: Config
 
 
 @pytest.mark.parametrize("method", ["lora_class_weight", "lora_adaptive_balanced", "lora_logit_adjustment"])
-def test_a_class_without_rows_is_named_where_its_share_is_needed(config: Configure, method: str) -> None:
+def test_a_class_without_rows_is_named_if_its_share_is_needed(config: Configure, method: str) -> None:
     with pytest.raises(ConfigError, match=r"method\.loss: weighs classes by their training rows, and 中性 has none"):
         sampling.class_counts([0, 2], [0, 1], NAMES, config(f"method={method}").method.loss)
     assert sampling.class_counts([0, 2], [0, 1], NAMES, config("method=lora_focal").method.loss) == [1, 0, 1]

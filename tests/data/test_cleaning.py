@@ -35,7 +35,7 @@ def data(config: Configure) -> Data:
 # ------------------------------------------------------------------------------------------------ fates
 
 
-def test_first_fate_stays() -> None:
+def test_the_first_fate_is_kept() -> None:
     frame = cleaning.mark(row_frame(("x", "a"), ("y", "a")), pl.col("text") == "x", "first")
     assert fates(cleaning.mark(frame, pl.lit(True), "second")) == ["first", "second"]
 
@@ -59,7 +59,7 @@ def test_policies_on_the_same_rows() -> None:
 
 
 @pytest.mark.parametrize("policy", ["error", "drop", "keep"])
-def test_nothing_met_is_nothing_said(policy: Any) -> None:
+def test_no_affected_rows_give_no_notes(policy: Any) -> None:
     frame = row_frame(("x", "a"))
     same, notes = cleaning.decide(frame, pl.lit(False), policy, "k", "f", "w")
     assert same.equals(frame)
@@ -86,7 +86,7 @@ def test_text_that_cannot_be_used(text: str | None, fate: str | None) -> None:
     assert fates(cleaning.clean_texts(row_frame((text, "a")))) == [fate]
 
 
-def test_white_space_around_a_text_goes() -> None:
+def test_surrounding_whitespace_is_stripped() -> None:
     assert cleaning.clean_texts(row_frame(("\u3000x y\n", "a")))["text"].to_list() == ["x y"]
 
 
@@ -124,7 +124,7 @@ def test_rows_of_one_file_with_one_id_are_noted() -> None:
 SAME = [("净利 润", "a"), ("净利润", "a"), ("NET up", "b"), ("ｎｅｔ　ＵＰ", "b"), ("x", "a"), ("x ", "b"), ("y", "c")]
 
 
-def test_copies_by_policy(data: Data) -> None:
+def test_duplicates_by_policy(data: Data) -> None:
     frame = cleaning.clean_texts(row_frame(*SAME))
     assert fates(cleaning.mark_copies(frame, data)[0]) == [
         None,
@@ -145,13 +145,13 @@ def test_copies_by_policy(data: Data) -> None:
 
 
 @pytest.mark.parametrize(("policy", "count"), [("on_conflict", 2), ("on_duplicate", 2)])
-def test_copies_can_stop_the_run(data: Data, policy: str, count: int) -> None:
+def test_duplicates_can_stop_the_run(data: Data, policy: str, count: int) -> None:
     frame = cleaning.clean_texts(row_frame(*SAME))
     with pytest.raises(DataError, match=rf"data\.{policy}: {count} rows have .*\n  /d/t\.csv:\d"):
         cleaning.mark_copies(frame, data.model_copy(update={policy: "error"}))
 
 
-def test_copies_are_looked_for_within_a_split(data: Data) -> None:
+def test_duplicates_are_searched_within_a_split(data: Data) -> None:
     frame = row_frame(
         ("x", "a", "train"),
         ("x", "a", "test"),
@@ -162,7 +162,7 @@ def test_copies_are_looked_for_within_a_split(data: Data) -> None:
     assert fates(cleaning.mark_copies(cleaning.clean_texts(frame), data)[0]) == [None] * 4
 
 
-def test_copy_of_a_row_that_is_not_used_is_none(data: Data) -> None:
+def test_a_copy_of_an_unused_row_is_not_a_duplicate(data: Data) -> None:
     frame = cleaning.mark(row_frame(("x", "a"), ("x", "a"), ("x", "b")), pl.col("id") == "0", "gone")
     frame = cleaning.mark(frame, pl.col("id") == "2", "gone too")
     assert fates(cleaning.mark_copies(cleaning.clean_texts(frame), data)[0]) == ["gone", None, "gone too"]
@@ -197,7 +197,7 @@ def test_copies_of_held_out_rows(data: Data) -> None:
 
 
 @pytest.mark.parametrize("held", ["test", "validation"])
-def test_variants_of_held_out_rows_at_any_remove(data: Data, held: str) -> None:
+def test_indirect_variants_of_held_out_rows_are_leaks(data: Data, held: str) -> None:
     """The original of a held-out variant, its siblings, and variants of variants are all of one family."""
     rows = [
         ("original", "0", "train", None),
@@ -218,7 +218,7 @@ def test_variants_of_held_out_rows_at_any_remove(data: Data, held: str) -> None:
     }
 
 
-def test_same_id_alone_makes_no_family(data: Data) -> None:
+def test_an_equal_id_alone_does_not_form_a_family(data: Data) -> None:
     """FinNF numbers the rows of every split from 1."""
     frame = cleaning.clean_texts(row_frame(("1", "x", "train"), ("1", "y", "test"), columns=("id", "text", "split")))
     assert fates(cleaning.mark_leaks(frame, data)[0]) == [None, None]
@@ -233,7 +233,7 @@ def test_ids_of_two_parts_of_a_mixture_are_different(data: Data) -> None:
     assert _leaks(data, *rows) == {"t": None, "1": None, "s": "leak: training variant of a test row"}
 
 
-def test_group_that_the_files_tear_apart_leaks(data: Data) -> None:
+def test_a_group_split_across_files_is_a_leak(data: Data) -> None:
     rows = [
         ("t", "x", "train", None, "A"),
         ("s", "y", "test", None, "A"),
@@ -274,7 +274,7 @@ def _kept(frame: pl.DataFrame, split: str) -> dict[str, int]:
     counts=st.fixed_dictionaries({"x": st.integers(1, 60), "y": st.integers(1, 60), "z": st.integers(1, 60)}),
     ratios=st.fixed_dictionaries({"x": st.integers(1, 5), "y": st.integers(1, 5), "z": st.integers(1, 5)}),
 )
-def test_ratios_hold_in_training_and_the_scarcest_part_is_whole(
+def test_ratios_hold_in_training_and_the_scarcest_part_is_used_completely(
     config: Configure, counts: dict[str, int], ratios: dict[str, int]
 ) -> None:
     settings = config("data=table").data.model_copy(update={"ratios": ratios})

@@ -90,7 +90,7 @@ def test_copies_of_held_out_rows_leave_training_and_are_counted(config: Configur
     assert kept.ledger.buckets["leak: training copy of a test row"] == 2
 
 
-def test_copies_are_also_found_where_we_divide(config: Configure, tmp_path: Path) -> None:
+def test_copies_are_also_found_when_splitting(config: Configure, tmp_path: Path) -> None:
     rows: Rows = [("same", "a")] * 30 + _many("t", 30)
     assert load(_data(config, tmp_path, {"all": rows})).ledger.buckets == {"duplicate": 29, "used": 31}
     table = load(_data(config, tmp_path, {"all": rows}, on_duplicate="keep"))
@@ -111,7 +111,7 @@ def test_validation_copies_of_test_rows_are_counted(config: Configure, tmp_path:
     ]
 
 
-def test_unknown_label_names_label_count_and_remedy(config: Configure, tmp_path: Path) -> None:
+def test_an_unknown_label_is_reported_with_its_count_and_the_fix(config: Configure, tmp_path: Path) -> None:
     rows: Rows = [("x", "positive"), ("y", "negative"), ("z", "postive"), ("w", "postive"), ("v", None)]
     with pytest.raises(DataError) as caught:
         load(_data(config, tmp_path, {"all": rows}, labels=("positive", "negative")))
@@ -246,7 +246,7 @@ def test_texts_and_labels_are_stripped(config: Configure, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("count", "each"), [(50, 3), (51, 3), (77, 6), (150, 4)])
-def test_more_than_fifty_labels_need_rows_enough(config: Configure, tmp_path: Path, count: int, each: int) -> None:
+def test_more_than_fifty_labels_need_enough_rows(config: Configure, tmp_path: Path, count: int, each: int) -> None:
     """77 are Banking77, 150 CLINC150."""
     rows: Rows = [(f"t{n}", f"label {n % count:03d}") for n in range(count * each)]
     data = _data(config, tmp_path, {"all": rows})
@@ -267,7 +267,7 @@ def test_fewer_than_two_labels_are_refused(config: Configure, tmp_path: Path, ro
         load(_data(config, tmp_path, {"train": rows}))
 
 
-def test_a_header_alone_is_one_clear_message(config: Configure, tmp_path: Path) -> None:
+def test_a_file_with_only_a_header_is_one_message(config: Configure, tmp_path: Path) -> None:
     data = _data(config, tmp_path, {"train": []})
     with pytest.raises(
         DataError, match=r"data\.files: there are no rows in .*train.*, only a header; give a file with"
@@ -275,13 +275,13 @@ def test_a_header_alone_is_one_clear_message(config: Configure, tmp_path: Path) 
         load(data)
 
 
-def test_one_file_of_several_with_a_header_alone_is_noted(config: Configure, tmp_path: Path) -> None:
+def test_one_of_several_files_with_only_a_header_is_noted(config: Configure, tmp_path: Path) -> None:
     table = load(_data(config, tmp_path, {"train": [("x", "a"), ("y", "b")], "valid": [], "test": [("z", "a")]}))
     (note,) = [note for note in table.ledger.notes if "no rows" in note]
     assert re.fullmatch(r"valid.*: has a header and no rows", note)
 
 
-def test_files_without_a_usable_row_say_why(config: Configure, tmp_path: Path) -> None:
+def test_files_without_usable_rows_are_reported_with_reasons(config: Configure, tmp_path: Path) -> None:
     (tmp_path / "chats.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}]}\n' * 3, encoding="utf-8")
     data = config("data=messages").data.model_copy(update={"files": str(tmp_path)})
     with pytest.raises(DataError) as caught:
@@ -309,7 +309,7 @@ def test_missing_split_is_filled_from_training_rows(config: Configure, tmp_path:
     assert all(text.startswith("t") for text in _texts(table, filled))
 
 
-def test_given_splits_are_left_as_they_are(config: Configure, tmp_path: Path) -> None:
+def test_given_splits_are_not_changed(config: Configure, tmp_path: Path) -> None:
     tables = {"train": _many("t", 5), "dev": _many("v", 3), "test": _many("s", 4)}
     table = load(_data(config, tmp_path, tables))
     assert {split: part.height for split, part in table.splits.items()} == {"train": 5, "validation": 3, "test": 4}
@@ -333,7 +333,7 @@ def test_evaluation_set_alone_is_not_divided(config: Configure, tmp_path: Path) 
         table.require("test", "train")
 
 
-def test_split_that_was_given_but_has_no_row_left_is_not_made_up(config: Configure, tmp_path: Path) -> None:
+def test_a_given_split_without_remaining_rows_is_not_refilled(config: Configure, tmp_path: Path) -> None:
     """The user's own test file was dropped row by row: training rows must not silently take its place."""
     tables: dict[str, Rows] = {"train": _many("t", 40), "test": [("x", "strange"), ("", "a")]}
     data = _data(config, tmp_path, tables, labels=("a", "b"), on_unknown_label="drop")
@@ -385,7 +385,7 @@ def _fingerprint(config: Configure, folder: Path, name: str, rows: Rows, **chang
     return load(_data(config, place, {"all": rows}, **changes)).fingerprint
 
 
-def test_fingerprint_tells_data_apart(config: Configure, tmp_path: Path) -> None:
+def test_fingerprints_distinguish_data(config: Configure, tmp_path: Path) -> None:
     rows = _many("t", 20)
     first = _fingerprint(config, tmp_path, "first", rows)
     assert first == _fingerprint(config, tmp_path, "again", rows)
@@ -485,7 +485,7 @@ def test_encoding_is_noted_and_changes_nothing(config: Configure, tmp_path: Path
     assert other.ledger.notes[0].startswith("all.csv: ")
 
 
-def test_left_out_rows_are_shown_with_file_and_line(config: Configure, tmp_path: Path) -> None:
+def test_unused_rows_are_shown_with_file_and_line(config: Configure, tmp_path: Path) -> None:
     good = "".join(f"t{n},{'ab'[n % 2]}\n" for n in range(10))
     (tmp_path / "all.csv").write_text(
         f"text,label\n{good}x,y,z\n,a\nt0,a\nlong {'涨' * 90},strange\n", encoding="utf-8"

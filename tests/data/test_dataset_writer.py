@@ -18,7 +18,7 @@ Configure = Callable[..., RunConfig]
 ROWS = pl.DataFrame({"id": ["1"], "text": ["涨\n了"], "label": ["利好"]})
 
 
-def test_the_folder_appears_whole_with_the_journal_and_nothing_older(tmp_path: Path) -> None:
+def test_the_folder_appears_atomically_with_the_journal_and_without_old_files(tmp_path: Path) -> None:
     partial = dataset_writer.partial_folder(str(tmp_path / "new" / "out"))
     assert partial == tmp_path / "new" / "out.partial"
     assert not partial.parent.exists(), "nothing is made before there is something to keep"
@@ -33,14 +33,14 @@ def test_the_folder_appears_whole_with_the_journal_and_nothing_older(tmp_path: P
     assert json.loads((folder / "recipe.json").read_text(encoding="utf-8")) == {"种子": 1}
 
 
-def test_an_empty_folder_is_as_good_as_none(tmp_path: Path) -> None:
+def test_an_empty_folder_is_treated_as_missing(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     partial = dataset_writer.partial_folder(str(tmp_path / "out"))
     assert dataset_writer.publish(partial, {"train": ROWS}, ("recipe.json", {})) == tmp_path / "out"
 
 
 @pytest.mark.parametrize("name", ["folder", "file", "file/below"])
-def test_what_is_there_is_not_touched(tmp_path: Path, name: str) -> None:
+def test_existing_files_are_not_touched(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine").write_text("x", encoding="utf-8")
     (tmp_path / "file").write_text("x", encoding="utf-8")
@@ -60,7 +60,7 @@ def test_what_is_there_is_not_touched(tmp_path: Path, name: str) -> None:
          "data=table data.files=/out data.columns.id=id data.columns.text=text data.columns.group=null"),
     ],
 )  # fmt: skip
-def test_how_to_read_it_keeps_prompt_and_labels(config: Configure, overrides: list[str], expected: str) -> None:
+def test_the_suggested_command_keeps_prompt_and_labels(config: Configure, overrides: list[str], expected: str) -> None:
     data = config(*overrides).data
     said = dataset_writer.overrides(data, Path("/out"), ("id", "text", "label", "domain", "parent"))
     assert said == expected

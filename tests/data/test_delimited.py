@@ -28,7 +28,7 @@ def _records(text: str, delimiter: str = ",") -> list[Record]:
 
 @settings(deadline=None)
 @given(rows=st.lists(st.lists(CELL, min_size=2, max_size=4), max_size=8), delimiter=st.sampled_from([",", "\t"]))
-def test_what_was_written_is_read_with_its_lines(rows: list[list[str]], delimiter: str) -> None:
+def test_written_records_are_read_with_line_numbers(rows: list[list[str]], delimiter: str) -> None:
     stream = io.StringIO(newline="")
     writer, starts = csv.writer(stream, delimiter=delimiter), []
     for row in rows:
@@ -59,7 +59,7 @@ def test_every_line_belongs_to_exactly_one_record(lines: list[str]) -> None:
         assert "".join(rest).strip(' "\n') == "", "what belongs to no record is blank"
 
 
-def test_stray_quote_takes_no_other_row_along() -> None:
+def test_a_stray_quote_affects_no_other_row() -> None:
     found = _records('id,text\n1,"open\n2,fine\n3,"fine, too"\n4,fine\n')
     assert [(values, line, fate is None) for values, line, fate in found] == [
         (["id", "text"], 1, True),
@@ -70,7 +70,7 @@ def test_stray_quote_takes_no_other_row_along() -> None:
     ]
 
 
-def test_blank_lines_are_no_records_but_count_as_lines() -> None:
+def test_blank_lines_are_not_records_but_count_as_lines() -> None:
     assert _records("a,b\n\n  \n1,2\n\n") == [(["a", "b"], 1, None), (["1", "2"], 4, None)]
 
 
@@ -122,7 +122,7 @@ QUOTED = [(f'"{text}"', label) for text, label in ROWS]
         ),
     ],
 )
-def test_what_is_certain_is_read_and_noted(
+def test_an_unambiguous_file_is_read_with_a_note(
     config: Configure, tmp_path: Path, name: str, content: str, note: list[str]
 ) -> None:
     table = _load(config, tmp_path / name, content)
@@ -139,7 +139,7 @@ def test_delimiter_is_found_without_knowing_the_columns(config: Configure, tmp_p
         _load(config, tmp_path / "t.csv", _written("|", header="sentence{}mood\n"))
 
 
-def test_delimiter_that_could_be_two_is_asked_for(config: Configure, tmp_path: Path) -> None:
+def test_an_ambiguous_delimiter_must_be_configured(config: Configure, tmp_path: Path) -> None:
     rows = "".join(f"{label};{text}\n" for text, label in ROWS)
     with pytest.raises(
         DataError, match=r"fields of t\.csv may be separated by comma or semicolon; set data\.csv\.delimi"
@@ -165,7 +165,7 @@ def test_quotes_of_a_tsv_that_enclose_fields(config: Configure, tmp_path: Path, 
     assert _texts(plain) == {text for text, _ in QUOTED}
 
 
-def test_missing_header_is_reported_with_the_names_that_say_it(config: Configure, tmp_path: Path) -> None:
+def test_a_missing_header_is_reported_with_the_setting_for_it(config: Configure, tmp_path: Path) -> None:
     rows = "".join(f"{label};{text.replace(',', '')}\n" for text, label in ROWS)
     with pytest.raises(
         DataError, match=r'is not a header, name the columns: "data\.csv\.header=\[label,text\]"'

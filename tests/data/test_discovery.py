@@ -90,7 +90,7 @@ def test_list_of_files_keeps_its_order(config: Configure, tmp_path: Path) -> Non
     assert [str(file) for file in find_files(_data(config, files))] == list(files)
 
 
-def test_file_that_the_user_listed_is_not_left_alone(config: Configure, tmp_path: Path) -> None:
+def test_a_file_listed_by_the_user_is_not_skipped(config: Configure, tmp_path: Path) -> None:
     """In a folder other files are none of ours; a list says what is meant: read it, or say why not."""
     files = (str(_file(tmp_path, "train.csv")), str(_file(tmp_path, "more.csv")))
     try:
@@ -141,13 +141,13 @@ def test_missing_file_suggests_its_sibling(config: Configure, tmp_path: Path) ->
     assert "posts.csv" in message
 
 
-def test_missing_data_set_says_where_it_comes_from(config: Configure, tmp_path: Path) -> None:
+def test_a_missing_data_set_is_reported_with_its_origin(config: Configure, tmp_path: Path) -> None:
     data = config("data=finnf_news").data.model_copy(update={"files": str(tmp_path / "nowhere" / "x")})
     with pytest.raises(DataError, match="no such file or folder: .*\n  data=finnf_news is the news part of FinNF"):
         find_files(data)
 
 
-def test_folders_and_what_editors_leave_behind_are_no_tables(config: Configure, tmp_path: Path) -> None:
+def test_folders_and_editor_backups_are_ignored(config: Configure, tmp_path: Path) -> None:
     for name in ("posts.csv", "._posts.csv", ".posts.csv", "~$posts.xlsx", "more.parquet/part.parquet"):
         _file(tmp_path, name)
     assert _names(find_files(_data(config, tmp_path))) == {"posts.csv": None}
@@ -185,7 +185,7 @@ def test_eval_is_the_test_split_unless_there_is_another(
     assert _names(find_files(_data(config, tmp_path))) == expected
 
 
-def test_what_names_say_and_what_is_skipped_is_noted(config: Configure, tmp_path: Path) -> None:
+def test_inferred_splits_and_skipped_files_are_noted(config: Configure, tmp_path: Path) -> None:
     for name in ("fpb_train.csv", "fpb_test.csv", "notes.csv", "dev.csv"):
         _file(tmp_path, name)
     assert find(_data(config, tmp_path)).notes == [
@@ -214,7 +214,7 @@ def test_notes_on_files_reach_the_ledger(config: Configure, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("inside", ["", "data/"])
-def test_shards_as_the_hub_has_them(config: Configure, tmp_path: Path, inside: str) -> None:
+def test_hub_style_shards_are_read(config: Configure, tmp_path: Path, inside: str) -> None:
     for split, shards in {"train": 2, "validation": 1, "test": 1}.items():
         for shard in range(shards):
             _file(tmp_path, f"{inside}{split}-{shard:05d}-of-{shards:05d}.parquet")

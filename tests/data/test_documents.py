@@ -58,7 +58,7 @@ def test_every_document_ends_with_an_end_token(tokenizer: Any) -> None:
     assert row["labels"][8] == end, "the end is learnt"
 
 
-def test_stream_shorter_than_a_block_gives_none(tokenizer: Any) -> None:
+def test_a_stream_shorter_than_a_block_gives_no_blocks(tokenizer: Any) -> None:
     assert documents.blocks(["1"], tokenizer, 3) == []
 
 
@@ -79,7 +79,7 @@ def test_no_document_holds_a_held_out_text(config: Configure) -> None:
     assert [text for text in documents.protected(_data(config, 1_500)) if text in everything] == []
 
 
-def test_exclusion_bites(config: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exclusion_has_an_effect(config: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     """Protect texts that the unprotected corpus does hold: they are gone, and the count stays."""
     data = _data(config, 400)
     monkeypatch.setattr(documents, "protected", lambda _: [])

@@ -53,7 +53,7 @@ def test_byte_order_mark_names_the_encoding_and_is_no_text(tmp_path: Path, mark:
 
 @LIGHT
 @given(text=st.text(max_size=60))
-def test_utf8_is_read_as_it_is_and_nothing_is_said(tmp_path: Path, text: str) -> None:
+def test_utf8_is_read_without_a_note(tmp_path: Path, text: str) -> None:
     if not text.startswith("\ufeff"):
         assert _read(_file(tmp_path, text.encode())) == (text, [])
 
@@ -62,7 +62,7 @@ def test_line_ends_stay(tmp_path: Path) -> None:
     assert _read(_file(tmp_path, b"a\r\nb\rc\n"))[0] == "a\r\nb\rc\n"
 
 
-def test_damaged_utf8_is_not_taken_for_another_encoding(tmp_path: Path) -> None:
+def test_damaged_utf8_is_not_mistaken_for_another_encoding(tmp_path: Path) -> None:
     """Chinese UTF-8 decodes as GB18030 as well, to rare characters: a whole file of nonsense for one bad byte."""
     content = NEWS.encode().replace("大".encode(), "大".encode()[:2])
     assert content.decode("gb18030", errors="replace") != NEWS
@@ -72,7 +72,7 @@ def test_damaged_utf8_is_not_taken_for_another_encoding(tmp_path: Path) -> None:
     assert notes == [f"news.csv: is damaged UTF-8 (byte {bad}); rows with damaged characters are left out"]
 
 
-def test_western_text_is_not_taken_for_chinese(tmp_path: Path) -> None:
+def test_western_text_is_not_mistaken_for_chinese(tmp_path: Path) -> None:
     """A curly apostrophe of Windows and the letter behind it are a valid, rare character of GB18030."""
     text, notes = _read(_file(tmp_path, "Company didn’t pay".encode("cp1252")))
     assert text == "Company didn’t pay"
@@ -112,7 +112,7 @@ def test_utf16_without_a_mark(tmp_path: Path, codec: str) -> None:
         ("株価は大幅に上昇した。決算は予想を上回った\n", "shift_jis"),
     ],
 )
-def test_encoding_that_is_not_certain_is_asked_for_and_then_read(tmp_path: Path, text: str, codec: str) -> None:
+def test_an_ambiguous_encoding_must_be_configured(tmp_path: Path, text: str, codec: str) -> None:
     file = _file(tmp_path, text.encode(codec))
     with pytest.raises(DataError, match=r"news\.csv is not UTF-8 .* Set data\.csv\.encoding to what it is, such as"):
         open_text(file)
@@ -121,7 +121,7 @@ def test_encoding_that_is_not_certain_is_asked_for_and_then_read(tmp_path: Path,
         assert (stream.read(), notes) == (text, [])
 
 
-def test_damaged_gb18030_is_read_and_said(tmp_path: Path) -> None:
+def test_damaged_gb18030_is_read_with_a_note(tmp_path: Path) -> None:
     content = NEWS.encode("gb18030").replace(",利空".encode("gb18030"), b"\xff,\xc0\xfb\xbf\xd5")
     text, notes = _read(_file(tmp_path, content))
     assert text == NEWS.replace(",利空", "\ufffd,利空")
@@ -132,7 +132,7 @@ def test_damaged_gb18030_is_read_and_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", [2, (1 << 20) - 1, (1 << 20), (1 << 20) + 1, (1 << 21) - 1])
 @pytest.mark.parametrize("bad", [b"\xff", b"\xe5\xa4", b"\xe5"])
-def test_bad_byte_is_where_it_is_said_to_be(tmp_path: Path, place: int, bad: bytes) -> None:
+def test_the_reported_position_of_a_bad_byte_is_correct(tmp_path: Path, place: int, bad: bytes) -> None:
     """Also where a block of the file ends inside a character."""
     start = "大".encode() * (place // 3) + b"x" * (place % 3)
     codec, note = encoding(_file(tmp_path, start + bad + b"xx" + "大".encode()))

@@ -54,7 +54,7 @@ def _in_turn(*replies: Reply | None) -> Callable[[Request], Reply | None]:
 # ------------------------------------------------------------------------------------------------ what is sent
 
 
-def test_a_question_as_the_protocol_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_follows_the_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", f" {KEY}\n")
     with ChatServer(_echo) as server:
         answers = _chat(server.url + "/", tmp_path, api_key_env="MY_KEY").ask([Question("涨了吗？", 2)])
@@ -71,7 +71,7 @@ def test_a_question_as_the_protocol_has_it(tmp_path: Path, monkeypatch: pytest.M
     assert KEY not in (tmp_path / "answers.jsonl").read_text(encoding="utf-8")
 
 
-def test_what_is_null_is_not_sent(tmp_path: Path) -> None:
+def test_null_values_are_not_sent(tmp_path: Path) -> None:
     with ChatServer(_echo) as server:
         _chat(server.url, tmp_path, temperature=None, seed=None).ask(_questions(1))
     assert set(server.requests[0].payload) == {"model", "messages"}
@@ -90,7 +90,7 @@ def test_answers_keep_the_order_of_the_questions(tmp_path: Path) -> None:
     assert journal[0] != "问题0", "the others did not wait for the slow one"
 
 
-def test_equal_questions_are_asked_once_unless_their_numbers_differ(tmp_path: Path) -> None:
+def test_equal_requests_are_sent_once_unless_their_numbers_differ(tmp_path: Path) -> None:
     with ChatServer(lambda request: said(str(request.payload["seed"]))) as server:
         answers = _chat(server.url, tmp_path).ask([Question("同", 0), Question("同", 1), Question("同", 0)])
     assert [answer.text for answer in answers] == ["40", "41", "40"]
@@ -101,13 +101,13 @@ def test_equal_questions_are_asked_once_unless_their_numbers_differ(tmp_path: Pa
 
 
 @pytest.mark.parametrize("first", [failed(429), failed(408), failed(500), failed(503), None])
-def test_a_passing_failure_is_asked_again(tmp_path: Path, first: Reply | None) -> None:
+def test_a_temporary_failure_is_retried(tmp_path: Path, first: Reply | None) -> None:
     with ChatServer(_in_turn(first, said("好"))) as server:
         assert _chat(server.url, tmp_path).ask(_questions(1)) == [Answer("好")]
     assert len(server.requests) == 2
 
 
-def test_waits_double(tmp_path: Path) -> None:
+def test_wait_times_double(tmp_path: Path) -> None:
     with ChatServer(_in_turn(failed(500), failed(500), failed(500), said("好"))) as server:
         assert _chat(server.url, tmp_path, retries=3, backoff=0.1).ask(_questions(1)) == [Answer("好")]
     times = [request.at for request in server.requests]
@@ -115,7 +115,7 @@ def test_waits_double(tmp_path: Path) -> None:
     assert [wait >= least for wait, least in zip(waits, (0.1, 0.2, 0.4), strict=True)] == [True] * 3
 
 
-def test_retry_after_goes_before(tmp_path: Path) -> None:
+def test_retry_after_takes_precedence(tmp_path: Path) -> None:
     with ChatServer(_in_turn(failed(429, Retry_After="0"), failed(503, Retry_After="0.3"), said("好"))) as server:
         assert _chat(server.url, tmp_path, backoff=60).ask(_questions(1)) == [Answer("好")]
     first, second, third = (request.at for request in server.requests)
@@ -123,7 +123,7 @@ def test_retry_after_goes_before(tmp_path: Path) -> None:
     assert 0.3 <= third - second < 50
 
 
-def test_500_for_ever_ends_in_one_message(tmp_path: Path) -> None:
+def test_repeated_status_500_ends_in_one_message(tmp_path: Path) -> None:
     with ChatServer(lambda request: failed(500, "model\nfell over")) as server, pytest.raises(RunError) as caught:
         _chat(server.url, tmp_path, workers=1).ask(_questions(9))
     assert str(caught.value) == (
@@ -134,7 +134,7 @@ def test_500_for_ever_ends_in_one_message(tmp_path: Path) -> None:
     assert not (tmp_path / "answers.jsonl").exists()
 
 
-def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+def test_an_unreachable_server_is_reported(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
@@ -144,7 +144,7 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     assert "Connection refused); start the server, or fix stage.paraphrase.url (attempts: 3)" in str(caught.value)
 
 
-def test_a_server_that_is_too_slow(tmp_path: Path) -> None:
+def test_a_server_timeout_is_reported(tmp_path: Path) -> None:
     with ChatServer(lambda request: said("好", seconds=0.5)) as server, pytest.raises(RunError) as caught:
         _chat(server.url, tmp_path, timeout=0.1, retries=0).ask(_questions(1))
     assert f"{server.url} gave no answer within 0.1 s; is it running? Otherwise raise stage.paraphrase.timeout" in str(
@@ -203,7 +203,7 @@ def test_a_wrong_key_is_reported_without_the_key(tmp_path: Path, monkeypatch: py
         (Reply(b"<html>\x1b[31mno</html>", 405), "does not serve this request (HTTP 405: <html> [31mno</html>)"),
     ],
 )
-def test_what_would_meet_every_question_ends_at_once(tmp_path: Path, reply: Reply, message: str) -> None:
+def test_an_error_that_affects_every_request_stops_at_once(tmp_path: Path, reply: Reply, message: str) -> None:
     with ChatServer(lambda request: reply) as server, pytest.raises(RunError) as caught:
         _chat(server.url, tmp_path, workers=1).ask(_questions(5))
     assert message in str(caught.value)
@@ -213,7 +213,9 @@ def test_what_would_meet_every_question_ends_at_once(tmp_path: Path, reply: Repl
 @pytest.mark.parametrize(
     ("value", "message"), [(None, "is not set"), (" ", "is not set"), ("ключ", "no key has"), ("a\nb", "no key has")]
 )
-def test_a_key_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None, message: str) -> None:
+def test_an_invalid_key_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None, message: str
+) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
     if value is not None:
         monkeypatch.setenv("MY_KEY", value)
@@ -242,7 +244,7 @@ def test_a_key_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val
         b"[" * 100_000,
     ],
 )
-def test_garbage_is_counted_and_asked_again_next_time(tmp_path: Path, body: bytes) -> None:
+def test_an_invalid_response_is_counted_and_requested_again_next_time(tmp_path: Path, body: bytes) -> None:
     with ChatServer(_in_turn(Reply(body), said("好"), said("涨"))) as server:
         chat = _chat(server.url, tmp_path, workers=1)
         assert chat.ask(_questions(2)) == [Answer("", MALFORMED), Answer("好")]
@@ -255,7 +257,7 @@ def test_a_body_that_is_not_what_its_header_says(tmp_path: Path) -> None:
         assert _chat(server.url, tmp_path).ask(_questions(1)) == [Answer("", MALFORMED)]
 
 
-def test_an_answer_that_the_limit_cut_is_none(tmp_path: Path) -> None:
+def test_an_answer_truncated_by_the_limit_does_not_count(tmp_path: Path) -> None:
     with ChatServer(lambda request: said("涨停的", finish_reason="length")) as server:
         assert _chat(server.url, tmp_path).ask(_questions(1)) == [Answer("", CUT)]
 
@@ -270,7 +272,7 @@ def test_single_refused_questions_are_counted(tmp_path: Path) -> None:
     assert [answers[1], answers[3]] == [Answer("", REFUSED)] * 2
 
 
-def test_nothing_but_refusals_ends_the_command(tmp_path: Path) -> None:
+def test_only_refusals_end_the_command(tmp_path: Path) -> None:
     with ChatServer(lambda request: failed(422, "temperature: unknown")) as server, pytest.raises(RunError) as caught:
         _chat(server.url, tmp_path, workers=1).ask(_questions(50))
     assert "refuses every question (HTTP 422: temperature: unknown)" in str(caught.value)
@@ -280,7 +282,7 @@ def test_nothing_but_refusals_ends_the_command(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ the journal
 
 
-def test_a_failed_command_goes_on_without_asking_again(tmp_path: Path) -> None:
+def test_a_failed_command_resumes_without_repeating_requests(tmp_path: Path) -> None:
     def fails_at_last(request: Request) -> Reply:
         return failed(500) if request.prompt == "问题5" else _echo(request)
 
@@ -302,7 +304,7 @@ def test_an_answer_belongs_to_model_temperature_and_seed(tmp_path: Path, change:
 
 
 @pytest.mark.parametrize("torn", [2, 9, 30])
-def test_a_line_that_a_kill_cut_off_costs_that_line_only(tmp_path: Path, torn: int) -> None:
+def test_a_line_truncated_by_a_kill_loses_only_that_line(tmp_path: Path, torn: int) -> None:
     file = tmp_path / "answers.jsonl"
     journal = Journal(file)
     for number in range(3):

@@ -82,7 +82,7 @@ def hub_with(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
         ),
     ],
 )
-def test_without_network_the_first_refusal_is_the_message(tmp_path: Path, words: list[str], message: str) -> None:
+def test_without_network_the_first_error_is_the_message(tmp_path: Path, words: list[str], message: str) -> None:
     """One line and no retry: six attempts with waiting would take 23 seconds, each time anything is asked for."""
     endpoint = f"http://127.0.0.1:{closed_port()}"
     code = (
@@ -96,7 +96,7 @@ def test_without_network_the_first_refusal_is_the_message(tmp_path: Path, words:
     assert re.fullmatch(message.format(refused=refused), done.stderr), done.stderr
 
 
-def test_a_base_that_is_not_here_is_not_waited_for_either(tmp_path: Path) -> None:
+def test_a_missing_base_is_not_waited_for(tmp_path: Path) -> None:
     """A command comes so far where the tokenizer is cached and the weights are not; so does one with an encoder."""
     code = """
 import logging, time

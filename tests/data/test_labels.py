@@ -73,7 +73,7 @@ def test_many_spellings_are_summarized() -> None:
 
 @settings(deadline=None)
 @given(written=st.lists(st.none() | st.text(max_size=4) | st.sampled_from(["a", " A", "b", "Ｂ"]), max_size=10))
-def test_spelling_again_changes_nothing(written: list[str | None]) -> None:
+def test_spelling_is_idempotent(written: list[str | None]) -> None:
     once, notes = labels.respell(pl.Series("label", written, dtype=pl.String), ABC.names)
     again, none = labels.respell(once, ABC.names)
     assert again.equals(once, null_equal=True)
@@ -97,7 +97,7 @@ def test_labels_are_those_of_the_training_split(data: Data) -> None:
     assert labels.find_labels(frame.with_columns(split=pl.lit(None, pl.String)), data).names == ("a", "b", "c")
 
 
-def test_labels_of_rows_that_are_not_used_are_none(data: Data) -> None:
+def test_labels_of_unused_rows_do_not_count(data: Data) -> None:
     frame = row_frame(("x", "a"), ("y", "b"), ("", "c"))
     assert labels.find_labels(clean_texts(frame), data).names == ("a", "b")
 

@@ -19,7 +19,7 @@ def test_balanced() -> None:
 
 
 @pytest.mark.parametrize("used", [3, 5])
-def test_lost_or_doubled_row_is_reported(used: int) -> None:
+def test_a_lost_or_duplicated_row_is_reported(used: int) -> None:
     with pytest.raises(DataError, match=rf"does not balance: 4 rows read, buckets \{{'used': {used}\}}"):
         Ledger(Counter(a=4), Counter(used=used)).balance()
 
@@ -49,7 +49,7 @@ def test_ledgers_share_nothing() -> None:
     buckets=st.dictionaries(st.sampled_from(["used", "empty text", "duplicate"]), st.integers(1, 50)),
     shares=st.lists(st.floats(0, 1), min_size=3, max_size=3),
 )
-def test_cut_texts_part_the_used_rows_and_the_sum_stays(buckets: dict[str, int], shares: list[float]) -> None:
+def test_truncated_texts_are_part_of_the_used_rows(buckets: dict[str, int], shares: list[float]) -> None:
     ledger = Ledger(Counter(a=sum(buckets.values())), Counter(buckets))
     used = ledger.buckets["used"]
     cut = {split: int(share * used) // 3 for split, share in zip(("train", "validation", "test"), shares, strict=True)}

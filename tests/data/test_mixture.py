@@ -71,7 +71,7 @@ def test_ledger_balances_and_nothing_held_out_is_trained_on(
     assert folded["validation"].isdisjoint(folded["test"])
 
 
-def test_parts_are_divided_as_they_are_alone(config: Configure, tmp_path: Path) -> None:
+def test_parts_are_split_as_they_are_alone(config: Configure, tmp_path: Path) -> None:
     split = config("data=table").data.split
     parts = {
         "one": _part(
@@ -85,7 +85,7 @@ def test_parts_are_divided_as_they_are_alone(config: Configure, tmp_path: Path) 
         assert _texts(table, split_name) == [text for one in alone.values() for text in _texts(one, split_name)]
 
 
-def test_domain_is_the_rows_own_or_the_parts(config: Configure, tmp_path: Path) -> None:
+def test_the_domain_is_that_of_the_row_or_of_its_part(config: Configure, tmp_path: Path) -> None:
     parts = {
         "own": _part(
             config, tmp_path / "own", [(*row, "posts") for row in _many("x", 20)], ("text", "label", "domain")
@@ -139,7 +139,7 @@ def test_label_that_the_mixture_does_not_list_is_reported(config: Configure, tmp
     assert kept.labels.names == ("a", "b", "c")
 
 
-def test_parts_own_label_map_comes_first(config: Configure, tmp_path: Path) -> None:
+def test_the_label_map_of_a_part_takes_precedence(config: Configure, tmp_path: Path) -> None:
     """Twitter's 0 bearish 1 bullish 2 neutral beside a set whose 0 is something else."""
     rows = [(f"x{n}", str(n % 2)) for n in range(20)]
     parts = {
@@ -270,7 +270,7 @@ def test_parts_of_any_source(config: Configure, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ messages
 
 
-def test_what_is_wrong_in_a_part_is_reported_with_the_parts_key(config: Configure, tmp_path: Path) -> None:
+def test_an_error_in_a_part_is_reported_with_its_key(config: Configure, tmp_path: Path) -> None:
     good = _part(config, tmp_path / "good", _many("x", 20))
     bad = _part(config, tmp_path / "data.files", [*_many("y", 20), ("y0", "b")], on_conflict="error")
     with pytest.raises(DataError) as caught:

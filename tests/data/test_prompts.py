@@ -58,11 +58,11 @@ def _chat(tokenizer: Any, template: str | None) -> Any:
     return copied
 
 
-def test_plain_template_is_taken_as_it_is() -> None:
+def test_a_plain_template_is_used_unchanged() -> None:
     assert Prompt.of("问：{text}\n答：", LABELS, "plain", "none", None) == Prompt("问：", "\n答：")
 
 
-def test_text_may_stand_at_either_end() -> None:
+def test_text_may_be_at_either_end() -> None:
     assert Prompt.of("{text}", LABELS, "plain", "none", None) == Prompt("", "")
 
 
@@ -71,7 +71,7 @@ def test_label_words_are_filled_in() -> None:
     assert Prompt.of("{text}（{labels}）：", LABELS, "plain", "none", None) == Prompt("", "（利空 / 利好）：")
 
 
-def test_doubled_braces_are_braces_and_words_are_no_template() -> None:
+def test_doubled_braces_are_literal_and_label_words_are_not_templates() -> None:
     labels = LabelSpace(("0", "1"), ("{text}", "{{x}}"))
     assert Prompt.of('{{"a": 1}} {labels} {text}', labels, "plain", "none", None) == Prompt(
         '{"a": 1} {text} / {{x}} ', ""
@@ -230,9 +230,7 @@ def test_embedded_tokenizer_has_a_chat_template(tokenizer: Any) -> None:
         (["A", "B"], True),
     ],
 )
-def test_a_prompt_for_sentiments_does_not_go_with_intents_in_silence(
-    config: Configure, labels: list[str], fits: bool
-) -> None:
+def test_a_sentiment_prompt_with_intent_labels_is_reported(config: Configure, labels: list[str], fits: bool) -> None:
     said = mismatch(config("data=table", "data.files=x.csv").data.prompt, labels)
     assert (said is None) == fits
     assert fits or str(said).startswith("data.prompt asks for the sentiment, which the labels do not name; for other")

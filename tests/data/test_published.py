@@ -80,7 +80,7 @@ def test_finnf(config: Configure, tmp_path: Path, data: str, counts: dict[str, i
     }
 
 
-def test_finnf_with_splits_of_its_own_whose_ids_begin_anew(config: Configure, tmp_path: Path) -> None:
+def test_finnf_with_given_splits_whose_ids_restart(config: Configure, tmp_path: Path) -> None:
     for name, rows in {"train": 30, "valid": 6, "test": 9}.items():
         _finnf(tmp_path, name, dict.fromkeys(FINNF, rows // 3))
     table, _ = _load(config, "data=finnf_forum", f"data.files={tmp_path}")
@@ -128,7 +128,7 @@ def test_openfindata_intent(config: Configure, tmp_path: Path) -> None:
     assert data.prompt.count("{text}") == 1
 
 
-def test_openfindata_raw_looks_the_letter_up_in_its_own_row(config: Configure, tmp_path: Path) -> None:
+def test_openfindata_raw_looks_up_the_letter_in_its_row(config: Configure, tmp_path: Path) -> None:
     rows = []
     for number, letter in enumerate(["A", "B", "C", "d ", "E", "F"]):
         turned = INTENTS[number:] + INTENTS[:number]  # another order of the options in every row
@@ -194,7 +194,7 @@ def test_aidf_news(config: Configure, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ FinLLM
 
 
-def test_finllm_maps_both_sources_rightly(config: Configure, tmp_path: Path) -> None:
+def test_finllm_maps_both_sources_correctly(config: Configure, tmp_path: Path) -> None:
     degrees = ("strong", "moderately", "mildly")
     seven = [f"{degree} {sign}" for sign in ("negative", "positive") for degree in degrees]
     seven += ["negative", "neutral", "positive"]

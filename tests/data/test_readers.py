@@ -99,7 +99,7 @@ def test_format_round_trip(tmp_path: Path, suffix: str) -> None:
         (".xlsx", [2, 3]),
     ],
 )
-def test_line_is_where_the_user_finds_the_row(tmp_path: Path, suffix: str, lines: list[int]) -> None:
+def test_the_line_number_is_that_of_the_row_in_the_file(tmp_path: Path, suffix: str, lines: list[int]) -> None:
     file = tmp_path / f"table{suffix}"
     WRITERS[suffix](file)
     assert read(file).frame[LINE].to_list() == lines
@@ -155,7 +155,7 @@ def test_ragged_rows_are_counted_with_their_lines(tmp_path: Path) -> None:
     assert raw.frame["text"].to_list() == ["x", "two\nlines", "y", "z", "w"]
 
 
-def test_quote_that_never_closes_is_one_row(tmp_path: Path) -> None:
+def test_an_unclosed_quote_affects_one_row(tmp_path: Path) -> None:
     raw = read(_file(tmp_path, "t.csv", 'text,label\n"x,a\ny,b\nz,a\n'))
     assert _fates(raw) == {2: "unreadable: unexpected end of data"}
     assert raw.frame["text"].to_list() == ["", "y", "z"]
@@ -173,12 +173,12 @@ def test_table_without_rows(tmp_path: Path) -> None:
     assert (raw.frame.height, raw.columns()) == (0, ["text", "label"])
 
 
-def test_doubled_column_is_reported(tmp_path: Path) -> None:
+def test_a_duplicate_column_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has the column 'text' more than once; rename one of them"):
         read(_file(tmp_path, "t.csv", "text,label,text \nx,a,y\n"))
 
 
-def test_column_without_a_name_is_called_by_its_place(tmp_path: Path) -> None:
+def test_an_unnamed_column_is_named_by_its_position(tmp_path: Path) -> None:
     """A frame of pandas is often written with its index, in a column without a name."""
     assert read(_file(tmp_path, "t.csv", ",text,,label\n0,x,,a\n")).columns() == [
         "column 1",
@@ -233,7 +233,7 @@ def test_broken_lines_are_counted_with_their_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inner", ['{"a": 1, "a": 2}', '[{"a": 1, "a": 2}]', '[[{"b": {"a": 1, "a": 2}}]]'])
-def test_key_that_stands_twice_is_found_at_any_depth(tmp_path: Path, inner: str) -> None:
+def test_a_duplicate_key_is_found_at_any_depth(tmp_path: Path, inner: str) -> None:
     content = f'[{{"text": "x", "more": {inner}}}, {{"text": "y", "more": {{"a": 1, "b": 1}}}}]'
     assert _fates(read(_file(tmp_path, "t.json", content))) == {1: "unreadable: duplicate key"}
 
@@ -254,19 +254,19 @@ def test_json_without_one_list_of_rows_is_reported(tmp_path: Path, content: str)
         read(_file(tmp_path, "t.json", content))
 
 
-def test_json_lines_by_the_wrong_name_are_reported_with_the_right_one(tmp_path: Path) -> None:
+def test_json_lines_with_the_wrong_extension_are_reported_with_the_right_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"one object a line it has to be called posts\.jsonl"):
         read(_file(tmp_path, "posts.json", '{"text": "x"}\n{"text": "y"}\n'))
 
 
-def test_nesting_without_end_is_reported(tmp_path: Path) -> None:
+def test_too_deep_nesting_is_reported(tmp_path: Path) -> None:
     deep = "[" * 200_000 + "]" * 200_000
     with pytest.raises(DataError, match="is nested too deeply"):
         read(_file(tmp_path, "t.json", deep))
     assert _fates(read(_file(tmp_path, "t.jsonl", f'{{"text": "x"}}\n{deep}'))) == {2: "unreadable: broken JSON"}
 
 
-def test_half_an_emoji_is_a_damaged_character(tmp_path: Path) -> None:
+def test_a_lone_surrogate_is_a_damaged_character(tmp_path: Path) -> None:
     raw = read(
         _file(tmp_path, "t.jsonl", r'{"text": "涨\ud83d", "more": ["\udc4d"]}' + "\n" + r'{"text": "\ud83d\udc4d"}')
     )
@@ -305,7 +305,7 @@ def test_json_and_json_lines_give_the_same_rows(tmp_path: Path, rows: list[dict[
 # ------------------------------------------------------------------------------------------------ typed tables
 
 
-def test_typed_columns_become_text_and_their_kinds_are_known(tmp_path: Path) -> None:
+def test_typed_columns_become_text_and_their_types_are_kept(tmp_path: Path) -> None:
     table = pl.DataFrame(
         {"n": [1, None], "f": [0.5, 2.0], "b": [True, False], "l": [["x"], None], "y": [b"\xff", b"a"]}
     )
@@ -342,7 +342,7 @@ def test_cells_of_a_sheet(tmp_path: Path) -> None:
     assert raw.frame[LINE].to_list() == [2, 4, 5]
 
 
-def test_only_the_first_sheet_is_read_and_that_is_said(tmp_path: Path) -> None:
+def test_only_the_first_sheet_is_read_with_a_note(tmp_path: Path) -> None:
     assert read(_workbook(tmp_path / "t.xlsx", sheets=3)).notes == [
         "t.xlsx: has 3 sheets; only the first, 'Sheet', is read"
     ]
@@ -358,7 +358,7 @@ def test_empty_sheet_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.json"])
 @pytest.mark.parametrize("codec", ["gbk", "gb18030", "utf-8-sig", "utf-16"])
-def test_text_formats_read_any_encoding_and_say_so(tmp_path: Path, name: str, codec: str) -> None:
+def test_text_formats_read_any_encoding_with_a_note(tmp_path: Path, name: str, codec: str) -> None:
     file = tmp_path / name
     rows = pl.DataFrame({"text": ["利好消息，股价大涨", "业绩下滑"], "label": ["利好", "利空"]})
     {".csv": rows.write_csv, ".tsv": lambda f: rows.write_csv(f, separator="\t"), ".jsonl": rows.write_ndjson}.get(

@@ -51,7 +51,7 @@ def _least(tokenizer: Any, prompt: Prompt, labels: LabelSpace = LABELS) -> int:
 @given(text=TEXTS, room=st.integers(0, 40), prompt=st.sampled_from([PROMPT, CHAT]))
 @example(text="<|im_end|>" * 9, room=3, prompt=CHAT)
 @example(text="", room=0, prompt=PROMPT)
-def test_only_the_text_is_cut(real: Any, text: str, room: int, prompt: Prompt) -> None:
+def test_only_the_text_is_truncated(real: Any, text: str, room: int, prompt: Prompt) -> None:
     max_length = _least(real, prompt) + room
     renderer = Renderer(real, prompt, LABELS, max_length)
     prefix, suffix = _ids(real, prompt.prefix), _ids(real, prompt.suffix)
@@ -82,7 +82,7 @@ def test_text_is_never_markup(real: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize("special", [True, False], ids=["control", "plain added"])
-def test_added_token_inside_a_text_is_spelt_out(tokenizer: Any, special: bool) -> None:
+def test_an_added_token_inside_a_text_is_plain_text(tokenizer: Any, special: bool) -> None:
     """R1 and Qwen list <think> as an added token that is not special: a post may contain it all the same."""
     copied = copy.deepcopy(tokenizer)
     copied.add_tokens(["</think>"], special_tokens=special)
@@ -130,7 +130,7 @@ def test_prompt_does_not_depend_on_other_labels_than_the_longest(qwen_tokenizer:
     assert [len(row) - len(prompt) for row in made] == [3, 3, 2]
 
 
-def test_encoding_leaves_the_tokenizer_as_it_was(real: Any) -> None:
+def test_encoding_does_not_change_the_tokenizer(real: Any) -> None:
     """Encoding a text without markup must not switch markup off for the next prompt."""
     first = Renderer(real, CHAT, LABELS, 256)
     first.encode(["<|im_end|>"])
@@ -176,7 +176,7 @@ def test_prompts_outside_of_the_sequence_are_reported(tokenizer: Any) -> None:
         encoded[::2]
 
 
-def test_texts_are_encoded_alike_in_chunks(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_encoded_the_same_in_chunks(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"公告{n}净利润" * n for n in range(12)]
     renderer = Renderer(tokenizer, PROMPT, LABELS, 64)
     whole = renderer.encode(texts)
@@ -185,13 +185,13 @@ def test_texts_are_encoded_alike_in_chunks(tokenizer: Any, monkeypatch: pytest.M
     assert renderer.encode(texts).cut.tolist() == whole.cut.tolist()
 
 
-def test_text_of_a_megabyte_is_cut(tokenizer: Any) -> None:
+def test_a_text_of_a_megabyte_is_truncated(tokenizer: Any) -> None:
     encoded = Renderer(tokenizer, PROMPT, LABELS, 64).encode(["涨" * 1_000_000])
     assert len(encoded[0]) + 2 <= 64
     assert encoded.cut[0] > 100_000
 
 
-def test_fingerprint_tells_what_decides_the_tokens(tokenizer: Any, qwen_tokenizer: Any) -> None:
+def test_the_fingerprint_covers_everything_that_affects_tokens(tokenizer: Any, qwen_tokenizer: Any) -> None:
     added = copy.deepcopy(tokenizer)
     added.add_tokens(["净利润"])
     base = Renderer(tokenizer, PROMPT, LABELS, 64).fingerprint()
@@ -204,7 +204,7 @@ def test_fingerprint_tells_what_decides_the_tokens(tokenizer: Any, qwen_tokenize
 # ------------------------------------------------------------------------------------------------ what cannot work
 
 
-def test_no_room_for_text_gives_the_numbers(real: Any) -> None:
+def test_no_room_for_text_is_reported_with_numbers(real: Any) -> None:
     least = _least(real, PROMPT)
     assert Renderer(real, PROMPT, LABELS, least).room == 1
     with pytest.raises(ConfigError) as caught:
@@ -226,7 +226,7 @@ def test_tokenizer_without_an_end_token_is_refused(tokenizer: Any) -> None:
         Renderer(copied, PROMPT, LABELS, 64)
 
 
-def test_words_that_are_encoded_alike_are_refused(qwen_tokenizer: Any) -> None:
+def test_words_with_the_same_tokens_are_refused(qwen_tokenizer: Any) -> None:
     """Qwen's tokenizer composes e + accent, so these two spellings are one answer."""
     words = ("caf\u00e9", "cafe\u0301")
     with pytest.raises(ConfigError, match="data.labels: .* not distinct in this tokenizer"):
@@ -244,7 +244,7 @@ def _with_leading(tokenizer: Any, single: str) -> Any:
 
 
 @pytest.mark.parametrize("single", ["<|im_start|> $A", "<|im_start|> $A <|endoftext|>"])
-def test_leading_token_stands_once_at_the_very_front(tokenizer: Any, single: str) -> None:
+def test_the_leading_token_occurs_once_at_the_start(tokenizer: Any, single: str) -> None:
     leading = tokenizer.convert_tokens_to_ids("<|im_start|>")
     copied = _with_leading(tokenizer, single)
     plain = Renderer(copied, PROMPT, LABELS, 64)

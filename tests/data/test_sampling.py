@@ -47,7 +47,7 @@ def test_downsample_keeps_all_rows_of_equal_classes() -> None:
     assert sorted(downsample(list("abcabc"), 3)) == list(range(6))
 
 
-def test_downsample_does_not_look_at_the_order_of_the_classes() -> None:
+def test_downsample_does_not_depend_on_the_order_of_the_classes() -> None:
     """Rows of a class keep their places among themselves: which of them are kept is the same."""
     first = list("a" * 9 + "b" * 4)
     second = list("b" * 4 + "a" * 9)
@@ -68,7 +68,7 @@ def test_downsample_mixes_the_classes() -> None:
 
 @settings(deadline=None)
 @given(counts=CLASSES, most=st.integers(1, 70), seed=st.integers(0, 2**31))
-def test_cap_keeps_at_most_so_many_of_each_class(counts: dict[str, int], most: int, seed: int) -> None:
+def test_cap_limits_the_rows_of_each_class(counts: dict[str, int], most: int, seed: int) -> None:
     labels = _labels(counts)
     kept = limit(labels, most, seed)
     assert Counter(labels[row] for row in kept) == {label: min(most, count) for label, count in counts.items()}
@@ -104,7 +104,7 @@ def test_over_sampling_mixes_the_classes() -> None:
     assert oversample(labels, 0) != oversample(labels, 1)
 
 
-def test_no_rows_stay_none() -> None:
+def test_no_rows_give_no_rows() -> None:
     assert downsample([], 0) == limit([], 3, 0) == oversample([], 0) == []
 
 
@@ -138,7 +138,7 @@ def test_effective_number_on_the_published_counts(beta: float, published: tuple[
 
 @settings(deadline=None)
 @given(counts=st.lists(st.integers(1, 10**6), min_size=1, max_size=6), beta=st.floats(0, 0.99999))
-def test_weights_are_in_proportion_and_have_mean_one(counts: list[int], beta: float) -> None:
+def test_weights_are_proportional_and_have_mean_one(counts: list[int], beta: float) -> None:
     for rule, raw in (
         ("inverse", [1 / n for n in counts]),
         ("effective", [1 / sum(beta**i for i in range(min(n, 3_000))) for n in counts]),
@@ -150,9 +150,9 @@ def test_weights_are_in_proportion_and_have_mean_one(counts: list[int], beta: fl
                 assert one * raw[0] == pytest.approx(weights[0] * other)
 
 
-def test_beta_of_zero_weighs_all_classes_alike() -> None:
+def test_beta_of_zero_weights_all_classes_equally() -> None:
     assert class_weights(FORUM, "effective", 0.0) == pytest.approx([1, 1, 1])
 
 
-def test_beta_near_one_weighs_as_the_inverse_count() -> None:
+def test_beta_near_one_weights_by_inverse_counts() -> None:
     assert class_weights(FORUM, "effective", 1 - 1e-9) == pytest.approx(class_weights(FORUM, "inverse"), rel=1e-4)

@@ -48,7 +48,7 @@ def _pairs(frame: pl.DataFrame) -> list[tuple[str | None, ...]]:
 # ------------------------------------------------------------------------------------------------ columns
 
 
-def test_columns_are_mapped_and_others_left_out(data: Data) -> None:
+def test_columns_are_mapped_and_others_omitted(data: Data) -> None:
     raw = _raw(nr=["1"], body=["x"], y=["a"], src=["web"], orig=["0"], firm=["f"], extra=["!"])
     named = _columns(data, id="nr", text="body", label="y", domain="src", parent="orig", group="firm")
     frame = shape(raw, named, "t.csv", "t")
@@ -98,7 +98,7 @@ def test_blank_cells_are_missing(data: Data, blank: str | None) -> None:
         (("q", "z"), "data.columns.text: t.csv has no column 'text'; it has q, z. Set data.columns.text=<column>."),
     ],
 )
-def test_missing_column_is_reported_with_the_near_one(data: Data, columns: tuple[str, ...], message: str) -> None:
+def test_a_missing_column_is_reported_with_the_closest_name(data: Data, columns: tuple[str, ...], message: str) -> None:
     with pytest.raises(DataError) as caught:
         shape(_raw(**{name: ["x"] for name in columns}), data, "t.csv", "t")
     assert str(caught.value) == message
@@ -118,7 +118,7 @@ def test_text_column_of_another_type_is_reported(data: Data, values: list[Any], 
         shape(_raw(text=values, label=["a"] * len(values)), data, "t.csv", "t")
 
 
-def test_single_text_that_is_none_is_unreadable_and_a_whole_column_is_reported(data: Data, tmp_path: Path) -> None:
+def test_a_single_non_text_is_unreadable_and_a_whole_column_is_an_error(data: Data, tmp_path: Path) -> None:
     mixed = _read(tmp_path, "t.jsonl", '{"text": "x", "label": "a"}\n{"text": ["y"], "label": "b"}\n')
     frame = shape(mixed, data, "t.jsonl", "t")
     assert frame[FATE].to_list() == [None, "unreadable: the text is a list or object"]
@@ -130,13 +130,13 @@ def test_single_text_that_is_none_is_unreadable_and_a_whole_column_is_reported(d
 # ------------------------------------------------------------------------------------------------ labels
 
 
-def test_label_map_leaves_values_that_it_does_not_list(data: Data) -> None:
+def test_a_label_map_keeps_unlisted_values(data: Data) -> None:
     mapped = data.model_copy(update={"label_map": {"0": "bearish", "1": "bullish"}})
     raw = _raw(text=["x"] * 5, label=[0, 1, 2, None, 1])
     assert shape(raw, mapped, "t.csv", "t")["label"].to_list() == ["bearish", "bullish", "2", None, "bullish"]
 
 
-def test_label_map_forgives_spelling_and_says_so(data: Data) -> None:
+def test_a_label_map_ignores_spelling_variants_with_a_note(data: Data) -> None:
     mapped = data.model_copy(update={"label_map": {"mildly positive": "positive"}, "labels": ("positive", "negative")})
     raw = _raw(text=["x"] * 4, label=["mildly positive", " Mildly  Positive", "ＭILDLY positive", "positive"])
     assert shape(raw, mapped, "/d/t.csv", "t")["label"].to_list() == ["positive"] * 4
@@ -156,14 +156,14 @@ def test_label_map_takes_numbers_by_value(data: Data, written: list[Any]) -> Non
     assert raw.mapped == {"-1", "0", "1"}
 
 
-def test_label_map_does_not_touch_what_is_a_class_already(data: Data) -> None:
+def test_a_label_map_does_not_change_existing_classes(data: Data) -> None:
     """'a' is a class and, but for its case, a value of the map: the class wins."""
     mapped = data.model_copy(update={"label_map": {"A": "first"}, "labels": ("a", "first")})
     raw = _raw(text=["x"] * 3, label=["A", "a", " a "])
     assert shape(raw, mapped, "t.csv", "t")["label"].to_list() == ["first", "a", "a"]
 
 
-def test_option_is_looked_up_in_its_own_row(data: Data) -> None:
+def test_an_option_is_looked_up_in_its_row(data: Data) -> None:
     chosen = data.model_copy(update={"options": ("A", "B")})
     raw = _raw(
         text=["x"] * 7,
@@ -191,7 +191,7 @@ def test_missing_option_column_is_reported(data: Data) -> None:
 # ------------------------------------------------------------------------------------------------ wording
 
 
-def test_text_is_taken_out_of_its_wording(data: Data) -> None:
+def test_the_text_is_extracted_from_its_template(data: Data) -> None:
     """With everything that Python's expressions know, which is what the configuration checks: also look-around."""
     taken = data.model_copy(update={"extract": r"(?<=问句[:：])\s*(\S[^\n]*)(?=\n)"})
     raw = _raw(text=["说明\n问句：涨吗\n答", "问句: 跌吗\n", "没有", None, " "], label=["a"] * 5)
@@ -200,7 +200,7 @@ def test_text_is_taken_out_of_its_wording(data: Data) -> None:
     assert frame[FATE].to_list() == [None, None, "unreadable: data.extract finds nothing", None, None]
 
 
-def test_group_that_took_no_part_finds_nothing(data: Data) -> None:
+def test_an_unmatched_group_extracts_nothing(data: Data) -> None:
     frame = shape(_raw(text=["xy", "x"], label=["a", "b"]), data.model_copy(update={"extract": "x(y)?"}), "t.csv", "t")
     assert frame["text"].to_list() == ["y", "x"]
     assert frame[FATE].is_null().to_list() == [True, False]
@@ -305,7 +305,7 @@ def test_chat_that_cannot_be_read_is_reported_and_counted(config: Configure, cha
     assert frame[FATE].to_list() == [f"unreadable: {fate}"]
 
 
-def test_label_beside_a_chat_as_ms_swift_has_it(config: Configure, tmp_path: Path) -> None:
+def test_a_label_column_next_to_a_chat_as_in_ms_swift(config: Configure, tmp_path: Path) -> None:
     """The label of a chat without an answer; where the last turn answers, that is the label, and the field is noted."""
     rows = [
         {"messages": OPENAI[1:2], "label": 1},
@@ -338,7 +338,7 @@ def test_system_and_history_of_an_instruction_row_are_read(config: Configure, tm
     assert raw.notes[-1] == "t.json: not read: system turns of 1 rows, earlier turns of 1 rows (data.turns=last)"
 
 
-def test_text_taken_out_of_its_wording_may_be_truncated(config: Configure) -> None:
+def test_a_text_extracted_from_its_template_may_be_truncated(config: Configure) -> None:
     chosen = config("data=alpaca").data.model_copy(update={"extract": "问：(.*)"})
     frame = shape(_raw(instruction=["判断"], input=["问：涨吗"], output=["a"]), chosen, "t.json", "t")
     assert frame.select("text", "fixed").row(0) == ("涨吗", 0)
@@ -359,14 +359,14 @@ def test_empty_turns_are_empty_and_not_unreadable(config: Configure) -> None:
         ("data=messages", {"instruction": ["x"], "output": ["a"]}, "These are instruction rows, which data=alpaca"),
     ],
 )
-def test_rows_of_another_form_name_the_choice_that_reads_them(
+def test_rows_of_another_format_are_reported_with_the_choice_that_reads_them(
     config: Configure, words: str, columns: dict[str, list[str]], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
         shape(_raw(**columns), config(words).data, "t", "t")
 
 
-def test_chats_may_stand_in_a_column_of_any_name(config: Configure) -> None:
+def test_chats_may_be_in_a_column_of_any_name(config: Configure) -> None:
     named = _columns(config("data=messages").data, text="dialog")
     assert _pairs(shape(_raw(dialog=[json.dumps(SHAREGPT)]), named, "t", "t")) == [("x", "a")]
 

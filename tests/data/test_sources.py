@@ -67,7 +67,7 @@ def test_notes_of_all_files_are_kept(config: Configure, tmp_path: Path) -> None:
     assert notes == [f"{name}: begins with a byte order mark, read as UTF-8" for name in ("a.csv", "b.csv")]
 
 
-def test_rows_have_one_shape_whatever_they_come_from() -> None:
+def test_rows_of_all_sources_have_the_same_schema() -> None:
     frame = pl.DataFrame({FATE: ["x"], LINE: [3], "more": [1], "text": ["t"]})
     rows = Rows(frame, set())
     assert tuple(rows.frame.columns) == sources.SHAPE
@@ -133,7 +133,7 @@ def test_hub_set_reads_like_a_table(config: Configure, hub_folder: Path) -> None
 
 @pytest.mark.parametrize("word", ["~data.hub.splits.{}", "data.hub.splits.{}=null"])
 @pytest.mark.parametrize("lacking", [("validation",), ("validation", "test")])
-def test_split_that_the_hub_set_lacks_is_divided_off(
+def test_a_split_missing_on_the_hub_is_split_off(
     config: Configure, hub_folder: Path, word: str, lacking: tuple[str, ...]
 ) -> None:
     """As the command line gives it: the check of the arguments lets it pass, and the training rows are divided."""
@@ -165,7 +165,7 @@ def test_split_that_the_hub_set_lacks_is_reported_with_the_fix(config: Configure
         sources.collect_hub(_hub(config, hub_folder))
 
 
-def test_hub_set_that_is_not_there_is_reported(config: Configure, tmp_path: Path) -> None:
+def test_a_missing_hub_data_set_is_reported(config: Configure, tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"data\.hub: .*nowhere \(split train\) cannot be loaded: .* data\.hub\.id=<folder>"
     ):

@@ -23,7 +23,7 @@ def _small(config: Configure, **changes: object) -> Data:
     return data.model_copy(update={"generator": data.generator.model_copy(update={"rows": 400, **changes})})
 
 
-def test_sample_is_what_its_recipe_generates(config: Configure, project: Path) -> None:
+def test_the_sample_is_generated_by_its_recipe(config: Configure, project: Path) -> None:
     made = dataset.load(config("data=generated").data)
     for split, name in FILE_OF_SPLIT.items():
         committed = pl.read_csv(project / "data" / "sample" / name, infer_schema=False)
@@ -32,7 +32,7 @@ def test_sample_is_what_its_recipe_generates(config: Configure, project: Path) -
         assert committed.equals(expected.select("id", "text", "label", "domain"))
 
 
-def test_recipe_names_the_knobs_and_the_fingerprint(config: Configure, project: Path) -> None:
+def test_the_recipe_contains_the_settings_and_the_fingerprint(config: Configure, project: Path) -> None:
     recipe = json.loads((project / "data" / "sample" / "recipe.json").read_text(encoding="utf-8"))
     data = config("data=generated").data
     assert data.generator is not None
@@ -73,7 +73,7 @@ def test_split_is_by_domain_and_label(config: Configure) -> None:
     assert held == {stratum: max(1, int(0.125 * count)) for stratum, count in counts.items()}
 
 
-def test_knobs_turn(config: Configure) -> None:
+def test_generator_settings_have_an_effect(config: Configure) -> None:
     def rows(**changes: object) -> pl.DataFrame:
         return generate(_small(config, **changes)).frame
 

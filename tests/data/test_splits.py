@@ -64,11 +64,11 @@ def test_published_rule_gives_the_published_table(domain: str) -> None:
         (10, 0.3, 3),
     ],
 )
-def test_share_is_rounded_down_but_never_to_nothing(n: int, share: float, held: int) -> None:
+def test_a_share_is_rounded_down_but_not_to_zero(n: int, share: float, held: int) -> None:
     assert _cells(["a"] * n, by_class(["a"] * n, share, share, 0)) == {"a": (n - 2 * held, held, held)}
 
 
-def test_share_of_zero_leaves_the_split_out() -> None:
+def test_a_share_of_zero_omits_the_split() -> None:
     labels = _labels({"a": 10, "b": 20})
     assert _cells(labels, by_class(labels, 0.1, 0.0, 1)) == {"a": (9, 1, 0), "b": (18, 2, 0)}
     assert _cells(labels, by_class(labels, 0.0, 0.1, 1)) == {"a": (9, 0, 1), "b": (18, 0, 2)}
@@ -109,7 +109,7 @@ def test_split_of_a_class_does_not_depend_on_the_others() -> None:
     assert beside[:30] == alone
 
 
-def test_classes_are_not_shuffled_alike() -> None:
+def test_classes_are_shuffled_independently() -> None:
     assigned = by_class(["a"] * 40 + ["b"] * 40, 0.2, 0.2, 5)
     assert assigned[:40] != assigned[40:]
 
@@ -156,7 +156,7 @@ def test_random_rule_gives_every_row_one_split(n: int, validation: float, test: 
     assert abs(counts["validation"] - validation * n) < 2
 
 
-def test_random_rule_leaves_a_split_out() -> None:
+def test_random_rule_omits_a_split() -> None:
     assert Counter(at_random(100, 0.1, 0.0, 1)) == {"train": 90, "validation": 10}
     assert Counter(at_random(100, 0.0, 0.2, 1)) == {"train": 80, "test": 20}
 
@@ -230,7 +230,7 @@ LINKS = st.lists(
 
 @settings(deadline=None)
 @given(links=LINKS, seed=st.integers(0, 99), rule=st.sampled_from(["by_class", "random"]))
-def test_no_family_is_torn_apart(
+def test_no_family_is_split(
     config: Configure, links: list[tuple[int, int | None, int | None]], seed: int, rule: str
 ) -> None:
     """Checked link by link: a row is where its originals are, and where its group is."""
@@ -246,7 +246,7 @@ def test_no_family_is_torn_apart(
                 assert own == theirs
 
 
-def test_dividing_families_divides_their_first_rows(config: Configure) -> None:
+def test_splitting_families_splits_their_first_rows(config: Configure) -> None:
     """With two variants behind every row, originals go where they go without them."""
     split, names = config().data.split, [f"r{n}" for n in range(60)]
     alone = _rows(*((name, "abc"[n % 3]) for n, name in enumerate(names)))
@@ -258,7 +258,7 @@ def test_dividing_families_divides_their_first_rows(config: Configure) -> None:
 
 
 @pytest.mark.parametrize("rule", ["by_class", "random", "stratified"])
-def test_no_rows_are_divided_into_none(config: Configure, rule: str) -> None:
+def test_splitting_no_rows_gives_empty_splits(config: Configure, rule: str) -> None:
     split: Split = config().data.split.model_copy(update={"rule": rule})
     assert divide(_rows(), split, 0.1, 0.1) == []
 

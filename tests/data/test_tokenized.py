@@ -37,7 +37,7 @@ def _table(labels: LabelSpace = LABELS) -> Dataset:
     return Dataset({"train": train, "validation": held[:1], "test": held}, labels, Ledger(), "0")
 
 
-def test_prompts_are_in_the_tables_order_and_made_once(config: Configure, tokenizer: Any) -> None:
+def test_prompts_are_in_row_order_and_rendered_once(config: Configure, tokenizer: Any) -> None:
     made = tokenized.build(config(), _table(), tokenizer)
     prompts = made.prompts("train")
     assert list(prompts) == list(made.renderer.encode(made.dataset.splits["train"]["text"].to_list()))
@@ -45,13 +45,13 @@ def test_prompts_are_in_the_tables_order_and_made_once(config: Configure, tokeni
     assert made.gold("train") == [0] * 3 + [1] * 5 + [2] * 2
 
 
-def test_prompt_is_the_data_sets(config: Configure, tokenizer: Any) -> None:
+def test_the_prompt_is_that_of_the_data_set(config: Configure, tokenizer: Any) -> None:
     made = tokenized.build(config(), _table(), tokenizer)
     assert (made.prompt.prefix, made.prompt.suffix) == ("文本：", "\n情感分类：")
 
 
 @pytest.mark.parametrize("method", ["lora_response", "lora"])
-def test_training_rows_end_with_the_rows_own_answer(config: Configure, tokenizer: Any, method: str) -> None:
+def test_training_rows_end_with_their_answer(config: Configure, tokenizer: Any, method: str) -> None:
     made = tokenized.build(config(), _table(), tokenizer)
     rows = made.training_rows(config(f"method={method}"))
     assert len(rows) == 10
@@ -98,14 +98,16 @@ def test_all_rows_are_used_without_balance(config: Configure, tokenizer: Any) ->
     assert made.training_order(config("method=lora")) == list(range(10))
 
 
-def test_ledger_counts_cut_texts(config: Configure, tokenizer: Any) -> None:
+def test_ledger_counts_truncated_texts(config: Configure, tokenizer: Any) -> None:
     made = tokenized.build(config(), _table(), tokenizer)
     made.prompts("test")
     made.prompts("train")
     assert made.truncated() == {"test": 1, "train": 0}
 
 
-def test_ledger_counts_this_tasks_cut_texts(config: Configure, tokenizer: Any, qwen_tokenizer: Any) -> None:
+def test_ledger_counts_truncated_texts_of_this_tokenization(
+    config: Configure, tokenizer: Any, qwen_tokenizer: Any
+) -> None:
     """Jobs of a sweep over models share the table: each has to report its own truncation, even when it comes again."""
     table = _table()
     longer = table.splits["test"].with_columns(pl.Series("text", ["涨", "positive " * 60]))
@@ -130,7 +132,7 @@ def test_jobs_with_the_same_data_and_tokenizer_share_their_tokens(config: Config
     assert tokenized.build(config(), table, copy.copy(tokenizer), session) is not first
 
 
-def test_fingerprints_tell_templates_and_labels_apart(config: Configure, tokenizer: Any) -> None:
+def test_fingerprints_distinguish_templates_and_labels(config: Configure, tokenizer: Any) -> None:
     table = _table()
     base = tokenized.build(config(), table, tokenizer).fingerprints()
     assert base == tokenized.build(config("method=lora"), _table(), tokenizer).fingerprints()

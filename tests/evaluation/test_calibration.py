@@ -19,12 +19,12 @@ def overconfident(rows: int, times: float) -> tuple[np.ndarray, list[int]]:
 
 
 @pytest.mark.parametrize("times", [0.5, 1.0, 3.0])
-def test_the_temperature_undoes_what_was_done_to_the_scores(times: float) -> None:
+def test_the_fitted_temperature_recovers_the_applied_one(times: float) -> None:
     scores, gold = overconfident(20_000, times)
     assert calibration.fit_temperature(scores, gold) == pytest.approx(times, rel=0.05)
 
 
-def test_the_error_falls_and_no_answer_changes() -> None:
+def test_calibration_lowers_the_error_and_keeps_predictions() -> None:
     scores, gold = overconfident(5_000, 3.0)
     degrees = calibration.fit_temperature(scores, gold)
     told = calibration.report(scores, gold, degrees)
@@ -51,7 +51,7 @@ def test_calibration_of_a_calibrated_and_of_an_overconfident_model() -> None:
     assert calibration.ece(*certain) == pytest.approx(0.4)
 
 
-def test_scores_that_are_all_right_keep_a_temperature_that_can_be_used() -> None:
+def test_all_correct_scores_keep_a_usable_temperature() -> None:
     scores = np.array([[0.0, -9.0], [-9.0, 0.0]])
     degrees = calibration.fit_temperature(scores, [0, 1])
     assert degrees == calibration.LOWEST
@@ -59,7 +59,7 @@ def test_scores_that_are_all_right_keep_a_temperature_that_can_be_used() -> None
     assert np.isfinite(calibration.report(scores, [0, 1], degrees)["loss"])
 
 
-def test_scores_that_say_nothing_keep_their_temperature_and_wrong_ones_end_at_the_upper_bound() -> None:
+def test_uninformative_scores_keep_temperature_1_and_wrong_ones_reach_the_upper_bound() -> None:
     assert calibration.fit_temperature(np.zeros((4, 2)), [0, 1, 0, 1]) == 1
     wrong = calibration.fit_temperature(np.array([[0.0, -9.0], [-9.0, 0.0]]), [1, 0])
     assert (wrong, calibration.at_bound(wrong)) == (calibration.HIGHEST, True)

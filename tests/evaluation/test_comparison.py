@@ -96,7 +96,7 @@ def test_against_another_baseline(five: list[RunGroup]) -> None:
         comparison.compare(five, OPTIONS.model_copy(update={"baseline": "lora_respons"}))
 
 
-def test_of_groups_with_seeds_the_least_clear_pair_counts(five: list[RunGroup]) -> None:
+def test_the_least_significant_pair_counts_for_groups_with_seeds(five: list[RunGroup]) -> None:
     fixed, broken, p = comparison._mcnemar(five[4], five[0])
     base, values = five[0].runs[0].predicted == GOLD, []
     for run in five[4].runs:
@@ -119,7 +119,9 @@ def test_a_clear_win_is_marked_and_groups_are_sorted_by_score(five: list[RunGrou
     )
 
 
-def test_the_baseline_is_what_learns_nothing_not_a_classical_baseline(config: Configure, tmp_path: Path) -> None:
+def test_the_default_baseline_is_the_untrained_method_not_a_classical_baseline(
+    config: Configure, tmp_path: Path
+) -> None:
     for number, (method, right) in enumerate([("majority", 0.5), ("tfidf_lr", 0.9), ("zero_shot", 0.3)]):
         write_run(tmp_path / str(number), config(f"method={method}"), GOLD, answers(GOLD, right, number))
     found = groups_of(tmp_path)
@@ -140,7 +142,7 @@ def test_the_best_group_is_tested_against_every_other(five: list[RunGroup]) -> N
         assert record["vs_best_difference"] == pytest.approx(record["macro_f1"] - top["macro_f1"])
 
 
-def test_one_pair_has_one_p_value_whichever_group_it_is_tested_against(five: list[RunGroup]) -> None:
+def test_a_pair_has_the_same_p_value_in_both_directions(five: list[RunGroup]) -> None:
     top, other = comparison.compare(five[1:3], OPTIONS).records
     found = comparison.compare(five[1:3], OPTIONS.model_copy(update={"baseline": other["arm"]}))
     top, other = found.records
@@ -153,7 +155,7 @@ def test_one_pair_has_one_p_value_whichever_group_it_is_tested_against(five: lis
     assert f"({top['difference']:.4f} lower, p = {top['bootstrap_p_holm']:.4f})" in found.remarks[0]
 
 
-def test_a_win_inside_the_noise_is_not_marked(five: list[RunGroup]) -> None:
+def test_an_insignificant_win_is_not_marked(five: list[RunGroup]) -> None:
     found = comparison.compare([five[0], five[1], five[2]], OPTIONS)
     assert found.best is None
     assert not any(record["best"] for record in found.records)
@@ -163,13 +165,13 @@ def test_a_win_inside_the_noise_is_not_marked(five: list[RunGroup]) -> None:
     assert "No configuration is marked as the best" in found.remarks[0]
 
 
-def test_one_group_has_nothing_to_be_compared_with(five: list[RunGroup]) -> None:
+def test_a_single_group_is_not_compared(five: list[RunGroup]) -> None:
     found = comparison.compare([five[3]], OPTIONS)
     assert (found.best, found.records[0]["verdict"]) == (None, None)
     assert found.remarks[0].startswith("There is only one configuration")
 
 
-def test_75_questions_are_reported_as_few(config: Configure, tmp_path: Path) -> None:
+def test_a_small_test_set_of_75_questions_is_remarked_on(config: Configure, tmp_path: Path) -> None:
     """The supports of the published intent set: one question is 1.33 points, three are a class of their own."""
     gold, labels = np.repeat(np.arange(5), (10, 27, 3, 25, 10)), tuple("ABCDE")
     wrong = np.random.default_rng(1).permutation(75)[:16]
@@ -186,7 +188,7 @@ def test_75_questions_are_reported_as_few(config: Configure, tmp_path: Path) -> 
     assert (round(tuned["accuracy"], 4), tuned["verdict"]) == (0.88, "inconclusive")
 
 
-def test_costs_are_read_and_never_made_up(five: list[RunGroup], config: Configure, tmp_path: Path) -> None:
+def test_costs_are_read_and_missing_ones_stay_missing(five: list[RunGroup], config: Configure, tmp_path: Path) -> None:
     found = comparison.compare(five, OPTIONS)
     base, lora = (records_of(found)[name] for name in ("zero_shot", "lora"))
     assert lora["rows_per_second"] == 160
@@ -201,7 +203,7 @@ def test_costs_are_read_and_never_made_up(five: list[RunGroup], config: Configur
     assert (record["peak_memory_gib"], record["seconds_to_best"]) == (None, None)
 
 
-def test_the_best_step_is_that_of_the_measure_that_selects(config: Configure, tmp_path: Path) -> None:
+def test_the_best_step_follows_the_selection_metric(config: Configure, tmp_path: Path) -> None:
     cfg = config("method=lora", "train.select_by=loss")
     (group,) = groups_of(write_run(tmp_path / "a", cfg, GOLD, GOLD))
     assert comparison.seconds_to_best(group.runs[0]) == pytest.approx(20)  # lowest loss where F1 is highest
@@ -210,7 +212,7 @@ def test_the_best_step_is_that_of_the_measure_that_selects(config: Configure, tm
     assert comparison.seconds_to_best(group.runs[0]) is None  # its log has no such score
 
 
-def test_calibration_error_is_that_of_the_answers(five: list[RunGroup]) -> None:
+def test_calibration_error_equals_that_of_the_predictions(five: list[RunGroup]) -> None:
     run = five[1].runs[0]
     gaps = [
         abs((run.predicted == GOLD)[inside].mean() - run.confidence[inside].mean()) * inside.sum() / 400
@@ -222,7 +224,7 @@ def test_calibration_error_is_that_of_the_answers(five: list[RunGroup]) -> None:
     assert metrics.wilson(0, 10)[0] == 0
 
 
-def test_a_temperature_at_its_bound_is_remarked(config: Configure, tmp_path: Path) -> None:
+def test_a_temperature_at_its_bound_is_noted_in_the_remarks(config: Configure, tmp_path: Path) -> None:
     for name, value in (("lora", 20.0), ("zero_shot", 1.3)):
         facts = {"calibration": {"temperature": value}}
         write_run(tmp_path / name, config(f"method={name}"), GOLD, answers(GOLD, 0.7, 1), **facts)
@@ -246,7 +248,7 @@ def test_a_temperature_at_its_bound_is_remarked(config: Configure, tmp_path: Pat
         ),
     ],
 )
-def test_a_dtype_is_no_device_and_counts_for_language_models_only(
+def test_dtypes_are_separate_from_devices_and_only_compared_for_language_models(
     method: str, devices: tuple[str, str], notes: list[str], config: Configure, tmp_path: Path
 ) -> None:
     for name, device in zip((method, "zero_shot"), devices, strict=True):

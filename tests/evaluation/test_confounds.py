@@ -53,7 +53,7 @@ def test_id_prefixes(ids: list[str], groups: list[str]) -> None:
         ["a-1", "b-1", "c-1", "d-1"],  # too small
     ],
 )
-def test_ids_that_say_nothing(ids: list[str]) -> None:
+def test_ids_without_informative_prefixes_form_no_groups(ids: list[str]) -> None:
     assert confounds.groupings(_rows(ids, [0, 1, 0, 1]), 2) == {}
 
 
@@ -62,7 +62,7 @@ def test_many_prefixes_are_identifiers() -> None:
     assert confounds.groupings(_rows(ids, [0] * len(ids)), 30) == {}
 
 
-def test_small_groups_and_missing_domains_are_others() -> None:
+def test_small_groups_and_missing_domains_become_others() -> None:
     domains = ["news"] * 5 + ["forum"] * 4 + ["blog", None]
     found = confounds.groupings(_rows([str(n) for n in range(11)], [0] * 11, domain=domains), 3)
     assert found["domain"].to_list() == ["news"] * 5 + ["forum"] * 4 + [confounds.OTHERS] * 2
@@ -91,7 +91,7 @@ def _mixed(stage: InspectStage) -> tuple[pl.DataFrame, dict[str, object]]:
     return rows, confounds.measure_groups("id prefix", groups, rows, NAMES)
 
 
-def test_a_source_without_a_class_is_found(stage: InspectStage) -> None:
+def test_a_source_without_a_class_is_reported(stage: InspectStage) -> None:
     _, found = _mixed(stage)
     groups = {group["name"]: group for group in found["groups"]}  # type: ignore[attr-defined]
     assert groups["wx"]["labels"] == {"利空": 60, "中性": 0, "利好": 240}
@@ -121,7 +121,7 @@ def test_an_unrelated_group_is_not_reported(stage: InspectStage) -> None:
     assert confounds.describe_groups(found, stage) == []
 
 
-def test_what_chance_makes_of_few_rows_is_not_reported(stage: InspectStage) -> None:
+def test_chance_associations_of_few_rows_are_not_reported(stage: InspectStage) -> None:
     rng = np.random.default_rng(3)
     reported = 0
     for _ in range(200):

@@ -87,7 +87,7 @@ def test_no_loss_in_held_out_rows(config: Configure, tokenizer: Any) -> None:
     }
 
 
-def test_every_class_and_a_truncated_text_are_among_few_examples(config: Configure, tokenizer: Any) -> None:
+def test_a_few_examples_cover_every_class_and_a_truncated_text(config: Configure, tokenizer: Any) -> None:
     job, cfg = _job(config, tokenizer)
     three = [one for one in examples.examples(job, cfg, 3) if one.split == "test"]
     assert [one.id for one in three] == [
@@ -112,7 +112,7 @@ def test_control_characters_become_visible() -> None:
     assert examples.visible("a\x1b[31m\tb\r\n\x00") == "a␛[31m⇥b␍↵\n␀"
 
 
-def test_a_row_that_is_one_choice_shows_its_label_as_what_is_learnt(
+def test_a_row_for_a_loss_over_labels_shows_its_label_as_trained(
     config: Callable[..., RunConfig], tokenizer: Any
 ) -> None:
     cfg = config("method=lora_label")

@@ -13,7 +13,7 @@ from finsa.evaluation import figures, metrics
 REPORT = metrics.report([0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 2, 0], ("利空", "中性", "利好"))
 
 
-def test_a_confusion_matrix_has_counts_and_is_coloured_by_the_share_of_the_true_class(
+def test_a_confusion_matrix_has_counts_and_is_colored_by_the_share_of_the_true_class(
     tmp_path: Path, drawn: list[Any]
 ) -> None:
     figures.confusion_matrix(REPORT, "lora, tiny, sample", tmp_path / "a.png")
@@ -79,11 +79,11 @@ def test_text_contrasts_with_its_background(colour: str, ink: str) -> None:
     assert figures.ink(colour) == ink
 
 
-def test_many_classes_have_colours() -> None:
+def test_many_classes_have_distinct_colors() -> None:
     assert len({tuple(colour) for colour in figures.palette(50, figures.CLASSES)}) == 50
 
 
-def test_matrices_of_many_and_of_long_labels_can_be_looked_at(tmp_path: Path) -> None:
+def test_confusion_matrices_of_many_or_long_labels_are_readable(tmp_path: Path) -> None:
     many = [f"intent_{number:03d}" for number in range(150)]
     gold = list(range(150))
     figures.confusion_matrix(metrics.report(gold, gold, many), "tfidf_lr", tmp_path / "many.png")
@@ -97,7 +97,7 @@ def test_matrices_of_many_and_of_long_labels_can_be_looked_at(tmp_path: Path) ->
     assert tall[0] >= short[0]
 
 
-def test_of_many_labels_the_most_frequent_are_shown_beside_the_others() -> None:
+def test_of_many_labels_the_most_frequent_are_shown_and_the_rest_combined() -> None:
     labels = [f"{number:02d}" for number in range(30)]
     counts = {label: int(label) for label in labels}
     shown = figures.frequent([counts], labels)
@@ -109,7 +109,7 @@ def test_of_many_labels_the_most_frequent_are_shown_beside_the_others() -> None:
 
 @pytest.mark.usefixtures("no_fonts")
 @pytest.mark.filterwarnings("error:Glyph")
-def test_without_an_installed_chinese_font_names_are_written_all_the_same(
+def test_chinese_names_are_drawn_without_an_installed_chinese_font(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["利空", "看涨", "中性", "Négatif", "положительный", "股吧评论（2024）"]
@@ -118,7 +118,7 @@ def test_without_an_installed_chinese_font_names_are_written_all_the_same(
     assert capsys.readouterr().err == ""
 
 
-def test_names_that_need_no_chinese_font_get_none() -> None:
+def test_latin_names_do_not_use_the_chinese_font() -> None:
     assert figures.font_and_names(["up", "Négatif", "нейтральный"]) == (
         "DejaVu Sans",
         ["up", "Négatif", "нейтральный"],
@@ -126,7 +126,7 @@ def test_names_that_need_no_chinese_font_get_none() -> None:
 
 
 @pytest.mark.usefixtures("no_fonts")
-def test_what_no_font_can_write_is_numbered_with_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_no_font_can_render_are_numbered_with_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         assert figures.font_and_names(["up", "鱻犇", "看涨"]) == ("Finsa Sans SC", ["up", "class 2", "看涨"])
     assert capsys.readouterr().err == (
@@ -135,7 +135,7 @@ def test_what_no_font_can_write_is_numbered_with_one_warning(capsys: pytest.Capt
     )
 
 
-def test_a_font_that_was_installed_after_matplotlib_listed_them_is_found(
+def test_a_font_installed_after_matplotlib_cached_its_list_is_found(
     no_fonts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The list is cached on disk; here it lacks a font that the system has."""
@@ -147,7 +147,7 @@ def test_a_font_that_was_installed_after_matplotlib_listed_them_is_found(
     assert font_manager.findfont("Finsa Sans SC") == str(new)
 
 
-def test_the_chinese_font_is_the_first_level_of_gb_2312_and_its_licence_lies_beside_it() -> None:
+def test_the_chinese_font_covers_gb_2312_level_1_and_includes_its_license() -> None:
     level = [bytes((row, cell)).decode("gb2312", "ignore") for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF)]
     level = [letter for letter in level if letter]
     assert len(level) == 3755

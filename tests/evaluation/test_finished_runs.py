@@ -23,7 +23,7 @@ def grouped(*paths: Path) -> tuple[list[RunGroup], list[str]]:
     return finished_runs.group(finished_runs.load(paths)[0])
 
 
-def test_runs_that_differ_in_the_seed_alone_are_one_group(config: Configure, tmp_path: Path) -> None:
+def test_runs_that_differ_only_in_the_seed_are_one_group(config: Configure, tmp_path: Path) -> None:
     for seed in (3, 1, 2):
         cfg = config("method=lora", f"seed={seed}", f"output_dir=elsewhere{seed}")
         write_run(tmp_path / f"a{seed}", cfg, GOLD, answers(GOLD, 0.5, seed))
@@ -59,14 +59,14 @@ def test_differences_that_names_do_not_show_are_noted(config: Configure, tmp_pat
     ]
 
 
-def test_how_it_would_have_learnt_decides_nothing_for_what_learns_nothing(config: Configure, tmp_path: Path) -> None:
+def test_training_settings_are_ignored_for_methods_without_training(config: Configure, tmp_path: Path) -> None:
     paths = [write_run(tmp_path / str(n), config("method=zero_shot", f"train.epochs={n}"), GOLD, GOLD) for n in (1, 2)]
     found, notes = grouped(*paths)
     assert [(group.name, len(group.runs)) for group in found] == [("zero_shot", 1)]
     assert notes == [f"1 copies of {paths[0]} (same seed and predictions) count once."]
 
 
-def test_an_evaluation_belongs_to_the_run_it_scored(config: Configure, tmp_path: Path) -> None:
+def test_an_evaluation_is_grouped_with_the_run_it_scored(config: Configure, tmp_path: Path) -> None:
     trained = write_run(tmp_path / "trained", config("method=lora"), GOLD, answers(GOLD, 0.5, 1))
     again = write_run(
         tmp_path / "again", config("stage=evaluate"), GOLD, answers(GOLD, 0.5, 2), stage="evaluate", run=str(trained)
@@ -101,7 +101,7 @@ def test_runs_of_other_test_rows_are_refused(config: Configure, tmp_path: Path) 
     ) in str(caught.value)
 
 
-def test_rows_of_one_data_set_are_told_apart_by_the_key_that_differs(config: Configure, tmp_path: Path) -> None:
+def test_rows_of_one_data_set_are_distinguished_by_the_differing_key(config: Configure, tmp_path: Path) -> None:
     """As the experts of a mixture are: both sides are data=sample with the same files."""
     first = write_run(tmp_path / "a", config("method=lora", "data.domain=news"), GOLD, GOLD)
     other = write_run(tmp_path / "b", config("method=lora", "data.domain=forum"), GOLD[:60], GOLD[:60])
@@ -113,7 +113,7 @@ def test_rows_of_one_data_set_are_told_apart_by_the_key_that_differs(config: Con
     ) in str(caught.value)
 
 
-def test_of_a_folder_the_runs_that_can_be_compared_are_taken(config: Configure, tmp_path: Path) -> None:
+def test_the_comparable_runs_of_a_folder_are_selected(config: Configure, tmp_path: Path) -> None:
     """A mixture's folder: the mixture and the union share their test rows, each expert has those of its domain."""
     union = write_run(tmp_path / "0", config("method=lora"), GOLD, answers(GOLD, 0.5, 1))
     news = write_run(tmp_path / "1", config("method=lora", "data.domain=news"), GOLD[:50], GOLD[:50])
@@ -167,7 +167,7 @@ def test_the_same_rows_in_another_place_are_the_same(config: Configure, tmp_path
     assert len(finished_runs.group(runs)[0]) == 1
 
 
-def test_unfinished_and_scoreless_runs_are_left_out_with_the_reason(config: Configure, tmp_path: Path) -> None:
+def test_unfinished_and_unscored_runs_are_skipped_with_the_reason(config: Configure, tmp_path: Path) -> None:
     good = write_run(tmp_path / "0", config("method=lora"), GOLD, GOLD)
     failed = write_run(tmp_path / "1", config("method=lora"), GOLD, GOLD, status="failed", error="RunError: no room")
     pretrained = write_run(tmp_path / "2", config("method=lora"), GOLD, GOLD, stage="pretrain")
@@ -182,7 +182,7 @@ def test_unfinished_and_scoreless_runs_are_left_out_with_the_reason(config: Conf
         finished_runs.load([failed])
 
 
-def test_folders_are_found_below_and_in_the_order_of_the_jobs(config: Configure, tmp_path: Path) -> None:
+def test_run_folders_are_found_recursively_in_job_order(config: Configure, tmp_path: Path) -> None:
     for number in (0, 1, 2, 10):
         write_run(tmp_path / "sweeps" / str(number), config("method=lora"), GOLD, GOLD)
     found = finished_runs.find_folders(str(tmp_path))

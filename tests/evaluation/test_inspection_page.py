@@ -110,7 +110,7 @@ def test_all_figures_are_loaded_and_are_the_files(opened: Opened) -> None:
     assert all(width > 600 and complete and alt for width, complete, alt in images)
 
 
-def test_nothing_is_fetched_and_the_console_is_silent(opened: Opened) -> None:
+def test_the_page_makes_no_requests_and_the_console_is_empty(opened: Opened) -> None:
     requests = [m["params"]["request"]["url"] for m in opened.performance if m["method"] == "Network.requestWillBeSent"]
     page = (opened.folder / "inspect.html").as_uri()
     assert [url[:200] for url in requests if url != page and not url.startswith("data:")] == []
@@ -118,14 +118,14 @@ def test_nothing_is_fetched_and_the_console_is_silent(opened: Opened) -> None:
     assert opened.console == []
 
 
-def test_texts_of_the_data_are_text(opened: Opened) -> None:
+def test_markup_in_texts_is_escaped(opened: Opened) -> None:
     assert '<img src="http://example.invalid/x.png"' in opened.text
     assert opened.driver.execute_script("return document.scripts.length") == 0
     assert "公告␛：净利润下降" in opened.text
     assert "\x1b" not in opened.text
 
 
-def test_examples_show_parts_loss_and_what_was_truncated(opened: Opened) -> None:
+def test_examples_show_segments_loss_and_truncated_text(opened: Opened) -> None:
     articles = opened.driver.find_elements("css selector", "article")
     assert len(articles) == 9
     truncated = [article for article in articles if article.find_elements("css selector", ".truncated")]
@@ -138,7 +138,7 @@ def test_examples_show_parts_loss_and_what_was_truncated(opened: Opened) -> None
     assert not articles[-1].find_elements("css selector", ".t.loss")
 
 
-def test_a_telephone_need_not_scroll_sideways(opened: Opened) -> None:
+def test_on_a_phone_the_page_does_not_scroll_horizontally(opened: Opened) -> None:
     opened.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", TELEPHONE)
     try:
         for details in opened.driver.find_elements("css selector", "details summary"):
@@ -149,7 +149,7 @@ def test_a_telephone_need_not_scroll_sideways(opened: Opened) -> None:
         opened.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_the_keyboard_reaches_what_scrolls(opened: Opened) -> None:
+def test_scrollable_regions_are_reachable_by_keyboard(opened: Opened) -> None:
     from selenium.webdriver.common.keys import Keys
 
     opened.driver.refresh()
@@ -162,7 +162,7 @@ def test_the_keyboard_reaches_what_scrolls(opened: Opened) -> None:
     assert opened.driver.execute_script(script) == 0
 
 
-def test_a_screen_reader_is_told_what_there_is(opened: Opened) -> None:
+def test_the_page_is_labeled_for_screen_readers(opened: Opened) -> None:
     nodes = opened.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
     named: dict[str, list[str]] = {}
     for node in nodes:

@@ -61,7 +61,7 @@ def test_drawing_cells_equals_drawing_rows() -> None:
     np.testing.assert_allclose(by_cells, by_rows, atol=0.004)
 
 
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_bootstrap_intervals_have_about_the_nominal_coverage() -> None:
     rng, n = np.random.default_rng(3), 400
     cells = np.array(AIDF_RESPONSE) / 908
     truth = metrics.f1_scores(1000 * cells).mean()
@@ -87,7 +87,7 @@ def test_a_class_never_predicted_counts_in_the_macro_mean() -> None:
 
 
 @pytest.mark.parametrize("each", [1, 3])
-def test_interval_of_many_small_classes_holds_the_score(each: int) -> None:
+def test_the_interval_of_many_small_classes_contains_the_score(each: int) -> None:
     """A class without a row in a sample is left out there; counted as 0, the interval would lie far below the score."""
     gold = [number for number in range(77) for _ in range(each)]
     names = [str(number) for number in range(77)]

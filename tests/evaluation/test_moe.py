@@ -23,13 +23,13 @@ def test_counts_and_means() -> None:
     assert found["warnings"] == []
 
 
-def test_entropy_is_between_sure_and_uniform() -> None:
+def test_entropy_is_between_one_hot_and_uniform() -> None:
     sure = moe.analyze_gates(np.eye(2), NAMES, NAMES)
     assert (sure["entropy"], sure["load_entropy"]) == (pytest.approx(0, abs=1e-9), pytest.approx(1))
     assert moe.analyze_gates(np.full((3, 2), 0.5), [None] * 3, NAMES)["entropy"] == pytest.approx(1)
 
 
-def test_domains_that_are_no_experts_have_no_right_one() -> None:
+def test_domains_without_an_expert_have_no_accuracy() -> None:
     found = moe.analyze_gates(GATES, ["weibo", "weibo", None, None], NAMES)
     assert found["accuracy"] is None
     assert set(found["confusion"]) == {"weibo", "(none)"}
@@ -66,14 +66,14 @@ def test_the_true_domains_expert_answers() -> None:
     assert found[moe.WRONG].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
 
 
-def test_of_three_experts_the_wrong_one_is_of_another_domain() -> None:
+def test_the_wrong_expert_of_three_is_that_of_another_domain() -> None:
     alone = {name: np.full(3, number) for number, name in enumerate("abc")}
     found = moe.expert_answers(alone, ["a", "b", "c"])
     assert found[moe.ORACLE].tolist() == [0, 1, 2]
     assert found[moe.WRONG].tolist() == [1, 2, 0]
 
 
-def test_without_domains_there_are_the_experts_alone() -> None:
+def test_without_domains_only_single_experts_are_compared() -> None:
     assert list(moe.expert_answers(ALONE, [None] * 8)) == ["news alone", "forum alone"]
 
 

@@ -86,7 +86,7 @@ def test_pairs_of_the_intent_table_give_its_p_values(table: Callable[[str], Publ
         assert round(statistics.mcnemar(row.pairs.fixed, row.pairs.broken), decimals) == row.pairs.p
 
 
-def test_the_75_questions_are_inconclusive_where_they_are(table: Callable[[str], Published]) -> None:
+def test_comparisons_on_75_questions_are_inconclusive(table: Callable[[str], Published]) -> None:
     analysis = published.analyze(table("openfindata_intent"))
     verdicts = {record["row"]: record["verdict"] for record in analysis.records if record["against"]}
     assert verdicts == {
@@ -106,13 +106,13 @@ def test_the_75_questions_are_inconclusive_where_they_are(table: Callable[[str],
     assert (round(100 * baichuan["accuracy_low"], 1), round(100 * baichuan["accuracy_high"], 1)) == (78.7, 93.6)
 
 
-def test_no_pairing_tells_two_tuned_models_of_the_intent_table_apart(table: Callable[[str], Published]) -> None:
+def test_no_pairing_separates_two_tuned_models_of_the_intent_table(table: Callable[[str], Published]) -> None:
     rows = table("openfindata_intent").rows
     tuned = [row.correct or 0 for name, row in rows.items() if name.endswith(" tuned")]
     assert min(statistics.mcnemar_range(a, b, 75)[0] for a, b in product(tuned, tuned)) > 0.05
 
 
-def test_a_verdict_from_totals_waits_for_the_pairs_where_they_decide(table: Callable[[str], Published]) -> None:
+def test_a_verdict_from_totals_is_withheld_if_it_depends_on_the_pairs(table: Callable[[str], Published]) -> None:
     analysis = published.analyze(table("aidf_ablation"))
     verdicts = {record["row"]: record["verdict"] for record in analysis.records}
     assert verdicts["lora"] == verdicts["lora_downsample"] == "pairs unknown"
@@ -153,7 +153,7 @@ def test_a_table_is_consistent(table: Callable[[str], Published], name: str) -> 
         ),
     ],
 )
-def test_a_table_without_accuracies_or_counts_is_analyzed_by_what_it_has(
+def test_a_table_without_accuracies_or_counts_is_analyzed_as_far_as_possible(
     table: Callable[[str], Published], rows: dict[str, Any], remark: str
 ) -> None:
     analysis = published.analyze(Published.model_validate({**table("aidf_ablation").model_dump(), "rows": rows}))
@@ -171,7 +171,7 @@ def test_a_table_without_accuracies_or_counts_is_analyzed_by_what_it_has(
         ({"correct": 909}, "a has 909 correct rows of 908"),
     ],
 )
-def test_a_row_fits_its_table(table: Callable[[str], Published], row: dict[str, Any], message: str) -> None:
+def test_a_row_must_match_its_table(table: Callable[[str], Published], row: dict[str, Any], message: str) -> None:
     values = table("aidf_ablation").model_dump()
     order = tuple(values["support"].values())
     if "confusion" in row:
@@ -188,7 +188,7 @@ def test_tables_add_up(table: Callable[[str], Published]) -> None:
         Published.model_validate({**values, "support": {"negative": 266, "neutral": 231, "positive": 411}})
 
 
-def test_figures_are_those_of_the_transcription(table: Callable[[str], Published]) -> None:
+def test_numbers_equal_the_transcription(table: Callable[[str], Published]) -> None:
     file = ROOT.parent / "shared" / "published.json"
     if not file.is_file():
         pytest.skip("the transcription is not beside the repository")

@@ -74,7 +74,7 @@ def test_the_drawn_data_are_the_numbers(compared: comparison.Comparison, tmp_pat
     np.testing.assert_allclose([bar.get_width() for bar in axes.patches], expected.T.ravel())
 
 
-def test_a_figure_of_lines_shows_the_baseline_and_the_best(
+def test_a_line_figure_shows_the_baseline_and_the_best(
     config: Callable[..., RunConfig], tmp_path: Path, drawn: list[Any]
 ) -> None:
     write_run(tmp_path / "base", config("method=zero_shot"), GOLD, answers(GOLD, 0.1, 0))

@@ -78,7 +78,7 @@ def test_all_images_are_loaded_and_described(opened: Opened) -> None:
         assert source == "data:image/png;base64,"
 
 
-def test_nothing_is_asked_of_the_network_and_nothing_complained_about(opened: Opened) -> None:
+def test_the_page_makes_no_requests_and_logs_no_errors(opened: Opened) -> None:
     assert opened.console == []
     assert [url for url in opened.requests if not url.startswith(("file:", "data:"))] == []
     assert opened.driver.title == "sample: report"
@@ -108,7 +108,7 @@ def test_the_page_has_the_numbers_of_the_csv(opened: Opened) -> None:
         assert found["verdict"] == rows[arm]["verdict"]
 
 
-def test_every_class_of_every_arm_has_its_numbers(opened: Opened) -> None:
+def test_every_class_of_every_group_has_its_scores(opened: Opened) -> None:
     script = "return [...document.querySelectorAll('table')].map(t => [t.caption?.textContent, t.innerText])"
     (text,) = (text for caption, text in opened.driver.execute_script(script) if caption == "By class")
     rows = _rows(opened)
@@ -118,7 +118,7 @@ def test_every_class_of_every_arm_has_its_numbers(opened: Opened) -> None:
             assert "\t".join([arm, label, *numbers]) in text
 
 
-def test_only_the_best_arm_is_marked(opened: Opened) -> None:
+def test_only_the_best_group_is_marked(opened: Opened) -> None:
     script = "return [...document.querySelectorAll('tr.best')].map(r => r.cells[0].textContent)"
     assert opened.driver.execute_script(script) == ["lora_response"]
     first = opened.driver.find_element("css selector", ".remarks li").text
@@ -133,7 +133,7 @@ def test_links_lead_to_their_sections(opened: Opened) -> None:
     assert targets == ["H2"] * 7
 
 
-def test_on_a_telephone_only_tables_and_figures_scroll_sideways(opened: Opened) -> None:
+def test_on_a_phone_only_tables_and_figures_scroll_horizontally(opened: Opened) -> None:
     opened.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", TELEPHONE)
     try:
         width = opened.driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")

@@ -31,7 +31,7 @@ def write_log(folder: Path, records: list[dict[str, float]]) -> None:
     (folder / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
 
 
-def test_a_trained_run_has_its_curve_and_a_page_with_its_numbers(trained: Trained) -> None:
+def test_a_trained_run_has_training_curves_and_a_page_with_its_scores(trained: Trained) -> None:
     folder = trained("lora_response")
     assert image.imread(folder / "training_curves.png")[..., :3].std() > 0.02
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -56,7 +56,7 @@ def test_a_penalty_grid_is_drawn_over_its_penalties(trained: Trained) -> None:
     assert not (folder / "training_curves.png").exists()
 
 
-def test_a_report_draws_grids_apart_from_training(config: Configure, tmp_path: Path) -> None:
+def test_a_report_draws_penalty_grids_separately_from_training_curves(config: Configure, tmp_path: Path) -> None:
     grid = write_run(tmp_path / "0", config("method=tfidf_lr"), GOLD, answers(GOLD, 0.6, 1))
     write_log(grid, GRID)
     report.run(config("stage=report", f"runs={tmp_path}"))
@@ -68,7 +68,7 @@ def test_a_report_draws_grids_apart_from_training(config: Configure, tmp_path: P
     assert {"penalties", "training_curves"} <= {file.stem for file in (tmp_path / "figures").iterdir()}
 
 
-def test_a_mixture_has_its_routers_figure(config: Configure, tmp_path: Path) -> None:
+def test_a_mixture_has_a_router_figure(config: Configure, tmp_path: Path) -> None:
     cfg = config("stage=moe_joint")
     folder = write_run(tmp_path / "run", cfg, GOLD, answers(GOLD, 0.6, 1))
     found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -92,7 +92,7 @@ def test_a_mixture_has_its_routers_figure(config: Configure, tmp_path: Path) -> 
     assert not [entry for entry in again.iterdir() if entry.is_dir()]
 
 
-def test_a_page_names_the_users_own_data_by_their_file(config: Configure, tmp_path: Path) -> None:
+def test_a_page_names_user_data_by_file(config: Configure, tmp_path: Path) -> None:
     cfg = config("method=tfidf_lr", "data=table", f"data.files={tmp_path / 'my_posts.csv'}")
     folder = write_run(tmp_path / "run", cfg, GOLD, answers(GOLD, 0.6, 1))
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))

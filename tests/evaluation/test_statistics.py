@@ -50,7 +50,7 @@ def test_mcnemar_of_the_intent_table_from_reconstructed_pairs(
 
 @given(st.integers(1, 40), st.data())
 @settings(deadline=None, max_examples=60)
-def test_the_range_of_mcnemar_holds_for_all_pairs_that_fit(n: int, data: st.DataObject) -> None:
+def test_the_mcnemar_range_covers_all_possible_pairs(n: int, data: st.DataObject) -> None:
     first, second = data.draw(st.integers(0, n)), data.draw(st.integers(0, n))
     fitting = [both for both in range(n + 1) if max(0, first + second - n) <= both <= min(first, second)]
     values = [statistics.mcnemar(first - both, second - both) for both in fitting]
@@ -64,7 +64,7 @@ def test_mcnemar_is_the_binomial_test_of_the_pairs_that_differ() -> None:
             assert statistics.mcnemar(fixed, broken) == binomtest(broken, fixed + broken, 0.5).pvalue
 
 
-def test_holm_counts_the_smallest_most_and_keeps_the_order() -> None:
+def test_holm_multiplies_the_smallest_p_value_most_and_keeps_the_order() -> None:
     assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
     assert statistics.holm([]) == []
@@ -87,7 +87,7 @@ def test_scores_of_resampled_cells_are_those_of_resampled_rows() -> None:
         np.testing.assert_allclose(np.corrcoef(cells[name]), np.corrcoef(drawn_rows), atol=0.06)
 
 
-def test_drawing_in_parts_gives_what_drawing_at_once_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_in_chunks_equals_drawing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     gold, first = drawn(200, 0.7, 5)
     whole = statistics.resampled(gold, first[None], 3, 500, seed=6)
     monkeypatch.setattr(statistics, "CHUNK", 70)
@@ -96,13 +96,13 @@ def test_drawing_in_parts_gives_what_drawing_at_once_gives(monkeypatch: pytest.M
         np.testing.assert_array_equal(values, parts[name])
 
 
-def test_an_arm_against_itself_differs_in_nothing() -> None:
+def test_a_group_does_not_differ_from_itself() -> None:
     gold, first = drawn(300, 0.7, 7)
     same = paired(gold, first, first, 1000, seed=8)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 
-def test_a_difference_is_mirrored_when_the_arms_are_swapped() -> None:
+def test_swapping_the_groups_flips_the_sign_of_the_difference() -> None:
     gold, first = drawn(300, 0.8, 9)
     second = drawn(300, 0.5, 10)[1]
     there = paired(gold, first, second, 4000, seed=11)
@@ -119,7 +119,7 @@ def test_a_difference_is_mirrored_when_the_arms_are_swapped() -> None:
 
 @given(st.integers(1, 8), st.integers(0, 10_000))
 @settings(deadline=None, max_examples=60)
-def test_an_interval_excludes_0_exactly_where_the_corrected_p_is_below_the_level(size: int, seed: int) -> None:
+def test_an_interval_excludes_0_if_and_only_if_the_corrected_p_is_below_the_level(size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     pairs = [(shift, rng.normal(shift, 1, 1000).round(1)) for shift in rng.uniform(-4, 4, size)]
     found = statistics.differences(pairs)
@@ -130,14 +130,14 @@ def test_an_interval_excludes_0_exactly_where_the_corrected_p_is_below_the_level
         assert one.verdict == "inconclusive" or (one.verdict == "better") == (one.low > 0)
 
 
-def test_of_one_difference_the_interval_is_the_95_percent_in_the_middle() -> None:
+def test_the_interval_of_a_single_difference_is_the_central_95_percent() -> None:
     drawn = np.random.default_rng(4).normal(0.1, 1, 3999)
     (one,) = statistics.differences([(0.1, drawn)])
     assert [one.low, one.high] == pytest.approx(metrics.percentiles(drawn), abs=0.03)
     assert (one.p, one.corrected) == (one.corrected, one.p)
 
 
-def test_too_few_samples_for_the_level_say_nothing() -> None:
+def test_too_few_samples_for_the_level_are_inconclusive() -> None:
     one, *_ = statistics.differences([(1.0, np.full(20, 1.0))] * 3)
     assert (one.low, one.high, one.verdict) == (-1.0, 1.0, "inconclusive")
 
@@ -155,7 +155,7 @@ def test_seeds_widen_the_interval() -> None:
     assert widths[1] > 1.5 * widths[0]
 
 
-def test_one_run_is_its_own_mean_over_seeds() -> None:
+def test_the_mean_over_seeds_of_one_run_is_that_run() -> None:
     scores = np.random.default_rng(17).random((1, 50))
     np.testing.assert_array_equal(statistics.over_seeds(scores, seed=18), scores[0])
 

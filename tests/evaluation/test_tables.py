@@ -23,7 +23,7 @@ def report(hits: int, n: int = 300) -> dict[str, object]:
     return metrics.report(gold, [g if row < hits else (g + 1) % 3 for row, g in enumerate(gold)], NAMES)
 
 
-def test_only_a_win_outside_the_noise_is_marked() -> None:
+def test_only_a_significant_win_is_marked() -> None:
     assert tables.clear_winner({"a": report(280), "b": report(150)}) == "a"
     assert tables.clear_winner({"a": report(280), "b": report(276)}) is None
     assert tables.clear_winner({"a": report(280)}) is None
@@ -57,7 +57,7 @@ def test_a_report_shows_its_confusion_matrix(config: Configure, capsys: pytest.C
     assert f"{report(280)['per_class']['利好']['f1']:.4f}" in shown  # type: ignore[index]
 
 
-def test_many_classes_are_shown_by_the_hardest_and_the_most_frequent_errors(
+def test_of_many_classes_the_hardest_and_the_most_frequent_errors_are_shown(
     config: Configure, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """77 intents: a column each for the predicted class would never fit."""
@@ -124,7 +124,7 @@ def shown_at(width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         (120, []),
     ],
 )
-def test_a_table_keeps_to_the_width_and_loses_no_word_and_no_border(
+def test_a_table_fits_the_width_without_cutting_words_or_borders(
     width: int, hidden: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = shown_at(width, monkeypatch, capsys)
@@ -141,7 +141,7 @@ def test_a_table_keeps_to_the_width_and_loses_no_word_and_no_border(
     assert note in " ".join(" ".join(lines).split())
 
 
-def test_without_a_width_a_table_is_as_wide_as_it_has_to_be(
+def test_without_a_width_a_table_is_as_wide_as_needed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A pipe or a file: 120 columns, more where the words need them, and no column is left out."""
@@ -158,7 +158,7 @@ def test_without_a_width_a_table_is_as_wide_as_it_has_to_be(
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
-def test_all_tables_of_a_run_keep_to_the_width(
+def test_all_tables_of_a_run_fit_the_width(
     width: int, config: Configure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
@@ -200,7 +200,7 @@ def test_all_tables_of_a_run_keep_to_the_width(
         ),
     ],
 )
-def test_one_label_for_all_rows_is_noted_with_what_the_method_can_do_about_it(
+def test_one_predicted_label_for_all_rows_is_noted_with_advice_for_the_method(
     method: str, advice: str | None, config: Configure, capsys: pytest.CaptureFixture[str]
 ) -> None:
     same = metrics.report([0, 1, 2], [2, 2, 2], ("negative", "neutral", "positive"))
@@ -213,7 +213,7 @@ def test_one_label_for_all_rows_is_noted_with_what_the_method_can_do_about_it(
 
 
 @pytest.mark.parametrize("method", ["zero_shot", "lora"])
-def test_label_words_that_a_run_already_has_are_not_advised(
+def test_label_words_already_in_use_are_not_advised(
     method: str, config: Configure, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tables.show_report(metrics.report([0, 1, 2], [2, 2, 2], NAMES), "by class", config(f"method={method}").method)
@@ -222,7 +222,7 @@ def test_label_words_that_a_run_already_has_are_not_advised(
     assert "Label words" not in shown
 
 
-def test_rows_that_the_command_leaves_out_are_counted_without_examples(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_filtered_by_the_command_are_counted_without_examples(capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger()
     for fate in ("filtered: data.split.rows.train=60", "unknown label"):
         ledger.buckets[fate] = 3

@@ -32,7 +32,7 @@ OPTIONS = ("A", "B", "C", "D", "E")
         ("finllm", "unclear", None),
     ],
 )
-def test_a_pole_is_read_by_the_published_rule(rule: Rule, answer: str, label: str | None) -> None:
+def test_a_polarity_is_parsed_by_the_published_rule(rule: Rule, answer: str, label: str | None) -> None:
     found = parse(answer, POLES, rule)
     assert (None if found is None else POLES[found]) == label
 
@@ -48,7 +48,9 @@ def test_a_pole_is_read_by_the_published_rule(rule: Rule, answer: str, label: st
         ("没有答案", None, None, None),
     ],
 )
-def test_a_letter_is_read_in_three_ways(answer: str, loose: str | None, strict: str | None, last: str | None) -> None:
+def test_a_letter_is_parsed_by_three_rules(
+    answer: str, loose: str | None, strict: str | None, last: str | None
+) -> None:
     rules: tuple[Rule, ...] = ("letter", "letter_strict", "letter_last")
     found = [parse(answer, OPTIONS, rule) for rule in rules]
     assert [None if number is None else OPTIONS[number] for number in found] == [loose, strict, last]
@@ -62,7 +64,7 @@ def test_a_letter_is_read_in_three_ways(answer: str, loose: str | None, strict: 
         ("<think>\npositive or negative", None),  # a thought that did not end names nothing
     ],
 )
-def test_a_thought_names_no_label(answer: str, label: str | None) -> None:
+def test_a_label_in_a_thought_does_not_count(answer: str, label: str | None) -> None:
     for rule in ("aidf", "finllm"):
         found = parse(answer, POLES, rule)  # type: ignore[arg-type]
         assert (None if found is None else POLES[found]) == label
@@ -70,7 +72,7 @@ def test_a_thought_names_no_label(answer: str, label: str | None) -> None:
     assert parse(letter, OPTIONS, "letter_last") == (None if label is None else 1)
 
 
-def test_a_thought_that_the_prompt_opens_is_part_of_the_answer(tokenizer: Any) -> None:
+def test_a_think_block_opened_by_the_prompt_is_part_of_the_answer(tokenizer: Any) -> None:
     labels = LabelSpace(("利空", "利好"), ("利空", "利好"))
     model, texts = small(vocabulary=len(tokenizer)), ["公司大涨", "亏损"]
     found = []
@@ -81,7 +83,7 @@ def test_a_thought_that_the_prompt_opens_is_part_of_the_answer(tokenizer: Any) -
     assert [parse(answer, labels.words, "finllm") for answer in found[0]] == [None, None]
 
 
-def test_what_names_no_label_is_wrong_and_counted_and_no_class() -> None:
+def test_an_answer_without_a_label_is_wrong_and_counted_separately() -> None:
     gold, parsed = [0, 0, 1, 1, 2, 2], [0, None, 1, None, 2, None]
     report = metrics.report_parsed(gold, parsed, POLES)
     assert report["unparsable"] == dict.fromkeys(POLES, 1)
@@ -92,12 +94,12 @@ def test_what_names_no_label_is_wrong_and_counted_and_no_class() -> None:
     assert low < 2 / 3 < high
 
 
-def test_answers_that_name_nothing_at_all_are_no_error() -> None:
+def test_only_unparsable_answers_are_not_an_error() -> None:
     report = metrics.report_parsed([0, 1, 2], [None] * 3, POLES)
     assert (report["accuracy"], report["macro_f1"], sum(report["unparsable"].values())) == (0, 0, 3)
 
 
-def test_without_a_lost_answer_the_report_is_the_plain_one() -> None:
+def test_without_unparsable_answers_the_report_is_unchanged() -> None:
     gold, parsed = [0, 0, 1, 2, 2], [0, 1, 1, 2, 0]
     found, plain = metrics.report_parsed(gold, parsed, POLES), metrics.report(gold, parsed, POLES)
     assert {key: found[key] for key in plain if key != "intervals"} == {

@@ -55,7 +55,7 @@ def test_a_chunk_without_a_usable_text_has_no_predictions() -> None:
     assert (good, [row["reason"] for row in bad]) == ([], ["empty text"])
 
 
-def test_a_column_that_comes_late_is_not_overwritten() -> None:
+def test_a_column_that_only_later_rows_have_is_not_overwritten() -> None:
     good, bad = predicted(mixture(), {"text": "a"}, {"text": "b", "label": "mine"})
     assert [row["label"] for row in good] == ["up"]
     assert [row["row"] for row in bad] == [{"text": "b", "label": "mine"}]
@@ -72,7 +72,7 @@ def _begin(folder: Path, barrier: Any, found: Any) -> None:
     found.put(None)
 
 
-def test_processes_that_begin_an_output_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+def test_processes_that_start_an_output_at_once_do_not_interfere(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     barrier, found = context.Barrier(2, timeout=60), context.Queue()
     both = [context.Process(target=_begin, args=(tmp_path, barrier, found)) for _ in range(2)]
@@ -85,7 +85,7 @@ def test_processes_that_begin_an_output_at_once_do_not_disturb_each_other(tmp_pa
     assert all([file.name for file in folder.iterdir()] == [predict.STATE] for folder in tmp_path.iterdir())
 
 
-def test_the_lost_process_of_an_earlier_attempt_is_not_taken_for_its_successor(tmp_path: Path) -> None:
+def test_a_lost_process_of_an_earlier_attempt_is_not_confused_with_its_replacement(tmp_path: Path) -> None:
     for rank in (0, 1):
         (tmp_path / f"alive-{rank}").write_text(platform.node(), encoding="utf-8")
         predict.lock_file(tmp_path, rank).touch()
@@ -103,13 +103,13 @@ def test_the_lost_process_of_an_earlier_attempt_is_not_taken_for_its_successor(t
         predict.wait(tmp_path, 2, Share(0, 2), 60)
 
 
-def test_a_process_on_another_machine_is_lost_only_when_it_is_silent(tmp_path: Path) -> None:
+def test_a_process_on_another_machine_is_lost_only_after_a_timeout(tmp_path: Path) -> None:
     (tmp_path / "alive-1").write_text("another machine", encoding="utf-8")
     with pytest.raises(RunError, match="has written nothing for 0 seconds"):
         predict.wait(tmp_path, 2, Share(0, 2), 0.3)
 
 
-def test_a_chunk_that_is_not_whole_does_not_count(tmp_path: Path) -> None:
+def test_an_incomplete_chunk_does_not_count(tmp_path: Path) -> None:
     """As after a power cut on a file system that cannot synchronise."""
     file = predict.chunk_file(tmp_path, 0)
     assert predict.read_header(file) is None

@@ -24,7 +24,7 @@ def test_a_text_is_answered_the_same_with_white_space_around_it(trained: Trained
         assert answers.log_probs[1:] == pytest.approx(np.tile(answers.log_probs[0], (2, 1)), abs=1e-6)
 
 
-def test_predictions_of_a_run_hold_the_probabilities_that_it_answers_with(trained: Trained) -> None:
+def test_stored_predictions_contain_the_served_probabilities(trained: Trained) -> None:
     for method in ("lora_response", "tfidf_lr"):
         run = trained(method)
         rows = [json.loads(line) for line in (run / "predictions.jsonl").open(encoding="utf-8")]

@@ -36,7 +36,7 @@ def read(source: str, column: str = "text", form: str | None = None) -> tuple[li
     return good, bad
 
 
-def test_csv_keeps_columns_and_tells_lines(tmp_path: Path) -> None:
+def test_csv_keeps_columns_and_line_numbers(tmp_path: Path) -> None:
     file = tmp_path / "in.csv"
     file.write_text('id,text\n1,"涨,\n了"\n2\n3, 跌 \n4,\n5,a,b\n6,好\n', encoding="utf-8")
     good, bad = read(str(file))
@@ -48,7 +48,7 @@ def test_csv_keeps_columns_and_tells_lines(tmp_path: Path) -> None:
     ]
 
 
-def test_a_quote_that_never_ends_takes_no_row_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unclosed_quote_affects_no_other_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_files, "LONGEST", 100)
     file = tmp_path / "in.csv"
     file.write_text('text\n"开始\n' + "涨了\n" * 200, encoding="utf-8")
@@ -98,12 +98,14 @@ def test_lines_of_text_and_parquet(tmp_path: Path) -> None:
         ("\ufefftext\n涨\n", [{"text": "涨"}]),
     ],
 )
-def test_a_pipe_is_looked_at(monkeypatch: pytest.MonkeyPatch, content: str, rows: list[dict[str, str]]) -> None:
+def test_the_format_of_a_pipe_is_detected(
+    monkeypatch: pytest.MonkeyPatch, content: str, rows: list[dict[str, str]]
+) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content.encode())))
     assert read("-")[0] == rows
 
 
-def test_what_is_no_input_is_told(tmp_path: Path) -> None:
+def test_invalid_inputs_are_reported(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("texts,id\na,1\n", encoding="utf-8")
     (tmp_path / "rows.doc").write_text("a")
     (tmp_path / "rows.parquet").write_text("a")
@@ -129,7 +131,7 @@ def test_what_is_no_input_is_told(tmp_path: Path) -> None:
         st.fixed_dictionaries({"id": TEXT, "text": TEXT | st.sampled_from(["a\rb", "\r", "\n", '"', "\r\n"])})
     )
 )
-def test_every_cell_comes_back(name: str, rows: list[dict[str, str]]) -> None:
+def test_every_cell_is_restored(name: str, rows: list[dict[str, str]]) -> None:
     """Carriage returns alone, too, which Python 3.11 leaves unquoted."""
     made = row_files.CsvWriter(name, ["id", "text"]).encode(rows).decode()
     read = csv.reader(io.StringIO(made, newline=""), delimiter="\t" if name == "tsv" else ",", strict=True)

@@ -67,7 +67,7 @@ def test_scores_do_not_depend_on_the_batch(batch_tokens: int) -> None:
     np.testing.assert_allclose(together, alone, atol=2e-5)
 
 
-def test_a_label_that_begins_another_is_scored_with_its_end() -> None:
+def test_a_label_that_is_a_prefix_of_another_is_scored_with_its_end_token() -> None:
     nested, rule = scored_answers(FakeRenderer([(7,), (7, 3)]))  # type: ignore[arg-type]
     assert nested == [(7, 1), (7, 3, 1)]
     assert rule == "whole label and end token"
@@ -87,7 +87,7 @@ def test_scoring_leaves_the_model_in_its_mode() -> None:
     assert model.training
 
 
-def test_the_tree_holds_each_proper_prefix_once() -> None:
+def test_the_tree_contains_each_proper_prefix_once() -> None:
     tree = LabelTree.of([(7, 3), (7, 4), (7, 3, 5), (9,)])
     assert tree.tokens == (7, 3)
     assert tree.parents == (0, 1)
@@ -97,7 +97,7 @@ def test_the_tree_holds_each_proper_prefix_once() -> None:
 
 
 @given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
-def test_batches_hold_every_row_once_and_keep_the_bound(lengths: list[int], bound: int) -> None:
+def test_batches_contain_every_row_once_within_the_limit(lengths: list[int], bound: int) -> None:
     made = list(batches(lengths, bound))
     assert sorted(row for batch in made for row in batch) == list(range(len(lengths)))
     assert all(len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= bound for batch in made)
@@ -128,7 +128,7 @@ def encoded(head: int, tail: int, seed: int = 0, rows: int = 9) -> Encoded:
 @pytest.mark.parametrize("tail", [0, 4])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("model_type", EXTRA)
-def test_a_shared_head_computed_once_changes_no_score(
+def test_a_shared_prefix_computed_once_changes_no_score(
     model_type: str, attention: str, tail: int, answers: list[tuple[int, ...]]
 ) -> None:
     model, renderer, rows = small(model_type, attention), FakeRenderer(answers), encoded(30, tail)
@@ -159,14 +159,14 @@ def test_sliding_windows_are_ordinary_attention_for_rows_that_fit(window: int, w
 
 
 @pytest.mark.parametrize(("head", "reused"), [(8, False), (30, True)])
-def test_a_short_head_is_not_worth_it(head: int, reused: bool) -> None:
+def test_a_short_prefix_is_not_reused(head: int, reused: bool) -> None:
     model, renderer = small("qwen2"), FakeRenderer(ANSWERS["one token each"])
     scorer, rows = LabelScorer(model, renderer, 300), encoded(head, 2)  # type: ignore[arg-type]
     assert (scorer._shared(rows, rows.lengths.tolist()) is not None) is reused
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()], ids=["cuda", "host"])
-def test_memory_that_does_not_suffice_makes_batches_smaller_and_changes_no_score(error: BaseException) -> None:
+def test_out_of_memory_halves_the_batches_and_changes_no_score(error: BaseException) -> None:
     scorer = LabelScorer(small(), FakeRenderer([(7,), (8,)]), batch_tokens=400)  # type: ignore[arg-type]
     wanted, sizes, plain = scorer.score(prompts()), [], scorer._batch
 
@@ -187,7 +187,7 @@ def test_memory_that_does_not_suffice_makes_batches_smaller_and_changes_no_score
 
 
 @torch.no_grad()
-def test_labels_of_a_bfloat16_model_are_told_apart_by_float32_logits() -> None:
+def test_float32_logits_separate_the_labels_of_a_bfloat16_model() -> None:
     """With logits near 20, bfloat16 rounds to 0.125: the labels' differences are those of a float32 head instead."""
     model = small("llama", "sdpa").bfloat16()
     model.lm_head.weight *= 20 / model(input_ids=torch.tensor([prompts()[0]])).logits.abs().mean()

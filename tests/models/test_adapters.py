@@ -51,7 +51,7 @@ def test_adapters_are_float32_on_a_bfloat16_base(section: Any) -> None:
     assert {p.dtype for name, p in model.named_parameters() if "lora_" not in name} == {torch.bfloat16}
 
 
-def test_detaching_gives_the_base_back_bit_for_bit(section: Any) -> None:
+def test_detaching_restores_the_base_bit_for_bit(section: Any) -> None:
     base = small()
     before, weights = logits(base), {name: p.clone() for name, p in base.named_parameters()}
     model = adapters.attach(base, section, LORA, seed=1)
@@ -73,7 +73,7 @@ def test_a_saved_adapter_loads_to_the_same_logits(section: Any, tmp_path: Path) 
     assert (tmp_path / "adapter_model.safetensors").is_file()
 
 
-def test_the_seed_decides_the_start(section: Any) -> None:
+def test_the_seed_determines_the_initial_weights(section: Any) -> None:
     def start(seed: int) -> torch.Tensor:
         model = adapters.attach(small(), section, LORA, seed=seed)
         return torch.cat([p.flatten() for name, p in model.named_parameters() if "lora_A" in name])
@@ -82,7 +82,7 @@ def test_the_seed_decides_the_start(section: Any) -> None:
     assert not torch.equal(start(1), start(2))
 
 
-def test_a_target_that_is_not_there_is_named(section: Any) -> None:
+def test_a_missing_target_is_named(section: Any) -> None:
     wrong = LORA.model_copy(update={"targets": ("q_prj",)})
     with pytest.raises(ConfigError, match=r"method\.adapter\.targets: .*'q_prj'\. Did you mean 'q_proj'"):
         adapters.attach(small(), section, wrong, seed=1)

@@ -31,7 +31,7 @@ def convolutions() -> Any:
     return other("lfm2", layer_types=["conv", "full_attention"])
 
 
-def test_attention_to_everything_is_told_from_states_and_windows() -> None:
+def test_full_attention_is_distinguished_from_states_and_windows() -> None:
     assert all(attention.full_attention(small(kind)) for kind in ("qwen2", "llama", "glm4"))
     windows = other("gemma3_text", head_dim=16, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
     assert not attention.full_attention(windows)
@@ -39,7 +39,7 @@ def test_attention_to_everything_is_told_from_states_and_windows() -> None:
 
 
 @pytest.mark.parametrize("answers", ANSWERS.values(), ids=ANSWERS.keys())
-def test_labels_are_scored_one_by_one_where_no_mask_keeps_them_apart(answers: list[tuple[int, ...]]) -> None:
+def test_labels_are_scored_one_by_one_if_no_mask_can_separate_them(answers: list[tuple[int, ...]]) -> None:
     model, renderer = convolutions(), FakeRenderer(answers)
     scored = LabelScorer(model, renderer, batch_tokens=120)  # type: ignore[arg-type]
     expected = plainly(
@@ -48,7 +48,7 @@ def test_labels_are_scored_one_by_one_where_no_mask_keeps_them_apart(answers: li
     np.testing.assert_allclose(scored.score(prompts()), expected, atol=2e-5)
 
 
-def test_a_tree_with_branches_is_refused_there() -> None:
+def test_a_branching_tree_is_refused_without_masks() -> None:
     ids, lengths = torch.randint(10, 50, (2, 12)), torch.tensor([8, 9])
     with pytest.raises(ModelError, match="ignore the mask"):
         label_log_probs(convolutions(), ids, lengths, LabelTree.of([(7, 3), (8, 4)]))

@@ -94,7 +94,7 @@ def test_a_mixture_is_the_same(mix: str, rows: int, tmp_path: Any, monkeypatch: 
     assert_same(both(model.eval(), lambda: labelled_loss(model, ids, labelled()[:rows], text_span=span), monkeypatch))
 
 
-def test_where_much_is_read_nothing_is_narrowed() -> None:
+def test_nothing_is_narrowed_if_many_positions_are_read() -> None:
     model = adapted_model("qwen2")
     read = torch.arange(IDS.shape[1] - 1).expand(4, -1)
     last = attention.last_mlp(model)
@@ -109,7 +109,7 @@ def test_layers_that_run_again_in_backward_are_left_alone() -> None:
     assert attention.last_mlp(model) is None
 
 
-def test_nothing_is_left_behind_after_an_error() -> None:
+def test_hooks_are_removed_after_an_error() -> None:
     model = adapted_model("qwen2")
     last = attention.last_mlp(model)
     assert last is not None

@@ -56,7 +56,7 @@ def separate(model: Any, made: list[dict[str, Any]]) -> Learnt:
 
 @pytest.mark.parametrize("head", [0, 5])
 @pytest.mark.parametrize("model_type", EXTRA)
-def test_every_weight_learns_from_a_line_as_from_separate_rows(model_type: str, head: int) -> None:
+def test_packed_rows_give_every_weight_the_gradient_of_separate_rows(model_type: str, head: int) -> None:
     model, made = small(model_type).requires_grad_(True).train(), rows([3, 9, 1, 6, 9], head, learnt=100)
     assert attention.can_pack(model)
     assert_same(step(model, [Packer(head)(made)]), separate(model, made))
@@ -69,7 +69,9 @@ def test_every_weight_learns_from_a_line_as_from_separate_rows(model_type: str, 
     learnt=st.sampled_from([1, 2, 100]),
     weights=st.booleans(),
 )
-def test_any_line_means_what_its_rows_mean(lengths: list[int], head: int, learnt: int, weights: bool) -> None:
+def test_any_packed_sequence_equals_its_separate_rows(
+    lengths: list[int], head: int, learnt: int, weights: bool
+) -> None:
     model, made = small().requires_grad_(True).train(), rows(lengths, head, learnt, weights)
     shared = layout.CommonPrefix()
     shared.add(made)  # type: ignore[arg-type]
@@ -77,11 +79,11 @@ def test_any_line_means_what_its_rows_mean(lengths: list[int], head: int, learnt
     assert_same(step(model, [Packer(min(head, shared.tokens))(made)]), separate(model, made))
 
 
-def test_the_first_layers_that_keep_something_else_are_refused() -> None:
+def test_convolutional_layers_cannot_be_packed() -> None:
     assert not attention.can_pack(other("lfm2", layer_types=["conv", "full_attention"]))
 
 
-def test_a_layer_that_does_not_ask_is_an_error_and_attention_is_as_before() -> None:
+def test_a_layer_that_ignores_packed_attention_is_an_error_and_attention_is_restored() -> None:
     model, batch = small(), Packer()(rows([4, 5], 0))
     kept = model.model.layers[0].self_attn.config
     model.model.layers[0].self_attn.config = small().config  # asks for attention of its own
@@ -95,7 +97,7 @@ def test_a_layer_that_does_not_ask_is_an_error_and_attention_is_as_before() -> N
 
 
 @pytest.mark.parametrize("head", [0, 8])
-def test_a_line_takes_what_the_counter_sees(head: int) -> None:
+def test_packed_flops_equal_those_of_the_counter(head: int) -> None:
     model = adapted_model("lora_all")
     model.set_attn_implementation("sdpa")
     made = rows([20, 23, 30, 41], head)

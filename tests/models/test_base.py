@@ -125,7 +125,7 @@ def test_a_folder_that_is_overwritten_is_loaded_again(tmp_path: Path) -> None:
     assert torch.equal(second.get_parameter(name), -first.get_parameter(name))
 
 
-def test_missing_weights_name_the_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_reported_with_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     section = composed("model=tiny", f"model.path={tmp_path}/nowhere").model
     for load in (lambda: base.load_base(section, 0), lambda: tokenizers.load_tokenizer(section)):
@@ -147,7 +147,7 @@ def test_auto_is_bfloat16_only_where_the_hardware_computes_in_it(monkeypatch: py
     assert base.dtype(section.model_copy(update={"dtype": "float16"})) == torch.float16
 
 
-def test_random_weights_without_their_tokenizer_take_the_embedded_one(tokenizer: Any) -> None:
+def test_random_weights_without_a_tokenizer_use_the_embedded_one(tokenizer: Any) -> None:
     section = composed("model=qwen05b", "model.weights=random").model
     assert tokenizers.load_tokenizer(section).get_vocab() == tokenizer.get_vocab()
 
@@ -163,7 +163,7 @@ def folder_of(path: Path, model_type: str = "llama", **changed: Any) -> Path:
     return path
 
 
-def test_a_file_with_name_and_path_alone_plans_what_config_json_says(tmp_path: Path) -> None:
+def test_a_file_with_only_name_and_path_is_planned_from_config_json(tmp_path: Path) -> None:
     place = folder_of(tmp_path / "weights")
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "mine.yaml").write_text(f"name: mine\npath: {place}\n")
@@ -250,7 +250,7 @@ def test_code_shipped_with_weights_is_planned_by_the_stand_in(tmp_path: Path) ->
         base.architecture(section.model_copy(update={"architecture": None}))
 
 
-def test_a_config_in_the_cache_of_the_hub_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_in_the_hub_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     section = composed("model=qwen05b").model
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert base.architecture(section).hidden_size == 896  # nothing is there yet

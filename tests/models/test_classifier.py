@@ -53,7 +53,7 @@ def test_a_saved_head_is_restored_and_one_of_other_classes_is_refused(tmp_path: 
         load_weights(other.head, tmp_path / HEAD_FILE)
 
 
-def test_the_seed_decides_the_start() -> None:
+def test_the_seed_determines_the_initial_weights() -> None:
     one, same, two = (Classifier(small(), 3, 0.0, seed=seed).head.weight for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, two)

@@ -124,7 +124,7 @@ def test_jobs_that_share_a_base_do_not_share_its_checkpointing(
     assert len(backbone.get_input_embeddings()._forward_hooks) == hooks
 
 
-def test_adapters_on_a_quantised_base_stay_in_float32(
+def test_adapters_on_a_quantized_base_stay_in_float32(
     config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path
 ) -> None:
     cfg = config("method=qlora", *SHORT)

@@ -67,7 +67,7 @@ def counted(model: Any, loss: Any, inputs: dict[str, torch.Tensor], checkpointin
 @pytest.mark.parametrize("answer", [2, 100])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", ["lora", "lora_mlp", "lora_all", "full"])
-def test_a_step_takes_what_the_counter_sees(kind: str, checkpointing: bool, answer: int) -> None:
+def test_step_flops_equal_those_of_the_counter(kind: str, checkpointing: bool, answer: int) -> None:
     model, inputs = adapted_model(kind, checkpointing=checkpointing), batch(answer)
     del inputs["targets"]
     found = counted(

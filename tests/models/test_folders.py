@@ -162,7 +162,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_wrong_model_path_says_what_lies_there(config: Configure, tmp_path: Path, name: str) -> None:
+def test_a_wrong_model_path_is_reported_with_its_contents(config: Configure, tmp_path: Path, name: str) -> None:
     make, text = CASES[name]
     at = tmp_path / "here"
     found = problems(config, f"model.path={make(at)}")
@@ -171,13 +171,13 @@ def test_a_wrong_model_path_says_what_lies_there(config: Configure, tmp_path: Pa
     assert found[0].endswith(text.format(at=at))
 
 
-def test_a_name_of_the_hub_is_no_path(config: Configure) -> None:
+def test_a_hub_id_is_not_treated_as_a_path(config: Configure) -> None:
     known, other = (problems(config, f"model.path={name}") for name in ("Qwen/Qwen2.5-0.5B", "some/model"))
     assert known[0].endswith("If it is a model of the hub: model=qwen05b")
     assert other[0].endswith("If it is a model of the hub: model=local model.hub_id=some/model")
 
 
-def test_a_run_given_for_a_model_names_what_can_be_done_with_it(
+def test_a_run_given_as_a_model_is_refused_with_alternatives(
     config: Configure, trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = trained("lora_response")
@@ -194,7 +194,7 @@ def test_a_run_given_for_a_model_names_what_can_be_done_with_it(
     assert problems(config, *words.split()) == []
 
 
-def test_an_export_that_is_no_model_is_refused(config: Configure, tmp_path: Path) -> None:
+def test_an_export_that_is_not_a_model_is_refused(config: Configure, tmp_path: Path) -> None:
     folder = model(tmp_path / "export")
     (folder / "manifest.json").write_text('{"format": "classifier"}')
     (folder / "exported_run.json").write_text("{}")
@@ -225,7 +225,7 @@ def test_every_other_path_is_checked_too(config: Configure, tmp_path: Path, word
     assert problems(config, *words.format(at=tmp_path).split())[0].startswith(message.format(at=tmp_path))
 
 
-def test_every_stage_that_loads_a_model_refuses_a_path_that_is_not_there(tmp_path: Path) -> None:
+def test_every_stage_that_loads_a_model_refuses_a_missing_path(tmp_path: Path) -> None:
     code = f"""
 import sys
 from finsa.cli import run
@@ -271,7 +271,7 @@ def test_a_sweep_reports_a_wrong_path_once(config: Configure) -> None:
         ({"r": None}, "", "has no rank (r) or no lora_alpha"),
     ],
 )
-def test_an_adapter_to_start_from_has_to_be_what_the_method_describes(
+def test_an_initial_adapter_must_match_the_method(
     config: Configure, tmp_path: Path, changed: dict[str, Any], words: str, message: str | None
 ) -> None:
     folder = adapter(tmp_path / "adapter", **changed)
@@ -284,7 +284,7 @@ def test_an_adapter_to_start_from_has_to_be_what_the_method_describes(
         assert message in found[0]
 
 
-def test_a_run_with_several_adapters_asks_which(config: Configure, tmp_path: Path) -> None:
+def test_a_run_with_several_adapters_requires_a_choice(config: Configure, tmp_path: Path) -> None:
     for name in ("forum", "news"):
         adapter(tmp_path / "adapters" / name)
     assert problems(config, f"method.adapter.init={tmp_path}") == [

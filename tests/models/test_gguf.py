@@ -36,7 +36,7 @@ def test_a_converted_model_computes_what_was_written(tmp_path: Path) -> None:
     assert origin["quantization"] == {"F32": 20}
 
 
-def test_quantised_matrices_are_what_their_blocks_stand_for(tmp_path: Path) -> None:
+def test_quantized_matrices_equal_their_decoded_blocks(tmp_path: Path) -> None:
     meant = ggufs.write(tmp_path / "small.gguf", ggufs.model(), "Q8_0")
     gguf.convert(tmp_path / "small.gguf", tmp_path / "model", {})
     weights = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
@@ -47,7 +47,7 @@ def test_quantised_matrices_are_what_their_blocks_stand_for(tmp_path: Path) -> N
     assert torch.equal(weights["model.embed_tokens.weight"], torch.from_numpy(meant["token_embd.weight"]))
 
 
-def test_digits_are_tokens_of_their_own_under_the_rule_of_smollm(tmp_path: Path) -> None:
+def test_digits_are_single_tokens_under_the_rule_of_smollm(tmp_path: Path) -> None:
     ggufs.write(tmp_path / "small.gguf", ggufs.model())
     gguf.convert(tmp_path / "small.gguf", tmp_path / "model", {})
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")

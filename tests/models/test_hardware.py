@@ -29,7 +29,7 @@ class Machine:
 
 
 @pytest.mark.parametrize(("dtype", "peak"), [(torch.float32, 144), (torch.bfloat16, 288)])
-def test_timing_takes_little_memory_however_fast_the_machine(
+def test_timing_takes_little_memory_on_fast_machines(
     dtype: torch.dtype, peak: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(monkeypatch, memory=80 * 2**30)
@@ -37,7 +37,7 @@ def test_timing_takes_little_memory_however_fast_the_machine(
     assert machine.peak == peak * 2**20
 
 
-def test_timing_ends_where_memory_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timing_stops_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, memory=40 * 2**20)
     assert hardware.matmul_rate.__wrapped__(torch.float32) > 0
     assert machine.peak == 36 * 2**20

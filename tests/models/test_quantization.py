@@ -35,7 +35,7 @@ def bytes_of(model: Any) -> int:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("overrides", [(), SHAPE], ids=["embedded", "random"])
-def test_a_quantised_base_is_small_accurate_and_has_as_many_parameters(
+def test_a_quantized_base_is_small_accurate_and_has_as_many_parameters(
     config: Configure, kind: str, overrides: tuple[str, ...]
 ) -> None:
     plain, small = load(config, "none", *overrides), load(config, kind, *overrides)
@@ -50,7 +50,7 @@ def test_a_quantised_base_is_small_accurate_and_has_as_many_parameters(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_scoring_first_costs_no_gradient(config: Configure, kind: str) -> None:
+def test_scoring_first_does_not_lose_gradients(config: Configure, kind: str) -> None:
     """A forward pass without gradients repacked 4-bit layers on some CPUs, and training after it learnt nothing."""
     cfg = config("method=qlora", *SHAPE)
     assert cfg.method.adapter is not None
@@ -76,14 +76,14 @@ def test_no_layer_repacks_itself(config: Configure) -> None:
     assert True not in flags
 
 
-def test_double_quantisation_is_on(config: Configure) -> None:
+def test_double_quantization_is_on(config: Configure) -> None:
     layer = load(config, "nf4").model.layers[0].self_attn.q_proj
     assert layer.weight.quant_state.nested
     assert layer.weight.quant_state.quant_type == "nf4"
     assert layer.compute_dtype == base.dtype(config().model)
 
 
-def test_jobs_share_a_base_of_the_same_quantisation_only(config: Configure) -> None:
+def test_jobs_share_a_base_only_with_the_same_quantization(config: Configure) -> None:
     section, session = config(*SHAPE).model, Session()
     first = base.load_base(section, 5, "nf4", session)
     assert base.load_base(section, 5, "nf4", session) is first

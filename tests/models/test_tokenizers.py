@@ -26,12 +26,12 @@ def test_common_characters_are_level_one_of_the_standard() -> None:
     assert "涨" in found
 
 
-def test_common_characters_are_one_token_each_though_no_document_has_them() -> None:
+def test_common_characters_are_single_tokens_even_if_unseen() -> None:
     lengths = [len(TOKENIZER(character)["input_ids"]) for character in tokenizers.common_characters()]
     assert sum(length == 1 for length in lengths) / len(lengths) > 0.99
 
 
-def test_digits_stand_alone() -> None:
+def test_digits_are_single_tokens() -> None:
     assert len(TOKENIZER("12345")["input_ids"]) == 5
 
 

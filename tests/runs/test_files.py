@@ -34,7 +34,7 @@ with locks.held(Path(sys.argv[1]), "here"):
 """
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     with files.replacing(file) as temporary:
         temporary.write_text("one")
@@ -49,7 +49,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["file", "folder"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_what_does_not_reach_the_disk_is_an_error(
+def test_a_failed_write_to_disk_is_an_error(
     number: int, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     file = tmp_path / "a.txt"
@@ -70,7 +70,7 @@ def test_what_does_not_reach_the_disk_is_an_error(
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
-def test_a_file_system_that_cannot_synchronise_is_used_as_it_is(
+def test_a_file_system_without_fsync_is_used_anyway(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files.sync(Path("/dev/null"))  # for which the kernel itself says EINVAL
@@ -103,7 +103,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "old")]
 
 
-def test_entries_of_a_folder_move_in_at_the_end(tmp_path: Path) -> None:
+def test_staged_files_are_moved_into_the_folder_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").write_text("old")
     (tmp_path / f"{files.STAGING}left").mkdir()
@@ -120,7 +120,7 @@ def test_entries_of_a_folder_move_in_at_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["manifest of a checkpoint", "manifest of an export", "head of an expert"])
-def test_what_cannot_be_read_is_not_called_damaged_or_missing(what: str, tmp_path: Path) -> None:
+def test_unreadable_files_are_not_reported_as_damaged_or_missing(what: str, tmp_path: Path) -> None:
     """Reading a process's memory at address 0 fails with EIO, as reading from a broken disk does."""
     from finsa.inference import predictor
     from finsa.models.moe import experts
@@ -160,7 +160,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -
         assert json.loads(lock.read_text())["pid"] == os.getpid()
 
 
-def test_who_waits_gets_the_lock_when_the_other_ends(tmp_path: Path) -> None:
+def test_a_waiting_process_gets_the_lock_when_the_other_ends(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
     code = HOLD.replace("time.sleep(60)", "time.sleep(0.5)")
     first = subprocess.Popen([sys.executable, "-c", code, str(lock)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -173,7 +173,7 @@ def test_who_waits_gets_the_lock_when_the_other_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["augment", "synthesize", "export"])
-def test_an_output_is_made_by_one_process(
+def test_an_output_is_written_by_one_process(
     stage: str, config: Config, trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     words = [f"stage={stage}", f"output={tmp_path / 'out'}"]
@@ -211,7 +211,7 @@ while True:
 """
 
 
-def test_a_look_at_who_holds_a_lock_refuses_nobody(tmp_path: Path) -> None:
+def test_checking_the_holder_of_a_lock_blocks_nobody(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
     lock.touch()
     looking = [
@@ -249,7 +249,7 @@ while made < 100:
 """
 
 
-def test_a_lock_that_goes_away_with_its_output_keeps_others_out(tmp_path: Path) -> None:
+def test_a_lock_removed_with_its_output_still_excludes_others(tmp_path: Path) -> None:
     """Its file is removed and made again all the time, and one process at a time is in."""
     command = [sys.executable, "-c", MAKE, str(tmp_path / "out")]
     making = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)]

@@ -106,7 +106,7 @@ def resumed(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ranks.only_run(output)
 
 
-def test_ddp_loses_a_process_ends_and_goes_on(resumed: Path, alone: Path) -> None:
+def test_ddp_ends_when_a_process_is_lost_and_resumes(resumed: Path, alone: Path) -> None:
     assert_same(resumed, alone)
 
 
@@ -149,7 +149,7 @@ def _child(parent: int, rank: int) -> int:
         (2, ("stage=moe_joint",), "moe_joint runs in one process"),
     ],
 )
-def test_what_so_many_processes_cannot_do_is_told(
+def test_incompatible_numbers_of_processes_are_reported(
     number: int, given: tuple[str, ...], message: str, config: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(number))
@@ -158,7 +158,7 @@ def test_what_so_many_processes_cannot_do_is_told(
 
 
 @pytest.mark.parametrize("given", [("stage=evaluate",), ("stage=predict", "run=some", "text=a"), ("stage=check",)])
-def test_what_does_not_train_asks_for_no_strategy(
+def test_stages_without_training_need_no_strategy(
     given: tuple[str, ...], config: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processes.require(config(*given))
@@ -169,7 +169,7 @@ def test_what_does_not_train_asks_for_no_strategy(
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 @pytest.mark.parametrize("batches", [0, 1, 2, 5, 6])
-def test_shares_are_every_batch_once_and_as_many_everywhere(
+def test_shares_cover_every_batch_once_and_have_equal_size(
     number: int, batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(number))

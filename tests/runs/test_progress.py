@@ -24,7 +24,7 @@ def plain(text: str) -> list[str]:
     return [line.rstrip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)) if line.strip()]
 
 
-def test_without_a_terminal_there_is_a_line_every_so_often(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_progress_is_printed_at_intervals(capsys: pytest.CaptureFixture[str]) -> None:
     display = Display(every=0.2)
     with display.work("scoring test", 1200) as work:
         work.moved(300)
@@ -38,14 +38,14 @@ def test_without_a_terminal_there_is_a_line_every_so_often(capsys: pytest.Captur
     assert re.fullmatch(rf"  loading: {CLOCK} elapsed", lines[2])
 
 
-def test_no_lines_where_none_are_wished(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_lines_can_be_disabled(capsys: pytest.CaptureFixture[str]) -> None:
     with Display(every=None).work("scoring test", 10):
         time.sleep(0.1)
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("short", [10.0, 0.1])
-def test_a_terminal_shows_a_bar_of_what_takes_a_while(
+def test_a_terminal_shows_a_progress_bar_for_long_work(
     short: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -63,7 +63,7 @@ def test_a_terminal_shows_a_bar_of_what_takes_a_while(
         assert not any("elapsed" in line for line in lines)
 
 
-def test_a_run_shows_all_it_does_and_beats_to_its_end(
+def test_a_run_shows_progress_and_updates_its_heartbeat_to_the_end(
     config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from finsa.stages import train

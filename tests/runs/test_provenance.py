@@ -74,7 +74,7 @@ def test_a_run_without_training_names_the_weights_it_scored(trained: Callable[..
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(facts["base_weights"]["model"])
 
 
-def test_a_large_file_is_known_by_a_part_of_it(tmp_path: Path) -> None:
+def test_a_large_file_is_identified_by_parts_of_it(tmp_path: Path) -> None:
     """Of 24 MB: any tensor that is another one is seen; of a file without tensors, any 24 kB."""
     generator = np.random.default_rng(1)
     tensors = {f"t{size}": generator.standard_normal(size, np.float32) for size in (10, 1_000, 1_000_000, 5_000_000)}
@@ -104,7 +104,7 @@ def test_a_large_file_is_known_by_a_part_of_it(tmp_path: Path) -> None:
         ({"path": None, "hub_id": "not/a/name", "revision": "main"}, "unknown"),
     ],
 )
-def test_weights_of_the_hub_are_known_by_their_commit(
+def test_weights_of_the_hub_are_identified_by_their_commit(
     source: dict[str, Any], known: str, config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: Any
 ) -> None:
     place = tmp_path / "models--a--b"
@@ -140,7 +140,7 @@ def test_a_tree_is_dirty_with_a_choice_that_git_does_not_know(tmp_path: Path, mo
     assert provenance._git("rev-parse", "HEAD") is None
 
 
-def test_a_run_that_noted_none_is_read(run: Path) -> None:
+def test_a_run_without_recorded_weights_is_read(run: Path) -> None:
     facts = run_folder.read(str(run))[2]
     provenance.require_weights(run, facts)
     del facts["weights"]

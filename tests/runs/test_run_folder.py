@@ -31,7 +31,7 @@ def test_a_finished_folder_reads_back(config: Config, tmp_path: Path) -> None:
     assert not list(folder.path.glob(".*.part"))
 
 
-def test_a_broken_run_is_marked_and_not_taken_for_a_finished_one(config: Config, tmp_path: Path) -> None:
+def test_a_failed_run_is_marked_and_not_treated_as_finished(config: Config, tmp_path: Path) -> None:
     with (
         pytest.raises(ZeroDivisionError),
         run_folder.start(config(f"output_dir={tmp_path}"), None, Session()) as folder,
@@ -94,7 +94,7 @@ def test_the_newest_run_is_the_latest_in_time(newest: int, config: Config, tmp_p
     assert run_folder.unfinished(cfg, "rows") == folders[-1]
 
 
-def test_resume_takes_the_unfinished_run_of_this_configuration(config: Config, tmp_path: Path) -> None:
+def test_resume_uses_the_unfinished_run_of_this_configuration(config: Config, tmp_path: Path) -> None:
     folders = {}
     for epochs in (3, 4):
         with (
@@ -175,7 +175,7 @@ VERSIONS = {name: provenance._version(name) for name in provenance.PACKAGES}
     ],
     ids=["same", "beside", "version", "code", "older", "resumed"],
 )
-def test_a_run_of_other_code_or_versions_is_used_where_the_user_says_so(
+def test_a_run_of_other_code_or_versions_is_reused_if_requested(
     facts: dict[str, Any], told: str | None, config: Config, base: Path, tmp_path: Path, capsys: Any
 ) -> None:
     words = (f"output_dir={tmp_path}", f"model.path={base}")
@@ -226,7 +226,7 @@ def test_a_run_of_other_weights_is_never_used(config: Config, base: Path, tmp_pa
     assert run_folder.finished(config(*words), "rows") == done.path
 
 
-def test_weights_that_a_run_has_downloaded_itself_are_no_others(config: Config, tmp_path: Path) -> None:
+def test_weights_downloaded_by_a_run_itself_are_not_different_weights(config: Config, tmp_path: Path) -> None:
     """When it began, this machine did not know the branch's commit yet."""
     words = (f"output_dir={tmp_path}", "model=qwen05b")
     with pytest.raises(KeyboardInterrupt), run_folder.start(config(*words), "rows", Session()) as begun:
@@ -240,7 +240,7 @@ def test_weights_that_a_run_has_downloaded_itself_are_no_others(config: Config, 
     assert run_folder.finished(config(*words), "rows") is None
 
 
-def test_a_run_that_is_resumed_by_other_code_says_so(config: Config, tmp_path: Path, capsys: Any) -> None:
+def test_a_run_resumed_by_other_code_is_reported(config: Config, tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(KeyboardInterrupt), run_folder.start(config(f"output_dir={tmp_path}"), None, Session()) as begun:
         raise KeyboardInterrupt
     changed(begun.path, versions={**VERSIONS, "peft": "0.1"})
@@ -283,7 +283,7 @@ def test_the_hash_ignores_where_a_run_is_written_and_tracked(config: Config) -> 
     assert run_folder.config_hash(config("seed=1")) not in same
 
 
-def test_a_folder_that_is_no_run_is_named_with_its_neighbour(config: Config, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_reported_with_the_closest_name(config: Config, tmp_path: Path) -> None:
     with run_folder.start(config(f"output_dir={tmp_path}"), None, Session()) as folder:
         pass
     with pytest.raises(RunError, match=f"is not a run folder. Did you mean '{folder.path.name}'"):

@@ -21,7 +21,7 @@ def test_without_a_key_wandb_stays_offline(config: Config, monkeypatch: pytest.M
     assert trackers.wandb_mode(config("tracking.mode=offline").tracking) == "offline"
 
 
-def test_none_takes_everything_and_writes_nothing(config: Config, tmp_path: Path) -> None:
+def test_the_null_tracker_accepts_everything_and_writes_nothing(config: Config, tmp_path: Path) -> None:
     with trackers.track(config("tracking=none"), tmp_path, None) as tracker:
         tracker.log(1, {"loss": 1.0})
         tracker.summary({"a": 1})
@@ -29,7 +29,7 @@ def test_none_takes_everything_and_writes_nothing(config: Config, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_process_tracks_two_jobs_apart(config: Config, tmp_path: Path) -> None:
+def test_one_process_tracks_two_jobs_separately(config: Config, tmp_path: Path) -> None:
     for number in (1, 2):
         folder = tmp_path / f"job{number}"
         folder.mkdir()

@@ -99,7 +99,7 @@ def test_a_bad_batch_is_refused_with_the_reason(service: Service, body: bytes, s
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
-def test_what_is_not_declared_as_json_is_refused(service: Service, kind: str) -> None:
+def test_a_body_with_another_content_type_is_refused(service: Service, kind: str) -> None:
     answer = service.client.post("/predict", content=b'{"text": "a"}', headers={"Content-Type": kind})
     assert (answer.status_code, list(answer.json())) == (415, ["error"])
 
@@ -138,7 +138,7 @@ def test_a_body_of_100_megabytes_takes_no_memory(service: Service, chunked: bool
     ],
     ids=["no HTTP", "TLS", "a long header", "many headers", "two lengths", "a negative length"],
 )
-def test_what_is_no_http_is_answered_with_400(service: Service, head: bytes) -> None:
+def test_invalid_http_is_answered_with_400(service: Service, head: bytes) -> None:
     connection = socket.create_connection(("127.0.0.1", service.port), timeout=5)
     # It may hang up while a long head is still coming.
     with connection, suppress(ConnectionResetError, BrokenPipeError):
@@ -147,7 +147,7 @@ def test_what_is_no_http_is_answered_with_400(service: Service, head: bytes) -> 
     assert service.client.get("/health").status_code == 200
 
 
-def test_a_client_that_leaves_in_the_middle_is_no_error_of_the_service(service: Service) -> None:
+def test_a_client_that_disconnects_early_is_not_a_server_error(service: Service) -> None:
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{"
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
         connection.sendall(head)
@@ -159,7 +159,7 @@ def test_a_client_that_leaves_in_the_middle_is_no_error_of_the_service(service: 
 
 
 @pytest.mark.parametrize("path", ["/predict/", "/%ff", "/..%2f..%2fetc/passwd", "/%00", "//", "/docs/../model/"])
-def test_no_other_path_leads_anywhere(service: Service, path: str) -> None:
+def test_other_paths_are_not_found(service: Service, path: str) -> None:
     request = f"GET {path} HTTP/1.1\r\nHost: evil.invalid\r\nConnection: close\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
         connection.sendall(request)
@@ -205,7 +205,7 @@ def test_no_body_is_a_server_error(service: Service, body: bytes, path: str) -> 
         assert given == (content["input"] if path == "/predict" else [one["input"] for one in content["predictions"]])
 
 
-def test_the_service_is_what_its_openapi_document_says(service: Service) -> None:
+def test_the_service_matches_its_openapi_document(service: Service) -> None:
     settings_ = SchemathesisConfig.from_dict({"generation": {"max-examples": 12, "no-shrink": True}})
     schema = schemathesis.openapi.from_url(f"{service.url}/openapi.json", config=settings_)
     checked = 0

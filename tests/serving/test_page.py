@@ -107,7 +107,7 @@ def test_markup_in_a_text_is_only_text(page: Opened) -> None:
     assert page.driver.title == "finsa"
 
 
-def test_nothing_is_asked_of_other_hosts_and_nothing_complained_about(page: Opened) -> None:
+def test_the_page_makes_no_foreign_requests_and_logs_no_errors(page: Opened) -> None:
     page.driver.get_log("performance")
     page.driver.get(page.service.url)
     _predict(page, "大涨\n大跌")
@@ -128,7 +128,7 @@ def test_a_foreign_script_does_not_run(page: Opened) -> None:
     assert "Content Security Policy" in page.driver.get_log("browser")[0]["message"]
 
 
-def test_the_page_speaks_chinese(page: Opened) -> None:
+def test_the_page_is_available_in_chinese(page: Opened) -> None:
     _predict(page, "大跌之后是大涨，" * 80)
     page.driver.find_element("css selector", "[data-language=zh]").click()
     assert page.driver.execute_script("return document.documentElement.lang") == "zh-Hans"
@@ -175,7 +175,7 @@ def _drop(page: Opened, file: Path) -> None:
     assert page.driver.execute_script(script, list(file.read_bytes()), file.name) == [False, False]
 
 
-def test_a_long_list_goes_in_pieces_and_only_its_first_rows_are_shown(page: Opened, tmp_path: Path) -> None:
+def test_a_long_list_is_sent_in_chunks_and_only_its_first_rows_are_shown(page: Opened, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("\n".join(f"第{number}条大涨" for number in range(500)), encoding="utf-8")
     before = page.service.counted("finsa_texts_total")
     page.driver.find_element("id", "file").send_keys(str(tmp_path / "list.txt"))
@@ -187,7 +187,7 @@ def test_a_long_list_goes_in_pieces_and_only_its_first_rows_are_shown(page: Open
     assert page.service.counted("finsa_texts_total") - before == 500
 
 
-def test_what_went_wrong_is_said(page: Opened) -> None:
+def test_errors_are_shown(page: Opened) -> None:
     page.driver.find_element("id", "predict").click()
     assert page.driver.find_element("id", "error").text == "Enter a text first, or choose a file."
     assert page.driver.switch_to.active_element.get_attribute("id") == "texts"
@@ -209,7 +209,7 @@ def test_a_keyboard_reaches_everything_in_order(page: Opened) -> None:
     assert ids[:8] == ["texts", "example", "example", "example", "example", "file", "predict", "clear"]
 
 
-def test_a_screen_reader_finds_names_and_news(page: Opened) -> None:
+def test_the_page_has_accessible_names_and_live_regions(page: Opened) -> None:
     script = """return [...document.querySelectorAll('textarea, input, select, button, progress')].filter(e =>
         !(e.labels?.length || e.textContent.trim() || e.getAttribute('aria-label'))).map(e => e.outerHTML)"""
     assert page.driver.execute_script(script) == []
@@ -224,7 +224,7 @@ def test_a_screen_reader_finds_names_and_news(page: Opened) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_texts_stand_out_from_their_background(page: Opened, scheme: str) -> None:
+def test_texts_contrast_with_their_background(page: Opened, scheme: str) -> None:
     """WCAG 2.1, 1.4.3: a contrast of 4.5 for what is read; 1.4.11: 3 for bars and edges."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
@@ -250,7 +250,7 @@ def test_texts_stand_out_from_their_background(page: Opened, scheme: str) -> Non
     assert min(contrasts[len(read) :]) >= 3
 
 
-def test_on_a_telephone_nothing_scrolls_sideways(page: Opened) -> None:
+def test_on_a_phone_nothing_scrolls_horizontally(page: Opened) -> None:
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", TELEPHONE)
     try:
         _predict(page, "股价大涨，涨停\n" + "a" * 300)
@@ -260,7 +260,7 @@ def test_on_a_telephone_nothing_scrolls_sideways(page: Opened) -> None:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_a_token_is_typed_in_where_one_is_asked_for(browser: Any, config: Compose, tmp_path: Path) -> None:
+def test_a_token_field_is_shown_if_a_token_is_required(browser: Any, config: Compose, tmp_path: Path) -> None:
     with serving(stage_of(config), Reader(), tmp_path, TOKEN) as service:
         browser.get(service.url)
         page = Opened(browser, service, Reader())

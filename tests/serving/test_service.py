@@ -62,7 +62,7 @@ def test_a_batch_equals_single_predictions(service: Service) -> None:
     assert [answer["truncated"] for answer in singles] == [False] * 5 + [True]
 
 
-def test_unknown_keys_are_left_alone(service: Service) -> None:
+def test_unknown_keys_are_ignored(service: Service) -> None:
     assert service.client.post("/predict", json={"text": "大涨", "user": 1}).json()["prediction"] == "利好"
 
 
@@ -83,7 +83,7 @@ def test_metrics_count_requests_texts_and_calls(service: Service) -> None:
     assert "process_resident_memory_bytes" in text
 
 
-def test_any_other_address_is_one_counter(service: Service) -> None:
+def test_unknown_paths_share_one_counter(service: Service) -> None:
     for number in range(3):
         assert service.client.get(f"/nowhere{number}").json() == {"error": "Not Found"}
     assert 'finsa_requests_total{path="other",status="404"} 3.0' in service.client.get("/metrics").text
@@ -107,7 +107,7 @@ def test_every_answer_has_the_security_headers(service: Service) -> None:
         assert "server" not in headers
 
 
-def test_the_documents_need_no_other_host(service: Service) -> None:
+def test_the_pages_load_nothing_from_other_hosts(service: Service) -> None:
     document = service.client.get("/openapi.json").json()
     assert set(document["paths"]) == {"/predict", "/predict/batch", "/health", "/ready", "/model", "/metrics"}
     page = service.client.get("/docs").text
@@ -116,7 +116,7 @@ def test_the_documents_need_no_other_host(service: Service) -> None:
     assert "https://" not in page
 
 
-def test_the_examples_of_the_documents_run(service: Service, tmp_path: Path) -> None:
+def test_the_examples_on_the_docs_page_run(service: Service, tmp_path: Path) -> None:
     blocks = re.findall(r'<code[^>]* class="language-(\w+)">(.*?)</code>', service.client.get("/docs").text, re.DOTALL)
     examples = {language: html.unescape(code) for language, code in blocks}
     assert set(examples) == {"bash", "python"}
@@ -225,7 +225,7 @@ def test_very_long_texts_are_taken_one_at_a_time(config: Compose, tmp_path: Path
     assert "跌" in reader.calls[1]
 
 
-def test_a_full_queue_says_when_to_come_back(config: Compose, tmp_path: Path) -> None:
+def test_a_full_queue_answers_with_retry_after(config: Compose, tmp_path: Path) -> None:
     reader = Reader()
     reader.hold.clear()
     with (
@@ -251,7 +251,7 @@ def test_a_full_queue_says_when_to_come_back(config: Compose, tmp_path: Path) ->
         assert service.client.get("/ready").status_code == 200
 
 
-def test_an_answer_that_takes_too_long_is_given_up(config: Compose, tmp_path: Path) -> None:
+def test_an_answer_that_takes_too_long_is_a_timeout(config: Compose, tmp_path: Path) -> None:
     reader = Reader()
     reader.hold.clear()
     with serving(stage_of(config, answer_seconds=0.2), reader, tmp_path) as service:
@@ -261,7 +261,7 @@ def test_an_answer_that_takes_too_long_is_given_up(config: Compose, tmp_path: Pa
         assert service.client.post("/predict", json={"text": "大涨"}).status_code == 200
 
 
-def test_a_text_that_breaks_the_model_breaks_no_other_request(config: Compose, tmp_path: Path) -> None:
+def test_a_text_on_which_the_model_fails_fails_no_other_request(config: Compose, tmp_path: Path) -> None:
     reader = Reader(seconds=0.05, fails_on=("毒",))
     with serving(stage_of(config), reader, tmp_path) as service, ThreadPoolExecutor(8) as pool:
         texts = ["大涨", "毒", "大跌", "平", "涨", "跌"]
@@ -271,7 +271,7 @@ def test_a_text_that_breaks_the_model_breaks_no_other_request(config: Compose, t
         assert service.client.get("/ready").status_code == 200
 
 
-def test_a_mixture_says_which_experts_counted(config: Compose, tmp_path: Path) -> None:
+def test_a_mixture_reports_its_expert_weights(config: Compose, tmp_path: Path) -> None:
     with serving(stage_of(config), Reader(experts=("news", "forum")), tmp_path) as service:
         assert service.client.post("/predict", json={"text": "大涨"}).json()["route"] == {"news": 0.25, "forum": 0.75}
 
@@ -279,7 +279,7 @@ def test_a_mixture_says_which_experts_counted(config: Compose, tmp_path: Path) -
 # ------------------------------------------------------------------------------------------------ who may ask
 
 
-def test_a_token_is_asked_for_where_the_model_answers(config: Compose, tmp_path: Path) -> None:
+def test_a_token_is_required_for_predictions_and_model_facts(config: Compose, tmp_path: Path) -> None:
     with serving(stage_of(config), Reader(), tmp_path, TOKEN) as service:
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         for headers in (
@@ -315,7 +315,7 @@ def test_the_log_has_times_and_no_texts(service: Service) -> None:
     assert "秘密" not in content
 
 
-def test_the_log_starts_anew_before_it_grows_large(config: Compose, tmp_path: Path) -> None:
+def test_the_log_is_rotated(config: Compose, tmp_path: Path) -> None:
     with serving(stage_of(config, log_bytes=1000), Reader(), tmp_path) as service:
         for _ in range(40):
             service.client.post("/predict", json={"text": "大涨"})
@@ -327,7 +327,7 @@ def test_the_log_starts_anew_before_it_grows_large(config: Compose, tmp_path: Pa
 # ------------------------------------------------------------------------------------------------ connections
 
 
-def test_connections_beyond_the_limit_are_told_so(config: Compose, tmp_path: Path) -> None:
+def test_connections_beyond_the_limit_get_status_503(config: Compose, tmp_path: Path) -> None:
     with serving(stage_of(config, connections=4), Reader(), tmp_path) as service:
         idle = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(4)]
         time.sleep(0.2)
@@ -342,7 +342,7 @@ def test_connections_beyond_the_limit_are_told_so(config: Compose, tmp_path: Pat
 @pytest.mark.parametrize(
     "said", [b"", b"POST /predict HTT", b"POST /predict HTTP/1.1\r\nHost: a\r\n"], ids=["nothing", "a word", "a head"]
 )
-def test_a_client_that_does_not_say_what_it_wants_is_hung_up_on(config: Compose, tmp_path: Path, said: bytes) -> None:
+def test_an_idle_client_is_disconnected(config: Compose, tmp_path: Path, said: bytes) -> None:
     with serving(stage_of(config, read_seconds=0.3), Reader(), tmp_path) as service:
         with socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
             connection.sendall(said)
@@ -351,7 +351,7 @@ def test_a_client_that_does_not_say_what_it_wants_is_hung_up_on(config: Compose,
         assert service.client.get("/health").status_code == 200
 
 
-def test_a_body_that_comes_too_slowly_is_refused(config: Compose, tmp_path: Path) -> None:
+def test_a_body_that_arrives_too_slowly_is_refused(config: Compose, tmp_path: Path) -> None:
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{"
     with serving(stage_of(config, read_seconds=0.3), Reader(), tmp_path) as service:
         with socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
@@ -361,7 +361,7 @@ def test_a_body_that_comes_too_slowly_is_refused(config: Compose, tmp_path: Path
         assert b"the request body did not arrive within 0.3 s" in answer
 
 
-def test_what_was_accepted_is_answered_before_the_service_stops(config: Compose, tmp_path: Path) -> None:
+def test_accepted_requests_are_answered_before_the_service_stops(config: Compose, tmp_path: Path) -> None:
     reader, answers = Reader(), list[int]()
     reader.hold.clear()
     with serving(stage_of(config, batch=1), reader, tmp_path) as service, ThreadPoolExecutor(6) as pool:

@@ -138,7 +138,7 @@ def test_variants_in_the_input_stay_variants_of_their_original(rows: Path, tmp_p
     assert _read(first / "train.csv").equals(train[: _read(first / "train.csv").height])
 
 
-def test_the_sample_gets_variants_that_the_loader_takes(tmp_path: Path, config: Configure) -> None:
+def test_the_sample_gets_variants_that_the_loader_accepts(tmp_path: Path, config: Configure) -> None:
     out = tmp_path / "out"
     augment.run(config("stage=augment", f"output={out}"))
     sample = dataset.load(config().data)
@@ -217,7 +217,9 @@ def test_every_answer_is_filtered_and_counted(rows: Path, tmp_path: Path, config
 
 
 @pytest.mark.parametrize(("stop", "code", "kept"), [(signal.SIGKILL, -9, 12), (signal.SIGINT, 130, 14)])
-def test_stopped_in_the_middle(rows: Path, tmp_path: Path, stop: signal.Signals, code: int, kept: int) -> None:
+def test_a_command_stopped_midway_resumes(
+    rows: Path, tmp_path: Path, stop: signal.Signals, code: int, kept: int
+) -> None:
     with ChatServer(_paraphrase) as server:
         whole = _run(tmp_path, *_words(rows, tmp_path / "whole", *_asking(server)))
     assert whole.returncode == 0
@@ -277,13 +279,13 @@ def test_an_endpoint_that_fails_leaves_no_folder(rows: Path, tmp_path: Path, rep
 # ------------------------------------------------------------------------------------------------ what is refused
 
 
-def test_an_output_that_is_there_is_told_before_anything_is_asked(rows: Path, config: Configure) -> None:
+def test_an_existing_output_is_reported_before_any_request(rows: Path, config: Configure) -> None:
     with ChatServer(_paraphrase) as server, pytest.raises(RunError, match="already exists; name another folder"):
         augment.run(config(*_words(rows, rows, *_asking(server))))
     assert server.requests == []
 
 
-def test_a_key_that_is_not_set_is_told_before_anything_is_read(tmp_path: Path, config: Configure) -> None:
+def test_an_unset_key_is_reported_before_anything_is_read(tmp_path: Path, config: Configure) -> None:
     key = ["stage.paraphrase.model=m", "stage.paraphrase.api_key_env=FINSA_NO_SUCH_KEY"]
     with pytest.raises(RunError, match="FINSA_NO_SUCH_KEY is not set"):
         augment.run(config(*_words(tmp_path / "nowhere", tmp_path / "out", *key)))

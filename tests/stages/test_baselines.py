@@ -51,7 +51,7 @@ def lines(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in written.splitlines()]
 
 
-def test_the_run_folder_is_that_of_every_method(finished: tuple[RunConfig, Result]) -> None:
+def test_the_run_folder_has_the_same_files_as_for_other_methods(finished: tuple[RunConfig, Result]) -> None:
     cfg, result = finished
     assert result.run_dir is not None
     names = {"config.yaml", "run.json", "ledger.json", "dropped.jsonl", "metrics.json", "predictions.jsonl"}
@@ -77,7 +77,7 @@ def test_metrics_equal_those_of_the_predictions(finished: tuple[RunConfig, Resul
     assert all(sum(row["probs"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
 
 
-def test_scored_again_it_says_the_same(finished: tuple[RunConfig, Result], config: Compose, tmp_path: Path) -> None:
+def test_evaluate_gives_the_same_scores(finished: tuple[RunConfig, Result], config: Compose, tmp_path: Path) -> None:
     _, first = finished
     again = evaluate.run(config("stage=evaluate", f"run={first.run_dir}", "tracking=none", f"output_dir={tmp_path}"))
     assert again.metrics["test"] == first.metrics["test"]
@@ -88,7 +88,7 @@ def test_scored_again_it_says_the_same(finished: tuple[RunConfig, Result], confi
     assert read(again, "ledger.json") == read(first, "ledger.json")
 
 
-def test_a_damaged_file_is_told(finished: tuple[RunConfig, Result], config: Compose, tmp_path: Path) -> None:
+def test_a_damaged_file_is_reported(finished: tuple[RunConfig, Result], config: Compose, tmp_path: Path) -> None:
     _, first = finished
     assert first.run_dir is not None
     copy = shutil.copytree(first.run_dir, tmp_path / "copy")
@@ -104,7 +104,7 @@ def test_a_damaged_file_is_told(finished: tuple[RunConfig, Result], config: Comp
         evaluate.run(again)
 
 
-def test_the_plan_counts_what_was_learnt(
+def test_the_plan_counts_the_trained_parameters(
     finished: tuple[RunConfig, Result], config: Compose, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg, result = finished
@@ -145,14 +145,14 @@ def test_a_mixed_sweep_ends_in_one_table(tmp_path: Path) -> None:
         (["method=textcnn", "stage=evaluate"], "method=textcnn must be trained before it can be scored"),
     ],
 )
-def test_what_does_not_go_together_is_refused(config: Compose, words: list[str], message: str) -> None:
+def test_incompatible_settings_are_refused(config: Compose, words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(*words)
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["finfe_forum"])  # zh_news_mix takes half a minute and says the same
-def test_tfidf_reaches_the_known_figures(name: str, shared_data: Path, tmp_path: Path, config: Compose) -> None:
+def test_tfidf_reaches_the_known_scores(name: str, shared_data: Path, tmp_path: Path, config: Compose) -> None:
     words = ("method=tfidf_lr", "data=table", f"data.files={shared_data / name}", "tracking=none")
     found = train.run(config(*words, f"output_dir={tmp_path}")).metrics["test"]
     assert (found["accuracy"], found["macro_f1"]) == pytest.approx(KNOWN[name], abs=0.02)

@@ -56,7 +56,7 @@ def test_a_link_is_the_ordinary_run_of_its_command(config: Compose, tmp_path: Pa
     assert link == plain
 
 
-def test_a_stopped_chain_goes_on(config: Compose, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_chain_resumes(config: Compose, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config(*SHORT, "stage=chain", PAIR, f"data.files={files}", f"output_dir={tmp_path}")
     real = train.run
 
@@ -89,7 +89,9 @@ def test_a_stopped_chain_goes_on(config: Compose, files: Path, tmp_path: Path, m
         ("{a: {stage: train}, b: {stage: report, runs: ['@c']}}", r"stage\.links\.b: @c is not an earlier link"),
     ],
 )
-def test_wrong_links_are_told_before_the_first_runs(config: Compose, tmp_path: Path, links: str, message: str) -> None:
+def test_wrong_links_are_reported_before_the_first_runs(
+    config: Compose, tmp_path: Path, links: str, message: str
+) -> None:
     cfg = config("stage=chain", f"stage.links={links}", f"output_dir={tmp_path}")
     with pytest.raises(ConfigError, match=message):
         chain.run(cfg)
@@ -132,7 +134,7 @@ def test_finteam_experts_runs_on_the_embedded_default(config: Compose, files: Pa
     assert len(ran(tmp_path)) == 5
 
 
-def test_pre_training_an_adapter_leaves_an_expert(config: Compose, tmp_path: Path) -> None:
+def test_pre_training_an_adapter_yields_an_expert(config: Compose, tmp_path: Path) -> None:
     short = ("data.corpus.documents=60", "data.corpus.block=32", "train.select_by=loss", f"output_dir={tmp_path}")
     cfg = config(*SHORT, "stage=pretrain", "data=roles_quant", *short)
     result = pretrain.run(cfg)
@@ -153,7 +155,7 @@ def test_pre_training_an_adapter_leaves_an_expert(config: Compose, tmp_path: Pat
         (("data=roles_quant", "train.select_by=loss", "output=x"), "an adapter stays in its run folder"),
     ],
 )
-def test_pre_training_that_makes_no_sense(config: Compose, further: tuple[str, ...], message: str) -> None:
+def test_invalid_pre_training_settings_are_refused(config: Compose, further: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         pretrain.run(config("stage=pretrain", "tracking=none", *further))
 
@@ -167,7 +169,7 @@ def test_roles_divide_the_documents() -> None:
     assert generator.role_of("公司攻克关键技术") == "micro"
 
 
-def test_the_mixture_finds_the_chains_experts(config: Compose, files: Path, tmp_path: Path) -> None:
+def test_the_mixture_uses_the_experts_of_the_chain(config: Compose, files: Path, tmp_path: Path) -> None:
     """The links of a chain and the convention of stage=moe_joint name the same runs."""
     links = "stage.links={a: {stage: train, data: {domain: news}}}"
     cfg = config(*SHORT, "stage=chain", links, f"data.files={files}", f"output_dir={tmp_path}")

@@ -64,7 +64,7 @@ def test_every_learners_parameters_are_counted_without_weights(
     assert metrics["total_parameters"] == 494_032_768 + trainable
 
 
-def test_a_quantised_base_needs_less_memory(config: Compose) -> None:
+def test_a_quantized_base_needs_less_memory(config: Compose) -> None:
     plans = [
         check.run(config("stage=check", "model=glm9b", f"method.quantization={kind}")).metrics["memory_plan"]
         for kind in ("none", "int8", "nf4")
@@ -123,7 +123,7 @@ def test_pre_training_is_planned_by_its_documents(config: Compose, capsys: pytes
     assert "3,739,904 trainable of 3,739,904 total" in shown
 
 
-def test_another_stage_does_without_the_options_of_an_experiments_own(config: Compose) -> None:
+def test_another_stage_ignores_the_stage_options_of_an_experiment(config: Compose) -> None:
     assert config("experiment=finsa_moe", "stage=inspect").stage == config("stage=inspect").stage
     with pytest.raises(ConfigError, match=r"stage\.links.*\[command line\]"):
         config("experiment=finsa_moe", "stage=inspect", "stage.links.news.seed=3")

@@ -20,7 +20,7 @@ Compose = Callable[..., RunConfig]
 Trained = Callable[..., Path]
 
 
-def test_generated_answers_are_parsed_counted_and_kept(config: Compose, trained: Trained, tmp_path: Path) -> None:
+def test_generated_answers_are_parsed_counted_and_stored(config: Compose, trained: Trained, tmp_path: Path) -> None:
     words = ("stage=evaluate", "stage.protocol=generate", "tracking=none", f"output_dir={tmp_path}")
     result = evaluate.run(config(*words, f"run={trained('lora_response')}", "train.score_tokens=65536"))
     assert result.run_dir is not None
@@ -72,7 +72,7 @@ def test_a_run_an_evaluation_and_a_report_have_one_calibration_error_and_one_int
             assert [record[f"{name}_low"], record[f"{name}_high"]] == own[name]
 
 
-def test_an_adapter_in_the_weights_answers_as_one_beside_them(trained: Trained) -> None:
+def test_a_merged_adapter_answers_as_an_unmerged_one(trained: Trained) -> None:
     texts = ["公司大涨", "公告", "亏损" * 200]
     for method in ("lora_response", "classifier"):
         one, other = (predictor.restore(str(trained(method)), 4096, merge=merge)(texts) for merge in (False, True))

@@ -74,7 +74,7 @@ def exported(
     return request.param, folder, run
 
 
-def test_the_receipt_is_that_of_the_two_folders(exported: tuple[str, Path, Path]) -> None:
+def test_the_receipt_matches_the_two_folders(exported: tuple[str, Path, Path]) -> None:
     name, folder, _ = exported
     receipt = json.loads((folder / export.RECEIPT).read_text())
     assert receipt["rows"] == 100
@@ -107,7 +107,7 @@ def test_an_export_is_restored_alone_and_answers_as_the_run(
     assert manifest["prompt"]["head"] + "{text}" + manifest["prompt"]["tail"] == manifest["prompt"]["template"]
 
 
-def test_no_answer_depends_on_the_texts_beside_it(exported: tuple[str, Path, Path], texts: list[str]) -> None:
+def test_predictions_do_not_depend_on_the_other_texts(exported: tuple[str, Path, Path], texts: list[str]) -> None:
     _, folder, _ = exported
     answerer = predictor.restore(str(folder), 4096)
     together = answerer(texts).probs
@@ -223,7 +223,7 @@ def test_the_comparison_reports_its_progress(
         assert re.search(rf"  {side}: validation rows: \d+ of 100, ", said)
 
 
-def test_an_ordinary_peft_and_an_ordinary_transformers_user_can_load_them(
+def test_exports_load_with_plain_peft_and_transformers(
     config: Compose, trained: Trained, tmp_path: Path, project: Path
 ) -> None:
     from peft import PeftModel
@@ -239,14 +239,16 @@ def test_an_ordinary_peft_and_an_ordinary_transformers_user_can_load_them(
     assert merged(ids).logits.detach().numpy() == pytest.approx(adapted(ids).logits.detach().numpy(), abs=1e-4)
 
 
-def test_a_head_keeps_its_answers_merged(config: Compose, trained: Trained, tmp_path: Path, texts: list[str]) -> None:
+def test_a_merged_head_keeps_its_predictions(
+    config: Compose, trained: Trained, tmp_path: Path, texts: list[str]
+) -> None:
     run = trained("classifier")
     export.run(config(*SHORT, f"run={run}", f"output={tmp_path / 'm'}", "format=merged"))
     found, wanted = (predictor.restore(str(place), 4096)(texts) for place in (tmp_path / "m", run))
     assert found.probs == pytest.approx(wanted.probs, abs=1e-5)
 
 
-def test_a_quantised_run_is_merged_into_what_it_was_trained_against(
+def test_a_quantized_run_is_merged_into_its_dequantized_base(
     config: Compose, trained: Trained, tmp_path: Path, texts: list[str]
 ) -> None:
     run = trained("qlora")
@@ -256,7 +258,7 @@ def test_a_quantised_run_is_merged_into_what_it_was_trained_against(
     assert "quantization_config" not in json.loads((tmp_path / "m" / "config.json").read_text())
 
 
-def test_what_is_worse_than_the_tolerance_is_removed_unless_forced(
+def test_an_export_beyond_the_tolerance_is_removed_unless_forced(
     config: Compose, trained: Trained, tmp_path: Path
 ) -> None:
     words = (*SHORT, f"run={trained('lora_response')}", f"output={tmp_path / 'm'}", "format=merged")
@@ -281,7 +283,7 @@ def test_what_is_worse_than_the_tolerance_is_removed_unless_forced(
         ("stage.difference=null", ("float32", "int8"), 1.0, None),
     ],
 )
-def test_the_tolerance_goes_by_what_the_two_sides_compute_in(
+def test_the_tolerance_depends_on_the_dtypes_of_both_sides(
     config: Compose, words: str, types: tuple[str, str], most: float, told: str | None
 ) -> None:
     stage = config(*SHORT, "run=some", "format=onnx", *words.split()).stage
@@ -316,7 +318,7 @@ def test_an_export_is_evaluated_and_predicts_like_a_run(
         ("lora_response", "format=merged stage.precision=int8", "is used by format=onnx only"),
     ],
 )
-def test_what_cannot_be_written_is_told_before_weights_are_loaded(
+def test_impossible_exports_are_refused_before_weights_are_loaded(
     config: Compose, trained: Trained, monkeypatch: pytest.MonkeyPatch, method: str, words: str, message: str
 ) -> None:
     run = trained(method)
@@ -333,7 +335,7 @@ def test_labels_of_several_tokens_have_no_score_head(tokenizer: Any) -> None:
     assert exporting.label_refusal(renderer, "onnx") is None
 
 
-def test_a_missing_package_is_told_with_its_extra(
+def test_a_missing_package_is_reported_with_its_extra(
     config: Compose, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predictor, "find_spec", lambda name: None if name == "onnxruntime" else True)

@@ -141,7 +141,7 @@ def test_variants_of_the_method(
     assert got == value
 
 
-def test_nothing_is_dropped_in_silence(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_nothing_is_dropped_silently(config: Callable[..., RunConfig], tmp_path: Path) -> None:
     """Each key of the tables, with a value that is not its default, and one that nobody knows."""
     own = dict.fromkeys((*IGNORED, *UNSUPPORTED), "x") | {"warp_speed": 9, "hf_hub_token": "hf_sEcReT"}
     content = {"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "sample"} | own
@@ -164,13 +164,15 @@ def test_nothing_is_dropped_in_silence(config: Callable[..., RunConfig], tmp_pat
 
 
 @pytest.mark.parametrize(("packs", "kinds"), [({"neat_packing": True}, {"no effect"}), ({}, {"not supported"})])
-def test_packs_whose_rows_do_not_see_each_other_change_nothing(packs: dict[str, Any], kinds: set[str]) -> None:
+def test_packing_without_cross_contamination_is_equivalent_to_no_packing(
+    packs: dict[str, Any], kinds: set[str]
+) -> None:
     content = {"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "sample", "packing": True, **packs}
     translation = llamafactory.translate(content, "packed.yaml", 1)
     assert {outcome.kind for outcome in translation.outcomes if "packing" in outcome.key} == kinds
 
 
-def test_data_sets_are_read_as_their_entries_say(
+def test_data_sets_are_read_as_their_entries_specify(
     config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [(f"第{n}条：{'涨' if n % 2 else '跌'}{n}", "positive" if n % 2 else "negative") for n in range(60)]
@@ -212,7 +214,7 @@ def test_training_file_with_its_own_data_runs_through_the_check(
     assert "64 rows, 24 steps of 8 sequences" in done.stdout  # 80 less 8 for validation and 8 for the test
 
 
-def test_data_that_is_not_found_has_to_be_named(imported: Callable[..., RunConfig]) -> None:
+def test_data_that_is_not_found_must_be_named(imported: Callable[..., RunConfig]) -> None:
     got = imported({**INTENT, "dataset": "elsewhere"})
     assert (got.data.name, got.data.files) == ("table", None)
     with pytest.raises(FinsaError, match="data=table needs files"):
@@ -231,7 +233,7 @@ def _pairs(count: int, mark: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("template", "prompt"), [("default", "Human: {text}\nAssistant:"), (None, "{text}"), ("qwen", "{text}")]
 )
-def test_two_sets_are_divided_and_asked_as_the_file_says(
+def test_two_data_sets_are_split_and_prompted_as_the_file_specifies(
     imported: Callable[..., RunConfig], tmp_path: Path, template: str | None, prompt: str
 ) -> None:
     """The share of validation rows reaches each set, and the prompt is the template's, not that of another data set."""
@@ -269,7 +271,7 @@ def test_warmup_in_steps_or_as_a_share(imported: Callable[..., RunConfig], keys:
     assert (got.train.warmup, got.train.log_every) == (warmup, 10)
 
 
-def test_each_entry_is_translated_by_itself_and_the_others_are_listed(
+def test_each_entry_is_translated_separately_and_the_others_are_listed(
     config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     info = {
@@ -312,7 +314,7 @@ def test_each_entry_is_translated_by_itself_and_the_others_are_listed(
     assert turns == {"posts": "last", "talk": "all"}
 
 
-def test_an_experiment_is_written_whole_or_not_at_all(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_an_experiment_is_written_atomically(config: Callable[..., RunConfig], tmp_path: Path) -> None:
     """Of its two sets one cannot be translated; and a value that finsa refuses when everything is put together."""
     _write(tmp_path, dataset_info={"a": {"file_name": "a.json"}, "b": {"file_name": "b.json", "ranking": True}})
     words = {"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "a,b"}
@@ -323,7 +325,7 @@ def test_an_experiment_is_written_whole_or_not_at_all(config: Callable[..., RunC
         assert not (tmp_path / "out").exists()
 
 
-def test_a_local_folder_is_not_the_hubs_model(
+def test_a_local_folder_is_not_treated_as_the_hub_model(
     imported: Callable[..., RunConfig], config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     """Its weights are taken, and its config.json says which file describes it, whatever the folder is called."""
@@ -388,7 +390,7 @@ def test_data_sets_are_found_above_the_training_file(
         ('{"a": {"file_name": "a.json", "formatting": "parrot"}}', "formatting 'parrot' is not translated"),
     ],
 )
-def test_what_cannot_be_translated_is_one_message(
+def test_an_untranslatable_setting_is_one_message(
     config: Callable[..., RunConfig], tmp_path: Path, content: str, message: str
 ) -> None:
     (tmp_path / "file.yaml").write_text(content, encoding="utf-8")

@@ -50,7 +50,7 @@ def test_the_sample(config: Configure, tmp_path: Path, capsys: pytest.CaptureFix
     assert shown.endswith(f"page: {folder / 'inspect.html'}\n")
 
 
-def test_colours_on_a_terminal(config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colors_on_a_terminal(config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
     from finsa.evaluation import tables
@@ -95,7 +95,7 @@ def test_an_empty_split_and_a_method_that_learns_nothing(config: Configure, tmp_
     assert (folder / "inspect.html").stat().st_size > 10_000
 
 
-def test_a_tokenizer_that_cannot_be_had_is_told(
+def test_an_unavailable_tokenizer_is_reported(
     config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants

@@ -35,7 +35,7 @@ def predictions(result: Result) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", [("classifier_label_words", "method.quantization=nf4"), ("lora_8bit",)])
-def test_evaluate_rebuilds_head_and_quantised_base(config: Compose, tmp_path: Path, method: tuple[str, ...]) -> None:
+def test_evaluate_restores_head_and_quantized_base(config: Compose, tmp_path: Path, method: tuple[str, ...]) -> None:
     trained = train.run(config(f"method={method[0]}", *method[1:], *SHORT, f"output_dir={tmp_path}/a"))
     run = f"run={trained.run_dir}"
     again = evaluate.run(config("stage=evaluate", run, "tracking=none", f"output_dir={tmp_path}/b"))
@@ -53,7 +53,7 @@ def _by_command(cfg: RunConfig) -> None:
 
 
 @pytest.mark.parametrize("run", [train.run, _by_command], ids=["stage", "command"])
-def test_labels_that_the_tokenizer_cannot_tell_apart_are_refused_before_weights(
+def test_labels_with_equal_tokens_are_refused_before_loading_weights(
     config: Compose, tmp_path: Path, run: Callable[[RunConfig], object]
 ) -> None:
     """The model has a tokenizer and no weights: a later error would be about these."""
@@ -89,7 +89,7 @@ def test_a_run_records_the_adapter_that_it_started_from_and_is_not_reused_for_an
     assert evaluated.metrics["test"]["macro_f1"] == result.metrics["test"]["macro_f1"]
 
 
-def test_a_run_whose_base_is_gone_is_refused_before_torch(
+def test_a_run_whose_base_was_removed_is_refused_before_importing_torch(
     config: Compose, tmp_path: Path, trained: Callable[..., Path]
 ) -> None:
     run = Path(shutil.copytree(trained("lora_response"), tmp_path / "run"))

@@ -15,7 +15,7 @@ from finsa.stages import list as listing
 GROUPS = ("model", "method", "data", "train", "stage", "experiment", "published", "tracking")
 
 
-def test_every_choice_is_listed_with_its_own_first_sentence(
+def test_every_choice_is_listed_with_the_first_sentence_of_its_header(
     config: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert set(GROUPS) == set(catalogue.groups())

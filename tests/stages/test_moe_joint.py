@@ -79,7 +79,7 @@ def test_the_metrics_are_those_of_the_predictions(finished: tuple[RunConfig, Res
     assert (folder(result) / "router.png").is_file()
 
 
-def test_the_comparison_is_that_of_the_kept_answers(finished: tuple[RunConfig, Result]) -> None:
+def test_the_comparison_follows_from_the_stored_answers(finished: tuple[RunConfig, Result]) -> None:
     kept = {record["arm"]: record for record in finished[1].metrics["mixture"]}
     assert list(kept) == [
         "mixture",
@@ -105,7 +105,7 @@ def test_the_comparison_is_that_of_the_kept_answers(finished: tuple[RunConfig, R
     assert [row["answers"]["mixture"] for row in rows] == [row["label"] for row in mixture]
 
 
-def test_an_expert_alone_is_the_run_that_trained_it(finished: tuple[RunConfig, Result]) -> None:
+def test_an_expert_alone_answers_as_the_run_that_trained_it(finished: tuple[RunConfig, Result]) -> None:
     """Its answers to its own domain's rows, by the mixture's machinery, are those of its own run."""
     facts = read(folder(finished[1]) / "run.json")
     rows = {row["id"]: row["answers"] for row in lines(folder(finished[1]) / "comparison.jsonl")}
@@ -117,7 +117,7 @@ def test_an_expert_alone_is_the_run_that_trained_it(finished: tuple[RunConfig, R
         assert (Path(run) / "adapters" / name / "adapter_model.safetensors").is_file()
 
 
-def test_the_checkpoints_say_what_has_learnt(finished: tuple[RunConfig, Result]) -> None:
+def test_the_checkpoints_show_which_parameters_each_phase_trains(finished: tuple[RunConfig, Result]) -> None:
     place = folder(finished[1]) / "checkpoints"
     found = {
         name: {
@@ -185,7 +185,7 @@ def test_the_report_shows_the_mixture(finished: tuple[RunConfig, Result], config
     ],
     ids=["head, output", "label, nf4"],
 )
-def test_other_kinds_come_back_too(config: Compose, files: Path, tmp_path: Path, further: tuple[str, ...]) -> None:
+def test_other_kinds_are_restored_too(config: Compose, files: Path, tmp_path: Path, further: tuple[str, ...]) -> None:
     short = (*SHORT, "train.max_steps=2", f"data.files={files}", f"output_dir={tmp_path}")
     result = moe_joint.run(config(*short, *JOINT, "stage.warmup_steps=1", "stage.compare=false", *further))
     again = evaluate.run(config("stage=evaluate", f"run={result.run_dir}", "tracking=none", f"output_dir={tmp_path}"))
@@ -219,7 +219,7 @@ def test_a_run_that_breaks_is_resumed_after_its_warm_up(
     assert stages(tmp_path / "cut") == ["moe_joint"]
 
 
-def test_resume_goes_on_with_experts_before_there_is_a_mixture(
+def test_resume_continues_expert_training_before_the_mixture_exists(
     config: Compose, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = (*SHORT, *JOINT, "stage.compare=false", f"data.files={files}", f"output_dir={tmp_path}")
@@ -311,12 +311,12 @@ def test_rows_of_one_domain_are_refused(config: Compose, files: Path, tmp_path: 
         (("stage.experts={news: somewhere}",), "needs at least two experts"),
     ],
 )
-def test_configurations_that_make_no_mixture(config: Compose, further: tuple[str, ...], message: str) -> None:
+def test_configurations_that_form_no_mixture(config: Compose, further: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config("stage=moe_joint", *further)
 
 
-def test_rows_of_an_unknown_domain_are_told(
+def test_rows_of_an_unknown_domain_are_reported(
     finished: tuple[RunConfig, Result], config: Compose, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = pl.read_csv(files / "test.csv").with_columns(pl.lit("weibo").alias("domain"))
@@ -378,7 +378,7 @@ def test_a_mixture_answers_and_is_exported_like_any_other_run(
         export.run(config("stage=export", f"run={folder(finished[1])}", "format=onnx", f"output={tmp_path / 'no'}"))
 
 
-def test_a_hard_routed_bundle_is_the_mixture_routed_hard(
+def test_a_hard_routed_export_equals_the_mixture_with_hard_routing(
     config: Compose, finished: tuple[RunConfig, Result], tmp_path: Path
 ) -> None:
     from transformers import AutoModelForCausalLM

@@ -89,7 +89,7 @@ def test_rows_keep_their_order_and_columns_and_get_answers(whole: Path, run: Pat
     assert not list(whole.parent.glob("*.partial"))
 
 
-def test_bad_rows_are_told_with_line_and_reason(whole: Path) -> None:
+def test_bad_rows_are_reported_with_line_and_reason(whole: Path) -> None:
     lines = whole.with_name("out.csv.rejected.jsonl").read_text(encoding="utf-8").splitlines()
     bad = [json.loads(line) for line in lines]
     assert [(row["line"], row["reason"].split(":")[0]) for row in bad] == [
@@ -100,7 +100,7 @@ def test_bad_rows_are_told_with_line_and_reason(whole: Path) -> None:
     assert bad[0]["row"] == {"id": "20", "text": "", "label": "?"}
 
 
-def test_a_killed_command_goes_on_and_the_file_is_the_same(
+def test_a_killed_command_resumes_and_writes_the_same_file(
     config: Compose, run: Path, table: Path, whole: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.csv"
@@ -143,7 +143,7 @@ def test_two_processes_and_a_pipe_write_the_same_file(run: Path, table: Path, wh
 @pytest.mark.parametrize(
     ("kind", "ending"), [("csv", "jsonl"), ("jsonl", "csv"), ("parquet", "parquet"), ("txt", "tsv")]
 )
-def test_formats_say_the_same(
+def test_all_formats_give_the_same_predictions(
     config: Compose, run: Path, texts: list[str], tmp_path: Path, kind: str, ending: str
 ) -> None:
     frame = pl.DataFrame({"number": range(40), "text": texts[:40]})
@@ -243,7 +243,7 @@ def begun(config: Compose, run: Path, table: Path, tmp_path: Path, monkeypatch: 
     return output
 
 
-def test_another_command_does_not_go_on_with_a_begun_output(
+def test_another_command_does_not_resume_a_started_output(
     config: Compose, run: Path, trained: Trained, table: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("stage=predict", "stage.chunk=16", "train.threads=1", f"output={begun}")
@@ -266,7 +266,7 @@ def test_another_command_does_not_go_on_with_a_begun_output(
         os.utime(table, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
 
-def test_what_cannot_be_done_is_told_before_weights_are_loaded(
+def test_impossible_commands_are_refused_before_weights_are_loaded(
     config: Compose, run: Path, table: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predictor, "load", lambda *_: pytest.fail("weights were loaded"))
@@ -376,7 +376,7 @@ def test_rows_that_training_would_refuse_are_rejected(
     ]
 
 
-def test_a_file_without_any_text_is_told(config: Compose, instructed: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_file_without_any_text_is_reported(config: Compose, instructed: tuple[Path, Path], tmp_path: Path) -> None:
     source = tmp_path / "in.json"
     for rows, message in (
         (
@@ -402,12 +402,12 @@ def test_a_file_without_any_text_is_told(config: Compose, instructed: tuple[Path
         (["run=a", "text=b"], "is not used by stage=train"),
     ],
 )
-def test_what_does_not_go_together_is_refused(config: Compose, words: list[str], message: str) -> None:
+def test_incompatible_settings_are_refused(config: Compose, words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(*words)
 
 
-def test_a_lost_process_ends_the_wait_and_the_command_goes_on(
+def test_a_lost_process_ends_the_wait_and_the_command_resumes(
     run: Path, table: Path, whole: Path, tmp_path: Path
 ) -> None:
     """Process 1 has begun and is gone: process 0 says so instead of waiting, and a repeated command finishes."""
@@ -463,7 +463,7 @@ def test_a_command_is_checked_and_a_baseline_answers_before_torch_is_imported(
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_an_input_without_rows_is_said_to_have_none(
+def test_an_input_without_rows_is_reported(
     config: Compose, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in.csv").write_text("text\n", encoding="utf-8")

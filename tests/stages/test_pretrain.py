@@ -49,7 +49,7 @@ def test_a_shortened_recipe_learns(config: Compose, tmp_path: Path) -> None:
     assert abs(pretrain.heldout_loss(model.float(), blocks) - result.metrics["heldout_loss"]) < 1e-3
 
 
-def test_the_committed_base_is_what_its_record_says(config: Compose) -> None:
+def test_the_committed_base_matches_its_record(config: Compose) -> None:
     record = json.loads((TINY / "run.json").read_text(encoding="utf-8"))
     weights = TINY / "model.safetensors"
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == record["weights_sha256"]

@@ -96,7 +96,7 @@ def test_markdown_has_the_numbers_of_the_csv(written: Path) -> None:
     assert "| **lora** |" not in (written / "report.md").read_text(encoding="utf-8")
 
 
-def test_published_numbers_stand_beside_with_the_difference(written: Path) -> None:
+def test_published_scores_are_shown_with_the_difference(written: Path) -> None:
     rows, table = records(written), markdown(written)["Comparison with the published table aidf_ablation"]
     assert rows["lora"]["published_macro_f1"] == "0.4373"  # of the confusion matrix that is printed as 0.44
     difference = float(rows["lora"]["macro_f1"]) - 0.4373
@@ -126,7 +126,7 @@ def test_every_figure_is_a_png(written: Path) -> None:
 @pytest.mark.parametrize(
     ("matrices", "columns"), [(1, 1), (2, 2), (3, 3), (4, 2), (5, 3), (6, 3), (7, 4), (8, 4), (9, 3), (50, 3)]
 )
-def test_matrices_leave_few_places_empty(matrices: int, columns: int) -> None:
+def test_the_grid_of_matrices_leaves_few_empty_cells(matrices: int, columns: int) -> None:
     assert report_figures._columns(matrices) == columns
     assert -matrices % columns <= 1
 
@@ -152,7 +152,7 @@ def test_the_terminal_shows_scores_tests_and_costs(
     assert "2 jobs or folders were skipped" in shown
 
 
-def test_single_folders_get_a_folder_of_their_own(sweep: Path, config: Configure, tmp_path: Path) -> None:
+def test_a_report_of_single_folders_gets_a_separate_folder(sweep: Path, config: Configure, tmp_path: Path) -> None:
     result = report.run(config("stage=report", f"runs=[{sweep / '1'},{sweep / '2'}]", f"output_dir={tmp_path}"))
     assert result.run_dir is not None
     assert result.run_dir.parent == tmp_path
@@ -180,7 +180,7 @@ def test_runs_name_their_own_published_table(config: Configure, tmp_path: Path) 
     assert records(tmp_path)["lora"]["published_row"] == "lora"
 
 
-def test_what_cannot_be_compared_is_refused(sweep: Path, config: Configure, tmp_path: Path) -> None:
+def test_incomparable_runs_are_refused(sweep: Path, config: Configure, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", config("method=lora"), GOLD[:100], GOLD[:100])
     with pytest.raises(
         RunError, match=r"cannot be compared in one report: test rows: .*\(300 rows\) against .*\(100 rows, "

@@ -40,7 +40,7 @@ def first(small_run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(small_run, tmp_path / "first", ignore=shutil.ignore_patterns("checkpoints"))
 
 
-def test_a_trained_run_comes_out_the_same(
+def test_a_trained_run_is_reproduced(
     first: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("stage=rerun", f"run={first}", f"output_dir={tmp_path}/again", "tracking=none")
@@ -112,7 +112,7 @@ def test_a_difference_is_an_error(first: Path, config: Config, tmp_path: Path) -
         rerun.run(config(*words))
 
 
-def test_other_rows_are_told_before_anything_is_trained(first: Path, config: Config, tmp_path: Path) -> None:
+def test_changed_rows_are_reported_before_training(first: Path, config: Config, tmp_path: Path) -> None:
     facts = json.loads((first / "run.json").read_text(encoding="utf-8"))
     (first / "run.json").write_text(json.dumps({**facts, "data_fingerprint": "f00d"}), encoding="utf-8")
     with pytest.raises(RunError, match="the rows have changed since .*fingerprint f00d, now "):
@@ -134,7 +134,7 @@ def test_another_number_of_processes_is_refused(
     assert not (tmp_path / "again").exists()
 
 
-def test_environments_are_compared_by_what_both_have_noted(tmp_path: Path) -> None:
+def test_environments_are_compared_by_the_recorded_entries(tmp_path: Path) -> None:
     facts: list[dict[str, object]] = [{"python": "3"}, {"python": "3", "processes": 1}, {"python": "3", "processes": 2}]
     for number, known in enumerate(facts):
         (tmp_path / str(number)).mkdir()

@@ -45,7 +45,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Compl
     return done, found
 
 
-def test_trials_are_runs_and_the_best_validation_score_is_told(
+def test_trials_are_runs_and_the_best_validation_score_is_reported(
     searched: tuple[subprocess.CompletedProcess[str], Path],
 ) -> None:
     done, folder = searched
@@ -112,7 +112,7 @@ def test_a_poor_trial_is_stopped_and_marked(config: Callable[..., RunConfig], tm
 
 
 @pytest.mark.parametrize("damage", ["none", "half a line", "a lock of the process that is gone"])
-def test_an_interrupted_search_goes_on_to_the_same_trials(
+def test_an_interrupted_search_resumes_with_the_same_trials(
     damage: str, config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[float] = []
@@ -161,7 +161,7 @@ def test_an_interrupted_search_goes_on_to_the_same_trials(
         ("{key: method, values: [lara]}", "lara"),
     ],
 )
-def test_a_space_that_does_not_fit_is_refused(config: Callable[..., RunConfig], space: str, message: str) -> None:
+def test_an_invalid_search_space_is_refused(config: Callable[..., RunConfig], space: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         search.run(config("stage=search", f"stage.space=[{space}]"))
 
@@ -180,5 +180,5 @@ def test_logged_values_reach_the_parent(config: Callable[..., RunConfig], tmp_pa
     assert seen == [(3, {"loss": 1.0})]
 
 
-def test_pruned_is_no_error_of_the_user() -> None:
+def test_a_pruned_trial_is_not_a_user_error() -> None:
     assert not issubclass(Pruned, ConfigError)

@@ -149,7 +149,7 @@ def test_a_stop_signal_lets_accepted_requests_finish(trained: Path, tmp_path: Pa
 # ------------------------------------------------------------------------------------------------ which run
 
 
-def test_without_a_run_the_command_is_told() -> None:
+def test_without_a_run_the_message_shows_the_command() -> None:
     values, choices = compose.compose_values(["stage=serve"])
     with pytest.raises(Exception, match=r"stage=serve needs run=<a run folder or an export>, run=latest"):
         compose.build(values, choices, [])
@@ -183,22 +183,20 @@ def test_a_wrong_command_is_refused(words: list[str], message: str) -> None:
         (["run=latest", "stage.host=no.such.host.invalid"], "port: cannot listen on no.such.host.invalid:8000"),
     ],
 )
-def test_what_cannot_be_served_leaves_nothing_behind(
-    config: Compose, tmp_path: Path, words: list[str], message: str
-) -> None:
+def test_a_refused_command_leaves_no_files(config: Compose, tmp_path: Path, words: list[str], message: str) -> None:
     with pytest.raises(RunError, match=re.escape(message)):
         serve.run(config("stage=serve", f"output_dir={tmp_path}", *words))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unset_token_is_told_as_one_message(tmp_path: Path) -> None:
+def test_an_unset_token_is_one_message(tmp_path: Path) -> None:
     words = ["stage=serve", "run=latest", "stage.token_env=FINSA_NO_SUCH_TOKEN", f"output_dir={tmp_path}"]
     done = commands.run(*words, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: stage.token_env: the environment variable FINSA_NO_SUCH_TOKEN is not set")
 
 
-def test_an_address_that_is_taken_is_told(config: Compose, trained: Path, tmp_path: Path) -> None:
+def test_an_address_in_use_is_reported(config: Compose, trained: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         cfg = config("stage=serve", f"run={trained}", f"port={taken.getsockname()[1]}", f"output_dir={tmp_path}")
         with pytest.raises(RunError, match=r"cannot listen on 127\.0\.0\.1:\d+ \(Address already in use\); choose ano"):

@@ -64,7 +64,7 @@ def test_the_intent_set_by_a_command_without_its_files(tmp_path: Path, config: C
     assert (read.labels.names, read.labels.words) == (CLASSES, ("A", "B", "C", "D", "E"))
 
 
-def test_repeated_texts_are_asked_for_again(tmp_path: Path, config: Configure) -> None:
+def test_repeated_texts_are_requested_again(tmp_path: Path, config: Configure) -> None:
     replies = iter(["甲\n乙\n丙\n丁\n戊", "甲\n乙\n己\n庚\n辛", "一\n二\n三\n四\n五", "甲\n六\n七\n八\n九", "壬\n癸"])
     with ChatServer(lambda request: said(next(replies))) as server:
         synthesize.run(config(*_words(server, tmp_path / "out", *SMALL, "stage.workers=1")))
@@ -78,7 +78,7 @@ def test_repeated_texts_are_asked_for_again(tmp_path: Path, config: Configure) -
     assert (counts["kept"], counts["dropped: repeated"], counts["dropped: more than wanted"]) == (18, 3, 1)
 
 
-def test_faults_are_counted_and_made_up_for(tmp_path: Path, config: Configure) -> None:
+def test_faulty_answers_are_counted_and_replaced(tmp_path: Path, config: Configure) -> None:
     new = _new_texts(5)
     first = iter([Reply(b"<html>"), failed(400, "no"), said("<think>...</think>")])
     with ChatServer(lambda request: next(first, None) or new(request)) as server:
@@ -108,7 +108,7 @@ def test_too_few_rows_after_all_rounds(tmp_path: Path, config: Configure) -> Non
     assert len(server.requests) == asked + 4, "what was answered is not asked for again"
 
 
-def test_a_failed_command_goes_on_without_asking_again(tmp_path: Path, config: Configure) -> None:
+def test_a_failed_command_resumes_without_repeating_requests(tmp_path: Path, config: Configure) -> None:
     new, left = _new_texts(5), iter(range(2))
     with ChatServer(lambda request: new(request) if next(left, None) is not None else failed(503)) as server:
         words = _words(server, tmp_path / "out", *SMALL, "stage.workers=1")

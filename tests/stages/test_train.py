@@ -42,7 +42,7 @@ def predictions(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_the_record_says_what_ran(finished: tuple[RunConfig, Result]) -> None:
+def test_the_record_describes_the_run(finished: tuple[RunConfig, Result]) -> None:
     cfg, result = finished
     facts = read(result, "run.json")
     assert facts["status"] == "complete"
@@ -69,14 +69,14 @@ def test_metrics_equal_those_of_the_predictions(finished: tuple[RunConfig, Resul
     assert all(sum(row["probs"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
 
 
-def test_the_ledger_balances_and_tells_truncation(finished: tuple[RunConfig, Result]) -> None:
+def test_the_ledger_balances_and_counts_truncation(finished: tuple[RunConfig, Result]) -> None:
     ledger = read(finished[1], "ledger.json")
     assert sum(ledger["read"].values()) == sum(ledger["buckets"].values()) == 1443
     assert sum(sum(counts.values()) for counts in ledger["splits"].values()) == ledger["buckets"]["used"]
     assert set(ledger["truncated"]) == {"train", "validation", "test"}
 
 
-def test_the_log_and_the_figure_are_there(finished: tuple[RunConfig, Result]) -> None:
+def test_the_log_and_the_figure_exist(finished: tuple[RunConfig, Result]) -> None:
     folder = finished[1].run_dir
     assert folder is not None
     steps = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -106,7 +106,7 @@ def test_evaluate_rebuilds_the_model_and_the_prompt(
     assert read(again, "run.json")["template_fingerprint"] == read(trained, "run.json")["template_fingerprint"]
 
 
-def test_the_bare_model_scores_as_before_training(
+def test_the_base_model_scores_as_before_training(
     finished: tuple[RunConfig, Result], config: Compose, tmp_path: Path
 ) -> None:
     bare = evaluate.run(config("stage=evaluate", FEW, "tracking=none", f"output_dir={tmp_path}"))
@@ -116,7 +116,7 @@ def test_the_bare_model_scores_as_before_training(
     assert not (zero_shot.run_dir / "adapters").exists()
 
 
-def test_a_ledger_tells_of_the_splits_that_its_own_run_has_read(config: Compose, tmp_path: Path) -> None:
+def test_a_ledger_covers_only_the_splits_its_run_has_read(config: Compose, tmp_path: Path) -> None:
     """Jobs of a process share what is encoded."""
     short = (*SHORT, "train.max_steps=1", "stage.compare_base=false", "data.cache=null", f"output_dir={tmp_path}")
     trained, bare = (train.run(config(*short, f"method={method}")) for method in ("lora_response", "zero_shot"))

@@ -47,7 +47,7 @@ def test_columns_ids_and_uniqueness() -> None:
     assert frame["id"].n_unique() == frame["text"].n_unique() == frame.height == 3600
 
 
-def test_hash_order_plays_no_part() -> None:
+def test_output_does_not_depend_on_hash_order() -> None:
     code = "from finsa.synthetic.generator import *; print(*generate(40, 0)['text'], *corpus(20, 0, ['甲乙', '丙丁']))"
     outputs = set()
     for hash_seed in ("1", "2"):
@@ -67,13 +67,13 @@ def test_shares_of_domains_and_labels() -> None:
             assert count == pytest.approx(part.height * DEFAULT_SHARES[domain][label], abs=1)
 
 
-def test_imbalance_and_domains_are_honoured() -> None:
+def test_imbalance_and_domains_are_respected() -> None:
     frame = generate(200, seed=4, domains={"forum": 1}, imbalance={"forum": {"利空": 0.5, "中性": 0.5}}, noise=0.0)
     assert Counter(frame["label"]) == {"利空": 100, "中性": 100}
     assert set(frame["domain"]) == {"forum"}
 
 
-def test_wrong_arguments_are_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown"):
         generate(10, seed=0, domains={"radio": 1.0})
     with pytest.raises(ValueError, match="unknown"):
@@ -140,7 +140,7 @@ def test_comparisons_agree_with_their_labels() -> None:
     assert checked > 30
 
 
-def test_linear_baseline_is_neither_lost_nor_done() -> None:
+def test_the_task_is_neither_trivial_nor_impossible_for_a_linear_baseline() -> None:
     """TF-IDF of character 1-3-grams and logistic regression on unnoised test rows: macro-F1 within 0.60..0.88."""
     train, test = _frame(), generate(600, seed=12).filter(~pl.col("noisy"))
     vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True, min_df=2)
@@ -181,7 +181,7 @@ def test_no_single_ngram_separates_two_classes() -> None:
     assert _best_single_rule(polar["text"].to_list(), polar["label"].to_list()) * 3 / 2 < 0.75
 
 
-def test_corpus_is_deterministic_unique_and_of_fair_length() -> None:
+def test_corpus_is_deterministic_unique_and_of_reasonable_length() -> None:
     documents = _documents()
     assert corpus(200, seed=7) == corpus(200, seed=7)
     assert corpus(200, seed=7) != corpus(200, seed=8)
@@ -189,7 +189,7 @@ def test_corpus_is_deterministic_unique_and_of_fair_length() -> None:
     assert 60 <= sum(map(len, documents)) / len(documents) <= 120
 
 
-def test_corpus_honours_exclude() -> None:
+def test_corpus_excludes_the_given_texts() -> None:
     plain = corpus(300, seed=9)
     banned = {plain[0], plain[5][2:12], *generate(500, seed=1)["text"], ""}
     documents = corpus(300, seed=9, exclude=banned)
@@ -205,7 +205,7 @@ def test_corpus_uses_no_prompt_format() -> None:
         assert not re.search(r"(情绪是|情感分类)[：:]\s*$", document, flags=re.MULTILINE)
 
 
-def test_corpus_explains_sentiment_and_holds_latin_and_tasks() -> None:
+def test_corpus_contains_explanations_latin_text_and_tasks() -> None:
     documents = _documents()
     words = ("利好", "利空", "中性", "正面", "负面", "看多", "看空", "积极", "消极")
     assert 0.6 <= np.mean([any(word in text for word in words) for text in documents]) <= 0.85

@@ -105,7 +105,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_training_that_was_stopped_at_any_steps_ends_the_same(name: str, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_training_stopped_at_any_step_ends_with_the_same_result(name: str, tokenizer: Any, tmp_path: Path) -> None:
     words = SCHEDULES[name]
     (tmp_path / "whole").mkdir()
     whole = training(tmp_path / "whole", tokenizer, *words)
@@ -129,7 +129,7 @@ def test_a_signal_after_the_last_checkpoint_stops_before_scoring(tokenizer: Any,
     same(training(tmp_path, tokenizer), whole)
 
 
-def test_a_resumed_training_remembers_how_long_nothing_was_better(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_resumed_training_keeps_its_early_stopping_count(tokenizer: Any, tmp_path: Path) -> None:
     """The best validation is that of step 3, so with a patience of 2 the training ends at step 9."""
     words = ("train.validate_every=3", "train.epochs=5", "train.keep_checkpoints=9")
 
@@ -189,7 +189,7 @@ def spoil(place: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["a byte", "a file", "the manifest", "half"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(damage: str, stopped: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(damage: str, stopped: Path, tmp_path: Path) -> None:
     shutil.copytree(stopped / "checkpoints", tmp_path, dirs_exist_ok=True)
     first, last = checkpoints.numbered(tmp_path)
     assert checkpoints.fault(last) is None
@@ -201,7 +201,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(damage: str, s
     assert told[0].startswith(f"{last} is skipped: ")
 
 
-def test_a_checkpoint_whose_best_one_is_damaged_is_of_no_use(stopped: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_whose_best_checkpoint_is_damaged_is_not_used(stopped: Path, tmp_path: Path) -> None:
     shutil.copytree(stopped / "checkpoints", tmp_path, dirs_exist_ok=True)
     spoil(checkpoints.numbered(tmp_path)[0], "a byte")
     told: list[str] = []
@@ -211,7 +211,7 @@ def test_a_checkpoint_whose_best_one_is_damaged_is_of_no_use(stopped: Path, tmp_
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
-def test_from_what_is_left_it_ends_the_same(
+def test_resuming_from_the_remaining_checkpoints_ends_with_the_same_result(
     damaged: int, whole: Any, stopped: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
@@ -232,7 +232,7 @@ def test_a_damaged_later_checkpoint_does_not_push_out_the_one_just_saved(
     assert {int(folder.name.rpartition("-")[2]) for folder in tmp_path.iterdir()} == left
 
 
-def test_what_a_kill_left_of_a_checkpoint_is_removed(tmp_path: Path) -> None:
+def test_a_partial_checkpoint_left_by_a_kill_is_removed(tmp_path: Path) -> None:
     left = tmp_path / f"{files.STAGING}checkpoint-3" / "checkpoint-3"
     left.mkdir(parents=True)
     (left / "optimizer.pt").write_bytes(b"half")
@@ -240,7 +240,7 @@ def test_what_a_kill_left_of_a_checkpoint_is_removed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_told_and_the_checkpoints_before_it_are_whole(
+def test_a_full_disk_is_reported_and_earlier_checkpoints_stay_intact(
     whole: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "cut").mkdir()
@@ -262,7 +262,7 @@ def test_a_full_disk_is_told_and_the_checkpoints_before_it_are_whole(
     same(training(tmp_path / "cut", tokenizer), whole)
 
 
-def test_a_loss_that_is_no_number_stops_before_it_does_harm(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_non_finite_loss_stops_training_before_weights_change(tokenizer: Any, tmp_path: Path) -> None:
     rows = steps.rows("weighted tokens") * 2
     rows[5] = {**rows[5], "weight": float("inf")}
     with pytest.raises(FinsaError, match=r"not finite. Rows: row 5 \(1 of 4, "):

@@ -41,7 +41,7 @@ def _batch(collate: Collator | Packer, kind: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("shared", [0, 1])
 @pytest.mark.parametrize("kind", [*steps.KINDS, steps.MIXTURE])
-def test_everything_a_step_makes_is_on_the_models_device(kind: str, shared: int) -> None:
+def test_all_tensors_of_a_step_are_on_the_model_device(kind: str, shared: int) -> None:
     if kind == steps.MIXTURE and shared:
         return  # its experts are chosen by the text, for a prefix too
     model = steps.learner(kind).train().to(META)
@@ -55,7 +55,7 @@ def test_everything_a_step_makes_is_on_the_models_device(kind: str, shared: int)
     assert {gradient.device for gradient in gradients} == {META}
 
 
-def test_everything_packed_rows_make_is_on_the_models_device() -> None:
+def test_all_tensors_of_packed_rows_are_on_the_model_device() -> None:
     """As flash attention takes them on a GPU: without a mask, the rows found by their positions."""
     ALL_ATTENTION_FUNCTIONS.register("flash_stand_in", sdpa_attention_forward)
     model, objective = steps.learner("tokens").train().to(META), steps.objective("tokens")
@@ -66,7 +66,7 @@ def test_everything_packed_rows_make_is_on_the_models_device() -> None:
     assert loss.device == META
 
 
-def test_the_guard_sees_a_tensor_that_was_made_elsewhere() -> None:
+def test_the_guard_detects_a_tensor_on_another_device() -> None:
     model, tree = steps.learner("label").to(META).eval(), LabelTree.of([(7, 3), (8, 4), (9,)])
     assert not tree.chain  # so that a mask and positions are made
     ids = torch.zeros(2, 9 + len(tree.tokens), dtype=torch.long, device=META)
@@ -78,7 +78,7 @@ def test_the_guard_sees_a_tensor_that_was_made_elsewhere() -> None:
         torch.ones(2).to(META)
 
 
-def test_float32_products_are_what_the_configuration_says(
+def test_float32_matmul_precision_follows_the_configuration(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU too, where the default keeps float32 (TF32 is asked for)."""

@@ -92,7 +92,7 @@ def test_accumulation_equals_one_big_batch(tmp_path: Path, tokenizer: Any, micro
         torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_more_steps_than_the_epochs_have_lengthen_nothing(tmp_path: Path, tokenizer: Any) -> None:
+def test_max_steps_beyond_the_epochs_does_not_extend_training(tmp_path: Path, tokenizer: Any) -> None:
     """`train.max_steps` stops earlier; to transformers it goes before the epochs."""
     same = ("train.epochs=1", "train.micro_batch_size=8", "train.log_every=1")
     whole, log = train(tmp_path / "a", tokenizer, *same)
@@ -109,7 +109,7 @@ def test_same_seed_same_weights_and_another_seed_others(tmp_path: Path, tokenize
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_stopped_fit_goes_on_to_the_same_weights(tmp_path: Path, tokenizer: Any) -> None:
+def test_a_stopped_fit_resumes_to_the_same_weights(tmp_path: Path, tokenizer: Any) -> None:
     whole, whole_log = train(tmp_path / "whole", tokenizer, "train.micro_batch_size=4", "train.epochs=3")
 
     calls = []
@@ -165,7 +165,7 @@ def test_the_log_has_loss_rate_and_throughput(tmp_path: Path, tokenizer: Any) ->
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_the_heartbeat_lies_in_the_run_folder(tmp_path: Path, tokenizer: Any, named: bool) -> None:
+def test_the_heartbeat_is_in_the_run_folder(tmp_path: Path, tokenizer: Any, named: bool) -> None:
     folder = tmp_path / "checkpoints" / "joint" / "steps"
     run = tmp_path if named else folder.parent
     train(

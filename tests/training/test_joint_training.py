@@ -80,7 +80,7 @@ def test_domains_are_balanced_for_the_router(config: Configure, tokenizer: Any) 
     assert rows[0]["input_ids"][:start] == job.renderer.prefix
 
 
-def test_the_run_folder_takes_the_heartbeat_of_both_steps(
+def test_the_run_folder_has_the_heartbeat_of_both_steps(
     config: Configure, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg, given = config("stage=moe_joint", "data.cache=null"), dict[str, Any]()

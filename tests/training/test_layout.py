@@ -86,7 +86,7 @@ def test_a_shared_prefix_changes_neither_loss_nor_gradients(kind: str, rows_each
 
 
 @pytest.mark.parametrize("model_type", [*EXTRA, "gemma3_text"])
-def test_every_weight_learns_through_the_prefix_as_without_it(model_type: str) -> None:
+def test_every_weight_gets_the_same_gradient_with_and_without_a_shared_prefix(model_type: str) -> None:
     window = {"sliding_window": 32} if model_type == "gemma3_text" else {}
     made, model = rows("all tokens"), small(model_type, **window).requires_grad_(True).train()
     batch = Collator(0, (), 6)([dict(row) for row in made])
@@ -110,7 +110,7 @@ def test_packed_rows_do_not_see_each_other(kind: str, shared: int) -> None:
     assert_same(learnt(model, tokens(), [batch]), separate(model, tokens(), made))
 
 
-def test_what_is_common_ends_before_what_differs_and_before_a_text_that_is_read() -> None:
+def test_the_shared_prefix_ends_before_the_first_difference_and_before_a_text_that_is_read() -> None:
     assert common(rows("tokens")).tokens == len(HEAD) - 1
     same = [Row(input_ids=[5, 6, 7], labels=[IGNORE, 6, 7])] * 4
     assert common(same).tokens == 2
@@ -119,7 +119,7 @@ def test_what_is_common_ends_before_what_differs_and_before_a_text_that_is_read(
     assert common([*same, Row(input_ids=[5, 6, 7], labels=[IGNORE, IGNORE, 7])]).tokens == 0
 
 
-def test_auto_asks_for_tokens_and_for_their_share() -> None:
+def test_auto_requires_enough_prefix_tokens_and_a_large_share() -> None:
     model = small()
 
     def planned(head: int, text: int, *overrides: str) -> layout.Prefix:
@@ -139,12 +139,12 @@ def test_auto_asks_for_tokens_and_for_their_share() -> None:
     assert "flash-attention" in str(layout.prefix_obstacle(flash, settings("train.packing=true"), 150))
 
 
-def test_a_mixture_has_no_prefix_that_means_the_same_before_every_text() -> None:
+def test_a_mixture_does_not_share_a_prefix() -> None:
     assert "mixture" in str(layout.prefix_obstacle(steps.mixture(), settings(), 100))
 
 
 @pytest.mark.parametrize(("window", "suffix", "used"), [(150, 0, 99), (149, 0, 0), (150, 1, 0), (151, 1, 99)])
-def test_rows_share_a_prefix_where_they_fit_into_the_sliding_window(window: int, suffix: int, used: int) -> None:
+def test_rows_share_a_prefix_if_they_fit_into_the_sliding_window(window: int, suffix: int, used: int) -> None:
     made = [Row(input_ids=[3] * 100 + [4 + number] * 50, labels=[IGNORE] * 150) for number in range(8)]
     model = small("gemma3_text", sliding_window=window)
     assert layout.plan_prefix(common(made), model, settings(), suffix).used == used
@@ -171,7 +171,7 @@ class NoAnswers(TorchDispatchMode):
 
 @pytest.mark.parametrize("shared", [0, 6])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_step_waits_for_the_device(kind: str, shared: int) -> None:
+def test_no_step_synchronizes_with_the_device(kind: str, shared: int) -> None:
     name = "tokens" if kind == "all tokens" else kind
     model, objective = steps.learner(name).train(), steps.objective(name)
     batch = Collator(0, objective.suffix, shared)([dict(row) for row in rows(kind)])
@@ -179,7 +179,7 @@ def test_no_step_waits_for_the_device(kind: str, shared: int) -> None:
         objective.total(model, batch).backward()
 
 
-def test_no_packed_step_waits_for_the_device() -> None:
+def test_no_packed_step_synchronizes_with_the_device() -> None:
     model = steps.learner("tokens").train()
     batch = Packer()([dict(row) for row in rows("weighted tokens")])
     with NoAnswers():
@@ -199,7 +199,7 @@ def planned_packing(
 UNLIKE = [5, 60] * 4
 
 
-def test_rows_of_unlike_lengths_are_packed_and_rows_of_like_lengths_are_not() -> None:
+def test_only_rows_of_different_lengths_are_packed() -> None:
     assert planned_packing(UNLIKE).used
     assert not planned_packing([60] * 8).used
     draw = random.Random(0)
@@ -209,7 +209,7 @@ def test_rows_of_unlike_lengths_are_packed_and_rows_of_like_lengths_are_not() ->
 
 
 @pytest.mark.parametrize("prefix", [0, 16])
-def test_what_packing_saves_is_a_ratio_of_the_operations_of_the_batches(prefix: int) -> None:
+def test_the_gain_of_packing_is_a_ratio_of_operations(prefix: int) -> None:
     """Counted the other way: from the real tensors of both."""
     lengths = [20, 100, 30, 80, 50, 60, 70, 120]
     rows: list[dict[str, Any]] = [{"input_ids": [5] * n, "labels": [-100] * n} for n in lengths]
@@ -224,7 +224,7 @@ def test_what_packing_saves_is_a_ratio_of_the_operations_of_the_batches(prefix: 
     assert found.saves == pytest.approx(side / (before + costs.position * sum(own) + costs.pair * pairs), abs=1e-3)
 
 
-def test_the_user_has_the_last_word_where_packed_rows_are_defined() -> None:
+def test_an_explicit_packing_setting_overrides_auto() -> None:
     assert planned_packing([60] * 8, "train.packing=true").used
     refused = planned_packing(UNLIKE, "train.packing=false")
     assert (refused.used, refused.reason) == (False, "train.packing=false")
@@ -233,7 +233,7 @@ def test_the_user_has_the_last_word_where_packed_rows_are_defined() -> None:
         planned_packing(UNLIKE, "train.packing=true", packable=False)
 
 
-def test_rows_are_packed_where_attention_is_computed_row_by_row() -> None:
+def test_rows_are_packed_if_attention_is_computed_row_by_row() -> None:
     longer = [length + 16 for length in UNLIKE]
     assert planned_packing(longer, prefix=16).used
     ways: list[tuple[Any, tuple[str, ...]]] = [
@@ -248,7 +248,7 @@ def test_rows_are_packed_where_attention_is_computed_row_by_row() -> None:
             planned_packing(longer, "train.packing=true", *words, model=model)
 
 
-def test_flash_attention_packs_where_it_is_asked_to() -> None:
+def test_flash_attention_packs_if_requested() -> None:
     model = small()
     model.config._attn_implementation = "flash_attention_2"
     assert planned_packing(UNLIKE, "train.packing=true", model=model).used

@@ -130,7 +130,7 @@ def test_focal_loss_of_a_certain_row_has_a_finite_gradient(gamma: float) -> None
     assert torch.isfinite(scores.grad).all()
 
 
-def test_logit_adjustment_is_cross_entropy_of_scores_with_the_classes_shares() -> None:
+def test_logit_adjustment_is_cross_entropy_of_scores_with_class_priors() -> None:
     shares = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
     expected = functional.cross_entropy(SCORES + 1.5 * shares.log(), TARGETS, reduction="none")
     found = choice_loss(SCORES, TARGETS, loss(logit_adjustment=1.5), shares.log()).double()

@@ -100,7 +100,9 @@ def test_a_run_keeps_its_plan_and_trains_by_it(config: Compose, tmp_path: Path) 
     assert not facts["batching"]["micro_batch_halved"]
 
 
-def test_a_plan_that_does_not_fit_says_so_and_what_would(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_does_not_fit_is_reported_with_one_that_would(
+    config: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ("method=lora_response", "model.dtype=float32")
     given, (cfg, job, lengths) = planned(config, *words), parts(config, *words)
     assert memory_plan.verdict(given, cfg, job, lengths, 1) == ""
@@ -134,7 +136,9 @@ def test_labels_of_several_tokens_are_planned_for_sliding_windows_too(config: Co
     assert made.scoring.total() > 0
 
 
-def test_the_time_follows_the_work_and_the_rate_measured_here(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimated_time_follows_the_work_and_the_measured_rate(
+    config: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg, job, lengths = parts(config, "method=lora_response")
     monkeypatch.setattr(hardware, "matmul_rate", lambda dtype: 1e12)
     least, most = memory_plan.seconds(cfg, job, lengths, 100, False, 1)
@@ -168,7 +172,7 @@ def test_the_time_follows_the_work_and_the_rate_measured_here(config: Compose, m
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("architecture", ["qwen2", "llama", "glm4", "gemma3_text"])
-def test_what_is_kept_on_shapes_is_what_autograd_keeps(
+def test_the_estimated_activations_are_those_that_autograd_keeps(
     config: Compose, architecture: str, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a real model with an adapter: all tensors that its forward pass saves, each storage once."""

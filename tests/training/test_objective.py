@@ -48,7 +48,7 @@ def batch(made: Renderer, head: str, goal: objective.Objective) -> dict[str, tor
 
 
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS.keys())
-def test_loss_on_the_label_is_that_of_the_scorers_scores(
+def test_loss_on_the_label_equals_that_of_the_scores(
     config: Configure, qwen_tokenizer: Any, words: tuple[str, ...]
 ) -> None:
     made, model = renderer(qwen_tokenizer, words), model_for(qwen_tokenizer)
@@ -58,7 +58,7 @@ def test_loss_on_the_label_is_that_of_the_scorers_scores(
     assert goal.total(model, batch(made, "lm", goal)).item() == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_answers_differ_in_length_and_beginning_as_the_test_means(qwen_tokenizer: Any) -> None:
+def test_the_answers_of_the_test_differ_in_length_and_prefix(qwen_tokenizer: Any) -> None:
     lengths = {
         name: [len(answer) for answer in renderer(qwen_tokenizer, words).answers] for name, words in WORDS.items()
     }
@@ -87,7 +87,7 @@ def test_a_classifiers_loss_is_that_of_its_scorer(config: Configure, qwen_tokeni
     assert float(goal.total(model, batch(made, "classifier", goal)).detach()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_what_follows_the_text_cannot_reach_a_classifier(config: Configure, qwen_tokenizer: Any) -> None:
+def test_tokens_after_the_text_do_not_affect_a_classifier(config: Configure, qwen_tokenizer: Any) -> None:
     made = renderer(qwen_tokenizer, WORDS["one token each"])
     model = Classifier(model_for(qwen_tokenizer), 3, dropout=0.0, seed=1).eval()
     (prompt,) = made.encode(TEXTS[:1])
@@ -98,7 +98,7 @@ def test_what_follows_the_text_cannot_reach_a_classifier(config: Configure, qwen
     torch.testing.assert_close(whole, short, rtol=1e-5, atol=1e-6)
 
 
-def test_logit_adjustment_is_for_learning_alone(config: Configure, qwen_tokenizer: Any) -> None:
+def test_logit_adjustment_applies_only_in_training(config: Configure, qwen_tokenizer: Any) -> None:
     made, model = renderer(qwen_tokenizer, WORDS["one token each"]), model_for(qwen_tokenizer)
     goal = objective.build(config("method=lora_logit_adjustment").method, made, [10, 1, 4])
     scores = torch.from_numpy(scoring.scorer(model, made, 1000)(TEXTS))

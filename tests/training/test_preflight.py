@@ -32,7 +32,7 @@ def test_max_steps_stops_earlier() -> None:
     assert preflight.optimiser_steps(settings("train.max_steps=3"), rows=1000) == 3
 
 
-def test_a_batch_larger_than_the_data_names_the_remedy() -> None:
+def test_a_batch_larger_than_the_data_is_reported_with_the_fix() -> None:
     with pytest.raises(ConfigError, match=r"train.batch_size: 32 is more than the 20 training rows.*=20 or less"):
         preflight.optimiser_steps(settings("train.batch_size=32"), rows=20)
 

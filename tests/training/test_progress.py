@@ -88,7 +88,7 @@ def lap(lengths: list[int]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("shares", [[[4, 9, 9]], [[4, 9, 9], [9, 9, 9, 5, 9]]])
-def test_figures_are_those_of_all_processes(shares: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throughput_covers_all_processes(shares: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
     found = Job(monkeypatch, len(shares)).laps(shares)
     assert all(each == found[0] for each in found)
     rows, tokens = sum(map(len, shares)), sum(map(sum, shares))

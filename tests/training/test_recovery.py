@@ -66,7 +66,7 @@ def scarce(most: int, error: Exception, where: str) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("kind", ["tokens", "weighted tokens", "label", "classifier"])
-def test_the_step_is_the_same(kind: str, where: str, tokenizer: Any) -> None:
+def test_the_recovered_step_is_the_same(kind: str, where: str, tokenizer: Any) -> None:
     whole, loss = steps.step(kind, 8, tokenizer)
     with scarce(2, ERRORS[0], where) as attempts:
         parts, found = steps.step(kind, 8, tokenizer)
@@ -78,7 +78,7 @@ def test_the_step_is_the_same(kind: str, where: str, tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=["cuda", "cpu", "windows"])
-def test_what_the_step_had_done_before_is_not_doubled(
+def test_gradients_from_before_the_failure_are_not_counted_twice(
     error: Exception, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, loss = steps.step("tokens", 4, tokenizer)
@@ -100,17 +100,17 @@ def test_what_the_step_had_done_before_is_not_doubled(
         torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_one_row_that_does_not_fit_ends_with_what_to_do(tokenizer: Any) -> None:
+def test_a_single_row_that_does_not_fit_fails_with_advice(tokenizer: Any) -> None:
     with scarce(0, ERRORS[1], "forward"), pytest.raises(RunError, match="one row, .*gradient_checkpointing=true"):
         steps.step("tokens", 8, tokenizer)
 
 
-def test_other_errors_are_not_taken_for_it(tokenizer: Any) -> None:
+def test_other_errors_are_not_treated_as_out_of_memory(tokenizer: Any) -> None:
     with scarce(0, RuntimeError("shapes do not fit"), "forward"), pytest.raises(RuntimeError, match="do not fit"):
         steps.step("tokens", 8, tokenizer)
 
 
-def test_a_run_says_so_and_can_be_resumed(config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_reports_it_and_can_be_resumed(config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from finsa.stages import train
 
     plain = trainer.FinsaTrainer.compute_loss

@@ -53,7 +53,7 @@ def test_heartbeat_and_stall(
     assert "still waiting" in told
 
 
-def test_a_stall_ends_the_training_where_that_is_wished(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_a_stall_ends_training_if_configured(config: Callable[..., RunConfig], tmp_path: Path) -> None:
     watch = Watch(section(config, "train.stall_ends=true"), tmp_path)
     began = time.monotonic()
     with pytest.raises(Stopped) as told, signals.deferred(), watch.watching(), watch.stepping():

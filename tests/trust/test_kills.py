@@ -13,7 +13,7 @@ from finsa.config import ROOT
 KINDS = {"training", "prediction", "chain", "cache building"}  # tests/test_sweeps.py kills a sweep
 
 
-def test_killed_commands_go_on_to_the_same_results(tmp_path: Path) -> None:
+def test_killed_commands_resume_to_the_same_results(tmp_path: Path) -> None:
     output = tmp_path / "trust.json"
     command = [sys.executable, "tests/trust/kills.py", "4", "--seed", "2", "--output", str(output)]
     command += ["--kinds", *sorted(KINDS)]

@@ -124,7 +124,7 @@ def test_every_expert_the_router_and_the_head_get_gradients(stage: MoeJointStage
     assert all(p.grad is None for name, p in model.named_parameters() if "base_layer" in name or "embed" in name)
 
 
-def test_the_warm_up_leaves_the_experts_alone(stage: MoeJointStage, tmp_path: Path) -> None:
+def test_the_warm_up_does_not_change_the_experts(stage: MoeJointStage, tmp_path: Path) -> None:
     model = mixture(write_experts(tmp_path), stage, classes=3)
     model.set_trainable(experts=False)
     assert {name.split(".")[0] for name in model.trainable_state()} == {"router", "head"}
