@@ -1,10 +1,10 @@
-"""What is installed against what was tested, and against known vulnerabilities where their list can be reached.
+"""Check installed packages against the pinned versions, and against known vulnerabilities if the service is reachable.
 
     python tests/audit.py        part of `make lint`
 
 Offline: every installed package of constraints.txt has the version pinned there, and `pip check` finds no conflict,
 apart from packages that are meant to be installed without their dependencies.
-With the advisory service: pip-audit reads the pins. Where it is missing or cannot reach the service, that is said.
+With the advisory service: pip-audit checks the pins. If it is missing or cannot reach the service, that is reported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def pins(text: str) -> dict[str, str]:
 
 
 def differing(wanted: dict[str, str]) -> list[str]:
-    """Installed packages that are not of the pinned version; a local suffix such as +cpu does not count."""
+    """Installed packages whose version differs from the pin, ignoring a local suffix such as +cpu."""
     lines = []
     for name, version in wanted.items():
         try:
@@ -47,7 +47,7 @@ def conflicting(said: str) -> list[str]:
 
 
 def vulnerabilities() -> tuple[bool, str]:
-    """Whether pip-audit found nothing, or could not look; and what to say."""
+    """Whether pip-audit found nothing or could not run, and the message."""
     if util.find_spec("pip_audit") is None:
         return True, "pip-audit is not installed, so known vulnerabilities were NOT looked for: pip install pip-audit"
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(CONSTRAINTS), "--no-deps", "--disable-pip"]
@@ -63,7 +63,7 @@ def vulnerabilities() -> tuple[bool, str]:
 
 
 def judged(known: list[dict[str, Any]]) -> tuple[bool, str]:
-    """What pip-audit's answer says; a package that its service does not know is skipped, which is no acquittal."""
+    """Evaluate pip-audit's output; packages unknown to its service are skipped, though they may be unsafe."""
     bad = [
         f"{one['name']} {one['version']}: {', '.join(v['id'] for v in one['vulns'])}"
         for one in known
@@ -79,7 +79,7 @@ def judged(known: list[dict[str, Any]]) -> tuple[bool, str]:
 
 
 def main() -> int:
-    """Say what was found; exit code 1 for a difference, a conflict or a vulnerability."""
+    """Print the findings; exit code 1 for a difference, a conflict or a vulnerability."""
     wanted = pins(CONSTRAINTS.read_text(encoding="utf-8"))
     wrong = differing(wanted)
     checked = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Debian's chromium, for what only a real browser can say of a page."""
+"""A real browser (Debian's chromium), for tests of pages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 
 def chromium(reaches: str = "") -> Any:
-    """Start it; where there is none the test is skipped, or fails in CI.
+    """Start chromium; without it, the test is skipped, or fails in CI.
 
     Args:
         reaches: the one host that it can reach; none: pages that need nothing else.

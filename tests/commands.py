@@ -1,8 +1,8 @@
-"""Scripts, above all ``run.py``, in processes of their own, forked from one that has imported the libraries.
+"""Run scripts, above all ``run.py``, in separate processes, forked from one that has imported the libraries.
 
 A command spends most of a short life on imports. Here a server imports them once per test process; every command is a
-fork of it with command line, folder, environment and output of its own. What tests the start itself (its speed, what is
-imported, how processes find each other) starts Python anew.
+fork of it with a separate command line, folder, environment and output. Tests of the startup itself (its speed, what is
+imported, how processes find each other) start a new Python.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Command:
     """A script that was started.
 
     Args:
-        words: what stands behind its name.
+        words: command-line arguments.
         folder: in which it is started.
         environment: instead of this process's.
         stdin: a file that it reads.
@@ -50,7 +50,7 @@ class Command:
         self.process.start()
 
     def poll(self) -> int | None:
-        """Its exit code; None while it runs."""
+        """The exit code; None while it runs."""
         return self.process.exitcode
 
     def signal(self, number: int) -> None:
@@ -62,7 +62,7 @@ class Command:
         """Wait for its end.
 
         Returns:
-            The exit code; of a signal, its negative number.
+            The exit code; for a signal, its negative number.
         """
         self.process.join(seconds)
         if self.process.exitcode is None:
@@ -72,12 +72,12 @@ class Command:
 
     @property
     def out(self) -> str:
-        """What it has said so far."""
+        """Standard output so far."""
         return self._outputs[0].read_text(encoding="utf-8") if self._outputs[0].is_file() else ""
 
     @property
     def err(self) -> str:
-        """What it has complained of so far."""
+        """Standard error so far."""
         return self._outputs[1].read_text(encoding="utf-8") if self._outputs[1].is_file() else ""
 
 
@@ -105,7 +105,7 @@ def _server() -> ForkServerContext:
 
 
 def _be(command: list[str], folder: str, environment: dict[str, str], files: list[str]) -> None:
-    """Be the script: the last thing that this process does."""
+    """Run the script in this process, as its last action."""
     code = 70
     try:
         for number, name in enumerate(files):

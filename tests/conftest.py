@@ -1,4 +1,4 @@
-"""What several test modules share: paths, tokenizers and configurations; no network, no chatter."""
+"""Fixtures shared by several test modules: paths, tokenizers and configurations, without network and log messages."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def e5_small() -> Path:
 
 
 def _converted(name: str) -> Path:
-    """The folder that `make weights` made of real weights; the test is skipped where it did not."""
+    """The folder of real weights from `make weights`; the test is skipped if it is missing."""
     folder = ROOT / "models" / name
     if not (folder / "config.json").is_file():
         pytest.skip(f"no real weights in models/{name}; make weights NAMES={name} fetches them")
@@ -60,7 +60,7 @@ def _converted(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    """The embedded base's tokenizer; it is part of the repository, so its absence is a failure and no skip."""
+    """The embedded base's tokenizer; it is part of the repository, so its absence is a failure, not a skip."""
     return _tokenizer(ROOT / "data" / "tiny")
 
 

@@ -1,4 +1,4 @@
-"""A real HTTP server on this machine that speaks the chat protocol, for tests of what asks one."""
+"""A real local HTTP server with the chat protocol, for tests of clients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass
 class Reply:
-    """What the server sends back."""
+    """A response of the server."""
 
     body: bytes
     status: int = 200
@@ -24,7 +24,7 @@ class Reply:
 
 @dataclass
 class Request:
-    """What the server was asked."""
+    """A request to the server."""
 
     path: str
     headers: dict[str, str]
@@ -44,7 +44,7 @@ def said(text: object, seconds: float = 0.0, **choice: object) -> Reply:
 
 
 def failed(status: int, message: str = "", **headers: str) -> Reply:
-    """An error as OpenAI words it."""
+    """An error in OpenAI's format."""
     return Reply(json.dumps({"error": {"message": message}}).encode(), status, headers)
 
 
@@ -52,7 +52,7 @@ class ChatServer:
     """Answers at ``url`` until it is closed.
 
     Args:
-        reply: from a request to what is sent back; None breaks the connection.
+        reply: returns the response to a request; None closes the connection.
     """
 
     def __init__(self, reply: Callable[[Request], Reply | None]) -> None:

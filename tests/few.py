@@ -1,4 +1,4 @@
-"""A part of the sample, for tests to which the number of rows is nothing."""
+"""A part of the sample, for tests that do not depend on the number of rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders as a finished run leaves them, with answers that are drawn instead of a model's."""
+"""Folders of finished runs, with random answers instead of a model's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABELS = ("利空", "中性", "利好")
 
 
 def answers(gold: Any, right: float, seed: int, classes: int = len(LABELS)) -> Any:
-    """Predictions, (n,), of which about the given share is right."""
+    """Predictions, (n,), of which about the given share is correct."""
     rng = np.random.default_rng(seed)
     return np.where(rng.random(len(gold)) < right, gold, rng.integers(0, classes, len(gold)))
 
@@ -32,7 +32,7 @@ def write_run(
     Args:
         cfg: its configuration.
         gold, predicted: classes of the test rows, (n,).
-        facts: what ``run.json`` says besides, or instead.
+        facts: additional or changed entries of ``run.json``.
 
     Returns:
         The folder.

@@ -1,4 +1,4 @@
-"""Hostile bytes for everything that reads: whatever they are, the answer is a value or one of finsa's own errors.
+"""Fuzzing of all parsers: arbitrary bytes give a value or one of finsa's errors.
 
 python tests/fuzz.py 20000        the long version: `make fuzz`; with atheris, where it is installed, by coverage
 """
@@ -66,7 +66,7 @@ def read_stream(content: bytes) -> None:
 
 
 def give_words(content: bytes) -> None:
-    """Words of a command, to the real guard; nothing is started."""
+    """Give the words of a command to the real check; nothing is started."""
     words = content.decode("utf-8", "replace").replace("\x00", "").split("\n")
     kept = [word for word in words[:4] if not word.startswith("-")]
     with contextlib.redirect_stderr(io.StringIO()) as said:
@@ -78,7 +78,7 @@ def give_words(content: bytes) -> None:
 
 
 def write_prompt(content: bytes) -> None:
-    """A template of a prompt, as a configuration holds it."""
+    """A prompt template, as in a configuration."""
     values, choices = _cfg().model_dump(mode="json"), {}
     values["data"]["prompt"] = content.decode("utf-8", "replace")
     compose.build(values, choices, [])
@@ -88,7 +88,7 @@ TARGETS: tuple[Callable[[bytes], None], ...] = (read_table, read_stream, give_wo
 
 
 def attempt(target: Callable[[bytes], None], content: bytes) -> bool:
-    """Whether the content was taken; an error that is none of finsa's goes through."""
+    """Whether the content was accepted; errors other than finsa's are raised."""
     try:
         target(content)
     except FinsaError:
@@ -97,7 +97,7 @@ def attempt(target: Callable[[bytes], None], content: bytes) -> bool:
 
 
 def spoilt(chance: random.Random) -> bytes:
-    """A seed with bytes changed, cut, doubled or put in."""
+    """A seed with bytes changed, deleted, doubled or inserted."""
     content = bytearray(bytes([chance.randrange(256)]) + chance.choice(SEEDS))
     for _ in range(chance.randrange(1, 8)):
         at = chance.randrange(len(content) + 1)
@@ -114,7 +114,7 @@ def spoilt(chance: random.Random) -> bytes:
 
 
 def main() -> int:
-    """Run all targets; an error that is none of finsa's ends with its traceback."""
+    """Run all targets; an error other than finsa's ends with its traceback."""
     number = int(sys.argv[1]) if len(sys.argv) > 1 else 20000
     if util.find_spec("atheris") is not None and "--plain" not in sys.argv:
         import atheris

@@ -1,4 +1,4 @@
-"""A small Llama as a GGUF file, written as llama.cpp's own converter writes one."""
+"""A small Llama as a GGUF file, written as by llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def model() -> LlamaForCausalLM:
 
 
 def bpe() -> Tokenizer:
-    """A byte-level vocabulary of 300 entries whose numbers merge where nothing splits them."""
+    """A byte-level vocabulary of 300 entries in which digits merge unless they are split."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -74,7 +74,7 @@ def write(
         split_rule: as the header states it.
 
     Returns:
-        What the file's matrices stand for, by their GGUF names.
+        The values of the file's matrices, by their GGUF names.
     """
     import json
 

@@ -1,4 +1,4 @@
-"""What tests/commands.py has imported before a command begins; commands change nothing of it that another sees."""
+"""Imports of tests/commands.py before a command starts; commands do not change any state seen by others."""
 
 # ruff: noqa: F401
 from safetensors.numpy import load_file

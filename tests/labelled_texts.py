@@ -1,4 +1,4 @@
-"""A tiny set of texts that differ by words, and the metrics that select a model."""
+"""A tiny data set of texts that differ by words, and the metrics that select a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WORDS = ("大跌 亏损 跌停", "公告 会议 持平", "大涨 盈利 涨停")
 
 
 def texts(rows: int, classes: int = 3, seed: int = 0) -> tuple[list[str], list[int]]:
-    """Texts and their classes; every text has one word of its class, and others that say nothing."""
+    """Texts and their classes; every text has one word of its class and some uninformative ones."""
     draw = np.random.default_rng(seed)
     labels = [row % classes for row in range(rows)]
     noise = list("今天公司股票市场关于以及表示其中 ABc 12")
@@ -24,7 +24,7 @@ def texts(rows: int, classes: int = 3, seed: int = 0) -> tuple[list[str], list[i
 
 
 def evaluate(labels: Sequence[int]) -> Evaluate:
-    """The share of right answers, under the name that chooses."""
+    """The share of correct predictions, under the name of the selection metric."""
 
     def numbers(scores: FloatArray) -> dict[str, float]:
         right = float((scores.argmax(axis=1) == np.array(labels)).mean())
@@ -34,4 +34,4 @@ def evaluate(labels: Sequence[int]) -> Evaluate:
 
 
 def ignore(step: int, values: dict[str, float]) -> None:
-    """Take a record and drop it."""
+    """Ignore a record."""

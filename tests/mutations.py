@@ -1,9 +1,9 @@
-"""Every valid command, spoilt in one place: what is said about it, and whether anything was started.
+"""Mutation tests of commands: every valid command with one fault, its message, and whether anything was started.
 
     python tests/mutations.py 3000        the long version: `make mutations`
 
 A mutation knows the path that must be named and, where one can be made, the suggestion that must come first. The real
-guard checks each command in this process, with a main function that notes that it was reached.
+check runs for each command in this process, with a main function that records that it was reached.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ FROM_RUN = ("stage=export", "stage=predict", "stage=rerun", "stage=serve")  # a 
 
 @dataclass(frozen=True)
 class Mutation:
-    """A spoilt command.
+    """A mutated command.
 
     Args:
-        kind: of the fault.
-        words: what is added to a valid command.
-        path: that has to be named.
-        suggested: what has to be suggested; None where there is nothing to suggest.
+        kind: kind of fault.
+        words: words added to a valid command.
+        path: the path that must be named.
+        suggested: the required suggestion; None if there is none.
     """
 
     kind: str
@@ -63,7 +63,7 @@ class Mutation:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a spoilt command."""
+    """The result of a mutated command."""
 
     base: tuple[str, ...]
     mutation: Mutation
@@ -90,7 +90,7 @@ class Verdict:
 
 @cache
 def bases() -> tuple[tuple[str, ...], ...]:
-    """Every choice of every group with what it cannot do without; the command without words comes first."""
+    """Every choice of every group with its required options; the command without words comes first."""
     found: list[tuple[str, ...]] = [()]
     for group in catalogue.groups():
         for choice in catalogue.choices_of(group):
@@ -133,7 +133,7 @@ def annotation(key: str) -> Any:
 
 
 def keys(base: tuple[str, ...]) -> list[str]:
-    """Keys of a composition that have a type and that its stage lets a command set."""
+    """Typed keys of a composition that a command may set in its stage."""
     own = ("model", "method", "data", "seed") if base and base[0] in FROM_RUN else ()
     given = {word.partition("=")[0] for word in base}
     skipped = (*own, "experiment", "published", "sweep", "runs", "run")
@@ -188,7 +188,7 @@ def misspelt_choice(base: tuple[str, ...], chance: random.Random) -> Mutation | 
 
 
 def misspelt_value(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
-    """One of a few words that a key takes, with a typing error."""
+    """One of a few words that a key accepts, with a typing error."""
     words = [key for key in keys(base) if typing.get_origin(annotation(key)) is typing.Literal and key.count(".") == 1]
     key = chance.choice(words)
     value = chance.choice([value for value in typing.get_args(annotation(key)) if isinstance(value, str)])
@@ -203,7 +203,7 @@ WRONG["str"] = ["[a]", "{a: 1}", "true"]
 
 
 def wrong_type(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
-    """A value of another type than the key's."""
+    """A value of the wrong type for the key."""
     key = chance.choice(keys(base))
     kind = type(values_of(base)[key]).__name__
     if kind not in WRONG or typing.get_origin(annotation(key)) is typing.Literal:
@@ -219,7 +219,7 @@ def wrong_type(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
 
 
 def wrong_nesting(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
-    """A value where a section is, a section where a value is, or a key in another section."""
+    """A value in place of a section, a section in place of a value, or a key in another section."""
     how = chance.randrange(3)
     key = chance.choice([key for key in keys(base) if key.count(".") == 1])
     section, name = key.split(".")
@@ -269,7 +269,7 @@ def out_of_range(base: tuple[str, ...], chance: random.Random) -> Mutation | Non
 
 
 def smuggled(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
-    """What a plus or another package would bring in."""
+    """A key introduced by a plus or another package."""
     key = chance.choice([key for key in keys(base) if key.count(".") == 1 and annotation(key) is not None])
     if dotted.below_mapping(key):
         return None
@@ -289,7 +289,7 @@ def smuggled(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
 
 
 def deleted(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
-    """A key or a group taken away."""
+    """A deleted key or group."""
     key = chance.choice([*keys(base), *catalogue.groups()])
     return Mutation("deleted", (f"~{key}",), f"~{key}")
 
@@ -317,7 +317,7 @@ CONTRADICTIONS = [
 
 
 def contradictory(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
-    """Options that do not go together; on the command without words, which has none of its own."""
+    """Incompatible options, on the command without words."""
     if base:
         return None
     words, path = chance.choice(CONTRADICTIONS)
@@ -325,7 +325,7 @@ def contradictory(base: tuple[str, ...], chance: random.Random) -> Mutation | No
 
 
 def twice(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
-    """A key or a choice that is given twice."""
+    """A duplicate key or choice."""
     if chance.randrange(2):
         group = chance.choice([group for group in ("train", "tracking") if f"{group}=" not in " ".join(base)] or ["x"])
         if group == "x":
@@ -349,7 +349,7 @@ ALIKE = {"a": "а", "e": "е", "o": "о", "c": "с", "p": "р", "i": "і", "x": 
 
 
 def alike(base: tuple[str, ...], chance: random.Random) -> Mutation | None:
-    """A letter that is Cyrillic or wide, or one that cannot be seen, in a key, a choice or a value."""
+    """A Cyrillic, full-width or invisible letter in a key, a choice or a value."""
 
     def spoil(word: str) -> str:
         places = [at for at, letter in enumerate(word) if letter in ALIKE]
@@ -377,7 +377,7 @@ MAKERS: tuple[Maker, ...] = (
 
 
 def mutated(number: int, seed: int, of: tuple[tuple[str, ...], ...]) -> Iterator[tuple[tuple[str, ...], Mutation]]:
-    """So many spoilt commands, of all kinds and over all bases in turn."""
+    """`number` mutated commands, of all kinds and over all bases in turn."""
     chance = random.Random(seed)
     made = 0
     while made < number:
@@ -390,7 +390,7 @@ def mutated(number: int, seed: int, of: tuple[tuple[str, ...], ...]) -> Iterator
 
 
 def judge(base: tuple[str, ...], mutation: Mutation) -> Verdict:
-    """Give a command to the real guard."""
+    """Run the real check on a command."""
     reached: list[bool] = []
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
@@ -399,12 +399,12 @@ def judge(base: tuple[str, ...], mutation: Mutation) -> Verdict:
 
 
 def run(number: int, seed: int = 8, of: tuple[tuple[str, ...], ...] | None = None) -> list[Verdict]:
-    """Judge so many spoilt commands."""
+    """Judge `number` mutated commands."""
     return [judge(base, mutation) for base, mutation in mutated(number, seed, of or bases())]
 
 
 def main() -> int:
-    """Judge and count; exit code 1 where the figures are not reached."""
+    """Judge and count; exit code 1 if the required shares are not reached."""
     number = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
     with tempfile.TemporaryDirectory() as empty_folder, contextlib.chdir(empty_folder):
         found = run(number)

@@ -17,7 +17,7 @@ NOTEBOOK = ROOT / "examples" / "results.ipynb"
 
 
 def cells() -> list[dict[str, Any]]:
-    """The cells that hold code."""
+    """The code cells."""
     found = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     return [cell for cell in found if cell["cell_type"] == "code"]
 
@@ -41,7 +41,7 @@ def run(sources: list[str]) -> tuple[dict[str, Any], list[Any], list[str]]:
 
 
 def outputs(value: Any, printed: str, number: int) -> list[dict[str, Any]]:
-    """What Jupyter keeps of a cell: printed lines, and its value as text and as a picture or a table."""
+    """The outputs that Jupyter stores for a cell: printed lines, and its value as text and as a picture or a table."""
     found: list[dict[str, Any]] = []
     if printed:
         found.append({"name": "stdout", "output_type": "stream", "text": printed.splitlines(keepends=True)})
@@ -59,7 +59,7 @@ def outputs(value: Any, printed: str, number: int) -> list[dict[str, Any]]:
 
 
 def store(folder: Path) -> None:
-    """Run the notebook on a run folder and keep what its cells show."""
+    """Run the notebook on a run folder and store the outputs of its cells."""
     os.environ["FINSA_RUN"] = str(folder)
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]

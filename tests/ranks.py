@@ -1,4 +1,4 @@
-"""Commands that several processes run together, and small runs to compare them by."""
+"""Commands run by several processes, and helpers to compare small runs."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def log(run: Path) -> list[dict[str, Any]]:
 
 
 def metrics(run: Path) -> dict[str, Any]:
-    """What ``metrics.json`` holds."""
+    """The contents of ``metrics.json``."""
     found: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     return found

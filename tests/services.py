@@ -41,12 +41,12 @@ SERVED: dict[str, Any] = {
 
 @dataclass
 class Reader:
-    """A stand-in for a model: a text's answer follows from the text alone, so that mixed-up answers show.
+    """A stand-in for a model: answers depend only on the text, so that mixed-up answers are noticed.
 
     Args:
-        seconds: that a call takes.
+        seconds: duration of a call.
         experts: of a mixture; none: no mixture.
-        fails_on: texts at which a call breaks.
+        fails_on: texts on which a call fails.
     """
 
     seconds: float = 0.0
@@ -98,14 +98,14 @@ class Service:
         return int(self.url.rpartition(":")[2])
 
     def counted(self, name: str) -> float:
-        """A number of ``/metrics``: the sum over its labels."""
+        """A value of ``/metrics``: the sum over its labels."""
         found = re.findall(rf"^{name}(?:{{[^}}]*}})? ([\d.e+-]+)$", self.client.get("/metrics").text, re.MULTILINE)
         return sum(map(float, found))
 
 
 @contextmanager
 def serving(stage: ServeStage, model: Model, folder: Path, token: str | None = None) -> Iterator[Service]:
-    """Serve a model on a free port while the context lasts."""
+    """Serve a model on a free port within this context."""
     metrics = Metrics(folder / "requests.jsonl", stage.log_bytes)
     batcher = Batcher(model, stage.batch, stage.wait_ms, stage.queue, metrics)
     app = application.build(batcher, metrics, SERVED, stage, token)

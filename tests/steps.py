@@ -1,4 +1,4 @@
-"""One optimiser step of eight rows on a small model, and its gradients; run as a program, it is one rank of several."""
+"""One optimizer step of eight rows on a small model, and its gradients; run as a script, it is one of several ranks."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def learner(kind: str) -> torch.nn.Module:
 
 
 def mixture() -> Mixture:
-    """A mixture of two experts whose router drops nothing out."""
+    """A mixture of two experts without router dropout."""
     overrides = ["stage=moe_joint", "stage.router.dropout=0.0"]
     values, choices = compose.compose_values(overrides)
     stage = compose.build(values, choices, overrides).stage
@@ -126,7 +126,7 @@ def step(kind: str, micro: int, tokenizer: Any, *further: str) -> tuple[dict[str
 
 
 def main() -> None:
-    """Be one rank: ``python steps.py <micro-batch> <file> <kinds>``; the launcher's variables say which."""
+    """Run one rank: ``python steps.py <micro-batch> <file> <kinds>``; the launcher's variables determine which."""
     from transformers import AutoTokenizer
 
     from finsa.config import ROOT

@@ -1,4 +1,4 @@
-"""The audit tells a wrong version from the right one."""
+"""The audit detects wrong versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark runs, and its arms learn the same: a short pass at the embedded shape."""
+"""The benchmarks run with equal settings: a short pass on the embedded model."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_cost_curves_have_every_axis() -> None:
 
 
 def test_a_micro_batch_is_timed_in_every_way() -> None:
-    """The script ends with an error where losses differ."""
+    """The script ends with an error if losses differ."""
     done = commands.run("--quick", script="benchmarks/lines.py")
     assert done.returncode == 0, done.stderr
     found = re.findall(r"│ (\w[\w ,]+?) +│ +[\d.]+ s +([\d.]+)x", done.stdout)
@@ -92,7 +92,7 @@ def test_every_benchmark_is_run_by_the_one_command() -> None:
 
 @pytest.fixture
 def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """benchmarks/peers.py, which finds its neighbours as a script does."""
+    """benchmarks/peers.py, which imports its neighbors as a script does."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return import_module("peers")
 

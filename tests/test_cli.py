@@ -1,4 +1,4 @@
-"""The command as a user types it: messages, exit codes, nothing left behind."""
+"""The command as a user types it: messages, exit codes, no leftover files."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_help_shows_commands_that_pass_the_check_and_needs_no_torch(tmp_path: Pa
     ],
 )
 def test_completion_in_a_real_bash(typed: str, offered: set[str]) -> None:
-    """Install it as the documentation says, then let bash's own function complete what was typed."""
+    """Install it as documented, then let bash complete a partial command."""
     script = f"""
         export PATH={Path(sys.executable).parent}:$PATH
         cd {ROOT}
@@ -177,7 +177,7 @@ def test_command_that_resumes(words: str, command: str) -> None:
 
 @pytest.mark.parametrize("words", ["method=lora", "method=lora resume=true"])
 def test_a_run_without_a_folder_yet_is_repeated_instead(words: str) -> None:
-    """There is nothing to resume, or only an earlier run that the command would then resume by mistake."""
+    """There is nothing to resume, or only an earlier run that would be resumed by mistake."""
     assert cli.resuming(["run.py", *words.split()], Session()) == f"python run.py {words}"
 
 

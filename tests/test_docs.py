@@ -40,7 +40,7 @@ def _hooks() -> Any:
 
 @pytest.fixture
 def my_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The files that the page shows, written where it says."""
+    """The files shown on the page, written to the places that it names."""
     shown = {name: text for name, text in TITLED.findall(EXTEND) if name.startswith("my_conf/")}
     assert len(shown) == 5
     for name, text in shown.items():
@@ -85,7 +85,7 @@ def test_shown_model_has_the_published_number_of_parameters(my_conf: Path) -> No
 
 
 def test_shown_stage_runs(tmp_path: Path) -> None:
-    """In a copy of the project, with the three pieces put where the page says."""
+    """In a copy of the project, with the three pieces in the places that the page names."""
     for name in ("finsa", "conf"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "data").mkdir()
@@ -114,7 +114,7 @@ def test_shown_stage_runs(tmp_path: Path) -> None:
 
 
 def _paths(annotation: Any, path: str) -> Iterator[str]:
-    """Every key below a section, found by another way than the page's."""
+    """Every key below a section, determined independently of the page."""
     for name, field in annotation.model_fields.items():
         yield f"{path}{name}"
         for part in [field.annotation, *typing.get_args(field.annotation)]:

@@ -1,4 +1,4 @@
-"""Messages name the nearest choice; every error of the project's own asks for exit code 2."""
+"""Messages name the nearest choice; every error of the project has exit code 2."""
 
 from __future__ import annotations
 

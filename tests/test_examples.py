@@ -1,4 +1,4 @@
-"""The notebook, run from top to bottom on the folders that real runs leave."""
+"""The notebook, run from top to bottom on the folders of real runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile bytes end in a value or in one of finsa's own errors; `make fuzz` goes on for longer."""
+"""Arbitrary bytes give a value or one of finsa's errors; `make fuzz` runs longer."""
 
 from __future__ import annotations
 

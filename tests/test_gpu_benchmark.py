@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py` in its small form: its equalities hold on a CPU, and what fails takes nothing else with it."""
+"""The small version of `benchmarks/gpu.py`: its equalities hold on a CPU, and failures are isolated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CHECKED = {
 
 
 def test_the_small_version_meets_every_limit(tmp_path: Path) -> None:
-    """Losses, gradients, scores and answers by finsa's ways equal those of one row at a time by transformers alone."""
+    """Losses, gradients, scores and answers of finsa equal those of plain transformers, one row at a time."""
     file = tmp_path / "events.jsonl"
     done = commands.run("--device", "cpu", "--child", str(file), script="benchmarks/gpu.py")
     assert done.returncode == 0, done.stderr
@@ -58,7 +58,7 @@ def test_the_small_version_meets_every_limit(tmp_path: Path) -> None:
 
 
 def test_a_section_that_ends_its_process_is_a_row(tmp_path: Path) -> None:
-    """A section that the process does not know stands for one that takes it along."""
+    """An unknown section simulates one that ends the process."""
     first, last = gpu.events(["gone", "machine"], "cpu", time.monotonic() + FAR, tmp_path)
     assert (first["section"], first["row"]["ok"], last["event"]) == ("gone", False, "end")
     assert first["row"]["value"].startswith("the process ended with exit code 2: ")
@@ -79,7 +79,7 @@ def test_a_section_that_exceeds_its_time_is_stopped(tmp_path: Path, monkeypatch:
 
 
 def test_results_are_written_after_every_row(tmp_path: Path) -> None:
-    """A call that is killed leaves what was measured, as JSON and as a table, and no process behind."""
+    """A killed call leaves its measurements, as JSON and as a table, and no process."""
     file = tmp_path / "gpu.json"
     words = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--only", "machine", "runs", "correctness"]
     with subprocess.Popen([*words, "--output", str(file)], cwd=ROOT, stdout=subprocess.DEVNULL) as process:

@@ -1,4 +1,4 @@
-"""Spoilt commands are refused with the right path and suggestion before anything is started; `make mutations`: more."""
+"""Mutated commands are refused with the right path and suggestion before anything starts; `make mutations`: more."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_every_stage_is_mutated() -> None:
 
 
 def test_a_verdict_can_be_negative() -> None:
-    """The suite would notice a command that goes through, a wrong path and a wrong suggestion."""
+    """The tests would detect an accepted command, a wrong path and a wrong suggestion."""
     right = mutations.judge((), mutations.Mutation("none", ("seed=3",), "seed"))
     assert (right.started, right.caught) == (True, False)
     assert not mutations.judge((), mutations.Mutation("none", ("seed=-3",), "train.epochs")).caught

@@ -1,4 +1,4 @@
-"""What ``pip install .`` brings: the same command from anywhere, with conf/ and the embedded default inside."""
+"""The package from ``pip install .``: the same command from anywhere, including conf/ and the embedded default."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finsa.config import ROOT
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the built wheel installed, and nothing of the checkout."""
+    """A folder with the built wheel installed, and without the checkout."""
     folder = tmp_path_factory.mktemp("site")
     words = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "dist")]
     subprocess.run(words, cwd=ROOT, check=True, capture_output=True)

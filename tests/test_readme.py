@@ -40,7 +40,7 @@ def _blocks(document: str) -> list[tuple[str, str]]:
 
 
 def _code(document: str) -> list[str]:
-    """What a document shows as code: lines of fenced blocks, and code within sentences."""
+    """The code in a document: lines of fenced blocks and inline code."""
     blocks = [block.replace("\\\n", " ") for _, block in _blocks(document)]
     fenced = [line.strip().removeprefix("# ") for block in blocks for line in block.splitlines()]
     return fenced + INLINE.findall(FENCE.sub("", _read(document)))
@@ -65,7 +65,7 @@ def _is_fragment(code: str) -> bool:
 
 
 def _words(code: str) -> list[str]:
-    """The words that a shell would make of it, comments left out."""
+    """The words that a shell would parse, without comments."""
     return shlex.split(_without_placeholders(code), comments=True)
 
 
@@ -74,7 +74,7 @@ def _without_placeholders(code: str) -> str:
 
 
 def _overrides(command: str) -> list[str]:
-    """A command's overrides: placeholders become a word, flags and their values are left out."""
+    """A command's overrides: placeholders become a word, flags and their values are omitted."""
     words = _words(command)
     words = words[words.index("run.py") + 1 :]
     after_flag = (before in FLAGS_WITH_VALUE for before in ["", *words])
@@ -101,7 +101,7 @@ ALL_COMMANDS = sorted({line for document in COMMANDS for line in _commands(docum
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_both_languages_show_the_same_code_in_the_same_order(pair: tuple[str, str]) -> None:
-    """Comments are translated; each stands in the same place."""
+    """Comments are translated, but in the same places."""
     english, chinese = ([re.sub(r"^# .*$", "#", code, flags=re.MULTILINE) for _, code in _blocks(p)] for p in pair)
     assert english == chinese
     assert english
@@ -135,7 +135,7 @@ def test_command_passes_the_check(words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("document", COMMANDS)
 def test_words_that_a_shell_would_expand_are_quoted(document: str) -> None:
-    """Braces and brackets outside of quotes are the shell's: it makes several words of ``{a: b}``."""
+    """A shell interprets unquoted braces and brackets: it splits ``{a: b}`` into several words."""
     shown = [*_commands(document), *(code for code in _code(document) if OVERRIDE.match(code))]
     bare = {code: QUOTED.sub("", _without_placeholders(code)) for code in shown}
     assert [code for code, rest in bare.items() if re.search(r"\w=[{\[]", rest)] == []

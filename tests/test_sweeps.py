@@ -82,7 +82,7 @@ def test_the_sweep_writes_its_report(sweep: tuple[subprocess.CompletedProcess[st
 
 
 def test_a_sweep_over_other_rows_ends_without_a_report(tmp_path: Path) -> None:
-    """Its jobs cannot be compared: the difference is named, their scores are shown and kept as they are."""
+    """Its jobs cannot be compared: the difference is named, and their scores are shown and stored."""
     done = run(
         "-m",
         "data=generated",

@@ -1,4 +1,4 @@
-"""Finished runs of the embedded default, short: one per method and test session."""
+"""Short finished runs of the embedded default: one per method and test session."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run_folder(config: Callable[..., RunConfig], base: Path, method: str, *words
 
     Args:
         config: the fixture.
-        base: a folder that outlives the session's modules.
+        base: a folder that exists for the whole session.
         method: its name.
         words: further overrides.
     """
@@ -40,7 +40,7 @@ def of_instructions(config: Callable[..., RunConfig], base: Path) -> tuple[Path,
 
     Args:
         config: the fixture.
-        base: a folder that outlives the session's modules.
+        base: a folder that exists for the whole session.
 
     Returns:
         The run folder, and the folder of the files: ``instructions.json`` and ``chats.json``.

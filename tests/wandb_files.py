@@ -1,4 +1,4 @@
-"""Read what wandb wrote offline: a log of protobuf records in LevelDB's framing."""
+"""Read offline files of wandb: protobuf records in LevelDB's log format."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def records(file: Path) -> Iterator[Any]:
 
 
 def run(file: Path) -> dict[str, Any]:
-    """What a file says about its run: id, group, type, configuration, names of logged values."""
+    """The run in a file: id, group, type, configuration, names of logged values."""
     found: dict[str, Any] = {"config": {}, "logged": set()}
     for record in records(file):
         kind = record.WhichOneof("record_type")

@@ -41,7 +41,7 @@ def test_an_encoder_with_random_weights_learns_and_is_restored(config: Compose, 
 
 
 def test_the_saved_folder_loads_with_transformers(config: Compose, tmp_path: Path) -> None:
-    """What transformers makes of the folder by itself, one text at a time, is what the scorer says."""
+    """transformers alone gives the scores of the learner, one text at a time."""
     learner, _ = trained(config(*RANDOM, "train.max_steps=2"))
     baselines.save(learner, NAMES, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "baseline")
@@ -165,7 +165,7 @@ def test_a_linear_probe_is_restored_and_checks_its_encoder(config: Compose, tmp_
 
 
 def test_the_encoder_of_a_linear_probe_is_part_of_the_runs_provenance(config: Compose, tmp_path: Path) -> None:
-    """Else a sweep would reuse finished jobs after the encoder was overwritten."""
+    """Otherwise a sweep would reuse finished jobs after the encoder was overwritten."""
     folder = write_encoder(tmp_path / "encoder")
     cfg = config("method=linear_probe", f"method.baseline.path={folder}")
     before = provenance.base_weights(cfg)["encoder"]

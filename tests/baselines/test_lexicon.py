@@ -1,4 +1,4 @@
-"""The real dictionaries: which words they know, what the sign answers, and what is said where they are missing."""
+"""The real dictionaries: their words, predictions by sign, and messages if they are missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The saved model against scikit-learn's own pipeline, two routes to one number."""
+"""The saved model against a scikit-learn pipeline: both give the same scores."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ BAD = 9  # a unit
 
 
 class Odd(torch.nn.Module):
-    """A network whose loss, or only its gradient, is not finite where a row has the bad unit."""
+    """A network whose loss, or only its gradient, is not finite if a row has the bad unit."""
 
     def __init__(self, loss: bool) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class Odd(torch.nn.Module):
         self.loss, self.table = loss, torch.nn.Embedding(10, 3)
 
     def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Logits, the mean of the units' rows."""
+        """Logits: the mean of the units' embeddings."""
         found = self.table(ids).sum(1) / lengths[:, None]
         bad = (ids == BAD).any(1, keepdim=True)
         if self.loss:

@@ -32,7 +32,7 @@ def _only(*overrides: str) -> Problem:
 
 @pytest.fixture
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of conf/ that a test may spoil."""
+    """A copy of conf/ that a test may change."""
     copy = tmp_path / "conf"
     shutil.copytree(catalogue.CONF, copy)
     monkeypatch.setattr(catalogue, "CONF", copy)
@@ -75,7 +75,7 @@ def test_glob_sweep_passes(sweep: str) -> None:
 
 
 def test_optional_key_of_an_architecture_may_be_added() -> None:
-    """An architecture takes any key; one that the file lacks can only be set with a +."""
+    """An architecture accepts any key; one missing in the file can only be set with a +."""
     command_line.check(["+model.architecture.head_dim=64"])
 
 
@@ -210,7 +210,7 @@ def test_a_key_of_another_choice_is_not_attributed_to_null(override: str) -> Non
     "override", ["data.labels=[利空,中性,利好]", "data.files=数据/表.csv", "data.prompt=情感：{text}"]
 )
 def test_chinese_needs_no_quotes_or_the_message_requests_them(override: str) -> None:
-    """Hydra's grammar allows Chinese only in quotes; the message must not blame the form key=value."""
+    """Hydra's grammar allows Chinese only in quotes; the message must not blame the key=value syntax."""
     try:
         command_line.check([override])
     except ConfigError as error:
@@ -229,7 +229,7 @@ def test_experiment_null_is_accepted_or_refused_in_one_message() -> None:
     [("data.labels=[a,[b]]", "data.labels"), ("method.adapter.targets=foo", "method.adapter.targets")],
 )
 def test_field_of_two_types_does_not_contradict_itself(override: str, path: str) -> None:
-    """Where a list is right only a given list's entries are wrong; where a word is right only the given word is."""
+    """If a list is valid, only the given entries are wrong; if a word is valid, only the given word is."""
     problems = _refused(override)
     assert all(problem.path.startswith(path) for problem in problems)
     assert not any("should be an object" in problem.text or "valid array" in problem.text for problem in problems)
@@ -273,7 +273,7 @@ MAPS = [
 @pytest.mark.parametrize(("written", "meant"), MAPS, ids=[written for written, _ in MAPS])
 @pytest.mark.parametrize("choice", ["data=sample", "data=openfindata_intent"])
 def test_a_map_of_user_defined_words_needs_no_quotes(written: str, meant: object, choice: str) -> None:
-    """In place of a list or of another map, in any quoting; Hydra's grammar takes no Chinese key at all."""
+    """In place of a list or of another map, with any quoting; Hydra's grammar does not accept Chinese keys at all."""
     words = [command_line.quote(word) for word in (choice, f"data.labels={written}")]
     assert [command_line.quote(word) for word in words] == words
     command_line.check(words)

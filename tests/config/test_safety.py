@@ -1,4 +1,4 @@
-"""Files and commands of a stranger run nothing, read no secret and lead nowhere."""
+"""Untrusted files and commands run no code, read no secrets and cannot escape their folder."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_other_keys_may_still_be_referenced(config: Compose) -> None:
 
 
 def test_nothing_is_unpickled() -> None:
-    """Neither by finsa's own code nor by what the trainer reads when it goes on."""
+    """Neither by finsa nor by the trainer when it resumes."""
     from transformers import trainer
 
     for file in (ROOT / "finsa").rglob("*.py"):
@@ -153,7 +153,7 @@ def test_nothing_is_unpickled() -> None:
 
 
 class Bomb:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -164,7 +164,7 @@ class Bomb:
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
 def test_a_malicious_checkpoint_does_not_execute(name: str, tmp_path: Path, tokenizer: Any) -> None:
-    """A fit that goes on from a checkpoint somebody has changed."""
+    """A fit that resumes from a manipulated checkpoint."""
     import torch
     from base_models import small
 
@@ -210,7 +210,7 @@ def test_remote_code_is_off_by_default(config: Compose) -> None:
 
 @pytest.fixture(scope="module")
 def hostile(trained: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run whose record names a model that ships code, and allows it; the code leaves a file `ran` here."""
+    """A finished run whose record names a model that ships code, and allows it; the code creates a file `ran` here."""
     place = tmp_path_factory.mktemp("hostile")
     shutil.copytree(ROOT / "data" / "tiny", place / "model")
     settings = json.loads((place / "model" / "config.json").read_text(encoding="utf-8"))
@@ -366,7 +366,7 @@ def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_secrets_are_written_nowhere(tmp_path: Path) -> None:
-    """A run with an offline tracker; every byte it leaves behind and says is searched."""
+    """A run with an offline tracker; all its files and output are searched."""
     short = ["train=smoke", "train.max_steps=2", "stage.compare_base=false", "tracking.mode=offline"]
     done = _run(tmp_path, "method=majority", *short, "output_dir=out")
     assert done.returncode == 0, done.stderr
@@ -379,7 +379,7 @@ def test_secrets_are_written_nowhere(tmp_path: Path) -> None:
 
 
 def test_an_error_does_not_repeat_a_secret(tmp_path: Path) -> None:
-    """A key that was put where it does not belong is not shown again."""
+    """A key given in the wrong place is not repeated."""
     for word in (
         f"train.epochs={SECRETS['OPENAI_API_KEY']}",
         f"stage={SECRETS['FINSA_TOKEN']}",

@@ -38,7 +38,7 @@ def _changed(cfg: RunConfig, **changes: Any) -> dict[str, Any]:
 
 
 def _refusal(cfg: RunConfig, **changes: Any) -> str:
-    """What the types say to a configuration changed like this."""
+    """The validation error for a configuration with these changes."""
     with pytest.raises(ValidationError) as caught:
         RunConfig.model_validate_json(json.dumps(_changed(cfg, **changes)))
     return str(caught.value)
@@ -60,9 +60,9 @@ def test_section_is_frozen_strict_and_closed(section: type[Section]) -> None:
 
 
 def test_no_field_has_a_default() -> None:
-    """Values live in conf/ alone: a key that a file lacks is an error, not a second default.
+    """Values are only in conf/: a key missing in a file is an error, not a second default.
 
-    A published row is no setting: what its source does not say is left out of it. An axis of a search is one of two
+    A published row is not a setting: values missing in its source are omitted. An axis of a search is one of two
     kinds, and states what its kind has.
     """
     settings = [one for one in SECTIONS if one not in (PublishedRow, Axis)]

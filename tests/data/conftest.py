@@ -1,4 +1,4 @@
-"""Tests of the data core keep nothing in the project's cache."""
+"""Tests of the data package do not use the project's cache."""
 
 from __future__ import annotations
 

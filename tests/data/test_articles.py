@@ -1,4 +1,4 @@
-"""An article's class is the vote of its entities; what takes no part in it is counted or said."""
+"""An article's class is the vote of its entities; ignored values are counted or noted."""
 
 from __future__ import annotations
 

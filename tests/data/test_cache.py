@@ -1,4 +1,4 @@
-"""What the cache gives is what would be made; another input, setting or code is another entry; damage is repaired."""
+"""Cached data equal newly built data; another input, setting or code is another entry; damage is repaired."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Configure = Callable[..., RunConfig]
 
 @pytest.fixture(autouse=True)
 def _new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this process remembers is not what is tested."""
+    """Clear this process's memory, so that the cache on disk is tested."""
     monkeypatch.setattr(cache, "MANY_BYTES", 0)
     monkeypatch.setattr(cache, "MANY_TEXTS", 0)
 
@@ -185,7 +185,7 @@ def test_a_damaged_entry_is_rebuilt(config: Configure, tmp_path: Path, name: str
 
 
 def test_a_partially_written_entry_is_ignored(config: Configure, tmp_path: Path) -> None:
-    """A process that was killed leaves its own folder, under a name that nobody looks for; or an empty entry."""
+    """A killed process leaves a folder under a temporary name, or an empty entry."""
     data = _data(config, tmp_path)
     whole = _load(data)
     place = _place(tmp_path)
@@ -199,7 +199,7 @@ def test_a_partially_written_entry_is_ignored(config: Configure, tmp_path: Path)
 def test_folder_that_cannot_be_written_is_reported(
     config: Configure, tokenizer: Any, tmp_path: Path, kind: str
 ) -> None:
-    """A file where the folder should be; permissions do not hold the superuser back."""
+    """A file in place of the folder, because permissions do not restrict root."""
     data = _data(config, tmp_path)
     (tmp_path / "cache").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match=r"data\.cache: .*/cache cannot be written: .*data\.cache=null to keep nothing"):
@@ -234,7 +234,7 @@ def test_unreadable_input_is_reported(tmp_path: Path) -> None:
 
 
 def _tokens(config: Configure, folder: Path, tokenizer: Any, **changes: Any) -> tuple[list[list[int]], set[str]]:
-    """Prompts of the training split, and the entries there are afterwards."""
+    """Prompts of the training split, and the entries that exist afterwards."""
     data = _data(config, folder).model_copy(update=changes)
     cfg = config().model_copy(update={"data": data})
     prompts = tokenized.build(cfg, _load(data), tokenizer).prompts("train")

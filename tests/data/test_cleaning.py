@@ -1,4 +1,4 @@
-"""Every row gets at most one fate; policies hold in every place: error tells, drop counts, keep keeps and says so."""
+"""Every row gets at most one fate; policies apply everywhere: error reports, drop counts, keep keeps with a note."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every row read ends in one bucket; nothing tested is trained on; errors name the fix."""
+"""Every row read ends in one bucket; no test row is trained on; errors name the fix."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_copies_are_also_found_when_splitting(config: Configure, tmp_path: Path)
 
 
 def test_validation_copies_of_test_rows_are_counted(config: Configure, tmp_path: Path) -> None:
-    """Validation chooses the checkpoint: a test row among its rows would let the test split choose."""
+    """Validation selects the checkpoint: a test row among its rows would let the test split select."""
     tables = {"train": _many("t", 6), "valid": [*_many("v", 4), ("x", "a")], "test": [*_many("s", 4), ("x", "a")]}
     table = load(_data(config, tmp_path, tables))
     assert _texts(table, "test") == ["s0", "s1", "s2", "s3", "x"]

@@ -1,4 +1,4 @@
-"""A written folder appears whole, replaces nothing, and says how it is read."""
+"""A written folder appears atomically, replaces nothing, and comes with the command that reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a CSV file is written is detected where it is certain; every line belongs to exactly one record with its line."""
+"""The CSV format is detected if it is unambiguous; every line belongs to exactly one record with its line number."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_written_records_are_read_with_line_numbers(rows: list[list[str]], delim
 @settings(max_examples=400, deadline=None)
 @given(lines=st.lists(LINE, max_size=10))
 def test_every_line_belongs_to_exactly_one_record(lines: list[str]) -> None:
-    """A readable record is what csv makes of its own lines alone; an unreadable one is a single line."""
+    """A readable record equals what csv parses from its lines alone; an unreadable one is a single line."""
     found = _records("".join(f"{line}\n" for line in lines))
     starts = [line for _, line, _ in found] + [len(lines) + 1]
     assert starts == sorted(set(starts))

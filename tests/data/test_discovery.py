@@ -1,4 +1,4 @@
-"""Files are found by folder, list, pattern and map; their names say the splits, and what is skipped is noted."""
+"""Files are found by folder, list, pattern and map; their names determine the splits, and skipped files are noted."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_list_of_files_keeps_its_order(config: Configure, tmp_path: Path) -> Non
 
 
 def test_a_file_listed_by_the_user_is_not_skipped(config: Configure, tmp_path: Path) -> None:
-    """In a folder other files are none of ours; a list says what is meant: read it, or say why not."""
+    """Other files in a folder are ignored, but a listed file must be read or reported."""
     files = (str(_file(tmp_path, "train.csv")), str(_file(tmp_path, "more.csv")))
     try:
         found = find_files(_data(config, files))
@@ -234,7 +234,7 @@ def test_folders_named_after_splits(config: Configure, tmp_path: Path) -> None:
 
 
 def test_folder_that_was_given_names_no_split(config: Configure, tmp_path: Path) -> None:
-    """Where the data lie is the user's own business; pytest's folders are called test_... themselves."""
+    """The location of the data is up to the user; the folders of pytest itself are called test_..."""
     file = _file(tmp_path, "test/posts.csv")
     assert find_files(_data(config, file)) == find_files(_data(config, file.parent)) == {file: None}
 
@@ -270,7 +270,7 @@ def test_name_of_two_splits_beside_others_is_an_error(config: Configure, tmp_pat
 
 
 def test_a_missing_shard_is_an_error(config: Configure, tmp_path: Path) -> None:
-    """Half of a data set would be gone without a word."""
+    """Otherwise half of a data set could be missing silently."""
     _file(tmp_path, "train-00000-of-00002.csv")
     _file(tmp_path, "test-00000-of-00001.csv")
     with pytest.raises(DataError, match="train-00001-of-00002.csv is missing beside train-00000-of-00002.csv"):

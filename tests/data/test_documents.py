@@ -1,4 +1,4 @@
-"""Pre-training documents: blocks keep the stream, and no document holds a text of the sample's held-out splits."""
+"""Pre-training documents: blocks keep the stream, and no document contains a text of the sample's held-out splits."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_no_document_holds_a_held_out_text(config: Configure) -> None:
 
 
 def test_exclusion_has_an_effect(config: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Protect texts that the unprotected corpus does hold: they are gone, and the count stays."""
+    """Protected texts that the unprotected corpus contains are excluded, and the number of documents stays the same."""
     data = _data(config, 400)
     monkeypatch.setattr(documents, "protected", lambda _: [])
     free = [document for part in _load(data) for document in part]

@@ -1,4 +1,4 @@
-"""Whatever a text file's encoding, its characters are the same, and what is not plain UTF-8 is said."""
+"""Characters are the same in every encoding of a text file, and encodings other than UTF-8 are noted."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_damaged_utf8_is_not_mistaken_for_another_encoding(tmp_path: Path) -> No
 
 
 def test_western_text_is_not_mistaken_for_chinese(tmp_path: Path) -> None:
-    """A curly apostrophe of Windows and the letter behind it are a valid, rare character of GB18030."""
+    """A curly apostrophe of Windows and the letter after it are a valid, rare character of GB18030."""
     text, notes = _read(_file(tmp_path, "Company didn’t pay".encode("cp1252")))
     assert text == "Company didn’t pay"
     assert notes == ["news.csv: is not UTF-8 (byte 12), read as cp1252 (Western European)"]
@@ -133,7 +133,7 @@ def test_damaged_gb18030_is_read_with_a_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", [2, (1 << 20) - 1, (1 << 20), (1 << 20) + 1, (1 << 21) - 1])
 @pytest.mark.parametrize("bad", [b"\xff", b"\xe5\xa4", b"\xe5"])
 def test_the_reported_position_of_a_bad_byte_is_correct(tmp_path: Path, place: int, bad: bytes) -> None:
-    """Also where a block of the file ends inside a character."""
+    """Also if a block of the file ends inside a character."""
     start = "大".encode() * (place // 3) + b"x" * (place % 3)
     codec, note = encoding(_file(tmp_path, start + bad + b"xx" + "大".encode()))
     assert codec == "utf-8"

@@ -46,7 +46,7 @@ def _echo(request: Request) -> Reply:
 
 
 def _in_turn(*replies: Reply | None) -> Callable[[Request], Reply | None]:
-    """Replies one after the other, the last one for ever."""
+    """Send replies one after the other, then repeat the last one."""
     left = list(replies)
     return lambda request: left.pop(0) if len(left) > 1 else left[0]
 

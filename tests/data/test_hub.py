@@ -1,4 +1,4 @@
-"""The hub of models and data sets: asked once, over real connections, and left alone where it does not answer."""
+"""The hub of models and data sets: queried once, over real connections, and not again if it does not answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def run(code: str, folder: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
-    """Run Python anew: huggingface_hub reads the address when it is imported."""
+    """Run a new Python: huggingface_hub reads the address on import."""
     env = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
     env |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hf")}
     words = [sys.executable, "-c", code]
@@ -37,7 +37,7 @@ def closed_port() -> int:
 
 @contextmanager
 def hub_with(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
-    """A hub with one repository; gives its address, and what it is asked."""
+    """A hub with one repository; yields its address and the requests that it gets."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -83,7 +83,7 @@ def hub_with(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
     ],
 )
 def test_without_network_the_first_error_is_the_message(tmp_path: Path, words: list[str], message: str) -> None:
-    """One line and no retry: six attempts with waiting would take 23 seconds, each time anything is asked for."""
+    """One line and no retry: six attempts with waiting would take 23 seconds per request."""
     endpoint = f"http://127.0.0.1:{closed_port()}"
     code = (
         "import sys, time\nfrom finsa.cli import run\nslept = []\n"
@@ -97,7 +97,7 @@ def test_without_network_the_first_error_is_the_message(tmp_path: Path, words: l
 
 
 def test_a_missing_base_is_not_waited_for(tmp_path: Path) -> None:
-    """A command comes so far where the tokenizer is cached and the weights are not; so does one with an encoder."""
+    """This happens if the tokenizer is cached but the weights are not, and with an encoder."""
     code = """
 import logging, time
 from finsa.config import compose

@@ -1,4 +1,4 @@
-"""A mixture is its parts, each treated by its own rules, with nothing shared between training and held-out rows."""
+"""A mixture consists of its parts, each processed by its rules, and training and held-out rows share nothing."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_label_that_the_mixture_does_not_list_is_reported(config: Configure, tmp
 
 
 def test_the_label_map_of_a_part_takes_precedence(config: Configure, tmp_path: Path) -> None:
-    """Twitter's 0 bearish 1 bullish 2 neutral beside a set whose 0 is something else."""
+    """Twitter's 0 bearish 1 bullish 2 neutral, with another data set whose 0 means something else."""
     rows = [(f"x{n}", str(n % 2)) for n in range(20)]
     parts = {
         "one": _part(config, tmp_path / "one", rows, label_map={"0": "down", "1": "up"}),
@@ -180,7 +180,7 @@ def test_leaks_between_parts_leave_training(config: Configure, tmp_path: Path) -
 
 
 def test_ids_of_two_parts_are_not_mixed_up(config: Configure, tmp_path: Path) -> None:
-    """Both parts number their rows alike; a variant of row 7 of the one is none of row 7 of the other."""
+    """Both parts have the same row numbers; a variant of row 7 of one part is unrelated to row 7 of the other."""
     columns = ("id", "text", "label", "parent")
     one: list[Row] = [(str(n), f"x{n}", "ab"[n % 2], None) for n in range(30)]
     two: list[Row] = [(f"v{n}", f"y{n}", "ab"[n % 2], str(n)) for n in range(30)]
@@ -209,7 +209,7 @@ def test_copies_and_conflicts_across_parts(config: Configure, tmp_path: Path) ->
 
 
 def test_ratios_are_those_of_what_is_left(config: Configure, tmp_path: Path) -> None:
-    """Thinned last: what duplicates and leaks took away does not count."""
+    """Ratios are applied last: removed duplicates and leaks do not count."""
     parts = {
         "one": _part(config, tmp_path / "one", _many("x", 100) * 2),
         "two": _part(config, tmp_path / "two", _many("y", 50)),
@@ -243,7 +243,7 @@ def test_mixture_of_mixtures(config: Configure, tmp_path: Path) -> None:
 
 
 def test_parts_of_any_source(config: Configure, tmp_path: Path) -> None:
-    """Articles, chats and drawn rows have their columns in different orders, and lack different ones."""
+    """Articles, chats and generated rows have different column orders and different missing columns."""
     (tmp_path / "news").mkdir()
     news = [{"id": n, "Title": f"T{n}", "Description": "D", "Content": "C", "Type": "Markets"} for n in range(30)]
     votes = [{"id": n, "entities": [{"sentiment": ("negative", "positive")[n % 2]}]} for n in range(30)]

@@ -1,4 +1,4 @@
-"""Near duplicates: exactly the pairs at or above the threshold are found; short texts are nothing special."""
+"""Near duplicates: exactly the pairs at or above the threshold are found, also of short texts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _pairs(found: near_duplicates.NearDuplicates) -> dict[tuple[str, str], float
 
 
 def _planted(rng: random.Random, count: int) -> tuple[list[str], list[str]]:
-    """Texts, and copies of them with a few characters replaced, left out or put in."""
+    """Texts, and copies with a few characters replaced, deleted or inserted."""
     texts = ["".join(rng.choices(CHARACTERS, k=rng.randint(12, 80))) for _ in range(count)]
     copies = []
     for text in texts:

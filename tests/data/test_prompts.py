@@ -131,7 +131,7 @@ def test_text_at_the_edge_of_a_message_survives_a_template_that_trims(tokenizer:
 
 
 def test_think_block_named_in_the_message_does_not_count_as_opened(tokenizer: Any) -> None:
-    """Only what the template puts at the very end opens the block."""
+    """Only a tag that the template puts at the very end opens the block."""
     prompt = Prompt.of("不要写 <think>：{text}", LABELS, "chat", "closed", _chat(tokenizer, QWEN))
     assert prompt.suffix == "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
@@ -163,7 +163,7 @@ def test_the_label_of_qwen3_follows_the_closed_block(qwen_tokenizer: Any) -> Non
 
 
 def _require_the_same_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Check a prompt and a training row against the template's rendering; return the prompt and what follows it."""
+    """Check a prompt and a training row against the rendered template; return the prompt and its continuation."""
     asked = "A：{text}。B"
     renderer = Renderer(tokenizer, Prompt.of(asked, LABELS, "chat", "closed", tokenizer), LABELS, 200)
     turns = [{"role": "user", "content": asked.format(text="公司大涨")}, {"role": "assistant", "content": "利好"}]

@@ -1,4 +1,4 @@
-"""Every published data set loads from files of its shape, with the published rules, and its ledger adds up."""
+"""Every published data set loads from files in its format, with the published rules, and its ledger balances."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_finllm_maps_both_sources_correctly(config: Configure, tmp_path: Path) -
 
 
 def test_finllm_copies_do_not_reach_the_test_split(config: Configure, tmp_path: Path) -> None:
-    """Published: about 80 % of the test rows stood in training, because every row was there several times."""
+    """Published: about 80 % of the test rows were also training rows, because every row occurs several times."""
     for name, columns in (("fingpt", ("input", "output")), ("twitter", ("text", "label"))):
         (tmp_path / name).mkdir()
         labels = [("neutral", "positive")[n % 2] if name == "fingpt" else 2 - n % 2 for n in range(40)] * 5

@@ -1,4 +1,4 @@
-"""Every common table format gives the same rows; every line is a row, readable or not; nothing changes in silence."""
+"""Every common table format gives the same rows; every line is a row, readable or not; nothing changes silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens and loss mask: only the text is cut, it is never markup, and the prompt does not know the label."""
+"""Tokens and loss mask: only the text is truncated, it is never markup, and the prompt does not depend on the label."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_text_is_never_markup(real: Any, text: str) -> None:
 
 @pytest.mark.parametrize("special", [True, False], ids=["control", "plain added"])
 def test_an_added_token_inside_a_text_is_plain_text(tokenizer: Any, special: bool) -> None:
-    """R1 and Qwen list <think> as an added token that is not special: a post may contain it all the same."""
+    """R1 and Qwen list <think> as an added token that is not special: a post may contain it as text."""
     copied = copy.deepcopy(tokenizer)
     copied.add_tokens(["</think>"], special_tokens=special)
     renderer = Renderer(copied, PROMPT, LABELS, 256)
@@ -94,7 +94,7 @@ def test_an_added_token_inside_a_text_is_plain_text(tokenizer: Any, special: boo
 @LIGHT
 @given(text=TEXTS)
 def test_short_text_is_whole(real: Any, text: str) -> None:
-    """Decoding gives the text back (Qwen's tokenizer composes characters, which is all it may change)."""
+    """Decoding restores the text (except that Qwen's tokenizer composes characters)."""
     renderer = Renderer(real, Prompt("", ""), LABELS, 4096)
     decoded = real.decode(renderer.encode([text])[0], clean_up_tokenization_spaces=False)
     assert unicodedata.normalize("NFC", decoded) == unicodedata.normalize("NFC", text)

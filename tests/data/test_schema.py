@@ -1,4 +1,4 @@
-"""Columns are mapped by name; options, label maps and wordings become plain text and label; corrections are noted."""
+"""Columns are mapped by name; options, label maps and templates become plain text and label; corrections are noted."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_unwanted_id_column_is_not_read(data: Data) -> None:
 
 @pytest.mark.parametrize("blank", [None, "", " "])
 def test_blank_cells_are_missing(data: Data, blank: str | None) -> None:
-    """CSV knows no missing cell: rows without a parent or a group must not become one large family."""
+    """CSV has no missing cells: rows without a parent or a group must not become one large family."""
     raw = _raw(
         id=[blank, "q "], text=["x", "y"], label=["a", "b"], domain=[blank, " n"], parent=[blank] * 2, firm=[blank] * 2
     )
@@ -192,7 +192,7 @@ def test_missing_option_column_is_reported(data: Data) -> None:
 
 
 def test_the_text_is_extracted_from_its_template(data: Data) -> None:
-    """With everything that Python's expressions know, which is what the configuration checks: also look-around."""
+    """With all features of Python's regular expressions, including look-around."""
     taken = data.model_copy(update={"extract": r"(?<=问句[:：])\s*(\S[^\n]*)(?=\n)"})
     raw = _raw(text=["说明\n问句：涨吗\n答", "问句: 跌吗\n", "没有", None, " "], label=["a"] * 5)
     frame = shape(raw, taken, "t.csv", "t")
@@ -306,7 +306,7 @@ def test_chat_that_cannot_be_read_is_reported_and_counted(config: Configure, cha
 
 
 def test_a_label_column_next_to_a_chat_as_in_ms_swift(config: Configure, tmp_path: Path) -> None:
-    """The label of a chat without an answer; where the last turn answers, that is the label, and the field is noted."""
+    """The label of a chat without an answer; an answer in the last turn is the label, and the field is noted."""
     rows = [
         {"messages": OPENAI[1:2], "label": 1},
         {"messages": OPENAI[1:2], "label": [1, 2]},

@@ -1,4 +1,4 @@
-"""Rows of all files in one shape; hub sets read like tables."""
+"""Rows of all files have one schema; hub data sets are read like tables."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _hub(config: Configure, folder: Path, *overrides: str) -> Data:
 
 @pytest.fixture
 def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A local folder in the hub's form, with class labels by number; -1 is none."""
+    """A local folder in the hub's format, with numeric class labels; -1 means no label."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -136,7 +136,7 @@ def test_hub_set_reads_like_a_table(config: Configure, hub_folder: Path) -> None
 def test_a_split_missing_on_the_hub_is_split_off(
     config: Configure, hub_folder: Path, word: str, lacking: tuple[str, ...]
 ) -> None:
-    """As the command line gives it: the check of the arguments lets it pass, and the training rows are divided."""
+    """With command-line arguments: the check accepts them, and the training rows are split."""
     import datasets
 
     rows = {"text": [f"text {number}" for number in range(40)], "label": ["bad", "good"] * 20}
@@ -211,7 +211,7 @@ PUBLIC = {  # columns as the hub's set has them, a label of it, and what becomes
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_set_is_read_with_the_columns_of_the_hub(config: Configure, tmp_path: Path, name: str) -> None:
-    """A folder in the form of the hub's set; its test rows are the test split, and none of them is trained on."""
+    """A folder in the hub's format; its test rows are the test split, and none of them is trained on."""
     import datasets
 
     heights, text, label, written, meant = PUBLIC[name]

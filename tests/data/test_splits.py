@@ -185,7 +185,7 @@ def test_class_too_small_to_be_stratified_is_reported() -> None:
 
 
 def _rows(*rows: tuple[str | None, ...]) -> pl.DataFrame:
-    """Rows of id, label, parent, group, and part."""
+    """Rows with id, label, parent, group and part."""
     schema = dict.fromkeys(("id", "label", "parent", "group", "part"), pl.String)
     return pl.DataFrame([row + (None,) * (5 - len(row)) for row in rows], schema=schema, orient="row")
 
@@ -233,7 +233,7 @@ LINKS = st.lists(
 def test_no_family_is_split(
     config: Configure, links: list[tuple[int, int | None, int | None]], seed: int, rule: str
 ) -> None:
-    """Checked link by link: a row is where its originals are, and where its group is."""
+    """Checked link by link: a row is in the split of its originals and of its group."""
     text = [tuple(None if value is None else str(value) for value in link) for link in links]
     rows = _rows(*((name, "ab"[int(name or 0) % 2], parent, group) for name, parent, group in text))
     split = config().data.split.model_copy(update={"rule": rule, "seed": seed})
@@ -247,7 +247,7 @@ def test_no_family_is_split(
 
 
 def test_splitting_families_splits_their_first_rows(config: Configure) -> None:
-    """With two variants behind every row, originals go where they go without them."""
+    """With two variants per row, originals are in the same splits as without variants."""
     split, names = config().data.split, [f"r{n}" for n in range(60)]
     alone = _rows(*((name, "abc"[n % 3]) for n, name in enumerate(names)))
     variants = [(f"{name}-{number}", "abc"[n % 3], name) for n, name in enumerate(names) for number in range(2)]

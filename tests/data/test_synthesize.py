@@ -1,4 +1,4 @@
-"""Texts out of a model's answers, and the rows that are made of them."""
+"""Texts parsed from a model's answers, and the rows built from them."""
 
 from __future__ import annotations
 

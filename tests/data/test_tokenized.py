@@ -1,4 +1,4 @@
-"""One table, one renderer: prompts in the table's order, rows as the method says, fingerprints that tell runs apart."""
+"""One dataset, one renderer: prompts in row order, rows as the method requires, fingerprints that distinguish runs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_training_rows_are_a_sequence(config: Configure, tokenizer: Any) -> None
 
 
 def test_prompts_are_the_same_in_training_and_evaluation(config: Configure, tokenizer: Any) -> None:
-    """One text in all splits, with another label in each: the tokens before the answer do not know it."""
+    """One text in all splits, with a different label in each: the tokens before the answer do not depend on it."""
     schema = {"id": pl.String, "text": pl.String, "label": pl.Int64, "domain": pl.String}
     parts = {
         split: pl.DataFrame([("1", "净利润同比下降" * 40, number, None)], schema=schema, orient="row")
@@ -154,7 +154,7 @@ def test_prompt_without_room_is_reported(config: Configure, tokenizer: Any) -> N
 
 
 def _instructions(length: int, inputs: int = 1) -> Dataset:
-    """Rows whose instruction has this many letters; the first `inputs` of each split have an input behind it."""
+    """Rows whose instruction has this many letters; the first `inputs` of each split are followed by an input."""
     table = _table()
     for split, rows in table.splits.items():
         told = [f"{'判' * length}\n{text}" if row < inputs else text for row, text in enumerate(rows["text"])]
@@ -164,7 +164,7 @@ def _instructions(length: int, inputs: int = 1) -> Dataset:
 
 
 def test_an_instruction_that_leaves_no_room_for_the_input_is_refused(config: Configure, tokenizer: Any) -> None:
-    """All of the instruction, or an error that says by how much it is too long: never prompts without their input."""
+    """Either the whole instruction, or an error with the excess length: never prompts without their input."""
     cfg = config("data.max_length=100")
     room = tokenized.build(cfg, _table(), tokenizer).renderer.room
     for source, advice in (("alpaca", "shorten the instruction"), ("messages", "set data.turns=last")):
@@ -178,7 +178,7 @@ def test_an_instruction_that_leaves_no_room_for_the_input_is_refused(config: Con
 
 
 def test_only_the_input_is_truncated(config: Configure, tokenizer: Any) -> None:
-    """The longest instruction that leaves eight tokens is read whole; a long text without one is truncated as ever."""
+    """The longest instruction that leaves eight tokens is kept whole; a long text without one is truncated as usual."""
     cfg = config("data.max_length=100")
     room = tokenized.build(cfg, _table(), tokenizer).renderer.room
     table = _instructions(room - 9)

@@ -1,4 +1,4 @@
-"""What tests of figures share."""
+"""Fixtures for tests of figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finsa.evaluation import figures
 
 @pytest.fixture
 def no_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with no fonts but matplotlib's own."""
+    """A machine with only matplotlib's fonts."""
     own = [entry for entry in font_manager.fontManager.ttflist if "mpl-data" in entry.fname]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
     monkeypatch.setattr(font_manager, "findSystemFonts", list)

@@ -1,4 +1,4 @@
-"""The temperature and the calibration error, on scores whose truth is known."""
+"""The temperature and the calibration error, on scores with a known truth."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from finsa.evaluation.metrics import probabilities
 
 
 def overconfident(rows: int, times: float) -> tuple[np.ndarray, list[int]]:
-    """Log-probabilities of which the labels were drawn, made sharper than they are."""
+    """Log-probabilities from which the labels were drawn, sharpened."""
     rng = np.random.default_rng(0)
     true = rng.normal(size=(rows, 3))
     shares = probabilities(true)

@@ -29,7 +29,7 @@ def records_of(found: comparison.Comparison) -> dict[str, comparison.Record]:
 
 @pytest.fixture
 def five(config: Configure, tmp_path: Path) -> list[RunGroup]:
-    """A weak base, two groups that are alike, one that is clearly better, and one with three seeds."""
+    """A weak base, two similar groups, one that is clearly better, and one with three seeds."""
     for number, (method, right) in enumerate(
         [("zero_shot", 0.3), ("lora", 0.6), ("lora_downsample", 0.61), ("lora_response", 0.95)]
     ):
@@ -131,7 +131,7 @@ def test_the_default_baseline_is_the_untrained_method_not_a_classical_baseline(
 
 
 def test_the_best_group_is_tested_against_every_other(five: list[RunGroup]) -> None:
-    """The headline's tests are the table's: those of the best group, corrected for their number."""
+    """The tests in the headline are those in the table: of the best group, corrected for their number."""
     found = comparison.compare(five, OPTIONS.model_copy(update={"baseline": "lora"}))
     top, *others = found.records
     assert top["vs_best_verdict"] is None

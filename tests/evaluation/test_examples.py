@@ -1,4 +1,4 @@
-"""What is shown is what is trained on: token by token, mask by mask, and nothing of a text is lost."""
+"""Examples show exactly what is trained on, token by token with the loss mask, and no part of a text is lost."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_runs_of_other_test_rows_are_refused(config: Configure, tmp_path: Path) 
 
 
 def test_rows_of_one_data_set_are_distinguished_by_the_differing_key(config: Configure, tmp_path: Path) -> None:
-    """As the experts of a mixture are: both sides are data=sample with the same files."""
+    """As with the experts of a mixture: both have data=sample with the same files."""
     first = write_run(tmp_path / "a", config("method=lora", "data.domain=news"), GOLD, GOLD)
     other = write_run(tmp_path / "b", config("method=lora", "data.domain=forum"), GOLD[:60], GOLD[:60])
     with pytest.raises(RunError) as caught:
@@ -204,7 +204,7 @@ def test_damaged_files_are_named(config: Configure, tmp_path: Path) -> None:
 
 
 def test_a_run_of_an_older_version_can_be_read(config: Configure, tmp_path: Path) -> None:
-    """Keys that were added since are unset in it, which is what they are by default."""
+    """Keys added since are unset, which is their default."""
     new = write_run(tmp_path / "new", config("method=lora", "seed=1"), GOLD, answers(GOLD, 0.5, 1))
     old = write_run(tmp_path / "old", config("method=lora", "seed=2"), GOLD, answers(GOLD, 0.5, 2))
     values = yaml.safe_load((old / "config.yaml").read_text(encoding="utf-8"))

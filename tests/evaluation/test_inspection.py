@@ -1,4 +1,4 @@
-"""The numbers of an inspection, on rows made to have known ones."""
+"""The numbers of an inspection, on rows with known results."""
 
 from __future__ import annotations
 

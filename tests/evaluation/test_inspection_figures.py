@@ -1,4 +1,4 @@
-"""Figures of an inspection: drawn from the numbers given, whatever there is or is not."""
+"""Figures of an inspection: drawn from the given numbers, also if some are missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: what a reader sees, on any screen, by keyboard and by screen reader, and offline."""
+"""The page in a real browser: on any screen, with keyboard and screen reader, and offline."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TELEPHONE = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True
 
 
 class Opened(NamedTuple):
-    """A page in a browser, and the folder it came from."""
+    """A page in a browser, and the folder of the page."""
 
     driver: Any
     folder: Path
@@ -31,7 +31,7 @@ class Opened(NamedTuple):
 
 
 def _write(folder: Path) -> None:
-    """Rows with everything that a page could stumble over: markup, control characters, drops, two sources."""
+    """Rows with everything that could break a page: markup, control characters, dropped rows, two sources."""
     rows = [
         (f"bbs-{n}", f"{BAIT}第{n}楼说这只股票{'大涨' * (n % 9)}", ("利好", "中性", "利空")[n % 3]) for n in range(90)
     ]
@@ -58,7 +58,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory, config: Callable[..., RunCo
 
 
 def _table(opened: Opened, caption: str) -> dict[str, list[str]]:
-    """The body of a table: by first cell, the other cells."""
+    """The body of a table: other cells by first cell."""
     script = (
         "return [...document.querySelectorAll('table')].filter(t => t.caption && t.caption.textContent == arguments[0])"
         ".map(t => [...t.tBodies[0].rows].map(r => [...r.cells].map(c => c.textContent)))[0]"

@@ -88,7 +88,7 @@ def test_a_class_never_predicted_counts_in_the_macro_mean() -> None:
 
 @pytest.mark.parametrize("each", [1, 3])
 def test_the_interval_of_many_small_classes_contains_the_score(each: int) -> None:
-    """A class without a row in a sample is left out there; counted as 0, the interval would lie far below the score."""
+    """A class without rows in a sample is excluded there; counted as 0, the interval would lie far below the score."""
     gold = [number for number in range(77) for _ in range(each)]
     names = [str(number) for number in range(77)]
     perfect = metrics.report(gold, gold, names)

@@ -1,4 +1,4 @@
-"""Golden tables: what is published follows from the confusion matrices and counts that are published with it."""
+"""Golden tables: published scores follow from the published confusion matrices and counts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_all_30_cells_of_the_aidf_table(table: Callable[[str], Published]) -> No
 
 
 def test_both_finllm_tables(table: Callable[[str], Published]) -> None:
-    """Tuned and base model, the latter with four classes, the fourth of which are answers that name no label."""
+    """Tuned and base model, the latter with four classes, the fourth for answers without a label."""
     for name in ("lora", "base", "lora and retrieval"):
         row = table("finllm_qlora").rows[name]
         counts = published.confusion(row)
@@ -121,7 +121,7 @@ def test_a_verdict_from_totals_is_withheld_if_it_depends_on_the_pairs(table: Cal
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_is_consistent(table: Callable[[str], Published], name: str) -> None:
-    """Counts, confusion matrices and printed accuracies say the same; models and methods have files."""
+    """Counts, confusion matrices and printed accuracies agree; models and methods have files."""
     found = table(name)
     assert found.data in catalogue.choices_of("data")
     for row in found.rows.values():

@@ -1,4 +1,4 @@
-"""Figures of a report: what is drawn are the numbers of the comparison."""
+"""Figures of a report: the drawn data are the numbers of the comparison."""
 
 from __future__ import annotations
 

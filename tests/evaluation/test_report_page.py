@@ -1,4 +1,4 @@
-"""The page in a real browser: complete, offline, without a complaint, and with the numbers of the CSV."""
+"""The page in a real browser: complete, offline, without errors, and with the numbers of the CSV."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TELEPHONE = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True
 
 
 class Opened(NamedTuple):
-    """A page in a browser, and the folder it came from."""
+    """A page in a browser, and the folder of the page."""
 
     driver: Any
     folder: Path
@@ -58,7 +58,7 @@ def _rows(opened: Opened) -> dict[str, dict[str, str]]:
 
 
 def _table(opened: Opened, caption: str) -> dict[str, dict[str, str]]:
-    """A table as it is read: by first cell, by column."""
+    """A table as a reader sees it: by first cell, by column."""
     script = (
         "return [...document.querySelectorAll('table')].filter(t => t.caption && t.caption.textContent == arguments[0])"
         ".map(t => [...t.rows].map(r => [...r.cells].map(c => c.textContent)))[0]"

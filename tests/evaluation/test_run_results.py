@@ -1,4 +1,4 @@
-"""The page and the figures of a run's own folder."""
+"""The page and the figures in a run folder."""
 
 from __future__ import annotations
 

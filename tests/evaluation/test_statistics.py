@@ -143,7 +143,7 @@ def test_too_few_samples_for_the_level_are_inconclusive() -> None:
 
 
 def test_seeds_widen_the_interval() -> None:
-    """Three runs that disagree with each other are less certain than one of them thrice."""
+    """Three runs that disagree have more uncertainty than the same run three times."""
     gold, one = drawn(400, 0.7, 12)
     others = [drawn(400, right, seed)[1] for right, seed in ((0.55, 13), (0.85, 14))]
     alike, apart = np.vstack([one, one, one]), np.vstack([one, *others])
@@ -195,7 +195,7 @@ def test_bootstrap_covers_95_percent(truth: list[list[int]]) -> None:
 
 
 def test_the_interval_of_a_difference_covers_95_percent() -> None:
-    """Pairs of arms with a known true difference: the second has the first's answer in most rows."""
+    """Pairs of groups with a known true difference: the second has the first's answer in most rows."""
     rng, trials, n, hits = np.random.default_rng(23), 1000, 600, 0
     shares = np.array(TRUTHS[1]) / 908
     joint = np.zeros((3, 3, 3))  # gold, first, second
@@ -211,7 +211,7 @@ def test_the_interval_of_a_difference_covers_95_percent() -> None:
 
 
 def test_hundreds_of_classes_take_little_memory() -> None:
-    """150 intents (CLINC150): a matrix of all pairs of classes by itself would take 4 GB."""
+    """150 intents (CLINC150): a matrix of all pairs of classes alone would take 4 GB."""
     gold, first = drawn(4500, 0.8, 1, 150)
     second = drawn(4500, 0.7, 2, 150)[1]
     tracemalloc.start()

@@ -60,7 +60,7 @@ def test_a_report_shows_its_confusion_matrix(config: Configure, capsys: pytest.C
 def test_of_many_classes_the_hardest_and_the_most_frequent_errors_are_shown(
     config: Configure, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """77 intents: a column each for the predicted class would never fit."""
+    """77 intents: one column per predicted class would not fit."""
     monkeypatch.setenv("COLUMNS", "80")
     names = [f"intent_{number:02d}" for number in range(77)]
     gold = [number for number in range(77) for _ in range(4)]
@@ -144,7 +144,7 @@ def test_a_table_fits_the_width_without_cutting_words_or_borders(
 def test_without_a_width_a_table_is_as_wide_as_needed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A pipe or a file: 120 columns, more where the words need them, and no column is left out."""
+    """A pipe or a file: 120 columns, more if the words need them, and no column is omitted."""
     monkeypatch.delenv("COLUMNS", raising=False)
     table = RichTable()
     for number in range(40):

@@ -1,4 +1,4 @@
-"""Scorers of exported graphs: the processes of a job divide the rows, and each has all scores."""
+"""Scorers of exported graphs: the processes of a job divide the rows, and each gets all scores."""
 
 from __future__ import annotations
 

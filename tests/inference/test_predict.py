@@ -23,7 +23,7 @@ from finsa.runs import locks
 
 
 class Mixed:
-    """A reader that keeps the gates of what it scored last, as a mixture's scorer does."""
+    """A predictor that keeps the gates of its last call, as a mixture's scorer does."""
 
     experts = ("news", "forum")
     gates: Any = None
@@ -47,7 +47,7 @@ def predicted(predictor: Predictor, *rows: dict[str, Any]) -> tuple[list[Any], l
 
 
 def test_a_chunk_without_a_usable_text_has_no_predictions() -> None:
-    """A mixture's gates are then those of the chunk before."""
+    """A mixture's gates are then those of the previous chunk."""
     predictor = mixture()
     good, bad = predicted(predictor, {"text": "a"}, {"text": "b"})
     assert ([row["route"] for row in good], bad) == (["forum", "forum"], [])
@@ -110,7 +110,7 @@ def test_a_process_on_another_machine_is_lost_only_after_a_timeout(tmp_path: Pat
 
 
 def test_an_incomplete_chunk_does_not_count(tmp_path: Path) -> None:
-    """As after a power cut on a file system that cannot synchronise."""
+    """As after a power failure on a file system without fsync."""
     file = predict.chunk_file(tmp_path, 0)
     assert predict.read_header(file) is None
     predict.write_chunk(file, {"read": 1}, b"a row\n", b"a rejected row\n")

@@ -1,4 +1,4 @@
-"""A run is read by the rule that it recorded, and by no other."""
+"""A run is scored only by its recorded rule."""
 
 from __future__ import annotations
 

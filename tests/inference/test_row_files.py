@@ -1,4 +1,4 @@
-"""Files of rows: every format, what is wrong with a row and where, what is no input; what is written is read back."""
+"""Row files: every format, faulty rows with their lines, invalid inputs, and round trips."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_invalid_inputs_are_reported(tmp_path: Path) -> None:
     )
 )
 def test_every_cell_is_restored(name: str, rows: list[dict[str, str]]) -> None:
-    """Carriage returns alone, too, which Python 3.11 leaves unquoted."""
+    """Including lone carriage returns, which Python 3.11 does not quote."""
     made = row_files.CsvWriter(name, ["id", "text"]).encode(rows).decode()
     read = csv.reader(io.StringIO(made, newline=""), delimiter="\t" if name == "tsv" else ",", strict=True)
     assert [tuple(row) for row in read] == [(row["id"], row["text"]) for row in rows]

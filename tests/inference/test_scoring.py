@@ -1,4 +1,4 @@
-"""The scorer's fast path against the plain one: every label's tokens, one sequence at a time, full logits."""
+"""The optimized scorer against a plain one: every label's tokens, one sequence at a time, full logits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ANSWERS = {
 
 
 class FakeRenderer:
-    """Only what the scorer asks of a renderer when it is given prompts."""
+    """The part of a renderer that the scorer needs for given prompts."""
 
     end = 1
 
@@ -104,7 +104,7 @@ def test_batches_contain_every_row_once_within_the_limit(lengths: list[int], bou
 
 
 class CountingModel(torch.nn.Module):
-    """Passes everything on, and counts the tokens that go through the layers."""
+    """Forwards everything, and counts the tokens that go through the layers."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class CountingModel(torch.nn.Module):
 
 
 def encoded(head: int, tail: int, seed: int = 0, rows: int = 9) -> Encoded:
-    """Prompts with one head and tail around texts of different lengths, an empty one among them."""
+    """Prompts with one prefix and suffix around texts of different lengths, including an empty one."""
     rng = np.random.default_rng(seed)
     lengths = np.array([0, *rng.integers(1, 12, size=rows - 1)])
     tokens = rng.integers(2, 50, size=lengths.sum()).astype(np.int32)
@@ -142,7 +142,7 @@ def test_a_shared_prefix_computed_once_changes_no_score(
 
 @pytest.mark.parametrize(("window", "within"), [(64, True), (16, False)])
 def test_sliding_windows_are_ordinary_attention_for_rows_that_fit(window: int, within: bool) -> None:
-    """Gemma 3: one pass for all labels and a shared prefix where rows fit; the same scores in any case."""
+    """Gemma 3: one pass for all labels and a shared prefix if rows fit; the same scores in any case."""
     model, rows = small("gemma3_text", sliding_window=window), encoded(30, 4)
     answers = ANSWERS["shared beginnings"]
     scorer = LabelScorer(model, FakeRenderer(answers), 300)  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ def test_out_of_memory_halves_the_batches_and_changes_no_score(error: BaseExcept
 
 @torch.no_grad()
 def test_float32_logits_separate_the_labels_of_a_bfloat16_model() -> None:
-    """With logits near 20, bfloat16 rounds to 0.125: the labels' differences are those of a float32 head instead."""
+    """With logits near 20, bfloat16 rounds to 0.125; the label differences equal those of a float32 head instead."""
     model = small("llama", "sdpa").bfloat16()
     model.lm_head.weight *= 20 / model(input_ids=torch.tensor([prompts()[0]])).logits.abs().mean()
     rows = prompts(rows=40)

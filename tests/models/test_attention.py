@@ -1,4 +1,4 @@
-"""Models whose layers look past masks are known, and neither packed nor scored by one."""
+"""Models whose layers ignore masks are detected, and neither packed nor scored with one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 def other(model_type: str, **settings: Any) -> Any:
-    """A model whose layers are of another kind, with random weights."""
+    """A model with a different kind of layers and random weights."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **SIZES, **HEADS, **settings)
     return AutoModelForCausalLM.from_config(config).eval()

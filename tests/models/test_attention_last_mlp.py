@@ -45,7 +45,7 @@ def labelled(rows: torch.Tensor = IDS) -> torch.Tensor:
 def both(
     model: Any, loss: Callable[[], torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> list[dict[str, torch.Tensor]]:
-    """Loss and gradients, narrowed and not; and how many positions the last MLP saw in each case."""
+    """Loss and gradients, narrowed and not, and the number of positions of the last MLP in each case."""
     found = []
     for most in (0.5, 0.0):
         monkeypatch.setattr(attention, "MAX_SHARE", most)

@@ -1,4 +1,4 @@
-"""Rows in one line mean what separate rows mean, with and without a head that all of them see."""
+"""Packed rows are equivalent to separate rows, with and without a shared prefix."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Learnt = tuple[float, torch.Tensor]
 
 
 def rows(lengths: list[int], head: int, learnt: int = 2, weights: bool = False) -> list[dict[str, Any]]:
-    """Rows behind a common head; the last tokens are learnt, or all where `learnt` is longer than a row."""
+    """Rows after a common prefix; the last tokens have loss, or all if `learnt` is longer than a row."""
     draw, made = random.Random(sum(lengths)), []
     shared = [draw.randrange(10, 50) for _ in range(head + 1)]  # the prefix of a run ends one token early
     for number, length in enumerate(lengths):

@@ -222,7 +222,7 @@ def test_a_file_that_describes_another_model_than_config_json_is_refused(tmp_pat
 
 
 def test_a_file_may_state_what_config_json_states_in_an_older_way(tmp_path: Path) -> None:
-    """Llama's rope_theta was a key of its own before transformers 5; token ids are not part of an architecture."""
+    """Llama's rope_theta was a separate key before transformers 5; token ids are not part of an architecture."""
     place = folder_of(tmp_path, "llama", rope_theta=500000.0, rope_parameters=None, eos_token_id=7)
     block = {"model_type": "llama", "hidden_size": 64, "eos_token_id": 9}
     block |= {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}, "use_sliding_window": None}

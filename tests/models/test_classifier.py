@@ -1,4 +1,4 @@
-"""The classification head: pooling, a start from the label words, and its file."""
+"""The classification head: pooling, initialization from the label words, and its file."""
 
 from __future__ import annotations
 

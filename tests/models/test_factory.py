@@ -70,7 +70,7 @@ def trained(
     f1: tuple[float, ...] = (0.9, 0.1),
     **changed: Any,
 ) -> Any:
-    """Fit for a few steps and save; by `f1` the checkpoint that stays is the first of two, so that it is read back."""
+    """Fit for a few steps and save; with `f1` the selected checkpoint is the first of two, so it is loaded again."""
     model = factory.build(cfg, backbone, job.renderer)
     scores = iter(f1)
     fit.fit(
@@ -179,7 +179,7 @@ def test_a_resumed_fit_of_a_classifier_ends_with_the_same_weights(
 
 
 def test_lora_plus_moves_b_faster(config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path) -> None:
-    """AdamW's first step is the learning rate times a sign, whatever the gradient: B moves 16 times as far as A."""
+    """AdamW's first step is the learning rate times the sign of the gradient: B moves 16 times as far as A."""
     cfg = config("method=lora_plus", *SHORT)
     model = factory.build(cfg, load(cfg), job.renderer)
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}

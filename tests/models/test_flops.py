@@ -30,7 +30,7 @@ TREE = LabelTree.of([(7, 3), (7, 4), (9,)])
 
 
 def adapted_model(kind: str, architecture: str = "qwen2", checkpointing: bool = False) -> Any:
-    """A model of two layers with eager attention, whose products the counter sees on a CPU too."""
+    """A model of two layers with eager attention, whose operations the counter also sees on a CPU."""
     model = small(architecture, "eager", vocabulary=500)
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -44,7 +44,7 @@ def adapted_model(kind: str, architecture: str = "qwen2", checkpointing: bool = 
 
 
 def batch(answer: int) -> dict[str, torch.Tensor]:
-    """Four rows of different lengths, padded; the last `answer` tokens learnt."""
+    """Four rows of different lengths, padded; the last `answer` tokens have loss."""
     made = []
     for length in (20, 23, 30, 41):
         ids = torch.randint(10, 400, (length,), generator=torch.Generator().manual_seed(length)).tolist()
@@ -54,7 +54,7 @@ def batch(answer: int) -> dict[str, torch.Tensor]:
 
 
 def counted(model: Any, loss: Any, inputs: dict[str, torch.Tensor], checkpointing: bool, suffix: int) -> float:
-    """The formula's figure over the counter's."""
+    """The FLOPs of the formula over those of the counter."""
     meter = Meter(model, suffix, checkpointing)
     meter.count([{"input_ids": [], "labels": []}] * len(inputs["input_ids"]), [inputs])
     with FlopCounterMode(display=False) as counter:

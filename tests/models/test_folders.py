@@ -22,7 +22,7 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 
 
 def model(folder: Path, leave_out: tuple[str, ...] = (), **changed: Any) -> Path:
-    """A folder with the embedded base's files, some left out, and changed values of its ``config.json``."""
+    """A folder with the embedded base's files, some omitted, and changed values in its ``config.json``."""
     folder.mkdir()
     for name in FILES:
         if name not in leave_out:

@@ -1,4 +1,4 @@
-"""Measuring the speed of the machine takes a bounded amount of its memory."""
+"""Measuring the speed of the machine takes a bounded amount of memory."""
 
 from __future__ import annotations
 

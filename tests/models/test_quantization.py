@@ -1,4 +1,4 @@
-"""Bases in 4 and 8 bit, on whatever this machine has."""
+"""Base models in 4 and 8 bits, on the hardware of this machine."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_quantized_base_is_small_accurate_and_has_as_many_parameters(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scoring_first_does_not_lose_gradients(config: Configure, kind: str) -> None:
-    """A forward pass without gradients repacked 4-bit layers on some CPUs, and training after it learnt nothing."""
+    """A forward pass without gradients repacked 4-bit layers on some CPUs, and subsequent training had no effect."""
     cfg = config("method=qlora", *SHAPE)
     assert cfg.method.adapter is not None
 

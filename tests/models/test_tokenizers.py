@@ -55,7 +55,7 @@ TEXTS = ["公司净利润同比增长12.5%", "<|im_start|>user\n涨<|im_end|>", 
 
 
 def write(folder: Path, **changed: Any) -> Path:
-    """The tokenizer as transformers saves it, with changed settings; None takes one out."""
+    """The tokenizer as transformers saves it, with changed settings; None removes one."""
     TOKENIZER.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     known = {**json.loads(file.read_text()), **changed}

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and one process at a time is in a folder: checked with real processes."""
+"""Files appear atomically, and only one process at a time uses a folder: checked with real processes."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ while made < 100:
 
 
 def test_a_lock_removed_with_its_output_still_excludes_others(tmp_path: Path) -> None:
-    """Its file is removed and made again all the time, and one process at a time is in."""
+    """Its file is removed and created again repeatedly, and only one process at a time holds it."""
     command = [sys.executable, "-c", MAKE, str(tmp_path / "out")]
     making = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate(timeout=120)[1] for process in making] == [""] * 3
@@ -262,7 +262,7 @@ def test_a_lock_removed_with_its_output_still_excludes_others(tmp_path: Path) ->
 def test_a_run_folder_that_cannot_be_written_is_one_message(
     number: int, name: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """The folder, its lock or its first file: refused here, because root may write everywhere."""
+    """The folder, its lock or its first file: simulated, because root may write everywhere."""
     place, owner = tmp_path / "runs", os if name == "open" else Path
     real = getattr(owner, name)
 

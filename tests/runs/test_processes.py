@@ -1,4 +1,4 @@
-"""Two real processes do what one does: the same losses, the same metrics; and a lost one ends the job."""
+"""Two real processes give the losses and metrics of one, and a lost process ends the job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZES = {"train": 44, "valid": 21, "test": 37}  # steps of 8 leave 4 rows for th
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few rows of the sample, of all classes, in numbers that two processes cannot share evenly."""
+    """A few rows of the sample, of all classes, that two processes cannot divide evenly."""
     folder = tmp_path_factory.mktemp("table")
     for name, size in SIZES.items():
         with (ROOT / "data" / "sample" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
@@ -84,7 +84,7 @@ def test_fsdp_gives_the_losses_and_metrics_of_one_process(table: Path, alone: Pa
 
 @pytest.fixture(scope="module")
 def resumed(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two processes: killed behind its first checkpoint, the job ends with a message, and goes on."""
+    """A run of two processes: killed after its first checkpoint, the job ends with a message, and resumes."""
     output = tmp_path_factory.mktemp("ddp")
     command = words(table, output, "train.micro_batch_size=4", "train.strategy=ddp")
     process = ranks.started(2, *command)
@@ -111,7 +111,7 @@ def test_ddp_ends_when_a_process_is_lost_and_resumes(resumed: Path, alone: Path)
 
 
 def test_ddp_gives_the_same_bits_again(resumed: Path, tmp_path: Path) -> None:
-    """Run again from its record, without the kill: losses, metrics, answers and weights."""
+    """Rerun without the kill: losses, metrics, predictions and weights are equal."""
     process = ranks.started(2, "stage=rerun", f"run={resumed}", f"output_dir={tmp_path}", "tracking=none")
     told, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors

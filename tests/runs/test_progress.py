@@ -1,4 +1,4 @@
-"""Work that takes a while is shown: bars on a terminal, lines elsewhere, and a heartbeat as long as a run lasts."""
+"""Progress of long work: bars on a terminal, lines elsewhere, and a heartbeat as long as a run lasts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLOCK = r"\d:\d\d:\d\d"
 
 
 def plain(text: str) -> list[str]:
-    """What was written, without a terminal's commands."""
+    """The output without terminal control codes."""
     return [line.rstrip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)) if line.strip()]
 
 

@@ -1,4 +1,4 @@
-"""What a record says of a run's weights, and that others are not taken for them."""
+"""The recorded weights of a run, and detection of changed ones."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_run_without_training_names_the_weights_it_scored(trained: Callable[..
 
 
 def test_a_large_file_is_identified_by_parts_of_it(tmp_path: Path) -> None:
-    """Of 24 MB: any tensor that is another one is seen; of a file without tensors, any 24 kB."""
+    """In 24 MB, any changed tensor is detected; in a file without tensors, any changed 24 kB."""
     generator = np.random.default_rng(1)
     tensors = {f"t{size}": generator.standard_normal(size, np.float32) for size in (10, 1_000, 1_000_000, 5_000_000)}
     file, other = tmp_path / "model.safetensors", tmp_path / "other.safetensors"

@@ -146,7 +146,7 @@ def test_resume_refuses_other_rows(config: Config, tmp_path: Path) -> None:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A base model's folder, as far as its fingerprint goes."""
+    """A base model's folder, as far as its fingerprint needs it."""
     folder = tmp_path / "base"
     folder.mkdir()
     for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md"):
@@ -155,7 +155,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def changed(folder: Path, **facts: Any) -> None:
-    """Change facts of a record, as another version of finsa or of a library would have written them."""
+    """Change facts of a record, as written by another version of finsa or of a library."""
     known = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     (folder / "run.json").write_text(json.dumps(known | facts), encoding="utf-8")
 
@@ -227,7 +227,7 @@ def test_a_run_of_other_weights_is_never_used(config: Config, base: Path, tmp_pa
 
 
 def test_weights_downloaded_by_a_run_itself_are_not_different_weights(config: Config, tmp_path: Path) -> None:
-    """When it began, this machine did not know the branch's commit yet."""
+    """When it started, the commit of the branch was not yet known on this machine."""
     words = (f"output_dir={tmp_path}", "model=qwen05b")
     with pytest.raises(KeyboardInterrupt), run_folder.start(config(*words), "rows", Session()) as begun:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What a hostile client sends: a 4xx with a reason, bounded memory, never a 500."""
+"""Requests of hostile clients: a 4xx with a reason, bounded memory, never a 500."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: it answers, speaks two languages, takes a CSV, and asks nobody else."""
+"""The page in a real browser: predictions, two languages, CSV files, and no requests to other hosts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKEN = "Geheim-0123456789"
 
 
 class Opened(NamedTuple):
-    """A browser, and the service whose page it shows."""
+    """A browser with the page of a service."""
 
     driver: Any
     service: Service
@@ -45,7 +45,7 @@ def running(browser: Any, config: Compose, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def page(running: Opened) -> Opened:
-    """The page as it is after loading, in English."""
+    """The loaded page, in English."""
     running.driver.get(running.service.url)
     running.driver.find_element("css selector", "[data-language=en]").click()
     running.driver.get_log("browser")
@@ -166,7 +166,7 @@ def _choose(page: Opened, file: Path) -> None:
 
 
 def _drop(page: Opened, file: Path) -> None:
-    """What a browser tells a page when a file is let go over it; the page keeps the browser from opening it."""
+    """Dispatch the event of dropping a file on the page; the page prevents the browser from opening it."""
     script = """
       const [content, name] = arguments, held = new DataTransfer();
       held.items.add(new File([new Uint8Array(content)], name, { type: 'text/csv' }));
@@ -225,7 +225,7 @@ def test_the_page_has_accessible_names_and_live_regions(page: Opened) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_contrast_with_their_background(page: Opened, scheme: str) -> None:
-    """WCAG 2.1, 1.4.3: a contrast of 4.5 for what is read; 1.4.11: 3 for bars and edges."""
+    """WCAG 2.1, 1.4.3: a contrast of 4.5 for text; 1.4.11: 3 for bars and edges."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     script = """

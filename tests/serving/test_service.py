@@ -1,4 +1,4 @@
-"""The service over real connections: every address, batches, the bounded queue, the token, the log."""
+"""The service over real connections: every path, batches, the bounded queue, the token, the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augmentation as a user runs it: real processes, real files, a real HTTP server on this machine."""
+"""Augmentation as a user runs it: real processes, real files, a real local HTTP server."""
 
 from __future__ import annotations
 

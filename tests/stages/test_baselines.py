@@ -1,4 +1,4 @@
-"""Baselines in the stages: the same run folder as every method, the same numbers when they are scored again."""
+"""Baselines in the stages: the run folder of every method, and the same scores in a new evaluation."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ran(place: Path) -> list[tuple[str, str]]:
-    """Stage and state of every run below a folder, in the order they were started."""
+    """Stage and status of every run below a folder, in the order in which they were started."""
     found = [json.loads(file.read_text(encoding="utf-8")) for file in place.rglob("run.json")]
     return [(facts["stage"], facts["status"]) for facts in sorted(found, key=lambda facts: facts["started"])]
 
@@ -170,7 +170,7 @@ def test_roles_divide_the_documents() -> None:
 
 
 def test_the_mixture_uses_the_experts_of_the_chain(config: Compose, files: Path, tmp_path: Path) -> None:
-    """The links of a chain and the convention of stage=moe_joint name the same runs."""
+    """The links of a chain and stage=moe_joint refer to the same runs."""
     links = "stage.links={a: {stage: train, data: {domain: news}}}"
     cfg = config(*SHORT, "stage=chain", links, f"data.files={files}", f"output_dir={tmp_path}")
     link = chain.configure(cfg, "a", {}, Session())

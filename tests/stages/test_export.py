@@ -1,4 +1,4 @@
-"""Every export answers as the run does, and says so in its receipt; what cannot be written is told with the reason."""
+"""Every export predicts as the run does and reports it in its receipt; impossible exports are refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def texts(project: Path) -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tracing the model takes most of the time, and is the same for two of the formats."""
+    """Cache the traced model, which takes most of the time and is the same for two of the formats."""
     real, base = torch.onnx.export, tmp_path_factory.mktemp("graph")
 
     def once(graph: Any, inputs: Any, file: Path, **words: Any) -> None:

@@ -1,4 +1,4 @@
-"""Translation of LLaMA-Factory files: every key has an outcome, and the result composes to the published settings."""
+"""Translation of LLaMA-Factory files: every key is handled, and the result composes to the published settings."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ AIDF: dict[str, Any] = {
 
 @pytest.fixture
 def imported(config: Callable[..., RunConfig], tmp_path: Path) -> Callable[..., RunConfig]:
-    """Write a training file, translate it, and compose what was written."""
+    """Write a training file, translate it, and compose the result."""
 
     def of(content: dict[str, Any], *words: str) -> RunConfig:
         file = tmp_path / "tuned.yaml"
@@ -142,7 +142,7 @@ def test_variants_of_the_method(
 
 
 def test_nothing_is_dropped_silently(config: Callable[..., RunConfig], tmp_path: Path) -> None:
-    """Each key of the tables, with a value that is not its default, and one that nobody knows."""
+    """Each key of the tables, with a value other than its default, and an unknown one."""
     own = dict.fromkeys((*IGNORED, *UNSUPPORTED), "x") | {"warp_speed": 9, "hf_hub_token": "hf_sEcReT"}
     content = {"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "sample"} | own
     for key in ("bf16", "fp16", "pure_bf16", "use_dora", "use_rslora", "pissa_init", "load_best_model_at_end"):
@@ -236,7 +236,7 @@ def _pairs(count: int, mark: str) -> list[tuple[str, str]]:
 def test_two_data_sets_are_split_and_prompted_as_the_file_specifies(
     imported: Callable[..., RunConfig], tmp_path: Path, template: str | None, prompt: str
 ) -> None:
-    """The share of validation rows reaches each set, and the prompt is the template's, not that of another data set."""
+    """The share of validation rows applies to each data set, and the prompt is that of the template."""
     first = [{"instruction": "判断", "input": text, "output": label} for text, label in _pairs(100, "甲")]
     second = [
         {"system": "分析师", "conversations": [{"from": "human", "value": t}, {"from": "gpt", "value": v}]}
@@ -315,7 +315,7 @@ def test_each_entry_is_translated_separately_and_the_others_are_listed(
 
 
 def test_an_experiment_is_written_atomically(config: Callable[..., RunConfig], tmp_path: Path) -> None:
-    """Of its two sets one cannot be translated; and a value that finsa refuses when everything is put together."""
+    """One of two data sets cannot be translated; and a value that finsa refuses in the final composition."""
     _write(tmp_path, dataset_info={"a": {"file_name": "a.json"}, "b": {"file_name": "b.json", "ranking": True}})
     words = {"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "a,b"}
     for content, message in ((words, "b: ranking is true"), (words | {"dataset": "a", "cutoff_len": 4}, "max_length")):
@@ -328,7 +328,7 @@ def test_an_experiment_is_written_atomically(config: Callable[..., RunConfig], t
 def test_a_local_folder_is_not_treated_as_the_hub_model(
     imported: Callable[..., RunConfig], config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    """Its weights are taken, and its config.json says which file describes it, whatever the folder is called."""
+    """Its weights are used, and its config.json determines its model file, regardless of the folder's name."""
     folder = tmp_path / "tuned" / "Qwen2.5-7B"
     folder.mkdir(parents=True)
     shape = {"model_type": "qwen2", "hidden_size": 896, "num_hidden_layers": 24, "intermediate_size": 4864}
@@ -352,7 +352,7 @@ def test_a_local_folder_is_not_treated_as_the_hub_model(
 def test_data_sets_are_found_above_the_training_file(
     config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in its own repository: examples/train_lora/x.yaml and data/dataset_info.json; dataset_dir may be relative."""
+    """As in LLaMA-Factory: examples/train_lora/x.yaml and data/dataset_info.json; dataset_dir may be relative."""
     for name in ("data", "sets", "examples/train_lora", "elsewhere"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "elsewhere")

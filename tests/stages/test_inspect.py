@@ -1,4 +1,4 @@
-"""The stage: what it prints, what it writes, and that it finds what public data are known to have."""
+"""The stage: its output, its files, and known properties of public data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads and quantised bases through the stages, and what is refused before a weight is loaded."""
+"""Heads and quantized bases in the stages, and errors before weights are loaded."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _by_command(cfg: RunConfig) -> None:
 def test_labels_with_equal_tokens_are_refused_before_loading_weights(
     config: Compose, tmp_path: Path, run: Callable[[RunConfig], object]
 ) -> None:
-    """The model has a tokenizer and no weights: a later error would be about these."""
+    """The model has a tokenizer but no weights, so a later error would be about missing weights."""
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         (tmp_path / name).write_bytes((Path("data/tiny") / name).read_bytes())
     cfg = config(

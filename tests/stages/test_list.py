@@ -1,4 +1,4 @@
-"""The list of choices: every name once, with what its own file says, and no torch for it."""
+"""The list of choices: every name once, with the sentence from its file, without importing torch."""
 
 from __future__ import annotations
 

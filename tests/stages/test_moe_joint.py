@@ -1,4 +1,4 @@
-"""The joint stage on a small part of the sample: its folder, its metrics, what comes back, and what is refused."""
+"""The joint stage on a small part of the sample: folder, metrics, restoring, and refused configurations."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_comparison_follows_from_the_stored_answers(finished: tuple[RunConfi
 
 
 def test_an_expert_alone_answers_as_the_run_that_trained_it(finished: tuple[RunConfig, Result]) -> None:
-    """Its answers to its own domain's rows, by the mixture's machinery, are those of its own run."""
+    """In the mixture, its answers to rows of its domain equal those of its run."""
     facts = read(folder(finished[1]) / "run.json")
     rows = {row["id"]: row["answers"] for row in lines(folder(finished[1]) / "comparison.jsonl")}
     for name, run in facts["experts"].items():
@@ -332,7 +332,7 @@ def test_rows_of_an_unknown_domain_are_reported(
 
 
 def test_the_expert_of_a_domain_is_never_trained_on_a_held_out_row(config: Compose, tmp_path: Path) -> None:
-    """One file without splits: a domain's rows fall into the same splits as in the whole set."""
+    """One file without splits: rows of a domain are in the same splits as in the whole data set."""
     rows = pl.concat(pl.read_csv(ROOT / "data" / "sample" / f"{name}.csv") for name in ("train", "test")).head(600)
     rows.write_csv(tmp_path / "all.csv")
     cfg = config(f"data.files={tmp_path}/all.csv", "data.cache=null", "stage=moe_joint", "data.split.rule=random")
@@ -356,7 +356,7 @@ def test_a_single_expert_is_an_ordinary_run(config: Compose, files: Path, tmp_pa
 def test_a_mixture_answers_and_is_exported_like_any_other_run(
     config: Compose, finished: tuple[RunConfig, Result], tmp_path: Path
 ) -> None:
-    """The answers of `predict`, `serve` and of an export are those that the run wrote down, its gates among them."""
+    """The answers of `predict`, `serve` and an export equal those recorded by the run, including the gates."""
     from finsa.stages import export
 
     known = lines(folder(finished[1]) / "predictions.jsonl")

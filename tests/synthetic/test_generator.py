@@ -1,4 +1,4 @@
-"""The generated texts: determinism, shares, constructions and difficulty of the sample set; rules of the corpus."""
+"""The generated texts: determinism, shares, constructions and difficulty of the sample; rules of the corpus."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ROOT = Path(__file__).parents[2]
 
 @cache
 def _frame() -> pl.DataFrame:
-    """Returns: the frame most checks share."""
+    """The frame shared by most checks."""
     return generate(3600, seed=11)
 
 
 @cache
 def _documents() -> tuple[str, ...]:
-    """Returns: the documents most checks share."""
+    """The documents shared by most checks."""
     return tuple(corpus(2000, seed=11))
 
 

@@ -1,4 +1,4 @@
-"""A training that is stopped or killed at any step, and goes on, ends as one that nobody disturbed."""
+"""A training that is stopped or killed at any step and resumed ends as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WORDS = ["train.batch_size=4", "train.micro_batch_size=2", "train.epochs=3", "tr
 
 
 class At(TrainerCallback):  # type: ignore[misc]
-    """Does something at the end of a step; of the training if that is -1."""
+    """Does something at the end of a step, or of the training if the step is -1."""
 
     def __init__(self, step: int | None, act: Callable[[], None]) -> None:
         self.step, self.act = step, act
@@ -86,14 +86,14 @@ def training(
 
 
 def same(first: Any, second: Any) -> None:
-    """Equal to the last bit."""
+    """Bit-for-bit equal."""
     assert first[0].keys() == second[0].keys()
     assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
     assert first[1:] == second[1:]
 
 
 def term() -> None:
-    """As an operator or a scheduler asks for an end."""
+    """Send SIGTERM, as an operator or a scheduler does."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -158,13 +158,13 @@ def test_a_second_signal_ends_at_once(tokenizer: Any, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A training that nobody disturbed."""
+    """An uninterrupted training."""
     return training(tmp_path_factory.mktemp("whole"), tokenizer)
 
 
 @pytest.fixture(scope="module")
 def stopped(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that was stopped at the sixth step: an epoch's checkpoint, and that of the stop."""
+    """A training stopped at the sixth step: the checkpoints of an epoch and of the stop."""
     place = tmp_path_factory.mktemp("stopped")
     with pytest.raises(Stopped):
         training(place, tokenizer, step=6, act=term)
@@ -224,7 +224,7 @@ def test_resuming_from_the_remaining_checkpoints_ends_with_the_same_result(
 def test_a_damaged_later_checkpoint_does_not_push_out_the_one_just_saved(
     best: int | None, left: set[int], tmp_path: Path
 ) -> None:
-    """Step 200 was damaged, so the training went on from 100 and has saved 150."""
+    """Step 200 is damaged, so the training resumed from 100 and has saved 150."""
     place = {step: tmp_path / f"checkpoint-{step}" for step in (50, 100, 150, 200)}
     for folder in place.values():
         folder.mkdir()

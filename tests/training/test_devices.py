@@ -1,4 +1,4 @@
-"""A step touches one device: on shapes without memory, a tensor that was made elsewhere is an error, as on a GPU."""
+"""A step uses one device: on the meta device, a tensor created elsewhere is an error, as on a GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ META = torch.device("meta")
 
 
 class Queued(TorchDispatchMode):
-    """Answers questions about contents, and refuses copies to the device that the host would wait for."""
+    """Answers queries of tensor contents, and refuses copies to the device that would block the host."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation."""
@@ -56,7 +56,7 @@ def test_all_tensors_of_a_step_are_on_the_model_device(kind: str, shared: int) -
 
 
 def test_all_tensors_of_packed_rows_are_on_the_model_device() -> None:
-    """As flash attention takes them on a GPU: without a mask, the rows found by their positions."""
+    """As for flash attention on a GPU: without a mask, rows are separated by their positions."""
     ALL_ATTENTION_FUNCTIONS.register("flash_stand_in", sdpa_attention_forward)
     model, objective = steps.learner("tokens").train().to(META), steps.objective("tokens")
     model.config._attn_implementation = "flash_stand_in"
@@ -81,7 +81,7 @@ def test_the_guard_detects_a_tensor_on_another_device() -> None:
 def test_float32_matmul_precision_follows_the_configuration(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU too, where the default keeps float32 (TF32 is asked for)."""
+    """Also on a GPU, where the default keeps float32 (TF32 must be requested)."""
     before, fused = torch.get_float32_matmul_precision(), torch.backends.cuda.flash_sdp_enabled()
     try:
         hardware.prepare(config("train.matmul_precision=high").train)

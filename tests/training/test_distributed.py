@@ -1,4 +1,4 @@
-"""What several processes share of a fit: padding rows after the real ones, which are never copied."""
+"""Fits in several processes: padding rows follow the real ones, which are never copied."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_padding_rows_follow_the_real_ones_up_to_whole_steps(monkeypatch: pytest
 
 
 def test_padding_builds_no_list_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes with a million rows would hold gigabytes each."""
+    """Two processes with a million rows would need gigabytes each."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     source = CountedRows(10 * CHUNK + 1)
     rows = distributed.pad_rows(source, 4)

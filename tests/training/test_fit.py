@@ -1,4 +1,4 @@
-"""Fits on small models: what must come out equal."""
+"""Fits on small models: equalities between equivalent settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LORA = Adapter(variant="lora", rank=4, alpha=8, dropout=0.1, targets=("q_proj", 
 
 
 class FakeTokenizer:
-    """What a fit asks of a tokenizer."""
+    """The part of a tokenizer that a fit needs."""
 
     pad_token_id = 0
     model_input_names = ("input_ids",)
@@ -93,7 +93,7 @@ def test_accumulation_equals_one_big_batch(tmp_path: Path, tokenizer: Any, micro
 
 
 def test_max_steps_beyond_the_epochs_does_not_extend_training(tmp_path: Path, tokenizer: Any) -> None:
-    """`train.max_steps` stops earlier; to transformers it goes before the epochs."""
+    """`train.max_steps` only stops earlier; in transformers it overrides the epochs."""
     same = ("train.epochs=1", "train.micro_batch_size=8", "train.log_every=1")
     whole, log = train(tmp_path / "a", tokenizer, *same)
     longer, longer_log = train(tmp_path / "b", tokenizer, *same, "train.max_steps=1000")

@@ -1,4 +1,4 @@
-"""The joint objective: its parts, its normalisation over micro-batches, and the schedules of both steps."""
+"""The joint objective: its parts, its normalization over micro-batches, and the schedules of both steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DOMAINS = torch.tensor([0, 1, -1, 0])
 
 
 def made(rows: slice, weights: tuple[float, float] = (1.5, 0.05)) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums and weights of the joint objective over some rows, whose task loss is 2 each and weight 3."""
+    """Sums and weights of the joint objective over some rows, each with task loss 2 and weight 3."""
     task = objective.Objective(
         lambda model, batch: torch.tensor(2.0) * len(batch["domains"]),
         lambda batch: torch.tensor(3) * len(batch["domains"]),

@@ -32,7 +32,7 @@ def settings(*overrides: str) -> Train:
 
 
 def rows(kind: str) -> list[Row]:
-    """The step's rows behind a common head; with a loss on all tokens, the head is learnt as well."""
+    """The step's rows after a common prefix; with a loss on all tokens, the prefix has loss too."""
     made = []
     for row in steps.rows("weighted tokens" if kind == "all tokens" else kind):
         labels = [IGNORE] * len(HEAD) + row["labels"]
@@ -151,16 +151,16 @@ def test_rows_share_a_prefix_if_they_fit_into_the_sliding_window(window: int, su
 
 
 class NoAnswers(TorchDispatchMode):
-    """Refuses what would make the host wait for a device.
+    """Refuses operations that synchronize the host with a device.
 
-    But for transformers' own question, once per forward pass, whether a batch without a mask is a pack: the only way
+    Except for the check in transformers, once per forward pass, whether a batch without a mask is packed: the only way
     round it is a mask, and with a mask attention is slower.
     """
 
     waits = ("_local_scalar_dense", "nonzero", "equal", "item", "masked_select", "is_nonzero")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation that answers nothing."""
+        """Run an operation that returns nothing to the host."""
         name = func._schema.name.removeprefix("aten::")
         masks = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
         if name in self.waits or masks:
@@ -210,7 +210,7 @@ def test_only_rows_of_different_lengths_are_packed() -> None:
 
 @pytest.mark.parametrize("prefix", [0, 16])
 def test_the_gain_of_packing_is_a_ratio_of_operations(prefix: int) -> None:
-    """Counted the other way: from the real tensors of both."""
+    """Computed independently, from the real tensors of both."""
     lengths = [20, 100, 30, 80, 50, 60, 70, 120]
     rows: list[dict[str, Any]] = [{"input_ids": [5] * n, "labels": [-100] * n} for n in lengths]
     costs = flops.estimate(small())
@@ -256,7 +256,7 @@ def test_flash_attention_packs_if_requested() -> None:
 
 
 def test_no_layer_may_keep_a_state_across_packed_rows() -> None:
-    """The state of a convolution goes on from row to row."""
+    """The state of a convolution would carry over from row to row."""
     assert not planned_packing(UNLIKE, model=convolutions()).used
     with pytest.raises(ConfigError, match="the model has layers without full attention"):
         planned_packing(UNLIKE, "train.packing=true", model=convolutions())

@@ -1,4 +1,4 @@
-"""The losses: labelled positions against the library's own over all positions, and one choice among classes per row."""
+"""The losses: labeled positions against the library's loss over all positions, and the loss over classes per row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory plan: what it chooses for a budget, and that the estimate is near what real steps take."""
+"""The memory plan: its choice for a budget, and its estimate compared with real steps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def planned(config: Compose, *words: str, world: int = 1) -> memory_plan.Plan:
 
 
 def parts(config: Compose, *words: str) -> tuple[RunConfig, tokenized.TokenizedDataset, Any]:
-    """What is planned: the Qwen2.5-0.5B shape with six layers or so many, and the lengths of the sample's prompts."""
+    """Inputs of a plan: the Qwen2.5-0.5B shape with six layers by default, and the lengths of the sample's prompts."""
     layers = "model.architecture.num_hidden_layers="
     named = [] if any(word.startswith(layers) for word in words) else [f"{layers}6"]
     cfg = config("model=qwen05b", "model.weights=random", *named, *words)
@@ -125,7 +125,7 @@ def test_a_plan_that_does_not_fit_is_reported_with_one_that_would(
 
 
 def test_labels_of_several_tokens_are_planned_for_sliding_windows_too(config: Compose) -> None:
-    """Scoring forwards each label alone there; Gemma 3 with Chinese label words."""
+    """Each label is then scored separately; Gemma 3 with Chinese label words."""
     cfg = config("model=gemma3_270m", "model.weights=random", "model.path=null")
     words = {"利空": "消极悲观", "中性": "不偏不倚", "利好": "积极乐观"}
     cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"labels": words})})
@@ -175,7 +175,7 @@ def test_the_estimated_time_follows_the_work_and_the_measured_rate(
 def test_the_estimated_activations_are_those_that_autograd_keeps(
     config: Compose, architecture: str, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a real model with an adapter: all tensors that its forward pass saves, each storage once."""
+    """For a real model with an adapter: all tensors saved in the forward pass, each storage once."""
     monkeypatch.setitem(base_models.EXTRA, "gemma3_text", {"head_dim": 32, "pad_token_id": 0})
     cfg, ids = config("method=lora", "model.dtype=float32", "model.weights=random"), torch.randint(2, 50, (3, 17))
     before = torch.backends.cuda.flash_sdp_enabled()
@@ -209,7 +209,7 @@ RECORDED = json.loads((ROOT / "benchmarks" / "results" / "memory_plan.json").rea
 
 
 def test_the_estimate_holds_on_real_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The peaks were measured with real steps at the full size (benchmarks/memory_plan.py); the estimate is today's."""
+    """The peaks were measured with real full-size steps (benchmarks/memory_plan.py); the estimate is computed here."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import memory_plan
 

@@ -1,4 +1,4 @@
-"""The choice among labels is learnt with the very numbers that are scored."""
+"""The loss over labels uses exactly the scores of the scorer."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ METER: Any = SimpleNamespace(start=lambda: None, stop=lambda: None, lap=lambda: 
 def test_the_bar_keeps_the_total_and_the_time_left(
     width: int, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What does not fit is dropped: MFU first, then memory, tokens and samples per second."""
+    """Fields that do not fit are dropped: MFU first, then memory, tokens and samples per second."""
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal
     callback = ProgressCallback(lambda: METER, lambda step, values: None, Display(every=None))
@@ -53,7 +53,7 @@ SECONDS, RATE = 2.0, 1e7
 
 
 class Job:
-    """Processes one after another: first each tells its numbers, then each asks for the sums."""
+    """Simulated processes: first each reports its numbers, then each gets the sums."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         self.number, self.rank, self.told = number, 0, dict[int, np.ndarray]()
@@ -64,7 +64,7 @@ class Job:
         monkeypatch.setattr(hardware, "matmul_rate", lambda dtype: RATE)
 
     def total(self, values: np.ndarray) -> np.ndarray:
-        """Note a process's numbers; once all have told theirs, their sum."""
+        """Record a process's numbers; after all have reported, return their sum."""
         self.told.setdefault(self.rank, values)
         return np.sum(list(self.told.values()), axis=0) if len(self.told) == self.number else values
 
@@ -78,7 +78,7 @@ class Job:
 
 
 def lap(lengths: list[int]) -> dict[str, float]:
-    """Count one step of rows, each with one token that is learnt."""
+    """Count one step of rows, each with one token in the loss."""
     meter = Meter(small(), 0, False)
     rows: list[dict[str, Any]] = [{"input_ids": [1] * n, "labels": [-100] * (n - 1) + [1]} for n in lengths]
     batch = {"input_ids": torch.ones(len(lengths), max(lengths)), "read": torch.ones(len(lengths))}

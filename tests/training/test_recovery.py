@@ -1,4 +1,4 @@
-"""Memory that does not suffice: the same steps as without, in smaller parts; errors are injected into real fits."""
+"""Out of memory: the same steps, in smaller micro-batches; errors are injected into real fits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Raise = Callable[[torch.Tensor], None]
 
 @contextmanager
 def scarce(most: int, error: Exception, where: str) -> Iterator[list[int]]:
-    """Let every micro-batch of more than `most` rows fail, in forward or half-way through backward.
+    """Let every micro-batch of more than `most` rows fail, in forward or halfway through backward.
 
     Yields:
         The rows of every attempt.

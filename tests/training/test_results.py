@@ -1,4 +1,4 @@
-"""The temperature of a run: fitted, noted, and reported where it is not determined."""
+"""The temperature of a run: fitted, recorded, and reported if it is not determined."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNSURE = np.array([[0.0, -3.0], [-3.0, 0.0], [0.0, -3.0], [-3.0, 0.0], [-3.0, 0.
 
 
 def calibrated(cfg: RunConfig, path: Path, held: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What metrics and ``run.json`` get, of validation rows of the classes 0, 1, 0, 1, 0, 1."""
+    """The entries of metrics and ``run.json``, for validation rows of the classes 0, 1, 0, 1, 0, 1."""
     split = pl.DataFrame({"label": [0, 1] * 3})
     job = Labelled(Dataset({"validation": split, "test": split}, LabelSpace(("a", "b"), ("a", "b")), Ledger(), "0"))
     metrics: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""An optimiser step is one weighted mean over all its rows, however they are cut into micro-batches and processes."""
+"""An optimizer step is one weighted mean over all its rows, regardless of micro-batches and processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 @pytest.mark.parametrize("kind", steps.KINDS)
 def test_the_step_is_the_weighted_mean_of_its_rows(kind: str, tokenizer: Any) -> None:
-    """One row at a time through the objective itself, added up by hand."""
+    """One row at a time through the objective, summed explicitly."""
     from finsa.training.batches import Collator
 
     model, objective = steps.learner(kind).train(), steps.objective(kind)

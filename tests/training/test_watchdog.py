@@ -1,4 +1,4 @@
-"""The heartbeat tells step and memory; a step that stands still is told, with the line it stands in."""
+"""The heartbeat has step and memory; a stalled step is reported with its current line."""
 
 from __future__ import annotations
 

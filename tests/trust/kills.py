@@ -1,7 +1,7 @@
-"""Kill commands at random moments, go on as a user would, and compare what comes out with what nobody disturbed.
+"""Kill commands at random moments, resume as a user would, and compare the results with uninterrupted commands.
 
-Every life of a command is a process of its own that runs ``run.py`` with its command line and is ended by SIGKILL. So
-that lives are short, they are forked from a process that has imported the libraries. A moment is drawn in processor
+Every attempt of a command is a separate process that runs ``run.py`` with its command line and is ended by SIGKILL. So
+that attempts are short, they are forked from a process that has imported the libraries. A moment is drawn in processor
 time between nothing and what the whole command takes, so that a busy machine does not move it.
 
     python tests/trust/kills.py 200 --minutes 60    200 kills, or as many as an hour allows
@@ -56,15 +56,15 @@ LORA = ["method=lora_response", "method.adapter.dropout=0.2", *FIT]
 
 
 def live(words: list[str], log: Path, until: float | None = None) -> tuple[int | None, float]:
-    """Run a command line in a process of its own.
+    """Run a command line in a separate process.
 
     Args:
-        words: the command line behind ``run.py``.
-        log: takes its output.
+        words: the arguments of ``run.py``.
+        log: file for its output.
         until: seconds of processor time after which it is killed; None: never.
 
     Returns:
-        Its exit code, None where it was killed, and the processor time it took.
+        Its exit code, None if it was killed, and its processor time.
     """
     process = os.fork()
     if process == 0:
@@ -111,14 +111,14 @@ def _spent(process: int) -> float:
 
 @dataclass
 class Kind:
-    """Something that is killed.
+    """A command that is killed.
 
     Args:
         name: for the table.
-        words: the command line, of a place.
-        resumes: whether ``resume=true`` goes on, rather than the same command by itself.
-        results: what has to be equal in the end, of a place.
-        done: whether the command has finished its work in a place, though a kill took its last words.
+        words: the command line for a folder.
+        resumes: whether ``resume=true`` resumes it, rather than the same command.
+        results: the results in a folder that must be equal at the end.
+        done: whether the command has finished its work in a folder, even if a kill cut off its last output.
     """
 
     name: str
@@ -134,7 +134,7 @@ class Kind:
 
 
 def runs_of(place: Path) -> Any:
-    """Everything that finished runs have found, by what tells them apart; times are left out."""
+    """The results of finished runs, by their distinguishing settings, without times."""
     found = {}
     for record in sorted((place / "out").rglob("run.json")):
         facts = json.loads(record.read_text("utf-8"))
@@ -162,7 +162,7 @@ def _text(file: Path) -> str | None:
 
 
 def kinds(base: Path) -> list[Kind]:
-    """All kinds, on rows and on a trained run that are made in a folder."""
+    """All kinds, on rows and on a trained run that are created in a folder."""
     rows, many = base / "rows.csv", base / "many.csv"
     _write_rows(rows, 60)
     _write_rows(many, 6000)
@@ -225,7 +225,7 @@ def _write_rows(file: Path, number: int) -> None:
 
 
 def undisturbed(kind: Kind, base: Path) -> None:
-    """Note what a command comes to, and what it takes."""
+    """Record the results and the processor time of a command."""
     place = base / kind.name / "whole"
     place.mkdir(parents=True)
     code, kind.seconds = live(kind.words(place), place / "log")
@@ -235,7 +235,7 @@ def undisturbed(kind: Kind, base: Path) -> None:
 
 
 def disturbed(kind: Kind, base: Path, draw: random.Random, kills: int) -> None:
-    """Kill a command so many times one after another, let it end, and compare."""
+    """Kill a command several times in a row, let it finish, and compare."""
     place = base / kind.name / f"{len(kind.faults)} {kind.tried}"
     place.mkdir(parents=True)
     killed, code = 0, None
@@ -265,14 +265,14 @@ def difference(first: Any, second: Any, path: str = "") -> str:
 
 
 def _resume(kind: Kind, place: Path) -> Iterator[str]:
-    """``resume=true`` where there is something that it would go on with: before that, the command says so."""
+    """``resume=true`` if there is something to resume; otherwise the command would refuse it."""
     states = [json.loads(file.read_text("utf-8"))["status"] for file in (place / "out").rglob("run.json")]
     if kind.resumes and (kind.name == "chain" or any(state != "complete" for state in states)):
         yield "resume=true"
 
 
 def table(measured: list[Kind]) -> str:
-    """What came of it, a line per kind."""
+    """The results, one line per kind."""
     lines = [f"{'':16}{'survived':>9} / {'tried':<6}"]
     lines += [f"{kind.name:16}{kind.survived:>9} / {kind.tried:<6}" for kind in measured]
     tried, survived = (sum(getattr(kind, name) for kind in measured) for name in ("tried", "survived"))
@@ -280,7 +280,7 @@ def table(measured: list[Kind]) -> str:
 
 
 def main() -> None:
-    """Spread so many kills over the kinds, those with the fewest first."""
+    """Distribute the kills over the kinds, those with the fewest first."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument(
         "kills", type=int, help="how many, over all kinds; a command that was begun is brought to its end"

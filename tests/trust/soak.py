@@ -1,9 +1,9 @@
-"""Train the embedded default for so many minutes, and tell by how much its memory grows.
+"""Train the embedded default for a number of minutes, and report the growth of its memory.
 
     python tests/trust/soak.py 120
 
-The command is an ordinary ``run.py`` with epochs enough; at the end it gets SIGTERM and has to save, to say how it
-goes on, and to end with exit code 143. Memory is what ``heartbeat.json`` says; growth is the slope of a straight line
+The command is an ordinary ``run.py`` with enough epochs; at the end it gets SIGTERM and must save, print how to
+resume, and end with exit code 143. Memory is read from ``heartbeat.json``; growth is the slope of a straight line
 through the beats after the first quarter, in which caches fill.
 """
 
@@ -27,7 +27,7 @@ WORDS += ["train.validation_rows=64", "stage.compare_base=false", "tracking=none
 
 
 def beats(folder: Path, process: subprocess.Popen[str], seconds: float) -> list[tuple[float, int, int]]:
-    """Time, step and bytes of every heartbeat until the time is up."""
+    """Time, step and bytes of every heartbeat until the time is over."""
     found: list[tuple[float, int, int]] = []
     ends = time.monotonic() + seconds
     while time.monotonic() < ends and process.poll() is None:
@@ -40,7 +40,7 @@ def beats(folder: Path, process: subprocess.Popen[str], seconds: float) -> list[
 
 
 def main() -> None:
-    """Run, look, end, tell."""
+    """Run, observe, stop and report."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("minutes", type=float)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "soak.json")

@@ -1,4 +1,4 @@
-"""The short version of `make trust`: each kind of command is killed once or more, and nothing is lost or another."""
+"""The short version of `make trust`: each kind of command is killed at least once, without lost or changed results."""
 
 from __future__ import annotations
 
