@@ -16,7 +16,7 @@ from finsa.config import ROOT
 FEW = ("train=smoke", "tracking=none", "stage.compare_base=false", "method.adapter.dropout=0.0", "train.log_every=1")
 
 
-# accelerate starts torchrun for several GPUs alone; told so, it does here as well, where processes find no GPU.
+# accelerate starts torchrun only for several GPUs; this option makes it do so without GPUs.
 LAUNCHERS = {
     "torchrun": ("torch.distributed.run", "--nproc-per-node", "--master-port"),
     "accelerate": ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "--main_process_port"),

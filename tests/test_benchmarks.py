@@ -32,7 +32,7 @@ def test_the_training_benchmark_compares_equal_settings() -> None:
     assert len(re.findall(r"samples/s", done.stdout)) == 14
 
 
-def test_the_mixture_benchmark_runs_its_arms() -> None:
+def test_the_mixture_benchmark_runs_all_settings() -> None:
     done = commands.run("--quick", "--turns", "1", "--batch", "2", "--tokens", "24", script="benchmarks/mixture.py")
     assert done.returncode == 0, done.stderr
     told = " ".join(re.sub("│", " ", done.stdout).split())  # cells wrap

@@ -130,7 +130,7 @@ def test_reference_has_every_key_with_a_type_and_a_meaning() -> None:
     for union, path in ((config.Stage, "stage."), (config.Baseline, "method.baseline.")):
         for branch in typing.get_args(typing.get_args(union)[0]):
             expected |= set(_paths(branch, path))
-    groups = {"model", "method", "data", "train", "tracking"}  # sections of their own
+    groups = {"model", "method", "data", "train", "tracking"}  # separate sections
     assert {key.path for key in keys} == expected - groups
     assert [key.path for key in keys if not key.meaning or not key.kind] == []
     assert len(keys) > 280

@@ -54,7 +54,7 @@ def test_wheel_contains_every_file_of_conf_and_the_embedded_default(site: Path) 
     assert {*templates, *fonts} <= held
 
 
-def test_installed_command_lists_its_own_choices(site: Path, tmp_path: Path) -> None:
+def test_the_installed_command_lists_its_choices(site: Path, tmp_path: Path) -> None:
     where = _command(site, tmp_path, sys.executable, "-c", "import finsa.config.catalogue as c; print(c.CONF)")
     assert where.stdout.strip() == str(site / "finsa" / "home" / "conf"), where.stderr
     listed = _command(site, tmp_path, str(site / "bin" / "finsa"), "stage=list", "stage.group=experiment")

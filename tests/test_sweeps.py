@@ -41,7 +41,7 @@ def run_folders(folder: Path) -> list[Path]:
     return sorted(file.parent for file in folder.rglob("run.json"))
 
 
-def test_every_job_has_its_own_complete_folder(sweep: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+def test_every_job_has_a_complete_folder(sweep: tuple[subprocess.CompletedProcess[str], Path]) -> None:
     done, folder = sweep
     assert done.returncode == 0, done.stderr
     facts = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run in run_folders(folder)]

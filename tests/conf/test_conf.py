@@ -77,7 +77,7 @@ def test_config_yaml_composes(config: Configure) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_header_names_a_command_that_uses_the_file(config: Configure, name: str) -> None:
+def test_header_contains_a_command_that_uses_the_file(config: Configure, name: str) -> None:
     command = _command(name)
     assert command is not None, "the header names no command"
     command_line.check(command)
@@ -89,7 +89,7 @@ def test_header_names_a_command_that_uses_the_file(config: Configure, name: str)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_header_says_what_the_file_is(name: str) -> None:
+def test_header_describes_the_file(name: str) -> None:
     assert [line for line in _header(name) if not re.search("@package|python run.py", line)] or name == "config.yaml"
 
 
@@ -173,7 +173,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
-def test_method_differs_from_its_neighbour_in_what_its_name_says(config: Configure, name: str) -> None:
+def test_a_method_differs_from_its_base_as_its_name_says(config: Configure, name: str) -> None:
     neighbour, changes = DIFFERENCES[name]
     own, other = (_flat(config(f"method={method}").method.model_dump()) for method in (name, neighbour))
     assert {key: value for key, value in own.items() if other.get(key, "none") != value} == {"name": name, **changes}
@@ -259,7 +259,7 @@ def test_experiment_is_the_published_one(config: Configure, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiment_composes_on_the_embedded_default_and_its_arms_have_published_rows(
+def test_experiment_composes_on_the_embedded_default_and_its_methods_have_published_rows(
     config: Configure, name: str
 ) -> None:
     words = [f"experiment={name}", "train=smoke", "model=tiny", "data=sample"]
@@ -269,7 +269,7 @@ def test_experiment_composes_on_the_embedded_default_and_its_arms_have_published
     assert cfg.sweep is not None
     assert cfg.published is not None
     known = {method for row in cfg.published.rows.values() for method in row.methods}
-    assert set(cfg.sweep["method"]) - known <= {"finllm_qlora_response"}  # our own arm beside the published ones
+    assert set(cfg.sweep["method"]) - known <= {"finllm_qlora_response"}  # our method besides the published ones
 
 
 def test_published_steps_follow_from_the_schedules(config: Configure) -> None:
@@ -282,7 +282,7 @@ def test_published_steps_follow_from_the_schedules(config: Configure) -> None:
     assert (finllm.learning_rate, finllm.weight_decay, finllm.schedule) == (1e-4, 0.01, "linear")
 
 
-def test_published_faults_of_finllm_are_kept_apart(config: Configure) -> None:
+def test_published_faults_of_finllm_are_separate_choices(config: Configure) -> None:
     mended, faulty = config("experiment=finllm_qlora").data, config("experiment=finllm_as_published").data
     assert mended.parts is not None
     assert faulty.parts is not None

@@ -45,7 +45,7 @@ def _write(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
-# ------------------------------------------------------------------------------------------------ what is right
+# ------------------------------------------------------------------------------------------------ valid commands
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_command_line_choice_beats_the_choice_of_an_experiment(config: Configure
     assert config("experiment=tiny_base", "model.weights=pretrained").model.weights == "pretrained"
 
 
-# ------------------------------------------------------------------------------------------------ what is wrong
+# ------------------------------------------------------------------------------------------------ errors
 
 
 WRONG_NAMES = [
@@ -444,7 +444,7 @@ def test_a_run_folder_defines_its_model_method_and_seed(other: str) -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------ where it was written
+# ------------------------------------------------------------------------------------------------ origins
 
 
 def test_origin_is_the_file_that_set_the_value(conf: Path) -> None:
@@ -635,7 +635,7 @@ def test_a_text_may_contain_any_characters(text: str) -> None:
 
 
 @pytest.mark.parametrize("stage", ["predict input=a.csv output=b.csv", "export format=onnx"])
-def test_what_the_run_defines_cannot_be_set(stage: str) -> None:
+def test_settings_defined_by_the_run_cannot_be_set(stage: str) -> None:
     words = [*f"stage={stage}".split(), "run=somewhere", "data.max_length=64"]
     with pytest.raises(ConfigError, match=r"data\.max_length: comes from the run folder"):
         command_line.check(words)

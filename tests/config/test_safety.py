@@ -199,7 +199,7 @@ def test_a_malicious_checkpoint_does_not_execute(name: str, tmp_path: Path, toke
     assert not (tmp_path / "gone_off").exists()
 
 
-# ------------------------------------------------------------------------------------------------ code of others
+# ------------------------------------------------------------------------------------------------ foreign code
 
 
 def test_remote_code_is_off_by_default(config: Compose) -> None:
@@ -216,7 +216,7 @@ def hostile(trained: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
     settings = json.loads((place / "model" / "config.json").read_text(encoding="utf-8"))
     settings["auto_map"] = {"AutoModelForCausalLM": "modeling_evil.Evil"}
     (place / "model" / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-    code = (  # a class of its own: transformers marks the one that it loads, for the rest of the process
+    code = (  # a separate class: transformers marks the one that it loads, for the rest of the process
         f"from transformers import Qwen2ForCausalLM\n\nclass Evil(Qwen2ForCausalLM):\n    pass\n\n"
         f"open({str(place / 'ran')!r}, 'w').close()\n"
     )
@@ -324,7 +324,7 @@ def test_a_chain_cannot_allow_code_for_its_links(config: Compose) -> None:
         chain.configure(cfg, "a", {}, Session())
 
 
-# ------------------------------------------------------------------------------------------------ names that lead out
+# ------------------------------------------------------------------------------------------------ path traversal
 
 
 @pytest.mark.parametrize("domain", ["../../etc", "a/b", "..", ".hidden", "a\\b", "/etc", "a\x00b"])

@@ -215,7 +215,9 @@ def test_locate_falls_back_to_the_project(tmp_path: Path, monkeypatch: pytest.Mo
     assert locate("data/sample") == project / "data" / "sample"
 
 
-def test_locate_names_the_working_directory_where_nothing_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locate_returns_the_working_directory_path_if_nothing_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert locate("no/such") == tmp_path / "no" / "such"
     assert locate(tmp_path / "absolute") == tmp_path / "absolute"
@@ -256,7 +258,7 @@ def test_runs_of_the_embedded_default_are_called_a_demonstration(config: Configu
     assert said(*own, "method=tfidf_lr") is None
 
 
-def test_an_experiments_settings_for_a_method_take_their_places_unless_the_command_sets_them() -> None:
+def test_method_settings_of_an_experiment_apply_unless_the_command_sets_them() -> None:
     def composed(*words: str, **per_method: Any) -> RunConfig:
         values, chosen = compose.compose_values(words)
         return compose.build(values | ({"per_method": per_method} if per_method else {}), chosen, words)

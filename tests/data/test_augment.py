@@ -55,7 +55,7 @@ def test_every_word_is_replaced_in_every_combination() -> None:
     assert _replace_words("涨涨", words) == {"升升", "升扬", "扬升", "扬扬"}
 
 
-def test_nothing_chains_and_the_longest_match_is_first() -> None:
+def test_replacements_do_not_chain_and_the_longest_match_comes_first() -> None:
     assert _replace_words("看好后市", {"看好": ["看多"], "看多": ["看好"]}) == {"看多后市"}
     assert _replace_words("利润负增长", {"增长": ["提升"], "负增长": ["下滑"]}) == {"利润下滑"}
     assert _replace_words("a+b", {"a+": ["c"]}) == {"cb"}, "a word is no pattern"
@@ -108,7 +108,7 @@ def test_variants_of_a_row_do_not_depend_on_the_others() -> None:
     assert not alone.equals(augment.propose_synonyms(_rows(("b", "涨涨涨")), words, 3, seed=8))
 
 
-# ------------------------------------------------------------------------------------------------ which rows
+# ------------------------------------------------------------------------------------------------ row selection
 
 
 @pytest.mark.parametrize(("share", "size"), [(0.2, 20), (0.805, 80), (1.0, 100), (0.001, 0)])

@@ -95,9 +95,7 @@ def test_other_settings_are_another_entry(config: Configure, tmp_path: Path, cha
 
 
 @pytest.mark.parametrize("change", [{"prompt": "{text}："}, {"max_length": 99}])
-def test_what_the_table_does_not_depend_on_is_the_same_entry(
-    config: Configure, tmp_path: Path, change: dict[str, Any]
-) -> None:
+def test_unrelated_settings_use_the_same_entry(config: Configure, tmp_path: Path, change: dict[str, Any]) -> None:
     data = _data(config, tmp_path)
     _load(data)
     _load(data.model_copy(update=change))
@@ -210,7 +208,7 @@ def test_folder_that_cannot_be_written_is_reported(
             tokenized.build(cfg, _load(data.model_copy(update={"cache": None})), tokenizer).prompts("train")
 
 
-def test_failed_building_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_build_leaves_no_files(tmp_path: Path) -> None:
     def fail() -> dict[str, Any]:
         raise RuntimeError("no")
 
@@ -304,7 +302,7 @@ def test_hash_of_texts_depends_on_every_text_and_its_end(texts: list[str], other
     assert (hashes[0] == hashes[1]) == (texts == others)
 
 
-def test_tokens_are_those_of_the_texts_whatever_the_tables_fingerprint_says(
+def test_cached_tokens_depend_on_the_texts_not_only_on_the_fingerprint(
     config: Configure, tokenizer: Any, tmp_path: Path
 ) -> None:
     data = _data(config, tmp_path)

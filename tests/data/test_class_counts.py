@@ -56,7 +56,7 @@ def test_inverse_weights_give_every_class_the_same_share_of_the_loss(
     assert sum(weights) / len(weights) == pytest.approx(1)
 
 
-def test_rows_are_cut_to_what_a_method_reads(config: Configure, tokenizer: Any) -> None:
+def test_rows_contain_only_what_the_objective_reads(config: Configure, tokenizer: Any) -> None:
     job = tokenized.build(config(), dataset.load(config("data.cache=null").data), tokenizer)
     prompt, gold, renderer = job.prompts("train")[0], job.gold("train")[0], job.renderer
     (label,) = job.training_rows(config("method=lora_label"))[:1]

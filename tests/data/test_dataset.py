@@ -229,7 +229,7 @@ def test_label_map_of_rows_that_are_classes_already_needs_no_note(config: Config
     assert _labelled(config, tmp_path, ["a", "b"], "data.label_map={1: a, 2: b}").ledger.notes == []
 
 
-def test_missing_number_is_no_label(config: Configure, tmp_path: Path) -> None:
+def test_a_missing_number_is_not_a_label(config: Configure, tmp_path: Path) -> None:
     """pandas keeps a column of numbers with holes as floats and NaN."""
     numbers = [float("nan") if number % 4 == 0 else float(number % 2) for number in range(40)]
     table = pl.DataFrame({"text": [f"text {number}" for number in range(40)], "label": numbers})
@@ -411,7 +411,7 @@ def test_public_set_balances(config: Configure, shared_data: Path, name: str, re
     assert trained.isdisjoint([*_texts(table, "validation"), *_texts(table, "test")])
 
 
-# ------------------------------------------------------------------------------------------------ whatever is in a file
+# ------------------------------------------------------------------------------------------------ arbitrary files
 
 
 SAMPLES = {

@@ -118,7 +118,7 @@ def test_glob_without_a_match(config: Configure, tmp_path: Path) -> None:
         find_files(_data(config, f"{tmp_path}/*.csv"))
 
 
-def test_existing_file_with_a_bracket_is_no_glob(config: Configure, tmp_path: Path) -> None:
+def test_an_existing_file_with_a_bracket_is_not_a_glob(config: Configure, tmp_path: Path) -> None:
     file = _file(tmp_path, "posts[1].csv")
     assert find_files(_data(config, file)) == {file: None}
 
@@ -261,7 +261,7 @@ def test_map_is_given_on_the_command_line(config: Configure, tmp_path: Path) -> 
         find(_data(config, {"train": str(one), "test": str(one)}))
 
 
-def test_name_of_two_splits_beside_others_is_an_error(config: Configure, tmp_path: Path) -> None:
+def test_a_name_of_two_splits_among_others_is_an_error(config: Configure, tmp_path: Path) -> None:
     both = _file(tmp_path, "train_dev.csv")
     assert find(_data(config, both)).notes == ["names two splits, so its rows are divided: train_dev.csv"]
     _file(tmp_path, "test.csv")

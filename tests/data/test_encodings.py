@@ -46,7 +46,7 @@ def test_chinese_in_a_national_encoding(tmp_path: Path, codec: str) -> None:
         ("\ufeff".encode("gb18030"), "gb18030"),
     ],
 )
-def test_byte_order_mark_names_the_encoding_and_is_no_text(tmp_path: Path, mark: bytes, codec: str) -> None:
+def test_a_byte_order_mark_determines_the_encoding_and_is_not_text(tmp_path: Path, mark: bytes, codec: str) -> None:
     file = _file(tmp_path, mark + NEWS.encode(codec))
     assert _read(file) == (NEWS, [f"news.csv: begins with a byte order mark, read as {codec.upper()}"])
 
@@ -140,6 +140,6 @@ def test_the_reported_position_of_a_bad_byte_is_correct(tmp_path: Path, place: i
     assert f"(byte {place:,})" in str(note)
 
 
-def test_character_cut_at_the_end_of_the_file(tmp_path: Path) -> None:
+def test_a_truncated_character_at_the_end_of_the_file(tmp_path: Path) -> None:
     _, note = encoding(_file(tmp_path, b"abc" + "大".encode()[:2]))
     assert "(byte 3)" in str(note)

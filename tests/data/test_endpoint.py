@@ -51,7 +51,7 @@ def _in_turn(*replies: Reply | None) -> Callable[[Request], Reply | None]:
     return lambda request: left.pop(0) if len(left) > 1 else left[0]
 
 
-# ------------------------------------------------------------------------------------------------ what is sent
+# ------------------------------------------------------------------------------------------------ requests
 
 
 def test_a_request_follows_the_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_equal_requests_are_sent_once_unless_their_numbers_differ(tmp_path: Path
     assert len(server.requests) == 2
 
 
-# ------------------------------------------------------------------------------------------------ what is retried
+# ------------------------------------------------------------------------------------------------ retries
 
 
 @pytest.mark.parametrize("first", [failed(429), failed(408), failed(500), failed(503), None])
@@ -175,7 +175,7 @@ def test_retry_after_as_a_date() -> None:
     assert 55 < (retry_after(format_datetime(now + timedelta(minutes=1), usegmt=True)) or 0) <= 60
 
 
-# ------------------------------------------------------------------------------------------------ what is fatal
+# ------------------------------------------------------------------------------------------------ fatal errors
 
 
 def test_a_wrong_key_is_reported_without_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +225,7 @@ def test_an_invalid_key_is_refused(
     assert value is None or value == " " or value not in str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------------ what is counted
+# ------------------------------------------------------------------------------------------------ counted errors
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ for load in (lambda: base.load_base(one.model, 0), lambda: Encoder(two.method.ba
     assert "Retrying" not in done.stderr
 
 
-def test_a_small_file_is_fetched_once_and_what_a_repository_lacks_is_none(tmp_path: Path) -> None:
+def test_a_small_file_is_fetched_once_and_a_missing_file_is_none(tmp_path: Path) -> None:
     code = (
         "from finsa.data import hub\n"
         "print(hub.unreachable(), hub.cached('some/model', 'config.json'))\n"

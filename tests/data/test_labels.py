@@ -109,7 +109,7 @@ def test_too_few_labels_are_reported_unless_it_is_a_part(data: Data) -> None:
         labels.find_labels(frame, data)
 
 
-def test_too_many_labels_are_reported_also_where_all_are_kept(data: Data) -> None:
+def test_too_many_labels_are_reported_also_if_all_are_kept(data: Data) -> None:
     frame = row_frame(*((f"t{n}", f"label {n:02d}") for n in range(60)))
     with pytest.raises(
         DataError, match="column 'label' has 60 distinct values in 60 rows, .* that is not a label column"

@@ -154,7 +154,7 @@ def test_the_label_map_of_a_part_takes_precedence(config: Configure, tmp_path: P
             assert label == (int(text.split("x")[1]) + text.startswith("y")) % 2
 
 
-# ------------------------------------------------------------------------------------------------ what parts share
+# ------------------------------------------------------------------------------------------------ shared between parts
 
 
 def test_leaks_between_parts_leave_training(config: Configure, tmp_path: Path) -> None:

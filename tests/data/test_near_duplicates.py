@@ -67,7 +67,7 @@ def test_planted_pairs_are_found_and_no_others(threshold: float, shingle: int) -
 
 @pytest.mark.parametrize("permutations", [16, 64, 128, 256])
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 1.0])
-def test_bands_favour_recall(threshold: float, permutations: int) -> None:
+def test_bands_favor_recall(threshold: float, permutations: int) -> None:
     count, rows = near_duplicates.bands(threshold, permutations)
     assert count >= 2
     assert count * rows <= permutations
@@ -96,7 +96,7 @@ def test_pairs_are_between_splits_and_each_once() -> None:
     assert between == [("test", "train", 4), ("test", "validation", 2), ("validation", "train", 2)]
 
 
-def test_nothing_held_out() -> None:
+def test_no_held_out_rows() -> None:
     assert (
         near_duplicates.find(_splits(train=["文本"]), Near(threshold=0.7, shingle=2, permutations=16)).pairs.height == 0
     )

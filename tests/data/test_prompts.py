@@ -37,7 +37,7 @@ QWEN3 = (
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 SWITCHED_OFF = QWEN + "{% if add_generation_prompt %}<think>\n\n</think>\n\n{% endif %}"  # small models of Qwen3.5
-GLM45 = (  # the switch also marks the message, and an answer begins on a line of its own
+GLM45 = (  # the switch also marks the message, and an answer begins on a new line
     "[gMASK]<sop>{% for m in messages %}{% if m['role'] == 'user' %}<|user|>\n{{ m['content'] }}"
     "{% if enable_thinking is defined and not enable_thinking %}/nothink{% endif %}"
     "{% else %}<|assistant|>\n<think></think>\n{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}"

@@ -106,7 +106,7 @@ def test_the_line_number_is_that_of_the_row_in_the_file(tmp_path: Path, suffix: 
 
 
 @pytest.mark.parametrize("name", ["t.xls", "t.txt", "t"])
-def test_unknown_format_lists_the_known(tmp_path: Path, name: str) -> None:
+def test_an_unknown_format_lists_the_known_ones(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=r"is not read\. Choose from: \.arrow, \.csv, .*, \.tsv, \.xlsx\."):
         read(_file(tmp_path, name, "text,label\nx,a\n"))
 

@@ -201,7 +201,7 @@ def test_the_fingerprint_covers_everything_that_affects_tokens(tokenizer: Any, q
     assert len({base, *others}) == 4
 
 
-# ------------------------------------------------------------------------------------------------ what cannot work
+# ------------------------------------------------------------------------------------------------ impossible commands
 
 
 def test_no_room_for_text_is_reported_with_numbers(real: Any) -> None:

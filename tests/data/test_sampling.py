@@ -21,7 +21,7 @@ def _labels(counts: dict[str, int]) -> list[str]:
     return [label for label, count in counts.items() for _ in range(count)]
 
 
-# ------------------------------------------------------------------------------------------------ down
+# ------------------------------------------------------------------------------------------------ down-sampling
 
 
 def test_downsample_gives_the_published_count() -> None:
@@ -108,7 +108,7 @@ def test_no_rows_give_no_rows() -> None:
     assert downsample([], 0) == limit([], 3, 0) == oversample([], 0) == []
 
 
-# ------------------------------------------------------------------------------------------------ as the method says
+# ------------------------------------------------------------------------------------------------ by method
 
 
 @pytest.mark.parametrize("most", [None, 4])

@@ -188,7 +188,7 @@ def test_missing_option_column_is_reported(data: Data) -> None:
         shape(_raw(text=["x"], label=["A"], A=["p"]), chosen, "t.csv", "t")
 
 
-# ------------------------------------------------------------------------------------------------ wording
+# ------------------------------------------------------------------------------------------------ text templates
 
 
 def test_the_text_is_extracted_from_its_template(data: Data) -> None:

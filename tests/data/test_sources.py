@@ -35,7 +35,7 @@ def _file(folder: Path, name: str, content: str | bytes = "text,label\nx,a\n") -
 # ------------------------------------------------------------------------------------------------ all rows
 
 
-def test_files_come_one_after_the_other_with_split_and_line(config: Configure, tmp_path: Path) -> None:
+def test_files_are_concatenated_with_split_and_line(config: Configure, tmp_path: Path) -> None:
     _file(tmp_path, "train.csv", "text,label,domain\nx,a,news\n\ny,b,\n")
     _file(tmp_path, "test.jsonl", '{"label": "a", "text": "z", "id": 7, "extra": 1}\n')
     data = _data(config, tmp_path)

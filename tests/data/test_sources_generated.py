@@ -58,7 +58,7 @@ def test_stage_writes_these_files(config: Configure, project: Path, tmp_path: Pa
         assert file.read_bytes() == (committed / file.name).read_bytes()
 
 
-def test_generated_rows_look_like_rows_of_a_file(config: Configure) -> None:
+def test_generated_rows_have_ids_line_numbers_and_a_source(config: Configure) -> None:
     rows = generate(_small(config)).frame
     assert rows["_line"].to_list() == list(range(1, 401))
     assert rows.height == rows["id"].n_unique() == rows["text"].n_unique() == 400

@@ -218,7 +218,7 @@ def test_ids_of_different_parts_are_different() -> None:
     assert _together(families(rows, "parent")) == [{0, 1}, {2}]
 
 
-def test_without_links_every_row_is_its_own_family() -> None:
+def test_without_links_every_row_is_a_family() -> None:
     assert _together(families(_rows(("1", "a"), ("1", "a")), "parent", "group")) == [{0}, {1}]
     assert families(_rows(), "parent").to_list() == []
 

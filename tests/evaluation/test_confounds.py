@@ -159,7 +159,7 @@ def test_a_length_that_predicts_the_class(stage: InspectStage) -> None:
     )
 
 
-def test_equal_texts_and_a_missing_class_are_no_error(stage: InspectStage) -> None:
+def test_equal_texts_and_a_missing_class_are_not_an_error(stage: InspectStage) -> None:
     rows = _rows(["a", "b", "c"], [0, 0, 2])
     for name in confounds.TRAITS:
         found = confounds.measure_trait(name, rows, NAMES, 1)

@@ -80,7 +80,7 @@ def test_probabilities_sum_to_one_and_keep_the_order() -> None:
     np.testing.assert_allclose(shares[0, 0] / shares[0, 1], np.e)
 
 
-def test_a_class_never_predicted_counts_in_the_macro_mean() -> None:
+def test_a_class_without_predictions_counts_in_the_macro_mean() -> None:
     report = metrics.report([0, 1, 2], [0, 0, 0], NAMES)
     assert report["macro_f1"] == pytest.approx(0.5 / 3)
     assert report["per_class"]["neutral"]["precision"] == 0

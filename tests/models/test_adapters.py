@@ -34,7 +34,7 @@ def disturb(model: Any) -> None:
                 parameter.normal_(std=0.5)
 
 
-def test_a_fresh_adapter_changes_nothing_and_alone_learns(section: Any) -> None:
+def test_a_fresh_adapter_changes_no_outputs_and_is_the_only_trainable_part(section: Any) -> None:
     base = small()
     before = logits(base)
     model = adapters.attach(base, section, LORA, seed=1)

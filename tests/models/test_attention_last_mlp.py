@@ -103,7 +103,7 @@ def test_nothing_is_narrowed_if_many_positions_are_read() -> None:
         assert not last._forward_pre_hooks
 
 
-def test_layers_that_run_again_in_backward_are_left_alone() -> None:
+def test_checkpointed_layers_are_not_narrowed() -> None:
     model = adapted_model("qwen2")
     model.get_base_model().activation_checkpointing_enable()
     assert attention.last_mlp(model) is None

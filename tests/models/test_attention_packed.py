@@ -75,7 +75,7 @@ def test_any_packed_sequence_equals_its_separate_rows(
     model, made = small().requires_grad_(True).train(), rows(lengths, head, learnt, weights)
     shared = layout.CommonPrefix()
     shared.add(made)  # type: ignore[arg-type]
-    # Rows also agree on what of the head is learnt, which a row of one token may end early.
+    # Rows also agree on which part of the prefix has loss, which a row of one token may end early.
     assert_same(step(model, [Packer(min(head, shared.tokens))(made)]), separate(model, made))
 
 
@@ -86,7 +86,7 @@ def test_convolutional_layers_cannot_be_packed() -> None:
 def test_a_layer_that_ignores_packed_attention_is_an_error_and_attention_is_restored() -> None:
     model, batch = small(), Packer()(rows([4, 5], 0))
     kept = model.model.layers[0].self_attn.config
-    model.model.layers[0].self_attn.config = small().config  # asks for attention of its own
+    model.model.layers[0].self_attn.config = small().config  # requests another attention implementation
     with pytest.raises(RuntimeError, match="only 1 of 2 layers have separated the packed rows"):
         tokens().total(model, batch)
     model.model.layers[0].self_attn.config = kept

@@ -138,7 +138,7 @@ def test_missing_weights_are_reported_with_alternatives(tmp_path: Path, monkeypa
         base.load_base(embedded, 0)
 
 
-def test_auto_is_bfloat16_only_where_the_hardware_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_bfloat16_only_if_the_hardware_supports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     section: Model = composed().model
     monkeypatch.setattr(base, "_computes_bf16", lambda: False)
     assert base.dtype(section) == torch.float32
@@ -221,7 +221,7 @@ def test_a_file_that_describes_another_model_than_config_json_is_refused(tmp_pat
         base.architecture(composed("model=tiny", f"model.path={other}").model)
 
 
-def test_a_file_may_state_what_config_json_states_in_an_older_way(tmp_path: Path) -> None:
+def test_a_file_may_use_older_names_than_config_json(tmp_path: Path) -> None:
     """Llama's rope_theta was a separate key before transformers 5; token ids are not part of an architecture."""
     place = folder_of(tmp_path, "llama", rope_theta=500000.0, rope_parameters=None, eos_token_id=7)
     block = {"model_type": "llama", "hidden_size": 64, "eos_token_id": 9}

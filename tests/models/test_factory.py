@@ -148,7 +148,7 @@ def test_pissa_is_saved_as_plain_lora_of_twice_the_rank(
     assert (saved["r"], saved["lora_alpha"], saved["init_lora_weights"]) == (16, 16, True)
 
 
-def test_a_fresh_pissa_adapter_changes_nothing(config: Configure, job: tokenized.TokenizedDataset) -> None:
+def test_a_fresh_pissa_adapter_changes_no_outputs(config: Configure, job: tokenized.TokenizedDataset) -> None:
     cfg = config("method=pissa", "model.dtype=float32")  # PiSSA rounds what it takes out of bfloat16 weights
     backbone, texts = load(cfg), job.prompts("test")[:8]
     before = scorer(backbone, job.renderer, 4096).score(texts)

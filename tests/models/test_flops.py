@@ -93,7 +93,7 @@ def test_a_choice_among_labels() -> None:
     assert counted(model, loss, inputs, False, len(TREE.tokens)) == pytest.approx(1, abs=0.02)
 
 
-def test_a_classification_head_reads_no_vocabulary() -> None:
+def test_a_classification_head_does_not_compute_vocabulary_logits() -> None:
     model, inputs = Classifier(adapted_model("lora"), 3, 0.0, seed=0), batch(2)
     span = torch.tensor([[2, 15]] * 4)
     assert counted(model, lambda: model(inputs["input_ids"], span).sum(), inputs, False, 0) == pytest.approx(

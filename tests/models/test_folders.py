@@ -249,7 +249,7 @@ def test_a_sweep_reports_a_wrong_path_once(config: Configure) -> None:
     assert len(raised.value.problems) == 1
 
 
-# --------------------------------------------------------------------------------------- adapters to start from
+# --------------------------------------------------------------------------------------- initial adapters
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def _header_alone(file: Path) -> None:
         (Path.unlink, "no such file"),
     ],
 )
-def test_a_damaged_file_leaves_one_message_and_nothing_else(tmp_path: Path, spoil, message: str) -> None:
+def test_a_damaged_file_gives_one_message_and_no_output(tmp_path: Path, spoil, message: str) -> None:
     file = tmp_path / "small.gguf"
     ggufs.write(file, ggufs.model())
     spoil(file)

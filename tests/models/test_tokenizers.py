@@ -19,7 +19,7 @@ DOCUMENTS = ["公司净利润同比增长12.5%，这是利好消息。", "股价
 TOKENIZER = tokenizers.train(DOCUMENTS, vocabulary=4600)
 
 
-def test_common_characters_are_level_one_of_the_standard() -> None:
+def test_common_characters_are_level_1_of_gb_2312() -> None:
     found = tokenizers.common_characters()
     assert len(found) == len(set(found)) == 3755
     assert found[0] == "啊"

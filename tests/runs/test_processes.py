@@ -136,7 +136,7 @@ def _child(parent: int, rank: int) -> int:
     raise AssertionError("no such process")
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_weights_of_the_hub_are_identified_by_their_commit(
     assert provenance.base_weights(cfg.model_copy(update={"model": drawn})) == {}
 
 
-def test_a_tree_is_dirty_with_a_choice_that_git_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untracked_configuration_file_makes_the_tree_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
     (tmp_path / "conf" / "data").mkdir(parents=True)

@@ -185,7 +185,7 @@ def test_one_file_is_read_at_a_time(service: Service) -> None:
 # ------------------------------------------------------------------------------------------------ batching
 
 
-def test_concurrent_requests_share_calls_and_get_their_own_answers(config: Compose, tmp_path: Path) -> None:
+def test_concurrent_requests_share_calls_and_get_the_right_answers(config: Compose, tmp_path: Path) -> None:
     texts = [f"第{number}条" + "涨" * (number % 5) + "跌" * (number % 3) for number in range(200)]
     with serving(stage_of(config), Reader(seconds=0.02), tmp_path) as service:
         with ThreadPoolExecutor(32) as pool:
@@ -206,7 +206,7 @@ def test_a_large_request_does_not_hold_up_a_small_one(config: Compose, tmp_path:
         assert [answer["prediction"] for answer in large.result().json()["predictions"]] == ["利空"] * 200
 
 
-def test_very_long_texts_are_taken_one_at_a_time(config: Compose, tmp_path: Path) -> None:
+def test_very_long_texts_are_processed_one_at_a_time(config: Compose, tmp_path: Path) -> None:
     reader = Reader()
     reader.hold.clear()
     with serving(stage_of(config), reader, tmp_path) as service, ThreadPoolExecutor(8) as pool:
@@ -276,7 +276,7 @@ def test_a_mixture_reports_its_expert_weights(config: Compose, tmp_path: Path) -
         assert service.client.post("/predict", json={"text": "大涨"}).json()["route"] == {"news": 0.25, "forum": 0.75}
 
 
-# ------------------------------------------------------------------------------------------------ who may ask
+# ------------------------------------------------------------------------------------------------ authentication
 
 
 def test_a_token_is_required_for_predictions_and_model_facts(config: Compose, tmp_path: Path) -> None:

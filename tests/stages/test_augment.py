@@ -103,7 +103,7 @@ def test_synonyms_by_a_command(rows: Path, tmp_path: Path, config: Configure) ->
     assert f"read them with: data=table data.files={out}" in done.stdout
 
 
-def test_what_is_written_is_read_without_a_leak(rows: Path, tmp_path: Path, config: Configure) -> None:
+def test_written_rows_are_read_without_a_leak(rows: Path, tmp_path: Path, config: Configure) -> None:
     out = tmp_path / "out"
     augment.run(config(*_words(rows, out, "stage.synonyms.share=1")))
     again = dataset.load(config("data=table", f"data.files={out}", LABELS, "data.cache=null").data)
@@ -276,7 +276,7 @@ def test_an_endpoint_that_fails_leaves_no_folder(rows: Path, tmp_path: Path, rep
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------ errors
 
 
 def test_an_existing_output_is_reported_before_any_request(rows: Path, config: Configure) -> None:
@@ -291,7 +291,7 @@ def test_an_unset_key_is_reported_before_anything_is_read(tmp_path: Path, config
         augment.run(config(*_words(tmp_path / "nowhere", tmp_path / "out", *key)))
 
 
-def test_a_share_without_a_row_is_no_error(rows: Path, tmp_path: Path, config: Configure) -> None:
+def test_a_share_without_rows_is_not_an_error(rows: Path, tmp_path: Path, config: Configure) -> None:
     augment.run(config(*_words(rows, tmp_path / "out", "stage.synonyms.share=0.01")))
     assert _read(tmp_path / "out" / "train.csv").height == 16
     assert _recipe(tmp_path / "out")["variants"] == {}

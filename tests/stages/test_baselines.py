@@ -151,7 +151,7 @@ def test_incompatible_settings_are_refused(config: Compose, words: list[str], me
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", ["finfe_forum"])  # zh_news_mix takes half a minute and says the same
+@pytest.mark.parametrize("name", ["finfe_forum"])  # zh_news_mix takes half a minute and proves the same
 def test_tfidf_reaches_the_known_scores(name: str, shared_data: Path, tmp_path: Path, config: Compose) -> None:
     words = ("method=tfidf_lr", "data=table", f"data.files={shared_data / name}", "tracking=none")
     found = train.run(config(*words, f"output_dir={tmp_path}")).metrics["test"]

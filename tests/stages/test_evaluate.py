@@ -105,7 +105,7 @@ def test_a_folder_without_a_model_of_labels_is_refused(config: Compose, trained:
         evaluate.run(config(*words, f"run={done.run_dir}"))
 
 
-def test_a_run_is_scored_on_its_own_rows_however_they_are_read(trained: Trained, tmp_path: Path) -> None:
+def test_an_evaluation_uses_the_data_of_its_run_with_changes_of_the_command(trained: Trained, tmp_path: Path) -> None:
     """The run's data section is used with the changes of the command, except for keys that belong to the model."""
     run = trained("lora_response")
     words = ("stage=evaluate", f"run={run}", "tracking=none", f"output_dir={tmp_path}")

@@ -29,7 +29,7 @@ Compose = Callable[..., RunConfig]
 Trained = Callable[..., Path]
 SHORT = ("stage=export", "stage.rows=100", "stage.timed=3")
 # Largest difference of a probability. int8 is held to its own default (measured: 0.05), and may answer a few rows
-# otherwise: the run has hardly learnt, so some of its answers are close.
+# differently: the run is hardly trained, so some of its scores are close.
 FORMATS = {
     "merged": ("format=merged", 1e-5),
     "adapter": ("format=adapter", 1e-6),
@@ -349,7 +349,7 @@ def test_an_export_in_a_removed_format_is_refused(tmp_path: Path) -> None:
         predictor.read_manifest(tmp_path)
 
 
-def test_format_is_needed_and_known(config: Compose) -> None:
+def test_format_is_required_and_checked(config: Compose) -> None:
     with pytest.raises(ConfigError, match="stage=export needs format=merged, adapter, onnx"):
         config("stage=export", "run=somewhere")
     with pytest.raises(ConfigError, match="there is no 'onx'. Did you mean 'onnx'"):

@@ -196,9 +196,7 @@ def test_data_sets_are_read_as_their_entries_specify(
         assert all(text.startswith(first) for text in read.splits["train"]["text"])
 
 
-def test_training_file_with_its_own_data_runs_through_the_check(
-    config: Callable[..., RunConfig], tmp_path: Path
-) -> None:
+def test_a_training_file_with_its_data_passes_the_check(config: Callable[..., RunConfig], tmp_path: Path) -> None:
     """As a user does it: two commands, the second with the written folder."""
     rows = [{"instruction": f"文本{n}", "output": "利好" if n % 2 else "利空"} for n in range(80)]
     data = tmp_path / "data"

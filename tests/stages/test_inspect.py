@@ -44,7 +44,7 @@ def test_the_sample(config: Configure, tmp_path: Path, capsys: pytest.CaptureFix
     assert _lines(folder / "dropped.jsonl") == []
     for part in ("prompt", "text", "answer", "end", "* 1", "文本：", "<|endoftext|>", "Labels by domain", "read 4,800"):
         assert part in shown
-    assert "\x1b" not in shown  # readable without colours
+    assert "\x1b" not in shown  # readable without colors
     flat = " ".join(shown.split())
     assert [sentence for sentence in numbers["findings"] if sentence not in flat] == []
     assert shown.endswith(f"page: {folder / 'inspect.html'}\n")
@@ -113,7 +113,7 @@ def test_known_overlaps_and_confounds_of_public_news(shared_data: Path, config: 
     _, numbers = _run(config, tmp_path, "data=table", f"data.files={shared_data / 'zh_news_mix'}")
     findings = "\n".join(numbers["findings"])
     between = {(one["held_out"], one["other"]): one for one in numbers["near_duplicates"]["between"]}
-    assert 0.04 <= between["test", "train"]["share"] <= 0.06  # its SOURCE.md says 4.8 %, by a measure it does not name
+    assert 0.04 <= between["test", "train"]["share"] <= 0.06  # SOURCE.md states 4.8 %, by an unnamed measure
     (prefixes,) = (found for found in numbers["groups"] if found["kind"] == "id prefix")
     assert [(group["name"], group["rows"], group["lacks"]) for group in prefixes["groups"]] == [
         ("wx", 8062, ["neutral"]),

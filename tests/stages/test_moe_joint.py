@@ -246,7 +246,7 @@ def test_resume_continues_expert_training_before_the_mixture_exists(
         moe_joint.run(config(*short, "resume=true"))
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# ------------------------------------------------------------------------------------------------ errors
 
 
 def named(news: object, forum: object) -> str:

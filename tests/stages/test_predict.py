@@ -186,7 +186,7 @@ def test_a_baseline_answers_files_too(config: Compose, trained: Trained, table: 
         ("text,id\n{},0\n{},1\n", "utf-7", ["data.csv.encoding=utf-7"]),
     ],
 )
-def test_inputs_are_read_however_they_are_written(
+def test_inputs_in_all_csv_formats_and_encodings_are_read(
     config: Compose, trained: Trained, tmp_path: Path, content: str, codec: str, words: list[str]
 ) -> None:
     """With the detection and the keys of training."""
@@ -214,7 +214,7 @@ def test_input_is_read_as_the_run_read_its_rows(config: Compose, tmp_path: Path)
         assert found == [text for text, _ in rows]
 
 
-def test_a_text_is_answered_at_once(config: Compose, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_text_is_predicted_directly(config: Compose, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "公司净利润大幅增长, 'A' ${x}"
     cfg = config("stage=predict", f"run={run}", "text='涨停'").model_copy(update={"text": text})
     result = predict.run(cfg)

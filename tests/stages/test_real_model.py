@@ -157,7 +157,7 @@ def test_the_conversion_computes_what_llama_cpp_computes(network: Any) -> None:
     assert dict(zip(likely.indices.tolist(), likely.values.tolist(), strict=True)) == pytest.approx(ANSWERS, abs=1e-3)
 
 
-def test_the_tokenizer_gives_back_every_text_and_takes_digits_one_by_one(network: Any) -> None:
+def test_the_tokenizer_restores_every_text_and_splits_digits(network: Any) -> None:
     _, tokenizer = network
     for text in (SENTENCE, "  EUR 21.1mn\tin 2007,\n\nup 9.7 %: https://a.b/c?d=1 ", "“quotes” éàü 中国股市上涨3% 😀"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
@@ -263,7 +263,7 @@ def test_gemma_computes_what_llama_cpp_computes(gemma3: Path) -> None:
         assert float(model(ids, labels=ids).loss) == pytest.approx(wanted, abs=1e-3)
 
 
-def test_sentences_lie_nearest_to_their_translations(e5_small: Path, config: Compose) -> None:
+def test_sentences_are_closest_to_their_translations(e5_small: Path, config: Compose) -> None:
     words = ("method=linear_probe", f"method.baseline.path={e5_small}", "data=table", "data.files=none.csv")
     cfg = config(*words)
     assert isinstance(cfg.method.baseline, LinearProbe)

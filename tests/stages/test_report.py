@@ -173,7 +173,7 @@ def test_a_published_table_alone(config: Configure, tmp_path: Path, capsys: pyte
     assert not (result.run_dir / "report.csv").exists()
 
 
-def test_runs_name_their_own_published_table(config: Configure, tmp_path: Path) -> None:
+def test_runs_name_their_published_table(config: Configure, tmp_path: Path) -> None:
     """As the runs of an experiment do; the report command need not name it again."""
     write_run(tmp_path / "0", config("method=lora", "published=aidf_ablation"), GOLD, answers(GOLD, 0.5, 1))
     report.run(config("stage=report", f"runs={tmp_path}"))

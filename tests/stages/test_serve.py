@@ -146,7 +146,7 @@ def test_a_stop_signal_lets_accepted_requests_finish(trained: Path, tmp_path: Pa
     assert len(answers[0].json()["predictions"]) == 100
 
 
-# ------------------------------------------------------------------------------------------------ which run
+# ------------------------------------------------------------------------------------------------ run selection
 
 
 def test_without_a_run_the_message_shows_the_command() -> None:
@@ -203,7 +203,7 @@ def test_an_address_in_use_is_reported(config: Compose, trained: Path, tmp_path:
             serve.run(cfg)
 
 
-def test_a_token_that_no_header_can_carry_is_refused(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_is_invalid_in_a_header_is_refused(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = config("stage=serve", "run=latest", "stage.token_env=FINSA_TEST_TOKEN").stage
     assert isinstance(stage, ServeStage)
     monkeypatch.setenv("FINSA_TEST_TOKEN", " Geheim-1\n")
@@ -236,7 +236,7 @@ def test_latest_is_the_newest_finished_training_run(trained: Path, tmp_path: Pat
     assert run_folder.latest(str(tmp_path)) == tmp_path / "newer"
 
 
-def test_default_is_trained_where_there_is_no_run_of_this_configuration(config: Compose, tmp_path: Path) -> None:
+def test_the_default_is_trained_if_there_is_no_run_of_this_configuration(config: Compose, tmp_path: Path) -> None:
     given = (FEW, "train=smoke", "train.max_steps=1")
     with serving(tmp_path, "run=default", *given) as (_, client):
         served = client.get("/model").json()["run"]

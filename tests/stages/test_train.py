@@ -133,7 +133,7 @@ def test_the_same_command_gives_the_same_numbers(
     assert predictions(again) == predictions(finished[1])
 
 
-def test_full_training_changes_the_weights_of_its_own_base_only(config: Compose, tmp_path: Path) -> None:
+def test_full_training_does_not_change_a_shared_base(config: Compose, tmp_path: Path) -> None:
     cfg = config("method=full", *SHORT, "train.max_steps=2", "train.learning_rate=1e-3", f"output_dir={tmp_path}")
     full = train.run(cfg)
     bare = evaluate.run(config("stage=evaluate", FEW, "tracking=none", f"output_dir={tmp_path}"))

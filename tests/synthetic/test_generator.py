@@ -102,7 +102,7 @@ def test_every_construction_occurs_in_every_domain_and_label() -> None:
     assert {"plain", "negation", "contrast", "numbers", "irony", "question", "mixed"} <= set(clean["kind"])
 
 
-def test_lengths_and_no_notation_left() -> None:
+def test_lengths_are_in_range_and_no_notation_remains() -> None:
     for domain in DOMAINS:
         lengths = [len(text) for text in _frame().filter(pl.col("domain") == domain)["text"]]
         low, high = LENGTHS[domain]
@@ -125,7 +125,7 @@ def test_rules_are_well_formed(name: str) -> None:
 
 
 def test_opposite_rules_are_aligned() -> None:
-    # a text uses no topic of this list twice, told by the position in both lists
+    # a text uses no topic of this list twice, identified by the position in both lists
     assert len(GRAMMAR["med+"]) == len(GRAMMAR["med-"])
 
 

@@ -34,7 +34,7 @@ def made(rows: slice, weights: tuple[float, float] = (1.5, 0.05)) -> tuple[torch
     return whole.total(torch.nn.Identity(), batch), whole.weight(batch)
 
 
-def test_the_parts_are_means_over_their_own_rows() -> None:
+def test_each_part_is_a_mean_over_its_rows() -> None:
     total, weight = made(slice(0, 4))
     task, routed, balance = (total / weight).tolist()
     known = DOMAINS >= 0

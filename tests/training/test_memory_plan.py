@@ -59,7 +59,7 @@ def test_a_budget_takes_the_largest_micro_batch_that_fits(config: Compose, metho
     assert sizes[0] == 1 < sizes[1] < sizes[2] == 64
 
 
-def test_checkpointing_only_where_nothing_fits_without(config: Compose) -> None:
+def test_checkpointing_is_used_only_if_nothing_fits_without_it(config: Compose) -> None:
     words = ("method=lora", "train.batch_size=16", "train.micro_batch_size=1", "train.score_tokens=256")
     one = planned(config, *words, "train.gradient_checkpointing=false")
     assert one.training is not None
@@ -76,7 +76,7 @@ def test_processes_share_the_batch(config: Compose) -> None:
     assert (made.micro_batch_size, made.accumulation) == (16, 1)
 
 
-def test_a_budget_that_nothing_fits_into_is_refused_before_weights(config: Compose) -> None:
+def test_an_insufficient_budget_is_refused_before_loading_weights(config: Compose) -> None:
     with pytest.raises(ConfigError, match=r"train.memory: 1GiB .* does not suffice: .* needs about \d"):
         planned(config, "train.memory=1GiB")
 

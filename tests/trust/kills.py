@@ -52,7 +52,7 @@ FIT += ["train.validate_every=2", "train.log_every=2", "train.patience=3", "stag
 LORA = ["method=lora_response", "method.adapter.dropout=0.2", *FIT]
 
 
-# ------------------------------------------------------------------------------------------------ lives
+# ------------------------------------------------------------------------------------------------ attempts
 
 
 def live(words: list[str], log: Path, until: float | None = None) -> tuple[int | None, float]:
