@@ -101,6 +101,9 @@ def build(
     analysis = published_tables.analyze(published) if published else None
     if published is not None and analysis is not None:
         all_tables["published"] = _published(analysis, published.name, published.source)
+        if comparison is not None and "comparison" not in all_tables:
+            differences = "; ".join(published_tables.mismatches(published, comparison.groups))
+            remarks.append(f"The published table {published.name} has no row for these runs: {differences}.")
         remarks += [f"Published table {published.name}: {remark}" for remark in analysis.remarks]
     if skipped:
         columns, rows = ["job or folder", "reason"], [list(pair) for pair in skipped.items()]
@@ -182,7 +185,7 @@ def show(report: Report, folder: Path, again: str | None) -> None:
     """
     for name in ON_TERMINAL:
         for key, table in report.tables.items():
-            if key.split(" ")[0] == name and (name != "published" or report.comparison is None):
+            if key.split(" ")[0] == name and (name != "published" or "comparison" not in report.tables):
                 table.show()
     for remark in report.remarks:
         tables.console().print(remark, highlight=False, markup=False)
@@ -205,9 +208,9 @@ def _tables(comparison: Comparison, published: Published | None) -> dict[str, Ta
     if published is not None:
         for group, record in zip(groups, records, strict=True):
             record |= published_tables.published_scores(published, group, record)
-        by_key["comparison"] = _published_comparison(
-            records, published.name, published_tables.mismatches(published, groups)
-        )
+        if any(record["published_row"] for record in records):
+            differences = published_tables.mismatches(published, groups)
+            by_key["comparison"] = _published_comparison(records, published.name, differences)
     for group in groups:
         for number, table in enumerate(moe.tables(group.name, group.runs[0].metrics)):
             by_key[f"mixture {group.name} {number}"] = table

@@ -152,6 +152,23 @@ def test_the_terminal_shows_scores_tests_and_costs(
     assert "2 jobs or folders were skipped" in shown
 
 
+def test_a_published_table_without_a_row_for_the_runs(
+    sweep: Path, config: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A comparison would consist of dashes: the table itself is printed, and a sentence says how the setups differ."""
+    runs = f"runs=[{sweep / '1'},{sweep / '2'}]"
+    result = report.run(config("stage=report", runs, "published=english_fiqa", f"output_dir={tmp_path}"))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Comparison with the published table" not in shown
+    assert "fingpt_llama2_13b" in shown
+    assert (
+        "The published table english_fiqa has no row for these runs: data sample instead of fiqa; 300 test rows "
+        "instead of 235; " in shown
+    )
+    assert result.run_dir is not None
+    assert "The published table english_fiqa" in markdown(result.run_dir)
+
+
 def test_a_report_of_single_folders_gets_a_separate_folder(sweep: Path, config: Configure, tmp_path: Path) -> None:
     result = report.run(config("stage=report", f"runs=[{sweep / '1'},{sweep / '2'}]", f"output_dir={tmp_path}"))
     assert result.run_dir is not None
