@@ -97,7 +97,7 @@ def test_labels_other_than_sentiment_are_refused(config: Compose) -> None:
     done = commands.run("method=lexicon", "tracking=none")
     assert done.returncode == 2
     assert "method.baseline.classes: the data has no label 'positive', 'negative', 'neutral'" in done.stderr
-    assert "their labels are 利空, 中性, 利好" in done.stderr
+    assert "its labels are 利空, 中性, 利好" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_texts_are_read_whole(config: Compose) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "labels", "message"),
-    [(["甲乙", "乙丙"], [1, 1], "method=majority does"), (["甲", "乙"], [0, 1], "set method.baseline.min_rows=1")],
+    [(["甲乙", "乙丙"], [1, 1], "use method=majority"), (["甲", "乙"], [0, 1], "set method.baseline.min_rows=1")],
 )
 def test_rows_without_anything_to_learn_are_refused(
     config: Compose, rows: list[str], labels: list[int], message: str

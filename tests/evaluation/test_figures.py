@@ -74,13 +74,13 @@ def test_a_router_is_drawn_as_the_mean_gates_of_each_domain(tmp_path: Path, draw
     assert figure.alt == "lora mixture: news: news 0.90, forum 0.10; lora mixture: forum: news 0.25, forum 0.75"
 
 
-@pytest.mark.parametrize(("colour", "ink"), [("#000000", "white"), ("#ffffff", "black"), ("#0072B2", "white")])
-def test_text_contrasts_with_its_background(colour: str, ink: str) -> None:
-    assert figures.ink(colour) == ink
+@pytest.mark.parametrize(("color", "ink"), [("#000000", "white"), ("#ffffff", "black"), ("#0072B2", "white")])
+def test_text_contrasts_with_its_background(color: str, ink: str) -> None:
+    assert figures.ink(color) == ink
 
 
 def test_many_classes_have_distinct_colors() -> None:
-    assert len({tuple(colour) for colour in figures.palette(50, figures.CLASSES)}) == 50
+    assert len({tuple(color) for color in figures.palette(50, figures.CLASSES)}) == 50
 
 
 def test_confusion_matrices_of_many_or_long_labels_are_readable(tmp_path: Path) -> None:

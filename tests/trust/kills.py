@@ -255,7 +255,7 @@ def disturbed(kind: Kind, base: Path, draw: random.Random, kills: int) -> None:
 
 
 def difference(first: Any, second: Any, path: str = "") -> str:
-    """The first place in which two values differ."""
+    """Describe the first difference between two values."""
     if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
         return next(difference(first[key], second[key], f"{path}/{key}") for key in first if first[key] != second[key])
     if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
