@@ -18,7 +18,7 @@ def test_the_plan_of_the_published_ablation(config: Compose, capsys: pytest.Capt
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())  # as if the table's cells were not wrapped
     assert "540,672 trainable of 494,573,440 total" in shown
     assert "train 3,608, validation 596, test 596" in shown
-    assert "an estimate, because the model's own is not on this machine" in shown
+    assert "an estimate, because the model's is not on this machine" in shown
     assert result.metrics["trainable_parameters"] == 540_672
     assert result.run_dir is None
 
