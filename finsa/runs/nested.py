@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from finsa.config import ChainStage, CheckStage, RunConfig, catalogue, compose
+from finsa.config import USED_BY, ChainStage, CheckStage, RunConfig, catalogue, compose
 from finsa.errors import ConfigError, Problem, suggest
 from finsa.runs.run_folder import Result
 from finsa.session import Session
@@ -45,6 +45,8 @@ def configure(cfg: RunConfig, name: str, done: Mapping[str, str], session: Sessi
     words = [*(f"{group}={choice}" for group, choice in chosen.items()), *referenced]
     composed, _ = compose.compose_values(words, session.folders)
     values = cfg.model_dump(mode="json") | {group: composed[group] for group in chosen}
+    for option in ("resume", "reuse_outdated"):  # of the command, for the links that have them
+        values[option] = values[option] and chosen["stage"] in USED_BY[option]
     for section, change in rest.items():
         values[section] = _merged(values.get(section), change)
     try:
