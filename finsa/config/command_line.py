@@ -160,7 +160,8 @@ def deferred(words: Sequence[str]) -> list[str]:
 
     def defer(word: str) -> str:
         key, _, value = word.partition("=")
-        plain = re.fullmatch(r"[\w.+-]+", value) is not None  # Hydra drops quotes within choice()
+        # Within choice(), Hydra drops quotes and refuses null.
+        plain = value.isascii() and not set(value) & {"'", '"'} and value.lower() != "null"
         fixed = word in parsed and not parsed[word].is_sweep_override()
         return f"{key}=choice({value})" if fixed and plain and key.startswith(swept) else word
 

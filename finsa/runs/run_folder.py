@@ -110,7 +110,9 @@ def start(cfg: RunConfig, data_fingerprint: str | None, session: Session) -> Ite
         RunError: if there is nothing to resume, or the data have changed since.
     """
     if not processes.is_main():
-        yield RunFolder(Path(processes.broadcast(None)), {})
+        folder = RunFolder(Path(processes.broadcast(None)), {})
+        session.run_folders.append(folder.path)
+        yield folder
         return
     path = to_resume(cfg, data_fingerprint, session) if cfg.resume else _new_path(cfg, session)
     path.mkdir(parents=True, exist_ok=True)
@@ -147,7 +149,7 @@ def _wall_seconds(folder: RunFolder, started: float) -> float:
 def _earlier_seconds(path: Path, known: dict[str, Any]) -> float:
     """Seconds of the earlier sittings of a run; one that was killed lasted until its last file was written."""
     seconds = float(known.get("wall_seconds") or 0)
-    if known.get("status") == "running":
+    if known.get("status") == "running" and "started" in known:
         last = max(file.stat().st_mtime for file in path.glob("*.json*"))
         seconds += max(0.0, last - datetime.fromisoformat(known["started"]).timestamp())
     return round(seconds, 2)

@@ -610,6 +610,15 @@ def test_an_experiment_adds_its_sweep(words: list[str], expanded: list[str]) -> 
             ["-m", "method=encoder", "method.baseline.epochs=3,4"],
         ),
         (["-m", "data=fpb,tfns", "data.files='a b'"], ["-m", "data=fpb,tfns", "data.files='a b'"]),
+        (["-m", "data=fpb,tfns", "data.domain=null"], ["-m", "data=fpb,tfns", "data.domain=null"]),
+        (
+            ["-m", "method=encoder,finbert", "method.baseline.path=models/e5"],
+            ["-m", "method=encoder,finbert", "method.baseline.path=choice(models/e5)"],
+        ),
+        (
+            ["-m", "method=textcnn,bilstm", "method.baseline.widths=[2,3]"],
+            ["-m", "method=textcnn,bilstm", "method.baseline.widths=choice([2,3])"],
+        ),
         (["-m", "train.epochs=1,2"], ["-m", "train.epochs=1,2"]),
     ],
 )
