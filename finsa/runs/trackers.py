@@ -69,9 +69,13 @@ def track(cfg: RunConfig, folder: Path, group: str | None) -> Iterator[Tracker]:
 def _wandb(cfg: RunConfig, folder: Path, group: str | None) -> Iterator[WandbTracker]:
     import wandb
 
+    earlier = next(folder.glob("wandb/*run-*-*"), None)  # of a resumed run, which continues its wandb run
+    run_id = earlier.name.rsplit("-", 1)[1] if earlier else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run = wandb.init(
+            id=run_id,
+            resume="allow" if run_id else None,
             project=cfg.tracking.project,
             entity=cfg.tracking.entity,
             mode=wandb_mode(cfg.tracking),

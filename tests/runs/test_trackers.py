@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import wandb
+import wandb_files
 
 from finsa.config import RunConfig
 from finsa.runs import trackers
@@ -39,3 +41,13 @@ def test_one_process_tracks_two_jobs_separately(config: Config, tmp_path: Path) 
     records = [list((tmp_path / f"job{n}").glob("wandb/offline-run-*/run-*.wandb")) for n in (1, 2)]
     assert [len(found) for found in records] == [1, 1]
     assert records[0][0].name != records[1][0].name
+
+
+def test_a_resumed_run_continues_its_wandb_run(config: Config, tmp_path: Path) -> None:
+    for step in (1, 2):
+        with trackers.track(config("tracking.mode=offline"), tmp_path, None) as tracker:
+            tracker.log(step, {f"loss{step}": 1.0})
+        wandb.teardown()  # as a process that ends: everything is written
+    sittings = [wandb_files.run(file) for file in sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))]
+    assert [run["logged"] & {"loss1", "loss2"} for run in sittings] == [{"loss1"}, {"loss2"}]
+    assert len({run["id"] for run in sittings}) == 1
