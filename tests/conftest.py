@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from functools import cache
@@ -15,6 +16,11 @@ from finsa.config import ROOT, RunConfig, compose
 
 for _name, _value in {**QUIET, "HF_HUB_OFFLINE": "1"}.items():
     os.environ.setdefault(_name, _value)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt everything imported so far from garbage collection: every training run collects several times."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

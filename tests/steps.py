@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from base_models import small, write_experts
 from transformers import TrainerCallback
 
-from finsa.config import Adapter, Loss, MoeJointStage, compose
+from finsa.config import Adapter, Loss, MoeJointStage, RunConfig, compose
 from finsa.data.rows import IGNORE, Row
 from finsa.inference.label_tree import LabelTree
 from finsa.models import adapters
@@ -73,11 +74,9 @@ def objective(kind: str, model: Any = None) -> Objective:
 
 def learner(kind: str) -> torch.nn.Module:
     """A small model with an adapter whose B is not zero, so that A has a gradient too."""
-    overrides = ["model.weights=random"]
-    values, choices = compose.compose_values(overrides)
     if kind == MIXTURE:
         return mixture()
-    model = adapters.attach(small(), compose.build(values, choices, overrides).model, LORA, seed=0)
+    model = adapters.attach(small(), configuration("model.weights=random").model, LORA, seed=0)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -88,14 +87,18 @@ def learner(kind: str) -> torch.nn.Module:
 
 def mixture() -> Mixture:
     """A mixture of two experts without router dropout."""
-    overrides = ["stage=moe_joint", "stage.router.dropout=0.0"]
-    values, choices = compose.compose_values(overrides)
-    stage = compose.build(values, choices, overrides).stage
+    stage = configuration("stage=moe_joint", "stage.router.dropout=0.0").stage
     assert isinstance(stage, MoeJointStage)
     with tempfile.TemporaryDirectory() as folder:
         model = Mixture(small(), experts.read(write_experts(Path(folder), number=2)), stage, None, 0.0, seed=0)
     model.set_trainable(experts=True)
     return model
+
+
+@cache
+def configuration(*overrides: str) -> RunConfig:
+    """Compose and check a configuration; once, because composing takes longer than a step."""
+    return compose.build(*compose.compose_values(overrides), overrides)
 
 
 def step(kind: str, micro: int, tokenizer: Any, *further: str) -> tuple[dict[str, torch.Tensor], float]:
@@ -106,7 +109,6 @@ def step(kind: str, micro: int, tokenizer: Any, *further: str) -> tuple[dict[str
     """
     overrides = ["train.batch_size=8", f"train.micro_batch_size={micro}", "train.max_steps=1", "train.patience=null"]
     overrides += ["train.log_every=1", "train.max_grad_norm=1e9", "train.warmup=0", *further]
-    values, choices = compose.compose_values(overrides)
     seen, losses = Gradients(), []
     model = learner(kind)
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +117,7 @@ def step(kind: str, micro: int, tokenizer: Any, *further: str) -> tuple[dict[str
             tokenizer=tokenizer,
             rows=rows(kind),
             validate=lambda _: {"loss": 1.0, "macro_f1": 0.5},
-            train=compose.build(values, choices, overrides).train,
+            train=configuration(*overrides).train,
             seed=3,
             folder=Path(folder),
             record=lambda _, values: losses.append(values["loss"]) if "loss" in values else None,

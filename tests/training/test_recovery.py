@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import steps
 import torch
+from few import FEW
 
 from finsa.errors import RunError
 from finsa.training import trainer
@@ -64,10 +66,16 @@ def scarce(most: int, error: Exception, where: str) -> Iterator[list[int]]:
         steps.objective = made
 
 
+@pytest.fixture(scope="module")
+def whole_step(tokenizer: Any) -> Callable[[str, int], tuple[dict[str, torch.Tensor], float]]:
+    """Gradients and loss of an undisturbed step of a kind, in micro-batches of a size."""
+    return cache(lambda kind, micro: steps.step(kind, micro, tokenizer))
+
+
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("kind", ["tokens", "weighted tokens", "label", "classifier"])
-def test_the_recovered_step_is_the_same(kind: str, where: str, tokenizer: Any) -> None:
-    whole, loss = steps.step(kind, 8, tokenizer)
+def test_the_recovered_step_is_the_same(kind: str, where: str, whole_step: Any, tokenizer: Any) -> None:
+    whole, loss = whole_step(kind, 8)
     with scarce(2, ERRORS[0], where) as attempts:
         parts, found = steps.step(kind, 8, tokenizer)
     assert attempts == [8, 4, 2, 2, 2, 2]
@@ -79,9 +87,9 @@ def test_the_recovered_step_is_the_same(kind: str, where: str, tokenizer: Any) -
 
 @pytest.mark.parametrize("error", ERRORS, ids=["cuda", "cpu", "windows"])
 def test_gradients_from_before_the_failure_are_not_counted_twice(
-    error: Exception, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    error: Exception, whole_step: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, loss = steps.step("tokens", 4, tokenizer)
+    whole, loss = whole_step("tokens", 4)
     seen: list[int] = []
     plain = trainer.SFTTrainer.training_step
 
@@ -123,7 +131,8 @@ def test_a_run_reports_it_and_can_be_resumed(config: Any, tmp_path: Path, monkey
 
         return compute
 
-    words = ["train=smoke", "train.max_steps=2", "tracking=none", "stage.compare_base=false", f"output_dir={tmp_path}"]
+    words = [FEW, "train=smoke", "train.max_steps=2", "tracking=none", "stage.compare_base=false"]
+    words += [f"output_dir={tmp_path}"]
     monkeypatch.setattr(trainer.FinsaTrainer, "compute_loss", limited(0))
     with pytest.raises(RunError, match="resume=true"):
         train.run(config(*words))
