@@ -44,6 +44,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
             f"data.corpus: {len(rows)} blocks of {corpus.block} tokens to train on and {len(held_out)} held out; both "
             "need one or more. Give more documents, or a smaller data.corpus.block"
         )
+    held_out = held_out[: cfg.train.validation_rows]
     hardware.prepare(cfg.train)
     with (
         run_folder.start(cfg, None, session) as folder,
