@@ -100,7 +100,9 @@ def guard(main: Callable[[], object], argv: list[str], session: Session) -> int:
                 raise session.errors.pop()
             return sweeps.conclude(added)
     except KeyboardInterrupt as stop:
-        print(f"{str(stop) or 'interrupted'}. Continue with: {resuming(typed, session)}", file=sys.stderr)
+        if processes.is_main():
+            again = resuming(typed, session, argv)
+            print(f"{str(stop) or 'interrupted'}. Continue with: {again}", file=sys.stderr)
         return 128 + getattr(stop, "number", signal.SIGINT)
     except FinsaError as error:
         return _report(error)
@@ -111,7 +113,7 @@ def guard(main: Callable[[], object], argv: list[str], session: Session) -> int:
     except Exception as error:
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
             text = "out of memory. Set train.micro_batch_size and train.score_tokens lower, or choose a smaller model"
-            return _report(FinsaError(f"{text}. Checkpoints are kept: {resuming(typed, session)}"))
+            return _report(FinsaError(f"{text}. Checkpoints are kept: {resuming(typed, session, argv)}"))
         _print_traceback()
         return 1
 
@@ -140,7 +142,7 @@ def prepare(words: list[str]) -> tuple[list[str], tuple[Path, ...]]:
         overrides = [word for word in words if not word.startswith("-")]
         folders.require(command_line.check(overrides, sweep, added))
         if sweep:
-            words = command_line.deferred(words)
+            words = command_line.defer_to_jobs(words)
         GlobalHydra.instance().clear()  # the check has composed the configuration; Hydra starts with a clean state
     if sweep and processes.world_size() > 1:
         text = f"{processes.world_size()} processes run one job, but a sweep has several: run its jobs one by one"
@@ -210,16 +212,28 @@ def _flags_first(words: list[str]) -> list[str]:
     return [*flags, *rest]
 
 
-def resuming(argv: list[str], session: Session) -> str:
+def resuming(typed: list[str], session: Session, prepared: Sequence[str] = ()) -> str:
     """The command that continues a stopped one.
 
     Sweeps and predictions resume when they are repeated; a run needs ``resume=true``, if its folder exists already.
+
+    Args:
+        typed: the command line, with the program.
+        session: of the command.
+        prepared: the command line as Hydra reads it, in which an experiment may have become a sweep.
     """
-    words = [word for word in argv[1:] if not word.startswith("resume=")]
+    words = [word for word in typed[1:] if not word.startswith("resume=")]
     stages = [word.partition("=")[2] for word in words if word.startswith("stage=")]
-    resumes = "-m" not in words and "--multirun" not in words and (stages or ["train"])[-1] in USED_BY["resume"]
-    begun = session.run_folders or "resume=true" in argv
-    return shlex.join(["python", "run.py", *words, *(["resume=true"] if resumes and begun else [])])
+    sweep = {"-m", "--multirun"} & {*typed, *prepared}
+    resumes = not sweep and (stages or ["train"])[-1] in USED_BY["resume"]
+    begun = session.run_folders or "resume=true" in typed
+    program = Path(typed[0])
+    start = ["-m", "finsa"] if program.name == "__main__.py" else [typed[0]]
+    if processes.world_size() > 1:
+        start = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1"), *start]
+    elif program.suffix == ".py":  # not the installed script `finsa`
+        start = ["python", *start]
+    return shlex.join([*start, *words, *(["resume=true"] if resumes and begun else [])])
 
 
 def _print_traceback() -> None:

@@ -175,6 +175,30 @@ def test_command_that_resumes(words: str, command: str) -> None:
     assert cli.resuming(["run.py", *words.split()], Session(run_folders=[Path("x")])) == command
 
 
+def test_an_experiment_that_is_a_sweep_resumes_by_itself() -> None:
+    typed, session = ["run.py", "experiment=aidf_ablation", "model=tiny"], Session(run_folders=[Path("x")])
+    prepared, _ = cli.prepare(typed[1:])
+    assert cli.resuming(typed, session, prepared) == "python run.py experiment=aidf_ablation model=tiny"
+
+
+@pytest.mark.parametrize(
+    ("program", "environment", "start"),
+    [
+        ("run.py", {}, "python run.py"),
+        ("/a/b/run.py", {}, "python /a/b/run.py"),
+        ("/venv/bin/finsa", {}, "/venv/bin/finsa"),
+        ("/lib/finsa/__main__.py", {}, "python -m finsa"),
+        ("run.py", {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, "torchrun --nproc-per-node 2 run.py"),
+    ],
+)
+def test_the_program_is_started_as_before(
+    program: str, environment: dict[str, str], start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cli.resuming([program, "seed=1"], Session()) == f"{start} seed=1"
+
+
 @pytest.mark.parametrize("words", ["method=lora", "method=lora resume=true"])
 def test_a_run_without_a_folder_yet_is_repeated_instead(words: str) -> None:
     """There is nothing to resume, or only an earlier run that would be resumed by mistake."""

@@ -141,7 +141,7 @@ def expand(words: Sequence[str], folders: Folders = ()) -> list[str]:
     return [*flag, *words, *axes]
 
 
-def deferred(words: Sequence[str]) -> list[str]:
+def defer_to_jobs(words: Sequence[str]) -> list[str]:
     """Let Hydra set values below a swept group only in the jobs of a sweep.
 
     Hydra first composes a command without its sweeps, with the default file of each group, and would refuse a key such

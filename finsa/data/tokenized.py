@@ -182,7 +182,7 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def build(cfg: RunConfig, table: Dataset, tokenizer: Any, session: Session | None = None) -> TokenizedDataset:
+def build(cfg: RunConfig, dataset: Dataset, tokenizer: Any, session: Session | None = None) -> TokenizedDataset:
     """Combine a data set and a tokenizer; jobs of a session with the same data and tokenizer share the tokens.
 
     Raises:
@@ -190,12 +190,12 @@ def build(cfg: RunConfig, table: Dataset, tokenizer: Any, session: Session | Non
         DataError: if the part of a text that is never truncated leaves no room for the rest.
     """
     settings = (cfg.data.prompt, cfg.data.max_length, cfg.data.cache, cfg.model.prompt, cfg.model.think)
-    key = (id(table), id(tokenizer), *settings)
+    key = (id(dataset), id(tokenizer), *settings)
     shared: dict[tuple[object, ...], Any] = session.tokenized if session else {}
     if key not in shared:
-        prompt = Prompt.of(cfg.data.prompt, table.labels, cfg.model.prompt, cfg.model.think, tokenizer)
-        renderer = Renderer(tokenizer, prompt, table.labels, cfg.data.max_length)
-        built = TokenizedDataset(table, renderer, prompt, cfg.data.cache)
+        prompt = Prompt.of(cfg.data.prompt, dataset.labels, cfg.model.prompt, cfg.model.think, tokenizer)
+        renderer = Renderer(tokenizer, prompt, dataset.labels, cfg.data.max_length)
+        built = TokenizedDataset(dataset, renderer, prompt, cfg.data.cache)
         require_room(built, cfg.data)
         shared[key] = built
     tokenized: TokenizedDataset = shared[key]

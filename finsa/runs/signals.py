@@ -38,7 +38,8 @@ def deferred() -> Iterator[Callable[[], int | None]]:
         if received:
             raise Stopped(number)
         received.append(number)
-        print("stopping after this step, with a checkpoint; repeat to stop immediately", file=sys.stderr, flush=True)
+        text = "stopping with a checkpoint after this step, or after the validation that is due; repeat to stop immediately"
+        print(text, file=sys.stderr, flush=True)
 
     with _handled(record):
         yield lambda: received[0] if received else None

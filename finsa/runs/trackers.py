@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from finsa.config import RunConfig, Tracking
 from finsa.runs import processes
@@ -58,11 +58,13 @@ def track(cfg: RunConfig, folder: Path, group: str | None) -> Iterator[Tracker]:
         folder: the run folder; an offline wandb run is written below it.
         group: the sweep or the larger run that the job belongs to; None if it is not part of one.
     """
-    if cfg.tracking.name == "wandb" and processes.is_main():
+    if cfg.tracking.name == "none" or not processes.is_main():
+        yield Tracker()
+    elif cfg.tracking.name == "wandb":
         with _wandb(cfg, folder, group) as tracker:
             yield tracker
     else:
-        yield Tracker()
+        assert_never(cfg.tracking.name)
 
 
 @contextmanager

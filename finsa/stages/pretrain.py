@@ -101,7 +101,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         folder.note(**fitted.facts(), **metrics)
         folder.write_json("metrics.json", metrics)
         run_results.write_page(cfg, folder, f"pre-training of {cfg.model.name}", None)
-        tracker.summary(metrics)
+        tracker.summary(run_results.flat(metrics))
     files.remove(folder.path / "checkpoints")  # now that the run is complete; until then a resumed run needs them
     if cfg.output is not None:
         _publish(folder, Path(cfg.output).absolute())

@@ -19,7 +19,7 @@ def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: 
     Args:
         cfg: of a language model or a baseline.
         data: its rows.
-        session: caches the rendered rows.
+        session: of the command; the run reuses what is loaded here.
         planned: only a plan is printed, which uses the embedded tokenizer if that of the model is not available.
 
     Raises:

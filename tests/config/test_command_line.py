@@ -623,7 +623,7 @@ def test_an_experiment_adds_its_sweep(words: list[str], expanded: list[str]) -> 
     ],
 )
 def test_values_below_a_swept_group_are_set_in_its_jobs(words: list[str], deferred: list[str]) -> None:
-    assert command_line.deferred(words) == deferred
+    assert command_line.defer_to_jobs(words) == deferred
 
 
 def test_the_message_for_a_missing_launcher_names_the_extra() -> None:
