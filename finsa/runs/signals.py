@@ -38,8 +38,11 @@ def deferred() -> Iterator[Callable[[], int | None]]:
         if received:
             raise Stopped(number)
         received.append(number)
-        text = "stopping with a checkpoint after this step, or after the validation that is due; repeat to stop immediately"
-        print(text, file=sys.stderr, flush=True)
+        print(
+            "stopping after this step and its validation, with a checkpoint; repeat to stop immediately",
+            file=sys.stderr,
+            flush=True,
+        )
 
     with _handled(record):
         yield lambda: received[0] if received else None
