@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from finsa.config import FOLDER_NAME, MoeJointStage, RunConfig, compose
+from finsa.config import FOLDER_NAME, MoeJointStage, RunConfig, TrainStage, catalogue
 from finsa.data import dataset
 from finsa.data.tokenized import TokenizedDataset
 from finsa.errors import ConfigError, DataError, Problem, RunError
@@ -119,8 +119,7 @@ def begun(cfg: RunConfig, stage: MoeJointStage, data: dataset.Dataset, session: 
 
 def expert_config(cfg: RunConfig, domain: str | None) -> RunConfig:
     """The configuration of the expert of a domain, or of one adapter on all domains."""
-    values, choices = compose.compose_values(["stage=train"])
-    stage = compose.build(values, choices, ["stage=train"]).stage
+    stage = TrainStage.model_validate(catalogue.read(catalogue.file_of("stage", "train")))
     data = cfg.data.model_copy(update={"domain": domain})
     return cfg.model_copy(update={"stage": stage, "data": data, "resume": False})
 

@@ -17,28 +17,33 @@ from finsa.config import ROOT, RunConfig, command_line
 from finsa.errors import ConfigError, DataError, ModelError, RunError
 from finsa.evaluation import metrics, moe, run_results
 from finsa.inference import predictor
+from finsa.runs import run_folder
 from finsa.runs.run_folder import Result
-from finsa.stages import evaluate, moe_joint, report, train
+from finsa.stages import evaluate, moe_joint, report
 from finsa.training import expert_runs, joint_training
 
 Compose = Callable[..., RunConfig]
-SHORT = ("train=smoke", "tracking=none", "train.max_steps=4", "train.warmup=0", "data.cache=null")
+SHORT = (
+    *("train=smoke", "train.max_steps=4", "train.batch_size=8", "train.validate_every=2", "train.warmup=0"),
+    *("tracking=none", "data.cache=null", "model.dtype=float32"),
+)
 JOINT = ("stage=moe_joint", "stage.warmup_steps=3")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A part of the sample, both domains in every split."""
+    """A part of the sample, with as many rows of both domains in every split."""
     folder = tmp_path_factory.mktemp("rows")
-    for name, rows in (("train", 200), ("valid", 60), ("test", 80)):
-        pl.read_csv(ROOT / "data" / "sample" / f"{name}.csv").head(rows).write_csv(folder / f"{name}.csv")
+    for name, rows in (("train", 40), ("valid", 16), ("test", 24)):
+        sample = pl.read_csv(ROOT / "data" / "sample" / f"{name}.csv")
+        sample.group_by("domain", maintain_order=True).head(rows).write_csv(folder / f"{name}.csv")
     return folder
 
 
 @pytest.fixture(scope="module")
 def finished(config: Compose, files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Result]:
     place = tmp_path_factory.mktemp("runs")
-    cfg = config(*SHORT, *JOINT, f"data.files={files}", f"output_dir={place}", "model.dtype=float32")
+    cfg = config(*SHORT, *JOINT, f"data.files={files}", f"output_dir={place}")
     return cfg, moe_joint.run(cfg)
 
 
@@ -143,14 +148,31 @@ def test_the_checkpoints_show_which_parameters_each_phase_trains(finished: tuple
     assert facts["trainable_parameters"] == 2 * 28_672 + 64 * 256 + 64 + 2 * 64 + 2 * 64 + 2 + 1
 
 
-def test_the_same_command_again_trains_no_expert(finished: tuple[RunConfig, Result], capsys: Any) -> None:
+def test_the_same_command_again_trains_no_expert_and_is_resumed_after_its_warm_up(
+    finished: tuple[RunConfig, Result], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     cfg, result = finished
     place = Path(cfg.output_dir)
     assert stages(place) == ["moe_joint", "train", "train", "train"]
-    again = moe_joint.run(cfg)
-    assert stages(place) == ["moe_joint", "moe_joint", "train", "train", "train"]
-    assert again.metrics == result.metrics
+    real, calls = joint_training.validate, []
+
+    def breaks(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:  # after the warm-up, and the first validation of the joint stage
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(joint_training, "validate", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            moe_joint.run(cfg)
     assert "expert news: /" in capsys.readouterr().out
+    resumed = moe_joint.run(cfg.model_copy(update={"resume": True}))
+    assert stages(place) == ["moe_joint", "moe_joint", "train", "train", "train"]
+    assert folder(resumed) != folder(result)
+    assert resumed.metrics == result.metrics
+    for name in ("predictions.jsonl", "comparison.jsonl"):
+        assert (folder(resumed) / name).read_bytes() == (folder(result) / name).read_bytes()
 
 
 def test_evaluate_gives_the_same(finished: tuple[RunConfig, Result], config: Compose, tmp_path: Path) -> None:
@@ -177,59 +199,37 @@ def test_the_report_shows_the_mixture(finished: tuple[RunConfig, Result], config
     assert (tmp_path / "figures" / "router.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize(
-    "further",
-    [
-        ("method=classifier", "stage.mix=output", "stage.routing=hard", "train.gradient_checkpointing=true"),
-        ("method=lora_adaptive_balanced", "method.quantization=nf4", "stage.router.read=layer", "stage.routing=top_k"),
-    ],
-    ids=["head, output", "label, nf4"],
-)
-def test_other_kinds_are_restored_too(config: Compose, files: Path, tmp_path: Path, further: tuple[str, ...]) -> None:
-    short = (*SHORT, "train.max_steps=2", f"data.files={files}", f"output_dir={tmp_path}")
-    result = moe_joint.run(config(*short, *JOINT, "stage.warmup_steps=1", "stage.compare=false", *further))
-    again = evaluate.run(config("stage=evaluate", f"run={result.run_dir}", "tracking=none", f"output_dir={tmp_path}"))
+def restore_hard_routed(result: Result, config: Compose, place: Path) -> None:
+    """Evaluate a mixture, of which one expert scores each row and which was not compared, from its folder."""
+    again = evaluate.run(config("stage=evaluate", f"run={result.run_dir}", "tracking=none", f"output_dir={place}"))
     assert again.metrics["test"] == result.metrics["test"]
     gates = np.array([list(row["gates"].values()) for row in lines(folder(result) / "predictions.jsonl")])
     assert set(gates.ravel().tolist()) == {0, 1}
     assert "mixture" not in result.metrics
 
 
-def test_a_run_that_breaks_is_resumed_after_its_warm_up(
-    finished: tuple[RunConfig, Result], config: Compose, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+QUICK = ("train.max_steps=2", "stage.warmup_steps=1", "stage.compare=false")
+
+
+def test_a_quantized_mixture_whose_router_reads_a_layer_is_restored(
+    config: Compose, files: Path, tmp_path: Path
 ) -> None:
-    experts = read(folder(finished[1]) / "run.json")["experts"]
-    named = f"stage.experts={{news: {experts['news']}, forum: {experts['forum']}}}"
-    short = (*SHORT, *JOINT, named, "stage.compare=false", "train.validate_every=2", f"data.files={files}")
-    whole = moe_joint.run(config(*short, f"output_dir={tmp_path}/whole"))
-    real, calls = joint_training.validate, []
-
-    def breaks(*arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:  # after the warm-up, and the first validation of the joint stage
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(joint_training, "validate", breaks)
-    with pytest.raises(KeyboardInterrupt):
-        moe_joint.run(config(*short, f"output_dir={tmp_path}/cut"))
-    monkeypatch.setattr(joint_training, "validate", real)
-    resumed = moe_joint.run(config(*short, f"output_dir={tmp_path}/cut", "resume=true"))
-    assert resumed.metrics == whole.metrics
-    assert stages(tmp_path / "cut") == ["moe_joint"]
+    kind = ("method=lora_adaptive_balanced", "method.quantization=nf4", "stage.router.read=layer")
+    words = (*SHORT, *JOINT, *QUICK, *kind, "stage.routing=top_k", f"data.files={files}", f"output_dir={tmp_path}")
+    restore_hard_routed(moe_joint.run(config(*words)), config, tmp_path)
 
 
-def test_resume_continues_expert_training_before_the_mixture_exists(
+def test_resume_continues_expert_training_before_a_mixture_of_outputs_with_a_head_exists(
     config: Compose, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = (*SHORT, *JOINT, "stage.compare=false", f"data.files={files}", f"output_dir={tmp_path}")
+    kind = ("method=classifier", "stage.mix=output", "stage.routing=hard", "train.gradient_checkpointing=true")
+    short = (*SHORT, *JOINT, *QUICK, *kind, f"data.files={files}", f"output_dir={tmp_path}")
     with pytest.raises(RunError, match="no unfinished run of this configuration"):
         moe_joint.run(config(*short, "resume=true"))
-    real, calls = run_results.validation, []
+    real = run_results.validation
 
     def breaks(*arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:  # in the second expert's training
+        if len(stages(tmp_path)) == 2:  # in the second expert's training
             raise KeyboardInterrupt
         return real(*arguments)
 
@@ -239,11 +239,12 @@ def test_resume_continues_expert_training_before_the_mixture_exists(
             moe_joint.run(config(*short))
     begun = {path.parent for path in tmp_path.rglob("run.json")}
     assert stages(tmp_path) == ["train", "train"]
-    moe_joint.run(config(*short, "resume=true"))
+    result = moe_joint.run(config(*short, "resume=true"))
     assert stages(tmp_path) == ["moe_joint", "train", "train"]
     assert {path.parent for path in tmp_path.rglob("run.json")} > begun  # no expert was started anew
     with pytest.raises(RunError, match="no unfinished run of this configuration"):
         moe_joint.run(config(*short, "resume=true"))
+    restore_hard_routed(result, config, tmp_path / "again")
 
 
 # ------------------------------------------------------------------------------------------------ errors
@@ -343,14 +344,13 @@ def test_the_expert_of_a_domain_is_never_trained_on_a_held_out_row(config: Compo
             assert frame["id"].to_list() == whole.splits[split].filter(pl.col("domain") == name)["id"].to_list()
 
 
-def test_a_single_expert_is_an_ordinary_run(config: Compose, files: Path, tmp_path: Path) -> None:
-    cfg = config(*SHORT, "data.domain=forum", f"data.files={files}", f"output_dir={tmp_path}", "train.max_steps=1")
-    result = train.run(cfg)
-    assert (folder(result) / "adapters" / "forum" / "adapter_config.json").is_file()
-    joined = config(*SHORT, *JOINT, f"data.files={files}", f"output_dir={tmp_path}", "train.max_steps=1")
-    assert expert_runs.run_folder.finished(
-        expert_runs.expert_config(joined, "forum"), expert_runs.dataset.load(cfg.data).fingerprint
-    ) == folder(result)
+def test_an_expert_is_the_ordinary_run_of_its_command(
+    finished: tuple[RunConfig, Result], config: Compose, files: Path
+) -> None:
+    cfg = config(*SHORT, "data.domain=forum", f"data.files={files}", f"output_dir={finished[0].output_dir}")
+    expert = Path(read(folder(finished[1]) / "run.json")["experts"]["forum"])
+    assert run_folder.finished(cfg, expert_runs.dataset.load(cfg.data).fingerprint) == expert
+    assert (expert / "adapters" / "forum" / "adapter_config.json").is_file()
 
 
 def test_a_mixture_answers_and_is_exported_like_any_other_run(
@@ -362,7 +362,9 @@ def test_a_mixture_answers_and_is_exported_like_any_other_run(
     known = lines(folder(finished[1]) / "predictions.jsonl")
     texts = [record["text"] for record in known]
     exported = tmp_path / "exported"
-    export.run(config("stage=export", f"run={folder(finished[1])}", "format=adapter", f"output={exported}"))
+    export.run(
+        config("stage=export", f"run={folder(finished[1])}", "format=adapter", f"output={exported}", "stage.timed=2")
+    )
     assert read(exported / "receipt.json")["agreement"] == 1
     for place in (folder(finished[1]), exported):
         answerer = predictor.restore(str(place), 4096, merge=True)
@@ -386,7 +388,7 @@ def test_a_hard_routed_export_equals_the_mixture_with_hard_routing(
     from finsa.stages import export
 
     texts = [record["text"] for record in lines(folder(finished[1]) / "predictions.jsonl")]
-    words = ("format=merged", "stage.force=true", f"output={tmp_path / 'bundle'}")
+    words = ("format=merged", "stage.force=true", "stage.timed=2", f"output={tmp_path / 'bundle'}")
     export.run(config("stage=export", f"run={folder(finished[1])}", *words))
     mixture = predictor.restore(str(folder(finished[1])), 4096)
     with mixture.model.routed("hard"):  # type: ignore[union-attr]
