@@ -21,14 +21,14 @@ from finsa.synthetic import generator
 from finsa.training import expert_runs
 
 Compose = Callable[..., RunConfig]
-SHORT = ("train=smoke", "tracking=none", "train.max_steps=2", "data.cache=null")
+SHORT = ("train=smoke", "train.batch_size=4", "tracking=none", "train.max_steps=2", "data.cache=null")
 PAIR = "stage.links={one: {stage: train, data: {domain: news}}, two: {stage: train, data: {domain: forum}, seed: 7}}"
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rows")
-    for name, rows in (("train", 120), ("valid", 40), ("test", 40)):
+    for name, rows in (("train", 60), ("valid", 24), ("test", 24)):
         pl.read_csv(ROOT / "data" / "sample" / f"{name}.csv").head(rows).write_csv(folder / f"{name}.csv")
     return folder
 
@@ -56,31 +56,6 @@ def test_a_link_is_the_ordinary_run_of_its_command(config: Compose, tmp_path: Pa
     assert link == plain
 
 
-def test_a_stopped_chain_resumes(config: Compose, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = config(*SHORT, "stage=chain", PAIR, f"data.files={files}", f"output_dir={tmp_path}")
-    real = train.run
-
-    def breaks(link: RunConfig, session: Session) -> Any:
-        if link.seed == 7:
-            raise KeyboardInterrupt
-        return real(link, session)
-
-    monkeypatch.setattr(train, "run", breaks)
-    with pytest.raises(KeyboardInterrupt):
-        chain.run(cfg)
-    assert ran(tmp_path) == [("train", "complete")]
-    monkeypatch.setattr(train, "run", real)
-    first = chain.run(cfg)
-    assert ran(tmp_path) == [("train", "complete")] * 2
-    # As the message of an interrupted command advises; stages that cannot be resumed, such as a report, simply run.
-    links = PAIR.removesuffix("}") + ", report: {stage: report, runs: ['@two']}}"
-    options = ["resume=true", "reuse_outdated=true"]
-    again = chain.run(config(*SHORT, "stage=chain", links, f"data.files={files}", f"output_dir={tmp_path}", *options))
-    assert ran(tmp_path) == [("train", "complete")] * 2
-    assert (again.run_dir, again.metrics, again.objective) == (first.run_dir, first.metrics, first.objective)
-    assert run_folder.read(str(first.run_dir))[1].data.domain == "forum"
-
-
 @pytest.mark.parametrize(
     ("links", "message"),
     [
@@ -101,18 +76,40 @@ def test_wrong_links_are_reported_before_the_first_runs(
     assert ran(tmp_path) == []
 
 
-def test_finsa_moe_runs_on_the_embedded_default(config: Compose, files: Path, tmp_path: Path) -> None:
+def test_finsa_moe_runs_on_the_embedded_default_and_resumes_after_a_stop(
+    config: Compose, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     embedded = ("experiment=finsa_moe", "model=tiny", "data=sample", "method=lora_response", "method.quantization=none")
-    cfg = config(
-        *embedded, *SHORT, "stage.links.joint.stage.warmup_steps=2", f"data.files={files}", f"output_dir={tmp_path}"
-    )
-    result = chain.run(cfg)
+    words = (*embedded, *SHORT, "stage.links.joint.stage.warmup_steps=2", f"data.files={files}")
+    cfg = config(*words, f"output_dir={tmp_path}")
+    real = train.run
 
-    assert sorted(stage for stage, _ in ran(tmp_path)) == ["moe_joint", "train", "train", "train"]
-    assert {record["arm"] for record in result.metrics["mixture"]} >= {"mixture", "union", "news alone"}
+    def breaks(link: RunConfig, session: Session) -> Any:
+        if link.data.domain == "forum":
+            raise KeyboardInterrupt
+        return real(link, session)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "run", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            chain.run(cfg)
+    assert ran(tmp_path) == [("train", "complete")]
+
+    first = chain.run(cfg)
+    runs = ran(tmp_path)
+    assert sorted(runs) == [("moe_joint", "complete"), *[("train", "complete")] * 3]
+    assert {record["arm"] for record in first.metrics["mixture"]} >= {"mixture", "union", "news alone"}
+    assert first.run_dir is not None
+    assert run_folder.read(str(first.run_dir))[1].stage.name == "moe_joint"
+
+    # As the message of an interrupted command advises; stages that cannot be resumed, such as a report, simply run.
+    (report,) = tmp_path.rglob("report.html")
+    assert report.parent.parent == tmp_path
+    report.unlink()
+    again = chain.run(config(*words, f"output_dir={tmp_path}", "resume=true", "reuse_outdated=true"))
+    assert ran(tmp_path) == runs
+    assert (again.run_dir, again.metrics, again.objective) == (first.run_dir, first.metrics, first.objective)
     assert [file.parent.parent for file in tmp_path.rglob("report.html")] == [tmp_path]
-    assert result.run_dir is not None
-    assert run_folder.read(str(result.run_dir))[1].stage.name == "moe_joint"
 
 
 def test_finteam_experts_runs_on_the_embedded_default(config: Compose, files: Path, tmp_path: Path) -> None:

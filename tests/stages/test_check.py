@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +9,19 @@ from few import FEW
 
 from finsa.config import RunConfig
 from finsa.errors import ConfigError
+from finsa.models import base, hardware
+from finsa.session import Session
 from finsa.stages import check
 
 Compose = Callable[..., RunConfig]
+# A plan runs every layer several times, and layers are equal, so that four show what all do.
+LAYERS, SHALLOW = 4, ("model.architecture.num_hidden_layers=4", FEW)
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    """Shared by plans of the same rows, as by the jobs of a sweep."""
+    return Session()
 
 
 def test_the_plan_of_the_published_ablation(config: Compose, capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,11 +35,27 @@ def test_the_plan_of_the_published_ablation(config: Compose, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("model", ["qwen7b", "glm9b", "r1_distill_1_5b", "llama3_8b", "baichuan2_7b", "chatglm3_6b"])
-def test_every_model_can_be_planned_offline(config: Compose, model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    result = check.run(config("stage=check", f"model={model}", "method=lora"))
-    assert result.metrics["total_parameters"] > 1e9
+def test_every_model_can_be_planned_offline(
+    config: Compose, model: str, session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("stage=check", f"model={model}", "method=lora")
+    assert base.count_parameters(base.on_meta(config(*words).model))[1] > 1e9
+    result = check.run(config(*words, *SHALLOW), session)
+    assert result.metrics["total_parameters"] > 1e8
     assert result.metrics["memory_bytes"] > 2 * result.metrics["total_parameters"]
     assert "GiB" in capsys.readouterr().out
+
+
+def test_a_plan_that_does_not_fit_says_so(
+    config: Compose, session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = config("stage=check", "method=lora", FEW)
+    least = check.run(cfg, session).metrics["memory_bytes"]
+    assert "does not fit" not in capsys.readouterr().out
+    monkeypatch.setattr(hardware, "total_memory", lambda: least // 10)
+    check.run(cfg, session)
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert re.search(r"does not fit into the [\d.]+ GiB here, and no setting would make it fit \(the least is ", shown)
 
 
 def test_the_plan_counts_what_training_will_do(config: Compose, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,30 +74,32 @@ def test_nothing_is_written(config: Compose, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("method", "trainable"),
     [
-        (("dora",), 540_672 + 24 * (896 + 128)),  # a magnitude per output of q_proj and v_proj
-        (("pissa",), 540_672),
-        (("qlora",), 4_399_104),
-        (("lora_8bit",), 540_672),
-        (("classifier_label_words",), 540_672 + 896 * 3 + 3),
+        (("dora",), LAYERS * (22_528 + 896 + 128)),  # a magnitude per output of q_proj and v_proj
+        (("pissa",), LAYERS * 22_528),
+        (("qlora",), LAYERS * 183_296),
+        (("lora_8bit",), LAYERS * 22_528),
+        (("classifier_label_words",), LAYERS * 22_528 + 896 * 3 + 3),
         (("classifier", "method.learn=head", "method.adapter=null"), 896 * 3 + 3),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, tuple) else None,
 )
 def test_every_learners_parameters_are_counted_without_weights(
-    config: Compose, method: tuple[str, ...], trainable: int
+    config: Compose, method: tuple[str, ...], trainable: int, session: Session
 ) -> None:
-    metrics = check.run(config("stage=check", "model=qwen05b", f"method={method[0]}", *method[1:])).metrics
+    words = ("stage=check", "model=qwen05b", f"method={method[0]}", *method[1:], *SHALLOW)
+    metrics = check.run(config(*words), session).metrics
     assert metrics["trainable_parameters"] == trainable
-    assert metrics["total_parameters"] == 494_032_768 + trainable
+    assert metrics["total_parameters"] == 494_032_768 - (24 - LAYERS) * 14_912_384 + trainable
 
 
-def test_a_quantized_base_needs_less_memory(config: Compose) -> None:
+def test_a_quantized_base_needs_less_memory(config: Compose, session: Session) -> None:
+    words = ("stage=check", "model=glm9b", *SHALLOW)
     plans = [
-        check.run(config("stage=check", "model=glm9b", f"method.quantization={kind}")).metrics["memory_plan"]
+        check.run(config(*words, f"method.quantization={kind}"), session).metrics["memory_plan"]
         for kind in ("none", "int8", "nf4")
     ]
     need = [made["training_bytes"]["weights"] for made in plans]
-    weights = 9_400_279_040 - 2 * 151_552 * 4096  # but for embeddings and LM head
+    weights = (9_400_279_040 - 2 * 151_552 * 4096) * LAYERS // 40  # but for embeddings and LM head
     width = need[0] - need[1] + weights  # bytes of all of them in the type of this machine
     assert width / weights == pytest.approx(round(width / weights), rel=1e-3)  # norms stay as they are
     assert round(width / weights) in (2, 4)

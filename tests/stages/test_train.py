@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import yaml
 from few import FEW
 from matplotlib import image
 
-from finsa.config import RunConfig
+from finsa.config import ROOT, RunConfig
 from finsa.data import dataset
 from finsa.evaluation import metrics, run_results
 from finsa.inference.scoring import LabelScorer
@@ -22,13 +23,23 @@ from finsa.session import Session
 from finsa.stages import evaluate, train
 
 Compose = Callable[..., RunConfig]
-SHORT = (FEW, "train=smoke", "tracking=none", "train.max_steps=12")
+QUICK = ("train=smoke", "tracking=none", "train.batch_size=4")
+SHORT = (FEW, *QUICK, "train.max_steps=12", "train.validate_every=6")
 
 
 @pytest.fixture(scope="module")
 def finished(config: Compose, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Result]:
     cfg = config(*SHORT, f"output_dir={tmp_path_factory.mktemp('runs')}")
     return cfg, train.run(cfg)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few rows of the sample."""
+    folder = tmp_path_factory.mktemp("rows")
+    for name, rows in (("train", 48), ("valid", 24), ("test", 32)):
+        pl.read_csv(ROOT / "data" / "sample" / f"{name}.csv").head(rows).write_csv(folder / f"{name}.csv")
+    return folder
 
 
 def read(result: Result, name: str) -> Any:
@@ -104,6 +115,7 @@ def test_evaluate_rebuilds_the_model_and_the_prompt(
         assert (first["id"], first["label"]) == (second["id"], second["label"])
         assert first["probs"] == pytest.approx(second["probs"], abs=2e-5)
     assert read(again, "run.json")["template_fingerprint"] == read(trained, "run.json")["template_fingerprint"]
+    assert set(read(again, "ledger.json")["truncated"]) == {"test"}
 
 
 def test_the_base_model_scores_as_before_training(
@@ -116,37 +128,20 @@ def test_the_base_model_scores_as_before_training(
     assert not (zero_shot.run_dir / "adapters").exists()
 
 
-def test_a_ledger_covers_only_the_splits_its_run_has_read(config: Compose, tmp_path: Path) -> None:
-    """Jobs of a process share tokenized data."""
-    short = (*SHORT, "train.max_steps=1", "stage.compare_base=false", "data.cache=null", f"output_dir={tmp_path}")
-    trained, bare = (train.run(config(*short, f"method={method}")) for method in ("lora_response", "zero_shot"))
-    again = evaluate.run(config("stage=evaluate", f"run={trained.run_dir}", "tracking=none", f"output_dir={tmp_path}"))
-    told = [set(read(one, "ledger.json")["truncated"]) for one in (trained, bare, again)]
-    assert told == [{"train", "validation", "test"}, {"test"}, {"test"}]
-
-
-def test_the_same_command_gives_the_same_numbers(
-    finished: tuple[RunConfig, Result], config: Compose, tmp_path: Path
-) -> None:
-    again = train.run(config(*SHORT, f"output_dir={tmp_path}"))
-    assert again.metrics == finished[1].metrics
-    assert predictions(again) == predictions(finished[1])
-
-
-def test_full_training_does_not_change_a_shared_base(config: Compose, tmp_path: Path) -> None:
-    cfg = config("method=full", *SHORT, "train.max_steps=2", "train.learning_rate=1e-3", f"output_dir={tmp_path}")
-    full = train.run(cfg)
-    bare = evaluate.run(config("stage=evaluate", FEW, "tracking=none", f"output_dir={tmp_path}"))
+def test_full_training_does_not_change_a_shared_base(config: Compose, files: Path, tmp_path: Path) -> None:
+    few, session = (f"data.files={files}", "tracking=none", f"output_dir={tmp_path}"), Session()
+    words = ("method=full", *QUICK, *few, "train.max_steps=2", "train.learning_rate=1e-3")
+    full = train.run(config(*words), session)
+    bare = evaluate.run(config("stage=evaluate", *few), session)
     assert bare.metrics["test"] == full.metrics["base"] != full.metrics["test"]
-    again = evaluate.run(config("stage=evaluate", f"run={full.run_dir}", "tracking=none", f"output_dir={tmp_path}"))
+    again = evaluate.run(config("stage=evaluate", f"run={full.run_dir}", *few[1:]), session)
     assert again.metrics["test"] == full.metrics["test"]
 
 
-def test_a_run_that_breaks_is_marked_failed_and_resumed(
-    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_breaks_is_marked_failed_and_resumed_to_the_same_numbers(
+    finished: tuple[RunConfig, Result], config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = (*SHORT, "train.max_steps=6", "train.validate_every=3", f"output_dir={tmp_path}")
-    whole = train.run(config(*short, "seed=1", f"output_dir={tmp_path}/whole"))
+    short = (*SHORT, f"output_dir={tmp_path}")
     real = run_results.validation
     calls = []
 
@@ -158,21 +153,25 @@ def test_a_run_that_breaks_is_marked_failed_and_resumed(
 
     monkeypatch.setattr(run_results, "validation", breaks)
     with pytest.raises(KeyboardInterrupt):
-        train.run(config(*short, "seed=1"))
+        train.run(config(*short))
     monkeypatch.setattr(run_results, "validation", real)
     (broken,) = [file.parent for file in tmp_path.glob("*/run.json")]
     assert json.loads((broken / "run.json").read_text(encoding="utf-8"))["status"] == "failed"
     assert not (broken / "metrics.json").exists()
-    resumed = train.run(config(*short, "seed=1", "resume=true"))
+    resumed = train.run(config(*short, "resume=true"))
     assert resumed.run_dir == broken
-    assert resumed.metrics == whole.metrics
+    assert resumed.metrics == finished[1].metrics
+    assert predictions(resumed) == predictions(finished[1])
     assert read(resumed, "run.json")["status"] == "complete"
 
 
 def test_validation_and_the_unchanged_base_are_scored_once(
-    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Compose, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Jobs of a sweep share the base's scores; a run writes the same values as if it had scored them itself."""
+    """Jobs of a sweep share the base's scores; a run writes the same values as if it had scored them itself.
+
+    They share tokenized rows too, and yet the ledger of each covers only the splits that it has read.
+    """
     scored, plain = [], LabelScorer.score
 
     def score(self: LabelScorer, prompts: Any, *moved: Any) -> Any:
@@ -180,14 +179,8 @@ def test_validation_and_the_unchanged_base_are_scored_once(
         return plain(self, prompts, *moved)
 
     monkeypatch.setattr(LabelScorer, "score", score)
-    words = (
-        FEW,
-        "train=smoke",
-        "train.max_steps=2",
-        "train.validation_rows=null",
-        "tracking=none",
-        "data.max_length=63",
-    )
+    limits = ("train.max_steps=2", "train.validation_rows=null", "data.max_length=63")
+    words = (*QUICK, *limits, f"data.files={files}")
     rows = dataset.load(config(*words).data).splits
     validation, test = rows["validation"].height, rows["test"].height
 
@@ -208,6 +201,9 @@ def test_validation_and_the_unchanged_base_are_scored_once(
     again, alone = run("lora", "alone")  # tokens are kept below it, so it shares nothing with the others
     assert again == [validation, test, test]
     assert alone.metrics == other.metrics
-    judged = evaluate.run(config("stage=evaluate", f"run={lora.run_dir}", "stage.split=validation", "tracking=none"))
+    evaluation = ("stage=evaluate", f"run={lora.run_dir}", "stage.split=validation", "tracking=none")
+    judged = evaluate.run(config(*evaluation, f"output_dir={tmp_path / 'sweep'}"), session)
     for name in ("accuracy", "macro_f1"):
         assert judged.metrics["validation"][name] == lora.metrics["validation"][name]
+    told = [set(read(done, "ledger.json")["truncated"]) for done in (lora, zero, judged)]
+    assert told == [{"train", "validation", "test"}, {"test"}, {"validation"}]
