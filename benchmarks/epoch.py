@@ -1,7 +1,7 @@
 """An epoch and seconds to macro-F1 on the embedded default: finsa, stock transformers Trainer, stock trl SFTTrainer.
 
     python benchmarks/epoch.py            four epochs, three turns (minutes)
-    python benchmarks/epoch.py --quick    160 rows, one epoch, one turn; nothing is written
+    python benchmarks/epoch.py --quick    64 rows, one epoch, one turn; nothing is written
 
 Held equal: base weights, LoRA (rank, alpha, targets, dropout of method=lora_response), finished token ids and labels
 (answer and end token), batch size, epochs, learning rate, cosine schedule with 10 % warm-up, seed; after every epoch
@@ -71,9 +71,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.epochs.append((self.seconds, self.judge(model)))
 
 
-def composed(epochs: int) -> RunConfig:
+def composed(epochs: int, *further: str) -> RunConfig:
     """The embedded default, without early stopping."""
-    words = ["train.patience=null", "train.select_by=macro_f1", f"train.epochs={epochs}"]
+    words = ["train.patience=null", "train.select_by=macro_f1", f"train.epochs={epochs}", *further]
     return compose.build(*compose.compose_values(words), words)
 
 
@@ -165,11 +165,12 @@ def main() -> None:
     options.add_argument("--quick", action="store_true")
     options.add_argument("--turns", type=int, default=3)
     options.add_argument("--epochs", type=int, default=4, help="fewer of them make another target")
+    options.add_argument("overrides", nargs="*", help="of the configuration")
     given = options.parse_args()
-    cfg = composed(1 if given.quick else given.epochs)
+    cfg = composed(1 if given.quick else given.epochs, *given.overrides)
     hardware.prepare(cfg.train)
     job = tokenized.build(cfg, dataset.load(cfg.data), tokenizers.load_tokenizer(cfg.model))
-    rows = [dict(row) for row in job.training_rows(cfg)[: 160 if given.quick else None]]
+    rows = [dict(row) for row in job.training_rows(cfg)[: 64 if given.quick else None]]
     passes, found = arms(cfg, job, rows), {}
     for turn in range(1 if given.quick else given.turns):
         for name, one in passes.items():

@@ -11,6 +11,7 @@ from typing import Any
 
 import commands
 import pytest
+from few import FEW
 from transformers import AutoTokenizer
 
 from benchmarks import bench
@@ -20,7 +21,8 @@ from finsa.models import tokenizers
 
 
 def test_the_training_benchmark_compares_equal_settings() -> None:
-    done = commands.run("--quick", "--rows", "4", "--turns", "1", script="benchmarks/training_step.py")
+    words = ["--quick", "--rows", "2", "--batch", "2", "--turns", "1"]
+    done = commands.run(*words, script="benchmarks/training_step.py")
     assert done.returncode == 0, done.stderr
     equal = re.search(
         r"loss ([\d.]+) \(trl ([\d.]+)\), gradients differ by ([\d.e-]+)",
@@ -40,7 +42,7 @@ def test_the_mixture_benchmark_runs_all_settings() -> None:
 
 
 def test_an_epoch_is_compared_with_stock_trainers() -> None:
-    done = commands.run("--quick", script="benchmarks/epoch.py")
+    done = commands.run("--quick", FEW, script="benchmarks/epoch.py")
     assert done.returncode == 0, done.stderr
     found = re.findall(r"turn 1: (.+): \[\(([\d.]+), ([\d.]+)\)\]", done.stdout)
     assert [name for name, _, _ in found] == ["transformers Trainer", "trl SFTTrainer, completion only", "finsa"]

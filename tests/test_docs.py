@@ -38,6 +38,12 @@ def _hooks() -> Any:
     return module
 
 
+@cache
+def _sections() -> list[Any]:
+    """The sections of the reference, with their keys."""
+    return list(_hooks().sections())
+
+
 @pytest.fixture
 def my_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The files shown on the page, written to the places that it names."""
@@ -123,7 +129,7 @@ def _paths(annotation: Any, path: str) -> Iterator[str]:
 
 
 def test_reference_has_every_key_with_a_type_and_a_meaning() -> None:
-    keys = [key for _, section in _hooks().sections() for key in section]
+    keys = [key for _, section in _sections() for key in section]
     expected = {"seed", *(name for name in config.RunConfig.model_fields if name not in ("stage",))}
     for group in ("model", "method", "data", "train", "tracking"):
         expected |= set(_paths(config.RunConfig.model_fields[group].annotation, f"{group}."))
@@ -138,7 +144,7 @@ def test_reference_has_every_key_with_a_type_and_a_meaning() -> None:
 
 def test_reference_has_the_defaults_of_a_command() -> None:
     values = compose.compose_values([])[0]
-    defaults = {key.path: key.default for _, section in list(_hooks().sections())[:6] for key in section}
+    defaults = {key.path: key.default for _, section in _sections()[:6] for key in section}
     for path in ("seed", "model.dtype", "method.adapter.rank", "data.max_length", "train.epochs", "tracking.mode"):
         value: Any = values
         for part in path.split("."):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ import commands
 import pytest
 
 from benchmarks import gpu
-from finsa.config import ROOT
 
 FAR = 600.0
 # Rows of each section that are checked on a CPU, and parts that say that they need a GPU.
@@ -81,14 +78,14 @@ def test_a_section_that_exceeds_its_time_is_stopped(tmp_path: Path, monkeypatch:
 def test_results_are_written_after_every_row(tmp_path: Path) -> None:
     """A killed call leaves its measurements, as JSON and as a table, and no process."""
     file = tmp_path / "gpu.json"
-    words = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--only", "machine", "runs", "correctness"]
-    with subprocess.Popen([*words, "--output", str(file)], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
-        for _ in range(900):
-            if file.is_file() and json.loads(file.read_text())["sections"]["machine"]["rows"]:
-                break
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 128 + signal.SIGTERM
+    words = ["--device", "cpu", "--only", "machine", "runs", "correctness", "--output", str(file)]
+    process = commands.Command(*words, script="benchmarks/gpu.py")
+    for _ in range(900):
+        if file.is_file() and json.loads(file.read_text())["sections"]["machine"]["rows"]:
+            break
+        time.sleep(0.1)
+    process.signal(signal.SIGTERM)
+    assert process.wait(30) == 128 + signal.SIGTERM
     found = json.loads(file.read_text())
     assert (found["form"], list(found["sections"])) == ("small", ["machine", "correctness", "runs"])
     assert found["sections"]["machine"]["rows"][0]["name"] == "packages"

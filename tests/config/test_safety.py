@@ -20,7 +20,7 @@ import yaml
 from few import FEW
 
 from finsa import cli
-from finsa.config import ROOT, USED_BY, RunConfig, catalogue, command_line, compose, safety
+from finsa.config import ROOT, USED_BY, RunConfig, catalogue, command_line, safety
 from finsa.errors import ConfigError, RunError
 from finsa.runs import nested
 from finsa.serving.batching import Batcher, ModelFailedError
@@ -163,17 +163,14 @@ class Bomb:
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
-def test_a_malicious_checkpoint_does_not_execute(name: str, tmp_path: Path, tokenizer: Any) -> None:
+def test_a_malicious_checkpoint_does_not_execute(name: str, config: Compose, tmp_path: Path, tokenizer: Any) -> None:
     """A fit that resumes from a manipulated checkpoint."""
     import torch
     from base_models import small
 
     from finsa.training import fit
 
-    values, choices = compose.compose_values(
-        given := ["train.batch_size=8", "train.micro_batch_size=8", "train.epochs=2", "train.patience=null"]
-    )
-    schedule = compose.build(values, choices, given).train
+    schedule = config("train.batch_size=8", "train.micro_batch_size=8", "train.epochs=2", "train.patience=null").train
 
     def learn() -> None:
         rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]} for _ in range(16)]
@@ -368,7 +365,7 @@ def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_secrets_are_written_nowhere(tmp_path: Path) -> None:
     """A run with an offline tracker; all its files and output are searched."""
     short = ["train=smoke", "train.max_steps=2", "stage.compare_base=false", "tracking.mode=offline"]
-    done = _run(tmp_path, "method=majority", *short, "output_dir=out")
+    done = _run(tmp_path, "method=majority", FEW, *short, "output_dir=out")
     assert done.returncode == 0, done.stderr
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert any("wandb" in str(file) for file in files)
