@@ -199,6 +199,10 @@ def test_the_report_shows_the_mixture(finished: tuple[RunConfig, Result], config
     assert (tmp_path / "figures" / "router.png").stat().st_size > 5000
 
 
+def named(news: object, forum: object) -> str:
+    return f"stage.experts={{news: {news}, forum: {forum}}}"
+
+
 def restore_hard_routed(result: Result, config: Compose, place: Path) -> None:
     """Evaluate a mixture, of which one expert scores each row and which was not compared, from its folder."""
     again = evaluate.run(config("stage=evaluate", f"run={result.run_dir}", "tracking=none", f"output_dir={place}"))
@@ -211,12 +215,16 @@ def restore_hard_routed(result: Result, config: Compose, place: Path) -> None:
 QUICK = ("train.max_steps=2", "stage.warmup_steps=1", "stage.compare=false")
 
 
-def test_a_quantized_mixture_whose_router_reads_a_layer_is_restored(
-    config: Compose, files: Path, tmp_path: Path
+def test_a_quantized_mixture_of_named_experts_whose_router_reads_a_layer_is_restored(
+    finished: tuple[RunConfig, Result], config: Compose, files: Path, tmp_path: Path
 ) -> None:
+    facts = read(folder(finished[1]) / "run.json")
     kind = ("method=lora_adaptive_balanced", "method.quantization=nf4", "stage.router.read=layer")
-    words = (*SHORT, *JOINT, *QUICK, *kind, "stage.routing=top_k", f"data.files={files}", f"output_dir={tmp_path}")
-    restore_hard_routed(moe_joint.run(config(*words)), config, tmp_path)
+    words = (*SHORT, *JOINT, *QUICK, *kind, "stage.routing=top_k", named(**facts["experts"]))
+    result = moe_joint.run(config(*words, f"data.files={files}", f"output_dir={tmp_path}"))
+    assert stages(tmp_path) == ["moe_joint"]
+    assert read(folder(result) / "run.json")["experts"] == facts["experts"]
+    restore_hard_routed(result, config, tmp_path)
 
 
 def test_resume_continues_expert_training_before_a_mixture_of_outputs_with_a_head_exists(
@@ -248,10 +256,6 @@ def test_resume_continues_expert_training_before_a_mixture_of_outputs_with_a_hea
 
 
 # ------------------------------------------------------------------------------------------------ errors
-
-
-def named(news: object, forum: object) -> str:
-    return f"stage.experts={{news: {news}, forum: {forum}}}"
 
 
 def test_missing_experts_are_named_with_their_commands(config: Compose, files: Path, tmp_path: Path) -> None:

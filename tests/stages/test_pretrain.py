@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from finsa.config import ROOT, RunConfig
@@ -31,7 +32,7 @@ def test_a_shortened_recipe_learns(config: Compose, tmp_path: Path) -> None:
         "experiment=tiny_base",
         "data.corpus.documents=1500",
         "data.corpus.block=64",
-        "train.max_steps=25",
+        "train.max_steps=15",
         "train.log_every=5",
         f"output_dir={tmp_path}/runs",
         f"output={tmp_path}/kept",
@@ -75,5 +76,6 @@ def test_the_committed_base_has_the_loss_its_log_claims(config: Compose, corpus:
 def test_the_base_never_saw_a_held_out_text(config: Compose, corpus: documents.Documents) -> None:
     protected = documents.protected(config("experiment=tiny_base").data)
     assert len(protected) == 1192
-    everything = "\n".join(corpus.learn + corpus.held)
-    assert [text for text in protected if text in everything] == []
+    everything = pl.Series(corpus.learn + corpus.held)
+    assert everything.str.contains_any([everything[7][3:20]]).any()
+    assert not everything.str.contains_any(protected).any()

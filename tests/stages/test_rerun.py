@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, RunError
 from finsa.evaluation import reproduction
+from finsa.runs.run_folder import Result
 from finsa.stages import rerun, train
 
 Config = Callable[..., RunConfig]
@@ -103,7 +104,11 @@ def _first(first: Path, second: Path) -> tuple[str, str]:
     return next((check.what, check.details) for check in reproduction.compare(first, second) if not check.same)
 
 
-def test_a_difference_is_an_error(first: Path, config: Config, tmp_path: Path) -> None:
+def test_a_difference_is_an_error(
+    first: Path, small_run: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The repetition is the run itself; `test_a_trained_run_is_reproduced` really repeats it."""
+    monkeypatch.setattr(rerun.nested, "run", lambda cfg, session: Result("train", small_run, {}))
     metrics = json.loads((first / "metrics.json").read_text(encoding="utf-8"))
     metrics["test"]["macro_f1"] = 0.99
     (first / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ SPACE = (
     "stage.space=[{key: train.learning_rate, low: 0.0005, high: 0.01, log: true}, "
     "{key: method.adapter.rank, low: 2, high: 4}]"
 )
-QUICK = [FEW, "train=smoke", "train.max_steps=2", "tracking=none", "stage.startup=1"]
+QUICK = [FEW, "train=smoke", "train.max_steps=2", "train.batch_size=4", "tracking=none", "stage.startup=1"]
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -100,7 +101,7 @@ def test_a_poor_trial_is_stopped_and_marked(config: Callable[..., RunConfig], tm
     assert isinstance(cfg.stage, search.SearchStage)
     study = Study(stop=True)
     folder = run_folder.RunFolder(tmp_path, {})
-    words = ["train=smoke", "train.validate_every=1", "tracking=none"]
+    words = [FEW, "train=smoke", "train.batch_size=4", "train.validate_every=1", "tracking=none"]
     job = Job(("stage=search", *words), {}, (), tmp_path, None, 0)
     line = search._trial(optuna, study, cfg.stage, folder, 0, Session(job))
     assert "pruned: after 1 steps" in line
@@ -111,40 +112,64 @@ def test_a_poor_trial_is_stopped_and_marked(config: Callable[..., RunConfig], tm
     assert not (tmp_path / "trials" / "001" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("damage", ["none", "half a line", "a lock of the process that is gone"])
-def test_an_interrupted_search_resumes_with_the_same_trials(
-    damage: str, config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[float] = []
-    stop_at = None
+def search_words(place: Path) -> tuple[str, ...]:
+    return "stage=search", "stage.trials=4", "stage.startup=1", SPACE, *QUICK, f"output_dir={place}"
 
-    def trial(cfg: RunConfig, session: Session) -> run_folder.Result:
-        if len(made) == stop_at:
+
+class Trials:
+    """Stands for the runs of the trials; the score of each is its learning rate."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.rates, self.stop_at = list[float](), stop_at
+
+    def __call__(self, cfg: RunConfig, session: Session) -> run_folder.Result:
+        if len(self.rates) == self.stop_at:
             raise KeyboardInterrupt
-        made.append(cfg.train.learning_rate)
+        self.rates.append(cfg.train.learning_rate)
         return run_folder.Result("train", None, {}, cfg.train.learning_rate)
 
-    def words(name: str) -> tuple[str, ...]:
-        return "stage=search", "stage.trials=4", "stage.startup=1", SPACE, *QUICK, f"output_dir={tmp_path / name}"
 
-    monkeypatch.setattr(search.nested, "run", trial)
-    whole = search.run(config(*words("whole")))
-    undisturbed, made, stop_at = made, [], 2
-    with pytest.raises(KeyboardInterrupt):
-        search.run(config(*words("cut")))
-    stop_at = None
-    (journal,) = (tmp_path / "cut").rglob("journal.log")
+@pytest.fixture(scope="module")
+def interrupted(
+    config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, list[float]]:
+    """A whole search, the output folder of the same search that was interrupted in the third trial, and all rates."""
+    base = tmp_path_factory.mktemp("searches")
+    undisturbed, first = Trials(), Trials(stop_at=2)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(search.nested, "run", undisturbed)
+        whole = search.run(config(*search_words(base / "whole"))).run_dir
+        patched.setattr(search.nested, "run", first)
+        with pytest.raises(KeyboardInterrupt):
+            search.run(config(*search_words(base / "cut")))
+    assert whole is not None
+    assert first.rates == undisturbed.rates[:2]
+    return whole, base / "cut", undisturbed.rates
+
+
+@pytest.mark.parametrize("damage", ["none", "half a line", "a lock of the process that is gone"])
+def test_an_interrupted_search_resumes_with_the_same_trials(
+    damage: str,
+    interrupted: tuple[Path, Path, list[float]],
+    config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, cut, rates = interrupted
+    place, resumed = shutil.copytree(cut, tmp_path / "cut"), Trials()
+    (journal,) = place.rglob("journal.log")
     if damage == "half a line":
         journal.write_text(journal.read_text() + '{"op_code": 5, "wor')
     if damage.startswith("a lock"):
         journal.with_name("journal.log.lock").symlink_to(journal)
-    result = search.run(config(*words("cut"), "resume=true"))
-    assert made == undisturbed
-    assert len(set(made)) == 4
+    monkeypatch.setattr(search.nested, "run", resumed)
+    result = search.run(config(*search_words(place), "resume=true"))
+    assert resumed.rates == rates[2:]
+    assert len(set(rates)) == 4
     assert result.run_dir is not None
-    assert whole.run_dir is not None
+    assert result.run_dir.parent == place
     for name in ("search.json", "trials.csv"):
-        assert (result.run_dir / name).read_text() == (whole.run_dir / name).read_text()
+        assert (result.run_dir / name).read_text() == (whole / name).read_text()
 
 
 @pytest.mark.parametrize(
