@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import compositions
 import pytest
 
 from finsa.cli import QUIET
@@ -94,7 +95,9 @@ def config() -> Callable[..., RunConfig]:
 
 @cache
 def _config(*overrides: str, folders: tuple[Path, ...] = ()) -> RunConfig:
-    return compose.build(*compose.compose_values(overrides, folders), overrides)
+    if folders:
+        return compose.build(*compose.compose_values(overrides, folders), overrides)
+    return compositions.config(*overrides)
 
 
 @pytest.fixture(scope="session")

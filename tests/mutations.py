@@ -89,10 +89,10 @@ class Verdict:
 
 
 @cache
-def bases() -> tuple[tuple[str, ...], ...]:
-    """Every choice of every group with its required options; the command without words comes first."""
+def bases(*groups: str) -> tuple[tuple[str, ...], ...]:
+    """Every choice of these or all groups with its required options; the command without words comes first."""
     found: list[tuple[str, ...]] = [()]
-    for group in catalogue.groups():
+    for group in groups or catalogue.groups():
         for choice in catalogue.choices_of(group):
             word = f"{group}={choice}"
             found.append((word, *NEEDS.get(word, ())))

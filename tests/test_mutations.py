@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import compositions
 import mutations
+import pytest
 
-from finsa.config import catalogue
+from finsa.config import catalogue, command_line
 
 BASES: tuple[tuple[str, ...], ...] = ((), ("train=smoke",), ("stage=check",))
 
 
-def test_mutated_commands_are_refused_and_the_right_one_is_suggested() -> None:
+def test_mutated_commands_are_refused_and_the_right_one_is_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line, "check", partial(command_line.check, compositions=compositions.shared()))
     found = mutations.run(72, of=BASES)
     assert {verdict.mutation.kind for verdict in found} >= {"look-alike", "smuggled", "given twice", "contradictory"}
     missed = [(verdict.base, verdict.mutation, verdict.said) for verdict in found if not verdict.caught]
@@ -25,7 +29,7 @@ def test_mutated_commands_are_refused_and_the_right_one_is_suggested() -> None:
 
 def test_every_stage_is_mutated() -> None:
     stages = {f"stage={name}" for name in catalogue.choices_of("stage")}
-    assert stages <= {base[0] for base in mutations.bases() if base}
+    assert stages <= {base[0] for base in mutations.bases("stage") if base}
 
 
 def test_a_verdict_can_be_negative() -> None:

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from compositions import check
 
 from finsa.config import ROOT, catalogue, command_line
 from finsa.errors import ConfigError
@@ -130,7 +131,7 @@ CHECKED = [tuple(_overrides(command)) for command in ALL_COMMANDS if not _uses_s
 
 @pytest.mark.parametrize("words", sorted(set(CHECKED)), ids=" ".join)
 def test_command_passes_the_check(words: tuple[str, ...]) -> None:
-    command_line.check(words)
+    check(*words)
 
 
 @pytest.mark.parametrize("document", COMMANDS)
@@ -155,11 +156,11 @@ def test_configuration_files_in_contributing_compose(tmp_path: Path) -> None:
 
 def test_a_wrong_command_would_be_detected() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'lora'"):
-        command_line.check(_overrides("python run.py -m stage=evaluate run=<folder or file> --cfg job method=lara"))
+        check(*_overrides("python run.py -m stage=evaluate run=<folder or file> --cfg job method=lara"))
     with pytest.raises(ConfigError, match="Did you mean 'lora'"):
-        command_line.check(_overrides("torchrun --nproc-per-node 2 run.py method=lara  # on two processors"))
+        check(*_overrides("torchrun --nproc-per-node 2 run.py method=lara  # on two processors"))
     with pytest.raises(ConfigError, match="利好,: is not of the form key=value"):
-        command_line.check(_overrides("python run.py data.labels={positive: 利好, negative: 利空}"))
+        check(*_overrides("python run.py data.labels={positive: 利好, negative: 利空}"))
 
 
 @pytest.mark.parametrize("document", COMMANDS)

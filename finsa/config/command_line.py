@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from finsa.config import catalogue, quoting
 from finsa.config.base import locate
 from finsa.config.catalogue import REPOSITORY, Folders
-from finsa.config.compose import build, compose_values, several_values
+from finsa.config.compose import Compositions, build, compose_values, several_values
 from finsa.config.keys import below_mapping, kind_of, nearest_key, replaces, takes_any_key, unknown_key
 from finsa.config.run import RunConfig
 from finsa.errors import ConfigError, Problem, latinize, nearest, suggest
@@ -41,13 +41,16 @@ SWEPT = ("train", "check")  # stages that run an experiment's sweep
 Choices = Mapping[str, Sequence[str]]
 
 
-def check(overrides: Sequence[str], sweep: bool = True, folders: Folders = ()) -> list[RunConfig]:
+def check(
+    overrides: Sequence[str], sweep: bool = True, folders: Folders = (), compositions: Compositions | None = None
+) -> list[RunConfig]:
     """Check the overrides of a command, including those of a sweep, without running anything.
 
     Args:
         overrides: words such as ``method=lora`` or ``train.epochs=3,5``.
         sweep: whether the command has ``-m``; without it, a key has one value.
         folders: added with ``--config-dir``.
+        compositions: those made before, see `compose_values`.
 
     Returns:
         The configuration of each job.
@@ -79,9 +82,10 @@ def check(overrides: Sequence[str], sweep: bool = True, folders: Folders = ()) -
             valid.append(override)
     problems += _conflicts_with_run(valid, choices)
     configurations = list[RunConfig]()
+    compositions = {} if compositions is None else compositions
     for job in _jobs(valid, choices):
         try:
-            configurations.append(build(*compose_values(job, folders), job))
+            configurations.append(build(*compose_values(job, folders, compositions), job))
         except ConfigError as error:
             problems += error.problems
     if problems:

@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,8 +30,20 @@ from finsa.session import Job, current_job
 REFUSALS = (HydraException, OmegaConfBaseException, yaml.YAMLError)  # of Hydra and YAML; see `refused`
 
 
-def compose_values(overrides: Sequence[str], folders: Folders = ()) -> tuple[dict[str, Any], Files]:
+# Unresolved configurations and their chosen files, by what they were composed of: folders and choices.
+Compositions = dict[tuple[object, ...], tuple[Any, Files]]
+
+
+def compose_values(
+    overrides: Sequence[str], folders: Folders = (), compositions: Compositions | None = None
+) -> tuple[dict[str, Any], Files]:
     """Compose ``conf/`` and the folders of ``--config-dir`` with overrides.
+
+    Args:
+        overrides: words such as ``method=lora`` or ``train.epochs=3``.
+        folders: added with ``--config-dir``.
+        compositions: those made so far; a new one is added. Hydra takes a tenth of a second to read and merge files, so
+            configurations with the same files, such as the jobs of a sweep over seeds, share a composition.
 
     Returns:
         The values, and the chosen file of each group.
@@ -37,21 +51,60 @@ def compose_values(overrides: Sequence[str], folders: Folders = ()) -> tuple[dic
     Raises:
         ConfigError: for what Hydra itself refuses.
     """
+    if compositions is not None:
+        try:
+            choices, values = _choices_and_values(overrides)
+            key = (catalogue.CONF, folders, choices)
+            if key not in compositions:
+                compositions[key] = _compose(choices, folders)
+            composed, files = copy.deepcopy(compositions[key])
+            for override in values:  # as Hydra sets them
+                OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
+            safety.require_no_code(OmegaConf.to_container(composed, resolve=False))
+            return _plain(composed), files
+        except (ConfigError, *REFUSALS):
+            pass  # Hydra composes other kinds of overrides, and reports what is wrong
+    try:
+        composed, files = _compose(overrides, folders)
+        return _plain(composed), files
+    except REFUSALS as error:
+        raise refused(error) from None
+
+
+def _compose(overrides: Sequence[str], folders: Folders) -> tuple[Any, Files]:
+    """Compose a ``DictConfig`` without Hydra's section."""
     search_path = [f"hydra.searchpath=[{','.join(repr(f'file://{folder}') for folder in folders)}]"] if folders else []
     running = GlobalHydra.instance()
     outer, running.hydra = running.hydra, None  # a running job may compose the configuration of another one
     try:
         with initialize_config_dir(str(catalogue.CONF), version_base="1.3"):
             composed = compose("config", [*overrides, *search_path], return_hydra_config=True)
-        files = _chosen_files(composed.hydra.runtime.choices, folders)
-        safety.require_no_code(OmegaConf.to_container(composed, resolve=False))
-        OmegaConf.set_struct(composed, False)
-        del composed["hydra"]
-        return _plain(composed), files
-    except REFUSALS as error:
-        raise refused(error) from None
     finally:
         running.hydra = outer
+    files = _chosen_files(composed.hydra.runtime.choices, folders)
+    safety.require_no_code(OmegaConf.to_container(composed, resolve=False))
+    OmegaConf.set_struct(composed, False)
+    del composed["hydra"]
+    OmegaConf.set_struct(composed, True)
+    return composed, files
+
+
+def _choices_and_values(overrides: Sequence[str]) -> tuple[tuple[str, ...], list[Override]]:
+    """Separate choices of files from values of keys.
+
+    Raises:
+        HydraException: for other kinds of overrides.
+    """
+    choices, values = list[str](), list[Override]()
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.get_key_element()  # with +, ~ and @
+        if key in catalogue.groups():
+            choices.append(str(override.input_line))
+        elif key.split(".")[0] in RunConfig.model_fields and "@" not in key and not override.is_sweep_override():
+            values.append(override)
+        else:
+            raise HydraException(f"{override.input_line} is neither a choice nor a value")
+    return tuple(choices), values
 
 
 def from_hydra(config: Any, job: Job) -> RunConfig:

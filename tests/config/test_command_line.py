@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from compositions import check
 
 from finsa.config import AugmentStage, ChainStage, RunConfig, catalogue, command_line, compose
 from finsa.errors import ConfigError, Problem
@@ -20,7 +21,7 @@ Configure = Callable[..., RunConfig]
 
 def _refused(*overrides: str) -> list[Problem]:
     with pytest.raises(ConfigError) as caught:
-        command_line.check(overrides)
+        check(*overrides)
     return caught.value.problems
 
 
@@ -66,17 +67,17 @@ def _write(file: Path, old: str, new: str) -> None:
     ],
 )
 def test_right_command_passes(command: str) -> None:
-    command_line.check([word for word in command.split() if not word.startswith("-")])
+    check(*[word for word in command.split() if not word.startswith("-")])
 
 
-@pytest.mark.parametrize("sweep", ["method=glob(*)", "method=glob(lora*)", "model=glob(*,exclude=[glm*,local])"])
+@pytest.mark.parametrize("sweep", ["tracking=glob(*)", "method=glob(lora_l*)", "train=glob(*,exclude=[finllm*])"])
 def test_glob_sweep_passes(sweep: str) -> None:
-    command_line.check([sweep])
+    check(sweep)
 
 
 def test_optional_key_of_an_architecture_may_be_added() -> None:
     """An architecture accepts any key; one missing in the file can only be set with a +."""
-    command_line.check(["+model.architecture.head_dim=64"])
+    check("+model.architecture.head_dim=64")
 
 
 @pytest.mark.parametrize(("override", "epochs"), [("train.epochs=7", 7), ("train=smoke", 1)])
@@ -212,14 +213,14 @@ def test_a_key_of_another_choice_is_not_attributed_to_null(override: str) -> Non
 def test_chinese_needs_no_quotes_or_the_message_requests_them(override: str) -> None:
     """Hydra's grammar allows Chinese only in quotes; the message must not blame the key=value syntax."""
     try:
-        command_line.check([override])
+        check(override)
     except ConfigError as error:
         assert "quote" in str(error)  # noqa: PT017 - either outcome is right
 
 
 def test_experiment_null_is_accepted_or_refused_in_one_message() -> None:
     try:
-        command_line.check(["experiment=null"])
+        check("experiment=null")
     except ConfigError as error:
         assert [problem.path for problem in error.problems] == ["experiment"]  # noqa: PT017 - either outcome is right
 
@@ -276,14 +277,13 @@ def test_a_map_of_user_defined_words_needs_no_quotes(written: str, meant: object
     """In place of a list or of another map, with any quoting; Hydra's grammar does not accept Chinese keys at all."""
     words = [command_line.quote(word) for word in (choice, f"data.labels={written}")]
     assert [command_line.quote(word) for word in words] == words
-    command_line.check(words)
-    values, choices = compose.compose_values(words)
-    assert compose.build(values, choices, words).data.labels == meant
+    (cfg,) = check(*words)
+    assert cfg.data.labels == meant
 
 
 def test_maps_in_a_sweep_become_jobs() -> None:
     word = command_line.quote("data.labels={利好: 正, 利空: 负},{利好: 多, 利空: 空}")
-    jobs = command_line.check([word])
+    jobs = check(word)
     assert [job.data.labels for job in jobs] == [{"利好": "正", "利空": "负"}, {"利好": "多", "利空": "空"}]
     assert command_line.quote("data.labels=choice([利好,利空],[正,负])") == "data.labels='[利好,利空]','[正,负]'"
 
@@ -373,7 +373,7 @@ def test_arguments_in_the_style_of_other_programs_are_translated(words: str, mes
 )
 def test_several_values_without_the_multirun_flag(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        command_line.check([override], sweep=False)
+        check(override, sweep=False)
     assert str(caught.value) == f"{message}  [command line]"
 
 
@@ -428,6 +428,39 @@ def test_sweep_with_one_bad_value_names_it_once() -> None:
     assert _only("method=lora,lroa").text == "there is no 'lroa'. Did you mean 'lora'?"
 
 
+def test_jobs_that_differ_only_in_values_share_a_composition() -> None:
+    """They have the values that Hydra composes for each of them; it composes other kinds of overrides itself."""
+    sweep = [("method=lora", "seed=1"), ("method=lora", "seed=2"), ("method=full", "seed=3", "output_dir=of_${seed}")]
+    quoted = command_line.quote("data.labels={利好: 正, 利空: 负}")
+    others = [
+        ("seed=4", quoted, "data.columns={text: t}", "train.epochs=null"),
+        ("++seed=5",),
+        ("train.log_every=${seed}",),
+    ]
+    compositions: compose.Compositions = {}
+    for job in (*sweep, *others):
+        assert compose.compose_values(job, (), compositions) == compose.compose_values(job)
+    assert [choices for _, _, choices in compositions] == [("method=lora",), ("method=full",), ()]
+    command_line.check(["method=lora,full", "seed=1,2,3"], compositions=compositions)
+    assert len(compositions) == 3
+
+
+def test_what_is_wrong_is_reported_as_hydra_reports_it_with_shared_compositions() -> None:
+    compositions: compose.Compositions = {}
+    for words in (
+        ["foo=1"],
+        ["model.architecture.x=1"],
+        ["method={_target_: a}"],
+        ["seed=${oc.env:HOME}"],
+        ["train=x"],
+    ):
+        with pytest.raises(ConfigError) as shared:
+            compose.compose_values(words, (), compositions)
+        with pytest.raises(ConfigError) as alone:
+            compose.compose_values(words)
+        assert shared.value.problems == alone.value.problems
+
+
 def test_a_sweep_whose_jobs_fail_only_in_combination() -> None:
     """batch_size=32 fits both, 35 fits only one of the two: the pair is found."""
     assert (
@@ -474,7 +507,7 @@ def test_origin_of_an_experiments_value(conf: Path) -> None:
 
 def test_command_line_repairs_a_wrong_file(conf: Path) -> None:
     _write(conf / "train" / "default.yaml", "weight_decay: 0.0", "weight_decay: -0.5")
-    command_line.check(["train.weight_decay=0"])
+    check("train.weight_decay=0")
 
 
 def test_misspelt_and_missing_key_of_a_file(conf: Path) -> None:
@@ -630,7 +663,7 @@ def test_the_message_for_a_missing_launcher_names_the_extra() -> None:
     with pytest.raises(
         ConfigError, match=r"hydra/launcher: 'cloud' is not installed, only basic.*pip install 'finsa\[la"
     ):
-        command_line.check(["method=lora,full", "hydra/launcher=cloud"])
+        check("method=lora,full", "hydra/launcher=cloud")
 
 
 @pytest.mark.parametrize(
@@ -639,15 +672,15 @@ def test_the_message_for_a_missing_launcher_names_the_extra() -> None:
 def test_a_text_may_contain_any_characters(text: str) -> None:
     words = ["stage=predict", "run=somewhere", command_line.quote(f"text={text}")]
     assert command_line.quote(words[-1]) == words[-1], "a quoted word does not change"
-    values, choices = compose.compose_values(words)
-    assert compose.build(values, choices, words).text == text
+    (cfg,) = check(*words)
+    assert cfg.text == text
 
 
 @pytest.mark.parametrize("stage", ["predict input=a.csv output=b.csv", "export format=onnx"])
 def test_settings_defined_by_the_run_cannot_be_set(stage: str) -> None:
     words = [*f"stage={stage}".split(), "run=somewhere", "data.max_length=64"]
     with pytest.raises(ConfigError, match=r"data\.max_length: comes from the run folder"):
-        command_line.check(words)
+        check(*words)
 
 
 def test_predict_names_the_key_of_the_input_files_column() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import compositions
 import pytest
 from pydantic import ValidationError
 
@@ -260,7 +261,7 @@ def test_runs_of_the_embedded_default_are_called_a_demonstration(config: Configu
 
 def test_method_settings_of_an_experiment_apply_unless_the_command_sets_them() -> None:
     def composed(*words: str, **per_method: Any) -> RunConfig:
-        values, chosen = compose.compose_values(words)
+        values, chosen = compose.compose_values(words, (), compositions.shared())
         return compose.build(values | ({"per_method": per_method} if per_method else {}), chosen, words)
 
     assert composed("experiment=aidf_real", "method=lora").train.learning_rate == 1e-2

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 from base_models import small
+from compositions import config
 
-from finsa.config import Adapter, compose
+from finsa.config import Adapter
 from finsa.errors import ConfigError, ModelError
 from finsa.models import adapters
 
@@ -17,8 +18,7 @@ IDS = torch.arange(2, 40)[None]
 
 @pytest.fixture
 def section() -> Any:
-    values, choices = compose.compose_values(["model.weights=random"])
-    return compose.build(values, choices, []).model
+    return config("model.weights=random").model
 
 
 def logits(model: Any) -> torch.Tensor:

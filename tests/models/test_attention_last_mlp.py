@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from base_models import small, write_experts
+from compositions import config
 
-from finsa.config import compose
 from finsa.inference.label_tree import LabelTree
 from finsa.inference.scoring import label_log_probs
 from finsa.models import adapters, attention
@@ -23,8 +23,7 @@ LENGTHS = torch.tensor([20, 27, 12, 25])
 
 
 def adapted_model(architecture: str) -> Any:
-    values, choices = compose.compose_values(["model.weights=random", "method=lora_all"])
-    cfg = compose.build(values, choices, [])
+    cfg = config("model.weights=random", "method=lora_all")
     assert cfg.method.adapter is not None
     chosen = cfg.method.adapter.model_copy(
         update={"dropout": 0.0, "targets": ("q_proj", "v_proj", "down_proj") if architecture != "full" else ()}
@@ -86,8 +85,8 @@ def test_a_choice_among_labels_is_the_same(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("mix", ["input", "output"])
 def test_a_mixture_is_the_same(mix: str, rows: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["stage=moe_joint", f"stage.mix={mix}"]  # output: the experts' rows stand below one another
-    stage: Any = compose.build(*compose.compose_values(words), words).stage
+    # output: the experts' rows stand below one another
+    stage: Any = config("stage=moe_joint", f"stage.mix={mix}").stage
     model = Mixture(small("qwen2"), experts.read(write_experts(tmp_path, number=2)), stage, None, 0.0, seed=0)
     model.set_trainable(experts=True)
     ids, span = IDS[:rows], torch.tensor([[2, 10]] * rows)

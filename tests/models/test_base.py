@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import compositions
 import pytest
 import torch
 from base_models import small
@@ -51,8 +52,7 @@ LORA = [
 
 
 def composed(*overrides: str) -> RunConfig:
-    values, choices = compose.compose_values(overrides)
-    return compose.build(values, choices, overrides)
+    return compose.build(*compose.compose_values(overrides, (), compositions.shared()), overrides)
 
 
 def test_every_model_file_has_a_known_total() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from base_models import small
+from numpy.typing import NDArray
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
@@ -27,11 +30,13 @@ QUERY = "model.layers.0.self_attn.q_proj.weight"
 SHORT = (
     "model.dtype=float32",
     "train=smoke",
-    "train.max_steps=3",
+    "train.max_steps=4",
+    "train.batch_size=8",
     "train.learning_rate=5e-3",
     "train.warmup=0",
     "method.rows_per_class=16",
 )
+ONE_STEP = {"max_steps": 1, "validate_every": 1}
 METHODS = (
     ("lora_response",),
     ("dora",),
@@ -62,6 +67,11 @@ def load(cfg: RunConfig) -> Any:
     return base.load_base(cfg.model, cfg.seed, cfg.method.quantization)
 
 
+def scores(model: Any, job: tokenized.TokenizedDataset) -> NDArray[np.float64]:
+    """Label scores of a few prompts."""
+    return scorer(model, job.renderer, 4096).score(job.prompts("test")[:12])
+
+
 def trained(
     cfg: RunConfig,
     job: tokenized.TokenizedDataset,
@@ -89,25 +99,54 @@ def trained(
     return model
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A method trained for a few steps and restored, with label scores of the same prompts, (n, labels)."""
+
+    cfg: RunConfig
+    folder: Path
+    base: NDArray[np.float64]
+    trained: NDArray[np.float64]
+    base_afterwards: NDArray[np.float64] | None
+    restored: NDArray[np.float64]
+
+
+@pytest.fixture(scope="module")
+def fitted(
+    config: Configure, job: tokenized.TokenizedDataset, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Fitted]:
+    """Train and restore a method, once per module."""
+
+    @cache
+    def of(method: str, *further: str) -> Fitted:
+        cfg, folder = config(f"method={method}", *SHORT, *further), tmp_path_factory.mktemp("fitted")
+        backbone = load(cfg)
+        before = scores(backbone, job)
+        model = trained(cfg, job, backbone, folder)
+        after = scores(model, job)
+        factory.detach(model)
+        if cfg.method.learn == "all":
+            left = None
+            backbone = base.load_base(cfg.model.model_copy(update={"path": str(folder / "model")}), cfg.seed)
+        else:
+            left = scores(backbone, job)
+        restored = factory.restore(cfg, backbone, factory.adapter_folder(cfg, folder), job.renderer)
+        again = scores(restored, job)
+        factory.detach(restored)
+        return Fitted(cfg, folder, before, after, left, again)
+
+    return of
+
+
 @pytest.mark.parametrize("method", METHODS, ids=" ".join)
 def test_trained_weights_are_restored_and_the_base_stays(
-    config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path, method: tuple[str, ...]
+    fitted: Callable[..., Fitted], method: tuple[str, ...]
 ) -> None:
-    cfg = config(f"method={method[0]}", *SHORT, *method[1:])
-    texts, backbone = job.prompts("test")[:24], load(cfg)
-    before = scorer(backbone, job.renderer, 4096).score(texts)
-    model = trained(cfg, job, backbone, tmp_path)
-    after = scorer(model, job.renderer, 4096).score(texts)
-    assert np.abs(after - before).max() > 1e-3
-    factory.detach(model)
-    if cfg.method.learn == "all":
-        place = tmp_path / "model"
-        backbone = base.load_base(cfg.model.model_copy(update={"path": str(place)}), cfg.seed)
-    else:
-        assert np.array_equal(scorer(backbone, job.renderer, 4096).score(texts), before)
-    restored = factory.restore(cfg, backbone, factory.adapter_folder(cfg, tmp_path), job.renderer)
-    np.testing.assert_allclose(scorer(restored, job.renderer, 4096).score(texts), after, atol=2e-4)
-    factory.detach(restored)
+    one = fitted(*method)
+    assert np.abs(one.trained - one.base).max() > 1e-3
+    assert (one.base_afterwards is None) == (one.cfg.method.learn == "all")
+    assert one.base_afterwards is None or np.array_equal(one.base_afterwards, one.base)
+    np.testing.assert_allclose(one.restored, one.trained, atol=2e-4)
 
 
 def test_jobs_that_share_a_base_do_not_share_its_checkpointing(
@@ -117,19 +156,16 @@ def test_jobs_that_share_a_base_do_not_share_its_checkpointing(
     cfg = config("method=lora_response", *SHORT)
     backbone = load(cfg)
     hooks = len(backbone.get_input_embeddings()._forward_hooks)
-    model = trained(cfg, job, backbone, tmp_path, gradient_checkpointing=True)
+    model = trained(cfg, job, backbone, tmp_path, gradient_checkpointing=True, **ONE_STEP)
     assert backbone.is_activation_checkpointing
     factory.detach(model)
     assert not backbone.is_activation_checkpointing
     assert len(backbone.get_input_embeddings()._forward_hooks) == hooks
 
 
-def test_adapters_on_a_quantized_base_stay_in_float32(
-    config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path
-) -> None:
-    cfg = config("method=qlora", *SHORT)
-    factory.detach(trained(cfg, job, load(cfg), tmp_path))
-    saved = load_file(factory.adapter_folder(cfg, tmp_path) / "adapter_model.safetensors")
+def test_adapters_on_a_quantized_base_stay_in_float32(fitted: Callable[..., Fitted]) -> None:
+    one = fitted("qlora")
+    saved = load_file(factory.adapter_folder(one.cfg, one.folder) / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in saved.values())
 
@@ -140,7 +176,7 @@ def test_pissa_is_saved_as_plain_lora_of_twice_the_rank(
     cfg = config("method=pissa", *SHORT)
     backbone = load(cfg)
     weights = {name: p.clone() for name, p in backbone.named_parameters()}
-    model = trained(cfg, job, backbone, tmp_path)
+    model = trained(cfg, job, backbone, tmp_path, **ONE_STEP)
     assert not torch.equal(model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight, weights[QUERY])
     factory.detach(model)
     assert all(torch.equal(p, weights[name]) for name, p in backbone.named_parameters())
@@ -184,7 +220,7 @@ def test_lora_plus_moves_b_faster(config: Configure, job: tokenized.TokenizedDat
     model = factory.build(cfg, load(cfg), job.renderer)
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     factory.detach(model)
-    model = trained(cfg, job, load(cfg), tmp_path, max_steps=1, validate_every=1)
+    model = trained(cfg, job, load(cfg), tmp_path, **ONE_STEP)
     moved = {
         name: float((p.detach() - start[name]).abs().max()) for name, p in model.named_parameters() if p.requires_grad
     }
@@ -213,19 +249,12 @@ def test_training_starts_from_a_saved_adapter(
     job: tokenized.TokenizedDataset,
     tmp_path: Path,
     method: tuple[str, ...],
+    fitted: Callable[..., Fitted],
     request: pytest.FixtureRequest,
 ) -> None:
     """At step 0 weights equal those saved, and label scores those of the saved adapter; then they move."""
-    first = (
-        config("method=pissa", *SHORT) if request.node.callspec.id == "pissa" else config(f"method={method[0]}", *SHORT)
-    )
-    texts, backbone = job.prompts("test")[:24], load(first)
-    factory.detach(trained(first, job, backbone, tmp_path / "first"))
-    folder = factory.adapter_folder(first, tmp_path / "first")
-    restored = factory.restore(first, backbone, folder, job.renderer)
-    expected = scorer(restored, job.renderer, 4096).score(texts)
-    factory.detach(restored)
-
+    first = fitted("pissa" if request.node.callspec.id == "pissa" else method[0])
+    folder, backbone = factory.adapter_folder(first.cfg, first.folder), load(first.cfg)
     cfg = config(f"method={method[0]}", *SHORT, *method[1:], f"method.adapter.init={folder}", "seed=7")
     assert cfg.method.adapter is not None
     assert list(adapter_folders.problems(cfg.model, cfg.method.adapter)) == []
@@ -236,11 +265,11 @@ def test_training_starts_from_a_saved_adapter(
     assert all(torch.equal(saved[name], state[name]) for name in saved)
     learnt = {name for name, p in peft_model.named_parameters() if p.requires_grad}
     assert learnt == {name for name, _ in peft_model.named_parameters() if "lora_" in name}
-    np.testing.assert_array_equal(scorer(model, job.renderer, 4096).score(texts), expected)
+    np.testing.assert_array_equal(scores(model, job), first.restored)
     assert base.count_parameters(factory.on_meta(cfg, job.renderer)) == base.count_parameters(model)
     factory.detach(model)
 
-    factory.detach(trained(cfg, job, backbone, tmp_path / "second"))
+    factory.detach(trained(cfg, job, backbone, tmp_path / "second", **ONE_STEP))
     moved = load_file(factory.adapter_folder(cfg, tmp_path / "second") / "adapter_model.safetensors")
     assert saved.keys() == moved.keys()
     assert not torch.equal(
@@ -249,13 +278,11 @@ def test_training_starts_from_a_saved_adapter(
 
 
 def test_a_resumed_fit_from_a_saved_adapter_ends_with_the_same_weights(
-    config: Configure, job: tokenized.TokenizedDataset, tmp_path: Path
+    config: Configure, job: tokenized.TokenizedDataset, fitted: Callable[..., Fitted], tmp_path: Path
 ) -> None:
-    first = config("method=lora_response", *SHORT)
-    factory.detach(trained(first, job, load(first), tmp_path / "first"))
-    cfg = config(
-        "method=lora_response", *SHORT, f"method.adapter.init={factory.adapter_folder(first, tmp_path / 'first')}"
-    )
+    first = fitted("lora_response")
+    folder = factory.adapter_folder(first.cfg, first.folder)
+    cfg = config("method=lora_response", *SHORT, f"method.adapter.init={folder}")
 
     def weights(folder: str, **changed: Any) -> dict[str, torch.Tensor]:
         factory.detach(trained(cfg, job, load(cfg), tmp_path / folder, schedule="constant", **changed))

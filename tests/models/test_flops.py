@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from base_models import small, write_experts
+from compositions import config
 from torch.utils.flop_counter import FlopCounterMode
 
-from finsa.config import Adapter, compose
+from finsa.config import Adapter
 from finsa.data.rows import IGNORE
 from finsa.inference.label_tree import LabelTree
 from finsa.inference.scoring import label_log_probs
@@ -37,8 +38,7 @@ def adapted_model(kind: str, architecture: str = "qwen2", checkpointing: bool = 
         model.enable_input_require_grads()
     if kind == "full":
         return model.requires_grad_(True).train()
-    values, choices = compose.compose_values(["model.weights=random"])
-    section = compose.build(values, choices, []).model
+    section = config("model.weights=random").model
     chosen = Adapter(variant="lora", rank=4, alpha=8, dropout=0.0, targets=TARGETS[kind], lr_ratio=1.0, init=None)
     return adapters.attach(model.requires_grad_(False), section, chosen, seed=0).train()
 
@@ -102,8 +102,7 @@ def test_a_classification_head_does_not_compute_vocabulary_logits() -> None:
 
 
 def test_a_mixture(tmp_path: Any) -> None:
-    values, choices = compose.compose_values(["stage=moe_joint"])
-    stage: Any = compose.build(values, choices, ["stage=moe_joint"]).stage
+    stage: Any = config("stage=moe_joint").stage
     base = small("qwen2", "eager")
     model = Mixture(base, experts.read(write_experts(tmp_path, number=2)), stage, None, 0.0, seed=0)
     model.set_trainable(experts=True)

@@ -15,9 +15,9 @@ import pytest
 import steps
 import torch
 from base_models import small
+from compositions import config
 from transformers import TrainerCallback
 
-from finsa.config import compose
 from finsa.errors import FinsaError, RunError, Stopped
 from finsa.evaluation.reproduction import TIMED
 from finsa.models import adapters
@@ -53,8 +53,7 @@ def training(
     judge: Any = None,
 ) -> Any:
     """A training of two layers with dropout: its weights, facts and log."""
-    values, choices = compose.compose_values(overrides := [*WORDS, *words])
-    cfg = compose.build(values, choices, overrides)
+    cfg = config(*WORDS, *words)
     model = adapters.attach(small(), cfg.model, LORA, seed=0)
     log = place / "log.jsonl"
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from base_models import small
+from compositions import config
 
-from finsa.config import Adapter, Train, compose
+from finsa.config import Adapter, Train
 from finsa.data.rows import IGNORE, Row
 from finsa.models import adapters
 from finsa.training import fit
@@ -26,9 +27,7 @@ class FakeTokenizer:
 
 
 def settings(*overrides: str) -> Train:
-    given = ("train.batch_size=8", "train.log_every=1", "train.epochs=2", "train.patience=null", *overrides)
-    values, choices = compose.compose_values(given)
-    return compose.build(values, choices, given).train
+    return config("train.batch_size=8", "train.log_every=1", "train.epochs=2", "train.patience=null", *overrides).train
 
 
 def rows(n: int = 24) -> list[Row]:
@@ -69,8 +68,7 @@ def train(
 
 
 def _section() -> Any:
-    values, choices = compose.compose_values(["model.weights=random"])
-    return compose.build(values, choices, []).model
+    return config("model.weights=random").model
 
 
 def losses(log: list[Any]) -> list[float]:

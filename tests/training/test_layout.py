@@ -11,9 +11,10 @@ import pytest
 import steps
 import torch
 from base_models import EXTRA, small
+from compositions import config
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from finsa.config import Train, compose
+from finsa.config import Train
 from finsa.data.rows import IGNORE, Row
 from finsa.errors import ConfigError
 from finsa.models import flops
@@ -27,8 +28,7 @@ KINDS = ("tokens", "weighted tokens", "all tokens", "label", "classifier")
 
 
 def settings(*overrides: str) -> Train:
-    values, choices = compose.compose_values(overrides)
-    return compose.build(values, choices, overrides).train
+    return config(*overrides).train
 
 
 def rows(kind: str) -> list[Row]:

@@ -22,6 +22,7 @@ from finsa.training import memory_plan
 from finsa.training.objective import labelled_loss
 
 Compose = Callable[..., RunConfig]
+SIX = "model.architecture.num_hidden_layers=6"
 
 
 def planned(config: Compose, *words: str, world: int = 1) -> memory_plan.Plan:
@@ -29,9 +30,9 @@ def planned(config: Compose, *words: str, world: int = 1) -> memory_plan.Plan:
 
 
 def parts(config: Compose, *words: str) -> tuple[RunConfig, tokenized.TokenizedDataset, Any]:
-    """Inputs of a plan: the Qwen2.5-0.5B shape with six layers by default, and the lengths of the sample's prompts."""
+    """Inputs of a plan: the Qwen2.5-0.5B shape with two layers by default, and the lengths of the sample's prompts."""
     layers = "model.architecture.num_hidden_layers="
-    named = [] if any(word.startswith(layers) for word in words) else [f"{layers}6"]
+    named = [] if any(word.startswith(layers) for word in words) else [f"{layers}2"]
     cfg = config("model=qwen05b", "model.weights=random", *named, *words)
     tokenizer, _, _ = tokenizers.load_or_embedded(cfg.model, local_only=True)
     job = tokenized.build(cfg, dataset.load(cfg.data), tokenizer)
@@ -46,7 +47,7 @@ def test_without_a_budget_the_configured_sizes_stay(config: Compose) -> None:
 
 @pytest.mark.parametrize("method", ["lora", "full", "qlora"])
 def test_a_budget_takes_the_largest_micro_batch_that_fits(config: Compose, method: str) -> None:
-    words = (f"method={method}", "train.batch_size=64", "train.micro_batch_size=1", "train.score_tokens=256")
+    words = (SIX, f"method={method}", "train.batch_size=64", "train.micro_batch_size=1", "train.score_tokens=256")
     one = planned(config, *words)
     sizes = []
     for more in (0, 2**30, 2**36):
@@ -78,7 +79,7 @@ def test_processes_share_the_batch(config: Compose) -> None:
 
 def test_an_insufficient_budget_is_refused_before_loading_weights(config: Compose) -> None:
     with pytest.raises(ConfigError, match=r"train.memory: 1GiB .* does not suffice: .* needs about \d"):
-        planned(config, "train.memory=1GiB")
+        planned(config, "train.memory=1GiB", SIX)
 
 
 @pytest.mark.parametrize("stage", ["moe_joint"])
@@ -103,7 +104,7 @@ def test_a_run_keeps_its_plan_and_trains_by_it(config: Compose, tmp_path: Path) 
 def test_a_plan_that_does_not_fit_is_reported_with_one_that_would(
     config: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("method=lora_response", "model.dtype=float32")
+    words = (SIX, "method=lora_response", "model.dtype=float32")
     given, (cfg, job, lengths) = planned(config, *words), parts(config, *words)
     assert memory_plan.verdict(given, cfg, job, lengths, 1) == ""
     monkeypatch.setattr(hardware, "total_memory", lambda: given.peak() - 1)
@@ -139,7 +140,7 @@ def test_labels_of_several_tokens_are_planned_for_sliding_windows_too(config: Co
 def test_the_estimated_time_follows_the_work_and_the_measured_rate(
     config: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg, job, lengths = parts(config, "method=lora_response")
+    cfg, job, lengths = parts(config, SIX, "method=lora_response")
     monkeypatch.setattr(hardware, "matmul_rate", lambda dtype: 1e12)
     least, most = memory_plan.seconds(cfg, job, lengths, 100, False, 1)
     assert most == pytest.approx(2 * least)
@@ -153,12 +154,12 @@ def test_the_estimated_time_follows_the_work_and_the_measured_rate(
     long = (
         "data.prompt='" + "公司业绩" * 20 + "{text}情感'"
     )  # the head of all prompts is forwarded once per micro-batch
-    (cfg, job, lengths), apart = parts(config, "method=lora_response", long), "train.shared_prefix=false"
+    (cfg, job, lengths), apart = parts(config, SIX, "method=lora_response", long), "train.shared_prefix=false"
     shared = (
         memory_plan.seconds(cfg, job, lengths, 100, False, 1)[0]
         - memory_plan.seconds(cfg, job, lengths, 0, False, 1)[0]
     )
-    cfg, job, lengths = parts(config, "method=lora_response", long, apart)
+    cfg, job, lengths = parts(config, SIX, "method=lora_response", long, apart)
     whole = (
         memory_plan.seconds(cfg, job, lengths, 100, False, 1)[0]
         - memory_plan.seconds(cfg, job, lengths, 0, False, 1)[0]

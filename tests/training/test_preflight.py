@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import pytest
+from compositions import config
 
-from finsa.config import Train, compose
+from finsa.config import Train
 from finsa.errors import ConfigError
 from finsa.training import preflight
 
 
 def settings(*overrides: str) -> Train:
-    values, choices = compose.compose_values(overrides)
-    return compose.build(values, choices, overrides).train
+    return config(*overrides).train
 
 
 def test_steps_count_every_epochs_incomplete_step() -> None:
