@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from commands import Command
+
 from finsa.config import ROOT
 
 # 3608 rows in steps of 24 leave 8 for the last one, which two processes with micro-batches of 6 cannot share evenly.
@@ -25,19 +27,32 @@ LAUNCHERS = {
 
 def started(number: int, *words: str, launcher: str = "torchrun", **variables: str) -> subprocess.Popen[str]:
     """Start ``torchrun --nproc-per-node <number> run.py <words>``, or the same by ``accelerate launch``."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     *start, processes, place = LAUNCHERS[launcher]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(
-        [sys.executable, "-m", *start, processes, str(number), place, port, str(ROOT / "run.py"), *words],
+        [sys.executable, "-m", *start, processes, str(number), place, _free_port(), str(ROOT / "run.py"), *words],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def forked(number: int, *words: str) -> list[Command]:
+    """Start the ranks of ``run.py <words>`` as `commands` starts a command, with the variables that torchrun sets."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    size = {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    return [
+        Command(*words, environment={**os.environ, **place, **size, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(number)
+    ]
+
+
+def _free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 def only_run(folder: Path) -> Path:

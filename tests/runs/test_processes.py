@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -44,15 +43,15 @@ def words(table: Path, output: Path, *further: str) -> list[str]:
         f"output_dir={output}",
         "model.dtype=float32",
     ]
-    given += ["train.batch_size=8", "train.epochs=2", "train.max_steps=11", "train.validate_every=4"]
+    given += ["train.batch_size=8", "train.epochs=2", "train.max_steps=11", "train.validate_every=4", "train.threads=1"]
     return [*given, "method.adapter.dropout=0.0", "stage.compare_base=false", "train.score_tokens=600", *further]
 
 
 @pytest.fixture(scope="module")
 def alone(config: Compose, table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process, with its one thread."""
+    """The run of one process."""
     output = tmp_path_factory.mktemp("alone")
-    done = commands.run(*words(table, output, "train.micro_batch_size=4", "train.threads=1"))
+    done = commands.run(*words(table, output, "train.micro_batch_size=4"))
     assert done.returncode == 0, done.stderr
     return ranks.only_run(output)
 
@@ -84,26 +83,27 @@ def test_fsdp_gives_the_losses_and_metrics_of_one_process(table: Path, alone: Pa
 
 @pytest.fixture(scope="module")
 def resumed(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two processes: killed after its first checkpoint, the job ends with a message, and resumes."""
+    """A run of two processes: one is killed after the first checkpoint, the other one ends, and the run is resumed."""
     output = tmp_path_factory.mktemp("ddp")
     command = words(table, output, "train.micro_batch_size=4", "train.strategy=ddp")
-    process = ranks.started(2, *command)
+    first, second = ranks.forked(2, *command)
     until = time.monotonic() + 200
     while not list(output.glob("*/checkpoints/checkpoint-4/trainer_state.json")) and time.monotonic() < until:
         time.sleep(0.01)
-    os.kill(_child(process.pid, 1), signal.SIGKILL)
+    second.signal(signal.SIGKILL)
     killed = time.monotonic()
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode != 0
+    assert (first.wait(100), second.wait(1)) == (2, -signal.SIGKILL)
     assert time.monotonic() - killed < 60
-    assert "SIGKILL" in errors or "Signal 9" in errors or "lost the connection to another one" in errors
+    assert "process 0 of 2 lost the connection to another one" in first.err
     assert json.loads((ranks.only_run(output) / "run.json").read_text())["status"] != "complete"
-
-    again = ranks.started(2, *command, "resume=true")
-    told, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors
-    assert told.count("run folder:") == 1
+    assert finished(ranks.forked(2, *command, "resume=true")).count("run folder:") == 1
     return ranks.only_run(output)
+
+
+def finished(processes: list[commands.Command]) -> str:
+    """Wait for the successful end of processes; the output of all."""
+    assert [process.wait(300) for process in processes] == [0] * len(processes), [process.err for process in processes]
+    return "".join(process.out for process in processes)
 
 
 def test_ddp_ends_when_a_process_is_lost_and_resumes(resumed: Path, alone: Path) -> None:
@@ -112,28 +112,14 @@ def test_ddp_ends_when_a_process_is_lost_and_resumes(resumed: Path, alone: Path)
 
 def test_ddp_gives_the_same_bits_again(resumed: Path, tmp_path: Path) -> None:
     """Rerun without the kill: losses, metrics, predictions and weights are equal."""
-    process = ranks.started(2, "stage=rerun", f"run={resumed}", f"output_dir={tmp_path}", "tracking=none")
-    told, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert told.count("all results are bit-identical") == 1
+    output = finished(ranks.forked(2, "stage=rerun", f"run={resumed}", f"output_dir={tmp_path}", "tracking=none"))
+    assert output.count("all results are bit-identical") == 1
     again = ranks.only_run(tmp_path)
     facts = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (resumed, again)]
     assert [fact["processes"] for fact in facts] == [2, 2]
     weights = [{n: d for n, d in fact["weights"].items() if n.endswith(".safetensors")} for fact in facts]
     assert weights[0] == weights[1] != {}
     assert ranks.losses(again) == ranks.losses(resumed)
-
-
-def _child(parent: int, rank: int) -> int:
-    """The process that a launcher started for a rank."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            status = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-            if int(status[1]) == parent and f"\0RANK={rank}\0".encode() in (folder / "environ").read_bytes():
-                return int(folder.name)
-        except OSError:
-            continue
-    raise AssertionError("no such process")
 
 
 # ------------------------------------------------------------------------------------------------ errors
