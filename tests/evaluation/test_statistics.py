@@ -187,7 +187,7 @@ def test_wilson_covers_95_percent(n: int) -> None:
 def test_bootstrap_covers_95_percent(truth: list[list[int]]) -> None:
     shares = np.array(truth) / np.sum(truth)
     real = metrics.averages(shares)
-    rng, trials, hits = np.random.default_rng(22), 1500, dict.fromkeys(("accuracy", "macro_f1", "weighted_f1"), 0)
+    rng, trials, hits = np.random.default_rng(22), 3000, dict.fromkeys(("accuracy", "macro_f1", "weighted_f1"), 0)
     for trial, counts in enumerate(rng.multinomial(908, shares.ravel(), size=trials)):
         for name, (low, high) in metrics.intervals(counts.reshape(3, 3), trial, samples=1000).items():
             hits[name] += low <= real[name] <= high
