@@ -205,8 +205,8 @@ def quote(word: str) -> str:
     ``data.labels=[利空,利好]`` and ``data.labels={利好: 正面, 利空: 负面}`` then need no quotes; nor do sweeps.
     """
     key, sign, value = word.partition("=")
-    if key == "text" and sign:  # any characters at all
-        return word if re.fullmatch("'.*'", value, re.DOTALL) else f"text={quoting.quoted(value)}"
+    if key in ("text", "target") and sign:  # any characters at all
+        return word if re.fullmatch("'.*'", value, re.DOTALL) else f"{key}={quoting.quoted(value)}"
     kind = kind_of(key.lstrip("+~"))
     if not sign or (value.isascii() and not replaces(kind)):
         return word

@@ -19,11 +19,16 @@ SplitFraction = Annotated[float, Field(gt=0, lt=0.5)]
 
 
 class Columns(Section):
-    """Column names in the user's files; null: there is no such column."""
+    """Column names in the user's files; null: there is no such column.
+
+    Args:
+        target: the entity, company or aspect of the text that the label refers to; then a row is a text and a target.
+    """
 
     id: str | None
     text: str
     label: str
+    target: str | None
     domain: str | None
     parent: str | None
     group: str | None
@@ -156,7 +161,7 @@ class Data(Section):
     Args:
         files: folder, file, glob pattern or a list of them, whose file and folder names indicate the splits; or a map
             from train, validation and test to such paths. With source=hub they are read instead of the hub's.
-        prompt: contains ``{text}`` once, and optionally ``{labels}``; the label follows it.
+        prompt: contains ``{text}`` once, and optionally ``{target}`` once and ``{labels}``; the label follows it.
     """
 
     name: Name
@@ -197,6 +202,16 @@ class Data(Section):
         """Name of the data set in run names and reports."""
         return data_title(self.model_dump(mode="json"))
 
+    @property
+    def has_target(self) -> bool:
+        """Whether rows have a target, so that the same text with another target is another row."""
+        return self.columns.target is not None or any(part.has_target for part in (self.parts or {}).values())
+
+    @property
+    def asks_for_target(self) -> bool:
+        """Whether a method reads the target of a row, besides its text."""
+        return "target" in placeholders(self.prompt)
+
     @model_validator(mode="after")
     def _check(self) -> Data:
         needed = {"hub": self.hub, "articles": self.articles, "mixture": self.parts}
@@ -205,6 +220,9 @@ class Data(Section):
             raise ValueError(f"source={self.source} needs data.{section}; see conf/data/ for a file that has it")
         if self.ratios and set(self.ratios) != set(self.parts or {}):
             raise ValueError(f"ratios must name all of the parts: {', '.join(self.parts or {}) or 'there are none'}")
+        sections = self.parts.values() if self.source == "mixture" and self.parts else [self]
+        if self.asks_for_target and any(section.columns.target is None for section in sections):
+            raise ValueError("prompt contains {target}, so columns.target must name the column of the target")
         if self.corpus is not None and self.corpus.files is None and self.corpus.documents is None:
             raise ValueError("corpus needs corpus.documents (how many to generate) or corpus.files (where they are)")
         return self
@@ -224,8 +242,8 @@ class Data(Section):
     @classmethod
     def _check_prompt(cls, prompt: str) -> str:
         fields = placeholders(prompt)
-        if fields.count("text") != 1 or set(fields) - {"text", "labels"}:
-            raise ValueError("needs {text} exactly once, may have {labels}, and no other {field}")
+        if fields.count("text") != 1 or fields.count("target") > 1 or set(fields) - {"text", "target", "labels"}:
+            raise ValueError("needs {text} exactly once, may have {target} once and {labels}, and no other {field}")
         return prompt
 
     @field_validator("labels")

@@ -24,6 +24,7 @@ USED_BY = {
     "output": ("generate", "pretrain", "augment", "synthesize", "report", "predict", "export", "import"),
     "input": ("predict", "import"),
     "text": ("predict",),
+    "target": ("predict",),
     "format": ("export",),
     "resume": ("train", "evaluate", "pretrain", "search", "moe_joint", "chain"),
     "fresh": ("train", "evaluate"),
@@ -66,6 +67,7 @@ class RunConfig(Section):
     published: Published | None
     input: str | None
     text: str | None
+    target: str | None
     format: Literal["merged", "adapter", "onnx", "classifier"] | None
     output: str | None
     resume: bool
@@ -107,6 +109,8 @@ class RunConfig(Section):
             raise ValueError(f"stage={stage} needs run=<folder>")
         if stage == "predict" and (self.text is None) == (self.input is None or self.output is None):
             raise ValueError('stage=predict needs input=<file or -> output=<file>, or text="..."')
+        if self.target is not None and self.text is None:
+            raise ValueError("target belongs to text=...; the rows of a file have a column with their targets")
         if stage == "export" and self.format is None:
             raise ValueError("stage=export needs format=merged, adapter, onnx or classifier")
         if self.train.memory is not None and stage in ("pretrain", "moe_joint"):

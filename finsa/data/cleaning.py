@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import polars as pl
 
 from finsa.config import Data, Policy
@@ -82,6 +84,30 @@ def clean_texts(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(folded("text").hash().alias("_key"))
 
 
+def clean_targets(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[str]]:
+    """Strip the targets, if ``data.columns`` names any, and mark rows without one.
+
+    Returns:
+        The rows, with a ``_key`` of text and target, and with ``_text``, that of the text, by which rows of one text
+        with several targets are kept together; and a note on targets that do not occur in their texts.
+    """
+    if not data.has_target:
+        return frame.with_columns(pl.lit(None, dtype=pl.String).alias("_text")), []
+    frame = frame.with_columns(pl.col("target").str.replace_all(r"\s+", " ").str.strip_chars(" "))
+    both = pl.concat_str(folded("target"), pl.lit("\n"), folded("text"), ignore_nulls=True)
+    frame = frame.with_columns(pl.col("_key").cast(pl.String).alias("_text"), both.hash().alias("_key"))
+    if data.source == "mixture":  # whose parts have been checked already, and may have rows without a target
+        return frame, []
+    frame = mark(frame, pl.col("target").str.contains("[\x00\ufffd]"), "unreadable: damaged characters in the target")
+    frame = mark(frame, pl.col("target").fill_null("") == "", "empty target")
+    absent = frame.filter(OPEN & ~folded("text").str.contains(folded("target"), literal=True))
+    if not absent.height:
+        return frame, []
+    place, line, target = absent.select("file", LINE, "target").row(0)
+    example = f"'{target[:40]}' ({Path(place).name}:{line})"
+    return frame, [f"{absent.height:,} rows have a target that does not occur in their text, such as {example}"]
+
+
 def repeated_ids(frame: pl.DataFrame) -> list[str]:
     """A note if rows of the same file share an id."""
     rows = frame.filter(OPEN & pl.struct("id", "file").is_duplicated())
@@ -90,19 +116,22 @@ def repeated_ids(frame: pl.DataFrame) -> list[str]:
 
 
 def mark_copies(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[str]]:
-    """Find rows with the same text, with different labels or the same one, within the files' splits.
+    """Find rows with the same text and target, with different labels or the same one, within the files' splits.
 
     Raises:
         DataError: if ``on_conflict`` or ``on_duplicate`` is error.
     """
     known = pl.col("label").filter(OPEN).n_unique().over("split", "_key")
     frame = frame.with_columns((OPEN & (known > 1)).alias("_met"))
-    what = "have the text of another row and a different label"
+    same = "text and target" if data.has_target else "text"
+    what = f"have the {same} of another row and a different label"
     frame, notes = decide(frame, pl.col("_met"), data.on_conflict, "data.on_conflict", "conflicting label", what)
     frame = frame.drop("_met").with_row_index("_row")
     later = frame.filter(OPEN).filter(~pl.struct("split", "_key", "label").is_first_distinct())["_row"]
     frame = frame.with_columns(pl.col("_row").is_in(later.implode()).alias("_met"))
-    what = "have text and label of an earlier row"
+    what = (
+        "have text, target and label of an earlier row" if data.has_target else "have text and label of an earlier row"
+    )
     frame, more = decide(frame, pl.col("_met"), data.on_duplicate, "data.on_duplicate", "duplicate", what)
     return frame.drop("_row", "_met"), notes + more
 
@@ -125,6 +154,11 @@ def mark_leaks(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[str]
             leak = f"{'training' if other == 'train' else other} {kind.format(held)}"
             frame, more = decide(frame, met, data.on_leak, "data.on_leak", f"leak: {leak}", f"are a {leak}")
             notes += more
+        if data.has_target:
+            inside = frame.filter(OPEN & (pl.col("split") == held))["_text"].unique()
+            shared = frame.filter(OPEN & (pl.col("split") == other) & pl.col("_text").is_in(inside.implode())).height
+            what = f"rows of the {'training' if other == 'train' else other} split have the text of a {held} row"
+            notes += [f"{shared:,} {what}, with another target"] * bool(shared)
     return frame.drop("_family"), notes
 
 

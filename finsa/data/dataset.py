@@ -25,6 +25,7 @@ from finsa.session import Session
 EXAMPLES = 3
 SHIFTED, LEAST_SHIFTED = 0.25, 100  # smallest total variation of label shares, and number of held-out rows, for a note
 DROPPED = ("file", "line", "id", "text", "label", "fate")
+COLUMNS = ("id", "text", "target", "label", "domain", "parent", "group", FIXED)
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,11 @@ class Dataset:
     """A data set, read and split.
 
     Args:
-        splits: train, validation and test; columns id, text, domain, parent, group (text), label (class number) and
-            fixed (leading characters of the text that are never truncated).
+        splits: train, validation and test; columns id, text, target, domain, parent, group (text), label (class number)
+            and fixed (leading characters of the text that are never truncated).
         labels: the classes in their order.
         ledger: the fate of every row.
-        fingerprint: hash over ids, texts, labels and splits.
+        fingerprint: hash over ids, texts, targets, labels and splits.
         dropped: rows that are not used; columns file, line, id, text, label, fate.
     """
 
@@ -161,7 +162,8 @@ def _prepared(data: Data, rows: Rows, least_labels: int = 2) -> tuple[pl.DataFra
         The rows, the classes, and notes, including those of the files.
     """
     notes = list(rows.notes)
-    frame = cleaning.clean_texts(rows.frame)
+    frame, more = cleaning.clean_targets(cleaning.clean_texts(rows.frame), data)
+    notes += more
     if data.source != "mixture":  # whose parts have been checked already
         notes += cleaning.repeated_ids(frame)
     classes = labels.find_labels(frame, data, least_labels)
@@ -207,15 +209,13 @@ def _divided(frame: pl.DataFrame, classes: LabelSpace, ledger: Ledger) -> Datase
             ledger.examples[fate] = [cleaning.example(Path(file).name, *row) for file, *row in examples.iter_rows()]
     numbers = {name: number for number, name in enumerate(classes.names)}
     used = used.with_columns(pl.col("label").replace_strict(numbers, return_dtype=pl.Int64))
-    parts = {
-        name: used.filter(pl.col("split") == name).select("id", "text", "label", "domain", "parent", "group", FIXED)
-        for name in splits.SPLITS
-    }
+    parts = {name: used.filter(pl.col("split") == name).select(COLUMNS) for name in splits.SPLITS}
     for name, part in parts.items():
         counts = dict(part.group_by("label").len().iter_rows())
         ledger.splits[name] = {label: counts.get(number, 0) for label, number in numbers.items()}
     ledger.notes += _shifted(ledger.splits)
-    fingerprint = cache.fingerprint(used.select("split", "id", "text", "label"))
+    target = ["target"] if used["target"].null_count() < used.height else []
+    fingerprint = cache.fingerprint(used.select("split", "id", "text", "label", *target))
     return Dataset(parts, classes, ledger, fingerprint, dropped)
 
 

@@ -14,7 +14,7 @@ from finsa.data.labels import LabelSpace
 from finsa.errors import ConfigError, Problem
 
 # Placeholders while a chat template is rendered; no template or tokenizer gives them a meaning.
-_TEXT, _ANSWER = "\u2063finsa-text\u2063", "\u2063finsa-answer\u2063"
+_TEXT, _TARGET, _ANSWER = (f"\u2063finsa-{name}\u2063" for name in ("text", "target", "answer"))
 OPEN, CLOSE = "<think>", "</think>"
 # Chat templates that contain today's date (Llama 3.2) get this one, so that the prompt does not change from day to
 # day. It is the default date of Llama 3.1's template.
@@ -23,24 +23,33 @@ _DATED = "".join(f"|replace('%{code}', '{DATE:%{code}}')" for code in "dmyYbBaAj
 _FIXED_DATE = f"{{%- macro strftime_now(form) -%}}{{{{ form{_DATED} }}}}{{%- endmacro -%}}"
 
 
+def with_target(target: str, text: str) -> str:
+    """A target and a text as one input: the target is its first line. Classical methods read it in this form."""
+    return f"{' '.join(target.split())}\n{text}"
+
+
 @dataclass(frozen=True)
 class Prompt:
-    """The parts of a prompt around the text.
+    """The parts of a prompt around the text, or around text and target.
 
     Args:
-        prefix: before the text.
-        suffix: after the text; ends exactly where the answer starts.
+        prefix: before the text, or before whichever of text and target comes first.
+        suffix: after the last of them; ends exactly where the answer starts.
+        middle: between text and target; None without a target.
+        target_first: whether the target comes before the text.
     """
 
     prefix: str
     suffix: str
+    middle: str | None = None
+    target_first: bool = False
 
     @classmethod
     def of(cls, template: str, labels: LabelSpace, style: str, think: str, tokenizer: Any) -> Prompt:
         """Render a template.
 
         Args:
-            template: with ``{text}`` once and optionally ``{labels}``.
+            template: with ``{text}`` once and optionally ``{target}`` and ``{labels}``.
             labels: their words fill ``{labels}``, joined by `` / ``.
             style: ``plain``, or ``chat`` to wrap it into the tokenizer's chat template.
             think: ``closed`` disables thinking: by the switch of the chat template, or with an empty think block before
@@ -50,11 +59,24 @@ class Prompt:
         Raises:
             ConfigError: if a chat template is required but missing, or cannot render a message.
         """
-        user = template.format(text=_TEXT, labels=" / ".join(labels.words))
+        user = template.format(text=_TEXT, target=_TARGET, labels=" / ".join(labels.words))
         if style == "chat":
             user = _chat(user, think, tokenizer)
-        prefix, suffix = user.split(_TEXT)
-        return cls(prefix, suffix)
+        parts = re.split(f"{_TEXT}|{_TARGET}", user)
+        if len(parts) == 2:
+            return cls(parts[0], parts[1])
+        return cls(parts[0], parts[2], parts[1], user.index(_TARGET) < user.index(_TEXT))
+
+    def parts(self, given: str) -> tuple[str, str, str]:
+        """Divide an input into what the prompt has before the text, the text, and what it has after the text.
+
+        Args:
+            given: a text; for a prompt with a target, from `with_target`.
+        """
+        if self.middle is None:
+            return "", given, ""
+        target, _, text = given.partition("\n")
+        return (target + self.middle, text, "") if self.target_first else ("", text, self.middle + target)
 
 
 def _chat(user: str, think: str, tokenizer: Any) -> str:

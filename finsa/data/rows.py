@@ -134,7 +134,7 @@ class Renderer:
     """
 
     def __init__(self, tokenizer: Any, prompt: Prompt, labels: LabelSpace, max_length: int) -> None:
-        self.tokenizer, self.labels = tokenizer, labels
+        self.tokenizer, self.prompt, self.labels = tokenizer, prompt, labels
         self._literal, self._tokenizer_hash = _literal(tokenizer, len(tokenizer))
         prefix, leading = _encode(tokenizer, prompt.prefix), _leading(tokenizer)
         # A rendered chat template may begin with the leading tokens already.
@@ -175,10 +175,10 @@ class Renderer:
         return Encoded(self.prefix, self.suffix, tokens, ends, cut)
 
     def encode_texts(self, texts: Sequence[str], moved: Moved = ignored) -> dict[str, IntArray]:
-        """Encode and truncate texts, without prefix and suffix.
+        """Encode texts without prefix and suffix, with their targets if the prompt has one; truncate the texts.
 
         Args:
-            texts: n texts.
+            texts: n texts; for a prompt with a target, from `finsa.data.prompts.with_target`.
             moved: receives the number of texts encoded since its last call.
 
         Returns:
@@ -186,10 +186,14 @@ class Renderer:
         """
         lengths, kept = np.zeros(len(texts), np.int64), [np.zeros(0, np.int32)]
         for start in range(0, len(texts), CHUNK):
-            chunk = list(texts[start : start + CHUNK])
-            for number, text in enumerate(self._literal.encode_batch_fast(chunk, add_special_tokens=False), start):
-                ids = text.ids
+            chunk = [self.prompt.parts(text) for text in texts[start : start + CHUNK]]
+            whole = ["".join(parts) for parts in chunk]
+            for number, text in enumerate(self._literal.encode_batch_fast(whole, add_special_tokens=False), start):
+                ids, after = text.ids, chunk[number - start][2]
                 lengths[number] = len(ids)
+                if after and len(ids) > self.room:  # a target after the text is kept
+                    tail = self._literal.encode(after, add_special_tokens=False).ids[: self.room]
+                    ids = [*ids[: self.room - len(tail)], *tail]
                 kept.append(np.asarray(ids[: self.room], np.int32))
             moved(len(chunk))
         fitting = np.minimum(lengths, self.room)
@@ -199,13 +203,17 @@ class Renderer:
         """Find texts that are truncated and whose fixed part leaves fewer than ``LEAST`` tokens for the rest.
 
         Args:
-            texts: n texts.
-            fixed: number of their leading characters that must not be truncated, (n,).
+            texts: n texts, as for `encode_texts`.
+            fixed: number of their leading characters that must not be truncated, with the target, (n,).
 
         Returns:
             Tokens of the fixed part, by the text's number.
         """
-        parts = [text[:count] for text, count in zip(texts, fixed, strict=True)]
+        parts, texts = [], list(texts)
+        for number, (given, count) in enumerate(zip(texts, fixed, strict=True)):
+            before, text, after = self.prompt.parts(given)
+            parts.append(before + text[: count - (len(given) - len(text))] + after if count else "")
+            texts[number] = before + text + after
         distinct = sorted({part for part in parts if part})
         tokens = {"": 0} | dict(zip(distinct, self._lengths(distinct).tolist(), strict=True))
         close = [number for number, part in enumerate(parts) if tokens[part] > self.room - LEAST and part]
@@ -220,8 +228,9 @@ class Renderer:
         return np.array([len(one.ids) for one in encoded], np.int64)
 
     def fingerprint(self) -> str:
-        """Hash of the tokenizer and the room for a text, which determine the tokens of a text."""
-        return f"{self._tokenizer_hash}-{self.room}"
+        """Hash of what determines the tokens of a text: the tokenizer, the room, and the prompt around a target."""
+        between = "" if self.prompt.middle is None else f"-{self.prompt.target_first}-{self.prompt.middle}"
+        return f"{self._tokenizer_hash}-{self.room}{between}"
 
     def row(self, prompt: Sequence[int], label: int, loss_on: Literal["all", "response", "label"]) -> Row:
         """Append the answer and its end token to a prompt, and set the loss mask.

@@ -1,4 +1,4 @@
-"""The common schema: files and single rows are converted to id, text, label, domain, parent, group and fixed."""
+"""The common schema: files and single rows are converted to id, text, target, label, domain, parent, group, fixed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import polars as pl
 from finsa.config import Columns, Data
 from finsa.data import conversations, labels
 from finsa.data.cleaning import mark, normalize
+from finsa.data.prompts import with_target
 from finsa.data.readers import FATE, LINE, Raw
 from finsa.errors import DataError, nearest
 
@@ -33,8 +34,8 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
         stem: prefix of the ids of rows without one.
 
     Returns:
-        Columns id, text, label, domain, parent, group, ``LINE``, ``FATE``, and fixed: the number of the text's leading
-        characters that are never truncated.
+        Columns id, text, target, label, domain, parent, group, ``LINE``, ``FATE``, and fixed: the number of the text's
+        leading characters that are never truncated.
 
     Raises:
         DataError: for a missing column, or a text column that does not contain text.
@@ -49,7 +50,8 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
             f"data.columns.text: column '{columns.text}' of {place} contains {kind}, not text. Name another"
         )
     frame = mark(raw.frame, pl.col(LINE).is_in(nested), conversations.NOT_TEXT)
-    selected = [_column(raw, place, columns, name) for name in ("text", "label", "domain", "parent", "group")]
+    common = ("text", "target", "label", "domain", "parent", "group")
+    selected = [_column(raw, place, columns, name) for name in common]
     numbered = pl.lit(f"{stem}-") + pl.int_range(1, pl.len() + 1).cast(pl.String)
     ids = pl.coalesce(_column(raw, place, columns, "id"), numbered).alias("id")
     fixed = (pl.col("_fixed") if data.source in conversations.USED else pl.lit(0)).alias(FIXED)
@@ -75,7 +77,7 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
         raw.notes += [f"{Path(place).name}: {note}" for note in notes]
         raw.mapped |= used
         shaped = shaped.with_columns(translated)
-    return shaped.select("id", "text", "label", "domain", "parent", "group", LINE, FATE, FIXED)
+    return shaped.select("id", *common, LINE, FATE, FIXED)
 
 
 def has_text(data: Data, columns: Collection[str], answered: bool = True) -> bool:
@@ -146,17 +148,17 @@ def _other_source(raw: Raw) -> str:
 def _column(raw: Raw, place: str, columns: Columns, name: str) -> pl.Expr:
     """A column of the schema.
 
-    Text and label are required. The others may be missing, and their empty cells are null, so that they do not count
-    as equal.
+    Text, label and a configured target are required. The others may be missing, and their empty cells are null, so that
+    they do not count as equal.
 
     Raises:
         DataError: for a missing column.
     """
     wanted, present = getattr(columns, name), raw.columns()
-    required = name in ("text", "label")
+    required = name in ("text", "label") or (name == "target" and wanted is not None)
     if wanted in present:
         value = pl.col(wanted)
-        if not required:
+        if name not in ("text", "label"):
             value = value.str.strip_chars()
             value = pl.when(value != "").then(value)
         return value.alias(name)
@@ -193,10 +195,12 @@ class Reading:
     Args:
         column: of plain texts, taken unchanged.
         sections: data sections of the run, all parts of a mixture; a row is read by the first one whose fields it has.
+        target: column of the target that the run's prompt asks for; None if it does not ask for one.
     """
 
     column: str
     sections: tuple[Data, ...] = ()
+    target: str | None = None
 
     @classmethod
     def of(cls, data: Data, column: str | None = None) -> Reading:
@@ -206,13 +210,16 @@ class Reading:
             data: of its configuration.
             column: of plain texts, if the user names one; then no other field is read.
         """
-        return cls(data.columns.text, tuple(_sections(data))) if column is None else cls(column)
+        targets = [section.columns.target for section in (*_sections(data), data) if data.asks_for_target]
+        target = next(filter(None, targets), None)
+        return cls(data.columns.text, tuple(_sections(data)), target) if column is None else cls(column, (), target)
 
     @property
     def fields(self) -> list[str]:
         """Names of the fields that are read besides a column of plain texts, for messages."""
         names = {"alpaca": "instruction, input", "messages": " or ".join(conversations.CHATS)}
-        return list(dict.fromkeys(names[data.source] for data in self.sections if data.source in names))
+        found = [names[data.source] for data in self.sections if data.source in names]
+        return [*dict.fromkeys(found), *([f"{self.column} and {self.target}"] if self.target else [])]
 
     def section(self, columns: Collection[str]) -> Data | None:
         """The section that reads rows with these columns."""
@@ -226,8 +233,22 @@ class Reading:
         """Read a row.
 
         Returns:
-            The text, the number of its leading characters that are never truncated, and why it cannot be used.
+            The text, with its target if the run's prompt asks for one; the number of its leading characters that are
+            never truncated; and why it cannot be used.
         """
+        text, fixed, fault = self._plain_text(values)
+        if self.target is None or fault is not None:
+            return text, fixed, fault
+        target = values.get(self.target)
+        if not isinstance(target, str) or not target.strip():
+            missing = target is None or isinstance(target, str)
+            kind = "no target" if missing else f"the target is not a string but {type(target).__name__}"
+            return "", 0, f"{kind} in the field '{self.target}'"
+        if "\x00" in target or _DAMAGED.search(target):
+            return "", 0, "unreadable: damaged characters in the target"
+        return with_target(target, text), fixed + len(with_target(target, "")), None
+
+    def _plain_text(self, values: Mapping[str, Any]) -> tuple[str, int, str | None]:
         data, fixed, fault = self.section(values), 0, None
         if data is not None and data.source in conversations.USED:
             found = conversations.render(values, data)

@@ -18,10 +18,11 @@ SPLITS = ("train", "validation", "test")
 
 
 def divide(rows: pl.DataFrame, split: Split, validation: float, test: float) -> list[str]:
-    """Assign splits by the configured rule; rows of one family (variants) or group get the same split.
+    """Assign splits by the configured rule; rows of one family (variants), group, or text with several targets stay
+    together.
 
     Args:
-        rows: columns id, part, label, parent, group.
+        rows: columns id, part, label, parent, group, and ``_text``, which is not null if texts have several targets.
         split: the rule and its seed.
         validation, test: shares; 0 leaves a split out.
 
@@ -31,8 +32,9 @@ def divide(rows: pl.DataFrame, split: Split, validation: float, test: float) -> 
     if not rows.height:
         return []
     firsts, units = rows, None
-    if rows["parent"].null_count() + rows["group"].null_count() < 2 * rows.height:
-        units = rows.select(families(rows, "parent", "group").alias("unit"), "label")
+    links = ("parent", "group", "_text")
+    if any(rows[link].null_count() < rows.height for link in links):
+        units = rows.select(families(rows, *links).alias("unit"), "label")
         firsts = units.unique("unit", keep="first", maintain_order=True)
     labels = firsts["label"].to_list()
     if split.rule == "random":
@@ -50,7 +52,7 @@ def families(rows: pl.DataFrame, *links: str) -> pl.Series:
 
     Args:
         rows: columns id, part and those of `links`; equal ids in different parts of a mixture are different ids.
-        links: ``parent``, which names the id of another row, or ``group``, which rows share.
+        links: ``parent``, which names the id of another row, ``group`` or ``_text``, which rows share.
 
     Returns:
         The same number for rows of one family, (n,).
@@ -65,7 +67,11 @@ def families(rows: pl.DataFrame, *links: str) -> pl.Series:
     originals = pl.when(ids.is_in(parents.drop_nulls().implode())).then(
         ids
     )  # only ids that are a parent: others may occur twice
-    named = {"parent": [originals, parents], "group": [pl.lit("\x1e") + pl.col("group")]}
+    named = {
+        "parent": [originals, parents],
+        "group": [pl.lit("\x1e") + pl.col("group")],
+        "_text": [pl.lit("\x1d") + pl.col("_text")],
+    }
     ends = pl.concat([rows.select(end.alias("end"))["end"] for link in links for end in named[link]])
     known = ends.is_not_null().to_numpy()
     nodes = ends.drop_nulls().rank("dense").to_numpy().astype(np.int64) + rows.height - 1

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from finsa.config import Data, Method, RunConfig
 from finsa.data import cache, sampling
 from finsa.data.dataset import Dataset
-from finsa.data.prompts import Prompt
+from finsa.data.prompts import Prompt, with_target
 from finsa.data.rows import Encoded, IntArray, LazyRows, Renderer, Row
 from finsa.errors import DataError
 from finsa.runs import progress
@@ -26,20 +27,26 @@ class Labelled:
 
     Args:
         dataset: rows per split, labels, ledger.
+        targets: whether the method reads the rows' targets, besides their texts.
         cut: number of truncated texts per split; empty for a method that never truncates.
     """
 
     dataset: Dataset
+    targets: bool = field(default=False, kw_only=True)
     cut: dict[str, int] = field(default_factory=dict, kw_only=True)
 
     def texts(self, split: str) -> list[str]:
-        """Texts of a split."""
-        return self.dataset.splits[split]["text"].to_list()
+        """Texts of a split, with their targets if the method reads them."""
+        rows = self.dataset.splits[split]
+        return list(map(with_target, rows["target"], rows["text"])) if self.targets else rows["text"].to_list()
 
     def fixed(self, split: str) -> list[int]:
-        """Number of leading characters of each text of a split that are never truncated."""
+        """Number of leading characters of each text of a split, with its target, that are never truncated."""
         rows = self.dataset.splits[split]
-        return rows["fixed"].to_list() if "fixed" in rows.columns else [0] * rows.height
+        fixed = rows["fixed"].to_list() if "fixed" in rows.columns else [0] * rows.height
+        if not self.targets:
+            return fixed
+        return [count + len(with_target(target, "")) for count, target in zip(fixed, rows["target"], strict=True)]
 
     def gold(self, split: str) -> list[int]:
         """True classes of a split, as numbers."""
@@ -80,7 +87,7 @@ class TokenizedDataset(Labelled):
     def prompts(self, split: str) -> Encoded:
         """Prompts of a split, in the order of its rows; tokens are read from the cache if it has them."""
         if split not in self._encoded:
-            texts = self.dataset.splits[split]["text"]
+            texts = pl.Series(self.texts(split), dtype=pl.String)
 
             def build() -> dict[str, IntArray]:
                 with progress.Display(progress.PREPARING).work(f"tokenizing {split} rows", len(texts)) as work:
@@ -101,6 +108,8 @@ class TokenizedDataset(Labelled):
     def fingerprints(self) -> dict[str, str | None]:
         """Hashes of the prompt template and of the labels; only runs with equal ones are comparable."""
         template = f"{self.prompt.prefix}\x1f{self.prompt.suffix}\x1f{self.renderer.room}"
+        if self.prompt.middle is not None:
+            template += f"\x1f{self.prompt.middle}\x1f{self.prompt.target_first}"
         return {**super().fingerprints(), "template_fingerprint": _short_hash(template)}
 
     def domains(self, split: str, experts: Sequence[str]) -> list[int]:
@@ -195,7 +204,7 @@ def build(cfg: RunConfig, dataset: Dataset, tokenizer: Any, session: Session | N
     if key not in shared:
         prompt = Prompt.of(cfg.data.prompt, dataset.labels, cfg.model.prompt, cfg.model.think, tokenizer)
         renderer = Renderer(tokenizer, prompt, dataset.labels, cfg.data.max_length)
-        built = TokenizedDataset(dataset, renderer, prompt, cfg.data.cache)
+        built = TokenizedDataset(dataset, renderer, prompt, cfg.data.cache, targets=cfg.data.asks_for_target)
         require_room(built, cfg.data)
         shared[key] = built
     tokenized: TokenizedDataset = shared[key]
@@ -218,6 +227,8 @@ def require_room(tokenized: TokenizedDataset, data: Data) -> None:
     where = ", ".join(f"{split} {count:,}" for split, count in counts.items())
     kind = "the instruction leaves" if data.source == "alpaca" else "what comes before the last turn leaves"
     shorter = "shorten the instruction" if data.source == "alpaca" else "set data.turns=last"
+    if data.source in ("table", "hub"):
+        kind, shorter = "the target leaves", "shorten the targets"
     raise DataError(
         f"data.max_length: in {sum(counts.values()):,} of {rows:,} rows ({where}) {kind} no room for the input: it "
         f"takes up to {most:,} tokens, and the text may have {room:,}. Only the input may be truncated. Set "

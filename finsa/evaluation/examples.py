@@ -100,16 +100,17 @@ def examples(data: TokenizedDataset, cfg: RunConfig, count: int) -> list[Example
     for split, table in data.dataset.splits.items():
         if not table.height:
             continue
-        rows = _rows(data, cfg, split)
+        rows, texts = _rows(data, cfg, split), data.texts(split)
         trained = split == "train" and cfg.method.learn != "nothing"
         for at in _chosen(rows, count):
             row = table.row(rows.order[at], named=True)
+            text = "".join(data.renderer.prompt.parts(texts[rows.order[at]]))
             chosen.append(
                 Example(
                     split=split,
                     id=row["id"],
                     label=data.dataset.labels.names[row["label"]],
-                    segments=tuple(_segments(data, rows, at, row["text"], trained)),
+                    segments=tuple(_segments(data, rows, at, text, trained)),
                     seen=trained,
                 )
             )

@@ -16,6 +16,7 @@ import yaml
 from numpy.typing import NDArray
 
 from finsa.config import locate
+from finsa.data.prompts import with_target
 from finsa.errors import RunError
 from finsa.runs import run_folder
 
@@ -38,7 +39,7 @@ class Run:
         config: configuration of the run; for an evaluation, of the evaluated run.
         facts: contents of ``run.json``.
         report: the ``test`` part of ``metrics.json``.
-        rows: id, text and true label of every test row.
+        rows: id, text (with its target) and true label of every test row.
         predicted: predicted classes, (n,).
         confidence: calibrated probability of the predicted class, (n,).
     """
@@ -176,10 +177,14 @@ def _load_run(path: Path, facts: dict[str, Any], report: dict[str, Any]) -> Run:
     try:
         predicted = np.array([number[record["label"]] for record in records], dtype=np.int64)
         confidence = np.array([_probs(record, facts)[record["label"]] for record in records])
-        rows = [(record["id"], record["text"], record["gold"]) for record in records]
+        rows = [(record["id"], _text(record), record["gold"]) for record in records]
     except KeyError as error:
         raise RunError(f"{path}/predictions.jsonl does not fit metrics.json: {error} is missing") from None
     return Run(path, _config(path, facts), facts, report, rows, predicted, confidence)
+
+
+def _text(record: dict[str, Any]) -> str:
+    return with_target(record["target"], record["text"]) if "target" in record else str(record["text"])
 
 
 def _probs(record: dict[str, Any], facts: dict[str, Any]) -> dict[str, float]:

@@ -42,17 +42,18 @@ def predictions(
         experts: names of its experts, (E,).
 
     Yields:
-        ``id``, ``text``, ``gold`` and ``label``; ``probs``, the calibrated probability of each label, as returned by
-        prediction, service and exports; ``log_probs``, the uncalibrated log-probability of each whole label; for a
-        mixture also ``domain`` and ``gates``.
+        ``id``, ``text``, ``target`` if there is one, ``gold`` and ``label``; ``probs``, the calibrated probability of
+        each label, as returned by prediction, service and exports; ``log_probs``, the uncalibrated log-probability of
+        each whole label; for a mixture also ``domain`` and ``gates``.
     """
     names = data.dataset.labels.names
     probs = metrics.probabilities(log_probs, temperature)
     rows = data.dataset.splits[split]
-    for place, (identity, text, gold) in enumerate(rows.select("id", "text", "label").iter_rows()):
+    for place, (identity, text, target, gold) in enumerate(rows.select("id", "text", "target", "label").iter_rows()):
         record = {
             "id": identity,
             "text": text,
+            **({} if target is None else {"target": target}),
             "gold": names[gold],
             "label": names[int(log_probs[place].argmax())],
             "probs": {name: round(float(value), 6) for name, value in zip(names, probs[place], strict=True)},

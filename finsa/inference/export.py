@@ -33,6 +33,8 @@ PROMPT_TOKENIZER = "prompt_tokenizer"  # the run's tokenizer, besides one that a
 def label_refusal(renderer: Renderer, form: str) -> str | None:
     """The reason why labels cannot be exported in a format; None if they can."""
     answers, _ = scored_answers(renderer)
+    if form == "classifier" and renderer.prompt.middle is not None:
+        return "its tokenizer adds the prompt around a text, and this prompt also has a target; choose format=onnx"
     if form == "classifier" and any(len(answer) > 1 for answer in answers):
         words = ", ".join(
             f"{word} ({len(answer)})" for word, answer in zip(renderer.labels.words, answers, strict=True)

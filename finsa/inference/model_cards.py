@@ -37,7 +37,8 @@ def write(folder: Path, form: str, cfg: RunConfig, run: Path, facts: dict[str, A
         renderer: of its prompts.
     """
     metrics, ledger = (json.loads((run / name).read_text(encoding="utf-8")) for name in ("metrics.json", "ledger.json"))
-    model, license, labels = cfg.model, license_of(cfg.model), renderer.labels
+    model, license, labels, prompt = cfg.model, license_of(cfg.model), renderer.labels, renderer.prompt
+    fields = [] if prompt.middle is None else ["{target}", prompt.middle]
     header = {
         "library_name": LIBRARIES.get(form),
         "base_model": model.hub_id,
@@ -86,7 +87,9 @@ def write(folder: Path, form: str, cfg: RunConfig, run: Path, facts: dict[str, A
         inside=inside,
         tokenizer=tokenizer,
         model=load,
+        input="".join([*fields, "{text}"] if prompt.target_first else ["{text}", *fields[::-1]]),
         example=_json("公司上半年净利润同比增长三成" if chinese else "Net profit rose by a third in the first half"),
+        target=(_json("公司") if chinese else _json("the company")) if fields else None,
         json=_json,
     )
     (folder / FILE).write_text(card, encoding="utf-8")

@@ -105,32 +105,39 @@ def build(
             metrics.predictions.labels(one["prediction"]).inc()
         return answers
 
+    def given(text: str) -> dict[str, str]:
+        """The text of a request, and its target, which is the first line of what was read."""
+        target, _, rest = text.partition("\n")
+        return {"input": rest, "target": target} if served["target"] else {"input": text}
+
     @app.post(
         "/predict",
         summary="Label one text",
         response_model=schemas.PredictionOut,
         responses=_errors(statuses),
-        openapi_extra=_request_body(schemas.TextIn, rows=read is not None),
+        openapi_extra=_request_body(schemas.TextIn, rows=read is not None, texts=not served["target"]),
     )
     async def predict(request: Request) -> Response:
         started = time.perf_counter()
-        text = await asyncio.to_thread(schemas.one_text, await body(request), read)
+        text = await asyncio.to_thread(schemas.one_text, await body(request), read, served["target"])
         (prediction,) = await answer(request, [text])
         label = prediction.pop("prediction")
-        return JSONResponse({"input": text, "prediction": label, "time_ms": _milliseconds(started), **prediction})
+        return JSONResponse({**given(text), "prediction": label, "time_ms": _milliseconds(started), **prediction})
 
     @app.post(
         "/predict/batch",
         summary="Label several texts",
         response_model=schemas.PredictionsOut,
         responses=_errors(statuses),
-        openapi_extra=_request_body(schemas.TextsIn, rows=read is not None, maxItems=stage.texts),
+        openapi_extra=_request_body(
+            schemas.TextsIn, rows=read is not None, texts=not served["target"], maxItems=stage.texts
+        ),
     )
     async def predict_batch(request: Request) -> Response:
         started = time.perf_counter()
-        texts = await asyncio.to_thread(schemas.many_texts, await body(request), stage.texts, read)
+        texts = await asyncio.to_thread(schemas.many_texts, await body(request), stage.texts, read, served["target"])
         answers = await answer(request, texts)
-        predictions = [{"input": text, **one} for text, one in zip(texts, answers, strict=True)]
+        predictions = [{**given(text), **one} for text, one in zip(texts, answers, strict=True)]
         return JSONResponse({"predictions": predictions, "time_ms": _milliseconds(started)})
 
     reading = asyncio.Lock()  # files are read one at a time, to limit memory
@@ -252,12 +259,13 @@ def _errors(statuses: Sequence[int]) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": schemas.ErrorOut, "description": ERRORS[status]} for status in statuses}
 
 
-def _request_body(model: type[BaseModel], rows: bool, **last: Any) -> dict[str, Any]:
+def _request_body(model: type[BaseModel], rows: bool, texts: bool = True, **last: Any) -> dict[str, Any]:
     """OpenAPI documentation of a request body that the route parses itself.
 
     Args:
         model: schema of a body with texts.
         rows: whether rows are also accepted, as documented by ``/model``.
+        texts: whether texts are accepted without a target.
         last: added to the schema of the model's property.
     """
     schema = model.model_json_schema()
@@ -268,7 +276,7 @@ def _request_body(model: type[BaseModel], rows: bool, **last: Any) -> dict[str, 
         if key == "texts":
             items = {"rows": {"type": "array", "items": row} | last}
             row = {"type": "object", "required": ["rows"], "properties": items}
-        schema = {"anyOf": [schema, row]}
+        schema = {"anyOf": [schema, row]} if texts else row
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 

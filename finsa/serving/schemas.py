@@ -78,22 +78,28 @@ async def read_body(headers: Any, chunks: AsyncIterator[bytes], kind: str, most:
     return bytes(body)
 
 
-def one_text(body: bytes, read: Read | None = None) -> str:
+def one_text(body: bytes, read: Read | None = None, targeted: bool = False) -> str:
     """The text of ``{"text": "..."}``, or of a row in the format of the training data.
 
     Args:
         body: request body.
         read: extracts the text of a row; None: only texts are accepted.
+        targeted: whether the model needs a target besides the text, so that only rows are accepted.
     """
     content = _object(body, "text")
-    if read is not None and "text" not in content and content:
+    if read is not None and (targeted or "text" not in content) and content:
         return _row(content, read, "")
     return _text(content.get("text"), "text")
 
 
-def many_texts(body: bytes, most: int, read: Read | None = None) -> list[str]:
-    """The texts of ``{"texts": ["...", "..."]}`` or ``{"rows": [{...}, {...}]}``, at most `most`."""
+def many_texts(body: bytes, most: int, read: Read | None = None, targeted: bool = False) -> list[str]:
+    """The texts of ``{"texts": ["...", "..."]}`` or ``{"rows": [{...}, {...}]}``, at most `most`.
+
+    The other arguments are those of `one_text`.
+    """
     content = _object(body, "texts")
+    if targeted and "texts" in content:
+        raise RefusedError(422, 'texts: this model needs a target for each text; send {"rows": [{"text", "target"}]}')
     key = "rows" if read is not None and "texts" not in content and "rows" in content else "texts"
     values = content.get(key)
     if values is None or values == []:
@@ -231,6 +237,7 @@ class LabeledText(_Out):
     prediction: Annotated[str, Field(description="The most probable label.")]
     probs: Annotated[Shares, Field(description="Probability by label, calibrated by the temperature of the run.")]
     truncated: Annotated[bool, Field(description="Whether the text was truncated.")]
+    target: Annotated[str | None, Field(description="The target, if the model needs one.")] = None
     route: Annotated[Shares, Field(description="Weight by expert; only for a mixture of experts.")] = {}
 
 
@@ -268,6 +275,7 @@ class ModelOut(_Out):
     rows: Annotated[
         list[str], Field(description="Fields of rows that are accepted besides texts and read as in training.")
     ]
+    target: Annotated[bool, Field(description="Whether a row needs a target besides its text.")]
     rule: Annotated[str, Field(description="How labels are scored.")]
     fingerprints: Annotated[
         dict[str, str | None], Field(description="Of the configuration, rows, template and labels.")

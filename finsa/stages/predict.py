@@ -10,6 +10,7 @@ from rich.table import Table
 from finsa.config import Csv, PredictStage, RunConfig, locate
 from finsa.data import encodings
 from finsa.data.cleaning import normalize
+from finsa.data.prompts import with_target
 from finsa.data.schema import Reading
 from finsa.errors import DataError
 from finsa.evaluation import tables
@@ -37,6 +38,12 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
 def _predict_text(cfg: RunConfig, record: Record, text: str) -> Result:
     if not normalize(text):
         raise DataError("text: is empty")
+    if record.cfg.data.asks_for_target:
+        if not (cfg.target or "").strip():
+            raise DataError("target: the prompt of this run asks for the target of the text; add target=<company>")
+        text = with_target(str(cfg.target), text)
+    elif cfg.target is not None:
+        raise DataError("target: the prompt of this run does not ask for a target; leave it out")
     model = _load(cfg, record)
     started = time.perf_counter()
     predictions = model([text])

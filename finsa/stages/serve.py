@@ -15,6 +15,7 @@ import yaml
 
 from finsa.config import ROOT, RunConfig, ServeStage, TrainStage, catalogue, demonstration
 from finsa.data import dataset
+from finsa.data.prompts import with_target
 from finsa.data.schema import Reading
 from finsa.errors import RunError
 from finsa.inference import predictor
@@ -52,8 +53,9 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         with run_folder.start(cfg, None, session) as folder:
             hardware.prepare(cfg.train)
             model = predictor.load(record, stage.batch_tokens, stage.threads, merge=True)
+            example = with_target("公司", WARM_UP) if record.cfg.data.asks_for_target else WARM_UP
             for copies in (1, stage.batch):
-                model([WARM_UP] * copies)
+                model([example] * copies)
             served = _served(model, stage, folder)
             folder.note(run=str(source), address=address, scoring=model.rule)
             metrics = Metrics(folder.path / "requests.jsonl", stage.log_bytes)
@@ -81,6 +83,8 @@ def _row_reader(model: Predictor) -> Callable[[dict[str, Any]], tuple[str, str |
     reading = Reading.of(model.cfg.data)
 
     def read(row: dict[str, Any]) -> tuple[str, str | None]:
+        if reading.target and "text" in row:  # the page and simple clients need not know the names of the columns
+            row = {reading.column: row["text"], reading.target: row.get("target"), **row}
         if not reading.fits(row):
             return "", f"has none of the fields text; {'; '.join(reading.fields)}"
         return model.check_room([reading.text_of(row)])[0]
@@ -136,6 +140,7 @@ def _served(model: Predictor, stage: ServeStage, folder: RunFolder) -> dict[str,
         "demonstration": demonstration(cfg.model_dump(include={"model", "data", "method"})),
         "max_length": cfg.data.max_length,
         "rows": Reading.of(cfg.data).fields,
+        "target": cfg.data.asks_for_target,
         "rule": model.rule,
         "fingerprints": {name.removesuffix("_fingerprint").removesuffix("_hash"): facts.get(name) for name in prints},
         "git_commit": facts.get("git_commit"),

@@ -37,11 +37,8 @@ def show_training(cfg: RunConfig, lines: dict[str, object], session: Session) ->
     trainable, total = base.count_parameters(factory.on_meta(cfg, data.renderer))
 
     split = "train" if rows.splits["train"].height else "test"
-    texts = rows.splits[split]["text"]
-    if len(texts) <= MEASURED_ROWS:
-        sample = data.prompts(split)
-    else:
-        sample = data.renderer.encode(texts[:MEASURED_ROWS].to_list())
+    texts = data.texts(split)
+    sample = data.prompts(split) if len(texts) <= MEASURED_ROWS else data.renderer.encode(texts[:MEASURED_ROWS])
     lengths = sample.lengths + max(map(len, data.renderer.answers)) + 1
     low, median, high, longest = np.percentile(lengths, [5, 50, 95, 100])
     tokens = f"5 % {low:.0f}, median {median:.0f}, 95 % {high:.0f}, longest {longest:.0f}"

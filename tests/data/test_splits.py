@@ -185,9 +185,9 @@ def test_class_too_small_to_be_stratified_is_reported() -> None:
 
 
 def _rows(*rows: tuple[str | None, ...]) -> pl.DataFrame:
-    """Rows with id, label, parent, group and part."""
-    schema = dict.fromkeys(("id", "label", "parent", "group", "part"), pl.String)
-    return pl.DataFrame([row + (None,) * (5 - len(row)) for row in rows], schema=schema, orient="row")
+    """Rows with id, label, parent, group, part and a text with several targets."""
+    schema = dict.fromkeys(("id", "label", "parent", "group", "part", "_text"), pl.String)
+    return pl.DataFrame([row + (None,) * (6 - len(row)) for row in rows], schema=schema, orient="row")
 
 
 def _together(numbers: pl.Series) -> list[set[int]]:
