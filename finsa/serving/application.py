@@ -233,7 +233,14 @@ def _handle_errors(app: FastAPI) -> None:
 def start_page(stage: ServeStage, served: dict[str, Any], needs_token: bool) -> HTMLResponse:
     """The page at ``/``; if a token is required, it shows nothing about the model."""
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    return _page("page.html.j2", script, stage=stage, served=None if needs_token else served, needs_token=needs_token)
+    return _page(
+        "page.html.j2",
+        script,
+        stage=stage,
+        served=None if needs_token else served,
+        targeted=served["target"],
+        needs_token=needs_token,
+    )
 
 
 def _page(name: str, script: str = "", **values: Any) -> HTMLResponse:

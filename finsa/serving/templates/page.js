@@ -14,6 +14,8 @@ const WORDS = {
     save: "Save as CSV", text: "Text", label: "Label", probabilities: "Probabilities", route: "Experts", time: "Time",
     docs: "Use from a program", cut: "truncated", progress: "Progress",
     count: n => n === 1 ? "1 text" : `${n} texts`, none: "Enter a text first, or choose a file.",
+    target: "Target", target_hint: "The company or aspect that the labels refer to, for all texts above.",
+    target_column: "Column with the targets", no_target: "Enter the target of the texts first.",
     working: (done, all) => `${done} of ${all} texts …`,
     done: (n, ms) => `${n === 1 ? "1 text" : `${n} texts`} answered, ${ms} at the server.`,
     stopped: n => `Stopped after ${n} texts.`, shown: (n, all) => `The first ${n} of ${all} are shown; the CSV has all.`,
@@ -32,6 +34,8 @@ const WORDS = {
     save: "保存为 CSV", text: "文本", label: "标签", probabilities: "概率", route: "专家", time: "用时",
     docs: "如何在程序中调用", cut: "过长，已截断", progress: "进度",
     count: n => `${n} 条文本`, none: "请先输入文本，或选择文件。",
+    target: "目标", target_hint: "标签所针对的公司或方面，适用于上面的所有文本。",
+    target_column: "目标所在的列", no_target: "请先输入这些文本的目标。",
     working: (done, all) => `已完成 ${done} / ${all} 条……`,
     done: (n, ms) => `已预测 ${n} 条文本，服务器用时 ${ms}。`,
     stopped: n => `已停止，完成 ${n} 条。`, shown: (n, all) => `仅显示前 ${n} 条（共 ${all} 条）；CSV 中有全部结果。`,
@@ -46,6 +50,7 @@ const EXAMPLES = [  // rows of the sample's test split
   "今天这货把前面的利润全吐光了，被埋了😂",
   "湛石阴跌只是假象，后面还要大涨",
 ];
+const TARGETS = /^(target|entity|company|aspect|实体|公司|目标|对象)$/i;
 const SHOWN = 200, CHUNK = 64, PATIENCE = 5;
 const $ = id => document.getElementById(id);
 const { texts: mostTexts, bytes: mostBytes, file: mostFile } = document.body.dataset;
@@ -80,10 +85,12 @@ const complain = text => { $("error").textContent = text; };
 
 // ---------------------------------------------------------------------------------------------- texts
 
-function texts() {
-  if (!state.table) return $("texts").value.split(/\r?\n/).map(line => line.trim()).filter(Boolean);
-  const column = Number($("column").value);
-  return state.table.rows.map(row => (row[column] ?? "").trim()).filter(Boolean);
+function texts() {  // {text}, or {text, target} for a model that needs a target
+  const targeted = $("target"), cell = (row, column) => (row[Number($(column).value)] ?? "").trim();
+  const all = state.table
+    ? state.table.rows.map(row => ({ text: cell(row, "column"), ...(targeted && { target: cell(row, "target-column") }) }))
+    : $("texts").value.split(/\r?\n/).map(line => ({ text: line.trim(), ...(targeted && { target: targeted.value.trim() }) }));
+  return all.filter(one => one.text);
 }
 function count() {
   const number = texts().length;
@@ -104,9 +111,13 @@ async function open(file) {
 }
 function showColumns() {
   const { name, columns, rows, column, unreadable } = state.table, chosen = $("column").value || String(column);
-  $("column").replaceChildren(...rows[0].map((_, number) =>
-    make("option", { value: String(number), textContent: columns?.[number] ?? state.words.column_name(number + 1) })));
+  const target = $("target-column")?.value || String(Math.max(0, (columns ?? []).findIndex(one => TARGETS.test(one))));
+  const options = () => rows[0].map((_, number) =>
+    make("option", { value: String(number), textContent: columns?.[number] ?? state.words.column_name(number + 1) }));
+  $("column").replaceChildren(...options());
   $("column").value = chosen;
+  $("target-column")?.replaceChildren(...options());
+  if ($("target-column")) $("target-column").value = target;
   $("file-count").textContent =
     `${name}: ${state.words.rows(rows.length)}${unreadable ? state.words.unreadable(unreadable) : ""}`;
   $("columns").hidden = false;
@@ -124,11 +135,12 @@ function forget() {
 function* chunks(all) {
   // A character is three bytes of UTF-8 at most, or six as an escape.
   let chunk = [], size = 0;
-  for (const text of all) {
-    if (chunk.length && (chunk.length >= Math.min(CHUNK, limits.texts) || size + 6 * text.length > limits.bytes / 2)) {
+  for (const one of all) {
+    const length = one.text.length + (one.target ?? "").length;
+    if (chunk.length && (chunk.length >= Math.min(CHUNK, limits.texts) || size + 6 * length > limits.bytes / 2)) {
       yield chunk; chunk = []; size = 0;
     }
-    chunk.push(text); size += 6 * text.length + 8;
+    chunk.push(one); size += 6 * length + 32;
   }
   if (chunk.length) yield chunk;
 }
@@ -150,7 +162,8 @@ async function post(path, body, type, signal) {
   }
 }
 async function ask(chunk, signal) {
-  const [path, body] = chunk.length === 1 ? ["/predict", { text: chunk[0] }] : ["/predict/batch", { texts: chunk }];
+  const many = $("target") ? { rows: chunk } : { texts: chunk.map(one => one.text) };
+  const [path, body] = chunk.length === 1 ? ["/predict", chunk[0]] : ["/predict/batch", many];
   const content = await post(path, JSON.stringify(body), "application/json", signal);
   return { answers: content.predictions ?? [content], ms: content.time_ms };
 }
@@ -158,6 +171,7 @@ async function predict() {
   const all = texts();
   complain(""); say("");
   if (!all.length) { complain(state.words.none); (state.table ? $("column") : $("texts")).focus(); return; }
+  if (!state.table && all[0].target === "") { complain(state.words.no_target); $("target").focus(); return; }
   Object.assign(state, { answers: [], labels: [], route: false, stop: new AbortController() });
   const own = state.stop;  // a prediction that was stopped may still wait while the next one is under way
   busy(true); redraw();
@@ -205,6 +219,7 @@ function bars(shares, paint) {
 }
 function row(answer, number) {
   const text = make("td", { className: "text" }, make("div", { lang: language(answer.input), textContent: answer.input }));
+  if (answer.target) text.append(make("div", { className: "soft", lang: language(answer.target), textContent: answer.target }));
   if (answer.truncated) text.append(make("span", { className: "cut", lang: document.documentElement.lang, textContent: state.words.cut }));
   const cells = [
     make("td", { className: "number", textContent: String(number) }), text, make("td", {}, tag(answer.prediction)),
@@ -239,9 +254,10 @@ function summarize() {
 function save() {
   // A cell that a spreadsheet would run as a formula gets an apostrophe in front.
   const cell = value => `"${String(value).replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
-  const head = ["text", "label", ...state.labels.map(label => `p_${label}`), "truncated"];
+  const targeted = $("target") ? ["target"] : [];
+  const head = ["text", ...targeted, "label", ...state.labels.map(label => `p_${label}`), "truncated"];
   const lines = state.answers.map(answer =>
-    [answer.input, answer.prediction, ...state.labels.map(label => answer.probs[label]), answer.truncated]);
+    [answer.input, ...targeted.map(() => answer.target), answer.prediction, ...state.labels.map(label => answer.probs[label]), answer.truncated]);
   const content = "\ufeff" + [head, ...lines].map(line => line.map(cell).join(",")).join("\r\n") + "\r\n";
   const url = URL.createObjectURL(new Blob([content], { type: "text/csv" }));
   make("a", { href: url, download: "finsa.csv" }).click();
