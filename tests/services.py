@@ -30,7 +30,7 @@ SERVED: dict[str, Any] = {
     "demonstration": None,
     "max_length": 160,
     "rows": [],
-        "target": False,
+    "target": False,
     "rule": "whole label",
     "fingerprints": {"config": "0", "data": "1", "template": "2", "label": "3"},
     "git_commit": None,

@@ -96,6 +96,37 @@ def compare(groups: Sequence[RunGroup], options: ReportStage) -> Comparison:
     return Comparison(ranked, records, baseline.name, best, remarks)
 
 
+def on_mixed_texts(groups: Sequence[RunGroup], options: ReportStage) -> list[Record]:
+    """Compare groups on the rows whose text has several targets with different true labels.
+
+    A method that does not read the target gives all rows of such a text the same label, so it is wrong on some.
+
+    Returns:
+        One record per group, in order: accuracy and macro-F1 with 95 % intervals, and the paired difference of macro-F1
+        from the first group; empty without such rows.
+    """
+    run = groups[0].runs[0]
+    gold, classes = run.gold[run.mixed], len(run.labels)
+    if not len(gold):
+        return []
+    records, best = [], groups[0].predicted[:, run.mixed]
+    pairs = []
+    for group in groups:
+        predicted = group.predicted[:, run.mixed]
+        drawn = statistics.resampled(gold, predicted, classes, options.samples, options.seed)
+        values = metrics.averages(statistics.confusions(gold, predicted, classes))
+        record: Record = {"arm": group.name, "n": len(gold)}
+        for name in ("accuracy", "macro_f1"):
+            low, high = metrics.percentiles(statistics.over_seeds(drawn[name], options.seed + 1))
+            record |= {name: float(values[name].mean()), f"{name}_low": low, f"{name}_high": high}
+        records.append(record)
+        pairs.append(statistics.paired_draws(gold, predicted, best, classes, options.samples, options.seed))
+    for record, one in zip(records[1:], statistics.differences(pairs[1:]), strict=True):
+        record |= {"difference": one.value, "difference_low": one.low, "difference_high": one.high}
+        record |= {"bootstrap_p_holm": one.corrected, "verdict": one.verdict}
+    return records
+
+
 def _baseline(groups: Sequence[RunGroup], name: str | None) -> RunGroup:
     """The named group, or one without training (zero-shot, then majority), or the best."""
     if name is None:

@@ -42,6 +42,7 @@ class Run:
         rows: id, text (with its target) and true label of every test row.
         predicted: predicted classes, (n,).
         confidence: calibrated probability of the predicted class, (n,).
+        mixed: whether the row's text has several targets with different true labels, (n,).
     """
 
     path: Path
@@ -51,6 +52,7 @@ class Run:
     rows: list[tuple[str, str, str]]
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float64]
+    mixed: NDArray[np.bool_]
 
     @property
     def labels(self) -> list[str]:
@@ -178,9 +180,13 @@ def _load_run(path: Path, facts: dict[str, Any], report: dict[str, Any]) -> Run:
         predicted = np.array([number[record["label"]] for record in records], dtype=np.int64)
         confidence = np.array([_probs(record, facts)[record["label"]] for record in records])
         rows = [(record["id"], _text(record), record["gold"]) for record in records]
+        labels = dict[str, set[str]]()
+        for record in records:
+            labels.setdefault(record["text"], set()).add(record["gold"])
+        mixed = np.array(["target" in record and len(labels[record["text"]]) > 1 for record in records], dtype=bool)
     except KeyError as error:
         raise RunError(f"{path}/predictions.jsonl does not fit metrics.json: {error} is missing") from None
-    return Run(path, _config(path, facts), facts, report, rows, predicted, confidence)
+    return Run(path, _config(path, facts), facts, report, rows, predicted, confidence, mixed)
 
 
 def _text(record: dict[str, Any]) -> str:

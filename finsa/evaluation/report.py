@@ -14,7 +14,7 @@ from finsa.config import Published, ReportStage, data_title, demonstration
 from finsa.errors import RunError
 from finsa.evaluation import finished_runs, moe, pages, report_figures, tables
 from finsa.evaluation import published as published_tables
-from finsa.evaluation.comparison import SCORES, Comparison, Record, compare
+from finsa.evaluation.comparison import SCORES, Comparison, Record, compare, on_mixed_texts
 from finsa.evaluation.figures import Figure
 from finsa.evaluation.finished_runs import Run
 from finsa.evaluation.tables import MISSING, Table, format_value
@@ -23,14 +23,14 @@ from finsa.runs import files
 # Sections of the page: title, tables by the first word of their key, figures by file name.
 SECTIONS = (
     ("Scores", ("scores",), ("f1", "calibration")),
-    ("Tests", ("tests", "baseline"), ()),
+    ("Tests", ("tests", "baseline", "targets"), ()),
     ("Mixture", ("mixture",), ("router",)),
     ("Published", ("comparison", "published"), ()),
     ("Classes", ("classes",), ("confusion_matrices", "precision_recall", "label_distribution")),
     ("Training and cost", ("costs",), ("training_curves", "penalties")),
     ("Runs", ("runs", "skipped"), ()),
 )
-ON_TERMINAL = ("scores", "tests", "baseline", "mixture", "comparison", "costs", "published", "skipped")
+ON_TERMINAL = ("scores", "tests", "baseline", "targets", "mixture", "comparison", "costs", "published", "skipped")
 TITLES = {name: tables.SCORES[name] for name in SCORES}
 COSTS = {
     "rows_per_second": "samples/s",
@@ -97,7 +97,7 @@ def build(
         for group in comparison.groups:
             remarks += moe.remarks(group.name, group.runs[0].metrics)
         remarks += list(dict.fromkeys(filter(None, (demonstration(run.config) for run in runs))))[:1]
-        all_tables = _tables(comparison, published)
+        all_tables = _tables(comparison, published, options)
     analysis = published_tables.analyze(published) if published else None
     if published is not None and analysis is not None:
         all_tables["published"] = _published(analysis, published.name, published.source)
@@ -197,7 +197,7 @@ def show(report: Report, folder: Path, again: str | None) -> None:
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def _tables(comparison: Comparison, published: Published | None) -> dict[str, Table]:
+def _tables(comparison: Comparison, published: Published | None, options: ReportStage) -> dict[str, Table]:
     groups, records, baseline = comparison.groups, comparison.records, comparison.baseline
     by_key = {"scores": _scores(records)}
     if len(groups) > 1:
@@ -211,6 +211,8 @@ def _tables(comparison: Comparison, published: Published | None) -> dict[str, Ta
         if any(record["published_row"] for record in records):
             differences = published_tables.mismatches(published, groups)
             by_key["comparison"] = _published_comparison(records, published.name, differences)
+    if mixed := on_mixed_texts(groups, options):
+        by_key["targets"] = _mixed_texts(mixed)
     for group in groups:
         for number, table in enumerate(moe.tables(group.name, group.runs[0].metrics)):
             by_key[f"mixture {group.name} {number}"] = table
@@ -287,6 +289,37 @@ def _tests(records: Sequence[Record], reference: str, prefix: str, title: str) -
         caption += "The interval is for 95 %. "
     caption += "Better or worse: p of the difference below 0.05, that is, its interval excludes 0."
     return Table(title, columns, rows, caption, words=("verdict",), optional=(5, 4, 2))
+
+
+def _mixed_texts(records: Sequence[Record]) -> Table:
+    """Scores on the rows whose text has several targets with different labels; the first record is the reference."""
+    rows = []
+    for record in records:
+        cells = [
+            f"{_cell(record, name)} ({_cell(record, f'{name}_low')}-{_cell(record, f'{name}_high')})"
+            for name in TITLES
+            if name in record
+        ]
+        tested = "difference" in record
+        interval = f"{_cell(record, 'difference_low')} to {_cell(record, 'difference_high')}" if tested else MISSING
+        tests = [_cell(record, name) if tested else MISSING for name in ("difference", "bootstrap_p_holm", "verdict")]
+        rows.append([record["arm"], *cells, tests[0], interval, *tests[1:]])
+    columns = [
+        "configuration",
+        TITLES["accuracy"],
+        TITLES["macro_f1"],
+        "macro-F1 difference",
+        "interval",
+        "p",
+        "verdict",
+    ]
+    caption = (
+        f"The {records[0]['n']:,} test rows whose text has several targets with different labels. In parentheses: 95 % "
+        f"bootstrap intervals. Difference from {records[0]['arm']}: paired bootstrap, interval and p corrected by Holm."
+    )
+    return Table(
+        "Texts whose targets have different labels", columns, rows, caption, words=("verdict",), optional=(4, 1)
+    )
 
 
 def _costs(records: Sequence[Record]) -> Table:
