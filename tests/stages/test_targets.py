@@ -1,4 +1,4 @@
-"""A run whose prompt asks for a target: whatever uses it reads the target; its report shows what the target is worth."""
+"""A run whose prompt asks for a target: whatever uses the run reads it; the report shows what the target is worth."""
 
 from __future__ import annotations
 
