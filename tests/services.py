@@ -16,7 +16,7 @@ import numpy as np
 
 from finsa.config import ServeStage
 from finsa.inference.predictor import Predictions
-from finsa.serving import application, server
+from finsa.serving import application, schemas, server
 from finsa.serving.batching import Batcher, Model
 from finsa.serving.middleware import Metrics
 
@@ -105,11 +105,14 @@ class Service:
 
 
 @contextmanager
-def serving(stage: ServeStage, model: Model, folder: Path, token: str | None = None) -> Iterator[Service]:
-    """Serve a model on a free port within this context."""
+def serving(
+    stage: ServeStage, model: Model, folder: Path, token: str | None = None, read: schemas.Read | None = None
+) -> Iterator[Service]:
+    """Serve a model on a free port within this context; `read` reads the rows of a model that needs a target."""
     metrics = Metrics(folder / "requests.jsonl", stage.log_bytes)
     batcher = Batcher(model, stage.batch, stage.wait_ms, stage.queue, metrics)
-    app = application.build(batcher, metrics, SERVED, stage, token)
+    served = {**SERVED, "target": read is not None}
+    app = application.build(batcher, metrics, served, stage, token, read)
     started = threading.Event()
     with closing(server.bind("127.0.0.1", 0)) as taken:
         url = server.url(taken)

@@ -11,6 +11,7 @@ import browsers
 import pytest
 from services import SERVED, Reader, Service, serving, stage_of
 
+from finsa.data.prompts import with_target
 from finsa.serving.application import start_page
 
 Compose = Callable[..., Any]
@@ -270,6 +271,31 @@ def test_a_token_field_is_shown_if_a_token_is_required(browser: Any, config: Com
         browser.find_element("id", "token").send_keys(TOKEN)
         _predict(page, "大涨")
         assert _rows(page)[0][2] == "利好"
+
+
+def test_a_target_is_sent_with_every_text(browser: Any, config: Compose, tmp_path: Path) -> None:
+    reader, file = Reader(), tmp_path / "rows.csv"
+    file.write_text("company,headline\n甲公司,甲公司大涨乙银行大跌\n乙银行,甲公司大涨乙银行大跌\n", encoding="utf-8")
+
+    def read(row: dict[str, Any]) -> tuple[str, str | None]:
+        return with_target(row["target"], row["text"]), None
+
+    with serving(stage_of(config, texts=100), reader, tmp_path, read=read) as service:
+        page = Opened(browser, service, reader)
+        browser.get(service.url)
+        browser.find_element("css selector", "[data-language=en]").click()
+        browser.execute_script("document.getElementById('texts').value = '甲公司大涨\\n甲公司大跌'")
+        browser.find_element("id", "predict").click()
+        assert browser.find_element("id", "error").text == "Enter the target of the texts first."
+        browser.find_element("id", "target").send_keys("甲公司")
+        _predict(page, "甲公司大涨\n甲公司大跌")
+        assert [row[1].split("\n") for row in _rows(page)] == [["甲公司大涨", "甲公司"], ["甲公司大跌", "甲公司"]]
+        browser.find_element("id", "file").send_keys(str(file))
+        _wait(browser, "!document.getElementById('columns').hidden")
+        browser.find_element("css selector", "#column option[value='1']").click()
+        browser.find_element("id", "predict").click()
+        _wait(browser, "document.querySelectorAll('#rows .soft').length == 2 && /乙/.test(document.body.innerText)")
+        assert reader.calls[-1] == ["甲公司\n甲公司大涨乙银行大跌", "乙银行\n甲公司大涨乙银行大跌"]
 
 
 def test_the_embedded_model_is_called_a_demonstration_in_both_languages(config: Compose) -> None:
