@@ -76,6 +76,8 @@ class Session:
         base_models: the loaded base model, see `finsa.models.base.load_base`.
         run_folders: those that the command has opened.
         errors: of a job outside of a sweep, which the command line reports.
+        measures: functions of true classes (n,), predicted classes (n,) and probabilities (n, c), by the name under
+            which they are reported; only for callers in Python, never from YAML.
     """
 
     job: Job | None = None
@@ -86,6 +88,7 @@ class Session:
     base_models: dict[str, Any] = field(default_factory=dict)
     run_folders: list[Path] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
+    measures: dict[str, Callable[..., float]] = field(default_factory=dict)
 
     def for_job(self, job: Job | None) -> Session:
         """This session while a job of the command runs."""

@@ -4,7 +4,7 @@ Values are in ``conf/``, where a comment beside each explains it; the types here
 their docstrings add what needs more than a line. Nothing here imports torch, so a wrong option is reported at once.
 """
 
-from finsa.config.base import FOLDER_NAME, ROOT, Section, locate
+from finsa.config.base import FOLDER_NAME, LOWER_IS_BETTER, ROOT, Section, locate
 from finsa.config.baselines import (
     Baseline,
     BiLstm,
@@ -35,7 +35,7 @@ from finsa.config.data import (
 from finsa.config.method import Adapter, Loss, Method
 from finsa.config.model import LoraTargets, Model
 from finsa.config.published import Pairs, Published, PublishedRow
-from finsa.config.run import USED_BY, RunConfig, Tracking, demonstration
+from finsa.config.run import USED_BY, Evaluation, RunConfig, Tracking, demonstration
 from finsa.config.stages import (
     AugmentStage,
     Axis,

@@ -27,6 +27,11 @@ Label = Annotated[str, BeforeValidator(_label_text)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Toggle = bool | Literal["auto"]
 Balance = Literal["none", "downsample", "oversample"]
+# Measures of scikit-learn, computed by `finsa.evaluation.metrics.measures`.
+Measure = Literal[
+    "mcc", "balanced_accuracy", "kappa", "quadratic_kappa", "jaccard", "auroc", "average_precision", "log_loss", "brier"
+]
+LOWER_IS_BETTER = ("loss", "log_loss", "brier")
 
 
 class Section(BaseModel):

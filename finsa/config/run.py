@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from finsa.config.base import Section
+from finsa.config.base import Measure, Section
 from finsa.config.data import Data
 from finsa.config.method import Method
 from finsa.config.model import Model
@@ -42,6 +42,19 @@ class Tracking(Section):
     tags: tuple[str, ...]
 
 
+class Evaluation(Section):
+    """Measures that are reported besides accuracy and F1; null: none.
+
+    Args:
+        metrics: ``mcc``: Matthews correlation; ``balanced_accuracy``: mean recall of the classes; ``kappa``: Cohen's
+            kappa, and ``quadratic_kappa`` for ordered classes; ``jaccard``: macro average; ``auroc`` and
+            ``average_precision``: each class against the others, macro average; ``log_loss``; ``brier``: sum over the
+            classes.
+    """
+
+    metrics: Annotated[tuple[Measure, ...], Field(min_length=1)] | None
+
+
 class RunConfig(Section):
     """The configuration of a run, validated once and immutable.
 
@@ -55,6 +68,7 @@ class RunConfig(Section):
     data: Data
     train: Train
     stage: Stage
+    evaluation: Evaluation
     tracking: Tracking
     experiment: str | None
     sweep: dict[str, Annotated[tuple[str | int | float, ...], Field(min_length=1)]] | None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from finsa.config import Data, Method, RunConfig
+from finsa.config.base import Measure
 from finsa.data import cache, sampling
 from finsa.data.dataset import Dataset
 from finsa.data.prompts import Prompt, with_target
@@ -28,11 +29,13 @@ class Labelled:
     Args:
         dataset: rows per split, labels, ledger.
         targets: whether the method reads the rows' targets, besides their texts.
+        measures: what is reported besides accuracy and F1, see `finsa.evaluation.metrics.values`.
         cut: number of truncated texts per split; empty for a method that never truncates.
     """
 
     dataset: Dataset
     targets: bool = field(default=False, kw_only=True)
+    measures: Mapping[str, Callable[..., float] | None] = field(default_factory=dict, kw_only=True)
     cut: dict[str, int] = field(default_factory=dict, kw_only=True)
 
     def texts(self, split: str) -> list[str]:
@@ -199,16 +202,26 @@ def build(cfg: RunConfig, dataset: Dataset, tokenizer: Any, session: Session | N
         DataError: if the part of a text that is never truncated leaves no room for the rest.
     """
     settings = (cfg.data.prompt, cfg.data.max_length, cfg.data.cache, cfg.model.prompt, cfg.model.think)
-    key = (id(dataset), id(tokenizer), *settings)
+    key = (id(dataset), id(tokenizer), *settings, cfg.evaluation.metrics, cfg.train.select_by)
     shared: dict[tuple[object, ...], Any] = session.tokenized if session else {}
     if key not in shared:
         prompt = Prompt.of(cfg.data.prompt, dataset.labels, cfg.model.prompt, cfg.model.think, tokenizer)
         renderer = Renderer(tokenizer, prompt, dataset.labels, cfg.data.max_length)
-        built = TokenizedDataset(dataset, renderer, prompt, cfg.data.cache, targets=cfg.data.asks_for_target)
+        built = TokenizedDataset(dataset, renderer, prompt, cfg.data.cache, **uses(cfg, session))
         require_room(built, cfg.data)
         shared[key] = built
     tokenized: TokenizedDataset = shared[key]
     return tokenized
+
+
+def uses(cfg: RunConfig, session: Session | None) -> dict[str, Any]:
+    """What a run uses of its rows: the keyword arguments of `Labelled`."""
+    names = dict.fromkeys((*(cfg.evaluation.metrics or ()), cfg.train.select_by))
+    measures = {name: None for name in names if name in get_args(Measure)}
+    return {
+        "targets": cfg.data.asks_for_target,
+        "measures": {**measures, **(session.measures if session else {})},
+    }
 
 
 def require_room(tokenized: TokenizedDataset, data: Data) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finsa.config import ReportStage
+from finsa.config import LOWER_IS_BETTER, ReportStage
 from finsa.errors import ConfigError, Problem, suggest
 from finsa.evaluation import calibration, metrics, statistics
 from finsa.evaluation.finished_runs import Run, RunGroup
@@ -175,6 +175,10 @@ def _scores(group: RunGroup, options: ReportStage) -> Record:
         record |= {name: float(values[name].mean()), f"{name}_low": low, f"{name}_high": high, f"{name}_sd": spread}
     for name in ("macro_precision", "macro_recall"):
         record[name] = _mean([one.report[name] for one in group.runs])
+    for name in run.report.get("measures") or {}:
+        found = [(one.report.get("measures") or {}).get(name) for one in group.runs]
+        ends = run.report["intervals"].get(name) if len(found) == 1 else None
+        record |= {name: _mean(found), f"{name}_low": ends and ends[0], f"{name}_high": ends and ends[1]}
     for label in run.labels:
         for name in ("precision", "recall", "f1"):
             record[f"{name}_{label}"] = _mean([one.report["per_class"][label][name] for one in group.runs])
@@ -219,7 +223,7 @@ def seconds_to_best(run: Run) -> float | None:
     ends = [record for record in run.log if "train_runtime" in record and "time" in record]
     if not scored or not ends:
         return None
-    choose = min if measure == "eval_loss" else max
+    choose = min if measure.removeprefix("eval_") in LOWER_IS_BETTER else max
     best = choose(scored, key=lambda record: record[measure])  # the first of ties, which the trainer keeps
     return float(best["time"] - (ends[-1]["time"] - ends[-1]["train_runtime"]))
 

@@ -5,13 +5,16 @@ scipy and sklearn are imported inside functions: they take a second to import, w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+Measuring = Callable[[NDArray[Any], NDArray[Any], NDArray[np.float64]], float]  # true, predicted, probabilities (n, c)
 DRAWS = 2000
+MEASURE_DRAWS = 1000  # for measures that are computed anew on every sample
 
 
 def report(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str], seed: int = 0) -> dict[str, Any]:
@@ -187,3 +190,73 @@ def probabilities(log_probs: NDArray[np.float64], temperature: float = 1.0) -> N
     shifted = np.exp((log_probs - log_probs.max(axis=1, keepdims=True)) / temperature)
     probs: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
     return probs
+
+
+def values(
+    named: Mapping[str, Measuring | None], gold: NDArray[Any], log_probs: NDArray[np.float64]
+) -> dict[str, float]:
+    """Compute measures by name.
+
+    Args:
+        named: `finsa.config.base.Measure`; a function for a measure that is not one of them.
+        gold: true classes, (n,).
+        log_probs: of the labels, (n, c).
+
+    Returns:
+        The values; NaN if a measure is not defined, such as the area under the curve where all rows have one class.
+    """
+    probs, predicted = probabilities(log_probs), log_probs.argmax(axis=1)  # of ties the first label, as everywhere
+    return {
+        name: float((function or partial(_measure, name))(gold, predicted, probs)) for name, function in named.items()
+    }
+
+
+def measures(
+    named: Mapping[str, Measuring | None], gold: Sequence[int], log_probs: NDArray[np.float64], seed: int = 0
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Compute measures by name, with 95 % percentile bootstrap intervals over rows.
+
+    The arguments are those of `values`, and the seed of the bootstrap.
+
+    Returns:
+        The values and their intervals, by name.
+    """
+    if not named:
+        return {}, {}
+    true, rng = np.asarray(gold), np.random.default_rng(seed)
+    drawn = (rng.integers(0, len(true), len(true)) for _ in range(MEASURE_DRAWS))
+    samples = [values(named, true[rows], log_probs[rows]) for rows in drawn]
+    intervals = {}
+    for name in named:
+        known = np.array([sample[name] for sample in samples if not np.isnan(sample[name])])
+        intervals[name] = percentiles(known) if len(known) else [float("nan")] * 2
+    return values(named, true, log_probs), intervals
+
+
+def _measure(name: str, gold: NDArray[Any], predicted: NDArray[Any], probs: NDArray[np.float64]) -> float:
+    """A measure of scikit-learn; those of one class against the others are averaged over the classes that have rows."""
+    from sklearn import metrics
+
+    labels = list(range(probs.shape[1]))
+    if name in ("mcc", "kappa", "quadratic_kappa") and len(np.union1d(gold, predicted)) < 2:
+        return float("nan")
+    match name:
+        case "mcc":
+            return float(metrics.matthews_corrcoef(gold, predicted))
+        case "balanced_accuracy":
+            return float(metrics.recall_score(gold, predicted, labels=np.unique(gold), average="macro"))
+        case "kappa" | "quadratic_kappa":
+            weights = "quadratic" if name == "quadratic_kappa" else None
+            return float(metrics.cohen_kappa_score(gold, predicted, labels=labels, weights=weights))
+        case "jaccard":
+            known = np.union1d(gold, predicted)
+            return float(metrics.jaccard_score(gold, predicted, labels=known, average="macro"))
+        case "log_loss":
+            return float(metrics.log_loss(gold, probs, labels=labels))
+        case "brier":
+            return float(((probs - np.eye(len(labels))[gold]) ** 2).sum(axis=1).mean())
+        case "auroc" | "average_precision":
+            score = metrics.roc_auc_score if name == "auroc" else metrics.average_precision_score
+            mixed = [label for label in np.unique(gold) if (gold != label).any()]
+            return float(np.mean([score(gold == label, probs[:, label]) for label in mixed])) if mixed else float("nan")
+    raise ValueError(f"there is no measure '{name}'")

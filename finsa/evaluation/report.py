@@ -22,7 +22,7 @@ from finsa.runs import files
 
 # Sections of the page: title, tables by the first word of their key, figures by file name.
 SECTIONS = (
-    ("Scores", ("scores",), ("f1", "calibration")),
+    ("Scores", ("scores", "measures"), ("f1", "calibration")),
     ("Tests", ("tests", "baseline", "targets"), ()),
     ("Mixture", ("mixture",), ("router",)),
     ("Published", ("comparison", "published"), ()),
@@ -30,7 +30,18 @@ SECTIONS = (
     ("Training and cost", ("costs",), ("training_curves", "penalties")),
     ("Runs", ("runs", "skipped"), ()),
 )
-ON_TERMINAL = ("scores", "tests", "baseline", "targets", "mixture", "comparison", "costs", "published", "skipped")
+ON_TERMINAL = (
+    "scores",
+    "measures",
+    "tests",
+    "baseline",
+    "targets",
+    "mixture",
+    "comparison",
+    "costs",
+    "published",
+    "skipped",
+)
 TITLES = {name: tables.SCORES[name] for name in SCORES}
 COSTS = {
     "rows_per_second": "samples/s",
@@ -200,6 +211,9 @@ def show(report: Report, folder: Path, again: str | None) -> None:
 def _tables(comparison: Comparison, published: Published | None, options: ReportStage) -> dict[str, Table]:
     groups, records, baseline = comparison.groups, comparison.records, comparison.baseline
     by_key = {"scores": _scores(records)}
+    measures = list(dict.fromkeys(name for group in groups for name in group.runs[0].report.get("measures") or {}))
+    if measures:
+        by_key["measures"] = _measures(records, measures)
     if len(groups) > 1:
         top = groups[0].name
         by_key["tests"] = _tests(records, top, "vs_best_", f"Against the best, {top}")
@@ -259,6 +273,21 @@ def _scores(records: Sequence[Record]) -> Table:
         caption += " Several runs: mean ± standard deviation over seeds, bootstrap over rows and runs."
     columns = ["configuration", "runs", *TITLES.values(), "macro-P", "macro-R", "ECE"]
     return Table("Scores on the test split", columns, rows, caption, marked, optional=(7, 6, 5, 4, 1))
+
+
+def _measures(records: Sequence[Record], names: Sequence[str]) -> Table:
+    """The measures of ``evaluation.metrics``, with intervals of single runs."""
+    rows = []
+    for record in records:
+        cells = []
+        for name in names:
+            known = record.get(f"{name}_low") is not None
+            interval = f" ({_cell(record, f'{name}_low')}-{_cell(record, f'{name}_high')})" if known else ""
+            cells.append((format_value(name, record.get(name)) or MISSING) + interval)
+        rows.append([record["arm"], *cells])
+    caption = "In parentheses: 95 % bootstrap intervals over rows; of several runs, the mean."
+    columns = ["configuration", *(name.replace("_", " ") for name in names)]
+    return Table("Further measures on the test split", columns, rows, caption, optional=range(len(names), 1, -1))
 
 
 def _tests(records: Sequence[Record], reference: str, prefix: str, title: str) -> Table:

@@ -21,7 +21,12 @@ from finsa.runs.run_folder import RunFolder
 
 def report(data: Labelled, split: str, log_probs: NDArray[np.float64]) -> dict[str, Any]:
     """Compute the metrics of a split from its log-probabilities (n, c)."""
-    return metrics.report(data.gold(split), log_probs.argmax(axis=1).tolist(), data.dataset.labels.names)
+    result = metrics.report(data.gold(split), log_probs.argmax(axis=1).tolist(), data.dataset.labels.names)
+    values, intervals = metrics.measures(data.measures, data.gold(split), log_probs)
+    if values:  # null where a measure is not defined, because NaN is not JSON
+        result["measures"] = {name: None if np.isnan(value) else value for name, value in values.items()}
+        result["intervals"] |= {name: ends for name, ends in intervals.items() if not np.isnan(ends[0])}
+    return result
 
 
 def predictions(
@@ -101,7 +106,8 @@ def validation(data: Labelled, log_probs: NDArray[np.float64]) -> dict[str, floa
     gold = np.array(data.gold("validation")[: len(log_probs)])
     result = metrics.report(gold.tolist(), log_probs.argmax(axis=1).tolist(), data.dataset.labels.names)
     loss = -float(log_probs[np.arange(len(gold)), gold].mean())
-    return {"loss": loss, **{name: result[name] for name in ("macro_f1", "weighted_f1", "accuracy")}}
+    values = metrics.values(data.measures, gold, log_probs)
+    return {"loss": loss, **{name: result[name] for name in ("macro_f1", "weighted_f1", "accuracy")}, **values}
 
 
 def write_ledger(data: Labelled, folder: RunFolder, splits: Collection[str]) -> dict[str, int]:

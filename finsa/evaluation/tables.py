@@ -212,16 +212,22 @@ def scores(reports: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     The best macro-F1 is highlighted only if its interval does not overlap any other.
     """
     rows = []
+    measures = list(dict.fromkeys(name for report in reports.values() for name in report.get("measures") or {}))
     for name, report in reports.items():
         cells = []
         for score in SCORES:
             interval = report["intervals"].get(score)
             cells.append(f"{report[score]:.4f}" + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""))
+        for measure in measures:
+            value, interval = (report.get("measures") or {}).get(measure), report["intervals"].get(measure)
+            shown = MISSING if value is None else f"{value:.4f}"
+            cells.append(shown + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""))
         rows.append([name, f"{report['n']:,}", *cells])
     best = clear_winner(reports)
     marked = None if best is None else list(reports).index(best)
     caption = "95 % intervals: accuracy Wilson, F1 bootstrap over rows"
-    return Table(title, ["", "rows", *SCORES.values()], rows, caption, marked, optional=(6, 5, 4, 1))
+    columns = ["", "rows", *SCORES.values(), *(name.replace("_", " ") for name in measures)]
+    return Table(title, columns, rows, caption, marked, optional=(6, 5, 4, 1))
 
 
 def clear_winner(reports: Mapping[str, Mapping[str, Any]]) -> str | None:

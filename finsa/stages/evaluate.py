@@ -133,6 +133,6 @@ def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | N
 
 def _labelled(trained: RunConfig, data: dataset.Dataset, record: Record | None, session: Session) -> tokenized.Labelled:
     if trained.method.baseline is not None:
-        return tokenized.Labelled(data, targets=trained.data.asks_for_target)
+        return tokenized.Labelled(data, **tokenized.uses(trained, session))
     tokenizer = predictor.tokenizer_of(record) if record else tokenizers.load_tokenizer(trained.model)
     return tokenized.build(trained, data, tokenizer, session)

@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig
 
-from finsa.config import Train
+from finsa.config import LOWER_IS_BETTER, Train
 from finsa.data.rows import CHUNK, Row
 from finsa.errors import Stopped
 from finsa.runs import processes, signals
@@ -233,7 +233,7 @@ def _arguments(train: Train, accumulation: int, rows: int, seed: int, folder: Pa
         save_total_limit=train.keep_checkpoints,
         load_best_model_at_end=True,
         metric_for_best_model=f"eval_{train.select_by}",
-        greater_is_better=train.select_by != "loss",
+        greater_is_better=train.select_by not in LOWER_IS_BETTER,
         logging_steps=train.log_every,
         disable_tqdm=True,
         report_to="none",
