@@ -143,3 +143,14 @@ def test_the_report_and_the_page_show_them(run: Path, config: Compose) -> None:
 
 def test_lower_is_better_names_measures() -> None:
     assert set(LOWER_IS_BETTER) - {"loss"} <= set(get_args(Measure))
+
+
+def test_the_documented_function_is_reported(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (project / "docs" / "extend.md").read_text(encoding="utf-8").partition("## A measure")[2]
+    code = text.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace('["method=tfidf_lr"]', f'["method=tfidf_lr", "tracking=none", "output_dir={tmp_path}"]'), {})
+    (shown,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("{"))
+    assert 0 < json.loads(shown.replace("'", '"'))["cost"] < 1
