@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,32 @@ def _one_graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=FORMATS)
-def exported(
-    request: Any, config: Compose, trained: Trained, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, Path, Path]:
+@pytest.fixture(scope="module")
+def export_of(
+    config: Compose, trained: Trained, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], Path]:
+    """The folder of a method's run in a format, which is written once."""
+    base = tmp_path_factory.mktemp("exports")
+
+    @cache
+    def of(method: str, name: str) -> Path:
+        folder = base / f"{method}_{name}"
+        export.run(config(*SHORT, f"run={trained(method)}", f"output={folder}", *FORMATS[name][0].split()))
+        return folder
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def answers(trained: Trained, texts: list[str]) -> predictor.Predictions:
+    """Those of the run."""
+    return predictor.restore(str(trained("lora_response")), 4096)(texts)
+
+
+@pytest.fixture(params=FORMATS)
+def exported(request: Any, trained: Trained, export_of: Callable[[str, str], Path]) -> tuple[str, Path, Path]:
     """A format, its folder, and the run's."""
-    run, folder = trained("lora_response"), tmp_path_factory.mktemp("export") / request.param
-    words, _ = FORMATS[request.param]
-    export.run(config(*SHORT, f"run={run}", f"output={folder}", *words.split()))
-    return request.param, folder, run
+    return request.param, export_of("lora_response", request.param), trained("lora_response")
 
 
 def test_the_receipt_matches_the_two_folders(exported: tuple[str, Path, Path]) -> None:
@@ -89,11 +107,15 @@ def test_the_receipt_matches_the_two_folders(exported: tuple[str, Path, Path]) -
 
 
 def test_an_export_is_restored_alone_and_answers_as_the_run(
-    exported: tuple[str, Path, Path], texts: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    exported: tuple[str, Path, Path],
+    texts: list[str],
+    answers: predictor.Predictions,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    name, folder, run = exported
+    name, folder, _ = exported
     monkeypatch.chdir(tmp_path)
-    found, wanted = (predictor.restore(str(place), 4096)(texts) for place in (folder, run))
+    found, wanted = predictor.restore(str(folder), 4096)(texts), answers
     assert found.labels == wanted.labels
     assert found.truncated == wanted.truncated
     assert found.truncated[-2:] == [True, False]
@@ -116,14 +138,12 @@ def test_predictions_do_not_depend_on_the_other_texts(exported: tuple[str, Path,
 
 
 def test_the_pipeline_of_transformers_loads_the_classifier_unchanged(
-    config: Compose, trained: Trained, tmp_path: Path, texts: list[str]
+    export_of: Callable[[str, str], Path], answers: predictor.Predictions, texts: list[str]
 ) -> None:
     from transformers import pipeline
 
-    run = trained("lora_response")
-    export.run(config(*SHORT, f"run={run}", f"output={tmp_path / 'c'}", "format=classifier"))
-    answers = predictor.restore(str(run), 4096)(texts)
-    classify = pipeline("text-classification", model=str(tmp_path / "c"), top_k=None)
+    folder = export_of("lora_response", "classifier")
+    classify = pipeline("text-classification", model=str(folder), top_k=None)
     for batch_size in (1, 8):
         found = classify([text.strip() for text in texts], batch_size=batch_size, truncation=True)
         assert [rows[0]["label"] for rows in found] == answers.predicted
@@ -133,16 +153,14 @@ def test_the_pipeline_of_transformers_loads_the_classifier_unchanged(
 
 
 def test_a_graph_gives_the_log_probabilities_and_the_probabilities_of_the_run(
-    config: Compose, trained: Trained, tmp_path: Path, texts: list[str]
+    trained: Trained, export_of: Callable[[str, str], Path], texts: list[str]
 ) -> None:
     import onnxruntime
 
     for method in ("lora_response", "classifier"):
-        run, folder = trained(method), tmp_path / method
-        export.run(config(*SHORT, f"run={run}", f"output={folder}", "format=onnx"))
-        session = onnxruntime.InferenceSession(folder / "model.onnx")
+        session = onnxruntime.InferenceSession(export_of(method, "onnx") / "model.onnx")
         assert [given.name for given in session.get_inputs()] == ["input_ids", "lengths"]
-        answerer = predictor.restore(str(run), 4096)
+        answerer = predictor.restore(str(trained(method)), 4096)
         answers, renderer = answerer(texts[:3]), answerer.renderer
         assert renderer is not None
         assert answerer.temperature != 1
@@ -223,19 +241,15 @@ def test_the_comparison_reports_its_progress(
         assert re.search(rf"  {side}: validation rows: \d+ of 100, ", said)
 
 
-def test_exports_load_with_plain_peft_and_transformers(
-    config: Compose, trained: Trained, tmp_path: Path, project: Path
-) -> None:
+def test_exports_load_with_plain_peft_and_transformers(export_of: Callable[[str, str], Path], project: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    run = trained("lora_response")
-    for form in ("adapter", "merged"):
-        export.run(config(*SHORT, f"run={run}", f"output={tmp_path / form}", f"format={form}"))
+    adapter, whole = (export_of("lora_response", form) for form in ("adapter", "merged"))
     base = AutoModelForCausalLM.from_pretrained(project / "data" / "tiny", dtype=torch.float32)
-    adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
-    ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("文本：涨停", return_tensors="pt")["input_ids"]
+    adapted = PeftModel.from_pretrained(base, adapter).eval()
+    merged = AutoModelForCausalLM.from_pretrained(whole).eval()
+    ids = AutoTokenizer.from_pretrained(whole)("文本：涨停", return_tensors="pt")["input_ids"]
     assert merged(ids).logits.detach().numpy() == pytest.approx(adapted(ids).logits.detach().numpy(), abs=1e-4)
 
 
@@ -295,17 +309,16 @@ def test_the_tolerance_depends_on_the_dtypes_of_both_sides(
 
 
 def test_an_export_is_evaluated_and_predicts_like_a_run(
-    config: Compose, trained: Trained, tmp_path: Path, texts: list[str]
+    config: Compose, trained: Trained, export_of: Callable[[str, str], Path], tmp_path: Path, texts: list[str]
 ) -> None:
-    run = trained("lora_response")
-    export.run(config(*SHORT, f"run={run}", f"output={tmp_path / 'c'}", "format=classifier"))
+    run, folder = trained("lora_response"), export_of("lora_response", "classifier")
     (tmp_path / "in.txt").write_text("\n".join(texts), encoding="utf-8")
-    for place, name in ((run, "one"), (tmp_path / "c", "other")):
+    for place, name in ((run, "one"), (folder, "other")):
         words = (f"run={place}", f"input={tmp_path / 'in.txt'}", f"output={tmp_path / name}.csv")
         predict.run(config("stage=predict", *words))
     one, other = (pl.read_csv(tmp_path / f"{name}.csv")["label"].to_list() for name in ("one", "other"))
     assert one == other
-    again = evaluate.run(config("stage=evaluate", f"run={tmp_path / 'c'}", "tracking=none", f"output_dir={tmp_path}"))
+    again = evaluate.run(config("stage=evaluate", f"run={folder}", "tracking=none", f"output_dir={tmp_path}"))
     kept = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
     assert again.metrics["test"]["confusion"] == kept["test"]["confusion"]
 
