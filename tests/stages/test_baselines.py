@@ -121,7 +121,8 @@ def test_sampling_is_that_of_the_language_models(config: Compose, tmp_path: Path
 
 def test_a_mixed_sweep_ends_in_one_table(tmp_path: Path) -> None:
     methods = ["majority", "tfidf_lr", "lora_response"]
-    words = ["-m", f"method={','.join(methods)}", "data=sample", *SMOKE, f"output_dir={tmp_path}"]
+    words = ["-m", f"method={','.join(methods)}", "data=sample", *SMOKE, "train.max_steps=2", f"output_dir={tmp_path}"]
+    words += ["train.batch_size=4", "stage.compare_base=false"]
     done = commands.run(*words)
     assert done.returncode == 0, done.stderr
     assert "sweep of 3 jobs, test split" in done.stdout

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from few import FEW
 
 from finsa.config import RunConfig
 from finsa.stages import inspect
@@ -58,7 +59,7 @@ def test_colors_on_a_terminal(config: Configure, tmp_path: Path, monkeypatch: py
     terminal = Console(force_terminal=True, width=120, record=True)
     monkeypatch.setattr(tables, "console", lambda: terminal)
     monkeypatch.delenv("NO_COLOR", raising=False)
-    _run(config, tmp_path, "data.max_length=24")
+    _run(config, tmp_path, FEW, "data.max_length=24")
     styled = terminal.export_text(styles=True)
     assert "\x1b[1;4;32m" in styled  # the answer, with loss
     assert "\x1b[36m" in styled  # the text
@@ -101,7 +102,7 @@ def test_an_unavailable_tokenizer_is_reported(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    folder, numbers = _run(config, tmp_path, "model=glm9b", "method=lora_expert")
+    folder, numbers = _run(config, tmp_path, FEW, "model=glm9b", "method=lora_expert")
     assert numbers["findings"][0].startswith(
         "Tokens, masks and examples are those of another tokenizer: the embedded one"
     )

@@ -23,7 +23,7 @@ from finsa.session import Session
 from finsa.stages import evaluate, train
 
 Compose = Callable[..., RunConfig]
-SHORT = (FEW, "train=smoke", "tracking=none", "stage.compare_base=false", "train.max_steps=2")
+SHORT = (FEW, "train=smoke", "train.batch_size=4", "tracking=none", "stage.compare_base=false", "train.max_steps=2")
 # The last is another code point for the first one's character; Unicode and this tokenizer hold them for the same.
 ALIKE = {"利空": "利", "中性": "中", "利好": "\uf9dd"}
 

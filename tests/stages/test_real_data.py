@@ -20,7 +20,8 @@ def test_a_real_table_goes_through_the_whole_stage(
     name: str, shared_data: Path, tmp_path: Path, config: Callable[..., RunConfig]
 ) -> None:
     cfg = config(
-        "data=table", f"data.files={shared_data / name}", "train=smoke", "tracking=none", f"output_dir={tmp_path}"
+        *("data=table", f"data.files={shared_data / name}", "tracking=none", f"output_dir={tmp_path}"),
+        *("train=smoke", "train.max_steps=2", "train.batch_size=4", "stage.compare_base=false"),
     )
     result = train.run(cfg)
     assert result.run_dir is not None
