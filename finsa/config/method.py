@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from finsa.config.base import Balance, Fraction, Name, Section
 from finsa.config.baselines import Baseline, Lexicon, Majority, TfidfLr
@@ -61,6 +61,29 @@ class Loss(Section):
         return next((f"loss.{name}={getattr(self, name)}" for name in changed), None)
 
 
+class Examples(Section):
+    """Labelled training rows in the prompt of a model that is not trained (few-shot).
+
+    Args:
+        choice: ``random``; ``balanced``: the classes take turns; ``nearest``: for each text the training rows with the
+            most similar character n-grams (TF-IDF).
+        max_characters: of an example's text; ``data.max_length`` does not count the examples.
+        calibrate: subtract the log-probabilities that the labels have after content-free texts (contextual calibration,
+            Zhao et al. 2021).
+    """
+
+    count: NonNegativeInt
+    choice: Literal["random", "balanced", "nearest"]
+    max_characters: PositiveInt
+    calibrate: bool
+
+    @model_validator(mode="after")
+    def _check_calibration(self) -> Examples:
+        if self.calibrate and self.choice == "nearest":
+            raise ValueError("calibrate=true needs the same examples for all texts: set choice=balanced or random")
+        return self
+
+
 class Method(Section):
     """The variables of an experiment: trained parameters, training rows and loss.
 
@@ -81,6 +104,7 @@ class Method(Section):
     balance: Balance
     rows_per_class: PositiveInt | None
     baseline: Baseline | None
+    examples: Examples | None
 
     @property
     def uses_torch(self) -> bool:
@@ -94,6 +118,8 @@ class Method(Section):
                 f"baseline.kind={self.baseline.kind} uses no language model: set method.learn=nothing "
                 "method.adapter=null method.quantization=none, or method.baseline=null"
             )
+        if self.examples is not None and (self.learn != "nothing" or self.baseline is not None):
+            raise ValueError("examples are for a model that is not trained: method=few_shot, or method.examples=null")
         if self.learn == "adapter" and self.adapter is None:
             raise ValueError("learn=adapter needs an adapter section; start from method=lora")
         if self.learn != "adapter" and self.adapter is not None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError
 
+from finsa.data.few_shot import BREAK, ExampleRows
 from finsa.data.labels import LabelSpace
 from finsa.errors import ConfigError, Problem
 
 # Placeholders while a chat template is rendered; no template or tokenizer gives them a meaning.
-_TEXT, _TARGET, _ANSWER = (f"\u2063finsa-{name}\u2063" for name in ("text", "target", "answer"))
+_TEXT, _TARGET, _ANSWER, _HERE = (f"\u2063finsa-{name}\u2063" for name in ("text", "target", "answer", "examples"))
 OPEN, CLOSE = "<think>", "</think>"
 # Chat templates that contain today's date (Llama 3.2) get this one, so that the prompt does not change from day to
 # day. It is the default date of Llama 3.1's template.
@@ -37,15 +38,29 @@ class Prompt:
         suffix: after the last of them; ends exactly where the answer starts.
         middle: between text and target; None without a target.
         target_first: whether the target comes before the text.
+        opening: of the chat template, before the examples; empty without examples.
+        shown: the examples before every prefix, if they are the same for all texts.
+        examples: returns the examples for a text, otherwise.
     """
 
     prefix: str
     suffix: str
     middle: str | None = None
     target_first: bool = False
+    opening: str = ""
+    shown: str = ""
+    examples: Callable[[str], str] | None = None
 
     @classmethod
-    def of(cls, template: str, labels: LabelSpace, style: str, think: str, tokenizer: Any) -> Prompt:
+    def of(
+        cls,
+        template: str,
+        labels: LabelSpace,
+        style: str,
+        think: str,
+        tokenizer: Any,
+        examples: ExampleRows | None = None,
+    ) -> Prompt:
         """Render a template.
 
         Args:
@@ -55,17 +70,33 @@ class Prompt:
             think: ``closed`` disables thinking: by the switch of the chat template, or with an empty think block before
                 the answer.
             tokenizer: has the chat template.
+            examples: labelled rows that come before the text, in the same turn; None: none.
 
         Raises:
             ConfigError: if a chat template is required but missing, or cannot render a message.
         """
+        examples = None if examples is None or examples.settings.count == 0 else examples
         user = template.format(text=_TEXT, target=_TARGET, labels=" / ".join(labels.words))
+        user = _HERE + user if examples else user
         if style == "chat":
             user = _chat(user, think, tokenizer)
+        opening, user = user.split(_HERE) if examples else ("", user)
         parts = re.split(f"{_TEXT}|{_TARGET}", user)
-        if len(parts) == 2:
-            return cls(parts[0], parts[1])
-        return cls(parts[0], parts[2], parts[1], user.index(_TARGET) < user.index(_TEXT))
+        middle = parts[1] if len(parts) == 3 else None
+        prompt = cls(parts[0], parts[-1], middle, middle is not None and user.index(_TARGET) < user.index(_TEXT))
+        if examples is None:
+            return prompt
+
+        def shown(text: str = "") -> str:
+            """The examples for a text, without the chat template."""
+            blocks = (
+                [plain.prefix, *plain.parts(one), plain.suffix, labels.words[k]] for one, k in examples.choose(text)
+            )
+            return "".join("".join([*block, BREAK]) for block in blocks)
+
+        plain = Prompt.of(template, labels, "plain", "none", None)
+        given = {"shown": shown()} if examples.fixed else {"examples": shown}
+        return replace(prompt, opening=opening, **given)
 
     def parts(self, given: str) -> tuple[str, str, str]:
         """Divide an input into what the prompt has before the text, the text, and what it has after the text.

@@ -126,7 +126,7 @@ class Renderer:
         tokenizer: a fast tokenizer of transformers.
         prompt: prefix and suffix of every text.
         labels: classes and the words that answer them.
-        max_length: of a whole row, in tokens.
+        max_length: of a whole row without its examples, in tokens.
 
     Raises:
         ConfigError: if prompt and answer leave no room for text, two words have the same tokens, or there is no end
@@ -136,16 +136,23 @@ class Renderer:
     def __init__(self, tokenizer: Any, prompt: Prompt, labels: LabelSpace, max_length: int) -> None:
         self.tokenizer, self.prompt, self.labels = tokenizer, prompt, labels
         self._literal, self._tokenizer_hash = _literal(tokenizer, len(tokenizer))
-        prefix, leading = _encode(tokenizer, prompt.prefix), _leading(tokenizer)
+        leading, has_examples = _leading(tokenizer), bool(prompt.shown) or prompt.examples is not None
+        opening = _encode(tokenizer, prompt.opening if has_examples else prompt.prefix)
         # A rendered chat template may begin with the leading tokens already.
-        self.prefix = prefix if prefix[: len(leading)] == leading else leading + prefix
+        self.prefix = opening if opening[: len(leading)] == leading else leading + opening
+        own, self._before = len(self.prefix), list[int]()
+        if has_examples:
+            self._before = _encode(tokenizer, prompt.prefix)
+            own += len(self._before)
+        if prompt.shown:
+            self.prefix += self._literal_ids(prompt.shown) + self._before
         self.suffix = _encode(tokenizer, prompt.suffix)
         self.answers = [tuple(_encode(tokenizer, word)) for word in labels.words]
         if tokenizer.eos_token_id is None:
             raise ConfigError([Problem("model.tokenizer", "has no end token, so no answer could be learnt to end")])
         self.end: int = tokenizer.eos_token_id
         longest = max(map(len, self.answers)) + 1
-        self.room = max_length - len(self.prefix) - len(self.suffix) - longest
+        self.room = max_length - own - len(self.suffix) - longest
         if self.room < 1:
             raise ConfigError([Problem("data.max_length", self._no_room(prompt, max_length, longest))])
         if len(set(self.answers)) < len(self.answers) or not all(self.answers):
@@ -160,6 +167,9 @@ class Renderer:
             f"{max_length} leaves no room for text: the prompt takes {len(self.prefix)} + {len(self.suffix)} tokens, "
             f"the longest answer with its end token {longest}. Set data.max_length={needed + 64} or more{spare}"
         )
+
+    def _literal_ids(self, text: str) -> list[int]:
+        return list(self._literal.encode(text, add_special_tokens=False).ids)
 
     @property
     def literal(self) -> Tokenizer:
@@ -192,12 +202,15 @@ class Renderer:
                 ids, after = text.ids, chunk[number - start][2]
                 lengths[number] = len(ids)
                 if after and len(ids) > self.room:  # a target after the text is kept
-                    tail = self._literal.encode(after, add_special_tokens=False).ids[: self.room]
+                    tail = self._literal_ids(after)[: self.room]
                     ids = [*ids[: self.room - len(tail)], *tail]
-                kept.append(np.asarray(ids[: self.room], np.int32))
+                ids = ids[: self.room]
+                if self.prompt.examples is not None:
+                    ids = [*self._literal_ids(self.prompt.examples(texts[number])), *self._before, *ids]
+                kept.append(np.asarray(ids, np.int32))
             moved(len(chunk))
-        fitting = np.minimum(lengths, self.room)
-        return {"tokens": np.concatenate(kept), "ends": np.cumsum(fitting), "cut": lengths - fitting}
+        cut = np.maximum(lengths - self.room, 0)
+        return {"tokens": np.concatenate(kept), "ends": np.cumsum([len(ids) for ids in kept[1:]]), "cut": cut}
 
     def crowded(self, texts: Sequence[str], fixed: Sequence[int]) -> dict[int, int]:
         """Find texts that are truncated and whose fixed part leaves fewer than ``LEAST`` tokens for the rest.

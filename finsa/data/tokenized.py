@@ -15,6 +15,7 @@ from finsa.config import Data, Method, RunConfig
 from finsa.config.base import Measure
 from finsa.data import cache, sampling
 from finsa.data.dataset import Dataset
+from finsa.data.few_shot import ExampleRows
 from finsa.data.prompts import Prompt, with_target
 from finsa.data.rows import Encoded, IntArray, LazyRows, Renderer, Row
 from finsa.errors import DataError
@@ -78,12 +79,14 @@ class TokenizedDataset(Labelled):
         renderer: of the run.
         prompt: prefix and suffix that the renderer puts around a text.
         cache: folder of cached tokens; None: tokens are not cached.
+        examples: in every prompt; None: no examples.
         base_scores: label scores of the test rows, (n, c), by base model.
     """
 
     renderer: Renderer
     prompt: Prompt
     cache: str | None = None
+    examples: ExampleRows | None = None
     base_scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     _encoded: dict[str, Encoded] = field(default_factory=dict)
 
@@ -96,7 +99,7 @@ class TokenizedDataset(Labelled):
                 with progress.Display(progress.PREPARING).work(f"tokenizing {split} rows", len(texts)) as work:
                     return self.renderer.encode_texts(texts.to_list(), work.moved)
 
-            if self.cache and len(texts) >= cache.MANY_TEXTS:
+            if self.cache and len(texts) >= cache.MANY_TEXTS and self.prompt.examples is None:
                 name = cache.key("tokens", cache.text_hash(texts), self.renderer.fingerprint())
                 arrays = cache.arrays(cache.folder_of(self.cache, f"tokens-{name}"), build)
             else:
@@ -113,6 +116,8 @@ class TokenizedDataset(Labelled):
         template = f"{self.prompt.prefix}\x1f{self.prompt.suffix}\x1f{self.renderer.room}"
         if self.prompt.middle is not None:
             template += f"\x1f{self.prompt.middle}\x1f{self.prompt.target_first}"
+        if self.examples is not None:
+            template += f"\x1f{self.prompt.shown}\x1f{self.examples.settings.model_dump_json()}"
         return {**super().fingerprints(), "template_fingerprint": _short_hash(template)}
 
     def domains(self, split: str, experts: Sequence[str]) -> list[int]:
@@ -194,20 +199,39 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def build(cfg: RunConfig, dataset: Dataset, tokenizer: Any, session: Session | None = None) -> TokenizedDataset:
+def build(
+    cfg: RunConfig,
+    dataset: Dataset,
+    tokenizer: Any,
+    session: Session | None = None,
+    examples: ExampleRows | None = None,
+) -> TokenizedDataset:
     """Combine a data set and a tokenizer; jobs of a session with the same data and tokenizer share the tokens.
+
+    Args:
+        cfg: configuration of the run.
+        dataset: its rows.
+        tokenizer: of its model.
+        session: of the command.
+        examples: of the run that is evaluated; None: ``method.examples`` are chosen from the training rows.
 
     Raises:
         ConfigError: if prompt, labels and tokenizer are not compatible.
         DataError: if the part of a text that is never truncated leaves no room for the rest.
     """
     settings = (cfg.data.prompt, cfg.data.max_length, cfg.data.cache, cfg.model.prompt, cfg.model.think)
-    key = (id(dataset), id(tokenizer), *settings, cfg.evaluation.metrics, cfg.train.select_by)
+    shots = cfg.method.examples
+    key: tuple[object, ...] = (id(dataset), id(tokenizer), *settings, cfg.evaluation.metrics, cfg.train.select_by)
+    if shots is not None:
+        key += (shots, cfg.seed, id(examples))
     shared: dict[tuple[object, ...], Any] = session.tokenized if session else {}
     if key not in shared:
-        prompt = Prompt.of(cfg.data.prompt, dataset.labels, cfg.model.prompt, cfg.model.think, tokenizer)
+        if shots is not None and examples is None:
+            rows = Labelled(dataset, **uses(cfg, session))
+            examples = ExampleRows(shots, rows.texts("train"), rows.gold("train"), cfg.seed)
+        prompt = Prompt.of(cfg.data.prompt, dataset.labels, cfg.model.prompt, cfg.model.think, tokenizer, examples)
         renderer = Renderer(tokenizer, prompt, dataset.labels, cfg.data.max_length)
-        built = TokenizedDataset(dataset, renderer, prompt, cfg.data.cache, **uses(cfg, session))
+        built = TokenizedDataset(dataset, renderer, prompt, cfg.data.cache, examples, **uses(cfg, session))
         require_room(built, cfg.data)
         shared[key] = built
     tokenized: TokenizedDataset = shared[key]

@@ -193,10 +193,10 @@ def _costs(group: RunGroup) -> Record:
         name: _mean([one.get(name) for one in facts])
         for name in (
             *("rows_per_second", "peak_memory_bytes", "trainable_parameters", "total_parameters"),
-            *("training_seconds", "wall_seconds"),
+            *("training_seconds", "wall_seconds", "scoring_seconds", "prompt_tokens"),
         )
     }
-    memory = means["peak_memory_bytes"]
+    memory, scoring = means["peak_memory_bytes"], means["scoring_seconds"]
     parameters = {name: means[name] for name in ("trainable_parameters", "total_parameters")}
     return {
         "rows_per_second": means["rows_per_second"],
@@ -205,6 +205,8 @@ def _costs(group: RunGroup) -> Record:
         "seconds_to_best": _mean([seconds_to_best(run) for run in group.runs]),
         "training_seconds": means["training_seconds"],
         "wall_seconds": means["wall_seconds"],
+        "prompt_tokens": means["prompt_tokens"],
+        "milliseconds_per_row": None if scoring is None else 1000 * scoring / len(group.runs[0].rows),
     }
 
 

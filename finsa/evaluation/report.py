@@ -50,6 +50,8 @@ COSTS = {
     "seconds_to_best": "seconds to the best score",
     "training_seconds": "training seconds",
     "wall_seconds": "total seconds",
+    "prompt_tokens": "tokens per prompt",
+    "milliseconds_per_row": "ms per test row",
 }
 
 
@@ -359,7 +361,7 @@ def _costs(records: Sequence[Record]) -> Table:
             cells["trainable_parameters"] = f"{record['trainable_parameters']:,}"
         rows.append([record["arm"], *cells.values()])
     caption = "Best score: the validation that selected the checkpoint, counted from the start of training."
-    return Table("Cost", ["configuration", *COSTS.values()], rows, caption, optional=(5, 4, 3, 6))
+    return Table("Cost", ["configuration", *COSTS.values()], rows, caption, optional=(5, 4, 3, 6, 7, 8))
 
 
 def _published_comparison(records: Sequence[Record], name: str, mismatches: Sequence[str]) -> Table:

@@ -16,6 +16,7 @@ import torch
 from peft import PeftModel
 
 from finsa.config import MoeJointStage
+from finsa.data import few_shot
 from finsa.data.rows import Renderer
 from finsa.errors import ModelError
 from finsa.inference import loading, model_cards, predictor
@@ -175,6 +176,8 @@ def _prompting_tokenizer(renderer: Renderer, padding: int) -> Any:
 def _describe(record: Record, renderer: Renderer, form: str, precision: str, folder: Path, tokenizer: str) -> None:
     """Write the files needed to load an export: the run's configuration and ``run.json``, and the manifest."""
     shutil.copy2(record.path / "config.yaml", folder / "config.yaml")
+    if record.cfg.method.examples is not None:
+        shutil.copy2(record.path / few_shot.FILE, folder / few_shot.FILE)
     labels = dict(zip(record.labels.names, record.labels.words, strict=True))
     # the digests under "weights" refer to the run's files, which are not part of the export
     _write_json(folder / run_folder.EXPORTED, {**record.facts, "labels": labels, "weights": None})

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from finsa import baselines
 from finsa.config import Data, RunConfig, compose
-from finsa.data import tokenized
+from finsa.data import few_shot, tokenized
 from finsa.data.cleaning import normalize
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
@@ -156,6 +156,8 @@ class Predictor:
         self.temperature = record.temperature
         self.experts: tuple[str, ...] = tuple(getattr(model or scorer, "experts", ()))
         self._count_truncated = count_truncated
+        bias = record.facts.get("contextual_bias")
+        self.bias = None if bias is None else np.array(bias)
 
     def __call__(self, texts: Sequence[str], moved: Moved = ignored) -> Predictions:
         """Predict the labels of texts in order; `moved` is called with the number of newly scored texts."""
@@ -166,7 +168,7 @@ class Predictor:
         else:
             truncated = [self._is_truncated(text) for text in inputs]
         # Without texts, the scorer's gates would be those of an earlier call.
-        log_probs = self.scorer.score(inputs, moved) if truncated else np.zeros((0, len(self.labels)))
+        log_probs = self._score(inputs, moved) if truncated else np.zeros((0, len(self.labels)))
         gates = self.gates if truncated else None
         probs = metrics.probabilities(log_probs, self.temperature)
         return Predictions(self.labels, log_probs, probs, truncated, gates, self.experts)
@@ -224,11 +226,15 @@ class Predictor:
                 f"{', '.join(job.dataset.labels.names)}"
             )
         if isinstance(job, tokenized.TokenizedDataset) and self.renderer is not None:
-            return self.scorer.score(job.prompts(split), moved)
+            return self._score(job.prompts(split), moved)
         if self.cfg.method.baseline is not None and self._count_truncated is not None:
             counts = {name: self._count_truncated(job.texts(name)) for name in job.dataset.splits}
             job.cut.update({name: count for name, count in counts.items() if count is not None})
-        return self.scorer.score(job.texts(split), moved)
+        return self._score(job.texts(split), moved)
+
+    def _score(self, inputs: Any, moved: Moved) -> FloatArray:
+        log_probs = self.scorer.score(inputs, moved)
+        return log_probs if self.bias is None else log_probs - self.bias
 
     def close(self) -> None:
         """Release a shared base model, unchanged."""
@@ -346,7 +352,8 @@ def require_packages(form: str, reason: str) -> None:
 def renderer_of(record: Record) -> Renderer:
     """The run's renderer, from its labels and the tokenizer of its model or export."""
     cfg, tokenizer = record.cfg, tokenizer_of(record)
-    prompt = Prompt.of(cfg.data.prompt, record.labels, cfg.model.prompt, cfg.model.think, tokenizer)
+    examples = few_shot.read(cfg.method.examples, record.path, cfg.seed)
+    prompt = Prompt.of(cfg.data.prompt, record.labels, cfg.model.prompt, cfg.model.think, tokenizer, examples)
     return Renderer(tokenizer, prompt, record.labels, cfg.data.max_length)
 
 
@@ -434,9 +441,12 @@ def zero_shot(
 ) -> Predictor:
     """A predictor of the base model without training, with the prompt and labels of a configuration."""
     quantization.require_library(cfg.method)
-    from finsa.inference.scoring import scorer  # imports torch
+    from finsa.inference.scoring import contextual_bias, scorer  # imports torch
     from finsa.models import base
 
     model: Any = base.load_base(cfg.model, cfg.seed, cfg.method.quantization, session)
     scores = scorer(model, job.renderer, batch_tokens)
-    return Predictor(Record(Path(), cfg, {}, job.dataset.labels), scores, scores.rule, job.renderer, model=model)
+    facts = {}
+    if cfg.method.examples is not None and cfg.method.examples.calibrate:
+        facts["contextual_bias"] = contextual_bias(scores, job.targets).tolist()
+    return Predictor(Record(Path(), cfg, facts, job.dataset.labels), scores, scores.rule, job.renderer, model=model)

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from finsa.data.prompts import with_target
 from finsa.data.rows import Encoded, Renderer
 from finsa.errors import ModelError
 from finsa.inference.label_tree import Answer, LabelTree, after_cache, scored_answers, tree_inputs
@@ -237,6 +238,17 @@ class LabelScorer:
     def _spans(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Start and end of each prompt's text, (b, 2)."""
         return torch.tensor([self.renderer.text_span(prompt) for prompt in prompts])
+
+
+def contextual_bias(label_scorer: LabelScorer, targets: bool) -> FloatArray:
+    """Mean log-probabilities of the labels after content-free texts, (c,) (contextual calibration, Zhao et al. 2021).
+
+    Args:
+        label_scorer: of the model.
+        targets: whether the prompt asks for a target.
+    """
+    texts = [with_target("N/A", text) if targets else text for text in ("N/A", "[MASK]", "")]
+    return label_scorer(texts).mean(axis=0)
 
 
 def trees_for(model: Any, answers: Sequence[Answer], longest: int) -> list[LabelTree]:

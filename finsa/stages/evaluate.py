@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from finsa.config import EvaluateStage, MoeJointStage, RunConfig
-from finsa.data import dataset, tokenized
+from finsa.data import dataset, few_shot, tokenized
 from finsa.errors import ConfigError, Problem
 from finsa.evaluation import metrics, moe, run_results, tables
 from finsa.inference import predictor
@@ -135,4 +135,5 @@ def _labelled(trained: RunConfig, data: dataset.Dataset, record: Record | None, 
     if trained.method.baseline is not None:
         return tokenized.Labelled(data, **tokenized.uses(trained, session))
     tokenizer = predictor.tokenizer_of(record) if record else tokenizers.load_tokenizer(trained.model)
-    return tokenized.build(trained, data, tokenizer, session)
+    examples = few_shot.read(trained.method.examples, record.path, trained.seed) if record else None
+    return tokenized.build(trained, data, tokenizer, session, examples)

@@ -145,6 +145,10 @@ def refusal(record: Record, form: str, precision: str) -> str | None:
         return f"{record.path} is itself an export; name the run that it was exported from"
     if method.baseline is not None:
         return f"method={method.name} is not a language model; predict and serve read its run folder"
+    if method.examples is not None and method.examples.choice == "nearest":
+        return "its examples are chosen for each text; predict and serve read the run folder"
+    if method.examples is not None and method.examples.calibrate:
+        return "an export has no contextual calibration; predict and serve read the run folder"
     if isinstance(stage, MoeJointStage) and form not in ("adapter", "merged"):
         return (
             f"{form} contains one set of weights, and a mixture selects among several for every text; format=adapter "

@@ -28,7 +28,8 @@ def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: 
         ModelError: for a tokenizer that is not on this machine and cannot be downloaded.
     """
     zero_shot = cfg.method.learn == "nothing" and cfg.method.baseline is None
-    data.require(*(("test",) if zero_shot else ("train", "validation", "test")))
+    shots = ("train",) if cfg.method.examples is not None else ()
+    data.require(*((*shots, "test") if zero_shot else ("train", "validation", "test")))
     if cfg.method.baseline is not None:
         return
     if not zero_shot:

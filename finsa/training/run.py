@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import torch
 
 from finsa.config import RunConfig, TrainStage
-from finsa.data import dataset, tokenized
+from finsa.data import dataset, few_shot, tokenized
 from finsa.data.rows import Encoded
+from finsa.data.tokenized import TokenizedDataset
 from finsa.evaluation import run_results
-from finsa.inference.scoring import FloatArray, LabelScorer, scorer
+from finsa.inference.scoring import FloatArray, LabelScorer, contextual_bias, scorer
 from finsa.models import base, factory, hardware, tokenizers
 from finsa.runs import files, processes, run_folder, trackers
 from finsa.runs.run_folder import Result, RunFolder
@@ -82,10 +84,16 @@ def run(cfg: RunConfig, session: Session) -> Result:
                             data.renderer.tokenizer.save_pretrained(staging / "tokenizer")
 
             # Score the test split: log-probabilities of the labels.
+            started, before = time.monotonic(), len(data.base_scores)
             if learns:
                 log_probs["test"] = _score(label_scorer, data.prompts("test"), "test", watch)
             else:
                 log_probs["test"] = _base_log_probs(cfg, data, backbone, watch)
+                if data.examples is not None:
+                    log_probs["test"] = _with_examples(cfg, data, folder, label_scorer, log_probs["test"])
+            if learns or len(data.base_scores) > before:  # not the scores of an earlier job
+                folder.note(scoring_seconds=round(time.monotonic() - started, 3))
+            folder.note(prompt_tokens=round(float(data.prompts("test").lengths.mean()), 1))
             factory.detach(model)
             if compares and not base_changes:
                 metrics["base"] = run_results.report(data, "test", _base_log_probs(cfg, data, backbone, watch))
@@ -144,6 +152,19 @@ def _score(label_scorer: LabelScorer, prompts: Encoded, split: str, watch: Watch
     hardware.trim_heap()
     with watch.display.work(f"scoring {split}", len(prompts)) as work:
         return label_scorer.score(prompts, work.moved)
+
+
+def _with_examples(
+    cfg: RunConfig, data: TokenizedDataset, folder: RunFolder, label_scorer: LabelScorer, log_probs: FloatArray
+) -> FloatArray:
+    """Write the examples of a few-shot run, and calibrate its log-probabilities if configured, (n, c)."""
+    assert data.examples is not None
+    folder.write_lines(few_shot.FILE, data.examples.lines())
+    if not data.examples.settings.calibrate:
+        return log_probs
+    bias = contextual_bias(label_scorer, data.targets)
+    folder.note(contextual_bias=bias.tolist())
+    return log_probs - bias
 
 
 def _base_log_probs(cfg: RunConfig, data: tokenized.TokenizedDataset, backbone: Any, watch: Watch) -> FloatArray:
