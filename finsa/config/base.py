@@ -27,7 +27,7 @@ Label = Annotated[str, BeforeValidator(_label_text)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Toggle = bool | Literal["auto"]
 Balance = Literal["none", "downsample", "oversample"]
-# Measures of scikit-learn, computed by `finsa.evaluation.metrics.measures`.
+# Measures as scikit-learn defines them; see `finsa.evaluation.metrics.measures`.
 Measure = Literal[
     "mcc", "balanced_accuracy", "kappa", "quadratic_kappa", "jaccard", "auroc", "average_precision", "log_loss", "brier"
 ]

@@ -65,6 +65,7 @@ class Examples(Section):
     """Labelled training rows in the prompt of a model that is not trained (few-shot).
 
     Args:
+        count: number of examples in a prompt.
         choice: ``random``; ``balanced``: the classes take turns; ``nearest``: for each text the training rows with the
             most similar character n-grams (TF-IDF).
         max_characters: of an example's text; ``data.max_length`` does not count the examples.

@@ -353,7 +353,7 @@ def _settings(run: Run) -> dict[str, str]:
     method = config["method"]
     if method["learn"] == "nothing" and not method.get("baseline"):  # training settings then have no effect
         ignored.add("train")
-        config["method"] = {key: config["method"].get(key) for key in ("name", "learn", "quantization")}
+        config["method"] = {key: config["method"].get(key) for key in ("name", "learn", "quantization", "examples")}
     stage = config["stage"]
     if stage["name"] == "moe_joint":  # a mixture is not the same method as an adapter, whatever its experts are
         config["method"] = {**config["method"], "name": f"{method['name']} mixture"}

@@ -6,7 +6,6 @@ scipy and sklearn are imported inside functions: they take a second to import, w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 
 Measuring = Callable[[NDArray[Any], NDArray[Any], NDArray[np.float64]], float]  # true, predicted, probabilities (n, c)
 DRAWS = 2000
-MEASURE_DRAWS = 1000  # for measures that are computed anew on every sample
+MEASURE_DRAWS = 1000
+CHUNK = 2_000_000  # counts drawn at once, to limit memory
 
 
 def report(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str], seed: int = 0) -> dict[str, Any]:
@@ -205,10 +205,7 @@ def values(
     Returns:
         The values; NaN if a measure is not defined, such as the area under the curve where all rows have one class.
     """
-    probs, predicted = probabilities(log_probs), log_probs.argmax(axis=1)  # of ties the first label, as everywhere
-    return {
-        name: float((function or partial(_measure, name))(gold, predicted, probs)) for name, function in named.items()
-    }
+    return {name: float(drawn[0]) for name, drawn in _drawn(named, gold, log_probs, np.ones((1, len(gold)))).items()}
 
 
 def measures(
@@ -224,39 +221,102 @@ def measures(
     if not named:
         return {}, {}
     true, rng = np.asarray(gold), np.random.default_rng(seed)
-    drawn = (rng.integers(0, len(true), len(true)) for _ in range(MEASURE_DRAWS))
-    samples = [values(named, true[rows], log_probs[rows]) for rows in drawn]
+    n, size = len(true), max(1, CHUNK // len(true))
+    parts = []
+    for start in range(0, MEASURE_DRAWS, size):
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=min(size, MEASURE_DRAWS - start))
+        parts.append(_drawn(named, true, log_probs, counts.astype(np.float64)))
     intervals = {}
     for name in named:
-        known = np.array([sample[name] for sample in samples if not np.isnan(sample[name])])
+        drawn = np.concatenate([part[name] for part in parts])
+        known = drawn[~np.isnan(drawn)]
         intervals[name] = percentiles(known) if len(known) else [float("nan")] * 2
     return values(named, true, log_probs), intervals
 
 
-def _measure(name: str, gold: NDArray[Any], predicted: NDArray[Any], probs: NDArray[np.float64]) -> float:
-    """A measure of scikit-learn; those of one class against the others are averaged over the classes that have rows."""
-    from sklearn import metrics
+def _drawn(
+    named: Mapping[str, Measuring | None],
+    gold: NDArray[Any],
+    log_probs: NDArray[np.float64],
+    counts: NDArray[np.float64],
+) -> dict[str, NDArray[np.float64]]:
+    """Measures of s samples in which each of the n rows occurs a number of times, (s, n): by name, (s,)."""
+    probs, predicted = probabilities(log_probs), log_probs.argmax(axis=1)  # of ties the first label, as everywhere
+    classes, found = probs.shape[1], dict[str, NDArray[np.float64]]()
+    cells = np.eye(classes**2)[gold * classes + predicted]
+    confusion = (counts @ cells).reshape(-1, classes, classes)
+    for name, function in named.items():
+        if function is not None:
+            rows = [np.repeat(np.arange(len(gold)), sample.astype(int)) for sample in counts]
+            found[name] = np.array([float(function(gold[one], predicted[one], probs[one])) for one in rows])
+        elif name == "log_loss":
+            found[name] = -(counts @ np.log(probs[np.arange(len(gold)), gold])) / counts.sum(axis=1)
+        elif name == "brier":
+            found[name] = (counts @ ((probs - np.eye(classes)[gold]) ** 2).sum(axis=1)) / counts.sum(axis=1)
+        elif name in ("auroc", "average_precision"):
+            measure = _auroc if name == "auroc" else _average_precision
+            by_class = np.array([measure(probs[:, label], gold == label, counts) for label in range(classes)])
+            known = ~np.isnan(by_class)
+            sums = np.where(known, by_class, 0).sum(axis=0)
+            found[name] = np.divide(sums, known.sum(axis=0), out=np.full(len(counts), np.nan), where=known.any(axis=0))
+        else:
+            found[name] = _of_confusion(name, confusion)
+    return found
 
-    labels = list(range(probs.shape[1]))
-    if name in ("mcc", "kappa", "quadratic_kappa") and len(np.union1d(gold, predicted)) < 2:
-        return float("nan")
-    match name:
-        case "mcc":
-            return float(metrics.matthews_corrcoef(gold, predicted))
-        case "balanced_accuracy":
-            return float(metrics.recall_score(gold, predicted, labels=np.unique(gold), average="macro"))
-        case "kappa" | "quadratic_kappa":
-            weights = "quadratic" if name == "quadratic_kappa" else None
-            return float(metrics.cohen_kappa_score(gold, predicted, labels=labels, weights=weights))
-        case "jaccard":
-            known = np.union1d(gold, predicted)
-            return float(metrics.jaccard_score(gold, predicted, labels=known, average="macro"))
-        case "log_loss":
-            return float(metrics.log_loss(gold, probs, labels=labels))
-        case "brier":
-            return float(((probs - np.eye(len(labels))[gold]) ** 2).sum(axis=1).mean())
-        case "auroc" | "average_precision":
-            score = metrics.roc_auc_score if name == "auroc" else metrics.average_precision_score
-            mixed = [label for label in np.unique(gold) if (gold != label).any()]
-            return float(np.mean([score(gold == label, probs[:, label]) for label in mixed])) if mixed else float("nan")
-    raise ValueError(f"there is no measure '{name}'")
+
+def _of_confusion(name: str, confusion: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A measure of confusion matrices, rows true, (s, c, c): (s,), as scikit-learn defines it; NaN for one class."""
+    n, hits = confusion.sum(axis=(1, 2)), np.diagonal(confusion, axis1=1, axis2=2)
+    true, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
+
+    def mean(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Mean of the quotients over the classes whose divisor is not 0."""
+        quotients = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+        return np.asarray(quotients.sum(axis=1) / (below > 0).sum(axis=1))
+
+    if name == "balanced_accuracy":
+        return mean(hits, true)
+    if name == "jaccard":
+        return mean(hits, true + predicted - hits)
+    single = ((true + predicted) > 0).sum(axis=1) < 2
+    if name == "mcc":
+        above = hits.sum(axis=1) * n - (true * predicted).sum(axis=1)
+        below = np.sqrt((n**2 - (true**2).sum(axis=1)) * (n**2 - (predicted**2).sum(axis=1)))
+        value = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    else:
+        squared = np.subtract.outer(np.arange(true.shape[1]), np.arange(true.shape[1])).astype(np.float64) ** 2
+        weights = squared if name == "quadratic_kappa" else (squared > 0).astype(np.float64)
+        chance = true[:, :, None] * predicted[:, None, :] / n[:, None, None]
+        above, below = (confusion * weights).sum(axis=(1, 2)), (chance * weights).sum(axis=(1, 2))
+        value = 1 - np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    return np.asarray(np.where(single, np.nan, value))
+
+
+def _auroc(scores: NDArray[np.float64], inside: NDArray[np.bool_], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Area under the ROC curve of samples (s, n): the share of pairs in the right order, (s,); NaN without pairs."""
+    inner, outer = _by_score(scores, inside, counts)
+    below = np.cumsum(outer, axis=1) - outer / 2  # of equal scores, half are below
+    pairs = inner.sum(axis=1) * outer.sum(axis=1)
+    won = (inner * below).sum(axis=1)
+    return np.divide(won, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
+
+
+def _average_precision(
+    scores: NDArray[np.float64], inside: NDArray[np.bool_], counts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Precision at each threshold, weighted by the recall that it adds, (s,); NaN for samples with one kind of row."""
+    inner, outer = (part[:, ::-1] for part in _by_score(scores, inside, counts))
+    hits, chosen = np.cumsum(inner, axis=1), np.cumsum(inner + outer, axis=1)
+    precision = np.divide(hits, chosen, out=np.zeros_like(hits), where=chosen > 0)
+    total = inner.sum(axis=1)
+    both = (total > 0) & (outer.sum(axis=1) > 0)
+    return np.divide((inner * precision).sum(axis=1), total, out=np.full(len(counts), np.nan), where=both)
+
+
+def _by_score(
+    scores: NDArray[np.float64], inside: NDArray[np.bool_], counts: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Number of rows inside and outside of the class per distinct score, ascending, each (s, k)."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.unique(scores[order], return_index=True)[1]
+    return tuple(np.add.reduceat(counts[:, order] * part[order], starts, axis=1) for part in (inside, ~inside))  # type: ignore[return-value]

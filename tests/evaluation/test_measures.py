@@ -154,3 +154,29 @@ def test_the_documented_function_is_reported(
     exec(code.replace('["method=tfidf_lr"]', f'["method=tfidf_lr", "tracking=none", "output_dir={tmp_path}"]'), {})
     (shown,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("{"))
     assert 0 < json.loads(shown.replace("'", '"'))["cost"] < 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_values_are_those_of_scikit_learn(seed: int) -> None:
+    """With ties in the scores, and classes without rows or predictions."""
+    from sklearn import metrics as sk
+
+    rng, labels = np.random.default_rng(seed), [0, 1, 2, 3]
+    gold = rng.choice([[0, 1, 2, 3], [0, 2, 3, 3], [1, 1, 2, 2]][seed % 3], 40)
+    log_probs = np.log(rng.dirichlet(np.ones(4), 40).round(1) + 0.01)
+    probs, predicted, present = metrics.probabilities(log_probs), log_probs.argmax(axis=1), np.unique(gold)
+    found = metrics.values(ALL, gold, log_probs)
+    shares = [(gold == label, probs[:, label]) for label in present]
+    assert found == pytest.approx(
+        {
+            "mcc": sk.matthews_corrcoef(gold, predicted),
+            "balanced_accuracy": sk.recall_score(gold, predicted, labels=present, average="macro"),
+            "kappa": sk.cohen_kappa_score(gold, predicted),
+            "quadratic_kappa": sk.cohen_kappa_score(gold, predicted, labels=labels, weights="quadratic"),
+            "jaccard": sk.jaccard_score(gold, predicted, labels=np.union1d(gold, predicted), average="macro"),
+            "auroc": np.mean([sk.roc_auc_score(*one) for one in shares]),
+            "average_precision": np.mean([sk.average_precision_score(*one) for one in shares]),
+            "log_loss": sk.log_loss(gold, probs, labels=labels),
+            "brier": ((probs - np.eye(4)[gold]) ** 2).sum(axis=1).mean(),
+        }
+    )
