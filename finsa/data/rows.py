@@ -154,17 +154,17 @@ class Renderer:
         longest = max(map(len, self.answers)) + 1
         self.room = max_length - own - len(self.suffix) - longest
         if self.room < 1:
-            raise ConfigError([Problem("data.max_length", self._no_room(prompt, max_length, longest))])
+            raise ConfigError([Problem("data.max_length", self._no_room(prompt, max_length, own, longest))])
         if len(set(self.answers)) < len(self.answers) or not all(self.answers):
             raise ConfigError([Problem("data.labels", f"{labels.words} are not distinct in this tokenizer")])
 
-    def _no_room(self, prompt: Prompt, max_length: int, longest: int) -> str:
-        needed = len(self.prefix) + len(self.suffix) + longest
+    def _no_room(self, prompt: Prompt, max_length: int, prefix: int, longest: int) -> str:
+        needed = prefix + len(self.suffix) + longest
         listed = " / ".join(self.labels.words)
         tokens = len(_encode(self.tokenizer, listed)) if listed in prompt.prefix + prompt.suffix else 0
         spare = f", or a data.prompt without {{labels}}, which take {tokens} of them" if 2 * tokens > needed else ""
         return (
-            f"{max_length} leaves no room for text: the prompt takes {len(self.prefix)} + {len(self.suffix)} tokens, "
+            f"{max_length} leaves no room for text: the prompt takes {prefix} + {len(self.suffix)} tokens, "
             f"the longest answer with its end token {longest}. Set data.max_length={needed + 64} or more{spare}"
         )
 
@@ -210,7 +210,8 @@ class Renderer:
                 kept.append(np.asarray(ids, np.int32))
             moved(len(chunk))
         cut = np.maximum(lengths - self.room, 0)
-        return {"tokens": np.concatenate(kept), "ends": np.cumsum([len(ids) for ids in kept[1:]]), "cut": cut}
+        ends = np.array([len(ids) for ids in kept[1:]], np.int64).cumsum()
+        return {"tokens": np.concatenate(kept), "ends": ends, "cut": cut}
 
     def crowded(self, texts: Sequence[str], fixed: Sequence[int]) -> dict[int, int]:
         """Find texts that are truncated and whose fixed part leaves fewer than ``LEAST`` tokens for the rest.
