@@ -29,9 +29,18 @@ Toggle = bool | Literal["auto"]
 Balance = Literal["none", "downsample", "oversample"]
 # Measures as scikit-learn defines them; see `finsa.evaluation.metrics.measures`.
 Measure = Literal[
-    "mcc", "balanced_accuracy", "kappa", "quadratic_kappa", "jaccard", "auroc", "average_precision", "log_loss", "brier"
+    "mcc",
+    "balanced_accuracy",
+    "kappa",
+    "quadratic_kappa",
+    "jaccard",
+    "mae",
+    "auroc",
+    "average_precision",
+    "log_loss",
+    "brier",
 ]
-LOWER_IS_BETTER = ("loss", "log_loss", "brier")
+LOWER_IS_BETTER = ("loss", "mae", "log_loss", "brier")
 
 
 class Section(BaseModel):

@@ -159,12 +159,15 @@ class Data(Section):
     """A data set of labelled texts, and the prompt around a text.
 
     Args:
+        task: ``ordinal``: the labels are levels in the order of ``data.labels``; reports also have the mean distance of
+            the levels and the quadratic kappa, predictions the expected level.
         files: folder, file, glob pattern or a list of them, whose file and folder names indicate the splits; or a map
             from train, validation and test to such paths. With source=hub they are read instead of the hub's.
         prompt: contains ``{text}`` once, and optionally ``{target}`` once and ``{labels}``; the label follows it.
     """
 
     name: Name
+    task: Literal["classification", "ordinal"]
     source: Literal["table", "alpaca", "messages", "articles", "hub", "mixture"]
     files: Files | dict[Literal["train", "validation", "test"], Files] | None
     csv: Csv
@@ -221,6 +224,8 @@ class Data(Section):
         if self.ratios and set(self.ratios) != set(self.parts or {}):
             raise ValueError(f"ratios must name all of the parts: {', '.join(self.parts or {}) or 'there are none'}")
         sections = self.parts.values() if self.source == "mixture" and self.parts else [self]
+        if self.task == "ordinal" and self.labels is None:
+            raise ValueError("task=ordinal needs data.labels, the levels from lowest to highest")
         if self.asks_for_target and any(section.columns.target is None for section in sections):
             raise ValueError("prompt contains {target}, so columns.target must name the column of the target")
         if self.corpus is not None and self.corpus.files is None and self.corpus.documents is None:

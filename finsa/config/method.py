@@ -44,11 +44,14 @@ class Loss(Section):
     Args:
         class_weights: weight of a row by the number n of rows in its class: ``inverse``: 1 / n, ``effective``:
             (1 - beta) / (1 - beta^n).
+        spread: of ``ordinal``: the target of a label at distance d from the true one is proportional to
+            exp(-d / spread).
     """
 
-    name: Literal["cross_entropy", "focal", "adaptive_balanced"]
+    name: Literal["cross_entropy", "focal", "adaptive_balanced", "ordinal"]
     gamma: NonNegativeFloat
     smoothing: Fraction
+    spread: PositiveFloat
     class_weights: Literal["none", "inverse", "effective"]
     beta: Fraction
     logit_adjustment: NonNegativeFloat

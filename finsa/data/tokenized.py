@@ -31,12 +31,14 @@ class Labelled:
         dataset: rows per split, labels, ledger.
         targets: whether the method reads the rows' targets, besides their texts.
         measures: what is reported besides accuracy and F1, see `finsa.evaluation.metrics.values`.
+        ordinal: whether the labels are levels in their order.
         cut: number of truncated texts per split; empty for a method that never truncates.
     """
 
     dataset: Dataset
     targets: bool = field(default=False, kw_only=True)
     measures: Mapping[str, Callable[..., float] | None] = field(default_factory=dict, kw_only=True)
+    ordinal: bool = field(default=False, kw_only=True)
     cut: dict[str, int] = field(default_factory=dict, kw_only=True)
 
     def texts(self, split: str) -> list[str]:
@@ -221,7 +223,7 @@ def build(
     """
     settings = (cfg.data.prompt, cfg.data.max_length, cfg.data.cache, cfg.model.prompt, cfg.model.think)
     shots = cfg.method.examples
-    key: tuple[object, ...] = (id(dataset), id(tokenizer), *settings, cfg.evaluation.metrics, cfg.train.select_by)
+    key: tuple[object, ...] = (id(dataset), id(tokenizer), *settings, *uses(cfg, session)["measures"])
     if shots is not None:
         key += (shots, cfg.seed, id(examples))
     shared: dict[tuple[object, ...], Any] = session.tokenized if session else {}
@@ -240,10 +242,12 @@ def build(
 
 def uses(cfg: RunConfig, session: Session | None) -> dict[str, Any]:
     """What a run uses of its rows: the keyword arguments of `Labelled`."""
-    names = dict.fromkeys((*(cfg.evaluation.metrics or ()), cfg.train.select_by))
+    ordered = ("mae", "quadratic_kappa") if cfg.data.task == "ordinal" else ()
+    names = dict.fromkeys((*(cfg.evaluation.metrics or ()), *ordered, cfg.train.select_by))
     measures = {name: None for name in names if name in get_args(Measure)}
     return {
         "targets": cfg.data.asks_for_target,
+        "ordinal": cfg.data.task == "ordinal",
         "measures": {**measures, **(session.measures if session else {})},
     }
 

@@ -192,6 +192,11 @@ def probabilities(log_probs: NDArray[np.float64], temperature: float = 1.0) -> N
     return probs
 
 
+def expected_level(probs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Expected level of ordered labels with probabilities (…, c), (…,); the first label is level 1."""
+    return np.asarray(probs @ np.arange(1, probs.shape[-1] + 1))
+
+
 def values(
     named: Mapping[str, Measuring | None], gold: NDArray[Any], log_probs: NDArray[np.float64]
 ) -> dict[str, float]:
@@ -278,14 +283,16 @@ def _of_confusion(name: str, confusion: NDArray[np.float64]) -> NDArray[np.float
         return mean(hits, true)
     if name == "jaccard":
         return mean(hits, true + predicted - hits)
+    distance = np.abs(np.subtract.outer(np.arange(true.shape[1]), np.arange(true.shape[1]))).astype(np.float64)
+    if name == "mae":
+        return np.asarray((confusion * distance).sum(axis=(1, 2)) / n)
     single = ((true + predicted) > 0).sum(axis=1) < 2
     if name == "mcc":
         above = hits.sum(axis=1) * n - (true * predicted).sum(axis=1)
         below = np.sqrt((n**2 - (true**2).sum(axis=1)) * (n**2 - (predicted**2).sum(axis=1)))
         value = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
     else:
-        squared = np.subtract.outer(np.arange(true.shape[1]), np.arange(true.shape[1])).astype(np.float64) ** 2
-        weights = squared if name == "quadratic_kappa" else (squared > 0).astype(np.float64)
+        weights = distance**2 if name == "quadratic_kappa" else (distance > 0).astype(np.float64)
         chance = true[:, :, None] * predicted[:, None, :] / n[:, None, None]
         above, below = (confusion * weights).sum(axis=(1, 2)), (chance * weights).sum(axis=(1, 2))
         value = 1 - np.divide(above, below, out=np.zeros_like(above), where=below > 0)

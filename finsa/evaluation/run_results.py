@@ -49,7 +49,7 @@ def predictions(
     Yields:
         ``id``, ``text``, ``target`` if there is one, ``gold`` and ``label``; ``probs``, the calibrated probability of
         each label, as returned by prediction, service and exports; ``log_probs``, the uncalibrated log-probability of
-        each whole label; for a mixture also ``domain`` and ``gates``.
+        each whole label; for ordered labels ``level``, the expected level; for a mixture also ``domain`` and ``gates``.
     """
     names = data.dataset.labels.names
     probs = metrics.probabilities(log_probs, temperature)
@@ -64,6 +64,8 @@ def predictions(
             "probs": {name: round(float(value), 6) for name, value in zip(names, probs[place], strict=True)},
             "log_probs": {name: round(float(value), 6) for name, value in zip(names, log_probs[place], strict=True)},
         }
+        if data.ordinal:
+            record["level"] = round(float(metrics.expected_level(probs[place])), 6)
         if gates is not None:
             record["domain"] = rows["domain"][place]
             record["gates"] = {name: round(float(value), 6) for name, value in zip(experts, gates[place], strict=True)}

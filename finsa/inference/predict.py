@@ -51,14 +51,16 @@ class Columns:
         label: the predicted label.
         probs: one per label.
         route: a mixture's expert; None for other models.
+        level: the expected level; None for labels without an order.
     """
 
     label: str
     probs: tuple[str, ...]
     route: str | None
+    level: str | None = None
 
     @classmethod
-    def added_to(cls, columns: list[str], labels: tuple[str, ...], routed: bool) -> Columns:
+    def added_to(cls, columns: list[str], labels: tuple[str, ...], routed: bool, ordinal: bool = False) -> Columns:
         """Choose names that do not collide with the columns of the input."""
 
         def free(name: str) -> str:
@@ -66,19 +68,24 @@ class Columns:
                 name = f"predicted_{name}"
             return name
 
-        return cls(free("label"), tuple(free(f"p_{label}") for label in labels), free("route") if routed else None)
+        probs = tuple(free(f"p_{label}") for label in labels)
+        return cls(free("label"), probs, free("route") if routed else None, free("level") if ordinal else None)
 
     def types(self) -> dict[str, type]:
         """Types by name, in order."""
         route = {self.route: str} if self.route else {}
-        return {self.label: str, **dict.fromkeys(self.probs, float), **route}
+        level = {self.level: float} if self.level else {}
+        return {self.label: str, **level, **dict.fromkeys(self.probs, float), **route}
 
     def values(self, predictions: Predictions) -> Iterator[dict[str, Any]]:
         """The values of each text's prediction, by column."""
         routes: list[str] | list[None] = predictions.routes or [None] * len(predictions.truncated)
-        for label, probs, route in zip(predictions.predicted, predictions.probs, routes, strict=True):
+        levels = [None] * len(predictions.truncated) if predictions.levels is None else predictions.levels.tolist()
+        rows = zip(predictions.predicted, levels, predictions.probs, routes, strict=True)
+        for label, level, probs, route in rows:
             shares = {name: round(float(prob), 6) for name, prob in zip(self.probs, probs, strict=True)}
-            yield {self.label: label, **shares, **({self.route: route} if self.route else {})}
+            more = {self.level: round(level, 6)} if self.level and level is not None else {}
+            yield {self.label: label, **more, **shares, **({self.route: route} if self.route else {})}
 
 
 def predict(

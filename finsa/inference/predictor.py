@@ -100,6 +100,7 @@ class Predictions:
         truncated: whether a text was truncated, (n,).
         gates: a mixture's expert weights, (n, E); None for other models.
         experts: names of the experts, (E,).
+        ordinal: whether the labels are levels in their order.
     """
 
     labels: tuple[str, ...]
@@ -108,6 +109,12 @@ class Predictions:
     truncated: list[bool]
     gates: FloatArray | None = None
     experts: tuple[str, ...] = ()
+    ordinal: bool = False
+
+    @property
+    def levels(self) -> FloatArray | None:
+        """The expected level of each text, (n,); None for labels without an order."""
+        return metrics.expected_level(self.probs) if self.ordinal else None
 
     @property
     def predicted(self) -> list[str]:
@@ -171,7 +178,8 @@ class Predictor:
         log_probs = self._score(inputs, moved) if truncated else np.zeros((0, len(self.labels)))
         gates = self.gates if truncated else None
         probs = metrics.probabilities(log_probs, self.temperature)
-        return Predictions(self.labels, log_probs, probs, truncated, gates, self.experts)
+        ordinal = self.cfg.data.task == "ordinal"
+        return Predictions(self.labels, log_probs, probs, truncated, gates, self.experts, ordinal)
 
     def check_room(self, texts: Sequence[tuple[str, int, str | None]]) -> list[tuple[str, str | None]]:
         """Reject texts whose fixed part leaves no room for the rest, as training does.

@@ -238,6 +238,7 @@ class LabeledText(_Out):
     probs: Annotated[Shares, Field(description="Probability by label, calibrated by the temperature of the run.")]
     truncated: Annotated[bool, Field(description="Whether the text was truncated.")]
     target: Annotated[str | None, Field(description="The target, if the model needs one.")] = None
+    level: Annotated[float | None, Field(description="The expected level; only for ordered labels.")] = None
     route: Annotated[Shares, Field(description="Weight by expert; only for a mixture of experts.")] = {}
 
 

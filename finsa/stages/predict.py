@@ -99,7 +99,8 @@ def _predict_file(cfg: RunConfig, record: Record) -> Result:
         for note in stream.notes:
             print(note)
         model = _load(cfg, record)
-        added = Columns.added_to(columns or stream.first_columns, model.labels, bool(model.experts))
+        ordinal = record.cfg.data.task == "ordinal"
+        added = Columns.added_to(columns or stream.first_columns, model.labels, bool(model.experts), ordinal)
         writer = row_files.open_writer(target, columns, stream.schema, added.types())
         started = time.monotonic()
         chunks, rows = predict.predict(model, stream, reading, folder, writer, added, share, stage.chunk)

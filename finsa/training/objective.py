@@ -173,10 +173,12 @@ def choice_loss(
     weights, (1 - beta) / (1 - beta^n) with beta 0.99, are all the same from about 1,000 rows per class. It divides by
     the number of rows; here weighted losses are divided by their weights, as all of them are.
 
+    ``ordinal`` (Diaz and Marathe 2019) is the cross-entropy with the target q_k proportional to exp(-|k - y| / spread).
+
     Args:
         scores: of the classes, (b, c): logits, or log-probabilities that need not sum to 1.
         targets: true classes, (b,).
-        loss: name, gamma, smoothing, and the tau of logit adjustment.
+        loss: name, gamma, smoothing, spread, and the tau of logit adjustment.
         log_shares: log of each class's share of the training rows, (c,), for logit adjustment (Menon et al. 2021).
 
     Returns:
@@ -185,6 +187,9 @@ def choice_loss(
     if log_shares is not None and loss.logit_adjustment > 0:
         scores = scores + loss.logit_adjustment * hardware.to_device(log_shares, scores.device).to(scores.dtype)
     log_p = torch.log_softmax(scores.float(), dim=1)
+    if loss.name == "ordinal":
+        levels = torch.arange(log_p.shape[1], device=log_p.device)
+        return -((-(levels - targets[:, None]).abs() / loss.spread).softmax(dim=1) * log_p).sum(dim=1)
     log_true = log_p.gather(1, targets[:, None]).squeeze(1)
     entropy = -(1 - loss.smoothing) * log_true - loss.smoothing * log_p.mean(dim=1)
     if loss.name == "cross_entropy":

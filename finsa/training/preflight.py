@@ -32,6 +32,9 @@ def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: 
     data.require(*((*shots, "test") if zero_shot else ("train", "validation", "test")))
     if cfg.method.baseline is not None:
         return
+    if cfg.method.loss.name == "ordinal" and cfg.data.task != "ordinal":
+        text = "is for labels with an order: set data.task=ordinal data.labels=[<lowest>,...,<highest>]"
+        raise ConfigError([Problem("method.loss.name=ordinal", text)])
     if not zero_shot:
         gold = data.splits["train"]["label"].to_list()
         order = sampling.choose(gold, cfg.method, cfg.seed)
