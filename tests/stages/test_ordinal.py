@@ -47,7 +47,7 @@ def test_targets_fall_with_the_distance_from_the_true_level(config: Compose) -> 
     target = np.exp(-np.abs(np.arange(4) - 1) / 0.5)
     target /= target.sum()
     log_p = scores.detach().log_softmax(1).numpy()[0]
-    assert float(loss) == pytest.approx(-(target * log_p).sum(), rel=1e-6)
+    assert float(loss.detach()) == pytest.approx(-(target * log_p).sum(), rel=1e-6)
     loss.sum().backward()
     assert scores.grad is not None
     assert scores.grad.numpy()[0] == pytest.approx(np.exp(log_p) - target, abs=1e-6)

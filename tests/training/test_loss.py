@@ -85,7 +85,14 @@ def test_a_rows_weight_counts_for_each_of_its_tokens() -> None:
 
 
 def loss(name: str = "cross_entropy", **changed: Any) -> Loss:
-    values = {"gamma": 2.0, "smoothing": 0.0, "class_weights": "none", "beta": 0.99, "logit_adjustment": 0.0}
+    values = {
+        "gamma": 2.0,
+        "smoothing": 0.0,
+        "spread": 0.5,
+        "class_weights": "none",
+        "beta": 0.99,
+        "logit_adjustment": 0.0,
+    }
     return Loss.model_validate({"name": name, **values, **changed})
 
 
