@@ -35,7 +35,8 @@ class Mixed:
 
 def mixture() -> Predictor:
     labels = SimpleNamespace(names=("up", "down"))
-    record: Any = SimpleNamespace(cfg=None, facts={}, path=None, name="run", labels=labels, temperature=1.0)
+    cfg = SimpleNamespace(data=SimpleNamespace(task="classification"))
+    record: Any = SimpleNamespace(cfg=cfg, facts={}, path=None, name="run", labels=labels, temperature=1.0)
     return Predictor(record, Mixed(), "whole label")
 
 
