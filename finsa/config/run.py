@@ -48,9 +48,8 @@ class Evaluation(Section):
     Args:
         metrics: ``mcc``: Matthews correlation; ``balanced_accuracy``: mean recall of the classes; ``kappa``: Cohen's
             kappa, and ``quadratic_kappa`` for ordered classes; ``mae``: mean distance of ordered classes, in levels;
-            ``jaccard``: macro average; ``auroc`` and
-            ``average_precision``: each class against the others, macro average; ``log_loss``; ``brier``: sum over the
-            classes.
+            ``jaccard``: macro average; ``auroc`` and ``average_precision``: each class against the others, macro
+            average; ``log_loss``; ``brier``: sum over the classes.
     """
 
     metrics: Annotated[tuple[Measure, ...], Field(min_length=1)] | None

@@ -15,7 +15,7 @@ from finsa.data.labels import LabelSpace
 from finsa.errors import ConfigError, Problem
 
 # Placeholders while a chat template is rendered; no template or tokenizer gives them a meaning.
-_TEXT, _TARGET, _ANSWER, _HERE = (f"\u2063finsa-{name}\u2063" for name in ("text", "target", "answer", "examples"))
+_TEXT, _TARGET, _ANSWER, _EXAMPLES = (f"\u2063finsa-{name}\u2063" for name in ("text", "target", "answer", "examples"))
 OPEN, CLOSE = "<think>", "</think>"
 # Chat templates that contain today's date (Llama 3.2) get this one, so that the prompt does not change from day to
 # day. It is the default date of Llama 3.1's template.
@@ -39,8 +39,8 @@ class Prompt:
         middle: between text and target; None without a target.
         target_first: whether the target comes before the text.
         opening: of the chat template, before the examples; empty without examples.
-        shown: the examples before every prefix, if they are the same for all texts.
-        examples: returns the examples for a text, otherwise.
+        fixed_examples: between opening and prefix, if they are the same for all texts.
+        examples_for: otherwise, returns the examples for a text.
     """
 
     prefix: str
@@ -48,8 +48,8 @@ class Prompt:
     middle: str | None = None
     target_first: bool = False
     opening: str = ""
-    shown: str = ""
-    examples: Callable[[str], str] | None = None
+    fixed_examples: str = ""
+    examples_for: Callable[[str], str] | None = None
 
     @classmethod
     def of(
@@ -77,17 +77,17 @@ class Prompt:
         """
         examples = None if examples is None or examples.settings.count == 0 else examples
         user = template.format(text=_TEXT, target=_TARGET, labels=" / ".join(labels.words))
-        user = _HERE + user if examples else user
+        user = _EXAMPLES + user if examples else user
         if style == "chat":
             user = _chat(user, think, tokenizer)
-        opening, user = user.split(_HERE) if examples else ("", user)
+        opening, user = user.split(_EXAMPLES) if examples else ("", user)
         parts = re.split(f"{_TEXT}|{_TARGET}", user)
         middle = parts[1] if len(parts) == 3 else None
         prompt = cls(parts[0], parts[-1], middle, middle is not None and user.index(_TARGET) < user.index(_TEXT))
         if examples is None:
             return prompt
 
-        def shown(text: str = "") -> str:
+        def examples_for(text: str = "") -> str:
             """The examples for a text, without the chat template."""
             blocks = (
                 [plain.prefix, *plain.parts(one), plain.suffix, labels.words[k]] for one, k in examples.choose(text)
@@ -95,8 +95,9 @@ class Prompt:
             return "".join("".join([*block, BREAK]) for block in blocks)
 
         plain = Prompt.of(template, labels, "plain", "none", None)
-        given = {"shown": shown()} if examples.fixed else {"examples": shown}
-        return replace(prompt, opening=opening, **given)
+        if examples.fixed:
+            return replace(prompt, opening=opening, fixed_examples=examples_for())
+        return replace(prompt, opening=opening, examples_for=examples_for)
 
     def parts(self, given: str) -> tuple[str, str, str]:
         """Divide an input into what the prompt has before the text, the text, and what it has after the text.

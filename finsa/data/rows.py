@@ -136,25 +136,23 @@ class Renderer:
     def __init__(self, tokenizer: Any, prompt: Prompt, labels: LabelSpace, max_length: int) -> None:
         self.tokenizer, self.prompt, self.labels = tokenizer, prompt, labels
         self._literal, self._tokenizer_hash = _literal(tokenizer, len(tokenizer))
-        leading, has_examples = _leading(tokenizer), bool(prompt.shown) or prompt.examples is not None
+        leading, has_examples = _leading(tokenizer), bool(prompt.fixed_examples or prompt.examples_for)
         opening = _encode(tokenizer, prompt.opening if has_examples else prompt.prefix)
         # A rendered chat template may begin with the leading tokens already.
         self.prefix = opening if opening[: len(leading)] == leading else leading + opening
-        own, self._before = len(self.prefix), list[int]()
-        if has_examples:
-            self._before = _encode(tokenizer, prompt.prefix)
-            own += len(self._before)
-        if prompt.shown:
-            self.prefix += self._literal_ids(prompt.shown) + self._before
+        self._after_examples = _encode(tokenizer, prompt.prefix) if has_examples else []
+        prefix_length = len(self.prefix) + len(self._after_examples)
+        if prompt.fixed_examples:
+            self.prefix += self._literal_ids(prompt.fixed_examples) + self._after_examples
         self.suffix = _encode(tokenizer, prompt.suffix)
         self.answers = [tuple(_encode(tokenizer, word)) for word in labels.words]
         if tokenizer.eos_token_id is None:
             raise ConfigError([Problem("model.tokenizer", "has no end token, so no answer could be learnt to end")])
         self.end: int = tokenizer.eos_token_id
         longest = max(map(len, self.answers)) + 1
-        self.room = max_length - own - len(self.suffix) - longest
+        self.room = max_length - prefix_length - len(self.suffix) - longest
         if self.room < 1:
-            raise ConfigError([Problem("data.max_length", self._no_room(prompt, max_length, own, longest))])
+            raise ConfigError([Problem("data.max_length", self._no_room(prompt, max_length, prefix_length, longest))])
         if len(set(self.answers)) < len(self.answers) or not all(self.answers):
             raise ConfigError([Problem("data.labels", f"{labels.words} are not distinct in this tokenizer")])
 
@@ -205,8 +203,9 @@ class Renderer:
                     tail = self._literal_ids(after)[: self.room]
                     ids = [*ids[: self.room - len(tail)], *tail]
                 ids = ids[: self.room]
-                if self.prompt.examples is not None:
-                    ids = [*self._literal_ids(self.prompt.examples(texts[number])), *self._before, *ids]
+                if self.prompt.examples_for is not None:
+                    examples = self._literal_ids(self.prompt.examples_for(texts[number]))
+                    ids = [*examples, *self._after_examples, *ids]
                 kept.append(np.asarray(ids, np.int32))
             moved(len(chunk))
         cut = np.maximum(lengths - self.room, 0)

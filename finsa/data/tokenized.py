@@ -101,7 +101,7 @@ class TokenizedDataset(Labelled):
                 with progress.Display(progress.PREPARING).work(f"tokenizing {split} rows", len(texts)) as work:
                     return self.renderer.encode_texts(texts.to_list(), work.moved)
 
-            if self.cache and len(texts) >= cache.MANY_TEXTS and self.prompt.examples is None:
+            if self.cache and len(texts) >= cache.MANY_TEXTS and self.prompt.examples_for is None:
                 name = cache.key("tokens", cache.text_hash(texts), self.renderer.fingerprint())
                 arrays = cache.arrays(cache.folder_of(self.cache, f"tokens-{name}"), build)
             else:
@@ -119,7 +119,7 @@ class TokenizedDataset(Labelled):
         if self.prompt.middle is not None:
             template += f"\x1f{self.prompt.middle}\x1f{self.prompt.target_first}"
         if self.examples is not None:
-            template += f"\x1f{self.prompt.shown}\x1f{self.examples.settings.model_dump_json()}"
+            template += f"\x1f{self.prompt.fixed_examples}\x1f{self.examples.settings.model_dump_json()}"
         return {**super().fingerprints(), "template_fingerprint": _short_hash(template)}
 
     def domains(self, split: str, experts: Sequence[str]) -> list[int]:
@@ -223,25 +223,25 @@ def build(
     """
     settings = (cfg.data.prompt, cfg.data.max_length, cfg.data.cache, cfg.model.prompt, cfg.model.think)
     shots = cfg.method.examples
-    key: tuple[object, ...] = (id(dataset), id(tokenizer), *settings, *uses(cfg, session)["measures"])
+    key: tuple[object, ...] = (id(dataset), id(tokenizer), *settings, *labelled_settings(cfg, session)["measures"])
     if shots is not None:
         key += (shots, cfg.seed, id(examples))
     shared: dict[tuple[object, ...], Any] = session.tokenized if session else {}
     if key not in shared:
         if shots is not None and examples is None:
-            rows = Labelled(dataset, **uses(cfg, session))
+            rows = Labelled(dataset, **labelled_settings(cfg, session))
             examples = ExampleRows(shots, rows.texts("train"), rows.gold("train"), cfg.seed)
         prompt = Prompt.of(cfg.data.prompt, dataset.labels, cfg.model.prompt, cfg.model.think, tokenizer, examples)
         renderer = Renderer(tokenizer, prompt, dataset.labels, cfg.data.max_length)
-        built = TokenizedDataset(dataset, renderer, prompt, cfg.data.cache, examples, **uses(cfg, session))
+        built = TokenizedDataset(dataset, renderer, prompt, cfg.data.cache, examples, **labelled_settings(cfg, session))
         require_room(built, cfg.data)
         shared[key] = built
     tokenized: TokenizedDataset = shared[key]
     return tokenized
 
 
-def uses(cfg: RunConfig, session: Session | None) -> dict[str, Any]:
-    """What a run uses of its rows: the keyword arguments of `Labelled`."""
+def labelled_settings(cfg: RunConfig, session: Session | None) -> dict[str, Any]:
+    """Keyword arguments of `Labelled`, by the configuration: what is read of the rows, which measures are reported."""
     ordered = ("mae", "quadratic_kappa") if cfg.data.task == "ordinal" else ()
     names = dict.fromkeys((*(cfg.evaluation.metrics or ()), *ordered, cfg.train.select_by))
     measures = {name: None for name in names if name in get_args(Measure)}

@@ -210,7 +210,9 @@ def values(
     Returns:
         The values; NaN if a measure is not defined, such as the area under the curve where all rows have one class.
     """
-    return {name: float(drawn[0]) for name, drawn in _drawn(named, gold, log_probs, np.ones((1, len(gold)))).items()}
+    return {
+        name: float(drawn[0]) for name, drawn in _on_samples(named, gold, log_probs, np.ones((1, len(gold)))).items()
+    }
 
 
 def measures(
@@ -230,7 +232,7 @@ def measures(
     parts = []
     for start in range(0, MEASURE_DRAWS, size):
         counts = rng.multinomial(n, np.full(n, 1 / n), size=min(size, MEASURE_DRAWS - start))
-        parts.append(_drawn(named, true, log_probs, counts.astype(np.float64)))
+        parts.append(_on_samples(named, true, log_probs, counts.astype(np.float64)))
     intervals = {}
     for name in named:
         drawn = np.concatenate([part[name] for part in parts])
@@ -239,7 +241,7 @@ def measures(
     return values(named, true, log_probs), intervals
 
 
-def _drawn(
+def _on_samples(
     named: Mapping[str, Measuring | None],
     gold: NDArray[Any],
     log_probs: NDArray[np.float64],

@@ -133,7 +133,7 @@ def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | N
 
 def _labelled(trained: RunConfig, data: dataset.Dataset, record: Record | None, session: Session) -> tokenized.Labelled:
     if trained.method.baseline is not None:
-        return tokenized.Labelled(data, **tokenized.uses(trained, session))
+        return tokenized.Labelled(data, **tokenized.labelled_settings(trained, session))
     tokenizer = predictor.tokenizer_of(record) if record else tokenizers.load_tokenizer(trained.model)
     examples = few_shot.read(trained.method.examples, record.path, trained.seed) if record else None
     return tokenized.build(trained, data, tokenizer, session, examples)

@@ -102,7 +102,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     place = _place(cfg, record, form, stage.precision)
     data = dataset.load(record.cfg.data, session or Session())
     data.require(SPLIT)
-    labelled = tokenized.Labelled(data, **tokenized.uses(record.cfg, session))
+    labelled = tokenized.Labelled(data, **tokenized.labelled_settings(record.cfg, session))
     if labelled.dataset.labels.names != record.labels.names:
         raise RunError(
             f"run: {record.path} has different labels than its data now: {', '.join(labelled.dataset.labels.names)}"

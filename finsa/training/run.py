@@ -90,7 +90,7 @@ def run(cfg: RunConfig, session: Session) -> Result:
             else:
                 log_probs["test"] = _base_log_probs(cfg, data, backbone, watch)
                 if data.examples is not None:
-                    log_probs["test"] = _with_examples(cfg, data, folder, label_scorer, log_probs["test"])
+                    log_probs["test"] = _finish_few_shot(cfg, data, folder, label_scorer, log_probs["test"])
             if learns or len(data.base_scores) > before:  # not the scores of an earlier job
                 folder.note(scoring_seconds=round(time.monotonic() - started, 3))
             folder.note(prompt_tokens=round(float(data.prompts("test").lengths.mean()), 1))
@@ -154,7 +154,7 @@ def _score(label_scorer: LabelScorer, prompts: Encoded, split: str, watch: Watch
         return label_scorer.score(prompts, work.moved)
 
 
-def _with_examples(
+def _finish_few_shot(
     cfg: RunConfig, data: TokenizedDataset, folder: RunFolder, label_scorer: LabelScorer, log_probs: FloatArray
 ) -> FloatArray:
     """Write the examples of a few-shot run, and calibrate its log-probabilities if configured, (n, c)."""

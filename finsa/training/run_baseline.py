@@ -24,7 +24,7 @@ def run(cfg: RunConfig, data: dataset.Dataset, kind: str, session: Session) -> R
         kind: of the baseline.
         session: of the command.
     """
-    rows, device = tokenized.Labelled(data, **tokenized.uses(cfg, session)), None
+    rows, device = tokenized.Labelled(data, **tokenized.labelled_settings(cfg, session)), None
     if cfg.method.uses_torch:
         import torch  # not needed by the other baselines
 
