@@ -37,8 +37,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = []
         for up, down in pairs:
             text = UP[number].format(up=up, down=down)
-            lines += [{"text": text, "target": up, "label": "利好"}, {"text": text, "target": down, "label": "利空"}]
-        lines += [{"text": f"{name}盈利{number}", "target": name, "label": "利好"} for name in DOWN]
+            lines += [
+                {"headline": text, "company": name, "label": label} for name, label in ((up, "利好"), (down, "利空"))
+            ]
+        lines += [{"headline": f"{name}盈利{number}", "company": name, "label": "利好"} for name in DOWN]
         content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / f"{split}.jsonl").write_text(content, encoding="utf-8")
     return folder
@@ -48,7 +50,13 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     base = tmp_path_factory.mktemp("runs")
     return (
-        *("data=table", f"data.files={rows}", "data.columns.target=target", "data.labels=['利空','利好']"),
+        *(
+            "data=table",
+            f"data.files={rows}",
+            "data.columns.text=headline",
+            "data.columns.target=company",
+            "data.labels=['利空','利好']",
+        ),
         *("data.max_length=64", "data.cache=null", "train=smoke", "train.max_steps=6", "tracking=none"),
         *("stage.compare_base=false", "model.dtype=float32", f"output_dir={base}"),
     )
@@ -115,11 +123,11 @@ def test_a_target_that_is_not_used_is_refused(
 
 def test_rows_without_a_target_are_rejected(config: Compose, run: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
-    file.write_text("text,target\n甲公司大涨,甲公司\n乙银行大跌,\n", encoding="utf-8")
+    file.write_text("headline,company\n甲公司大涨,甲公司\n乙银行大跌,\n", encoding="utf-8")
     done = predict.run(config("stage=predict", f"run={run}", f"input={file}", f"output={tmp_path / 'out.jsonl'}"))
     assert (done.metrics["answered"], done.metrics["rejected"]) == (1, 1)
     rejected = json.loads((tmp_path / "out.jsonl.rejected.jsonl").read_text(encoding="utf-8"))
-    assert (rejected["line"], rejected["reason"]) == (3, "no target in the field 'target'")
+    assert (rejected["line"], rejected["reason"]) == (3, "no target in the field 'company'")
 
 
 @pytest.mark.parametrize("form", ["merged", "onnx"])
@@ -168,11 +176,11 @@ def test_the_service_reads_rows_with_a_target(run: Path, tmp_path: Path) -> None
         assert single["probs"] == pytest.approx(row["probs"], abs=1e-4)
         assert one["probs"] == pytest.approx(row["probs"], abs=1e-4)
     assert [(answer.status_code, answer.json()["error"]) for answer in refused] == [
-        (422, "no target in the field 'target'"),
-        (422, "the target is not a string but int in the field 'target'"),
+        (422, "no target in the field 'company'"),
+        (422, "the target is not a string but int in the field 'company'"),
         (422, 'texts: this model needs a target for each text; send {"rows": [{"text", "target"}]}'),
     ]
-    assert (model["target"], model["rows"]) == (True, ["text and target"])
+    assert (model["target"], model["rows"]) == (True, ["headline and company"])
     assert 'id="target"' in page
 
 
