@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+
+import httpx
+import pytest
 
 from finsa.config import ROOT
 
@@ -88,6 +95,27 @@ def run(
     command = Command(*words, folder=folder, environment=environment, script=script)
     code = command.wait()
     return subprocess.CompletedProcess([script, *words], code, command.out, command.err)
+
+
+@contextmanager
+def serving(folder: Path, *words: str) -> Iterator[tuple[Command, httpx.Client]]:
+    """A running `stage=serve` and a client for it, from when it listens until it gets a stop signal.
+
+    Args:
+        folder: of its run folder.
+        words: further command-line arguments.
+    """
+    process = Command("stage=serve", "port=0", "tracking=none", f"output_dir={folder}", *words)
+    while not (url := re.search(r"serving .* at (http://127\.0\.0\.1:\d+)", process.out)):
+        if process.poll() is not None:
+            pytest.fail(f"it never listened: {process.out}{process.err}")
+        time.sleep(0.02)
+    with httpx.Client(base_url=url[1], timeout=30, trust_env=False) as client:
+        try:
+            yield process, client
+        finally:
+            process.signal(signal.SIGTERM)
+            process.wait(30)
 
 
 @cache

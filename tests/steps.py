@@ -65,7 +65,7 @@ def objective(kind: str, model: Any = None) -> Objective:
         return joint(tokens(), model, 1.5, 0.0)
     if "tokens" in kind:
         return tokens()
-    values = {"name": "focal", "gamma": 2.0, "smoothing": 0.1, "class_weights": "none", "beta": 0.9}
+    values = {"name": "focal", "gamma": 2.0, "smoothing": 0.1, "spread": 0.5, "class_weights": "none", "beta": 0.9}
     loss = Loss.model_validate({**values, "logit_adjustment": 1.0})
     if kind == "classifier":
         return choice(classifier_logits, loss, COUNTS)

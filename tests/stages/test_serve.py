@@ -8,9 +8,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,28 +36,12 @@ def trained(config: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def serving(folder: Path, *words: str) -> Iterator[tuple[commands.Command, httpx.Client]]:
-    """The running command, from when it listens until it gets a stop signal."""
-    process = commands.Command("stage=serve", "port=0", "tracking=none", f"output_dir={folder}", *words)
-    while not (url := re.search(r"serving .* at (http://127\.0\.0\.1:\d+)", process.out)):
-        if process.poll() is not None:
-            pytest.fail(f"it never listened: {process.out}{process.err}")
-        time.sleep(0.02)
-    with httpx.Client(base_url=url[1], timeout=30, trust_env=False) as client:
-        try:
-            yield process, client
-        finally:
-            process.signal(signal.SIGTERM)
-            process.wait(30)
-
-
 def test_answers_are_those_of_the_run(trained: Path, tmp_path: Path) -> None:
     kept = [json.loads(line) for line in (trained / "predictions.jsonl").read_text(encoding="utf-8").splitlines()][:100]
     texts = [row["text"] for row in kept]
     long = "大跌之后是大涨，" * 80
     said = predictor.restore(str(trained), 8192)([*texts, long])
-    with serving(tmp_path, f"run={trained}") as (process, client):
+    with commands.serving(tmp_path, f"run={trained}") as (process, client):
         batch = client.post("/predict/batch", json={"texts": [*texts, long]}).json()["predictions"]
         with ThreadPoolExecutor(16) as pool:
             singles = list(pool.map(lambda text: client.post("/predict", json={"text": text}).json(), texts))
@@ -93,7 +76,7 @@ def test_rows_are_read_as_training_read_them(instructed: tuple[Path, Path], tmp_
     chat = json.loads((files / "chats.json").read_text(encoding="utf-8"))[1]
     text = "user: 在吗\nassistant: 在\nuser: 判断情绪\n涨了"
     said = "system: 空\nuser: 乙第1条：跌跌跌1"
-    with serving(tmp_path, f"run={run}") as (_, client):
+    with commands.serving(tmp_path, f"run={run}") as (_, client):
         one = client.post("/predict", json=row).json()
         several = client.post("/predict/batch", json={"rows": [row, chat]}).json()["predictions"]
         plain = client.post("/predict/batch", json={"texts": [text, said]}).json()["predictions"]
@@ -129,7 +112,7 @@ def test_rows_are_read_as_training_read_them(instructed: tuple[Path, Path], tmp_
 def test_a_stop_signal_lets_accepted_requests_finish(trained: Path, tmp_path: Path) -> None:
     texts = ["大跌之后是大涨，" * 30] * 100
     answers: list[Any] = []
-    with serving(tmp_path, f"run={trained}", "stage.batch=4") as (process, client):
+    with commands.serving(tmp_path, f"run={trained}", "stage.batch=4") as (process, client):
         asking = threading.Thread(
             target=lambda: answers.append(client.post("/predict/batch", json={"texts": texts}, timeout=60))
         )
@@ -238,7 +221,7 @@ def test_latest_is_the_newest_finished_training_run(trained: Path, tmp_path: Pat
 
 def test_the_default_is_trained_if_there_is_no_run_of_this_configuration(config: Compose, tmp_path: Path) -> None:
     given = (FEW, "train=smoke", "train.max_steps=1")
-    with serving(tmp_path, "run=default", *given) as (_, client):
+    with commands.serving(tmp_path, "run=default", *given) as (_, client):
         served = client.get("/model").json()["run"]
     (folder,) = tmp_path.glob("*_train_*")
     assert folder.name == served

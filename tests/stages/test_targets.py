@@ -6,13 +6,11 @@ import csv
 import json
 import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import commands
-import httpx
 import pytest
 
 from finsa.config import RunConfig
@@ -155,11 +153,7 @@ def test_a_classifier_has_no_place_for_a_target(config: Compose, run: Path, tmp_
 
 def test_the_service_reads_rows_with_a_target(run: Path, tmp_path: Path) -> None:
     found = _predictions(run)[:3]
-    process = commands.Command("stage=serve", f"run={run}", "port=0", "tracking=none", f"output_dir={tmp_path}")
-    while not (url := re.search(r"serving .* at (http://127\.0\.0\.1:\d+)", process.out)):
-        assert process.poll() is None, process.err
-        time.sleep(0.02)
-    with httpx.Client(base_url=url[1], timeout=30, trust_env=False) as client:
+    with commands.serving(tmp_path, f"run={run}") as (process, client):
         bodies = [{"text": row["text"], "target": row["target"]} for row in found]
         singles = [client.post("/predict", json=body).json() for body in bodies]
         batch = client.post("/predict/batch", json={"rows": bodies}).json()["predictions"]
@@ -169,8 +163,8 @@ def test_the_service_reads_rows_with_a_target(run: Path, tmp_path: Path) -> None
             client.post("/predict/batch", json={"texts": ["甲公司大涨"]}),
         ]
         model, page = client.get("/model").json(), client.get("/").text
-    process.signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+        process.signal(signal.SIGTERM)
+        assert process.wait(30) == 0
     for row, single, one in zip(found, singles, batch, strict=True):
         assert (single["input"], single["target"]) == (one["input"], one["target"]) == (row["text"], row["target"])
         assert single["probs"] == pytest.approx(row["probs"], abs=1e-4)
