@@ -16,6 +16,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 
 from finsa.config import ReportStage, RunConfig, Tracking, compose
+from finsa.config.base import headline
 from finsa.config.catalogue import Folders
 from finsa.errors import FinsaError
 from finsa.runs import run_folder, trackers
@@ -79,7 +80,7 @@ def earlier(cfg: RunConfig, job: Job, data_fingerprint: str | None) -> Result | 
         return None
     metrics = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     print(f"job {job.number}: finished before in {path}; fresh=true runs it again")
-    return Result(cfg.stage.name, path, metrics, metrics.get("validation", {}).get("macro_f1"))
+    return Result(cfg.stage.name, path, metrics, metrics.get("validation", {}).get(headline(cfg.data.task)))
 
 
 def _record(cfg: RunConfig, job: Job, **facts: Any) -> None:

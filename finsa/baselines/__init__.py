@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from finsa import config
-from finsa.config import RunConfig
+from finsa.config import LOWER_IS_BETTER, RunConfig
+from finsa.config.base import headline
 from finsa.data.rows import LEAST
 from finsa.data.tokenized import Labelled
+from finsa.data.values import TASKS
 from finsa.errors import DataError, ModelError
 from finsa.runs.progress import Moved, ignored
 
 FloatArray = NDArray[np.float64]
 Texts = Sequence[str]
-Classes = Sequence[int]
+Targets = Sequence[int] | NDArray[np.float64]  # classes, (n,); or numbers or sets of labels, see `Labelled.truth`
 Evaluate = Callable[[FloatArray], dict[str, float]]  # log-probabilities (n, c) of the validation rows -> metrics
 Record = Callable[[int, dict[str, float]], None]  # step, values
 LABELS = "labels.json"
@@ -36,7 +38,7 @@ class Fitted:
 
     Args:
         parameters: number of learned parameters.
-        best: macro-F1 of the selected model on the validation rows.
+        best: macro-F1 of the selected model on the validation rows; of numbers, the RMSE.
         rows: number of rows read during training, counted once per epoch or fit.
         steps: number of optimizer steps; None if there are none.
         chosen: settings selected on the validation rows, by name.
@@ -61,6 +63,12 @@ class Fitted:
         }
 
 
+def rank(metrics: dict[str, float], task: str) -> float:
+    """The measure of a task by which models are selected, higher for better ones."""
+    measure = headline(task)
+    return -metrics[measure] if measure in LOWER_IS_BETTER else metrics[measure]
+
+
 class Learner(ABC):
     """A text classifier."""
 
@@ -68,7 +76,7 @@ class Learner(ABC):
         """Load or build what `count_truncated` needs from the training texts; `fit` calls it if needed."""
 
     @abstractmethod
-    def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
+    def fit(self, texts: Texts, labels: Targets, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
         """Train.
 
         Args:
@@ -80,7 +88,10 @@ class Learner(ABC):
 
     @abstractmethod
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
-        """Log-probability of each class: (n, c), natural log; `moved` is called with the number of scored texts."""
+        """Log-probability of each class, (n, c), natural log; log-odds of each of several labels, or numbers, (n, 1).
+
+        `moved` is called with the number of scored texts.
+        """
 
     def count_truncated(self, texts: Texts) -> int | None:
         """Number of truncated texts; None for a learner that reads whole texts."""
@@ -100,19 +111,23 @@ class Learner(ABC):
 
 
 class Majority(Learner):
-    """Predicts the class shares of the training rows for every text."""
+    """Predicts the class shares of the training rows for every text; their mean number, or the share of each label."""
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
+    def __init__(self, classes: int, task: str = "classification") -> None:
+        self.classes, self.task = classes, task
         self.counts = np.zeros(classes, np.int64)
 
-    def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
+    def fit(self, texts: Texts, labels: Targets, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
         """Count the classes."""
-        self.counts = np.bincount(labels, minlength=self.classes)
-        return Fitted(self.classes, evaluate(self.score(held))["macro_f1"], len(texts))
+        values = self.task in TASKS
+        self.counts = np.mean(labels, axis=0) if values else np.bincount(np.asarray(labels), minlength=self.classes)
+        return Fitted(self.classes, evaluate(self.score(held))[headline(self.task)], len(texts))
 
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Log-shares, the same for each text: (n, c)."""
+        if self.task in TASKS:
+            rare = np.clip(self.counts, 1e-9, 1 - 1e-9)
+            return np.tile(self.counts if self.task == "regression" else np.log(rare / (1 - rare)), (len(texts), 1))
         shares = np.where(self.counts > 0, self.counts / self.counts.sum(), np.exp(NEVER))
         return np.tile(np.log(shares), (len(texts), 1))
 
@@ -134,16 +149,17 @@ def build(cfg: RunConfig, labels: Sequence[str]) -> Learner:
 
     Args:
         cfg: the run's configuration.
-        labels: class names in order.
+        labels: class names in order; the task of the data determines the number of outputs.
 
     Raises:
         ConfigError: if a lexicon is not installed or its classes are not among the labels.
         ModelError: if pretrained weights or their tokenizer are not available.
     """
-    classes = len(labels)
+    task = cfg.data.task
+    classes = 1 if task == "regression" else len(labels)
     match cfg.method.baseline:  # imported only if needed: scikit-learn and torch take seconds to import
         case config.Majority():
-            return Majority(classes)
+            return Majority(classes, task)
         case config.Lexicon() as section:
             from finsa.baselines.lexicon import Lexicon
 
@@ -151,7 +167,7 @@ def build(cfg: RunConfig, labels: Sequence[str]) -> Learner:
         case config.TfidfLr() as section:
             from finsa.baselines.linear import TfidfLr
 
-            return TfidfLr(section, classes)
+            return TfidfLr(section, classes, task)
         case config.Encoder() as section:
             from finsa.baselines.encoder import Encoder
 

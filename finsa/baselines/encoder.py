@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from finsa import config
-from finsa.baselines import Classes, Evaluate, Fitted, FloatArray, Learner, Record, Texts, neural
+from finsa.baselines import Evaluate, Fitted, FloatArray, Learner, Record, Targets, Texts, neural
 from finsa.baselines.linear import NUMBERS, LinearLearner
 from finsa.config import RunConfig, locate
 from finsa.data import hub
@@ -78,13 +78,12 @@ class Encoder(Learner):
                         module.reset_parameters()
         self.network = Logits(model)
 
-    def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
+    def fit(self, texts: Texts, labels: Targets, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
         """Load or build the encoder, then train all parameters."""
         if self.tokenizer is None:
             self.start(texts)
         rows, held_rows = self._encode(texts), self._encode(held)
-        run = (self.section, self.cfg.seed, self.cfg.train)
-        return neural.fit(self.network, rows, labels, held_rows, evaluate, record, *run)
+        return neural.fit(self.network, rows, labels, held_rows, evaluate, record, self.section, self.cfg)
 
     def _limit(self) -> int:
         return token_limit(self.network.model, self.tokenizer, self.cfg)
@@ -94,7 +93,7 @@ class Encoder(Learner):
 
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities: (n, c)."""
-        return neural.score(self.network, self._encode(texts), self.cfg.train.score_tokens, moved)
+        return neural.score(self.network, self._encode(texts), self.cfg, moved)
 
     def count_truncated(self, texts: Texts) -> int:
         """Number of texts with more tokens than the limit."""
@@ -148,7 +147,7 @@ class LinearProbe(LinearLearner):
     """
 
     def __init__(self, section: config.LinearProbe, cfg: RunConfig, classes: int) -> None:
-        super().__init__(section, classes)
+        super().__init__(section, classes, cfg.data.task)
         self.section, self.cfg = section, cfg
         self.tokenizer: Any = None
         self.model: Any = None

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from finsa import config
-from finsa.baselines import Classes, Evaluate, Fitted, FloatArray, Learner, Record, Texts
+from finsa.baselines import Evaluate, Fitted, FloatArray, Learner, Record, Targets, Texts
 from finsa.errors import ConfigError, DataError, ModelError, Problem
 from finsa.runs import files
 from finsa.runs.progress import Moved, ignored
@@ -61,7 +61,7 @@ class Lexicon(Learner):
             load = _chinese if self.section.lexicon == "chinese_finance" else _english
             self.count, self.words, self.fingerprint = load(self.section.lexicon)
 
-    def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
+    def fit(self, texts: Texts, labels: Targets, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
         """Count the classes of the training rows by sign; this sets the probabilities, not the predictions.
 
         Raises:

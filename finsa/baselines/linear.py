@@ -1,4 +1,4 @@
-"""Logistic regression with scikit-learn: on any features, and on TF-IDF of character n-grams."""
+"""Logistic regression with scikit-learn, of numbers ridge regression: on any features, and on TF-IDF of n-grams."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import numpy as np
 from rich.console import Console
 from scipy.special import log_softmax
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 
 from finsa import config
-from finsa.baselines import NEVER, Classes, Evaluate, Fitted, FloatArray, Learner, Record, Texts
+from finsa.baselines import NEVER, Evaluate, Fitted, FloatArray, Learner, Record, Targets, Texts, rank
+from finsa.config.base import headline
+from finsa.data.values import TASKS
 from finsa.errors import DataError
 from finsa.runs.progress import Moved, ignored
 
@@ -24,22 +26,26 @@ ITERATIONS = 1000
 
 
 class LinearLearner(Learner):
-    """Logistic regression on the features of a subclass.
+    """Logistic regression on the features of a subclass, one for each of several labels; of numbers ridge regression.
 
     Args:
         section: the settings, with the inverse strengths of the L2 penalty.
-        classes: number of classes.
+        classes: number of classes; 1 for numbers.
+        task: of the data.
     """
 
-    def __init__(self, section: config.TfidfLr | config.LinearProbe, classes: int) -> None:
+    def __init__(
+        self, section: config.TfidfLr | config.LinearProbe, classes: int, task: str = "classification"
+    ) -> None:
         self.strengths, self.class_weight, self.classes = sorted(section.strengths), section.class_weight, classes
+        self.task = task
         self.weights, self.bias = np.zeros((classes, 0)), np.zeros(classes)
 
     @abstractmethod
     def features(self, texts: Texts, moved: Moved = ignored) -> Any:
         """Features of texts, (n, f), dense or sparse."""
 
-    def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
+    def fit(self, texts: Texts, labels: Targets, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
         """Fit once per penalty and keep the best on the validation rows; ties go to the strongest penalty.
 
         Raises:
@@ -47,26 +53,32 @@ class LinearLearner(Learner):
         """
         self.start(texts)
         rows, held_rows = self.features(texts), self.features(held)
-        if len(set(labels)) < 2:
+        if len(np.unique(labels, axis=0)) < 2:
             raise DataError("all training rows have the same class, so there is nothing to learn; use method=majority")
         tried: dict[float, float] = {}
-        best = self.weights, self.bias
+        best, chosen, highest, measure = (self.weights, self.bias), self.strengths[0], -np.inf, headline(self.task)
         for number, strength in enumerate(self.strengths, start=1):
-            self._fit(rows, labels, strength)
+            self.weights, self.bias = self._fit(rows, np.asarray(labels), strength)
             metrics = evaluate(self._log_probs(held_rows))
             record(number, {"strength": strength, **{f"eval_{name}": value for name, value in metrics.items()}})
-            line = f"  C {strength:g}  validation: macro_f1 {metrics['macro_f1']:.4f}"
+            line = f"  C {strength:g}  validation: {measure} {metrics[measure]:.4f}"
             Console(stderr=True).print(line, highlight=False)
-            if not tried or metrics["macro_f1"] > max(tried.values()):
-                best = self.weights, self.bias
-            tried[strength] = metrics["macro_f1"]
+            if rank(metrics, self.task) > highest:
+                best, chosen, highest = (self.weights, self.bias), strength, rank(metrics, self.task)
+            tried[strength] = metrics[measure]
         self.weights, self.bias = best
-        chosen = {"strength": max(tried, key=lambda strength: tried[strength]), "strengths": tried}
         size = self.weights.size + self.bias.size
-        return Fitted(size, max(tried.values()), len(labels) * len(tried), chosen=chosen)
+        facts = {"strength": chosen, "strengths": tried}
+        return Fitted(size, tried[chosen], len(labels) * len(tried), chosen=facts)
 
-    def _fit(self, rows: Any, labels: Classes, strength: float) -> None:
-        """Fit one penalty; a class without training rows gets the lowest log-probability."""
+    def _fit(self, rows: Any, labels: Any, strength: float) -> tuple[FloatArray, FloatArray]:
+        """Fit one penalty, (c, f) and (c,); a class without training rows gets the lowest log-probability."""
+        if self.task == "regression":
+            ridge = Ridge(alpha=1 / strength).fit(rows, labels[:, 0])
+            return ridge.coef_[None], np.array([ridge.intercept_])
+        if self.task == "multi_label":
+            single = [self._fit_label(rows, label, strength) for label in labels.T]
+            return np.stack([weights for weights, _ in single]), np.array([bias for _, bias in single])
         balanced = "balanced" if self.class_weight == "balanced" else None
         model = LogisticRegression(C=strength, class_weight=balanced, max_iter=ITERATIONS).fit(rows, labels)
         weights, bias = np.zeros((self.classes, rows.shape[1])), np.full(self.classes, NEVER)
@@ -75,15 +87,23 @@ class LinearLearner(Learner):
             weights[model.classes_[1]] = model.coef_[0]
         else:
             bias[model.classes_], weights[model.classes_] = model.intercept_, model.coef_
-        self.weights, self.bias = weights, bias
+        return weights, bias
+
+    def _fit_label(self, rows: Any, label: Any, strength: float) -> tuple[FloatArray, float]:
+        """Weights (f,) and bias of the log-odds of one label; constant if all rows have it, or none."""
+        if len(set(label.tolist())) < 2:
+            return np.zeros(rows.shape[1]), -NEVER if label.any() else NEVER
+        balanced = "balanced" if self.class_weight == "balanced" else None
+        model = LogisticRegression(C=strength, class_weight=balanced, max_iter=ITERATIONS).fit(rows, label)
+        return model.coef_[0], float(model.intercept_[0])
 
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities: (n, c)."""
         return self._log_probs(self.features(texts, moved))
 
     def _log_probs(self, rows: Any) -> FloatArray:
-        log_probs: FloatArray = log_softmax(rows @ self.weights.T + self.bias, axis=1)
-        return log_probs
+        scores: FloatArray = rows @ self.weights.T + self.bias
+        return scores if self.task in TASKS else np.asarray(log_softmax(scores, axis=1))
 
 
 class TfidfLr(LinearLearner):
@@ -91,11 +111,11 @@ class TfidfLr(LinearLearner):
 
     Args:
         section: the settings.
-        classes: number of classes.
+        classes, task: as for `LinearLearner`.
     """
 
-    def __init__(self, section: config.TfidfLr, classes: int) -> None:
-        super().__init__(section, classes)
+    def __init__(self, section: config.TfidfLr, classes: int, task: str = "classification") -> None:
+        super().__init__(section, classes, task)
         self.section = section
         self.vectorizer: Any = None
 

@@ -8,7 +8,9 @@ Letters: b rows of a batch, s units, e width of an embedding, f filters or state
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -20,12 +22,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, huber_loss, pad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from finsa import config
-from finsa.baselines import Classes, Evaluate, Fitted, FloatArray, Learner, Record, Texts
-from finsa.config import Network, RunConfig, Train
+from finsa.baselines import Evaluate, Fitted, FloatArray, Learner, Record, Targets, Texts, rank
+from finsa.config import Network, RunConfig
+from finsa.config.base import headline
+from finsa.data.values import TASKS
 from finsa.errors import FinsaError
 from finsa.models import base, tokenizers
 from finsa.models.batches import batches, padded
@@ -54,13 +58,12 @@ class FromScratch(Learner):
         self.numbers: dict[str, int] = {}
         self.network = nn.Module()
 
-    def fit(self, texts: Texts, labels: Classes, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
+    def fit(self, texts: Texts, labels: Targets, held: Texts, evaluate: Evaluate, record: Record) -> Fitted:
         """Build the vocabulary from the training rows, then train."""
         units = [self._units(text) for text in texts]
         self._number(units)
         rows = [self._ids(text) for text in units]
-        run = (self.section, self.cfg.seed, self.cfg.train)
-        return fit(self.network, rows, labels, self._encode(held), evaluate, record, *run)
+        return fit(self.network, rows, labels, self._encode(held), evaluate, record, self.section, self.cfg)
 
     def _number(self, units: Sequence[Sequence[str]]) -> None:
         """Build the vocabulary of the frequent units, and a network of that size."""
@@ -90,7 +93,7 @@ class FromScratch(Learner):
 
     def score(self, texts: Texts, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities: (n, c)."""
-        return score(self.network, self._encode(texts), self.cfg.train.score_tokens, moved)
+        return score(self.network, self._encode(texts), self.cfg, moved)
 
     def count_truncated(self, texts: Texts) -> int:
         """Number of texts with more units than the limit."""
@@ -185,61 +188,61 @@ class BiLstm(nn.Module):
 def fit(
     network: torch.nn.Module,
     rows: Rows,
-    labels: Sequence[int],
+    labels: Targets,
     held: Rows,
     evaluate: Evaluate,
     record: Record,
     section: Network,
-    seed: int,
-    train: Train,
+    cfg: RunConfig,
 ) -> Fitted:
-    """Train a network and leave it at the epoch with the best macro-F1 on the validation rows.
+    """Train a network and leave it at the epoch with the best macro-F1, of numbers the best RMSE, on validation.
 
     Args:
         network: the network to train.
-        rows, labels: training rows and their classes, (n,).
+        rows, labels: training rows and their classes, (n,), or values, (n, k).
         held: validation rows.
         evaluate: computes metrics from their log-probabilities.
         record: called with the metrics of each epoch.
         section: learning rate, schedule and batch size.
-        seed: of the row order and dropout.
-        train: ``max_steps`` may end training before the epochs do, ``score_tokens`` is the maximum number of padded
-            units per validation batch, and ``progress_seconds`` the interval of progress reports.
+        cfg: its task and seed, of the row order and dropout; ``train.max_steps`` may end training before the epochs do,
+            ``train.score_tokens`` is the maximum number of padded units per validation batch, and
+            ``train.progress_seconds`` the interval of progress reports.
 
     Raises:
         FinsaError: for an infinite or NaN loss or gradient, before any weight changes.
     """
+    task, train, seed = cfg.data.task, cfg.train, cfg.seed
     network.to(base.device()).train()
     total = count_steps(section, len(rows), train.max_steps)
     optimizer = torch.optim.AdamW(network.parameters(), section.learning_rate, weight_decay=section.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total, section.warmup))
     torch.manual_seed(seed)
     order = random.Random(seed)
-    step, seen, best, waited, kept = 0, 0, -1.0, 0, dict[str, torch.Tensor]()
+    step, seen, best, highest, waited, kept = 0, 0, 0.0, -math.inf, 0, dict[str, torch.Tensor]()
     display = Display(train.progress_seconds)
     with display.work("training", total, at_once=True) as bar:
         while step < total and waited < section.patience:
             losses = []
             for batch in _epoch(rows, section.batch_size, order)[: total - step]:
-                loss, norm = _backward(network, rows, labels, batch)
+                loss, norm = _backward(network, rows, labels, batch, cfg)
                 # a GPU is synchronized anyway when it gets the rows of a step
                 if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-                    raise _not_finite(network, rows, labels, batch, step + 1)
+                    raise _not_finite(network, rows, labels, batch, step + 1, cfg)
                 losses.append(loss)
                 optimizer.step()
                 schedule.step()
                 step, seen = step + 1, seen + len(batch)
                 bar.move(step)
             with display.work("scoring validation", len(held)) as scored:
-                values = evaluate(score(network, held, train.score_tokens, scored.moved))
+                values = evaluate(score(network, held, cfg, scored.moved))
             mean = float(torch.stack(losses).mean())
             record(step, {"loss": mean, **{f"eval_{name}": value for name, value in values.items()}})
             numbers = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
             line = f"  step {step}/{total}  validation: {numbers}"
             display.console.print(line, highlight=False, soft_wrap=True)
             waited += 1
-            if values["macro_f1"] > best:
-                best, waited = values["macro_f1"], 0
+            if rank(values, task) > highest:
+                best, highest, waited = values[headline(task)], rank(values, task), 0
                 kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.load_state_dict(kept)
     return Fitted(sum(p.numel() for p in network.parameters()), best, seen, step)
@@ -269,21 +272,26 @@ def _epoch(rows: Rows, size: int, order: random.Random) -> list[list[int]]:
 
 
 def _backward(
-    network: torch.nn.Module, rows: Rows, labels: Sequence[int], batch: Sequence[int]
+    network: torch.nn.Module, rows: Rows, labels: Targets, batch: Sequence[int], cfg: RunConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Backpropagate the loss of a batch and clip the gradient norm to 1; returns the loss and the unclipped norm."""
-    targets = torch.tensor([labels[row] for row in batch]).to(base.device())
-    loss = cross_entropy(_logits(network, [rows[row] for row in batch]), targets)
+    logits, targets = _logits(network, [rows[row] for row in batch]), np.asarray(labels)[list(batch)]
+    if cfg.data.task in TASKS:
+        values = torch.from_numpy(targets).float().to(base.device())
+        single = functools.partial(huber_loss, delta=cfg.method.loss.delta)
+        loss = (single if cfg.data.task == "regression" else binary_cross_entropy_with_logits)(logits, values)
+    else:
+        loss = cross_entropy(logits, torch.from_numpy(targets).to(base.device()))
     network.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach(), torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
 
 
 def _not_finite(
-    network: torch.nn.Module, rows: Rows, labels: Sequence[int], batch: Sequence[int], number: int
+    network: torch.nn.Module, rows: Rows, labels: Targets, batch: Sequence[int], number: int, cfg: RunConfig
 ) -> FinsaError:
     """The error for a non-finite loss or gradient, naming the rows that cause one individually."""
-    alone = {row: torch.stack(_backward(network, rows, labels, [row])) for row in batch}
+    alone = {row: torch.stack(_backward(network, rows, labels, [row], cfg)) for row in batch}
     bad = sorted(row for row, values in alone.items() if not bool(torch.isfinite(values).all()))
     shown = ", ".join(map(str, bad[:5])) or "no single row, only the whole batch"
     return FinsaError(
@@ -298,14 +306,15 @@ def _logits(network: torch.nn.Module, rows: Rows) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def score(network: torch.nn.Module, rows: Rows, score_tokens: int, moved: Moved = ignored) -> FloatArray:
-    """Log-probabilities of rows, in their order: (n, c)."""
+def score(network: torch.nn.Module, rows: Rows, cfg: RunConfig, moved: Moved = ignored) -> FloatArray:
+    """Log-probabilities of rows, in their order, (n, c); of tasks with values, the outputs."""
     training = network.training
     network.to(base.device()).eval()
     log_probs: dict[int, FloatArray] = {}
-    for batch in batches([len(row) for row in rows], score_tokens):
+    for batch in batches([len(row) for row in rows], cfg.train.score_tokens):
         logits = _logits(network, [rows[row] for row in batch])
-        log_probs |= dict(zip(batch, logits.double().log_softmax(dim=1).cpu().numpy(), strict=True))
+        scores = logits.double() if cfg.data.task in TASKS else logits.double().log_softmax(dim=1)
+        log_probs |= dict(zip(batch, scores.cpu().numpy(), strict=True))
         moved(len(batch))
     network.train(training)
     return np.stack([log_probs[row] for row in range(len(rows))])

@@ -40,13 +40,24 @@ Measure = Literal[
     "log_loss",
     "brier",
 ]
-LOWER_IS_BETTER = ("loss", "mae", "log_loss", "brier")
+ValueMeasure = Literal["rmse", "pearson", "spearman", "cosine", "micro_f1", "subset_accuracy"]
+# Measures by task, the first of which compares runs and selects checkpoints unless another one is configured.
+MEASURES: dict[str, tuple[str, ...]] = {
+    "regression": ("rmse", "mae", "pearson", "spearman", "cosine"),
+    "multi_label": ("macro_f1", "micro_f1", "subset_accuracy"),
+}
+LOWER_IS_BETTER = ("loss", "mae", "rmse", "log_loss", "brier")
 
 
 class Section(BaseModel):
     """Base of all sections: immutable, strict about types (``"3"`` is not a number), closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+def headline(task: str | None) -> str:
+    """The measure that compares runs of a task and selects checkpoints by default."""
+    return MEASURES.get(task or "", ("macro_f1",))[0]
 
 
 def placeholders(template: str) -> list[str]:

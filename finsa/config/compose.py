@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from finsa.config import catalogue, quoting, safety
-from finsa.config.base import locate
+from finsa.config.base import headline, locate
 from finsa.config.catalogue import Files, Folders, origin_of
 from finsa.config.keys import entry_of, fields_of, kind_of, takes_any_key, unknown_key
 from finsa.config.run import RunConfig
@@ -133,6 +133,8 @@ def build(values: dict[str, Any], files: Files, overrides: Sequence[str]) -> Run
             may not allow.
     """
     values = _with_method_settings(_with_local_weights(_parsed(values, RunConfig, "")), overrides)
+    if isinstance(values["train"], dict) and isinstance(values["data"], dict) and not values["train"].get("select_by"):
+        values["train"] = {**values["train"], "select_by": headline(str(values["data"].get("task")))}
     # An experiment's options of its own stage do not apply if the command has chosen another stage.
     known = catalogue.read(files.get("stage"))
     given = [f"{text.lstrip('+').split('=', 1)[0]}." for text in overrides]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -160,14 +162,20 @@ class Data(Section):
 
     Args:
         task: ``ordinal``: the labels are levels in the order of ``data.labels``; reports also have the mean distance of
-            the levels and the quadratic kappa, predictions the expected level.
+            the levels and the quadratic kappa, predictions the expected level. ``regression``: the label column
+            contains numbers, and ``data.labels`` names a word for some of them, the anchors, the first and the last of
+            which limit the range; the predicted number is the expectation over the anchors, or the output of a head.
+            ``multi_label``: a row has any number of the labels.
+        separator: between the labels of a row, in the label column of ``multi_label``; its cells may also be lists.
+        answers: of ``multi_label``: the answers that a label applies and that it does not, each with ``{label}``; their
+            probabilities after the prompt are compared for each label.
         files: folder, file, glob pattern or a list of them, whose file and folder names indicate the splits; or a map
             from train, validation and test to such paths. With source=hub they are read instead of the hub's.
         prompt: contains ``{text}`` once, and optionally ``{target}`` once and ``{labels}``; the label follows it.
     """
 
     name: Name
-    task: Literal["classification", "ordinal"]
+    task: Literal["classification", "ordinal", "regression", "multi_label"]
     source: Literal["table", "alpaca", "messages", "articles", "hub", "mixture"]
     files: Files | dict[Literal["train", "validation", "test"], Files] | None
     csv: Csv
@@ -180,7 +188,9 @@ class Data(Section):
     turns: Literal["all", "last"]
     extract: str | None
     label_map: dict[str, Label] | None
-    labels: tuple[Label, ...] | dict[str, Label] | None
+    labels: tuple[Label, ...] | dict[Label, Label] | None
+    separator: Annotated[str, Field(min_length=1)]
+    answers: tuple[str, str] | None
     prompt: str
     max_length: Annotated[int, Field(ge=8)]
     split: Split
@@ -224,13 +234,35 @@ class Data(Section):
         if self.ratios and set(self.ratios) != set(self.parts or {}):
             raise ValueError(f"ratios must name all of the parts: {', '.join(self.parts or {}) or 'there are none'}")
         sections = self.parts.values() if self.source == "mixture" and self.parts else [self]
-        if self.task == "ordinal" and self.labels is None:
-            raise ValueError("task=ordinal needs data.labels, the levels from lowest to highest")
+        self._check_task()
         if self.asks_for_target and any(section.columns.target is None for section in sections):
             raise ValueError("prompt contains {target}, so columns.target must name the column of the target")
         if self.corpus is not None and self.corpus.files is None and self.corpus.documents is None:
             raise ValueError("corpus needs corpus.documents (how many to generate) or corpus.files (where they are)")
         return self
+
+    def _check_task(self) -> None:
+        """Refuse labels and settings that do not suit the task."""
+        task, names = self.task, list(self.labels or ())
+        if task == "classification":
+            return
+        if self.labels is None:
+            needed = {"ordinal": "the levels from lowest to highest", "multi_label": "the labels that a row may have"}
+            text = needed.get(task, "the words of some numbers, as in {-1: negative, 0: neutral, 1: positive}")
+            raise ValueError(f"task={task} needs data.labels, {text}")
+        if task == "ordinal":
+            return
+        if self.source == "mixture" or self.options or self.on_unknown_label == "keep":
+            what = "source=mixture" if self.source == "mixture" else "data.options" if self.options else ""
+            raise ValueError(f"task={task} does not support {what or 'on_unknown_label=keep, which adds a class'}")
+        if task == "regression":
+            values = [finite_number(name) for name in names]
+            if None in values or values != sorted(set(values), key=float):  # type: ignore[arg-type]
+                raise ValueError(f"task=regression needs numbers in ascending order as labels, not {', '.join(names)}")
+        elif any(self.separator in name for name in names):
+            raise ValueError(f"a label contains the separator '{self.separator}'; set another data.separator")
+        if any(answer.count("{label}") != 1 for answer in self.answers or ()):
+            raise ValueError("each of the two answers needs {label} exactly once, as in '{label}: yes', '{label}: no'")
 
     @field_validator("extract")
     @classmethod
@@ -262,6 +294,15 @@ class Data(Section):
         if len(set(words)) < len(words) or not all(word.strip() for word in words):
             raise ValueError("label words must be different from each other and not empty")
         return labels
+
+
+def finite_number(text: str) -> float | None:
+    """The number that a text represents; None if it is not a finite one."""
+    try:
+        value = float(unicodedata.normalize("NFKC", text).replace("\u2212", "-"))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def data_title(data: Mapping[str, Any]) -> str:

@@ -46,12 +46,14 @@ class Loss(Section):
             (1 - beta) / (1 - beta^n).
         spread: of ``ordinal``: the target of a label at distance d from the true one is proportional to
             exp(-d / spread).
+        delta: of ``huber``, for the output of a regression head: the difference at which the loss becomes linear.
     """
 
-    name: Literal["cross_entropy", "focal", "adaptive_balanced", "ordinal"]
+    name: Literal["cross_entropy", "focal", "adaptive_balanced", "ordinal", "huber"]
     gamma: NonNegativeFloat
     smoothing: Fraction
     spread: PositiveFloat
+    delta: PositiveFloat
     class_weights: Literal["none", "inverse", "effective"]
     beta: Fraction
     logit_adjustment: NonNegativeFloat

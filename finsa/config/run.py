@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from finsa.config.base import Measure, Section
+from finsa.config.base import MEASURES, Measure, Section
+from finsa.config.baselines import Lexicon
 from finsa.config.data import Data
 from finsa.config.method import Method
 from finsa.config.model import Model
@@ -88,6 +89,41 @@ class RunConfig(Section):
     fresh: bool
     reuse_outdated: bool
     port: Port | None
+
+    @model_validator(mode="after")
+    def _check_task(self) -> RunConfig:
+        """Refuse methods, measures and stages that do not suit the task of the data."""
+        task, method, stage = self.data.task, self.method, self.stage.name
+        known, other = MEASURES.get(task), {name for names in MEASURES.values() for name in names} - {"macro_f1", "mae"}
+        trains = stage in ("train", "check", "search")
+        if trains and (self.train.select_by not in (*known, "loss") if known else self.train.select_by in other):
+            options = f"set it to {', '.join(known)} or loss" if known else "leave it out"
+            raise ValueError(f"train.select_by={self.train.select_by} is not a measure of task={task}; {options}")
+        if known is None:
+            return self
+        if stage in ("moe_joint", "augment", "synthesize", "generate"):
+            raise ValueError(f"stage={stage} needs one class per row, and this is task={task}")
+        if self.evaluation.metrics is not None:
+            raise ValueError(f"evaluation.metrics are for one class per row; task={task} has {', '.join(known)}")
+        if not trains:
+            return self
+        head, trained = method.head == "classifier", method.learn != "nothing"
+        several, advice = task == "multi_label", ""
+        if isinstance(method.baseline, Lexicon) or (several and method.examples is not None):
+            advice = "choose a method that learns from such rows, such as tfidf_lr"
+        elif several and method.baseline is None and not head and self.data.answers is None:
+            advice = "set data.answers, as in ['{label}: yes', '{label}: no'], or method=classifier"
+        elif several and trained and method.loss_on != "label":
+            advice = "choose method=lora_label, which asks for each label, or method=classifier"
+        elif several and (method.balance, method.rows_per_class, method.loss.class_weights) != ("none", None, "none"):
+            advice = "leave out method.balance, method.rows_per_class and method.loss.class_weights"
+        elif (task == "regression" and head) != (method.loss.name == "huber"):
+            advice = "choose method=regression_head, or method=lora_label, which compares words"
+        elif method.classifier_init != "random" or (method.loss.needs_classes() and method.loss.name != "huber"):
+            advice = f"leave out {method.loss.needs_classes() or 'method.classifier_init'}"
+        if advice:
+            raise ValueError(f"method={method.name} does not suit data.task={task}; {advice}")
+        return self
 
     @model_validator(mode="after")
     def _check_stage(self) -> RunConfig:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, field_validator, model_validator
 from pydantic.types import ByteSize, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from finsa.config.base import Measure, Name, Section, Toggle
+from finsa.config.base import Measure, Name, Section, Toggle, ValueMeasure
 
 _BYTES: TypeAdapter[ByteSize] = TypeAdapter(ByteSize)
 
@@ -49,7 +49,7 @@ class Train(Section):
     memory: str | None
     validate_every: PositiveInt | None
     validation_rows: PositiveInt | None
-    select_by: Literal["loss", "macro_f1", "weighted_f1", "accuracy"] | Measure
+    select_by: Literal["loss", "macro_f1", "weighted_f1", "accuracy"] | Measure | ValueMeasure
     patience: PositiveInt | None
     keep_checkpoints: PositiveInt
     log_every: PositiveInt

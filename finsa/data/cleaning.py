@@ -34,7 +34,14 @@ def mark(frame: pl.DataFrame, condition: pl.Expr, fate: pl.Expr | str) -> pl.Dat
 
 
 def decide(
-    frame: pl.DataFrame, condition: pl.Expr, policy: Policy, key: str, fate: str, what: str, advice: str = ""
+    frame: pl.DataFrame,
+    condition: pl.Expr,
+    policy: Policy,
+    key: str,
+    fate: str,
+    what: str,
+    advice: str = "",
+    keeps: bool = True,
 ) -> tuple[pl.DataFrame, list[str]]:
     """Apply a policy to rows.
 
@@ -46,6 +53,7 @@ def decide(
         fate: bucket of dropped rows.
         what: ends the sentence "12 rows ...".
         advice: precedes the other fixes in the message if the policy is error.
+        keeps: whether such rows could be kept.
 
     Returns:
         The rows, and a note if rows were kept in spite of the condition.
@@ -62,7 +70,8 @@ def decide(
         return frame, [f"{met.height:,} rows {what}; kept, because {key}=keep"]
     rows = met.head(3).select("file", LINE, "text", "label").iter_rows()
     examples = "".join(f"\n  {example(*row)}" for row in rows)
-    raise DataError(f"{key}: {met.height:,} rows {what}.{advice} Set {key}=drop (counted) or {key}=keep{examples}")
+    kept = f" or {key}=keep" if keeps else ""
+    raise DataError(f"{key}: {met.height:,} rows {what}.{advice} Set {key}=drop (counted){kept}{examples}")
 
 
 def example(file: str, line: int, text: str | None, label: str | None) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from finsa.config import Data
-from finsa.data import articles, cache, cleaning, discovery, labels, sources, splits
+from finsa.data import articles, cache, cleaning, discovery, labels, sources, splits, values
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import USED, Ledger
 from finsa.data.readers import FATE, LINE
@@ -34,7 +34,8 @@ class Dataset:
 
     Args:
         splits: train, validation and test; columns id, text, target, domain, parent, group (text), label (class number)
-            and fixed (leading characters of the text that are never truncated).
+            and fixed (leading characters of the text that are never truncated); for regression and several labels also
+            `finsa.data.values.VALUES`.
         labels: the classes in their order.
         ledger: the fate of every row.
         fingerprint: hash over ids, texts, targets, labels and splits.
@@ -107,7 +108,8 @@ def _cached(folder: str, settings: str, files: Iterable[Path], build: Callable[[
         ledger = Ledger(**facts["ledger"])
         ledger.read, ledger.buckets = Counter(ledger.read), Counter(ledger.buckets)
         parts = {split: pl.read_ipc(place / f"{split}.arrow") for split in splits.SPLITS}
-        classes = LabelSpace(**{name: tuple(words) for name, words in facts["labels"].items()})
+        of = facts["labels"]
+        classes = LabelSpace(tuple(of["names"]), tuple(of["words"]), of["task"], tuple(of["yes_no"]))
         return Dataset(parts, classes, ledger, facts["fingerprint"], pl.read_ipc(place / "dropped.arrow"))
 
     return cache.kept(cache.folder_of(folder, f"table-{name}"), build, write, read)
@@ -167,11 +169,13 @@ def _prepared(data: Data, rows: Rows, least_labels: int = 2) -> tuple[pl.DataFra
     if data.source != "mixture":  # whose parts have been checked already
         notes += cleaning.repeated_ids(frame)
     classes = labels.find_labels(frame, data, least_labels)
-    frame, more = labels.mark_unknown(frame, data, classes)
+    frame, more = (values.read if data.task in values.TASKS else labels.mark_unknown)(frame, data, classes)
     notes += more
     classes = labels.with_unlisted(classes, frame, data)
     frame, more = cleaning.mark_copies(frame, data)
     notes += more
+    if data.task in values.TASKS:
+        frame = values.with_classes(frame, classes)
     frame, more = cleaning.mark_leaks(_fill_splits(frame, data, rows.declared), data)
     notes += more
     frame = cleaning.limit_splits(cleaning.keep_domain(cleaning.mix(frame, data), data), data)
@@ -208,14 +212,20 @@ def _divided(frame: pl.DataFrame, classes: LabelSpace, ledger: Ledger) -> Datase
         if examples.height:
             ledger.examples[fate] = [cleaning.example(Path(file).name, *row) for file, *row in examples.iter_rows()]
     numbers = {name: number for number, name in enumerate(classes.names)}
-    used = used.with_columns(pl.col("label").replace_strict(numbers, return_dtype=pl.Int64))
-    parts = {name: used.filter(pl.col("split") == name).select(COLUMNS) for name in splits.SPLITS}
+    used = used.with_columns(pl.col("label").replace_strict(numbers, default=0, return_dtype=pl.Int64))
+    columns = (*COLUMNS, values.VALUES) if values.VALUES in used.columns else COLUMNS
+    parts = {name: used.filter(pl.col("split") == name).select(columns) for name in splits.SPLITS}
     for name, part in parts.items():
-        counts = dict(part.group_by("label").len().iter_rows())
+        ledger.rows[name] = part.height
+        if classes.task == "multi_label":
+            counts = dict(enumerate(values.matrix(part, len(classes)).sum(axis=0).astype(int).tolist()))
+        else:
+            counts = dict(part.group_by("label").len().iter_rows())
         ledger.splits[name] = {label: counts.get(number, 0) for label, number in numbers.items()}
     ledger.notes += _shifted(ledger.splits)
     target = ["target"] if used["target"].null_count() < used.height else []
-    fingerprint = cache.fingerprint(used.select("split", "id", "text", "label", *target))
+    label = pl.col(values.VALUES).cast(pl.List(pl.String)).list.join(" ") if len(columns) > len(COLUMNS) else "label"
+    fingerprint = cache.fingerprint(used.select("split", "id", "text", label, *target))
     return Dataset(parts, classes, ledger, fingerprint, dropped)
 
 

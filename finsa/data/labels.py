@@ -11,6 +11,7 @@ from decimal import Decimal
 import polars as pl
 
 from finsa.config import Data
+from finsa.config.data import finite_number
 from finsa.data.cleaning import OPEN, decide, folded, keep_domain, mark
 from finsa.data.readers import FATE
 from finsa.errors import DataError, nearest, suggest
@@ -35,26 +36,46 @@ class LabelSpace:
     """Classes in their fixed order.
 
     Args:
-        names: as the table writes them.
+        names: as the table writes them; for regression, the numbers of the anchors.
         words: as the model answers them; the same length.
+        task: of the data set.
+        yes_no: templates of the two answers for each label of ``multi_label``; empty for other tasks.
     """
 
     names: tuple[str, ...]
     words: tuple[str, ...]
+    task: str = "classification"
+    yes_no: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The texts whose probabilities are compared: the words, or yes and no for each label."""
+        if not self.yes_no:
+            return self.words
+        return tuple(answer.replace("{label}", word) for word in self.words for answer in self.yes_no)
+
+    @property
+    def numbers(self) -> list[float]:
+        """The numbers of the anchors of ``regression``."""
+        return [float(finite_number(name) or 0) for name in self.names]
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs of a head: one per class, or the predicted number."""
+        return 1 if self.task == "regression" else len(self)
+
     @classmethod
     def of(cls, data: Data, found: Iterable[str]) -> LabelSpace:
         """Take the configured labels; without any, the distinct ones found, sorted; numbers are sorted by value."""
-        if isinstance(data.labels, dict):
-            return cls(tuple(data.labels), tuple(data.labels.values()))
-        names = data.labels
-        if not names:
-            numbers = {label: number(label) for label in sorted(set(found))}
-            numeric = all(value is not None for value in numbers.values())
-            names = tuple(sorted(numbers, key=lambda label: Decimal(str(numbers[label]))) if numeric else numbers)
+        if data.labels is not None:
+            words = data.labels.values() if isinstance(data.labels, dict) else data.labels
+            return cls(tuple(data.labels), tuple(words), data.task, data.answers or ())
+        numbers = {label: number(label) for label in sorted(set(found))}
+        numeric = all(value is not None for value in numbers.values())
+        names = tuple(sorted(numbers, key=lambda label: Decimal(str(numbers[label]))) if numeric else numbers)
         return cls(names, names)
 
 

@@ -21,7 +21,8 @@ class Ledger:
         read: rows per file.
         buckets: rows per fate: ``used``, ``empty text``, ``duplicate``, ``conflicting label``, ``unknown label``,
             ``unreadable``, ``filtered: <reason>``, ``leak: <kind>``.
-        splits: used rows per split and label.
+        splits: used rows per split and label; rows with several labels count for each.
+        rows: used rows per split.
         notes: corrections and warnings: encodings, spellings of labels, duplicate ids.
         examples: of each bucket but ``used``, a few rows as ``file:line: beginning of the text``.
     """
@@ -29,6 +30,7 @@ class Ledger:
     read: Counter[str] = field(default_factory=Counter)
     buckets: Counter[str] = field(default_factory=Counter)
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
@@ -62,6 +64,7 @@ class Ledger:
             "read": dict(self.read),
             "buckets": dict(self.closed(truncated)),
             "splits": self.splits,
+            "rows": self.rows,
             "truncated": dict(truncated),
             "notes": self.notes,
             "examples": self.examples,

@@ -38,6 +38,7 @@ class Row(TypedDict):
         labels: the id to predict at each position, -100 where there is no loss, (s,).
         weight: weight of the row in the loss; 1 if absent.
         target: number of its class, if the loss is over the classes.
+        values: its number, or a 1 for each label that it has and a 0 for the others.
         text_span: start and end of the text tokens, if a head or router reads them.
         domain: number of the expert of its domain; -1 if the domain has no expert.
     """
@@ -46,6 +47,7 @@ class Row(TypedDict):
     labels: list[int]
     weight: NotRequired[float]
     target: NotRequired[int]
+    values: NotRequired[list[float]]
     text_span: NotRequired[tuple[int, int]]
     domain: NotRequired[int]
 
@@ -145,7 +147,7 @@ class Renderer:
         if prompt.fixed_examples:
             self.prefix += self._literal_ids(prompt.fixed_examples) + self._after_examples
         self.suffix = _encode(tokenizer, prompt.suffix)
-        self.answers = [tuple(_encode(tokenizer, word)) for word in labels.words]
+        self.answers = [tuple(_encode(tokenizer, answer)) for answer in labels.answers]
         if tokenizer.eos_token_id is None:
             raise ConfigError([Problem("model.tokenizer", "has no end token, so no answer could be learnt to end")])
         self.end: int = tokenizer.eos_token_id
@@ -154,7 +156,7 @@ class Renderer:
         if self.room < 1:
             raise ConfigError([Problem("data.max_length", self._no_room(prompt, max_length, prefix_length, longest))])
         if len(set(self.answers)) < len(self.answers) or not all(self.answers):
-            raise ConfigError([Problem("data.labels", f"{labels.words} are not distinct in this tokenizer")])
+            raise ConfigError([Problem("data.labels", f"{labels.answers} are not distinct in this tokenizer")])
 
     def _no_room(self, prompt: Prompt, max_length: int, prefix: int, longest: int) -> str:
         needed = prefix + len(self.suffix) + longest

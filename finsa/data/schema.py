@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from finsa.config import Columns, Data
-from finsa.data import conversations, labels
+from finsa.data import conversations, labels, values
 from finsa.data.cleaning import mark, normalize
 from finsa.data.prompts import with_target
 from finsa.data.readers import FATE, LINE, Raw
@@ -72,11 +72,16 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
         missed = pl.col("_found").is_null() & (pl.col("text").str.strip_chars() != "")
         shaped = mark(shaped.with_columns(found), missed, NO_MATCH)
         shaped = shaped.with_columns(pl.coalesce("_found", "text").alias("text"), pl.lit(0).alias(FIXED))
-    if data.label_map:
+    if data.task == "multi_label":
+        cells, unsplit, used, notes = values.split(shaped["label"], data)
+        shaped = mark(shaped.with_columns(cells), unsplit, values.NOT_LABELS)
+    elif data.label_map:
         translated, used, notes = labels.translate(shaped["label"], data)
-        raw.notes += [f"{Path(place).name}: {note}" for note in notes]
-        raw.mapped |= used
         shaped = shaped.with_columns(translated)
+    else:
+        used, notes = set(), []
+    raw.notes += [f"{Path(place).name}: {note}" for note in notes]
+    raw.mapped |= used
     return shaped.select("id", *common, LINE, FATE, FIXED)
 
 

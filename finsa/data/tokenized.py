@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from finsa.config import Data, Method, RunConfig
 from finsa.config.base import Measure
-from finsa.data import cache, sampling
+from finsa.data import cache, sampling, values
 from finsa.data.dataset import Dataset
 from finsa.data.few_shot import ExampleRows
 from finsa.data.prompts import Prompt, with_target
@@ -31,14 +31,12 @@ class Labelled:
         dataset: rows per split, labels, ledger.
         targets: whether the method reads the rows' targets, besides their texts.
         measures: what is reported besides accuracy and F1, see `finsa.evaluation.metrics.values`.
-        ordinal: whether the labels are levels in their order.
         cut: number of truncated texts per split; empty for a method that never truncates.
     """
 
     dataset: Dataset
     targets: bool = field(default=False, kw_only=True)
     measures: Mapping[str, Callable[..., float] | None] = field(default_factory=dict, kw_only=True)
-    ordinal: bool = field(default=False, kw_only=True)
     cut: dict[str, int] = field(default_factory=dict, kw_only=True)
 
     def texts(self, split: str) -> list[str]:
@@ -58,13 +56,22 @@ class Labelled:
         """True classes of a split, as numbers."""
         return self.dataset.splits[split]["label"].to_list()
 
+    def truth(self, split: str) -> NDArray[np.float64]:
+        """True numbers of a split, (n, 1), or a 1 for each label that a row has, (n, c); see `values.VALUES`."""
+        return values.matrix(self.dataset.splits[split], self.dataset.labels.outputs)
+
+    @property
+    def task(self) -> str:
+        """The task of the data set."""
+        return self.dataset.labels.task
+
     def truncated(self) -> dict[str, int]:
         """Number of truncated texts per split."""
         return self.cut
 
     def fingerprints(self) -> dict[str, str | None]:
         """Hashes of the prompt template (None without a language model) and of the labels."""
-        labels = "\x1f".join([*self.dataset.labels.names, *self.dataset.labels.words])
+        labels = "\x1f".join([*self.dataset.labels.names, *self.dataset.labels.answers])
         return {"template_fingerprint": None, "label_fingerprint": _short_hash(labels)}
 
     def training_order(self, cfg: RunConfig) -> list[int]:
@@ -144,8 +151,9 @@ class TokenizedDataset(Labelled):
             draw = sampling.downsample if balance == "downsample" else sampling.oversample
             order = [order[row] for row in draw([domains[row] for row in order], cfg.seed)]
         domain = self.domains("train", experts) if experts else None
+        truth = self.truth("train") if self.task in values.TASKS else None
         return TrainingRows(
-            self.renderer, self.prompts("train"), self.gold("train"), order, cfg.method, weights, domain
+            self.renderer, self.prompts("train"), self.gold("train"), order, cfg.method, weights, domain, truth
         )
 
     def class_counts(self, cfg: RunConfig) -> list[int]:
@@ -170,6 +178,7 @@ class TrainingRows(LazyRows):
         method: its head and ``loss_on`` determine the form of a row.
         weights: weight of the rows of each class; None: all are equal.
         domains: number of the expert of each row's domain; None: the rows are not for a mixture.
+        truth: from `Labelled.truth`; None for tasks with one class per row.
     """
 
     renderer: Renderer
@@ -179,6 +188,7 @@ class TrainingRows(LazyRows):
     method: Method
     weights: list[float] | None
     domains: list[int] | None = None
+    truth: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.order)
@@ -190,6 +200,8 @@ class TrainingRows(LazyRows):
             row = self.renderer.text_row(prompt, label)
         else:
             row = self.renderer.row(prompt, label, self.method.loss_on)
+        if self.truth is not None and self.method.loss_on == "label":
+            row["values"] = self.truth[self.order[at]].tolist()
         if self.weights is not None:
             row["weight"] = self.weights[label]
         if self.domains is not None:
@@ -247,7 +259,6 @@ def labelled_settings(cfg: RunConfig, session: Session | None) -> dict[str, Any]
     measures = {name: None for name in names if name in get_args(Measure)}
     return {
         "targets": cfg.data.asks_for_target,
-        "ordinal": cfg.data.task == "ordinal",
         "measures": {**measures, **(session.measures if session else {})},
     }
 

@@ -7,7 +7,7 @@ none was fitted. The temperature does not change the predicted label.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,16 @@ LOWEST, HIGHEST = 0.05, 20.0
 
 
 def fit_temperature(log_probs: FloatArray, gold: Sequence[int]) -> float:
+    """Fit the temperature of log-probabilities (n, c) to the true classes (n,); see `minimize`."""
+    return minimize(log_probs, lambda scores: loss(scores, gold))
+
+
+def minimize(scores: FloatArray, loss_of: Callable[[FloatArray], float]) -> float:
     """Fit the temperature that maximizes the likelihood of the true labels, between `LOWEST` and `HIGHEST`.
 
     Args:
-        log_probs: of the labels, (n, c).
-        gold: true classes, (n,).
+        scores: log-probabilities or log-odds of the labels, (n, c).
+        loss_of: mean negative log-likelihood of the true labels, given the scores divided by a temperature.
 
     Returns:
         Exactly a bound if the likelihood still increases there, and 1 if it does not depend on the temperature.
@@ -34,9 +39,9 @@ def fit_temperature(log_probs: FloatArray, gold: Sequence[int]) -> float:
     from scipy.optimize import minimize_scalar  # imported here because it takes half a second
 
     bounds = np.log([LOWEST, HIGHEST])
-    optimum = minimize_scalar(lambda power: loss(log_probs / np.exp(power), gold), bounds=bounds, method="bounded")
+    optimum = minimize_scalar(lambda power: loss_of(scores / np.exp(power)), bounds=bounds, method="bounded")
     candidates = [1.0, LOWEST, HIGHEST, float(np.exp(optimum.x))]  # the search never reaches its bounds exactly
-    return min(candidates, key=lambda candidate: round(loss(log_probs / candidate, gold), 9))
+    return min(candidates, key=lambda candidate: round(loss_of(scores / candidate), 9))
 
 
 def at_bound(value: float) -> bool:

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsa.config import LOWER_IS_BETTER, ReportStage
+from finsa.config.base import MEASURES, headline
 from finsa.errors import ConfigError, Problem, suggest
-from finsa.evaluation import calibration, metrics, statistics
+from finsa.evaluation import calibration, metrics, statistics, value_metrics
 from finsa.evaluation.finished_runs import Run, RunGroup
+from finsa.evaluation.tables import TITLES
 
 Record = dict[str, Any]
 SCORES = ("accuracy", "macro_f1", "weighted_f1")
@@ -38,7 +40,7 @@ class Comparison:
     """A comparison of run groups on the same test rows.
 
     Args:
-        groups: sorted by macro-F1, highest first.
+        groups: sorted by macro-F1, of numbers by RMSE, the best first.
         records: one per group.
         baseline: name of the group that the others are tested against, besides the tests against the best.
         best: name of the first group if it is significantly better than every other; None otherwise.
@@ -58,8 +60,11 @@ def compare(groups: Sequence[RunGroup], options: ReportStage) -> Comparison:
     Raises:
         ConfigError: if ``stage.baseline`` is not one of them.
     """
-    scored = [(group, {**_identity(group), **_scores(group, options), **_costs(group)}) for group in groups]
-    scored.sort(key=lambda pair: -pair[1]["macro_f1"])
+    task = groups[0].runs[0].task
+    measure, scores_of = headline(task), _value_scores if task in MEASURES else _scores
+    sign = -1 if measure in LOWER_IS_BETTER else 1
+    scored = [(group, {**_identity(group), **scores_of(group, options), **_costs(group)}) for group in groups]
+    scored.sort(key=lambda pair: -sign * pair[1][measure])
     ranked, records = [group for group, _ in scored], [record for _, record in scored]
     baseline = _baseline(ranked, options.baseline)
     # Holm's first step needs quantiles that much further in the tails than a single test.
@@ -67,19 +72,26 @@ def compare(groups: Sequence[RunGroup], options: ReportStage) -> Comparison:
 
     @cache
     def draws(first: int, second: int) -> tuple[float, NDArray[np.float64]]:
-        """Difference in macro-F1, first minus second, and its bootstrap draws, computed once per pair."""
+        """Difference in the measure, first minus second, and its bootstrap draws, computed once per pair."""
         if first > second:
             value, drawn = draws(second, first)
             return -value, -drawn
         one, other = ranked[first], ranked[second]
         run = one.runs[0]
+        if task in MEASURES:
+            runs, seed = [*one.predicted, *other.predicted], options.seed
+            drawn = value_metrics.resampled(task, run.truth, runs, samples, seed)[measure]
+            return _paired(drawn, [value_metrics.values(task, run.truth, each)[measure] for each in runs], one, seed)
         return statistics.paired_draws(run.gold, one.predicted, other.predicted, len(run.labels), samples, options.seed)
 
     for reference, prefix in ((ranked.index(baseline), ""), (0, "vs_best_")):
         others = [place for place in range(len(ranked)) if place != reference]
-        differences = statistics.differences([draws(place, reference) for place in others])
-        pairs = [_mcnemar(ranked[place], ranked[reference]) for place in others]
-        corrected = statistics.holm([p for *_, p in pairs])
+        differences = statistics.differences([draws(place, reference) for place in others], sign)
+        pairs: list[tuple[Any, Any, Any]] = [(None, None, None)] * len(others)
+        corrected: Sequence[float | None] = [None] * len(others)
+        if task not in MEASURES:
+            pairs = [_mcnemar(ranked[place], ranked[reference]) for place in others]
+            corrected = statistics.holm([p for *_, p in pairs])
         tests: dict[int, Sequence[Any]] = {
             place: (one.value, one.low, one.high, one.p, one.corrected, *pair, p_holm, one.verdict)
             for place, one, pair, p_holm in zip(others, differences, pairs, corrected, strict=True)
@@ -89,7 +101,7 @@ def compare(groups: Sequence[RunGroup], options: ReportStage) -> Comparison:
                 record["baseline"] = baseline.name
             values = tests.get(place, [None] * len(TEST_COLUMNS))
             record |= {f"{prefix}{name}": value for name, value in zip(TEST_COLUMNS, values, strict=True)}
-    best, about_best = _best(records)
+    best, about_best = _best(records, measure)
     for record in records:
         record["best"] = record["arm"] == best
     remarks = [about_best, *_remarks_on_rows(groups[0].runs[0]), *_remarks_on_runs(groups)]
@@ -106,9 +118,9 @@ def on_mixed_texts(groups: Sequence[RunGroup], options: ReportStage) -> list[Rec
         from the first group; empty without such rows.
     """
     run = groups[0].runs[0]
-    gold, classes = run.gold[run.mixed], len(run.labels)
-    if not len(gold):
+    if not run.mixed.any():
         return []
+    gold, classes = run.gold[run.mixed], len(run.labels)
     records, best = [], groups[0].predicted[:, run.mixed]
     pairs = []
     for group in groups:
@@ -186,6 +198,41 @@ def _scores(group: RunGroup, options: ReportStage) -> Record:
     return {**record, "calibration_error": _mean(errors)}
 
 
+def _value_scores(group: RunGroup, options: ReportStage) -> Record:
+    """The same for numbers and sets of labels."""
+    run, task = group.runs[0], group.runs[0].task
+    found = [value_metrics.values(task, run.truth, predicted) for predicted in group.predicted]
+    drawn = value_metrics.resampled(task, run.truth, list(group.predicted), options.samples, options.seed)
+    record: Record = {}
+    for name in MEASURES[task]:
+        numbers = np.array([one[name] for one in found])
+        low, high = metrics.percentiles(statistics.over_seeds(drawn[name], options.seed + 1))
+        if len(group.runs) == 1:
+            low, high = run.report["intervals"].get(name, (np.nan, np.nan))
+        spread = float(numbers.std(ddof=1)) if len(numbers) > 1 else None
+        record |= {name: float(numbers.mean()), f"{name}_low": low, f"{name}_high": high, f"{name}_sd": spread}
+    for label in run.labels:
+        for name in ("precision", "recall", "f1"):
+            record[f"{name}_{label}"] = _mean([one.report["per_class"][label][name] for one in group.runs])
+    return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in record.items()}
+
+
+def _paired(
+    drawn: NDArray[np.float64], found: list[float], first: RunGroup, seed: int
+) -> tuple[float, NDArray[np.float64]]:
+    """Difference of two groups' means, and its draws, as in `statistics.paired_draws`.
+
+    Args:
+        drawn: measures of the runs of both groups on resampled rows, (a + b, samples).
+        found: their measures on all rows.
+        first: the group of the first a runs.
+        seed: of the bootstrap.
+    """
+    a = len(first.runs)
+    differences = statistics.over_seeds(drawn[:a], seed + 1) - statistics.over_seeds(drawn[a:], seed + 2)
+    return float(np.mean(found[:a]) - np.mean(found[a:])), differences
+
+
 def _costs(group: RunGroup) -> Record:
     """Mean costs over the runs; None if a run does not report a cost."""
     facts = [run.facts for run in group.runs]
@@ -249,15 +296,18 @@ def _mcnemar(first: RunGroup, second: RunGroup) -> tuple[int, int, float]:
 # ------------------------------------------------------------------------------------------------ summary
 
 
-def _best(records: Sequence[Record]) -> tuple[str | None, str]:
+def _best(records: Sequence[Record], measure: str) -> tuple[str | None, str]:
     """The first group if it is significantly better than every other, and the sentence about it."""
     top, *others = records
     if not others:
         return None, "There is only one configuration, so there is nothing to compare."
-    name, has = top["arm"], f"{top['arm']} has the highest macro-F1, {top['macro_f1']:.4f}"
+    lower, title = measure in LOWER_IS_BETTER, TITLES[measure]
+    name, has = top["arm"], f"{top['arm']} has the {'lowest' if lower else 'highest'} {title}, {top[measure]:.4f}"
     how = "paired bootstrap" + f", Holm-corrected for {len(others)} comparisons" * (len(others) > 1)
+    worse = "higher" if lower else "lower"
     close = [
-        f"{record['arm']} ({-record['vs_best_difference']:.4f} lower, p = {record['vs_best_bootstrap_p_holm']:.4f})"
+        f"{record['arm']} ({abs(record['vs_best_difference']):.4f} {worse}, p = "
+        f"{record['vs_best_bootstrap_p_holm']:.4f})"
         for record in others
         if record["vs_best_verdict"] != "worse"
     ]
@@ -272,10 +322,14 @@ def _best(records: Sequence[Record]) -> tuple[str | None, str]:
 
 def _remarks_on_rows(run: Run) -> Iterator[str]:
     """Limits set by the number of test rows."""
-    n = len(run.gold)
-    if n < FEW_ROWS:
+    n = len(run.rows)
+    if n < FEW_ROWS and run.task not in MEASURES:
         yield f"There are only {n} test rows: one row is {100 / n:.2f} points of accuracy."
-    counts = zip(run.labels, np.bincount(run.gold, minlength=len(run.labels)), strict=True)
+    if run.task == "regression":
+        return
+    several = run.task in MEASURES
+    found = run.truth.sum(axis=0).astype(int) if several else np.bincount(run.gold, minlength=len(run.labels))
+    counts = zip(run.labels, found, strict=True)
     rare = [f"{label} ({count})" for label, count in counts if count < FEW_OF_CLASS]
     if rare:
         yield (

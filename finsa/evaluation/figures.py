@@ -22,6 +22,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from finsa.config import LOWER_IS_BETTER
+
 # Many Chinese fonts have only one weight; silence the message about it at every figure.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
@@ -160,6 +162,18 @@ def confusion_matrix(report: Mapping[str, Any], title: str, file: Path) -> None:
         figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
 
 
+def numbers(pairs: Sequence[tuple[float, float]], title: str, file: Path) -> None:
+    """Draw predicted by true numbers, given as pairs of true and predicted."""
+    font, (title,) = font_and_names([title], "run")
+    true, predicted = zip(*pairs, strict=True)
+    ends = min(*true, *predicted), max(*true, *predicted)
+    with canvas(file, 5.2, fonts=[font], figsize=(5.6, 5.2)) as (_, ((axes,),)):
+        axes.plot(ends, ends, color="#999999", linestyle="--", linewidth=1)
+        axes.scatter(true, predicted, s=12, alpha=0.4, color=LINES[0], linewidths=0)
+        axes.set(xlabel="true", ylabel="predicted", aspect="equal")
+        axes.set_title(title, fontsize=11)
+
+
 def draw_matrix(axes: Any, counts: Any, x: float = 0, y: float = 0, font_size: float = 10) -> Any:
     """Draw a confusion matrix (c, c) with the center of its first cell at (x, y), and return the image."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -171,16 +185,19 @@ def draw_matrix(axes: Any, counts: Any, x: float = 0, y: float = 0, font_size: f
     return image
 
 
-def search(scores: Sequence[float | None], file: Path) -> None:
+def search(scores: Sequence[float | None], file: Path, measure: str = "macro_f1") -> None:
     """Draw a search's scores by trial, and the best so far; trials stopped early have none (None)."""
+    lower = measure in LOWER_IS_BETTER
     with canvas(file, 3.6) as (_, ((axes,),)):
         ended = [(number, score) for number, score in enumerate(scores) if score is not None]
         numbers, values = zip(*ended, strict=True)
         axes.plot(numbers, values, "o", color="#4477aa", label="trial")
-        axes.step(numbers, np.maximum.accumulate(values), where="post", color="#cc6677", label="best so far")
+        best = (np.minimum if lower else np.maximum).accumulate(values)
+        axes.step(numbers, best, where="post", color="#cc6677", label="best so far")
         stopped = [number for number, score in enumerate(scores) if score is None]
-        axes.plot(stopped, [min(values)] * len(stopped), "x", color="#999999", label="stopped early")
-        axes.set(xlabel="trial", ylabel="macro-F1 on validation")
+        worst = max(values) if lower else min(values)
+        axes.plot(stopped, [worst] * len(stopped), "x", color="#999999", label="stopped early")
+        axes.set(xlabel="trial", ylabel=f"{'RMSE' if lower else 'macro-F1'} on validation")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
 
@@ -203,8 +220,9 @@ def training_curves(lines: Sequence[tuple[str, Any, Sequence[Log]]], title: str,
         title: of the figure.
         file: the PNG.
     """
-    scored = any("eval_macro_f1" in record for *_, logs in lines for log in logs for record in log)
-    measure, what = ("eval_macro_f1", "macro-F1") if scored else ("eval_loss", "loss")
+    keys = {key for *_, logs in lines for log in logs for record in log for key in record}
+    titles = {"eval_macro_f1": "macro-F1", "eval_rmse": "RMSE", "eval_loss": "loss"}
+    measure, what = next((one for one in titles.items() if one[0] in keys), ("eval_loss", "loss"))
     with canvas(file, 5.6, rows=2, sharex=True) as (figure, ((upper,), (lower,))):
         for name, color, logs in lines:
             upper.plot([], [], color=color, label=name)  # so that a run without losses is in the legend too
@@ -227,10 +245,12 @@ def training_curves(lines: Sequence[tuple[str, Any, Sequence[Log]]], title: str,
 def penalty_grid(lines: Sequence[tuple[str, Any, Sequence[Log]]], file: Path) -> Figure:
     """Draw the validation score of each penalty that a linear classifier was fitted with; see `training_curves`."""
     described, tried = [], set[float]()
+    scored = any("eval_macro_f1" in record for *_, logs in lines for log in logs for record in log)
+    measure, what = ("eval_macro_f1", "macro-F1") if scored else ("eval_rmse", "RMSE")
     with canvas(file, 3.2) as (figure, ((axes,),)):
         for name, color, logs in lines:
             for number, log in enumerate(logs):
-                points = sorted((one["strength"], one["eval_macro_f1"]) for one in log if "strength" in one)
+                points = sorted((one["strength"], one[measure]) for one in log if "strength" in one)
                 strengths, values = zip(*points, strict=True)
                 tried |= set(strengths)
                 label = name if number == 0 else None
@@ -239,10 +259,10 @@ def penalty_grid(lines: Sequence[tuple[str, Any, Sequence[Log]]], file: Path) ->
         axes.set_xscale("log")
         axes.set_xticks(sorted(tried), [f"{strength:g}" for strength in sorted(tried)], minor=False)
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set(xlabel="C, the inverse strength of the penalty", ylabel="macro-F1 on validation")
+        axes.set(xlabel="C, the inverse strength of the penalty", ylabel=f"{what} on validation")
         if any(name for name, *_ in lines):
             figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
-    return Figure(file, "Penalty grid: one fit for each C", f"Validation macro-F1 by C: {'; '.join(described)}.")
+    return Figure(file, "Penalty grid: one fit for each C", f"Validation {what} by C: {'; '.join(described)}.")
 
 
 def router(routers: Mapping[str, Mapping[str, Any]], file: Path) -> Figure:

@@ -40,8 +40,8 @@ class Run:
         facts: contents of ``run.json``.
         report: the ``test`` part of ``metrics.json``.
         rows: id, text (with its target) and true label of every test row.
-        predicted: predicted classes, (n,).
-        confidence: calibrated probability of the predicted class, (n,).
+        predicted: predicted classes, (n,); predicted numbers, (n, 1), or sets of labels, (n, c).
+        confidence: calibrated probability of the predicted class, (n,); zeros for numbers and sets.
         mixed: whether the row's text has several targets with different true labels, (n,).
     """
 
@@ -50,14 +50,24 @@ class Run:
     facts: dict[str, Any]
     report: dict[str, Any]
     rows: list[tuple[str, str, str]]
-    predicted: NDArray[np.int64]
+    predicted: NDArray[Any]
     confidence: NDArray[np.float64]
     mixed: NDArray[np.bool_]
 
     @property
+    def task(self) -> str:
+        """``regression`` or ``multi_label``; ``classification`` for one class per row, whether ordered or not."""
+        return str(self.report.get("task", "classification"))
+
+    @property
     def labels(self) -> list[str]:
-        """The classes in their order."""
-        return list(self.report["per_class"])
+        """The classes in their order; none for numbers."""
+        return list(self.report.get("per_class", ()))
+
+    @property
+    def truth(self) -> NDArray[np.float64]:
+        """True numbers, (n, 1), or sets of labels, (n, c)."""
+        return _values([json.loads(gold) for _, _, gold in self.rows], self.labels)
 
     @property
     def gold(self) -> NDArray[np.int64]:
@@ -114,8 +124,8 @@ class RunGroup:
         return [run.config["seed"] for run in self.runs]
 
     @property
-    def predicted(self) -> NDArray[np.int64]:
-        """Predicted classes, (runs, n)."""
+    def predicted(self) -> NDArray[Any]:
+        """Predictions of all runs, (runs, n) or (runs, n, k)."""
         return np.array([run.predicted for run in self.runs])
 
 
@@ -175,6 +185,8 @@ def load(paths: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
 
 def _load_run(path: Path, facts: dict[str, Any], report: dict[str, Any]) -> Run:
     records = read_lines(path / "predictions.jsonl")
+    if "task" in report:
+        return _load_values(path, facts, report, records)
     number = {name: place for place, name in enumerate(report["per_class"])}
     try:
         predicted = np.array([number[record["label"]] for record in records], dtype=np.int64)
@@ -187,6 +199,23 @@ def _load_run(path: Path, facts: dict[str, Any], report: dict[str, Any]) -> Run:
     except KeyError as error:
         raise RunError(f"{path}/predictions.jsonl does not fit metrics.json: {error} is missing") from None
     return Run(path, _config(path, facts), facts, report, rows, predicted, confidence, mixed)
+
+
+def _load_values(path: Path, facts: dict[str, Any], report: dict[str, Any], records: list[dict[str, Any]]) -> Run:
+    key, names = "number" if report["task"] == "regression" else "label", list(report.get("per_class", ()))
+    try:
+        rows = [(record["id"], _text(record), json.dumps(record["gold"], ensure_ascii=False)) for record in records]
+        predicted = _values([record[key] for record in records], names)
+    except (KeyError, ValueError) as error:
+        raise RunError(f"{path}/predictions.jsonl does not fit metrics.json: {error} is missing") from None
+    zeros = np.zeros(len(rows))
+    return Run(path, _config(path, facts), facts, report, rows, predicted, zeros, zeros > 0)
+
+
+def _values(cells: Sequence[Any], labels: Sequence[str]) -> NDArray[np.float64]:
+    """Numbers as (n, 1), or lists of labels as (n, c) with a 1 for each label."""
+    rows = [[float(name in cell) for name in labels] if labels else [float(cell)] for cell in cells]
+    return np.array(rows, dtype=np.float64)
 
 
 def _text(record: dict[str, Any]) -> str:
@@ -289,6 +318,8 @@ def comparable(
 
 
 def _differences(first: Run, other: Run, training_rows: str) -> Iterator[str]:
+    if first.task != other.task:
+        yield f"tasks: {first.task} against {other.task}"
     if first.labels != other.labels:
         yield f"labels: {', '.join(first.labels)} against {', '.join(other.labels)}"
     one, its = _describe_data(first, other), _describe_data(other, first)
@@ -299,7 +330,10 @@ def _differences(first: Run, other: Run, training_rows: str) -> Iterator[str]:
             "the same)"
         )
     elif training_rows == "same" and first.facts["data_fingerprint"] != other.facts["data_fingerprint"]:
-        counts = [sum(run.ledger.get("splits", {}).get("train", {}).values()) for run in (first, other)]
+        counts = [
+            run.ledger.get("rows", {}).get("train", sum(run.ledger.get("splits", {}).get("train", {}).values()))
+            for run in (first, other)
+        ]
         yield (
             f"training or validation rows: {one} ({counts[0]:,} training rows) against {its} ({counts[1]:,} training "
             "rows); the test rows are the same, so stage.training_rows=any compares them"

@@ -99,7 +99,7 @@ def _splits(data: TokenizedDataset) -> dict[str, Any]:
     for split, counts in data.dataset.ledger.splits.items():
         cut, gold = np.asarray(data.prompts(split).cut) > 0, np.asarray(data.gold(split), dtype=int)
         counts_by_split[split] = {
-            "rows": sum(counts.values()),
+            "rows": data.dataset.splits[split].height,
             "labels": dict(counts),
             "cut": {name: int(cut[gold == number].sum()) for number, name in enumerate(data.dataset.labels.names)},
         }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from finsa.config import Published, ReportStage, data_title, demonstration
+from finsa.config.base import MEASURES, headline
 from finsa.errors import RunError
 from finsa.evaluation import finished_runs, moe, pages, report_figures, tables
 from finsa.evaluation import published as published_tables
@@ -22,7 +23,7 @@ from finsa.runs import files
 
 # Sections of the page: title, tables by the first word of their key, figures by file name.
 SECTIONS = (
-    ("Scores", ("scores", "measures"), ("f1", "calibration")),
+    ("Scores", ("scores", "measures"), ("f1", "scores", "calibration")),
     ("Tests", ("tests", "baseline", "targets"), ()),
     ("Mixture", ("mixture",), ("router",)),
     ("Published", ("comparison", "published"), ()),
@@ -42,7 +43,7 @@ ON_TERMINAL = (
     "published",
     "skipped",
 )
-TITLES = {name: tables.SCORES[name] for name in SCORES}
+TITLES = {name: tables.TITLES[name] for name in SCORES}
 COSTS = {
     "rows_per_second": "samples/s",
     "peak_memory_gib": "peak memory (GiB)",
@@ -137,10 +138,17 @@ def _configured_table(runs: Sequence[Run]) -> Published | None:
 
 def _facts(runs: Sequence[Run]) -> dict[str, str]:
     first = runs[0]
-    counts = zip(first.labels, np.bincount(first.gold, minlength=len(first.labels)), strict=True)
+    found: Any = ()
+    if first.task == "multi_label":
+        found = first.truth.sum(axis=0).astype(int)
+    elif first.task != "regression":
+        found = np.bincount(first.gold, minlength=len(first.labels))
+    by_label = ", ".join(f"{label} {count:,}" for label, count in zip(first.labels, found, strict=True))
+    if first.task == "regression":
+        by_label = f"mean {first.truth.mean():.3f}, standard deviation {first.truth.std():.3f}"
     facts: dict[str, Any] = {
         "data": data_title(first.config["data"]),
-        "test rows": f"{len(first.rows):,}: {', '.join(f'{label} {count:,}' for label, count in counts)}",
+        "test rows": f"{len(first.rows):,}: {by_label}",
         "data fingerprint": first.facts.get("data_fingerprint"),
         "model": ", ".join(dict.fromkeys(str(run.config["model"]["name"]) for run in runs)),
         "device": ", ".join(dict.fromkeys(str(run.facts["device"]) for run in runs if run.facts.get("device"))),
@@ -212,16 +220,17 @@ def show(report: Report, folder: Path, again: str | None) -> None:
 
 def _tables(comparison: Comparison, published: Published | None, options: ReportStage) -> dict[str, Table]:
     groups, records, baseline = comparison.groups, comparison.records, comparison.baseline
-    by_key = {"scores": _scores(records)}
+    task = groups[0].runs[0].task
+    by_key = {"scores": _scores(records, task)}
     measures = list(dict.fromkeys(name for group in groups for name in group.runs[0].report.get("measures") or {}))
     if measures:
         by_key["measures"] = _measures(records, measures)
     if len(groups) > 1:
         top = groups[0].name
-        by_key["tests"] = _tests(records, top, "vs_best_", f"Against the best, {top}")
+        by_key["tests"] = _tests(records, top, "vs_best_", f"Against the best, {top}", task)
         if baseline != top and len(groups) > 2:
-            by_key["baseline"] = _tests(records, baseline, "", f"Against {baseline}")
-    if published is not None:
+            by_key["baseline"] = _tests(records, baseline, "", f"Against {baseline}", task)
+    if published is not None and task not in MEASURES:
         for group, record in zip(groups, records, strict=True):
             record |= published_tables.published_scores(published, group, record)
         if any(record["published_row"] for record in records):
@@ -238,20 +247,21 @@ def _tables(comparison: Comparison, published: Published | None, options: Report
         for label in groups[0].runs[0].labels
     ]
     columns = ["configuration", "class", "precision", "recall", "F1"]
-    by_key["classes"] = Table("By class", columns, classes, words=("class",))
+    if classes:
+        by_key["classes"] = Table("By class", columns, classes, words=("class",))
     by_key["costs"] = _costs(records)
+    in_runs = MEASURES.get(task, ("accuracy", "macro_f1"))[:2]
     runs = [
         [
             group.name,
             str(run.config["seed"]),
-            f"{run.report['accuracy']:.4f}",
-            f"{run.report['macro_f1']:.4f}",
+            *(format_value(name, run.report[name]) or MISSING for name in in_runs),
             str(run.path),
         ]
         for group in groups
         for run in group.runs
     ]
-    columns = ["configuration", "seed", "accuracy", "macro-F1", "folder"]
+    columns = ["configuration", "seed", *(tables.TITLES[name] for name in in_runs), "folder"]
     return {**by_key, "runs": Table("Runs", columns, runs, words=("folder",))}
 
 
@@ -259,22 +269,26 @@ def _cell(record: Record, name: str) -> str:
     return format_value(name, record[name]) or MISSING
 
 
-def _scores(records: Sequence[Record]) -> Table:
+def _scores(records: Sequence[Record], task: str) -> Table:
     """Scores of all groups, as ``0.6808 ± 0.0123 (0.6450-0.7170)``, with the spread if there are several runs."""
-    rows = []
+    rows, plain = [], task not in MEASURES
+    shown = {name: tables.TITLES[name] for name in MEASURES.get(task, SCORES)}
+    further = ("macro_precision", "macro_recall", "calibration_error") if plain else ()
     for record in records:
         row = [record["arm"], str(record["runs"])]
-        for name in SCORES:
+        for name in shown:
             spread = f" ± {_cell(record, f'{name}_sd')}" if record[f"{name}_sd"] is not None else ""
             interval = f"({_cell(record, f'{name}_low')}-{_cell(record, f'{name}_high')})"
             row.append(f"{_cell(record, name)}{spread} {interval}")
-        rows.append(row + [_cell(record, name) for name in ("macro_precision", "macro_recall", "calibration_error")])
+        rows.append(row + [_cell(record, name) for name in further])
     marked = next((number for number, record in enumerate(records) if record["best"]), None)
-    caption = "In parentheses: 95 % intervals (accuracy: Wilson, F1: bootstrap over rows)."
+    how = "accuracy: Wilson, F1: bootstrap over rows" if plain else "bootstrap over rows"
+    caption = f"In parentheses: 95 % intervals ({how})."
     if any(record["runs"] > 1 for record in records):
         caption += " Several runs: mean ± standard deviation over seeds, bootstrap over rows and runs."
-    columns = ["configuration", "runs", *TITLES.values(), "macro-P", "macro-R", "ECE"]
-    return Table("Scores on the test split", columns, rows, caption, marked, optional=(7, 6, 5, 4, 1))
+    columns = ["configuration", "runs", *shown.values(), *("macro-P", "macro-R", "ECE")[: len(further)]]
+    optional = (7, 6, 5, 4, 1) if plain else (*range(len(shown) + 1, 2, -1), 1)
+    return Table("Scores on the test split", columns, rows, caption, marked, optional=optional)
 
 
 def _measures(records: Sequence[Record], names: Sequence[str]) -> Table:
@@ -292,7 +306,7 @@ def _measures(records: Sequence[Record], names: Sequence[str]) -> Table:
     return Table("Further measures on the test split", columns, rows, caption, optional=range(len(names), 1, -1))
 
 
-def _tests(records: Sequence[Record], reference: str, prefix: str, title: str) -> Table:
+def _tests(records: Sequence[Record], reference: str, prefix: str, title: str, task: str) -> Table:
     """Paired tests of all other groups against the group `reference`, whose columns begin with `prefix`."""
     rows = []
     for record in records:
@@ -305,11 +319,16 @@ def _tests(records: Sequence[Record], reference: str, prefix: str, title: str) -
             )
             cells = [difference, f"{low} to {high}", p, f"{fixed} / {broken}", mcnemar, verdict]
             rows.append([record["arm"], *cells])
-    columns = ["configuration", "macro-F1 difference", "interval", "p", "fixed / broken", "McNemar p", "verdict"]
-    caption = (
-        f"Difference: macro-F1 of the configuration minus that of {reference}, by a paired bootstrap. Fixed, broken: "
-        f"rows that only the configuration, only {reference} classifies correctly, with the exact McNemar test. "
-    )
+    measure, plain = tables.TITLES[headline(task)], task not in MEASURES
+    columns = ["configuration", f"{measure} difference", "interval", "p", "fixed / broken", "McNemar p", "verdict"]
+    caption = f"Difference: {measure} of the configuration minus that of {reference}, by a paired bootstrap. "
+    if plain:
+        caption += (
+            f"Fixed, broken: rows that only the configuration, only {reference} classifies correctly, with the exact "
+            "McNemar test. "
+        )
+    else:  # one class per row only
+        rows, columns = [[*row[:4], row[6]] for row in rows], [*columns[:4], columns[6]]
     if len(rows) > 1:
         columns = [f"{name} (Holm)" if name in ("interval", "p", "McNemar p") else name for name in columns]
         caption += (
@@ -319,7 +338,7 @@ def _tests(records: Sequence[Record], reference: str, prefix: str, title: str) -
     else:
         caption += "The interval is for 95 %. "
     caption += "Better or worse: p of the difference below 0.05, that is, its interval excludes 0."
-    return Table(title, columns, rows, caption, words=("verdict",), optional=(5, 4, 2))
+    return Table(title, columns, rows, caption, words=("verdict",), optional=(5, 4, 2) if plain else (2,))
 
 
 def _mixed_texts(records: Sequence[Record]) -> Table:

@@ -11,10 +11,12 @@ import numpy as np
 from matplotlib import pyplot
 from matplotlib.patches import Patch
 
+from finsa.config.base import MEASURES
 from finsa.evaluation import calibration, statistics
 from finsa.evaluation import figures as drawing
 from finsa.evaluation.comparison import Comparison
 from finsa.evaluation.figures import CLASSES, LATIN, LINES, MANY, WIDTH, Figure, canvas, palette
+from finsa.evaluation.tables import TITLES
 
 LETTER = 0.058  # width of a 7-point letter in inches
 HARDEST = 12  # with many classes, the number shown
@@ -38,22 +40,24 @@ def draw(comparison: Comparison, folder: Path) -> list[Figure]:
         (names[place], colors[place], logs[place]) for place in shown if any(map(drawing.has_penalties, logs[place]))
     ]
     routers = {group.name: group.runs[0].metrics["router"] for group in groups if group.runs[0].metrics.get("router")}
+    task = groups[0].runs[0].task
     settings: Any = {"font.family": list(dict.fromkeys([font, name_font, LATIN]))}
     with pyplot.rc_context(settings):
-        figures = [
-            _f1_bars(comparison, names, folder / "f1.png"),
-            _confusion_matrices(comparison, names, labels, folder / "confusion_matrices.png"),
-            _precision_recall(comparison, names, labels, folder / "precision_recall.png"),
-        ]
+        figures = [_score_bars(comparison, names, task, folder / ("scores.png" if task in MEASURES else "f1.png"))]
+        if task not in MEASURES:
+            figures.append(_confusion_matrices(comparison, names, labels, folder / "confusion_matrices.png"))
+        if task != "regression":
+            figures.append(_precision_recall(comparison, names, labels, folder / "precision_recall.png"))
         if curves:
             title = f"Training{_subset(len(curves), len(trained))}"
             figures.append(drawing.training_curves(curves, title, folder / "training_curves.png"))
         if grids:
             figures.append(drawing.penalty_grid(grids, folder / "penalties.png"))
-        figures += [
-            _calibration(comparison, names, colors, folder / "calibration.png"),
-            _label_distribution(comparison, names, labels, folder / "label_distribution.png"),
-        ]
+        if task not in MEASURES:
+            figures += [
+                _calibration(comparison, names, colors, folder / "calibration.png"),
+                _label_distribution(comparison, names, labels, folder / "label_distribution.png"),
+            ]
     return [*figures, drawing.router(routers, folder / "router.png")] if routers else figures
 
 
@@ -61,24 +65,29 @@ def _subset(shown: int, count: int) -> str:
     return f" (the baseline and the best, {shown} of {count} configurations)" if shown < count else ""
 
 
-def _f1_bars(comparison: Comparison, names: Sequence[str], file: Path) -> Figure:
+def _score_bars(comparison: Comparison, names: Sequence[str], task: str, file: Path) -> Figure:
+    """Draw two scores of each configuration: F1, or of numbers RMSE and MAE."""
+    what = "Errors" if task == "regression" else "F1"
+    first, second = MEASURES.get(task, ("macro_f1", "weighted_f1"))[:2]
     records, places = comparison.records, np.arange(len(names))
     with canvas(file, 1.3 + 0.55 * len(names)) as (_, ((axes,),)):
         for shift, name, title, color in (
-            (-0.2, "macro_f1", "macro-F1", LINES[0]),
-            (0.2, "weighted_f1", "weighted-F1", LINES[5]),
+            (-0.2, first, TITLES[first], LINES[0]),
+            (0.2, second, TITLES[second], LINES[5]),
         ):
             values = np.array([record[name] for record in records])
             low, high = (np.array([record[f"{name}_{end}"] for record in records]) for end in ("low", "high"))
             errors = np.clip([values - low, high - values], 0, None)
             axes.barh(places + shift, values, 0.38, xerr=errors, color=color, ecolor="#333333", label=title)
             for place, value, end in zip(places, values, high, strict=True):
-                axes.text(min(end + 0.01, 1.0), place + shift, f"{value:.3f}", va="center", fontsize=8)
+                right = end + 0.01 if task == "regression" else min(end + 0.01, 1.0)
+                axes.text(right, place + shift, f"{value:.3f}", va="center", fontsize=8)
         axes.set_yticks(places, names)
-        axes.set(xlim=(0, 1.08), ylim=(len(names) - 0.4, -0.6), xlabel="F1 on the test rows, with 95 % intervals")
+        most = 1.08 if task != "regression" else 1.15 * max(record[f"{first}_high"] for record in records) + 0.05
+        axes.set(xlim=(0, most), ylim=(len(names) - 0.4, -0.6), xlabel=f"{what} on the test rows, with 95 % intervals")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-    alt = "; ".join(f"{record['arm']}: macro-F1 {record['macro_f1']:.3f}" for record in records)
-    return Figure(file, "F1 by configuration", alt)
+    alt = "; ".join(f"{record['arm']}: {TITLES[first]} {record[first]:.3f}" for record in records)
+    return Figure(file, f"{what} by configuration", alt)
 
 
 def _confusion_matrices(comparison: Comparison, names: Sequence[str], labels: Sequence[str], file: Path) -> Figure:

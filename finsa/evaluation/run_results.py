@@ -11,16 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsa.config import RunConfig
+from finsa.config.base import headline
 from finsa.data.tokenized import Labelled
+from finsa.data.values import TASKS
 from finsa.evaluation import calibration as calibrating
-from finsa.evaluation import metrics, moe, tables
+from finsa.evaluation import metrics, moe, tables, value_metrics
 from finsa.evaluation.tables import Table
 from finsa.runs import files
 from finsa.runs.run_folder import RunFolder
 
 
-def report(data: Labelled, split: str, log_probs: NDArray[np.float64]) -> dict[str, Any]:
-    """Compute the metrics of a split from its log-probabilities (n, c)."""
+def report(
+    data: Labelled, split: str, log_probs: NDArray[np.float64], calibrated: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Compute the metrics of a split.
+
+    Args:
+        data: contains the rows of the split.
+        log_probs: scores of the labels, (n, c).
+        calibrated: from `calibration`; temperature and thresholds decide which of several labels a row has.
+    """
+    if data.task in TASKS:
+        return value_metrics.report(data.dataset.labels, data.truth(split), _decided(data, log_probs, calibrated))
     result = metrics.report(data.gold(split), log_probs.argmax(axis=1).tolist(), data.dataset.labels.names)
     values, intervals = metrics.measures(data.measures, data.gold(split), log_probs)
     if values:  # null where a measure is not defined, because NaN is not JSON
@@ -29,11 +41,18 @@ def report(data: Labelled, split: str, log_probs: NDArray[np.float64]) -> dict[s
     return result
 
 
+def _decided(data: Labelled, scores: NDArray[np.float64], calibrated: Mapping[str, Any] | None) -> Any:
+    """Predicted numbers or sets of labels, (n, k)."""
+    given = calibrated or {}
+    thresholds = list(given.get("thresholds", {}).values()) or None
+    return value_metrics.decide(data.dataset.labels, scores, given.get("temperature", 1.0), thresholds)
+
+
 def predictions(
     data: Labelled,
     split: str,
     log_probs: NDArray[np.float64],
-    temperature: float,
+    calibrated: Mapping[str, Any],
     gates: NDArray[np.float64] | None = None,
     experts: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
@@ -41,8 +60,8 @@ def predictions(
 
     Args:
         data: contains the rows of the split.
-        log_probs: of the labels, (n, c).
-        temperature: of the run; see `finsa.evaluation.calibration`.
+        log_probs: scores of the labels, (n, c).
+        calibrated: from `calibration`.
         gates: of a mixture, (n, E).
         experts: names of its experts, (E,).
 
@@ -50,8 +69,13 @@ def predictions(
         ``id``, ``text``, ``target`` if there is one, ``gold`` and ``label``; ``probs``, the calibrated probability of
         each label, as returned by prediction, service and exports; ``log_probs``, the uncalibrated log-probability of
         each whole label; for ordered labels ``level``, the expected level; for a mixture also ``domain`` and ``gates``.
+        For regression, ``gold`` and ``number`` are numbers and there is no ``label``; with several labels, ``gold`` and
+        ``label`` are lists, and ``log_odds`` replaces ``log_probs``.
     """
-    names = data.dataset.labels.names
+    names, temperature = data.dataset.labels.names, calibrated["temperature"]
+    if data.task in TASKS:
+        yield from _value_predictions(data, split, log_probs, calibrated)
+        return
     probs = metrics.probabilities(log_probs, temperature)
     rows = data.dataset.splits[split]
     for place, (identity, text, target, gold) in enumerate(rows.select("id", "text", "target", "label").iter_rows()):
@@ -64,11 +88,31 @@ def predictions(
             "probs": {name: round(float(value), 6) for name, value in zip(names, probs[place], strict=True)},
             "log_probs": {name: round(float(value), 6) for name, value in zip(names, log_probs[place], strict=True)},
         }
-        if data.ordinal:
+        if data.task == "ordinal":
             record["level"] = round(float(metrics.expected_level(probs[place])), 6)
         if gates is not None:
             record["domain"] = rows["domain"][place]
             record["gates"] = {name: round(float(value), 6) for name, value in zip(experts, gates[place], strict=True)}
+        yield record
+
+
+def _value_predictions(
+    data: Labelled, split: str, scores: NDArray[np.float64], calibrated: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    labels, rows, truth = data.dataset.labels, data.dataset.splits[split], data.truth(split)
+    predicted = _decided(data, scores, calibrated)
+    probs = value_metrics.probabilities(labels, scores, calibrated["temperature"])
+    for place, (identity, text, target) in enumerate(rows.select("id", "text", "target").iter_rows()):
+        record = {"id": identity, "text": text, **({} if target is None else {"target": target})}
+        if data.task == "regression":
+            record |= {"gold": float(truth[place, 0]), "number": round(float(predicted[place, 0]), 6)}
+        else:
+            sides = ("gold", truth[place]), ("label", predicted[place])
+            record |= {key: [name for name, has in zip(labels.names, row, strict=True) if has] for key, row in sides}
+        if probs.shape[1]:
+            kinds = {"probs": probs, "log_odds" if data.task == "multi_label" else "log_probs": scores}
+            for key, of in kinds.items():
+                record[key] = {name: round(float(one), 6) for name, one in zip(labels.names, of[place], strict=True)}
         yield record
 
 
@@ -83,15 +127,19 @@ def answers(data: Labelled, split: str, texts: Sequence[str], parsed: Sequence[i
 
 
 def calibration(
-    data: Labelled, log_probs: dict[str, NDArray[np.float64]], temperature: float | None = None
+    data: Labelled, log_probs: dict[str, NDArray[np.float64]], known: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Compute the calibration error and the log loss, with and without the temperature.
 
     Args:
         data: contains the true classes.
-        log_probs: (n, c) of the first n rows of each split.
-        temperature: None: fit it on the ``validation`` rows.
+        log_probs: scores of the first n rows of each split, (n, c).
+        known: ``temperature``, and for several labels ``thresholds``; None: they are fitted on the ``validation`` rows.
     """
+    if data.task in TASKS:
+        truth = {split: data.truth(split)[: len(values)] for split, values in log_probs.items()}
+        return {**value_metrics.calibrate(data.dataset.labels, log_probs, truth, known is None), **(known or {})}
+    temperature = None if known is None else known["temperature"]
     gold = {split: data.gold(split)[: len(values)] for split, values in log_probs.items()}
     if temperature is None:
         temperature = calibrating.fit_temperature(log_probs["validation"], gold["validation"])
@@ -103,8 +151,17 @@ def validation(data: Labelled, log_probs: NDArray[np.float64]) -> dict[str, floa
     """The metrics for checkpoint selection, from the log-probabilities (n, c) of the validation split.
 
     The loss is the mean negative log-probability of the true label for every method, so that methods with different
-    training losses can be compared.
+    training losses can be compared; for numbers it is the mean squared error. Thresholds of several labels are those
+    that suit these rows.
     """
+    if data.task in TASKS:
+        labels, truth = data.dataset.labels, data.truth("validation")[: len(log_probs)]
+        thresholds = None
+        if data.task == "multi_label":
+            thresholds = value_metrics.fit_thresholds(value_metrics.probabilities(labels, log_probs), truth)
+        predicted = value_metrics.decide(labels, log_probs, thresholds=thresholds)
+        found = value_metrics.values(data.task, truth, predicted)
+        return {"loss": value_metrics.loss(labels, log_probs, truth), **found}
     gold = np.array(data.gold("validation")[: len(log_probs)])
     result = metrics.report(gold.tolist(), log_probs.argmax(axis=1).tolist(), data.dataset.labels.names)
     loss = -float(log_probs[np.arange(len(gold)), gold].mean())
@@ -129,13 +186,19 @@ def write_ledger(data: Labelled, folder: RunFolder, splits: Collection[str]) -> 
     return truncated
 
 
-def draw_confusion_matrix(result: dict[str, Any], title: str, folder: Path) -> Path:
-    """Draw the confusion matrix of a report into a run folder."""
+def draw_predictions(result: dict[str, Any], title: str, folder: Path) -> Path | None:
+    """Draw the confusion matrix of a report into a run folder, or its predicted and true numbers; None for sets."""
     from finsa.evaluation import figures  # imported here because matplotlib takes a second to import
 
-    file = folder / "confusion_matrix.png"
+    if result.get("task") == "multi_label":
+        return None
+    file = folder / ("numbers.png" if result.get("task") == "regression" else "confusion_matrix.png")
     with files.replacing(file) as temporary:
-        figures.confusion_matrix(result, title, temporary)
+        if result.get("task") == "regression":
+            lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+            figures.numbers([(row["gold"], row["number"]) for row in map(json.loads, lines)], title, temporary)
+        else:
+            figures.confusion_matrix(result, title, temporary)
     return file
 
 
@@ -163,13 +226,15 @@ def write_page(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) 
     if split is not None:
         reports = {"base model (zero-shot)": values["base"]} if values.get("base") else {}
         scores = [tables.scores({**reports, name: values[split]}, f"Scores on the {split} split")]
-        classes = [tables.by_class(values[split], "By class")]
-        if values.get("calibration"):
+        classes = [tables.by_class(values[split], "By class")] if "per_class" in values[split] else []
+        if split in (values.get("calibration") or {}):
             scores.append(_calibration_table(values["calibration"]))
-        low, high = values[split]["intervals"]["macro_f1"]
+        measure = headline(values[split].get("task"))
+        low, high = values[split]["intervals"][measure]
+        title = tables.scores_of(values[split])[measure]
         remarks.append(
-            f"Macro-F1 {values[split]['macro_f1']:.4f} ({low:.4f} to {high:.4f}, 95 %) on the {values[split]['n']:,} "
-            f"{split} rows. stage=report compares runs and tests their differences."
+            f"{title[0].upper()}{title[1:]} {values[split][measure]:.4f} ({low:.4f} to {high:.4f}, 95 %) on the "
+            f"{values[split]['n']:,} {split} rows. stage=report compares runs and tests their differences."
         )
     router = values.get("router") or {}
     remarks += router.get("warnings", [])
@@ -185,6 +250,9 @@ def write_page(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) 
         if split is not None and (folder.path / "confusion_matrix.png").is_file():
             title, alt = "Confusion matrix: rows, and shares of the true class", "The numbers of the table By class."
             matrices = [figures.Figure(folder.path / "confusion_matrix.png", title, alt)]
+        if split is not None and (folder.path / "numbers.png").is_file():
+            alt = "predictions.jsonl has all of them."
+            matrices = [figures.Figure(folder.path / "numbers.png", "Predicted and true numbers", alt)]
         sections = [
             ("Scores", scores, []),
             ("Classes", classes, matrices),
@@ -225,7 +293,7 @@ def _facts(cfg: RunConfig, facts: Mapping[str, Any]) -> dict[str, str]:
 
 def _calibration_table(values: Mapping[str, Any]) -> Table:
     """Calibration error and log loss by split, with and without the temperature."""
-    splits = {split: one for split, one in values.items() if isinstance(one, dict)}
+    splits = {split: one for split, one in values.items() if isinstance(one, dict) and split != "thresholds"}
     keys = [key for key in next(iter(splits.values()), {}) if key != "n"]
     rows = []
     for split, one in splits.items():

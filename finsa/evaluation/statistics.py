@@ -20,13 +20,14 @@ Classes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference of macro-F1, tested in a family of differences.
+    """A paired difference of a measure, tested in a family of differences.
 
     Args:
         value: first minus second.
         low, high: its interval, at the confidence level of its step in Holm's procedure: 95 % in a family of one.
         p: two-sided p-value of no difference.
         corrected: p, corrected for the size of the family.
+        sign: -1 if a lower value is better.
     """
 
     value: float
@@ -34,13 +35,14 @@ class Difference:
     high: float
     p: float
     corrected: float
+    sign: int = 1
 
     @property
     def verdict(self) -> str:
         """``better`` or ``worse`` if both the corrected test and the interval agree, otherwise ``inconclusive``."""
         if self.corrected >= LEVEL or self.low <= 0 <= self.high:
             return "inconclusive"
-        return "better" if self.value > 0 else "worse"
+        return "better" if self.sign * self.value > 0 else "worse"
 
 
 def resampled(
@@ -103,7 +105,7 @@ def paired_draws(
     return _macro_f1(gold, first, classes) - _macro_f1(gold, second, classes), drawn
 
 
-def differences(pairs: Sequence[tuple[float, NDArray[np.float64]]]) -> list[Difference]:
+def differences(pairs: Sequence[tuple[float, NDArray[np.float64]]], sign: int = 1) -> list[Difference]:
     """Test a family of differences, with intervals and corrected p-values that are always consistent.
 
     Holm's procedure compares the i-th smallest of m p-values with LEVEL / (m - i + 1) and stops at the first that is
@@ -112,6 +114,7 @@ def differences(pairs: Sequence[tuple[float, NDArray[np.float64]]]) -> list[Diff
 
     Args:
         pairs: from `paired_draws`.
+        sign: -1 if a lower value is better.
     """
     p = [_two_sided(drawn) for _, drawn in pairs]
     corrected = holm(p)
@@ -122,7 +125,8 @@ def differences(pairs: Sequence[tuple[float, NDArray[np.float64]]]) -> list[Diff
             level = LEVEL / (len(pairs) - step)
         stopped = stopped or corrected[place] >= LEVEL
         intervals[place] = _interval(pairs[place][1], level)
-    return [Difference(value, *intervals[place], p[place], corrected[place]) for place, (value, _) in enumerate(pairs)]
+    values = enumerate(pairs)
+    return [Difference(value, *intervals[place], p[place], corrected[place], sign) for place, (value, _) in values]
 
 
 def _two_sided(drawn: NDArray[np.float64]) -> float:

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 
-from finsa.config import Majority, Method, Network
+from finsa.config import LOWER_IS_BETTER, Majority, Method, Network
+from finsa.config.base import MEASURES, headline
 from finsa.data.ledger import Ledger
 from finsa.runs import files
 
@@ -35,6 +36,10 @@ SCORES = {
     "weighted_f1": "weighted-F1",
     "macro_precision": "macro-P",
     "macro_recall": "macro-R",
+}
+TITLES = SCORES | {
+    **{"rmse": "RMSE", "mae": "MAE", "pearson": "Pearson", "spearman": "Spearman", "cosine": "cosine"},
+    **{"micro_f1": "micro-F1", "subset_accuracy": "subset accuracy"},
 }
 # Control characters, which could break lines or control the terminal, are replaced by visible symbols.
 SIGNS = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡", 0x0A: "↵\n", 0x0D: "␍", 0x09: "⇥"}
@@ -206,37 +211,48 @@ def show_plan(title: str, values: Mapping[str, object]) -> None:
 # ------------------------------------------------------------------------------------------------ scores
 
 
-def scores(reports: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """Reports side by side, F1 and accuracy with their 95 % intervals.
+def scores_of(report: Mapping[str, Any]) -> dict[str, str]:
+    """The scores that are shown for the task of a report, with their titles."""
+    names = MEASURES.get(report.get("task", ""))
+    return SCORES if names is None else {name: TITLES[name] for name in names}
 
-    The best macro-F1 is highlighted only if its interval does not overlap any other.
+
+def scores(reports: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """Reports of one task side by side, with their 95 % intervals.
+
+    The best macro-F1, or of numbers the best RMSE, is highlighted only if its interval does not overlap any other.
     """
-    rows = []
+    rows, shown = [], scores_of(next(iter(reports.values())))
     measures = list(dict.fromkeys(name for report in reports.values() for name in report.get("measures") or {}))
     for name, report in reports.items():
         cells = []
-        for score in SCORES:
-            interval = report["intervals"].get(score)
-            cells.append(f"{report[score]:.4f}" + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""))
+        for score in shown:
+            interval, value = report["intervals"].get(score), report[score]
+            known = MISSING if value is None else f"{value:.4f}"
+            cells.append(known + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""))
         for measure in measures:
             value, interval = (report.get("measures") or {}).get(measure), report["intervals"].get(measure)
-            shown = MISSING if value is None else f"{value:.4f}"
-            cells.append(shown + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""))
+            known = MISSING if value is None else f"{value:.4f}"
+            cells.append(known + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""))
         rows.append([name, f"{report['n']:,}", *cells])
     best = clear_winner(reports)
     marked = None if best is None else list(reports).index(best)
-    caption = "95 % intervals: accuracy Wilson, F1 bootstrap over rows"
-    columns = ["", "rows", *SCORES.values(), *(name.replace("_", " ") for name in measures)]
-    return Table(title, columns, rows, caption, marked, optional=(6, 5, 4, 1))
+    plain = shown is SCORES
+    caption = f"95 % intervals: {'accuracy Wilson, F1 ' if plain else ''}bootstrap over rows"
+    columns = ["", "rows", *shown.values(), *(name.replace("_", " ") for name in measures)]
+    optional = (6, 5, 4, 1) if plain else (*range(len(shown) + 1, 2, -1), 1)
+    return Table(title, columns, rows, caption, marked, optional=optional)
 
 
 def clear_winner(reports: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The report whose macro-F1 interval lies above all others; None if there is none."""
-    ranked = sorted(reports, key=lambda name: -reports[name]["macro_f1"])
+    """The report whose interval of macro-F1, or of RMSE, is better than all others; None if there is none."""
+    measure = headline(next(iter(reports.values()), {}).get("task"))
+    sign = -1 if measure in LOWER_IS_BETTER else 1
+    ranked = sorted(reports, key=lambda name: -sign * reports[name][measure])
     if len(ranked) < 2:
         return None
-    highest = max(reports[name]["intervals"]["macro_f1"][1] for name in ranked[1:])
-    return ranked[0] if reports[ranked[0]]["intervals"]["macro_f1"][0] > highest else None
+    ends = {name: sorted(sign * end for end in report["intervals"][measure]) for name, report in reports.items()}
+    return ranked[0] if ends[ranked[0]][0] > max(ends[name][1] for name in ranked[1:]) else None
 
 
 def write_comparison(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
@@ -244,19 +260,22 @@ def write_comparison(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> 
     folder.mkdir(parents=True, exist_ok=True)
     with files.replacing(folder / "comparison.csv") as place, place.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["job", "n", *SCORES, "macro_f1_low", "macro_f1_high"])
+        first = next(iter(reports.values()), {})
+        shown, measure = scores_of(first), headline(first.get("task"))
+        writer.writerow(["job", "n", *shown, f"{measure}_low", f"{measure}_high"])
         for name, report in reports.items():
-            values = [f"{report[score]:.6f}" for score in SCORES]
-            writer.writerow([name, report["n"], *values, *(f"{end:.6f}" for end in report["intervals"]["macro_f1"])])
+            values = ["" if report.get(score) is None else f"{report[score]:.6f}" for score in shown]
+            ends = report["intervals"].get(measure, ())
+            writer.writerow([name, report["n"], *values, *(f"{end:.6f}" for end in ends)])
     files.write_text(folder / "comparison.json", json.dumps(reports, ensure_ascii=False, indent=1) + "\n")
 
 
 def by_class(report: Mapping[str, Any], title: str) -> Table:
     """Precision, recall and F1 of the classes, and the confusion matrix unless there are many classes."""
     names = list(report["per_class"])
-    predicted = names if len(names) <= MANY else []
+    predicted = names if "confusion" in report and len(names) <= MANY else []
     rows = []
-    for name, counts in zip(names, report["confusion"], strict=True):
+    for name, counts in zip(names, report.get("confusion") or [[]] * len(names), strict=True):
         values = report["per_class"][name]
         cells = [f"{values[key]:.4f}" for key in ("precision", "recall", "f1")]
         rows.append([name, *cells, f"{values['support']:,}", *(f"{count:,}" for count in counts if predicted)])
@@ -273,12 +292,16 @@ def show_report(report: Mapping[str, Any], title: str, method: Method) -> None:
         title: table title.
         method: that made the predictions; determines the advice if all predictions are the same.
     """
-    names, confusion, table = list(report["per_class"]), report["confusion"], by_class(report, title)
+    if "per_class" not in report:
+        return
+    names, confusion, table = list(report["per_class"]), report.get("confusion"), by_class(report, title)
     if len(names) > MANY:
         hardest = sorted(names, key=lambda name: report["per_class"][name]["f1"])[:WORST]
         caption = f"{WORST} of {len(names)} classes, those with the lowest F1; metrics.json has all of them"
         table = replace(table, rows=[row for row in table.rows if row[0] in hardest], caption=caption)
     table.show()
+    if confusion is None:
+        return
     wrong = [(rows, a, b) for a, line in enumerate(confusion) for b, rows in enumerate(line) if rows and a != b]
     if len(names) > MANY and wrong:
         errors = [
@@ -324,7 +347,8 @@ def rows_by_split(ledger: Mapping[str, Any]) -> Table:
         counts = list(by_label.values())
         numbers = [sum(map(bool, counts)), min(counts), max(counts)] if many else counts
         last = MISSING if truncated.get(split) is None else f"{truncated[split]:,}"
-        rows.append([split, *(f"{number:,}" for number in (*numbers, sum(counts))), last])
+        total = ledger.get("rows", {}).get(split, sum(counts))  # a row may have several labels
+        rows.append([split, *(f"{number:,}" for number in (*numbers, total)), last])
     columns = ["classes", "rows of the smallest", "of the largest"] if many else labels
     buckets = ", ".join(f"{name} {count:,}" for name, count in ledger.get("buckets", {}).items() if count)
     caption = f"read {sum(ledger.get('read', {}).values()):,}: {buckets}" if buckets else ""

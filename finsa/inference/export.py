@@ -17,7 +17,9 @@ from peft import PeftModel
 
 from finsa.config import MoeJointStage
 from finsa.data import few_shot
+from finsa.data.labels import LabelSpace
 from finsa.data.rows import Renderer
+from finsa.data.values import TASKS
 from finsa.errors import ModelError
 from finsa.inference import loading, model_cards, predictor
 from finsa.inference.label_tree import LabelTree, scored_answers, tree_inputs
@@ -34,6 +36,8 @@ PROMPT_TOKENIZER = "prompt_tokenizer"  # the run's tokenizer, besides one that a
 def label_refusal(renderer: Renderer, form: str) -> str | None:
     """The reason why labels cannot be exported in a format; None if they can."""
     answers, _ = scored_answers(renderer)
+    if form == "classifier" and renderer.labels.task in TASKS:
+        return f"a sequence classifier has one class per text, and this is {renderer.labels.task}; choose format=onnx"
     if form == "classifier" and renderer.prompt.middle is not None:
         return "its tokenizer adds the prompt around a text, and this prompt also has a target; choose format=onnx"
     if form == "classifier" and any(len(answer) > 1 for answer in answers):
@@ -226,7 +230,7 @@ class LabelGraph(torch.nn.Module):
     def __init__(self, model: Any, renderer: Renderer, temperature: float) -> None:
         super().__init__()
         self.model, self.temperature = model, temperature
-        self.tree = LabelTree.of(scored_answers(renderer)[0])
+        self.labels, self.tree = renderer.labels, LabelTree.of(scored_answers(renderer)[0])
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Score rows (b, s): prompts with the given lengths (b,), each followed by the tree's tokens and padding."""
@@ -237,8 +241,7 @@ class LabelGraph(torch.nn.Module):
         states = states.gather(1, read[:, :, None].expand(-1, -1, states.shape[2]))
         log_probs = self.model.get_output_embeddings()(states).float().log_softmax(-1)  # (b, k, v)
         columns = [torch.stack([log_probs[:, at, token] for at, token in steps]).sum(0) for steps in self.tree.steps]
-        label_log_probs = torch.stack(columns, dim=1)
-        return label_log_probs, (label_log_probs / self.temperature).softmax(dim=1)
+        return with_probabilities(torch.stack(columns, dim=1), self.labels, self.temperature)
 
 
 class PooledGraph(torch.nn.Module):
@@ -252,7 +255,7 @@ class PooledGraph(torch.nn.Module):
 
     def __init__(self, model: Classifier, renderer: Renderer, temperature: float) -> None:
         super().__init__()
-        self.temperature = temperature
+        self.temperature, self.labels = temperature, renderer.labels
         self.body, self.head, self.start = unwrap_peft(model.backbone).base_model, model.head, len(renderer.prefix)
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -261,8 +264,21 @@ class PooledGraph(torch.nn.Module):
         position = torch.arange(input_ids.shape[1])
         inside = ((position >= self.start) & (position < lengths[:, None])).float()[:, :, None]
         pooled = (states.float() * inside).sum(1) / inside.sum(1).clamp(min=1)
-        log_probs = self.head(pooled).log_softmax(dim=1)
-        return log_probs, (log_probs / self.temperature).softmax(dim=1)
+        logits = self.head(pooled)
+        scores = logits if self.labels.task in TASKS else logits.log_softmax(dim=1)
+        return with_probabilities(scores, self.labels, self.temperature)
+
+
+def with_probabilities(
+    scores: torch.Tensor, labels: LabelSpace, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two outputs of a graph: scores, and the probabilities of the labels or the output of a regression head."""
+    if labels.task == "multi_label":
+        odds = scores[:, 0::2] - scores[:, 1::2] if scores.shape[1] == 2 * len(labels) else scores
+        return scores, (odds / temperature).sigmoid()
+    if labels.task == "regression" and scores.shape[1] == 1:
+        return scores, scores + 0  # an output of its own
+    return scores, (scores / temperature).softmax(dim=1)
 
 
 def _causal(ids: torch.Tensor) -> dict[str, torch.Tensor]:

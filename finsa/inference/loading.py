@@ -17,7 +17,7 @@ from finsa.config import Model, MoeJointStage
 from finsa.data.rows import Encoded, Renderer
 from finsa.errors import ModelError
 from finsa.inference.label_tree import LabelTree, scored_answers
-from finsa.inference.scoring import scorer
+from finsa.inference.scoring import of_labels, scorer
 from finsa.models import base, factory
 from finsa.models.batches import batches, padded
 from finsa.models.classifier import HEAD_FILE, Classifier, load_weights, text_mean
@@ -207,16 +207,17 @@ class GraphScorer:
         answers, rule = scored_answers(renderer)
         self.tree = LabelTree.of([] if pooled else answers)
         self.rule = "classification head" if pooled else rule
+        self.width = renderer.labels.outputs if pooled else len(answers)
 
     def score(self, prompts: Encoded, moved: Moved = ignored) -> FloatArray:
         """Score prompts in order: (n, c)."""
-        log_probs = np.zeros((len(prompts), len(self.renderer.answers)))
+        log_probs = np.zeros((len(prompts), self.width))
         for rows in _share(batches((prompts.lengths + len(self.tree.tokens)).tolist(), self.batch_tokens)):
             part = [self.renderer.until_text_end(prompts[row]) if self.pooled else prompts[row] for row in rows]
             ids = padded([[*prompt, *self.tree.tokens] for prompt in part])
             log_probs[rows] = self.graph(ids.numpy(), np.array([len(prompt) for prompt in part], dtype=np.int64))
             moved(len(rows) * processes.world_size())
-        return processes.all_reduce(log_probs)
+        return of_labels(processes.all_reduce(log_probs), self.renderer.labels)
 
 
 class PipelineScorer:

@@ -11,6 +11,8 @@ from jinja2 import Environment, StrictUndefined
 
 from finsa.config import Model, MoeJointStage, RunConfig, locate
 from finsa.data.rows import Renderer
+from finsa.data.values import TASKS
+from finsa.evaluation import tables
 from finsa.inference.label_tree import LabelTree, scored_answers
 from finsa.models import base
 
@@ -77,11 +79,19 @@ def write(folder: Path, form: str, cfg: RunConfig, run: Path, facts: dict[str, A
         test=metrics["test"],
         calibration=metrics.get("calibration", {}).get("test"),
         splits=ledger["splits"],
+        sizes=ledger.get("rows", {}),
         words=dict(zip(labels.names, labels.words, strict=True)),
+        task=labels.task,
+        values=TASKS,
+        numbers=labels.numbers if labels.task == "regression" else [],
+        scores=tables.scores_of(metrics["test"]),
+        thresholds=metrics.get("calibration", {}).get("thresholds", {}),
         temperature=(facts.get("calibration") or {}).get("temperature", 1.0),
         pooled=pooled,
         mixture=mixture,
-        answers=dict(zip(labels.names, map(list, answers), strict=False)),
+        answers=dict(
+            zip(labels.answers if labels.task == "multi_label" else labels.names, map(list, answers), strict=False)
+        ),
         tree=list(LabelTree.of(answers).tokens),
         suffix=[] if pooled else renderer.suffix,
         inside=inside,

@@ -48,19 +48,21 @@ class Columns:
     """Columns that predictions add to a row.
 
     Args:
-        label: the predicted label.
+        label: the predicted label, or several, separated by ``; ``; None for numbers.
         probs: one per label.
         route: a mixture's expert; None for other models.
-        level: the expected level; None for labels without an order.
+        number: the expected level of ordered labels, or the predicted number; None for other tasks.
     """
 
-    label: str
+    label: str | None
     probs: tuple[str, ...]
     route: str | None
-    level: str | None = None
+    number: str | None = None
 
     @classmethod
-    def added_to(cls, columns: list[str], labels: tuple[str, ...], routed: bool, ordinal: bool = False) -> Columns:
+    def added_to(
+        cls, columns: list[str], labels: tuple[str, ...], routed: bool, task: str = "classification"
+    ) -> Columns:
         """Choose names that do not collide with the columns of the input."""
 
         def free(name: str) -> str:
@@ -69,23 +71,25 @@ class Columns:
             return name
 
         probs = tuple(free(f"p_{label}") for label in labels)
-        return cls(free("label"), probs, free("route") if routed else None, free("level") if ordinal else None)
+        number = {"ordinal": "level", "regression": "number"}.get(task)
+        label = None if task == "regression" else free("label")
+        return cls(label, probs, free("route") if routed else None, free(number) if number else None)
 
     def types(self) -> dict[str, type]:
         """Types by name, in order."""
         route = {self.route: str} if self.route else {}
-        level = {self.level: float} if self.level else {}
-        return {self.label: str, **level, **dict.fromkeys(self.probs, float), **route}
+        label, number = {self.label: str} if self.label else {}, {self.number: float} if self.number else {}
+        return {**label, **number, **dict.fromkeys(self.probs, float), **route}
 
     def values(self, predictions: Predictions) -> Iterator[dict[str, Any]]:
         """The values of each text's prediction, by column."""
         routes: list[str] | list[None] = predictions.routes or [None] * len(predictions.truncated)
-        levels = [None] * len(predictions.truncated) if predictions.levels is None else predictions.levels.tolist()
-        rows = zip(predictions.predicted, levels, predictions.probs, routes, strict=True)
-        for label, level, probs, route in rows:
-            shares = {name: round(float(prob), 6) for name, prob in zip(self.probs, probs, strict=True)}
-            more = {self.level: round(level, 6)} if self.level and level is not None else {}
-            yield {self.label: label, **more, **shares, **({self.route: route} if self.route else {})}
+        numbers = next(iter(predictions.numbers.values()), [None] * len(predictions.truncated))
+        rows = zip(predictions.predicted, numbers, predictions.probs, routes, strict=True)
+        for label, number, probs, route in rows:
+            shares = [round(float(prob), 6) for prob in probs]
+            names, cells = (self.label, self.number, *self.probs, self.route), (label, number, *shares, route)
+            yield {name: cell for name, cell in zip(names, cells, strict=True) if name is not None}
 
 
 def predict(

@@ -27,8 +27,9 @@ from finsa.data.cleaning import normalize
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
 from finsa.data.rows import LEAST, Renderer
+from finsa.data.values import TASKS
 from finsa.errors import ConfigError, ModelError, Problem, RunError
-from finsa.evaluation import metrics
+from finsa.evaluation import metrics, value_metrics
 from finsa.models import folders, quantization, tokenizers
 from finsa.runs import processes, provenance, run_folder
 from finsa.runs.progress import Moved, ignored
@@ -94,13 +95,14 @@ class Predictions:
     """Predictions for n texts, c labels, E experts.
 
     Args:
-        labels: names in fixed order, (c,).
-        log_probs: log-probability of each whole label, uncalibrated, (n, c).
+        labels: names in fixed order, (c,); none for the output of a regression head.
+        log_probs: log-probability of each whole label, uncalibrated, (n, c); see `value_metrics` for other tasks.
         probs: calibrated probabilities: ``softmax(log_probs / temperature)`` over the labels, (n, c).
         truncated: whether a text was truncated, (n,).
         gates: a mixture's expert weights, (n, E); None for other models.
         experts: names of the experts, (E,).
-        ordinal: whether the labels are levels in their order.
+        task: of the data set.
+        values: predicted numbers, (n, 1), or sets of labels, (n, c); None for one class per text.
     """
 
     labels: tuple[str, ...]
@@ -109,16 +111,34 @@ class Predictions:
     truncated: list[bool]
     gates: FloatArray | None = None
     experts: tuple[str, ...] = ()
-    ordinal: bool = False
+    task: str = "classification"
+    values: FloatArray | None = None
 
     @property
-    def levels(self) -> FloatArray | None:
-        """The expected level of each text, (n,); None for labels without an order."""
-        return metrics.expected_level(self.probs) if self.ordinal else None
+    def numbers(self) -> dict[str, list[float]]:
+        """``level``, the expected level of ordered labels, or ``number``, the predicted number, of each text."""
+        if self.task == "ordinal":
+            return {"level": metrics.expected_level(self.probs).round(6).tolist()}
+        return (
+            {"number": self.values[:, 0].round(6).tolist()}
+            if self.task == "regression" and self.values is not None
+            else {}
+        )
+
+    @property
+    def sets(self) -> list[list[str]] | None:
+        """The labels that apply to each text; None for tasks with one class or number per text."""
+        if self.task != "multi_label" or self.values is None:
+            return None
+        return [[name for name, has in zip(self.labels, row, strict=True) if has] for row in self.values]
 
     @property
     def predicted(self) -> list[str]:
-        """The most probable label of each text."""
+        """The most probable label of each text; its number; or its labels, separated by ``; ``."""
+        if self.sets is not None:
+            return ["; ".join(names) for names in self.sets]
+        if self.values is not None:
+            return [f"{number:.4g}" for number in self.values[:, 0]]
         return [self.labels[number] for number in self.log_probs.argmax(axis=1)]
 
     @property
@@ -160,7 +180,10 @@ class Predictor:
         self.record, self.scorer, self.rule, self.renderer, self.model = record, scorer, rule, renderer, model
         self.cfg, self.facts, self.path, self.name = record.cfg, record.facts, record.path, record.name
         self.labels: tuple[str, ...] = record.labels.names
-        self.temperature = record.temperature
+        self.task, self.temperature = record.labels.task, record.temperature
+        self.thresholds = list((record.facts.get("calibration") or {}).get("thresholds", {}).values()) or None
+        one_output = self.task == "regression" and (record.cfg.method.head == "classifier" or renderer is None)
+        self.probable = () if one_output else self.labels  # the labels that have a probability
         self.experts: tuple[str, ...] = tuple(getattr(model or scorer, "experts", ()))
         self._count_truncated = count_truncated
         bias = record.facts.get("contextual_bias")
@@ -175,11 +198,14 @@ class Predictor:
         else:
             truncated = [self._is_truncated(text) for text in inputs]
         # Without texts, the scorer's gates would be those of an earlier call.
-        log_probs = self._score(inputs, moved) if truncated else np.zeros((0, len(self.labels)))
-        gates = self.gates if truncated else None
-        probs = metrics.probabilities(log_probs, self.temperature)
-        ordinal = self.cfg.data.task == "ordinal"
-        return Predictions(self.labels, log_probs, probs, truncated, gates, self.experts, ordinal)
+        log_probs = self._score(inputs, moved) if truncated else np.zeros((0, len(self.probable) or 1))
+        gates, labels, values = self.gates if truncated else None, self.record.labels, None
+        if self.task in TASKS:
+            probs = value_metrics.probabilities(labels, log_probs, self.temperature)
+            values = value_metrics.decide(labels, log_probs, self.temperature, self.thresholds)
+        else:
+            probs = metrics.probabilities(log_probs, self.temperature)
+        return Predictions(self.probable, log_probs, probs, truncated, gates, self.experts, self.task, values)
 
     def check_room(self, texts: Sequence[tuple[str, int, str | None]]) -> list[tuple[str, str | None]]:
         """Reject texts whose fixed part leaves no room for the rest, as training does.
@@ -281,7 +307,8 @@ def read(folder: str) -> Record:
         labels = {name: words.get(name, name) for name in kept or cfg.data.labels or ()}
     if not labels:
         raise RunError(f"run: {path} records no labels; its metrics.json is missing")
-    return Record(path, cfg, facts, LabelSpace(tuple(labels), tuple(labels.values())), manifest)
+    space = LabelSpace(tuple(labels), tuple(labels.values()), cfg.data.task, cfg.data.answers or ())
+    return Record(path, cfg, facts, space, manifest)
 
 
 def data_of(cfg: RunConfig, session: Session) -> Data:
@@ -295,7 +322,7 @@ def with_named_data(cfg: RunConfig, record: Record, session: Session) -> RunConf
     Raises:
         ConfigError: for a key that belongs to the trained model.
     """
-    trained, of_the_model = record.cfg, ("labels", "prompt", "max_length")
+    trained, of_the_model = record.cfg, ("labels", "prompt", "max_length", "task", "answers")
     if session.job is None:
         return trained
     keys = [word.lstrip("+~").partition("=")[0] for word in session.overrides]

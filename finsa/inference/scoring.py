@@ -24,8 +24,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from finsa.data.labels import LabelSpace
 from finsa.data.prompts import with_target
 from finsa.data.rows import Encoded, Renderer
+from finsa.data.values import TASKS
 from finsa.errors import ModelError
 from finsa.inference.label_tree import Answer, LabelTree, after_cache, scored_answers, tree_inputs
 from finsa.models import attention, hardware
@@ -80,7 +82,11 @@ def label_log_probs(
     with attention.last_mlp_at(model, read, ids.shape[1]), float32_logits(model, tokens):
         logits = model(input_ids=ids, logits_to_keep=read, use_cache=past is not None, **inputs).logits
     log_probs = torch.log_softmax(logits.float(), dim=-1)  # (b, k, v)
-    columns = [sum(log_probs[:, at, token] for at, token in steps) for steps in tree.steps]
+    # One gather, because the backward pass of each single selection would fill a tensor of the size of `log_probs`.
+    places = {step: number for number, step in enumerate(dict.fromkeys(step for steps in tree.steps for step in steps))}
+    at, token = hardware.to_device(torch.tensor(list(places)).T, log_probs.device)
+    chosen = log_probs[:, at, token].unbind(dim=1)
+    columns = [sum(chosen[places[step]] for step in steps) for steps in tree.steps]
     return torch.stack([torch.as_tensor(column) for column in columns], dim=1)
 
 
@@ -134,7 +140,7 @@ class LabelScorer:
         self.model, self.renderer, self.batch_tokens = model, renderer, batch_tokens
         self.gates: FloatArray | None = None
         answers, self.rule = scored_answers(renderer)
-        self.tree = LabelTree.of(answers)
+        self.tree, self.width = LabelTree.of(answers), len(answers)
         self._answers, self._trees, self._prefix = answers, [self.tree], None
 
     def __call__(self, texts: Sequence[str]) -> FloatArray:
@@ -149,7 +155,7 @@ class LabelScorer:
             prompts: (n,).
             moved: called after each batch with its number of prompts.
         """
-        scores = np.zeros((len(prompts), len(self.renderer.answers)))
+        scores = np.zeros((len(prompts), self.width))
         extra = len(self.tree.tokens)
         if isinstance(prompts, Encoded):
             lengths = (prompts.lengths + extra).tolist()
@@ -182,7 +188,7 @@ class LabelScorer:
         self._prefix = None
         self.model.train(training)
         self.gates = None if gates is None else processes.all_reduce(gates)
-        return processes.all_reduce(scores)
+        return of_labels(processes.all_reduce(scores), self.renderer.labels)
 
     def _attempt(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor | None:
         """Score one batch; None if it runs out of memory and can be made smaller."""
@@ -240,6 +246,16 @@ class LabelScorer:
         return torch.tensor([self.renderer.text_span(prompt) for prompt in prompts])
 
 
+def of_labels(scores: FloatArray, labels: LabelSpace) -> FloatArray:
+    """Scores as all of finsa uses them: log-probabilities of the labels or anchors, (n, c).
+
+    With several labels per row: their log-odds, from the answers yes and no to each, (n, 2c), or unchanged, (n, c); of
+    a regression head: the numbers, unchanged, (n, 1).
+    """
+    answered = labels.task == "multi_label" and scores.shape[1] == 2 * len(labels)
+    return scores[:, 0::2] - scores[:, 1::2] if answered else scores
+
+
 def contextual_bias(label_scorer: LabelScorer, targets: bool) -> FloatArray:
     """Mean log-probabilities of the labels after content-free texts, (c,) (contextual calibration, Zhao et al. 2021).
 
@@ -275,7 +291,7 @@ class ClassifierScorer(LabelScorer):
     def __init__(self, model: Classifier | Mixture, renderer: Renderer, batch_tokens: int) -> None:
         super().__init__(model, renderer, batch_tokens)
         self.rule = "classification head"
-        self.tree = LabelTree.of([])
+        self.tree, self.width = LabelTree.of([]), renderer.labels.outputs
 
     def _reuses(self, longest: int) -> bool:
         return False
@@ -285,7 +301,7 @@ class ClassifierScorer(LabelScorer):
         texts = [self.renderer.until_text_end(prompt) for prompt in prompts]
         spans = hardware.to_device(self._spans(prompts), device)
         logits: torch.Tensor = self.model(hardware.to_device(padded(texts), device), spans)
-        return logits.log_softmax(dim=1)
+        return logits if self.renderer.labels.task in TASKS else logits.log_softmax(dim=1)
 
 
 def scorer(model: torch.nn.Module, renderer: Renderer, batch_tokens: int) -> LabelScorer:

@@ -53,7 +53,7 @@ def on_meta(cfg: RunConfig, renderer: Renderer | None) -> torch.nn.Module:
 
 
 def _add_head(method: Method, backbone: Any, renderer: Renderer, seed: int) -> Classifier:
-    model, body = Classifier(backbone, len(renderer.labels), method.classifier_dropout, seed), unwrap_peft(backbone)
+    model, body = Classifier(backbone, renderer.labels.outputs, method.classifier_dropout, seed), unwrap_peft(backbone)
     if body.get_output_embeddings().weight is not body.get_input_embeddings().weight:
         body.get_output_embeddings().requires_grad_(False)  # unused, so it would never get a gradient
     return model

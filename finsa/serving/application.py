@@ -102,7 +102,8 @@ def build(
         metrics.texts.inc(len(answers))
         metrics.truncated.inc(sum(one["truncated"] for one in answers))
         for one in answers:
-            metrics.predictions.labels(one["prediction"]).inc()
+            for label in ["number"] if "number" in one else one.get("labels", [one["prediction"]]):
+                metrics.predictions.labels(label).inc()
         return answers
 
     def given(text: str) -> dict[str, str]:

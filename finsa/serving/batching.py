@@ -26,7 +26,8 @@ LONGEST_WAIT = 60  # maximum Retry-After in seconds
 VERY_LONG = 20_000  # characters: tokenizing a million takes a second, so a call has at most one text of this length
 
 Model = Callable[[Sequence[str]], Predictions]
-# For one text: prediction, probs by label, truncated; level of ordered labels; route of a mixture: weights by expert.
+# For one text: prediction, probs by label, truncated; level of ordered labels, number,
+# or labels that apply; route of a mixture: weights by expert.
 Answer = dict[str, Any]
 
 
@@ -207,8 +208,11 @@ class Batcher:
             {"prediction": label, "probs": _by_name(result.labels, probs), "truncated": bool(truncated)}
             for label, probs, truncated in zip(result.predicted, result.probs.tolist(), result.truncated, strict=True)
         ]
-        for answer, level in zip(answers, [] if result.levels is None else result.levels.tolist(), strict=False):
-            answer["level"] = round(level, 6)
+        for name, numbers in result.numbers.items():
+            for answer, number in zip(answers, numbers, strict=True):
+                answer[name] = number
+        for answer, labels in zip(answers, result.sets or [], strict=False):
+            answer["labels"] = labels
         for answer, gates in zip(answers, [] if result.gates is None else result.gates.tolist(), strict=False):
             answer["route"] = _by_name(result.experts, gates)
         return answers

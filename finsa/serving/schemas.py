@@ -234,11 +234,13 @@ class LabeledText(_Out):
     """A text and its label with probabilities."""
 
     input: Annotated[str, Field(description="The text.")]
-    prediction: Annotated[str, Field(description="The most probable label.")]
+    prediction: Annotated[str, Field(description="The most probable label; or the labels that apply, or the number.")]
     probs: Annotated[Shares, Field(description="Probability by label, calibrated by the temperature of the run.")]
     truncated: Annotated[bool, Field(description="Whether the text was truncated.")]
     target: Annotated[str | None, Field(description="The target, if the model needs one.")] = None
     level: Annotated[float | None, Field(description="The expected level; only for ordered labels.")] = None
+    number: Annotated[float | None, Field(description="The predicted number; only for regression.")] = None
+    labels: Annotated[list[str] | None, Field(description="The labels that apply; only for several labels.")] = None
     route: Annotated[Shares, Field(description="Weight by expert; only for a mixture of experts.")] = {}
 
 

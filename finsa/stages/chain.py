@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from finsa.config import ChainStage, RunConfig
+from finsa.config.base import headline
 from finsa.data import dataset
 from finsa.errors import ConfigError, Problem
 from finsa.runs import nested, run_folder
@@ -45,7 +46,7 @@ def _link(cfg: RunConfig, title: str, session: Session) -> Result:
     if found is not None:
         print(f"{title}: finished before, {found}", flush=True)
         metrics = json.loads((found / "metrics.json").read_text(encoding="utf-8"))
-        return Result(cfg.stage.name, found, metrics, metrics.get("validation", {}).get("macro_f1"))
+        return Result(cfg.stage.name, found, metrics, metrics.get("validation", {}).get(headline(cfg.data.task)))
     resumes = cfg.resume and run_folder.unfinished(cfg) is not None
     print(f"{title}: stage={cfg.stage.name}{', resumed' if resumes else ''}", flush=True)
     return nested.run(cfg.model_copy(update={"resume": resumes}), session)

@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 from finsa.config import EvaluateStage, MoeJointStage, RunConfig
+from finsa.config.base import headline
 from finsa.data import dataset, few_shot, tokenized
+from finsa.data.values import TASKS
 from finsa.errors import ConfigError, Problem
 from finsa.evaluation import metrics, moe, run_results, tables
 from finsa.inference import predictor
@@ -62,9 +64,9 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         run_results.write_ledger(labelled, folder, (split,) if trained.method.baseline is None else tuple(data.splits))
         folder.write_json("metrics.json", results)
         if processes.is_main():
-            tracker.figure(
-                "confusion matrix", run_results.draw_confusion_matrix(results[split], f"{name}, {split}", folder.path)
-            )
+            figure = run_results.draw_predictions(results[split], f"{name}, {split}", folder.path)
+            if figure is not None:
+                tracker.figure(figure.stem.replace("_", " "), figure)
             run_results.write_page(trained.model_copy(update={"stage": cfg.stage}), folder, name, split)
         tracker.summary(run_results.flat(results))
     method = trained.method
@@ -73,7 +75,8 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     tables.show_report(results[split], f"{name} on the {split} split, by class", method)
     tables.scores({name: results[split]}, f"{trained.data.title}, {split} split").show()
     print(f"run folder: {folder.path}")
-    return Result("evaluate", folder.path, results, results[split]["macro_f1"] if split == "validation" else None)
+    score = results[split][headline(trained.data.task)] if split == "validation" else None
+    return Result("evaluate", folder.path, results, score)
 
 
 def _score(cfg: RunConfig, labelled: tokenized.Labelled, model: Predictor, folder: RunFolder) -> tuple[Any, Any]:
@@ -90,13 +93,16 @@ def _score(cfg: RunConfig, labelled: tokenized.Labelled, model: Predictor, folde
             log_probs = model.score(labelled, split, work.moved)
         folder.note(scoring=model.rule, protocol="label")
         gates, experts = model.gates, model.experts
-        rows = run_results.predictions(labelled, split, log_probs, model.temperature, gates, experts)
-        folder.write_lines("predictions.jsonl", rows)
-        more: dict[str, Any] = {"calibration": run_results.calibration(labelled, {split: log_probs}, model.temperature)}
+        known = {"temperature": 1.0, **(model.facts.get("calibration") or {})}
+        calibrated = run_results.calibration(labelled, {split: log_probs}, known)
+        folder.write_lines(
+            "predictions.jsonl", run_results.predictions(labelled, split, log_probs, calibrated, gates, experts)
+        )
+        more: dict[str, Any] = {"calibration": calibrated}
         if gates is not None:
             domains = labelled.dataset.splits[split]["domain"].to_list()
             more["router"] = moe.analyze_gates(gates, domains, experts)
-        return run_results.report(labelled, split, log_probs), more
+        return run_results.report(labelled, split, log_probs, calibrated), more
     from finsa.inference.generation import Generator, parse
 
     assert isinstance(labelled, tokenized.TokenizedDataset)
@@ -121,6 +127,9 @@ def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | N
     """
     if stage.protocol == "label":
         return
+    if trained.data.task in TASKS:
+        text = f"generate needs one class per row, and this is task={trained.data.task}; leave stage.protocol out"
+        raise ConfigError([Problem("stage.protocol", text)])
     form = record.manifest.get("format", "merged") if record else "merged"
     if trained.method.baseline is not None or trained.method.head != "lm" or form not in ("merged", "adapter"):
         text = "generate needs a language model that answers in words; leave stage.protocol out"

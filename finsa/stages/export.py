@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -18,7 +19,7 @@ from rich.table import Table
 from finsa.config import ExportStage, MoeJointStage, RunConfig
 from finsa.data import dataset, tokenized
 from finsa.errors import ConfigError, ModelError, Problem, RunError
-from finsa.evaluation import metrics, tables
+from finsa.evaluation import metrics, tables, value_metrics
 from finsa.inference import predictor
 from finsa.inference.predictor import Predictions, Predictor, Record
 from finsa.models import quantization
@@ -40,14 +41,13 @@ class Side:
     """Measurements of the run or of its export.
 
     Args:
-        macro_f1, accuracy: on the compared rows.
+        scores: of the compared rows: macro_f1 and accuracy; for numbers rmse, for several labels also subset_accuracy.
         bytes: size of the weights.
         milliseconds: median latency of a single text.
         type: number type of matrix products: ``float32``, ``bfloat16``, ``float16`` or ``int8``.
     """
 
-    macro_f1: float
-    accuracy: float
+    scores: dict[str, float | None]
     bytes: int
     milliseconds: float
     type: str
@@ -60,7 +60,7 @@ class Receipt:
     Args:
         rows: number of compared validation rows.
         agreement: share of equal predictions.
-        largest_difference: largest difference of a probability.
+        largest_difference: largest difference of a probability, or of a number.
         run, export: measurements of both.
     """
 
@@ -69,6 +69,13 @@ class Receipt:
     largest_difference: float
     run: Side
     export: Side
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for ``receipt.json``, the scores beside the other measurements."""
+        values = asdict(self)
+        for side in ("run", "export"):
+            values[side] = {**values[side].pop("scores"), **values[side]}
+        return values
 
     def faults(self, stage: ExportStage) -> list[str]:
         """Describe what is outside of the tolerances of the stage."""
@@ -119,7 +126,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         try:
             export.write(record, form, stage.precision, partial)
             receipt = _compare(cfg, record, labelled, partial)
-            (partial / RECEIPT).write_text(json.dumps(asdict(receipt), indent=1) + "\n", encoding="utf-8")
+            (partial / RECEIPT).write_text(json.dumps(receipt.as_dict(), indent=1) + "\n", encoding="utf-8")
             _show(receipt, f"{record.name} as {form}" + (f" {stage.precision}" if form == "onnx" else ""))
             faults = receipt.faults(stage)
             if faults and not stage.force:
@@ -130,7 +137,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     print(f"export: {place}")
-    return Result("export", place, {"receipt": asdict(receipt)})
+    return Result("export", place, {"receipt": receipt.as_dict()})
 
 
 def _refuse(reason: str | None) -> None:
@@ -188,12 +195,12 @@ def _compare(cfg: RunConfig, record: Record, labelled: tokenized.Labelled, folde
 
     stage, display = cfg.stage, Display(cfg.train.progress_seconds)
     assert isinstance(stage, ExportStage)
-    gold = labelled.gold(SPLIT)[: stage.rows]
-    print(f"comparing the export with the run on {len(gold):,} {SPLIT} rows", file=sys.stderr, flush=True)
-    sides, probs = list[Side](), list[np.ndarray]()
+    texts = labelled.texts(SPLIT)[: stage.rows]
+    print(f"comparing the export with the run on {len(texts):,} {SPLIT} rows", file=sys.stderr, flush=True)
+    sides, outputs, predicted = list[Side](), list[np.ndarray](), list[list[str]]()
     for name, source in (("run", record), ("export", predictor.read(str(folder)))):
         model = predictor.load(source, cfg.train.score_tokens, cfg.train.threads)
-        predictions, milliseconds = _predict(model, labelled.texts(SPLIT)[: stage.rows], stage.timed, display, name)
+        predictions, milliseconds = _predict(model, texts, stage.timed, display, name)
         if name == "run" and model.model is not None:
             size = base.bytes_of(model.model)
         else:
@@ -201,16 +208,28 @@ def _compare(cfg: RunConfig, record: Record, labelled: tokenized.Labelled, folde
         model.close()
         dtype = str(base.dtype(source.cfg.model)).removeprefix("torch.")
         dtype = {"fp32": "float32", "int8": "int8"}.get(source.manifest.get("precision", ""), dtype)  # of an ONNX graph
-        report = metrics.report(gold, predictions.probs.argmax(axis=1).tolist(), predictions.labels)
-        sides.append(Side(report["macro_f1"], report["accuracy"], size, round(milliseconds, 3), dtype))
-        probs.append(predictions.probs)
+        sides.append(Side(_scores(labelled, predictions), size, round(milliseconds, 3), dtype))
+        numbers = predictions.numbers.get("number")
+        outputs.append(predictions.probs if numbers is None else np.array(numbers))
+        predicted.append(predictions.predicted if numbers is None else [f"{number:.2f}" for number in numbers])
     return Receipt(
-        rows=len(gold),
-        agreement=float((probs[0].argmax(axis=1) == probs[1].argmax(axis=1)).mean()),
-        largest_difference=float(np.abs(probs[0] - probs[1]).max()),
+        rows=len(texts),
+        agreement=float(np.mean([one == other for one, other in zip(*predicted, strict=True)])),
+        largest_difference=float(np.abs(outputs[0] - outputs[1]).max()),
         run=sides[0],
         export=sides[1],
     )
+
+
+def _scores(labelled: tokenized.Labelled, predictions: Predictions) -> dict[str, float | None]:
+    n, labels = len(predictions.truncated), labelled.dataset.labels
+    if predictions.values is not None:
+        report = value_metrics.values(labels.task, labelled.truth(SPLIT)[:n], predictions.values)
+        names: tuple[str, ...] = ("rmse", "mae") if labels.task == "regression" else ("macro_f1", "subset_accuracy")
+    else:
+        report = metrics.report(labelled.gold(SPLIT)[:n], predictions.probs.argmax(axis=1).tolist(), labels.names)
+        names = ("macro_f1", "accuracy")
+    return {name: report[name] for name in names}
 
 
 def _predict(model: Predictor, texts: list[str], timed: int, display: Display, name: str) -> tuple[Predictions, float]:
@@ -233,8 +252,8 @@ def _show(receipt: Receipt, title: str) -> None:
     for name in ("", "run", "export"):
         table.add_column(name, justify="left" if not name else "right")
     one, other = receipt.run, receipt.export
-    table.add_row("macro-F1", f"{one.macro_f1:.4f}", f"{other.macro_f1:.4f}")
-    table.add_row("accuracy", f"{one.accuracy:.4f}", f"{other.accuracy:.4f}")
+    for name, value in one.scores.items():
+        table.add_row(tables.TITLES[name], f"{value:.4f}", f"{other.scores[name]:.4f}")
     table.add_row("weights, MB", f"{one.bytes / 1e6:.1f}", f"{other.bytes / 1e6:.1f}")
     table.add_row("ms per single text", f"{one.milliseconds:.1f}", f"{other.milliseconds:.1f}")
     tables.show(table)

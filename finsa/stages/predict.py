@@ -49,10 +49,13 @@ def _predict_text(cfg: RunConfig, record: Record, text: str) -> Result:
     predictions = model([text])
     milliseconds = 1000 * (time.perf_counter() - started)
     label = predictions.predicted[0]
-    table = Table(title=label, title_justify="left", title_style="bold", show_header=False)
+    table = Table(title=label or "none of the labels", title_justify="left", title_style="bold", show_header=False)
     for name, prob in zip(predictions.labels, predictions.probs[0], strict=True):
         table.add_row(name, f"{prob:.4f}", "█" * round(30 * float(prob)))
-    tables.show(table)
+    if predictions.labels:
+        tables.show(table)
+    else:
+        print(f"{label}")
     limit = record.cfg.data.max_length
     truncated = f", truncated to {limit} tokens with its prompt" if predictions.truncated[0] else ""
     routed = f", route {predictions.routes[0]}" if predictions.routes else ""
@@ -99,8 +102,7 @@ def _predict_file(cfg: RunConfig, record: Record) -> Result:
         for note in stream.notes:
             print(note)
         model = _load(cfg, record)
-        ordinal = record.cfg.data.task == "ordinal"
-        added = Columns.added_to(columns or stream.first_columns, model.labels, bool(model.experts), ordinal)
+        added = Columns.added_to(columns or stream.first_columns, model.probable, bool(model.experts), model.task)
         writer = row_files.open_writer(target, columns, stream.schema, added.types())
         started = time.monotonic()
         chunks, rows = predict.predict(model, stream, reading, folder, writer, added, share, stage.chunk)

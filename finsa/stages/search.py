@@ -10,16 +10,17 @@ from typing import Any
 
 import polars as pl
 
-from finsa.config import Axis, RunConfig, SearchStage, catalogue, compose, keys
+from finsa.config import LOWER_IS_BETTER, Axis, RunConfig, SearchStage, catalogue, compose, keys
+from finsa.config.base import headline
 from finsa.data import dataset
 from finsa.errors import ConfigError, FinsaError, Problem, Pruned
 from finsa.evaluation import figures
+from finsa.evaluation.tables import TITLES
 from finsa.runs import files, nested, run_folder
 from finsa.runs.run_folder import Result, RunFolder
 from finsa.session import Parent, Session
 from finsa.training import preflight
 
-SCORE = "eval_macro_f1"
 INTERRUPTED = "cut short"  # attribute of a trial whose process was killed; an older journal has the same value
 
 
@@ -36,16 +37,15 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     data = dataset.load(cfg.data, session)
     preflight.require_trainable(cfg, data, session)
     with run_folder.start(cfg, data.fingerprint, session) as folder:
-        study = _study(optuna, knobs, folder.path)
+        measure = headline(cfg.data.task)
+        study = _study(optuna, knobs, folder.path, measure)
         while (number := len(_ended(study))) < knobs.trials:
             # The journal stores trials but no random state. With a new seed for each trial, a resumed search samples
             # the same hyperparameters as an uninterrupted one.
             study.sampler = optuna.samplers.TPESampler(seed=cfg.seed + number, n_startup_trials=knobs.startup)
-            print(
-                f"trial {number + 1} of {knobs.trials}: {_trial(optuna, study, knobs, folder, number, session)}",
-                flush=True,
-            )
-        return _conclude(study, knobs, folder)
+            outcome = _trial(optuna, study, knobs, folder, number, session, measure)
+            print(f"trial {number + 1} of {knobs.trials}: {outcome}", flush=True)
+        return _conclude(study, knobs, folder, measure)
 
 
 def _check(knobs: SearchStage, session: Session) -> None:
@@ -74,7 +74,7 @@ def _optuna() -> Any:
     return optuna
 
 
-def _study(optuna: Any, knobs: SearchStage, folder: Path) -> Any:
+def _study(optuna: Any, knobs: SearchStage, folder: Path, measure: str) -> Any:
     """Open the study, whose journal in the run folder makes an interrupted search resumable."""
     journal = folder / "journal.log"
     _repair(journal)
@@ -85,7 +85,7 @@ def _study(optuna: Any, knobs: SearchStage, folder: Path) -> Any:
         study = optuna.create_study(
             study_name="search",
             storage=optuna.storages.JournalStorage(backend),
-            direction="maximize",
+            direction="minimize" if measure in LOWER_IS_BETTER else "maximize",
             pruner=pruner,
             load_if_exists=True,
         )
@@ -110,17 +110,20 @@ def _ended(study: Any) -> list[Any]:
     return [trial for trial in study.trials if trial.state.is_finished() and INTERRUPTED not in trial.user_attrs]
 
 
-def _trial(optuna: Any, study: Any, knobs: SearchStage, folder: RunFolder, number: int, session: Session) -> str:
+def _trial(
+    optuna: Any, study: Any, knobs: SearchStage, folder: RunFolder, number: int, session: Session, measure: str
+) -> str:
     """Run one trial and report it to the study; returns a message with its settings and score."""
     trial = study.ask()
     values = _values(knobs, {axis.key: _suggest(trial, axis) for axis in knobs.space})
     started = time.monotonic()
 
     def watch(step: int, record: dict[str, float]) -> None:
-        if SCORE in record:
-            trial.report(record[SCORE], step)
+        score = record.get(f"eval_{measure}")
+        if score is not None:
+            trial.report(score, step)
             if trial.should_prune():
-                raise Pruned(f"after {step} steps {record[SCORE]:.4f} is below the median of earlier trials")
+                raise Pruned(f"after {step} steps {score:.4f} is worse than the median of earlier trials")
 
     place = folder.path / "trials" / f"{number + 1:03d}"
     if place.is_dir():
@@ -131,7 +134,7 @@ def _trial(optuna: Any, study: Any, knobs: SearchStage, folder: RunFolder, numbe
             result = nested.run(_config(values, session), session.below(Parent(place, folder.path.name, watch)))
         score = result.objective or 0.0
         study.tell(trial, score)
-        outcome = f"macro-F1 {score:.4f} on validation"
+        outcome = f"{TITLES[measure]} {score:.4f} on validation"
     except Pruned as reason:
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         outcome = f"pruned: {reason}"
@@ -171,10 +174,10 @@ def _config(values: dict[str, Any], session: Session) -> RunConfig:
     return compose.build(*compose.compose_values(overrides, session.folders), overrides)
 
 
-def _conclude(study: Any, knobs: SearchStage, folder: RunFolder) -> Result:
+def _conclude(study: Any, knobs: SearchStage, folder: RunFolder, measure: str) -> Result:
     """Write all trials, and print the best one."""
     trials = [
-        {"trial": number, "state": one.state.name.lower(), "macro_f1": one.value, **_values(knobs, one.params)}
+        {"trial": number, "state": one.state.name.lower(), measure: one.value, **_values(knobs, one.params)}
         for number, one in enumerate(_ended(study), start=1)
     ]
     if not any(one["state"] == "complete" for one in trials):
@@ -182,12 +185,12 @@ def _conclude(study: Any, knobs: SearchStage, folder: RunFolder) -> Result:
     best = study.best_trial
     number = [one.number for one in _ended(study)].index(best.number) + 1
     values = _values(knobs, best.params)
-    folder.write_json("search.json", {"best": {"trial": number, "macro_f1": best.value, **values}, "trials": trials})
+    folder.write_json("search.json", {"best": {"trial": number, measure: best.value, **values}, "trials": trials})
     with files.replacing(folder.path / "trials.csv") as temporary:
         pl.DataFrame(trials, infer_schema_length=None).write_csv(temporary)
     with files.replacing(folder.path / "search.png") as temporary:
-        figures.search([one["macro_f1"] for one in trials], temporary)
-    print(f"best: trial {number} of {len(trials)}, macro-F1 {best.value:.4f} on the validation split")
+        figures.search([one[measure] for one in trials], temporary, measure)
+    print(f"best: trial {number} of {len(trials)}, {TITLES[measure]} {best.value:.4f} on the validation split")
     print(f"use it with: {' '.join(_overrides(values))}")
     print(f"run folder: {folder.path}")
-    return Result("search", folder.path, {"validation": {"macro_f1": best.value}}, best.value)
+    return Result("search", folder.path, {"validation": {measure: best.value}}, best.value)

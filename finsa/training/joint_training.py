@@ -93,7 +93,7 @@ def run(cfg: RunConfig, session: Session) -> Result:
         domains = data.dataset.splits["test"]["domain"].to_list()
         metrics: dict[str, Any] = {
             "validation": validation,
-            "test": run_results.report(data, "test", log_probs),
+            "test": {},
             "router": moe.analyze_gates(gates, domains, model.experts),
         }
         results.calibrate(cfg, data, folder, metrics, {"validation": held_out, "test": log_probs})

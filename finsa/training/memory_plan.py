@@ -77,6 +77,7 @@ class _Estimates:
         self.model = factory.on_meta(cfg, data.renderer)
         self.answers = scored_answers(data.renderer)[0]
         self.tree = LabelTree.of(self.answers)
+        self.values = data.dataset.labels.outputs  # of a row, if the loss reads them
         self.learns = cfg.method.learn != "nothing"
         self.objective = objective.build(cfg.method, data.renderer, data.class_counts(cfg)) if self.learns else None
         self.rows = max(1, cfg.train.batch_size // world)
@@ -91,7 +92,7 @@ class _Estimates:
         if (b, checkpointing) in self._steps:
             return self._steps[b, checkpointing]
         projected = self.longest - 1 if self.cfg.method.loss_on == "all" else self.answer
-        batch, total = _batch(b, self.longest, projected), self.objective.total
+        batch, total = _batch(b, self.longest, projected, self.values), self.objective.total
         with _checkpointed(self.model, checkpointing):
             need = memory.estimate_training(
                 self.cfg, self.model, lambda: total(self.model, batch), accumulated=b < self.rows
@@ -141,12 +142,14 @@ def _scored(lengths: IntArray, tokens: int) -> Iterator[tuple[int, int]]:
         start += b
 
 
-def _batch(b: int, s: int, projected: int) -> dict[str, torch.Tensor]:
+def _batch(b: int, s: int, projected: int, width: int = 1) -> dict[str, torch.Tensor]:
     """A batch as built by the collator, on the meta device."""
     kind: dict[str, Any] = {"dtype": torch.long, "device": "meta"}
     ids, rows = torch.empty(b, s, **kind), torch.empty(b, **kind)
     read, spans = torch.empty(b, projected, **kind), torch.empty(b, 2, **kind)
-    return {"input_ids": ids, "labels": ids, "lengths": rows, "read": read, "targets": rows, "text_span": spans}
+    values = torch.empty(b, width, device="meta")
+    batch = {"input_ids": ids, "labels": ids, "lengths": rows, "read": read, "targets": rows, "text_span": spans}
+    return {**batch, "values": values}
 
 
 def make(cfg: RunConfig, data: TokenizedDataset, lengths: Any, world: int) -> Plan:

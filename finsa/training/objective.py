@@ -24,6 +24,7 @@ from finsa.training.batches import Batch, read_positions
 from finsa.training.layout import forward_prefix
 
 Scores = Callable[[torch.nn.Module, Batch], torch.Tensor]
+RowLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,15 @@ def build(method: Method, renderer: Renderer, counts: Sequence[int]) -> Objectiv
     """
     if method.loss_on != "label":
         return tokens()
-    needed = counts if method.loss.logit_adjustment > 0 else None
-    if method.head == "classifier":
-        return choice(classifier_logits, method.loss, needed)
-    tree = LabelTree.of(scored_answers(renderer)[0])
-    return choice(label_word_log_probs(tree), method.loss, needed, tree.tokens)
+    labels, needed = renderer.labels, counts if method.loss.logit_adjustment > 0 else None
+    tree = LabelTree.of([] if method.head == "classifier" else scored_answers(renderer)[0])
+    scores = classifier_logits if method.head == "classifier" else label_word_log_probs(tree)
+    if labels.task == "multi_label":
+        return of_values(scores if method.head == "classifier" else log_odds(scores), binary_loss, tree.tokens)
+    if labels.task == "regression":
+        row_loss = huber_loss(method.loss.delta) if method.head == "classifier" else anchor_loss(labels.numbers)
+        return of_values(scores, row_loss, tree.tokens)
+    return choice(scores, method.loss, needed, tree.tokens)
 
 
 # ------------------------------------------------------------------------------------------------ labelled tokens
@@ -198,6 +203,68 @@ def choice_loss(
     # The lower bound keeps the gradient of small powers finite if the model is certain of a row.
     doubt = (-torch.expm1(log_confidence)).clamp(min=torch.finfo(log_p.dtype).tiny)
     return doubt**loss.gamma * entropy
+
+
+# ------------------------------------------------------------------------------------------------ numbers and sets
+
+
+def of_values(scores: Scores, row_loss: RowLoss, suffix: tuple[int, ...]) -> Objective:
+    """A loss against the number of a row, or against which labels it has.
+
+    Args:
+        scores: computes the scores (b, m) of a model and a batch.
+        row_loss: of the scores and the rows' values (b, k), (b,).
+        suffix: token ids that the scores need at the end of every row.
+    """
+
+    def total(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        return _weighted_sum(row_loss(scores(model, batch).float(), batch["values"]), batch)
+
+    def weight(batch: Batch) -> torch.Tensor:
+        return _weighted_sum(torch.ones_like(batch["targets"]), batch)
+
+    return Objective(total, weight, suffix)
+
+
+def binary_loss(scores: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the labels, each on its own: log-odds (b, c) against 0 and 1, (b,)."""
+    return functional.binary_cross_entropy_with_logits(scores, values, reduction="none").mean(dim=1)
+
+
+def log_odds(scores: Scores) -> Scores:
+    """Log-odds of the labels, (b, c), from the log-probabilities of the answers yes and no to each, (b, 2c)."""
+
+    def odds(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        log_probs = scores(model, batch)
+        return log_probs[:, 0::2] - log_probs[:, 1::2]
+
+    return odds
+
+
+def huber_loss(delta: float) -> RowLoss:
+    """Huber's loss of an output (b, 1): quadratic up to a difference of `delta`, linear beyond."""
+
+    def loss(scores: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return functional.huber_loss(scores, values, reduction="none", delta=delta).sum(dim=1)
+
+    return loss
+
+
+def anchor_loss(anchors: Sequence[float]) -> RowLoss:
+    """Cross-entropy over the anchors: a number between two of them divides its weight, so that it is the expectation.
+
+    Args:
+        anchors: their numbers in ascending order, (c,).
+    """
+
+    def loss(scores: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        at = hardware.to_device(torch.tensor(anchors), scores.device)
+        upper = torch.searchsorted(at, values, right=True).clamp(1, len(anchors) - 1)  # (b, 1)
+        share = (values - at[upper - 1]) / (at[upper] - at[upper - 1])
+        targets = torch.zeros_like(scores).scatter_(1, upper - 1, 1 - share).scatter_(1, upper, share)
+        return -(targets * torch.log_softmax(scores, dim=1)).sum(dim=1)
+
+    return loss
 
 
 def label_word_log_probs(tree: LabelTree) -> Scores:

@@ -35,6 +35,8 @@ def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: 
     if cfg.method.loss.name == "ordinal" and cfg.data.task != "ordinal":
         text = "is for labels with an order: set data.task=ordinal data.labels=[<lowest>,...,<highest>]"
         raise ConfigError([Problem("method.loss.name=ordinal", text)])
+    if cfg.method.loss.name == "huber" and cfg.data.task != "regression":
+        raise ConfigError([Problem("method.loss.name=huber", "is for numbers: set data.task=regression")])
     if not zero_shot:
         gold = data.splits["train"]["label"].to_list()
         order = sampling.choose(gold, cfg.method, cfg.seed)

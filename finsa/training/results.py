@@ -16,19 +16,21 @@ from finsa.session import Session
 def calibrate(
     cfg: RunConfig, data: tokenized.Labelled, folder: RunFolder, metrics: dict[str, Any], log_probs: dict[str, Any]
 ) -> None:
-    """Fit the temperature of the run's probabilities, and report the calibration error.
+    """Report the scores of the test rows, after fitting the temperature of the run's probabilities.
 
     Args:
-        metrics: receives ``calibration``.
-        log_probs: (n, c), of the test rows and of the validation rows, on which the temperature is fitted; without
-            validation rows, or with ``train.calibrate=false``, it is 1.
+        metrics: receives ``test`` and ``calibration``.
+        log_probs: (n, c), of the test rows and of the validation rows, on which the temperature and the thresholds of
+            several labels are fitted; without validation rows, or with ``train.calibrate=false``, they are 1 and 0.5.
     """
     fitted = cfg.train.calibrate and "validation" in log_probs
-    metrics["calibration"] = run_results.calibration(data, log_probs, None if fitted else 1.0)
+    calibrated = run_results.calibration(data, log_probs, None if fitted else {"temperature": 1.0})
+    metrics["test"] = run_results.report(data, "test", log_probs["test"], calibrated)
+    metrics["calibration"] = calibrated
     if not fitted:
         return
-    temperature = metrics["calibration"]["temperature"]
-    folder.note(calibration={"temperature": temperature})
+    temperature = calibrated["temperature"]
+    folder.note(calibration={name: calibrated[name] for name in ("temperature", "thresholds") if name in calibrated})
     if calibration.at_bound(temperature) and processes.is_main():
         rows = metrics["calibration"]["validation"]["n"]
         print(
@@ -76,24 +78,23 @@ def write(
     reads_all = cfg.method.learn != "nothing" or cfg.method.baseline is not None
     truncated = run_results.write_ledger(data, folder, tuple(data.dataset.splits) if reads_all else ("test",))
     folder.write_json("metrics.json", metrics)
-    temperature = metrics["calibration"]["temperature"]
-    folder.write_lines(
-        "predictions.jsonl", run_results.predictions(data, "test", log_probs, temperature, gates, experts)
-    )
+    rows = run_results.predictions(data, "test", log_probs, metrics["calibration"], gates, experts)
+    folder.write_lines("predictions.jsonl", rows)
     if isinstance(data, tokenized.TokenizedDataset):
         _write_cards(cfg, data, folder)
     model = [] if cfg.method.baseline is not None else [cfg.model.name]
     title = ", ".join([cfg.method.name, *model, cfg.data.title])
-    figure = run_results.draw_confusion_matrix(metrics["test"], title, folder.path)
+    figure = run_results.draw_predictions(metrics["test"], title, folder.path)
     tracker.summary(run_results.flat(metrics))
-    tracker.figure("confusion matrix", figure)
+    if figure is not None:
+        tracker.figure(figure.stem.replace("_", " "), figure)
     name = f"{cfg.method.name} mixture" if gates is not None else cfg.method.name
     for drawn in run_results.write_page(cfg, folder, name, "test"):
         tracker.figure(drawn.stem.replace("_", " "), drawn)
-    rows = {f"{cfg.model.name} (zero-shot)": metrics["base"]} if "base" in metrics else {}
+    before = {f"{cfg.model.name} (zero-shot)": metrics["base"]} if "base" in metrics else {}
     tables.show_ledger(data.dataset.ledger, truncated)
     tables.show_report(metrics["test"], f"{cfg.method.name} on the test split, by class", cfg.method)
-    tables.scores({**rows, cfg.method.name: metrics["test"]}, f"{cfg.data.title}, test split").show()
+    tables.scores({**before, cfg.method.name: metrics["test"]}, f"{cfg.data.title}, test split").show()
     print(f"run folder: {folder.path}")
 
 

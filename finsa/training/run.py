@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from finsa.config import RunConfig, TrainStage
+from finsa.config.base import headline
 from finsa.data import dataset, few_shot, tokenized
 from finsa.data.rows import Encoded
 from finsa.data.tokenized import TokenizedDataset
@@ -102,11 +103,10 @@ def run(cfg: RunConfig, session: Session) -> Result:
             raise
 
         # Evaluate and write: metrics, calibration, predictions, ledger, model cards, figures and the page.
-        metrics["test"] = run_results.report(data, "test", log_probs["test"])
         results.calibrate(cfg, data, folder, metrics, log_probs)
         folder.note(scoring=label_scorer.rule)
         results.write(cfg, data, folder, tracker, metrics, log_probs["test"])
-    return Result("train", folder.path, metrics, metrics.get("validation", {}).get("macro_f1"))
+    return Result("train", folder.path, metrics, metrics.get("validation", {}).get(headline(data.task)))
 
 
 def _train(

@@ -6,7 +6,9 @@ import time
 
 from finsa import baselines
 from finsa.config import RunConfig
+from finsa.config.base import headline
 from finsa.data import dataset, tokenized
+from finsa.data.values import TASKS
 from finsa.evaluation import run_results
 from finsa.runs import files, run_folder, trackers
 from finsa.runs.progress import Display
@@ -33,7 +35,8 @@ def run(cfg: RunConfig, data: dataset.Dataset, kind: str, session: Session) -> R
         hardware.prepare(cfg.train)
         device = hardware.describe(torch.float32)
     model = baselines.build(cfg, data.labels.names)
-    texts, gold, order = rows.texts("train"), rows.gold("train"), rows.training_order(cfg)
+    texts, order = rows.texts("train"), rows.training_order(cfg)
+    targets = rows.truth("train")[order] if rows.task in TASKS else [rows.gold("train")[row] for row in order]
     held_out = rows.texts("validation")[: cfg.train.validation_rows]
     chosen = [texts[row] for row in order]
     model.start(chosen)
@@ -47,7 +50,7 @@ def run(cfg: RunConfig, data: dataset.Dataset, kind: str, session: Session) -> R
         started = time.monotonic()
         fitted = model.fit(
             chosen,
-            [gold[row] for row in order],
+            targets,
             held_out,
             evaluate=lambda log_probs: run_results.validation(rows, log_probs),
             record=results.recorder(folder, tracker, session),
@@ -61,10 +64,7 @@ def run(cfg: RunConfig, data: dataset.Dataset, kind: str, session: Session) -> R
             log_probs = model.score(texts, work.moved)
         with display.work("scoring validation", len(held_out)) as work:
             validation = model.score(held_out, work.moved)
-        metrics = {
-            "validation": run_results.validation(rows, validation),
-            "test": run_results.report(rows, "test", log_probs),
-        }
+        metrics = {"validation": run_results.validation(rows, validation)}
         results.calibrate(cfg, rows, folder, metrics, {"validation": validation, "test": log_probs})
         results.write(cfg, rows, folder, tracker, metrics, log_probs)
-    return Result("train", folder.path, metrics, metrics["validation"]["macro_f1"])
+    return Result("train", folder.path, metrics, metrics["validation"].get(headline(data.labels.task)))

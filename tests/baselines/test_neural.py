@@ -164,7 +164,7 @@ def fit_units(config: Callable[..., RunConfig], network: Odd, rows: list[list[in
     section = cfg.method.baseline
     assert isinstance(section, TextCnn)
     values = {"loss": 0.0, "macro_f1": 0.5}
-    neural.fit(network, rows, CLASSES, UNIT_ROWS, lambda scores: values, ignore, section, 0, cfg.train)
+    neural.fit(network, rows, CLASSES, UNIT_ROWS, lambda scores: values, ignore, section, cfg)
 
 
 @pytest.mark.parametrize("loss", [True, False])

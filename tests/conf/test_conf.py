@@ -18,6 +18,8 @@ FILES = sorted(file.relative_to(CONF).as_posix() for file in CONF.rglob("*.yaml"
 GROUPED = [name for name in FILES if "/" in name]
 # What a choice cannot do without.
 NEEDS = {
+    "data/aspects.yaml": ["method=lora_label"],
+    "method/regression_head.yaml": ["data=scored"],
     "model/local.yaml": ["model.path=somewhere"],
     "stage/augment.yaml": ["output=somewhere"],
     "stage/export.yaml": ["run=somewhere", "format=onnx"],

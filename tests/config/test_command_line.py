@@ -101,7 +101,7 @@ WRONG_NAMES = [
     ("method=lroa", "method", "there is no 'lroa'. Did you mean 'lora'?"),
     ("method=LORA", "method", "there is no 'LORA'. Did you mean 'lora'?"),
     ("model=qwen0.5b", "model", "Did you mean 'qwen05b'?"),
-    ("data=xyz", "data", "Choose from: aidf_news, alpaca, finfe,"),
+    ("data=xyz", "data", "Choose from: aidf_news, alpaca, aspects, finfe,"),
     ("experiment=tinybase", "experiment", "Did you mean 'tiny_base'?"),
     ("model=data/tiny", "model", "there is no 'data/tiny'. For a model in a folder: model=local model.path=data/tiny"),
     ("model=/no/where", "model", "there is no '/no/where'. For a folder: model=local model.path=/no/where"),

@@ -25,11 +25,12 @@ def test_a_lost_or_duplicated_row_is_reported(used: int) -> None:
 
 
 def test_as_dict_is_plain_json() -> None:
-    ledger = Ledger(Counter({"a.csv": 2}), Counter(used=2), {"train": {"利好": 2}})
+    ledger = Ledger(Counter({"a.csv": 2}), Counter(used=2), {"train": {"利好": 2}}, {"train": 2})
     plain = {
         "read": {"a.csv": 2},
         "buckets": {"used": 1, "used, truncated": 1},
         "splits": {"train": {"利好": 2}},
+        "rows": {"train": 2},
         "truncated": {"train": 1},
         "notes": [],
         "examples": {},

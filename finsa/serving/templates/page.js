@@ -205,6 +205,7 @@ function busy(on) {
 // ---------------------------------------------------------------------------------------------- answers
 
 const color = label => `c${Math.max(0, state.labels.indexOf(label)) % 6}`;
+const has = answer => answer.labels ?? [answer.prediction];
 const tag = (label, rest = "") => make("span", { className: "tag", lang: language(label) },
   make("span", { className: `dot ${color(label)}` }), label + rest);
 function bars(shares, paint) {
@@ -222,7 +223,7 @@ function row(answer, number) {
   if (answer.target) text.append(make("div", { className: "soft", lang: language(answer.target), textContent: answer.target }));
   if (answer.truncated) text.append(make("span", { className: "cut", lang: document.documentElement.lang, textContent: state.words.cut }));
   const cells = [
-    make("td", { className: "number", textContent: String(number) }), text, make("td", {}, tag(answer.prediction)),
+    make("td", { className: "number", textContent: String(number) }), text, make("td", {}, ...has(answer).map(label => tag(label))),
     make("td", { className: "wide" }, bars(answer.probs, color)),
   ];
   if (state.route) cells.push(make("td", { className: "wide" }, bars(answer.route ?? {}, (_, at) => `c${(at + 3) % 6}`)));
@@ -247,17 +248,17 @@ function redraw() {
 }
 function summarize() {
   const { answers } = state;
-  const counts = state.labels.map(label => [label, answers.filter(answer => answer.prediction === label).length]);
+  const counts = state.labels.map(label => [label, answers.filter(answer => has(answer).includes(label)).length]);
   $("summary").replaceChildren(...(answers.length > 1 ? counts.map(([label, number]) => tag(label, ` ${number}`)) : []));
   $("more").textContent = answers.length > SHOWN ? state.words.shown(SHOWN, answers.length) : "";
 }
 function save() {
   // A cell that a spreadsheet would run as a formula gets an apostrophe in front.
-  const cell = value => `"${String(value).replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
+  const cell = value => `"${String(value).replace(/^(?!-?[\d.]+$)[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
   const targeted = $("target") ? ["target"] : [];
-  const head = ["text", ...targeted, "label", ...state.labels.map(label => `p_${label}`), "truncated"];
+  const head = ["text", ...targeted, "number" in (state.answers[0] ?? {}) ? "number" : "label", ...state.labels.map(label => `p_${label}`), "truncated"];
   const lines = state.answers.map(answer =>
-    [answer.input, ...targeted.map(() => answer.target), answer.prediction, ...state.labels.map(label => answer.probs[label]), answer.truncated]);
+    [answer.input, ...targeted.map(() => answer.target), answer.number ?? answer.prediction, ...state.labels.map(label => answer.probs[label]), answer.truncated]);
   const content = "\ufeff" + [head, ...lines].map(line => line.map(cell).join(",")).join("\r\n") + "\r\n";
   const url = URL.createObjectURL(new Blob([content], { type: "text/csv" }));
   make("a", { href: url, download: "finsa.csv" }).click();
