@@ -278,8 +278,9 @@ def _scores(records: Sequence[Record], task: str) -> Table:
         row = [record["arm"], str(record["runs"])]
         for name in shown:
             spread = f" ± {_cell(record, f'{name}_sd')}" if record[f"{name}_sd"] is not None else ""
-            interval = f"({_cell(record, f'{name}_low')}-{_cell(record, f'{name}_high')})"
-            row.append(f"{_cell(record, name)}{spread} {interval}")
+            between = "-" if plain else " to "  # correlations may be negative
+            interval = f" ({_cell(record, f'{name}_low')}{between}{_cell(record, f'{name}_high')})"
+            row.append(f"{_cell(record, name)}{spread}{interval if record[f'{name}_low'] is not None else ''}")
         rows.append(row + [_cell(record, name) for name in further])
     marked = next((number for number, record in enumerate(records) if record["best"]), None)
     how = "accuracy: Wilson, F1: bootstrap over rows" if plain else "bootstrap over rows"

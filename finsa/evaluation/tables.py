@@ -223,13 +223,14 @@ def scores(reports: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     The best macro-F1, or of numbers the best RMSE, is highlighted only if its interval does not overlap any other.
     """
     rows, shown = [], scores_of(next(iter(reports.values())))
+    between = "-" if shown is SCORES else " to "  # correlations may be negative
     measures = list(dict.fromkeys(name for report in reports.values() for name in report.get("measures") or {}))
     for name, report in reports.items():
         cells = []
         for score in shown:
             interval, value = report["intervals"].get(score), report[score]
             known = MISSING if value is None else f"{value:.4f}"
-            cells.append(known + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""))
+            cells.append(known + (f" ({interval[0]:.3f}{between}{interval[1]:.3f})" if interval else ""))
         for measure in measures:
             value, interval = (report.get("measures") or {}).get(measure), report["intervals"].get(measure)
             known = MISSING if value is None else f"{value:.4f}"
