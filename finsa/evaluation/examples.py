@@ -13,6 +13,7 @@ from rich.text import Text
 from finsa.config import RunConfig
 from finsa.data.rows import IGNORE, Row
 from finsa.data.tokenized import TokenizedDataset, TrainingRows
+from finsa.data.values import TASKS, VALUES
 from finsa.evaluation import tables
 from finsa.evaluation.tables import visible
 
@@ -97,6 +98,8 @@ def examples(data: TokenizedDataset, cfg: RunConfig, count: int) -> list[Example
         count: rows per split: one of each class in turn, including a truncated row if there is one.
     """
     chosen = []
+    if data.task == "multi_label":  # whatever the default method of the command, only questions about labels suit it
+        cfg = cfg.model_copy(update={"method": cfg.method.model_copy(update={"loss_on": "label"})})
     for split, table in data.dataset.splits.items():
         if not table.height:
             continue
@@ -109,7 +112,7 @@ def examples(data: TokenizedDataset, cfg: RunConfig, count: int) -> list[Example
                 Example(
                     split=split,
                     id=row["id"],
-                    label=data.dataset.labels.names[row["label"]],
+                    label=_label(data, row),
                     segments=tuple(_segments(data, rows, at, text, trained)),
                     seen=trained,
                 )
@@ -117,12 +120,23 @@ def examples(data: TokenizedDataset, cfg: RunConfig, count: int) -> list[Example
     return chosen
 
 
+def _label(data: TokenizedDataset, row: dict[str, Any]) -> str:
+    """The class of a row; its number; or its labels."""
+    names = data.dataset.labels.names
+    if data.task == "regression":
+        return f"{row[VALUES][0]:g}"
+    if data.task == "multi_label":
+        return "; ".join(name for name, has in zip(names, row[VALUES], strict=True) if has) or "no label"
+    return names[row["label"]]
+
+
 def _rows(data: TokenizedDataset, cfg: RunConfig, split: str) -> TrainingRows:
     """The rows that training would use; for a held-out split, all rows in order."""
     if split == "train":
         return data.training_rows(cfg)
     gold = data.gold(split)
-    return TrainingRows(data.renderer, data.prompts(split), gold, list(range(len(gold))), cfg.method, None)
+    truth, order = data.truth(split) if data.task in TASKS else None, list(range(len(gold)))
+    return TrainingRows(data.renderer, data.prompts(split), gold, order, cfg.method, None, truth=truth)
 
 
 def _chosen(rows: TrainingRows, count: int) -> list[int]:
@@ -168,7 +182,10 @@ def _whole(data: TokenizedDataset, rows: TrainingRows, at: int) -> Row:
     row = rows[at]
     if "target" not in row or "text_span" in row:
         return row
-    answer = list(data.renderer.answers[row["target"]])
+    at_answer = row["target"]
+    if data.renderer.labels.yes_no:  # of the questions, that about the rarest label of the row is shown
+        at_answer = 2 * at_answer + (0 if row["values"][at_answer] else 1)
+    answer = list(data.renderer.answers[at_answer])
     return Row(input_ids=[*row["input_ids"], *answer], labels=[*row["labels"], *answer])
 
 

@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from finsa.config import InspectStage, Near
+from finsa.data import values
 from finsa.data.ledger import USED, Ledger
 from finsa.data.near_duplicates import NearDuplicates
 from finsa.data.tokenized import TokenizedDataset
@@ -63,8 +64,15 @@ def inspect(
 
 
 def used_rows(data: TokenizedDataset, files: pl.Series | None = None) -> pl.DataFrame:
-    """The used rows of all splits, concatenated, with the columns split and, if given, file."""
+    """The used rows of all splits, concatenated, with the columns split and, if given, file.
+
+    A row with several labels occurs once for each.
+    """
     frame = pl.concat(part.with_columns(pl.lit(split).alias("split")) for split, part in data.dataset.splits.items())
+    if data.task == "multi_label":
+        has = [np.flatnonzero(row).tolist() for row in values.matrix(frame, len(data.dataset.labels))]
+        frame = frame.with_columns(pl.Series("label", has, dtype=pl.List(pl.Int64))).explode("label")
+        frame = frame.filter(pl.col("label").is_not_null())
     return frame if files is None else frame.with_columns(files.alias("file"))
 
 

@@ -250,11 +250,12 @@ def write_page(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) 
         if split is not None and (folder.path / "confusion_matrix.png").is_file():
             title, alt = "Confusion matrix: rows, and shares of the true class", "The numbers of the table By class."
             matrices = [figures.Figure(folder.path / "confusion_matrix.png", title, alt)]
+        dots = []
         if split is not None and (folder.path / "numbers.png").is_file():
             alt = "predictions.jsonl has all of them."
-            matrices = [figures.Figure(folder.path / "numbers.png", "Predicted and true numbers", alt)]
+            dots = [figures.Figure(folder.path / "numbers.png", "Predicted and true numbers", alt)]
         sections = [
-            ("Scores", scores, []),
+            ("Scores", scores, dots),
             ("Classes", classes, matrices),
             ("Mixture", moe.tables(name, values), routers),
             ("Training", [], training),

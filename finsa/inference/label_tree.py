@@ -85,7 +85,8 @@ def tree_inputs(tree: LabelTree, lengths: torch.Tensor, s: int, dtype: torch.dty
     is_node = (node >= 0) & (node < m)
     between = is_node[:, :, None] & is_node[:, None, :]
     related = hardware.to_device(tree.ancestors(), device)[number[:, :, None], number[:, None, :]]
-    sees = torch.where(between, related, place[:, None] >= place)
+    # Not torch.where, which ONNX Runtime does not have for booleans.
+    sees = (between & related) | (~between & (place[:, None] >= place))
     depth = hardware.to_device(torch.tensor(tree.depths), device)[number]
     mask = torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill(~sees, torch.finfo(dtype).min)
     return {"attention_mask": mask[:, None], "position_ids": torch.where(is_node, lengths[:, None] - 1 + depth, place)}

@@ -33,6 +33,7 @@ SPLIT = "validation"
 # Largest differences of a probability with stage.difference=auto. Measured on the embedded default's 596 rows: 2e-6 for
 # ONNX in float32, 0.047 for ONNX in 8 bit.
 FLOAT32, ROUNDED = 1e-3, 0.1
+CLOSE = 0.01  # of the range: the difference up to which two numbers agree
 WEIGHTS = (".safetensors", ".onnx", ".data", ".bin", ".npz")  # endings of files with weights
 
 
@@ -59,7 +60,7 @@ class Receipt:
 
     Args:
         rows: number of compared validation rows.
-        agreement: share of equal predictions.
+        agreement: share of equal predictions; of several labels, each counts; numbers may differ by ``CLOSE``.
         largest_difference: largest difference of a probability, or of a number.
         run, export: measurements of both.
     """
@@ -197,7 +198,7 @@ def _compare(cfg: RunConfig, record: Record, labelled: tokenized.Labelled, folde
     assert isinstance(stage, ExportStage)
     texts = labelled.texts(SPLIT)[: stage.rows]
     print(f"comparing the export with the run on {len(texts):,} {SPLIT} rows", file=sys.stderr, flush=True)
-    sides, outputs, predicted = list[Side](), list[np.ndarray](), list[list[str]]()
+    sides, made = list[Side](), list[Predictions]()
     for name, source in (("run", record), ("export", predictor.read(str(folder)))):
         model = predictor.load(source, cfg.train.score_tokens, cfg.train.threads)
         predictions, milliseconds = _predict(model, texts, stage.timed, display, name)
@@ -209,12 +210,17 @@ def _compare(cfg: RunConfig, record: Record, labelled: tokenized.Labelled, folde
         dtype = str(base.dtype(source.cfg.model)).removeprefix("torch.")
         dtype = {"fp32": "float32", "int8": "int8"}.get(source.manifest.get("precision", ""), dtype)  # of an ONNX graph
         sides.append(Side(_scores(labelled, predictions), size, round(milliseconds, 3), dtype))
-        numbers = predictions.numbers.get("number")
-        outputs.append(predictions.probs if numbers is None else np.array(numbers))
-        predicted.append(predictions.predicted if numbers is None else [f"{number:.2f}" for number in numbers])
+        made.append(predictions)
+    values = [one.values for one in made if one.values is not None]
+    if record.labels.task == "regression":
+        outputs, span = values, record.labels.numbers[-1] - record.labels.numbers[0]
+        equal = np.abs(values[0] - values[1]) <= CLOSE * span
+    else:
+        outputs = [one.probs for one in made]
+        equal = values[0] == values[1] if values else np.equal(*(one.argmax(axis=1) for one in outputs))
     return Receipt(
         rows=len(texts),
-        agreement=float(np.mean([one == other for one, other in zip(*predicted, strict=True)])),
+        agreement=float(equal.mean()),
         largest_difference=float(np.abs(outputs[0] - outputs[1]).max()),
         run=sides[0],
         export=sides[1],

@@ -105,3 +105,71 @@ def test_logit_adjustment_applies_only_in_training(config: Configure, qwen_token
     shares = torch.tensor([10, 1, 4]).double() / 15
     expected = functional.cross_entropy(scores + shares.log(), torch.tensor(GOLD), reduction="sum")
     assert goal.total(model, batch(made, "lm", goal)).item() == pytest.approx(float(expected), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ numbers and sets
+
+
+def of_values(made: Renderer, goal: objective.Objective, values: list[list[float]]) -> dict[str, torch.Tensor]:
+    rows = [dict(made.row(prompt, 0, "label")) for prompt in made.encode(TEXTS)]
+    return Collator(0, goal.suffix)([{**row, "values": value} for row, value in zip(rows, values, strict=True)])
+
+
+def test_each_label_is_a_question_of_its_own(config: Configure, qwen_tokenizer: Any) -> None:
+    labels = LabelSpace(("价格", "风险"), ("价格", "风险"), "multi_label", ("{label}：是", "{label}：否"))
+    prompt, values = Prompt("文本：", "\n涉及"), [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
+    made, model = Renderer(qwen_tokenizer, prompt, labels, 64), model_for(qwen_tokenizer)
+    goal = objective.build(config("method=lora_label").method, made, [1, 1])
+    odds = []
+    for name in labels.words:  # one question at a time, each with its own prompt
+        alone = Renderer(qwen_tokenizer, prompt, LabelSpace(("y", "n"), (f"{name}：是", f"{name}：否")), 64)
+        log_probs = scoring.LabelScorer(model, alone, 1000)(TEXTS)
+        odds.append(log_probs[:, 0] - log_probs[:, 1])
+    together = scoring.scorer(model, made, 1000)(TEXTS)
+    np.testing.assert_allclose(together, np.stack(odds, axis=1), atol=1e-4)
+    expected = functional.binary_cross_entropy_with_logits(
+        torch.from_numpy(together), torch.tensor(values, dtype=torch.float64), reduction="none"
+    )
+    total = goal.total(model, of_values(made, goal, values))
+    assert total.item() == pytest.approx(float(expected.mean(dim=1).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("number", "target"),
+    [(-1, [1, 0, 0]), (-0.25, [0.25, 0.75, 0]), (0, [0, 1, 0]), (1.5, [0, 0.25, 0.75]), (2, [0, 0, 1])],
+)
+def test_a_number_divides_its_weight_between_two_anchors(number: float, target: list[float]) -> None:
+    anchors = (-1.0, 0.0, 2.0)
+    target = list(map(float, target))
+    assert np.dot(target, anchors) == pytest.approx(number)
+    scores = torch.tensor([[0.3, -1.0, 0.7]], requires_grad=True)
+    loss = objective.anchor_loss(anchors)(scores, torch.tensor([[number]]).float())
+    log_p = scores.detach().log_softmax(1)[0]
+    assert loss.item() == pytest.approx(-float(torch.tensor(target) @ log_p), rel=1e-6)
+    loss.sum().backward()
+    assert scores.grad is not None
+    torch.testing.assert_close(scores.grad[0], log_p.exp() - torch.tensor(target))
+
+
+def test_the_loss_of_anchors_reads_the_scores_of_the_scorer(config: Configure, qwen_tokenizer: Any) -> None:
+    labels = LabelSpace(("-1", "0", "1"), ("利空", "中性", "利好"), "regression")
+    made, model = Renderer(qwen_tokenizer, Prompt("文本：", "\n情感："), labels, 64), model_for(qwen_tokenizer)
+    goal = objective.build(config("method=lora_label").method, made, [1, 1, 1])
+    values = torch.tensor([[0.2], [-1.0], [0.9], [0.0]])
+    scores = torch.from_numpy(scoring.scorer(model, made, 1000)(TEXTS)).float()
+    expected = objective.anchor_loss(labels.numbers)(scores, values).sum()
+    assert goal.total(model, of_values(made, goal, values.tolist())).item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_regression_head_has_one_output_and_hubers_loss(config: Configure, qwen_tokenizer: Any) -> None:
+    labels = LabelSpace(("-1", "0", "1"), ("利空", "中性", "利好"), "regression")
+    made = Renderer(qwen_tokenizer, Prompt("文本：", "\n情感："), labels, 64)
+    model = Classifier(model_for(qwen_tokenizer), labels.outputs, 0.0, 1)
+    goal = objective.build(config("method=regression_head", "data=scored").method, made, [1, 1, 1])
+    values = torch.tensor([[0.2], [-1.0], [0.9], [0.0]])
+    prompts = zip(made.encode(TEXTS), values.tolist(), strict=True)
+    rows = [{**made.text_row(prompt, 0), "values": value} for prompt, value in prompts]
+    output = torch.from_numpy(scoring.scorer(model, made, 1000)(TEXTS)).float()
+    assert output.shape == (4, 1)
+    expected = functional.huber_loss(output, values, reduction="sum", delta=0.1)
+    assert goal.total(model, Collator(0)(rows)).item() == pytest.approx(float(expected), rel=1e-5)

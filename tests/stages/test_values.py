@@ -1,0 +1,258 @@
+"""Numbers and several labels: every stage reads a run of them in the same way, and its reports agree."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import commands
+import numpy as np
+import pytest
+import torch
+
+from finsa.config import RunConfig
+from finsa.errors import ConfigError
+from finsa.evaluation import report, value_metrics
+from finsa.inference import predictor
+from finsa.inference.export import PooledGraph
+from finsa.stages import evaluate, export, inspect, predict, train
+
+Compose = Callable[..., RunConfig]
+MOVES = {"暴涨": 0.9, "上涨": 0.5, "持平": 0.0, "下跌": -0.4, "暴跌": -0.9}
+TOPICS = {"股价": "股价{move}", "风险": "公司遭调查", "分红": "拟派现金红利"}
+TASKS = {
+    "regression": (
+        *("data.task=regression", "data.columns.label=score", "data.labels={-1: '利空', 0: '中性', 1: '利好'}"),
+        "data.prompt='文本：{text}\n情感：'",
+    ),
+    "multi_label": (
+        *("data.task=multi_label", "data.columns.label=topics", "data.labels=['股价','风险','分红']"),
+        *("data.answers=['{label}：是','{label}：否']", "data.prompt='文本：{text}\n涉及'"),
+    ),
+}
+METHODS = {
+    "regression": ("lora_label", "regression_head", "tfidf_lr", "majority"),
+    "multi_label": ("lora_label", "classifier", "tfidf_lr", "majority"),
+}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts whose words determine a number and a set of labels."""
+    folder, draw = tmp_path_factory.mktemp("rows"), random.Random(1)
+    for split, count in (("train", 128), ("valid", 40), ("test", 40)):
+        lines = []
+        for number in range(count):
+            move, topics = draw.choice(list(MOVES)), [name for name in TOPICS if draw.random() < 0.5]
+            parts = [TOPICS[name].format(move=move) for name in topics]
+            text = f"{split}{number}，今日{move}，" + "，".join(parts)
+            lines.append({"id": f"{split}{number}", "text": text, "score": MOVES[move], "topics": topics})
+        content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / f"{split}.jsonl").write_text(content, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(config: Compose, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """The folder of a finished run of a task and method."""
+    done: dict[tuple[str, str], Path] = {}
+
+    def of(task: str, method: str) -> Path:
+        if (task, method) not in done:
+            words = ("data=table", *TASKS[task], f"data.files={rows}", "data.max_length=80", "data.cache=null")
+            more = ("train.max_steps=24", "train.validate_every=12", "train.learning_rate=3e-3", "model.dtype=float32")
+            base = tmp_path_factory.mktemp(f"{task}_{method}")
+            folder = train.run(
+                config(
+                    *(*words, *more, f"method={method}", "tracking=none", "stage.compare_base=false"),
+                    f"output_dir={base}",
+                )
+            ).run_dir
+            assert folder is not None
+            done[task, method] = folder
+        return done[task, method]
+
+    return of
+
+
+def _lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _test_scores(run: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"]
+    return values
+
+
+@pytest.mark.parametrize("method", METHODS["regression"])
+def test_the_scores_of_numbers_are_those_of_the_predictions(runs: Callable[..., Path], method: str) -> None:
+    run = runs("regression", method)
+    lines, scores = _lines(run), _test_scores(run)
+    true, guess = (np.array([[line[key]] for line in lines]) for key in ("gold", "number"))
+    for name, value in value_metrics.values("regression", true, guess).items():
+        assert scores[name] is None if np.isnan(value) else scores[name] == pytest.approx(value, abs=1e-5), name
+    if method == "lora_label":
+        expected = [line["probs"]["利好"] - line["probs"]["利空"] for line in _renamed(lines)]
+        assert [line["number"] for line in lines] == pytest.approx(expected, abs=1e-5)
+    if method in ("lora_label", "regression_head", "tfidf_lr"):  # the words determine the number
+        assert scores["rmse"] < 0.8 * _test_scores(runs("regression", "majority"))["rmse"]
+
+
+def _renamed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    words = {"-1": "利空", "0": "中性", "1": "利好"}
+    return [{**line, "probs": {words[name]: prob for name, prob in line["probs"].items()}} for line in lines]
+
+
+@pytest.mark.parametrize("method", METHODS["multi_label"])
+def test_the_scores_of_sets_are_those_of_the_predictions(runs: Callable[..., Path], method: str) -> None:
+    run = runs("multi_label", method)
+    lines, scores = _lines(run), _test_scores(run)
+    thresholds = json.loads((run / "run.json").read_text(encoding="utf-8"))["calibration"]["thresholds"]
+    for line in lines:
+        assert line["label"] == [name for name in TOPICS if line["probs"][name] > thresholds[name] - 1e-6]
+    true, guess = (np.array([[float(n in line[key]) for n in TOPICS] for line in lines]) for key in ("gold", "label"))
+    for name, value in value_metrics.values("multi_label", true, guess).items():
+        assert scores[name] == pytest.approx(value), name
+    if method != "majority":
+        assert scores["macro_f1"] > 0.1 + _test_scores(runs("multi_label", "majority"))["macro_f1"]
+
+
+@pytest.mark.parametrize(
+    ("task", "method"), [("regression", "lora_label"), ("regression", "tfidf_lr"), ("multi_label", "lora_label")]
+)
+def test_evaluation_file_and_service_repeat_the_predictions(
+    config: Compose, runs: Callable[..., Path], rows: Path, tmp_path: Path, task: str, method: str
+) -> None:
+    run = runs(task, method)
+    lines = _lines(run)
+    again = evaluate.run(config("stage=evaluate", f"run={run}", "tracking=none", f"output_dir={tmp_path}")).run_dir
+    assert again is not None
+    assert _lines(again) == lines
+    assert _test_scores(again) == _test_scores(run)
+    output = tmp_path / "out.csv"
+    predict.run(config("stage=predict", f"run={run}", f"input={rows / 'test.jsonl'}", f"output={output}"))
+    with output.open(encoding="utf-8") as file:
+        answers = list(csv.DictReader(file))
+    with commands.serving(tmp_path / "service", f"run={run}") as (_, client):
+        served = client.post("/predict/batch", json={"texts": [line["text"] for line in lines]}).json()["predictions"]
+        metrics = client.get("/metrics").text
+    if task == "regression":
+        numbers = [line["number"] for line in lines]
+        assert [float(row["number"]) for row in answers] == pytest.approx(numbers, abs=1e-4)
+        assert [one["number"] for one in served] == pytest.approx(numbers, abs=1e-4)
+        assert "label" not in answers[0]
+        assert 'label="number"' in metrics  # one series, whatever the numbers
+    else:
+        assert [row["label"] for row in answers] == ["; ".join(line["label"]) for line in lines]
+        assert [one["labels"] for one in served] == [line["label"] for line in lines]
+        assert served[0]["probs"] == pytest.approx(lines[0]["probs"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "form"),
+    [
+        *(("regression", "lora_label", "merged"), ("regression", "regression_head", "merged")),
+        *(("multi_label", "lora_label", "onnx"), ("multi_label", "classifier", "merged")),
+    ],
+)
+def test_an_export_predicts_as_its_run_and_its_card_too(
+    config: Compose, runs: Callable[..., Path], tmp_path: Path, task: str, method: str, form: str
+) -> None:
+    run = runs(task, method)
+    words = ("stage=export", f"run={run}", f"format={form}", f"output={tmp_path / 'out'}", "stage.timed=1")
+    receipt = export.run(config(*words)).metrics["receipt"]
+    assert receipt["agreement"] == 1
+    assert receipt["largest_difference"] < 1e-3
+    measure = "rmse" if task == "regression" else "macro_f1"
+    assert receipt["run"][measure] == pytest.approx(receipt["export"][measure], abs=1e-5)
+    text = _lines(run)[0]["text"]
+    one, other = (predictor.restore(str(folder), 1000)([text]) for folder in (run, tmp_path / "out"))
+    assert one.values == pytest.approx(other.values, abs=1e-3)
+    if method == "lora_label" or form == "onnx":
+        card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+        code = card.split("```python\n")[1].split("```")[0]
+        code = code[: code.rindex("print(")].replace('"."', f'"{tmp_path / "out"}"').replace('"model.onnx"', "GRAPH")
+        scope: dict[str, Any] = {"GRAPH": str(tmp_path / "out" / "model.onnx")}
+        exec(code, scope)
+        if task == "regression":
+            assert scope["number"](text) == pytest.approx(float(other.values[0, 0]), abs=1e-4)  # type: ignore[index]
+        else:
+            probs = dict(zip(other.labels, other.probs[0].tolist(), strict=True))
+            assert scope["probabilities"](text) == pytest.approx(probs, abs=1e-4)
+
+
+@pytest.mark.parametrize(("task", "method"), [("regression", "regression_head"), ("multi_label", "classifier")])
+def test_the_graph_of_a_head_has_the_outputs_of_its_run(runs: Callable[..., Path], task: str, method: str) -> None:
+    run = runs(task, method)
+    with_head = predictor.restore(str(run), 1000)
+    renderer, text = with_head.renderer, _lines(run)[0]["text"]
+    assert renderer is not None
+    prompt = renderer.until_text_end(renderer.encode([text])[0])
+    graph = PooledGraph(with_head.model, renderer, with_head.temperature).eval()
+    with torch.no_grad():
+        scores, probs = graph(torch.tensor([[*prompt, 0, 0]]), torch.tensor([len(prompt)]))
+    found = with_head([text])
+    assert scores.numpy() == pytest.approx(found.log_probs, abs=1e-4)
+    assert probs.numpy() == pytest.approx(found.log_probs if task == "regression" else found.probs, abs=1e-4)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_sequence_classifier_and_generated_answers_are_refused(
+    config: Compose, runs: Callable[..., Path], tmp_path: Path, task: str
+) -> None:
+    run, place = runs(task, "lora_label"), f"output_dir={tmp_path}"
+    with pytest.raises(ConfigError, match=f"one class per text, and this is {task}; choose format=onnx"):
+        export.run(config("stage=export", f"run={run}", "format=classifier", f"output={tmp_path / 'x'}"))
+    with pytest.raises(ConfigError, match=f"generate needs one class per row, and this is task={task}"):
+        evaluate.run(config("stage=evaluate", f"run={run}", "stage.protocol=generate", "tracking=none", place))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_report_ranks_and_tests_the_runs(
+    config: Compose, runs: Callable[..., Path], tmp_path: Path, task: str
+) -> None:
+    folders = [runs(task, method) for method in METHODS[task]]
+    stage: Any = config("stage=report", f"runs={folders[0]}").stage
+    made = report.build(folders, stage, None, {})
+    report.write(made, tmp_path)
+    assert made.comparison is not None
+    measure, order = ("rmse", 1) if task == "regression" else ("macro_f1", -1)
+    records = made.comparison.records
+    values = [record[measure] for record in records]
+    assert values == sorted(values, key=lambda value: order * value)
+    by_name = {record["arm"]: record for record in records}
+    for method, folder in zip(METHODS[task], folders, strict=True):
+        scores = _test_scores(folder)
+        assert by_name[method][measure] == pytest.approx(scores[measure], abs=1e-5)
+        assert [by_name[method][f"{measure}_low"], by_name[method][f"{measure}_high"]] == scores["intervals"][measure]
+    worst = by_name["majority"]
+    assert worst["vs_best_difference"] == pytest.approx(worst[measure] - values[0])
+    assert worst["vs_best_verdict"] == "worse"
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "figures/scores.png" in page
+    assert (tmp_path / "figures" / "scores.png").stat().st_size > 5000
+    assert "confusion" not in page
+    assert ("By class" in page) == (task == "multi_label")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_page_of_a_run(runs: Callable[..., Path], task: str) -> None:
+    run = runs(task, "lora_label")
+    page, scores = (run / "run.html").read_text(encoding="utf-8"), _test_scores(run)
+    assert f"{scores['rmse' if task == 'regression' else 'macro_f1']:.4f}" in page
+    assert (run / "numbers.png").is_file() == (task == "regression")
+    assert not (run / "confusion_matrix.png").exists()
+
+
+def test_inspection_counts_a_row_for_each_of_its_labels(config: Compose, rows: Path, tmp_path: Path) -> None:
+    words = (*TASKS["multi_label"], f"data.files={rows}", "data.max_length=80", "data.cache=null")
+    found = inspect.run(config("stage=inspect", "data=table", *words, f"output_dir={tmp_path}")).run_dir
+    assert found is not None
+    given = [json.loads(line) for line in (rows / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    of_train = json.loads((found / "inspect.json").read_text(encoding="utf-8"))["splits"]["train"]
+    assert of_train["rows"] == len(given)
+    assert of_train["labels"] == {name: sum(name in row["topics"] for row in given) for name in TOPICS}
