@@ -8,11 +8,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import compositions
 import torch
 from base_models import small, write_experts
 from transformers import TrainerCallback
 
-from finsa.config import Adapter, Loss, MoeJointStage, RunConfig, compose
+from finsa.config import Adapter, MoeJointStage, RunConfig, compose
 from finsa.data.rows import IGNORE, Row
 from finsa.inference.label_tree import LabelTree
 from finsa.models import adapters
@@ -65,8 +66,8 @@ def objective(kind: str, model: Any = None) -> Objective:
         return joint(tokens(), model, 1.5, 0.0)
     if "tokens" in kind:
         return tokens()
-    values = {"name": "focal", "gamma": 2.0, "smoothing": 0.1, "spread": 0.5, "class_weights": "none", "beta": 0.9}
-    loss = Loss.model_validate({**values, "logit_adjustment": 1.0})
+    values = {"name": "focal", "gamma": 2.0, "smoothing": 0.1, "beta": 0.9, "logit_adjustment": 1.0}
+    loss = compositions.config("method=lora_label").method.loss.model_copy(update=values)
     if kind == "classifier":
         return choice(classifier_logits, loss, COUNTS)
     return choice(label_word_log_probs(TREE), loss, COUNTS, TREE.tokens)

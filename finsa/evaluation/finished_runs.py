@@ -436,4 +436,7 @@ def _names(settings: Sequence[dict[str, str]]) -> tuple[list[str], dict[str, lis
 
 def _differing(settings: Sequence[dict[str, str]]) -> list[str]:
     keys = dict.fromkeys(key for one in settings for key in one)
-    return [key for key in keys if len({one.get(key) for one in settings}) > 1]
+    found = [key for key in keys if len({one.get(key) for one in settings}) > 1]
+    if "data.name" in found:  # a data set's name stands for its prompt and other settings
+        found = [key for key in found if key == "data.name" or not key.startswith("data.")]
+    return found

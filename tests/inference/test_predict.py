@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from finsa.data.labels import LabelSpace
 from finsa.data.schema import Reading
 from finsa.errors import RunError
 from finsa.inference import predict
@@ -34,7 +35,7 @@ class Mixed:
 
 
 def mixture() -> Predictor:
-    labels = SimpleNamespace(names=("up", "down"))
+    labels = LabelSpace(("up", "down"), ("up", "down"))
     cfg = SimpleNamespace(data=SimpleNamespace(task="classification"))
     record: Any = SimpleNamespace(cfg=cfg, facts={}, path=None, name="run", labels=labels, temperature=1.0)
     return Predictor(record, Mixed(), "whole label")

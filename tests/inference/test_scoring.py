@@ -9,6 +9,7 @@ from base_models import EXTRA, small
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finsa.data.labels import LabelSpace
 from finsa.data.rows import Encoded
 from finsa.errors import ModelError
 from finsa.inference.label_tree import LabelTree, scored_answers
@@ -29,6 +30,8 @@ class FakeRenderer:
 
     def __init__(self, answers: list[tuple[int, ...]]) -> None:
         self.answers = answers
+        names = tuple(map(str, answers))
+        self.labels = LabelSpace(names, names)
 
 
 def prompts(seed: int = 0, rows: int = 9) -> list[list[int]]:

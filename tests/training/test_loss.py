@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import compositions
 import pytest
 import torch
 from base_models import EXTRA, small
@@ -85,15 +86,7 @@ def test_a_rows_weight_counts_for_each_of_its_tokens() -> None:
 
 
 def loss(name: str = "cross_entropy", **changed: Any) -> Loss:
-    values = {
-        "gamma": 2.0,
-        "smoothing": 0.0,
-        "spread": 0.5,
-        "class_weights": "none",
-        "beta": 0.99,
-        "logit_adjustment": 0.0,
-    }
-    return Loss.model_validate({"name": name, **values, **changed})
+    return compositions.config("method=lora_label").method.loss.model_copy(update={"name": name, **changed})
 
 
 ADAPTIVE = loss("adaptive_balanced", smoothing=0.1)
