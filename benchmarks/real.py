@@ -40,7 +40,9 @@ def keep(sweep: Path, name: str) -> Path:
     place = RESULTS / "real" / name
     place.mkdir(parents=True, exist_ok=True)
     shutil.copy(sweep / "report.csv", place)
-    shutil.copy(sweep / "figures" / "f1.png", place)
+    for chart in ("f1.png", "scores.png"):  # the second of numbers and sets of labels
+        if (sweep / "figures" / chart).is_file():
+            shutil.copy(sweep / "figures" / chart, place)
     (place / "report.md").write_text(_without_places((sweep / "report.md").read_text(encoding="utf-8"), sweep))
     runs: dict[str, Any] = {}
     for file in sorted(sweep.glob("*/job.json"), key=lambda file: int(file.parent.name)):
