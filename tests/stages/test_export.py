@@ -302,7 +302,7 @@ def test_the_tolerance_depends_on_the_dtypes_of_both_sides(
 ) -> None:
     stage = config(*SHORT, "run=some", "format=onnx", *words.split()).stage
     assert isinstance(stage, ExportStage)
-    sides = [export.Side(0.8, 0.8, 1, 1.0, name) for name in types]
+    sides = [export.Side({"macro_f1": 0.8}, 1, 1.0, name) for name in types]
     assert export.Receipt(10, 1.0, most, *sides).faults(stage) == []
     worse = f"the largest difference {1.01 * most:.3g} is above stage.difference={told}"
     assert export.Receipt(10, 1.0, 1.01 * most, *sides).faults(stage) == ([] if told is None else [worse])
