@@ -103,7 +103,7 @@ def test_a_poor_trial_is_stopped_and_marked(config: Callable[..., RunConfig], tm
     folder = run_folder.RunFolder(tmp_path, {})
     words = [FEW, "train=smoke", "train.batch_size=4", "train.validate_every=1", "tracking=none"]
     job = Job(("stage=search", *words), {}, (), tmp_path, None, 0)
-    line = search._trial(optuna, study, cfg.stage, folder, 0, Session(job))
+    line = search._trial(optuna, study, cfg.stage, folder, 0, Session(job), "macro_f1")
     assert "pruned: after 1 steps" in line
     assert study.told == [((), {"state": optuna.trial.TrialState.PRUNED})]
     facts = json.loads((tmp_path / "trials" / "001" / "run.json").read_text(encoding="utf-8"))
