@@ -39,6 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from finsa.config import compose
+from finsa.data.labels import LabelSpace
 from finsa.data.rows import Encoded
 from finsa.inference import export, loading
 from finsa.inference.generation import Generator
@@ -76,6 +77,7 @@ def stand_in(vocabulary: int, ends: Any) -> Any:
     """What scorers ask of a renderer, with labels of one token as positive, neutral and negative are."""
     return SimpleNamespace(
         answers=[(31587,), (59568,), (42224,)] if vocabulary > 60_000 else [(407,), (411,), (408,)],
+        labels=LabelSpace(("positive", "neutral", "negative"), ("positive", "neutral", "negative")),
         end=ends if isinstance(ends, int) else 0,
         encode=lambda texts: prompts(len(texts), 1, HEAD, TAIL),
         suffix=[],

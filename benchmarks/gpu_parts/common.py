@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from finsa.cli import QUIET
+from finsa.data.labels import LabelSpace
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)
@@ -121,7 +122,9 @@ def stand_in(answers: Sequence[tuple[int, ...]]) -> Any:
     spell = SimpleNamespace(
         decode=lambda ids: "", batch_decode=lambda found, **_: [" ".join(map(str, ids)) for ids in found]
     )
-    return SimpleNamespace(answers=list(answers), labels=list(answers), end=0, suffix=[], tokenizer=spell)
+    names = tuple(map(str, answers))
+    labels = LabelSpace(names, names)
+    return SimpleNamespace(answers=list(answers), labels=labels, end=0, suffix=[], tokenizer=spell)
 
 
 def wake(model: torch.nn.Module) -> None:
