@@ -64,8 +64,8 @@ class RunFolder:
         self.write_json("run.json", self.facts)
 
     def write_json(self, name: str, values: Any) -> None:
-        """Write a JSON file atomically."""
-        self.write_text(name, json.dumps(values, ensure_ascii=False, indent=1) + "\n")
+        """Write a JSON file atomically; NaN, which JSON does not have, becomes null."""
+        self.write_text(name, json.dumps(_defined(values), ensure_ascii=False, indent=1) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file atomically; with several processes, process 0 writes."""
@@ -88,11 +88,20 @@ class RunFolder:
         return self.path / "log.jsonl"
 
     def log(self, step: int, record: dict[str, float]) -> None:
-        """Append a record to ``log.jsonl``."""
+        """Append a record to ``log.jsonl``, without values that are not defined (NaN)."""
         if not processes.is_main():
             return
         with self.log_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **record}) + "\n")
+            known = {name: value for name, value in _defined(record).items() if value is not None}
+            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **known}) + "\n")
+
+
+def _defined(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _defined(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_defined(value) for value in values]
+    return None if isinstance(values, float) and math.isnan(values) else values
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -164,7 +165,7 @@ def fit(
     state, validated = trainer.state, trainer.validated
     return Fitted(
         steps=state.global_step,
-        best=state.best_metric,
+        best=state.best_metric if state.best_metric is not None and math.isfinite(state.best_metric) else None,
         best_validation=validated.index(step) if (step := state.best_global_step) in validated else None,
         seconds=trainer.seconds,
         tokens=int(processes.all_reduce(np.array([int(trainer.tokens)]))[0]),

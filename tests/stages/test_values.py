@@ -35,8 +35,8 @@ TASKS = {
     ),
 }
 METHODS = {
-    "regression": ("lora_label", "regression_head", "tfidf_lr", "majority"),
-    "multi_label": ("lora_label", "classifier", "tfidf_lr", "majority"),
+    "regression": ("lora_label", "regression_head", "tfidf_lr", "textcnn", "majority"),
+    "multi_label": ("lora_label", "classifier", "tfidf_lr", "textcnn", "majority"),
 }
 
 
@@ -100,6 +100,20 @@ def test_the_scores_of_numbers_are_those_of_the_predictions(runs: Callable[..., 
         assert [line["number"] for line in lines] == pytest.approx(expected, abs=1e-5)
     if method in ("lora_label", "regression_head", "tfidf_lr"):  # the words determine the number
         assert scores["rmse"] < 0.8 * _test_scores(runs("regression", "majority"))["rmse"]
+
+
+@pytest.mark.parametrize("method", ["majority", "tfidf_lr", "lora_label"])
+def test_undefined_correlations_are_null_in_strict_json(runs: Callable[..., Path], method: str) -> None:
+    run = runs("regression", method)
+
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} is not JSON")
+
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    log = run / "log.jsonl"
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
+        assert None not in json.loads(line, parse_constant=refuse).values()
+    assert (metrics["validation"]["pearson"] is None) == (method == "majority")
 
 
 def _renamed(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -125,6 +125,20 @@ def test_a_stopped_fit_resumes_to_the_same_weights(tmp_path: Path, tokenizer: An
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_a_checkpoint_with_an_undefined_measure_is_not_the_best(tmp_path: Path, tokenizer: Any) -> None:
+    scores, found = iter([float("nan"), 0.2, float("nan")]), list[fit.Fitted]()
+    words = ("train.select_by=mcc", "train.validate_every=2")
+    train(tmp_path, tokenizer, *words, validate=lambda _: {"loss": 1.0, "mcc": next(scores)}, found=found)
+    assert (found[0].best, found[0].best_validation) == (0.2, 1)
+
+
+def test_no_defined_measure_is_no_best_score(tmp_path: Path, tokenizer: Any) -> None:
+    found = list[fit.Fitted]()
+    words = ("train.select_by=mcc", "train.validate_every=3")
+    train(tmp_path, tokenizer, *words, validate=lambda _: {"loss": 1.0, "mcc": float("nan")}, found=found)
+    assert found[0].best is None
+
+
 def test_the_best_validation_decides_which_weights_stay(tmp_path: Path, tokenizer: Any) -> None:
     kept = []
 
