@@ -8,7 +8,6 @@ Letters: b rows of a batch, s units, e width of an embedding, f filters or state
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import random
@@ -276,12 +275,13 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Backpropagate the loss of a batch and clip the gradient norm to 1; returns the loss and the unclipped norm."""
     logits, targets = _logits(network, [rows[row] for row in batch]), np.asarray(labels)[list(batch)]
-    if cfg.data.task in TASKS:
-        values = torch.from_numpy(targets).float().to(base.device())
-        single = functools.partial(huber_loss, delta=cfg.method.loss.delta)
-        loss = (single if cfg.data.task == "regression" else binary_cross_entropy_with_logits)(logits, values)
+    expected = torch.from_numpy(targets).to(base.device())
+    if cfg.data.task == "regression":
+        loss = huber_loss(logits, expected.float(), delta=cfg.method.loss.delta)
+    elif cfg.data.task == "multi_label":
+        loss = binary_cross_entropy_with_logits(logits, expected.float())
     else:
-        loss = cross_entropy(logits, torch.from_numpy(targets).to(base.device()))
+        loss = cross_entropy(logits, expected)
     network.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach(), torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from finsa.config.base import FolderName, Fraction, Label, Name, Section, placeholders
+from finsa.config.base import MEASURES, FolderName, Fraction, Label, Name, Section, placeholders
 
 Files = str | tuple[str, ...]
 Policy = Literal["error", "drop", "keep"]
@@ -244,6 +244,9 @@ class Data(Section):
     def _check_task(self) -> None:
         """Refuse labels and settings that do not suit the task."""
         task, names = self.task, list(self.labels or ())
+        for name, part in (self.parts or {}).items():
+            if part.task in MEASURES:
+                raise ValueError(f"parts.{name}.task={part.task} needs a data set of its own")
         if task == "classification":
             return
         if self.labels is None:

@@ -11,12 +11,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from finsa.config import Data
+from finsa.config.base import MEASURES
 from finsa.config.data import finite_number
 from finsa.data.cleaning import OPEN, decide, keep_domain
 from finsa.data.labels import LabelSpace, respell, translate
 from finsa.errors import suggest
 
-TASKS = ("regression", "multi_label")
+TASKS = tuple(MEASURES)
 VALUES = "values"  # column with a list per row: its number, or a 1 for each label that it has and a 0 for the others
 NOT_LABELS = "unreadable: the labels are neither a text nor a list of texts"
 KEY = "data.on_unknown_label"

@@ -79,9 +79,13 @@ def compare(groups: Sequence[RunGroup], options: ReportStage) -> Comparison:
         one, other = ranked[first], ranked[second]
         run = one.runs[0]
         if task in MEASURES:
-            runs, seed = [*one.predicted, *other.predicted], options.seed
-            drawn = value_metrics.resampled(task, run.truth, runs, samples, seed)[measure]
-            return _paired(drawn, [value_metrics.values(task, run.truth, each)[measure] for each in runs], one, seed)
+            runs = [*one.predicted, *other.predicted]
+            scores = value_metrics.resampled(task, run.truth, runs, samples, options.seed)[measure]
+            means = [
+                np.mean([value_metrics.values(task, run.truth, each)[measure] for each in group.predicted])
+                for group in (one, other)
+            ]
+            return float(means[0] - means[1]), statistics.between(scores, len(one.runs), options.seed)
         return statistics.paired_draws(run.gold, one.predicted, other.predicted, len(run.labels), samples, options.seed)
 
     for reference, prefix in ((ranked.index(baseline), ""), (0, "vs_best_")):
@@ -215,22 +219,6 @@ def _value_scores(group: RunGroup, options: ReportStage) -> Record:
         for name in ("precision", "recall", "f1"):
             record[f"{name}_{label}"] = _mean([one.report["per_class"][label][name] for one in group.runs])
     return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in record.items()}
-
-
-def _paired(
-    drawn: NDArray[np.float64], found: list[float], first: RunGroup, seed: int
-) -> tuple[float, NDArray[np.float64]]:
-    """Difference of two groups' means, and its draws, as in `statistics.paired_draws`.
-
-    Args:
-        drawn: measures of the runs of both groups on resampled rows, (a + b, samples).
-        found: their measures on all rows.
-        first: the group of the first a runs.
-        seed: of the bootstrap.
-    """
-    a = len(first.runs)
-    differences = statistics.over_seeds(drawn[:a], seed + 1) - statistics.over_seeds(drawn[a:], seed + 2)
-    return float(np.mean(found[:a]) - np.mean(found[a:])), differences
 
 
 def _costs(group: RunGroup) -> Record:

@@ -320,7 +320,7 @@ def comparable(
 def _differences(first: Run, other: Run, training_rows: str) -> Iterator[str]:
     if first.task != other.task:
         yield f"tasks: {first.task} against {other.task}"
-    if first.labels != other.labels:
+    elif first.labels != other.labels:
         yield f"labels: {', '.join(first.labels)} against {', '.join(other.labels)}"
     one, its = _describe_data(first, other), _describe_data(other, first)
     if first.rows != other.rows:

@@ -101,8 +101,17 @@ def paired_draws(
         The difference, first minus second, and the differences on resampled rows, (samples,).
     """
     scores = resampled(gold, np.vstack([first, second]), classes, samples, seed)["macro_f1"]
-    drawn = over_seeds(scores[: len(first)], seed + 1) - over_seeds(scores[len(first) :], seed + 2)
-    return _macro_f1(gold, first, classes) - _macro_f1(gold, second, classes), drawn
+    return _macro_f1(gold, first, classes) - _macro_f1(gold, second, classes), between(scores, len(first), seed)
+
+
+def between(scores: NDArray[np.float64], first: int, seed: int) -> NDArray[np.float64]:
+    """Differences of the means of two groups of runs on resampled rows, (samples,).
+
+    Args:
+        scores: of the runs of both groups, (a + b, samples).
+        first: number of runs of the first group, a.
+    """
+    return over_seeds(scores[:first], seed + 1) - over_seeds(scores[first:], seed + 2)
 
 
 def differences(pairs: Sequence[tuple[float, NDArray[np.float64]]], sign: int = 1) -> list[Difference]:

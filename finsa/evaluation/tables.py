@@ -218,17 +218,18 @@ def scores_of(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def scores(reports: Mapping[str, Mapping[str, Any]], title: str) -> Table:
-    """Reports of one task side by side, with their 95 % intervals.
+    """Reports side by side, with their 95 % intervals; reports of several tasks have the columns of each.
 
     The best macro-F1, or of numbers the best RMSE, is highlighted only if its interval does not overlap any other.
     """
-    rows, shown = [], scores_of(next(iter(reports.values())))
-    between = "-" if shown is SCORES else " to "  # correlations may be negative
+    rows = []
+    shown = {name: title for report in reports.values() for name, title in scores_of(report).items()}
+    between = "-" if shown == SCORES else " to "  # correlations may be negative
     measures = list(dict.fromkeys(name for report in reports.values() for name in report.get("measures") or {}))
     for name, report in reports.items():
         cells = []
         for score in shown:
-            interval, value = report["intervals"].get(score), report[score]
+            interval, value = report["intervals"].get(score), report.get(score)
             known = MISSING if value is None else f"{value:.4f}"
             cells.append(known + (f" ({interval[0]:.3f}{between}{interval[1]:.3f})" if interval else ""))
         for measure in measures:
@@ -238,7 +239,7 @@ def scores(reports: Mapping[str, Mapping[str, Any]], title: str) -> Table:
         rows.append([name, f"{report['n']:,}", *cells])
     best = clear_winner(reports)
     marked = None if best is None else list(reports).index(best)
-    plain = shown is SCORES
+    plain = shown == SCORES
     caption = f"95 % intervals: {'accuracy Wilson, F1 ' if plain else ''}bootstrap over rows"
     columns = ["", "rows", *shown.values(), *(name.replace("_", " ") for name in measures)]
     optional = (6, 5, 4, 1) if plain else (*range(len(shown) + 1, 2, -1), 1)
@@ -247,7 +248,10 @@ def scores(reports: Mapping[str, Mapping[str, Any]], title: str) -> Table:
 
 def clear_winner(reports: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The report whose interval of macro-F1, or of RMSE, is better than all others; None if there is none."""
-    measure = headline(next(iter(reports.values()), {}).get("task"))
+    tasks = {report.get("task") for report in reports.values()}
+    if len(tasks) != 1:
+        return None
+    measure = headline(*tasks)
     sign = -1 if measure in LOWER_IS_BETTER else 1
     ranked = sorted(reports, key=lambda name: -sign * reports[name][measure])
     if len(ranked) < 2:
@@ -261,13 +265,15 @@ def write_comparison(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> 
     folder.mkdir(parents=True, exist_ok=True)
     with files.replacing(folder / "comparison.csv") as place, place.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        first = next(iter(reports.values()), {})
-        shown, measure = scores_of(first), headline(first.get("task"))
-        writer.writerow(["job", "n", *shown, f"{measure}_low", f"{measure}_high"])
+        shown = list(dict.fromkeys(name for report in reports.values() for name in scores_of(report)))
+        measures = list(dict.fromkeys(headline(report.get("task")) for report in reports.values()))
+        ends = [f"{measure}_{end}" for measure in measures for end in ("low", "high")]
+        writer.writerow(["job", "n", *shown, *ends])
         for name, report in reports.items():
             values = ["" if report.get(score) is None else f"{report[score]:.6f}" for score in shown]
-            ends = report["intervals"].get(measure, ())
-            writer.writerow([name, report["n"], *values, *(f"{end:.6f}" for end in ends)])
+            found = [report["intervals"].get(measure, ("", "")) for measure in measures]
+            values += [end if end == "" else f"{end:.6f}" for interval in found for end in interval]
+            writer.writerow([name, report["n"], *values])
     files.write_text(folder / "comparison.json", json.dumps(reports, ensure_ascii=False, indent=1) + "\n")
 
 

@@ -119,11 +119,9 @@ class Predictions:
         """``level``, the expected level of ordered labels, or ``number``, the predicted number, of each text."""
         if self.task == "ordinal":
             return {"level": metrics.expected_level(self.probs).round(6).tolist()}
-        return (
-            {"number": self.values[:, 0].round(6).tolist()}
-            if self.task == "regression" and self.values is not None
-            else {}
-        )
+        if self.task == "regression" and self.values is not None:
+            return {"number": self.values[:, 0].round(6).tolist()}
+        return {}
 
     @property
     def sets(self) -> list[list[str]] | None:

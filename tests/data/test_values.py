@@ -122,6 +122,8 @@ def test_rows_are_split_by_their_rarest_label(config: Configure, tmp_path: Path)
     data = dataset.load(config(*TOPICS, f"data.files={tmp_path / 'rows.jsonl'}", "data.split.rule=by_class").data)
     counts = {split: values.matrix(part, 3).sum(axis=0).tolist() for split, part in data.splits.items()}
     assert counts == {"train": [80, 16, 0], "validation": [10, 2, 0], "test": [10, 2, 0]}
+    for part in data.splits.values():
+        assert part["label"].to_list() == [int(has[1]) for has in values.matrix(part, 3)]  # risk if it has it, or price
 
 
 def test_the_cache_keeps_values_and_labels(config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +164,10 @@ def test_the_cache_keeps_values_and_labels(config: Configure, tmp_path: Path, mo
         ((*TOPICS[1:3], TOPICS[-1], "method=lora_label", "data.separator=ri"), "contains the separator 'ri'"),
         ((*TOPICS[1:3], "method=lora_label", "data.answers=['yes','no']"), "needs {label} exactly once"),
         ((*SCALE[1:3], "stage=moe_joint"), "stage=moe_joint needs one class per row"),
+        (
+            ("data=mixture", "data.parts.first.task=regression", "data.parts.first.labels={0: a, 1: b}"),
+            "data set of its",
+        ),
     ],
 )
 def test_settings_that_do_not_suit_the_task(config: Configure, words: tuple[str, ...], message: str) -> None:

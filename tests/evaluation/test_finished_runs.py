@@ -51,6 +51,16 @@ def test_groups_are_named_by_the_settings_that_differ(config: Configure, tmp_pat
     ]
 
 
+def test_the_name_of_a_data_set_stands_for_its_prompt(config: Configure, tmp_path: Path) -> None:
+    prompts = {"one": "data.prompt='{text}：'", "other": "data.prompt='文本：{text}\n情感：'"}
+    paths = [
+        write_run(tmp_path / name, config("method=lora", f"data.name={name}", prompt), GOLD, answers(GOLD, 0.5, 1))
+        for name, prompt in prompts.items()
+    ]
+    groups, notes = grouped(*paths)
+    assert ([group.name for group in groups], notes) == (["lora data.name=one", "lora data.name=other"], [])
+
+
 def test_differences_that_names_do_not_show_are_noted(config: Configure, tmp_path: Path) -> None:
     first = write_run(tmp_path / "a", config("method=lora", "train.epochs=2"), GOLD, answers(GOLD, 0.5, 1))
     other = write_run(tmp_path / "b", config("method=lora_response", "train.epochs=3"), GOLD, answers(GOLD, 0.5, 2))

@@ -5,13 +5,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.cells import cell_len
 from rich.table import Table as RichTable
 
 from finsa.config import RunConfig
+from finsa.data.labels import LabelSpace
 from finsa.data.ledger import Ledger
-from finsa.evaluation import metrics, tables
+from finsa.evaluation import metrics, tables, value_metrics
 from finsa.evaluation.tables import Table
 
 Configure = Callable[..., RunConfig]
@@ -48,6 +50,22 @@ def test_the_comparison_is_written_with_the_same_numbers(tmp_path: Path) -> None
     assert [row["job"] for row in rows] == ["zero_shot", "lora"]
     assert float(rows[1]["macro_f1"]) == pytest.approx(reports["lora"]["macro_f1"], abs=1e-6)
     assert json.loads((tmp_path / "sweep" / "comparison.json").read_text(encoding="utf-8")) == reports
+
+
+def test_reports_of_several_tasks_have_the_columns_of_each(tmp_path: Path) -> None:
+    scale = LabelSpace(("0", "1"), ("low", "high"), "regression")
+    numbers = value_metrics.report(scale, np.array([[0.1], [0.9]]), np.array([[0.0], [0.8]]))
+    both = {"classes": metrics.report([0, 1], [0, 1], ["a", "b"]), "numbers": numbers}
+    table = tables.scores(both, "both")
+    cells = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    assert cells["numbers"]["RMSE"].startswith("0.1000 ")
+    assert (cells["numbers"]["accuracy"], cells["classes"]["RMSE"]) == ("-", "-")
+    assert table.marked is None  # scores of different tasks are not compared
+    tables.write_comparison(both, tmp_path)
+    with (tmp_path / "comparison.csv").open(encoding="utf-8") as file:
+        first, second = csv.DictReader(file)
+    assert (first["macro_f1"], first["rmse"], first["rmse_low"]) == ("1.000000", "", "")
+    assert (second["macro_f1"], second["macro_f1_low"], second["rmse"]) == ("", "", "0.100000")
 
 
 def test_a_report_shows_its_confusion_matrix(config: Configure, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,11 +15,14 @@ import pytest
 import torch
 
 from finsa.config import RunConfig
+from finsa.data import dataset, tokenized
 from finsa.errors import ConfigError
-from finsa.evaluation import report, value_metrics
+from finsa.evaluation import examples, report, value_metrics
 from finsa.inference import predictor
 from finsa.inference.export import PooledGraph
-from finsa.stages import evaluate, export, inspect, predict, train
+from finsa.models import tokenizers
+from finsa.session import Job, Session
+from finsa.stages import evaluate, export, inspect, predict, search, train
 
 Compose = Callable[..., RunConfig]
 MOVES = {"暴涨": 0.9, "上涨": 0.5, "持平": 0.0, "下跌": -0.4, "暴跌": -0.9}
@@ -270,3 +273,32 @@ def test_inspection_counts_a_row_for_each_of_its_labels(config: Compose, rows: P
     of_train = json.loads((found / "inspect.json").read_text(encoding="utf-8"))["splits"]["train"]
     assert of_train["rows"] == len(given)
     assert of_train["labels"] == {name: sum(name in row["topics"] for row in given) for name in TOPICS}
+    every = [json.loads(line) for file in rows.glob("*.jsonl") for line in file.read_text("utf-8").splitlines()]
+    trait = json.loads((found / "inspect.json").read_text(encoding="utf-8"))["traits"][0]
+    of_trait = {one["label"]: one["rows"] for one in trait["classes"]}
+    assert of_trait == {name: sum(name in row["topics"] for row in every) for name in TOPICS}
+
+
+def test_inspection_shows_the_labels_of_a_row_and_one_question_about_them(config: Compose, rows: Path) -> None:
+    cfg = config("data=table", *TASKS["multi_label"], f"data.files={rows}", "data.max_length=80", "method=lora_label")
+    given = {row["id"]: row["topics"] for row in map(json.loads, (rows / "test.jsonl").open(encoding="utf-8"))}
+    job = tokenized.build(cfg, dataset.load(cfg.data), tokenizers.load_tokenizer(cfg.model))
+    shown = [one for one in examples.examples(job, cfg, 6) if one.split == "test"]
+    assert len(shown) == 6
+    for one in shown:
+        assert one.label == ("; ".join(given[one.id]) or "no label")
+        answer = "".join(piece.text for part in one.segments if part.part == "answer" for piece in part.pieces)
+        name, _, said = answer.partition("：")
+        assert said == ("是" if name in given[one.id] else "否")
+
+
+def test_a_search_for_numbers_keeps_the_smallest_error(config: Compose, rows: Path, tmp_path: Path) -> None:
+    words = ["data=table", *TASKS["regression"], f"data.files={rows}", "data.cache=null", "method=tfidf_lr"]
+    words += ["stage.space=[{key: method.baseline.min_rows, values: [1,2,40,90]}]", "stage.trials=4", "tracking=none"]
+    job = Job(("stage=search", *words), {}, (), tmp_path, None, 0)
+    found = search.run(config("stage=search", *words, f"output_dir={tmp_path}"), Session(job)).run_dir
+    assert found is not None
+    result = json.loads((found / "search.json").read_text(encoding="utf-8"))
+    errors = [trial["rmse"] for trial in result["trials"]]
+    assert len(set(errors)) > 1
+    assert result["best"]["rmse"] == min(errors)
