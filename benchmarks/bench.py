@@ -111,7 +111,7 @@ def rows(folder: Path) -> list[Row]:
 
 
 def _training_step(values: Any) -> list[Row]:
-    equal = "weights, LoRA, token ids, labels, batch, optimiser"
+    equal = "weights, LoRA, token ids, labels, batch, optimizer"
     name = f"training_step ({values['model']})"
     return [
         Row(
@@ -287,8 +287,8 @@ def draw(found: list[Row], file: Path) -> None:
     )
     for axis, (name, group) in zip(axes[:, 0], groups.items(), strict=True):
         ratios = [row.ratio or 0 for row in group]
-        colours = ["#1f6f8b" if _own(row.arm) else "#b8b8b8" for row in group]
-        bars = axis.barh([row.arm for row in group], ratios, color=colours)
+        colors = ["#1f6f8b" if _own(row.arm) else "#b8b8b8" for row in group]
+        bars = axis.barh([row.arm for row in group], ratios, color=colors)
         axis.bar_label(bars, [f"{ratio:.2f}x" for ratio in ratios], padding=3, fontsize=8)
         axis.invert_yaxis()
         axis.axvline(1, color="#555555", linewidth=0.8)

@@ -40,7 +40,7 @@ from finsa.inference.scoring import label_log_probs
 from finsa.models import base, hardware
 from finsa.models.moe import experts
 from finsa.models.moe.mixture import Mixture
-from finsa.training.objective import labelled_loss
+from finsa.training.objective import labeled_loss
 
 AXES = {"prompt tokens": (32, 128, 512), "rows": (1, 8, 32), "classes": (2, 8, 32), "experts": (1, 2, 4)}
 Step = Callable[[], None]
@@ -66,11 +66,11 @@ def lora(cfg: RunConfig, rank: int = 8, targets: tuple[str, ...] = ("q_proj", "v
 
 
 def learnt(model: Any, rows: int, tokens: int, **inputs: torch.Tensor) -> Step:
-    """A step on labelled tokens."""
+    """A step on labeled tokens."""
     ids, labels = batch(rows, tokens)
 
     def one() -> None:
-        labelled_loss(model, ids, labels, **inputs).backward()
+        labeled_loss(model, ids, labels, **inputs).backward()
         model.zero_grad()
 
     return one

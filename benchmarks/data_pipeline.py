@@ -46,7 +46,7 @@ def write_table(file: Path, rows: int, seed: int = 7) -> None:
 
 
 def measure(file: str, tokenizer: str, cache: str) -> dict[str, Any]:
-    """Load and tokenise in this process, as a run does it. Returns: seconds, memory, and what the ledger found."""
+    """Load and tokenize in this process, as a run does it. Returns: seconds, memory, and what the ledger found."""
     from finsa.config import compose
     from finsa.data import dataset, tokenized
     from finsa.models import tokenizers
@@ -100,7 +100,7 @@ def main() -> None:
             first, second = (fresh(str(file), chosen.tokenizer, f"{folder}/cache") for _ in range(2))
             result = {"rows": rows, "mib": round(size, 1), "first": first, "from_cache": second}
             result["table_microseconds_per_row"] = round(first["table_seconds"] / rows * 1e6, 1)
-            result["tokenised_rows_per_second"] = round(rows / first["token_seconds"])
+            result["tokenized_rows_per_second"] = round(rows / first["token_seconds"])
             results.append(result)
             print(json.dumps(result, ensure_ascii=False), flush=True)
             file.unlink()

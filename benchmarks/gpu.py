@@ -42,10 +42,10 @@ SECTIONS = {
     "inference": 70,
     "glm9b": 130,
     "memory": 80,
-    "behaviour": 70,
+    "behavior": 70,
     "runs": 100,
 }
-FRESH = ("training", "glm9b", "behaviour")  # on a GPU these begin another process, with nothing left in its memory
+FRESH = ("training", "glm9b", "behavior")  # on a GPU these begin another process, with nothing left in its memory
 SMALL_BUDGET = 120  # on a CPU, whose shapes are tiny
 LEAST = 12.0  # seconds under which no section is started
 

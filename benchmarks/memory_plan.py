@@ -4,7 +4,7 @@
     python benchmarks/memory_plan.py --models smollm2_135m --arms lora --dtype bfloat16
     python benchmarks/memory_plan.py --quick    the embedded default's shape at large micro-batches; nothing is written
 
-Every arm makes two optimiser steps of `fit.fit`, on rows of random tokens that are all of one length. Measured on a
+Every arm makes two optimizer steps of `fit.fit`, on rows of random tokens that are all of one length. Measured on a
 CPU: the most that was resident during the steps (Linux, VmHWM, set back once the model is loaded); on a GPU: the most
 that torch has allocated. Besides, what a process holds that has only imported what training imports.
 """
@@ -36,7 +36,7 @@ from finsa.data.rows import IGNORE, Row
 from finsa.evaluation import tables
 from finsa.models import base, factory, hardware, memory
 from finsa.training import fit
-from finsa.training.objective import labelled_loss
+from finsa.training.objective import labeled_loss
 
 ANSWER = 3
 # Architectures by name; qwen05b and tiny are those of conf/model. None of the values needs a download.
@@ -94,7 +94,7 @@ def estimated(cfg: RunConfig, rows: int, length: int) -> memory.PeakMemory:
         model.enable_input_require_grads()
     ids = torch.empty(rows, length, dtype=torch.long, device="meta")
     read = ids[:, : length - 1 if cfg.method.loss_on == "all" else ANSWER]
-    return memory.estimate_training(cfg, model, lambda: labelled_loss(model, ids, ids, read=read), accumulated=False)
+    return memory.estimate_training(cfg, model, lambda: labeled_loss(model, ids, ids, read=read), accumulated=False)
 
 
 class Peak(TrainerCallback):  # type: ignore[misc]

@@ -43,7 +43,7 @@ from finsa.inference.scoring import label_log_probs
 from finsa.models import base, hardware
 from finsa.models.moe import experts
 from finsa.models.moe.mixture import Mixture
-from finsa.training.objective import labelled_loss
+from finsa.training.objective import labeled_loss
 
 RANK, ANSWER = 16, 3
 LAYERS = "model.architecture.num_hidden_layers"
@@ -209,7 +209,7 @@ class _Called(torch.nn.Module):
 def step(arm: Arm, batch: dict[str, torch.Tensor]) -> None:
     """Forward and backward of a batch."""
     arm[0].train()
-    labelled_loss(_Called(arm, batch["span"]), batch["ids"], batch["labels"]).backward()
+    labeled_loss(_Called(arm, batch["span"]), batch["ids"], batch["labels"]).backward()
     for parameter in arm[0].parameters():
         parameter.grad = None
 

@@ -27,8 +27,8 @@ class Settings:
     Args:
         model: folder of the base weights.
         data: folder of the rows.
-        steps: of the optimiser, over all epochs.
-        warmup_steps: optimiser steps, since the peers count warm-up differently.
+        steps: of the optimizer, over all epochs.
+        warmup_steps: optimizer steps, since the peers count warm-up differently.
         answer_batch, new_tokens: of generated answers.
     """
 

@@ -11,7 +11,7 @@ below ``--work``. Without ``--data`` the rows are those of ``data=tfns``, from t
 
 Held equal: base weights, training and test rows (drawn once, in proportion to the classes, after finsa's cleaning), the
 prompt (token ids are compared, and the results count how many are equal), LoRA (rank, alpha, targets, dropout), epochs,
-batch size and so optimiser steps, learning rate, schedule, warm-up, weight decay, gradient norm, seed, one thread. All
+batch size and so optimizer steps, learning rate, schedule, warm-up, weight decay, gradient norm, seed, one thread. All
 arms compute in float32, except trl_shipped. finsa answers by scoring the label words. The peers answer as they ship, by
 generating: greedily, 16 rows at a time, at most 8 tokens. finsa also validates, which its time includes; no peer does.
 
@@ -313,7 +313,7 @@ def compare_tokens(job: tokenized.TokenizedDataset, rendered: dict[str, list[Any
 
 
 def trainer_facts(peer: str, folder: Path) -> dict[str, Any]:
-    """Optimiser steps, and the wall seconds of the training loop, as the arm's own trainer counts them."""
+    """Optimizer steps, and the wall seconds of the training loop, as the arm's own trainer counts them."""
     if peer == "finsa":
         (file,) = folder.glob("trained/**/run.json")
         return {"steps": json.loads(file.read_text(encoding="utf-8"))["steps"]}

@@ -25,7 +25,7 @@ from finsa.models import adapters, hardware
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
-    """Times optimiser steps only: no start-up, no saving.
+    """Times optimizer steps only: no start-up, no saving.
 
     A GPU works through a queue that the host fills, so no single step can be timed without a wait that slows it down:
     there, the clock runs from the first step that counts to the end of the last one, fetching of rows included.

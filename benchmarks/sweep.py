@@ -1,6 +1,6 @@
 """The five-arm ablation in one process against five processes one after the other, in one run.
 
-Both do the same jobs from the same command line; what one process saves is imports, loading, and tokenising anew.
+Both do the same jobs from the same command line; what one process saves is imports, loading, and tokenizing anew.
 
     python benchmarks/sweep.py                  # the embedded default as it is, about ten minutes
     python benchmarks/sweep.py train=smoke      # any overrides

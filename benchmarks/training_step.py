@@ -4,7 +4,7 @@
     python benchmarks/training_step.py --quick    the embedded shape, to see that it runs
 
 Held equal in all arms: architecture and weights, LoRA (rank 8 on query and value, alpha 16), token ids, labels (a
-two-token answer and the end token; the arms named so learn all tokens), batch size, optimiser and learning rate. The
+two-token answer and the end token; the arms named so learn all tokens), batch size, optimizer and learning rate. The
 lengths are drawn between the quantiles of Chinese headlines with the AIDF instruction; in the arms named so 100
 shared tokens stand before them. Arms take turns; medians over the turns. Where bf16 is only emulated, trl as it ships
 has one turn. The floor is what the operations of these rows (no padding, head at the labels only, no gradient for
@@ -45,7 +45,7 @@ from finsa.data.rows import IGNORE, Row
 from finsa.evaluation import tables
 from finsa.models import base, flops, hardware, tokenizers
 from finsa.training import fit
-from finsa.training.objective import labelled_loss
+from finsa.training.objective import labeled_loss
 
 ANSWER = 3  # two answer tokens and the end token
 # Tokens of a prompt, by tenths: mean 103, 90th percentile 171, at most 224.
@@ -197,8 +197,8 @@ def compare_gradients(cfg: RunConfig, tokenizer: Any, rows: list[Row]) -> dict[s
                     parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.02)
         theirs = trainer.compute_loss(model, dict(batch))
         reference = gradients(model, theirs)
-        labelled = (batch["labels"][:, 1:] != IGNORE).sum()
-        mine = labelled_loss(model, batch["input_ids"], batch["labels"]) / labelled
+        labeled = (batch["labels"][:, 1:] != IGNORE).sum()
+        mine = labeled_loss(model, batch["input_ids"], batch["labels"]) / labeled
         found = gradients(model, mine)
     norm = torch.stack([g.norm() for g in reference.values()]).norm()
     difference = torch.stack([(found[name] - g).norm() for name, g in reference.items()]).norm()
@@ -282,7 +282,7 @@ def summary(
     }
     return {
         "title": "training step",
-        "held_equal": "weights, LoRA r 8 on query and value, token ids, batch size, optimiser, learning rate",
+        "held_equal": "weights, LoRA r 8 on query and value, token ids, batch size, optimizer, learning rate",
         "model": cfg.model.name,
         "rows": len(rows),
         "batch": cfg.train.micro_batch_size,

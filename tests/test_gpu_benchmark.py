@@ -24,7 +24,7 @@ CHECKED = {
     "inference": (4, 0),
     "glm9b": (3, 2),
     "memory": (0, 4),
-    "behaviour": (2, 2),
+    "behavior": (2, 2),
     "runs": (0, 2),
 }
 

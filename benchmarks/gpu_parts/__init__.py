@@ -24,7 +24,7 @@ from finsa.models import hardware
 from gpu_parts.common import GPUError, Part, Setting, configured, reason, release
 from gpu_parts.equalities import attention, correctness, precision
 from gpu_parts.needs import glm9b, memory
-from gpu_parts.running import behaviour, runs
+from gpu_parts.running import behavior, runs
 from gpu_parts.speed import inference_speed, machine, training
 
 SECTIONS: dict[str, Callable[[Setting], Iterator[Part]]] = {
@@ -35,7 +35,7 @@ SECTIONS: dict[str, Callable[[Setting], Iterator[Part]]] = {
     "training": training,
     "inference": inference_speed,
     "glm9b": glm9b,
-    "behaviour": behaviour,
+    "behavior": behavior,
     "memory": memory,
     "runs": runs,
 }

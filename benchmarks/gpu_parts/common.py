@@ -163,7 +163,7 @@ def cosine(found: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -
 
 
 def plain_step(model: Any, rows: Rows) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss per labelled token and its gradients by transformers alone: one row at a time, logits at all positions."""
+    """Loss per labeled token and its gradients by transformers alone: one row at a time, logits at all positions."""
     total, count = 0.0, sum(label != IGNORE for one in rows for label in one["labels"][1:])
     device = next(model.parameters()).device
     for one in rows:
@@ -176,7 +176,7 @@ def plain_step(model: Any, rows: Rows) -> tuple[float, dict[str, torch.Tensor]]:
 
 
 def step(goal: objective.Objective, model: Any, batches: Sequence[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients of one optimiser step by finsa: micro-batches over the weights of all of them."""
+    """Loss and gradients of one optimizer step by finsa: micro-batches over the weights of all of them."""
     device = next(model.parameters()).device
     there = [moved(batch, device) for batch in batches]
     weight, total = sum(float(goal.weight(batch)) for batch in there), 0.0

@@ -25,7 +25,7 @@ from finsa.models import attention as attentions
 from finsa.models import base, factory, quantization
 from finsa.training import objective
 from finsa.training.batches import Collator, Packer
-from finsa.training.objective import labelled_loss
+from finsa.training.objective import labeled_loss
 from gpu_parts.common import (
     IGNORE,
     LOSS,
@@ -58,7 +58,7 @@ from gpu_parts.common import (
 def correctness(at: Setting) -> Iterator[Part]:
     """Losses, gradients, label scores and answers in float32 (TF32 is off) against the CPU; see the module's text."""
     reference, model = _pair(at)
-    yield "a step on labelled tokens", lambda: _token_steps(at, reference, model)
+    yield "a step on labeled tokens", lambda: _token_steps(at, reference, model)
     yield "label scores", lambda: _label_scores(at, reference, model)
     yield "generated answers", lambda: _answers(at, reference, model)
     for name, words in KINDS.items():
@@ -333,7 +333,7 @@ def _attended(
         given = {"read": batch["read"], "position_ids": batch["position_ids"]}
         apart = attentions.packed_rows if kernel == "row by row" else varlen
         with apart(model, batch["lengths"], batch["input_ids"].shape[1]):
-            return labelled_loss(model, batch["input_ids"], batch["labels"], **given) / count
+            return labeled_loss(model, batch["input_ids"], batch["labels"], **given) / count
 
     def both() -> None:
         loss().backward()

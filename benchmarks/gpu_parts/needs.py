@@ -57,7 +57,7 @@ _SMALL_GLM = (
 def glm9b(at: Setting) -> Iterator[Part]:
     """GLM-Z1-9B at its true shape with random weights: LoRA steps in bfloat16 and nf4, and scoring in both.
 
-    Its weights are drawn on the GPU and quantised in memory; the small form is the same architecture with two layers.
+    Its weights are drawn on the GPU and quantized in memory; the small form is the same architecture with two layers.
     """
     import drawn
 
@@ -66,21 +66,21 @@ def glm9b(at: Setting) -> Iterator[Part]:
     bases = {"whole": whole}
     del whole
     scores: dict[str, Any] = {}
-    yield "bfloat16, scoring", lambda: _glm_scores(at, bases["whole"], "unquantised", scores)
+    yield "bfloat16, scoring", lambda: _glm_scores(at, bases["whole"], "unquantized", scores)
     yield "bfloat16, lora_response", lambda: _cells(at, "glm9b", "lora", bases["whole"])
 
-    def quantise() -> Iterator[dict[str, Any]]:
+    def quantize() -> Iterator[dict[str, Any]]:
         started = time.perf_counter()
         made: Any = base.quantize(bases.pop("whole"), "nf4").requires_grad_(False).eval()
         quantization.disable_cpu_repacking(made)
         hardware.synchronize()
         bases["nf4"], size = made, base.bytes_of(made) / 2**30
         _, total = base.count_parameters(made)
-        text = f"{size:.2f} GiB of {total:,} parameters, quantised in {time.perf_counter() - started:.1f} s"
+        text = f"{size:.2f} GiB of {total:,} parameters, quantized in {time.perf_counter() - started:.1f} s"
         expected = 9_400_279_040
         yield row("nf4, weights", text, None if at.small else total == expected, "" if at.small else f"{expected:,}")
 
-    yield "nf4, weights", quantise
+    yield "nf4, weights", quantize
     yield "nf4, scoring", lambda: _glm_scores(at, bases["nf4"], "nf4", scores)
     yield "nf4, a LoRA step", lambda: _glm_step(at, cfg, bases["nf4"])
     yield "nf4, qlora", lambda: _cells(at, "glm9b", "qlora", bases["nf4"])
@@ -100,8 +100,8 @@ def _glm_scores(at: Setting, model: Any, name: str, scores: dict[str, Any]) -> I
     peak = hardware.peak_memory() / 2**30
     finite = bool(np.isfinite(scores[name]).all())
     yield row(f"{name}, scoring", f"{rate:.1f} texts/s, peak {peak:.2f} GiB", finite, "finite", texts_per_second=rate)
-    if name == "nf4" and "unquantised" in scores:
-        yield from scored("nf4 beside unquantised", scores["nf4"], scores["unquantised"], None)
+    if name == "nf4" and "unquantized" in scores:
+        yield from scored("nf4 beside unquantized", scores["nf4"], scores["unquantized"], None)
 
 
 def _glm_step(at: Setting, cfg: RunConfig, stored: Any) -> Iterator[dict[str, Any]]:
@@ -173,7 +173,7 @@ def _planned_scoring(at: Setting) -> Iterator[dict[str, Any]]:
     ids, lengths = torch.zeros(64, TOKENS, dtype=torch.long), torch.full((64,), TOKENS)
     shapes = factory.on_meta(cfg, None)
     planned = plan.estimate_scoring(
-        cfg, shapes, lambda: label_log_probs(shapes, ids.to("meta"), lengths.to("meta"), tree), optimiser=False
+        cfg, shapes, lambda: label_log_probs(shapes, ids.to("meta"), lengths.to("meta"), tree), optimizer=False
     ).total()
     model = drawn.on_device(cfg.model, torch.bfloat16)
     release()

@@ -36,7 +36,7 @@ from gpu_parts.common import (
 )
 
 
-def behaviour(at: Setting) -> Iterator[Part]:
+def behavior(at: Setting) -> Iterator[Part]:
     """What a training run does on a device where a CPU does otherwise: waits, stops, recovers, resumes."""
     yield "waits of the host", lambda: _waits(at)
     yield "a loss that is no number", lambda: _not_finite(at)

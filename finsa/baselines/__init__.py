@@ -18,14 +18,14 @@ from finsa import config
 from finsa.config import LOWER_IS_BETTER, RunConfig
 from finsa.config.base import headline
 from finsa.data.rows import LEAST
-from finsa.data.tokenized import Labelled
+from finsa.data.tokenized import Labeled
 from finsa.data.values import TASKS
 from finsa.errors import DataError, ModelError
 from finsa.runs.progress import Moved, ignored
 
 FloatArray = NDArray[np.float64]
 Texts = Sequence[str]
-Targets = Sequence[int] | NDArray[np.float64]  # classes, (n,); or numbers or sets of labels, see `Labelled.truth`
+Targets = Sequence[int] | NDArray[np.float64]  # classes, (n,); or numbers or sets of labels, see `Labeled.truth`
 Evaluate = Callable[[FloatArray], dict[str, float]]  # log-probabilities (n, c) of the validation rows -> metrics
 Record = Callable[[int, dict[str, float]], None]  # step, values
 LABELS = "labels.json"
@@ -183,7 +183,7 @@ def build(cfg: RunConfig, labels: Sequence[str]) -> Learner:
     raise ValueError(f"method={cfg.method.name} is not a baseline")
 
 
-def count_truncated(learner: Learner, data: Labelled) -> dict[str, int]:
+def count_truncated(learner: Learner, data: Labeled) -> dict[str, int]:
     """Number of truncated texts per split; empty for a learner that reads whole texts."""
     counts = {split: learner.count_truncated(data.texts(split)) for split in data.dataset.splits}
     return {split: count for split, count in counts.items() if count is not None}
@@ -206,7 +206,7 @@ def crowded(learner: Learner, texts: Texts, fixed: Sequence[int]) -> list[int]:
     return [number for number, probe in probes.items() if learner.count_truncated([probe])]
 
 
-def require_room(learner: Learner, data: Labelled, settings: config.Data) -> None:
+def require_room(learner: Learner, data: Labeled, settings: config.Data) -> None:
     """Check that instructions and earlier chat turns leave room for the input.
 
     Raises:

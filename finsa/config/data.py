@@ -158,7 +158,7 @@ class Corpus(Section):
 
 
 class Data(Section):
-    """A data set of labelled texts, and the prompt around a text.
+    """A data set of labeled texts, and the prompt around a text.
 
     Args:
         task: ``ordinal``: the labels are levels in the order of ``data.labels``; reports also have the mean distance of

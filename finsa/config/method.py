@@ -32,7 +32,7 @@ class Adapter(Section):
     def _check_init(self) -> Adapter:
         if self.init is not None and self.variant == "pissa":
             raise ValueError(
-                "variant=pissa is initialised from the base model, so it cannot start from init; a finished PiSSA run "
+                "variant=pissa is initialized from the base model, so it cannot start from init; a finished PiSSA run "
                 "is plain LoRA with twice the rank and alpha: set method.adapter.variant=lora"
             )
         return self
@@ -67,7 +67,7 @@ class Loss(Section):
 
 
 class Examples(Section):
-    """Labelled training rows in the prompt of a model that is not trained (few-shot).
+    """Labeled training rows in the prompt of a model that is not trained (few-shot).
 
     Args:
         count: number of examples in a prompt.
@@ -94,7 +94,7 @@ class Method(Section):
     """The variables of an experiment: trained parameters, training rows and loss.
 
     Args:
-        quantization: of the frozen base model: ``nf4``: 4-bit with double quantisation (QLoRA, Dettmers et al. 2023),
+        quantization: of the frozen base model: ``nf4``: 4-bit with double quantization (QLoRA, Dettmers et al. 2023),
             ``int8``: 8-bit (Dettmers et al. 2022).
     """
 

@@ -1,4 +1,4 @@
-"""News articles with the sentiments of their entities, in two JSON files, as one labelled table (the AIDF system)."""
+"""News articles with the sentiments of their entities, in two JSON files, as one labeled table (the AIDF system)."""
 
 from __future__ import annotations
 

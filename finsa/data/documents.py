@@ -36,7 +36,7 @@ def load(data: Data, heldout: float) -> Documents:
     """Generate or read the documents of ``data.corpus``.
 
     Args:
-        data: if ``files`` is a labelled data set, generated documents contain no text of its validation or test split.
+        data: if ``files`` is a labeled data set, generated documents contain no text of its validation or test split.
         heldout: share of the documents that is held out, if no file is named after the validation split.
 
     Raises:
@@ -70,7 +70,7 @@ def load(data: Data, heldout: float) -> Documents:
 
 
 def protected(data: Data) -> list[str]:
-    """Held-out texts of the labelled data set, which no generated document may contain."""
+    """Held-out texts of the labeled data set, which no generated document may contain."""
     if data.files is None:
         return []
     held = dataset.load(data)

@@ -1,4 +1,4 @@
-"""Labelled examples in the prompt (few-shot, Brown et al. 2020): chosen from the training rows, never from others."""
+"""Labeled examples in the prompt (few-shot, Brown et al. 2020): chosen from the training rows, never from others."""
 
 from __future__ import annotations
 

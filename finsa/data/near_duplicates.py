@@ -50,7 +50,7 @@ def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
 
 
 def bands(threshold: float, permutations: int) -> tuple[int, int]:
-    """Divide a signature into bands, favouring recall: a false candidate costs a comparison, a missed one is lost.
+    """Divide a signature into bands, favoring recall: a false candidate costs a comparison, a missed one is lost.
 
     Two texts of similarity s agree in a band of r hashes with s^r and are candidates with 1 - (1 - s^r)^b
     (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.4).

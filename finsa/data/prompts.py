@@ -70,7 +70,7 @@ class Prompt:
             think: ``closed`` disables thinking: by the switch of the chat template, or with an empty think block before
                 the answer.
             tokenizer: has the chat template.
-            examples: labelled rows that come before the text, in the same turn; None: none.
+            examples: labeled rows that come before the text, in the same turn; None: none.
 
         Raises:
             ConfigError: if a chat template is required but missing, or cannot render a message.

@@ -24,7 +24,7 @@ from finsa.session import Session
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """A data set as every method uses it, with or without a language model.
 
     Args:
@@ -80,7 +80,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class TokenizedDataset(Labelled):
+class TokenizedDataset(Labeled):
     """A data set and the renderer that turns its texts into prompts.
 
     Args:
@@ -178,7 +178,7 @@ class TrainingRows(LazyRows):
         method: its head and ``loss_on`` determine the form of a row.
         weights: weight of the rows of each class; None: all are equal.
         domains: number of the expert of each row's domain; None: the rows are not for a mixture.
-        truth: from `Labelled.truth`; None for tasks with one class per row.
+        truth: from `Labeled.truth`; None for tasks with one class per row.
     """
 
     renderer: Renderer
@@ -235,25 +235,25 @@ def build(
     """
     settings = (cfg.data.prompt, cfg.data.max_length, cfg.data.cache, cfg.model.prompt, cfg.model.think)
     shots = cfg.method.examples
-    key: tuple[object, ...] = (id(dataset), id(tokenizer), *settings, *labelled_settings(cfg, session)["measures"])
+    key: tuple[object, ...] = (id(dataset), id(tokenizer), *settings, *labeled_settings(cfg, session)["measures"])
     if shots is not None:
         key += (shots, cfg.seed, id(examples))
     shared: dict[tuple[object, ...], Any] = session.tokenized if session else {}
     if key not in shared:
         if shots is not None and examples is None:
-            rows = Labelled(dataset, **labelled_settings(cfg, session))
+            rows = Labeled(dataset, **labeled_settings(cfg, session))
             examples = ExampleRows(shots, rows.texts("train"), rows.gold("train"), cfg.seed)
         prompt = Prompt.of(cfg.data.prompt, dataset.labels, cfg.model.prompt, cfg.model.think, tokenizer, examples)
         renderer = Renderer(tokenizer, prompt, dataset.labels, cfg.data.max_length)
-        built = TokenizedDataset(dataset, renderer, prompt, cfg.data.cache, examples, **labelled_settings(cfg, session))
+        built = TokenizedDataset(dataset, renderer, prompt, cfg.data.cache, examples, **labeled_settings(cfg, session))
         require_room(built, cfg.data)
         shared[key] = built
     tokenized: TokenizedDataset = shared[key]
     return tokenized
 
 
-def labelled_settings(cfg: RunConfig, session: Session | None) -> dict[str, Any]:
-    """Keyword arguments of `Labelled`, by the configuration: what is read of the rows, which measures are reported."""
+def labeled_settings(cfg: RunConfig, session: Session | None) -> dict[str, Any]:
+    """Keyword arguments of `Labeled`, by the configuration: what is read of the rows, which measures are reported."""
     ordered = ("mae", "quadratic_kappa") if cfg.data.task == "ordinal" else ()
     names = dict.fromkeys((*(cfg.evaluation.metrics or ()), *ordered, cfg.train.select_by))
     measures = {name: None for name in names if name in get_args(Measure)}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from finsa.config import RunConfig
 from finsa.config.base import headline
-from finsa.data.tokenized import Labelled
+from finsa.data.tokenized import Labeled
 from finsa.data.values import TASKS
 from finsa.evaluation import calibration as calibrating
 from finsa.evaluation import metrics, moe, tables, value_metrics
@@ -22,7 +22,7 @@ from finsa.runs.run_folder import RunFolder
 
 
 def report(
-    data: Labelled, split: str, log_probs: NDArray[np.float64], calibrated: Mapping[str, Any] | None = None
+    data: Labeled, split: str, log_probs: NDArray[np.float64], calibrated: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Compute the metrics of a split.
 
@@ -41,7 +41,7 @@ def report(
     return result
 
 
-def _decided(data: Labelled, scores: NDArray[np.float64], calibrated: Mapping[str, Any] | None) -> Any:
+def _decided(data: Labeled, scores: NDArray[np.float64], calibrated: Mapping[str, Any] | None) -> Any:
     """Predicted numbers or sets of labels, (n, k)."""
     given = calibrated or {}
     thresholds = list(given.get("thresholds", {}).values()) or None
@@ -49,7 +49,7 @@ def _decided(data: Labelled, scores: NDArray[np.float64], calibrated: Mapping[st
 
 
 def predictions(
-    data: Labelled,
+    data: Labeled,
     split: str,
     log_probs: NDArray[np.float64],
     calibrated: Mapping[str, Any],
@@ -97,7 +97,7 @@ def predictions(
 
 
 def _value_predictions(
-    data: Labelled, split: str, scores: NDArray[np.float64], calibrated: Mapping[str, Any]
+    data: Labeled, split: str, scores: NDArray[np.float64], calibrated: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     labels, rows, truth = data.dataset.labels, data.dataset.splits[split], data.truth(split)
     predicted = _decided(data, scores, calibrated)
@@ -116,7 +116,7 @@ def _value_predictions(
         yield record
 
 
-def answers(data: Labelled, split: str, texts: Sequence[str], parsed: Sequence[int | None]) -> Iterator[dict[str, Any]]:
+def answers(data: Labeled, split: str, texts: Sequence[str], parsed: Sequence[int | None]) -> Iterator[dict[str, Any]]:
     """Yield one record per generated answer: id, text, gold, answer, and the parsed label (null if none)."""
     names, rows = data.dataset.labels.names, data.dataset.splits[split]
     for (identity, text, gold), answer, label in zip(
@@ -127,7 +127,7 @@ def answers(data: Labelled, split: str, texts: Sequence[str], parsed: Sequence[i
 
 
 def calibration(
-    data: Labelled, log_probs: dict[str, NDArray[np.float64]], known: Mapping[str, Any] | None = None
+    data: Labeled, log_probs: dict[str, NDArray[np.float64]], known: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Compute the calibration error and the log loss, with and without the temperature.
 
@@ -147,7 +147,7 @@ def calibration(
     return {"temperature": temperature, "bins": calibrating.BINS, **reports}
 
 
-def validation(data: Labelled, log_probs: NDArray[np.float64]) -> dict[str, float]:
+def validation(data: Labeled, log_probs: NDArray[np.float64]) -> dict[str, float]:
     """The metrics for checkpoint selection, from the log-probabilities (n, c) of the validation split.
 
     The loss is the mean negative log-probability of the true label for every method, so that methods with different
@@ -169,7 +169,7 @@ def validation(data: Labelled, log_probs: NDArray[np.float64]) -> dict[str, floa
     return {"loss": loss, **{name: result[name] for name in ("macro_f1", "weighted_f1", "accuracy")}, **values}
 
 
-def write_ledger(data: Labelled, folder: RunFolder, splits: Collection[str]) -> dict[str, int]:
+def write_ledger(data: Labeled, folder: RunFolder, splits: Collection[str]) -> dict[str, int]:
     """Write ``ledger.json``, and ``dropped.jsonl`` with the unused rows and the reasons.
 
     Args:

@@ -241,7 +241,7 @@ class Predictor:
         """A mixture's gates for the last scored inputs, (n, E)."""
         return getattr(self.scorer, "gates", None)
 
-    def score(self, job: tokenized.Labelled, split: str, moved: Moved = ignored) -> FloatArray:
+    def score(self, job: tokenized.Labeled, split: str, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities (n, c) of a split; the prompts of a tokenized data set are reused.
 
         Args:

@@ -13,7 +13,7 @@ from finsa.errors import DataError, suggest
 from finsa.interop.translation import Translation
 
 SOURCES = ("file_name", "hf_hub_url", "ms_hub_url", "script_url", "cloud_file_name")
-# The tags that finsa recognises in ShareGPT rows.
+# The tags that finsa recognizes in ShareGPT rows.
 TAGS = {
     "role_tag": ("from", "role"),
     "content_tag": ("value", "content"),

@@ -45,7 +45,7 @@ _IGNORED = {
 }
 IGNORED = {key: reason for reason, keys in _IGNORED.items() for key in keys.split()}
 
-_OPTIMIZER = "the optimiser is AdamW"
+_OPTIMIZER = "the optimizer is AdamW"
 _ROWS = "all rows are used; method.rows_per_class limits the rows of a class. No difference if the set is not larger"
 _TEXT = "only text is read"
 _TOKENS = "the tokenizer is used unchanged"
@@ -73,9 +73,9 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "adapter_name_or_path": ((), "a run starts from the base model"),
     "create_new_adapter": ((False, True), "a run starts from a new adapter"),
     "pissa_iter": ((-1,), "singular vectors are computed exactly"),
-    "quantization_type": (("nf4",), "4-bit quantisation is nf4"),
-    "quantization_method": (("bnb", "bitsandbytes"), "quantisation is done by bitsandbytes"),
-    "double_quantization": ((True,), "4-bit quantisation is always double"),
+    "quantization_type": (("nf4",), "4-bit quantization is nf4"),
+    "quantization_method": (("bnb", "bitsandbytes"), "quantization is done by bitsandbytes"),
+    "double_quantization": ((True,), "4-bit quantization is always double"),
     "fp8": ((False,), "model.dtype has no fp8"),
     "data_seed": ((), "one seed for everything: seed"),
     "full_determinism": ((False,), "the same seed gives the same result on one machine anyway"),

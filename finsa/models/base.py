@@ -181,17 +181,17 @@ def _random(model: Model, seed: int, quantization: str) -> PreTrainedModel:
 
 
 def quantize(built: PreTrainedModel, quantization: str) -> PreTrainedModel:
-    """Quantise a base model that is in memory, without a copy on disk.
+    """Quantize a base model that is in memory, without a copy on disk.
 
     Args:
         built: the model, on any device, in the dtype that products are to be computed in.
         quantization: ``nf4`` or ``int8``.
 
     Returns:
-        A new model on this process's device; layers that are not quantised may share the memory of `built`.
+        A new model on this process's device; layers that are not quantized may share the memory of `built`.
     """
     config, dtype = copy.deepcopy(built.config), built.dtype
-    quantised: PreTrainedModel = type(built).from_pretrained(
+    quantized: PreTrainedModel = type(built).from_pretrained(
         None,
         config=config,
         state_dict=built.state_dict(),
@@ -200,7 +200,7 @@ def quantize(built: PreTrainedModel, quantization: str) -> PreTrainedModel:
         quantization_config=bitsandbytes_config(quantization, dtype),
         device_map={"": device()},
     )
-    return quantised
+    return quantized
 
 
 def _pretrained(model: Model, quantization: str) -> PreTrainedModel:
@@ -255,7 +255,7 @@ def bytes_of(model: torch.nn.Module) -> int:
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """Count parameters: tied ones once, quantised ones as the weights that they encode.
+    """Count parameters: tied ones once, quantized ones as the weights that they encode.
 
     Returns:
         The number of trainable parameters, and of all.

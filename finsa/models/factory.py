@@ -21,7 +21,7 @@ def build(cfg: RunConfig, backbone: Any, renderer: Renderer | None) -> torch.nn.
     """Add to a base model what the method trains, and mark the trainable parameters.
 
     Args:
-        cfg: the configuration; its seed initialises the weights, unless the method starts from a saved adapter.
+        cfg: the configuration; its seed initializes the weights, unless the method starts from a saved adapter.
         backbone: a frozen causal language model.
         renderer: provides the labels of a classification head; may be None without one.
     """

@@ -121,6 +121,6 @@ def _backward_products(matrices: list[tuple[str, Any]], started: bool) -> int:
 
 
 def compute_dtype(model: Any) -> torch.dtype:
-    """The dtype that a model's products are computed in, even if its weights are quantised."""
+    """The dtype that a model's products are computed in, even if its weights are quantized."""
     dtype: torch.dtype = attention.causal_model(model).get_input_embeddings().weight.dtype
     return dtype

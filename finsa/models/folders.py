@@ -23,7 +23,7 @@ CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 # Files that contain a vocabulary; tokenizer_config.json does not.
 VOCABULARY = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json", "tokenization_*.py")
-# Suffixes of model classes without a language modelling head.
+# Suffixes of model classes without a language modeling head.
 HEADLESS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMaskedLM")
 # Stages that load the model of the configuration, unless a run is given.
 USERS = ("train", "check", "evaluate", "search", "moe_joint", "pretrain", "inspect")
@@ -207,7 +207,7 @@ def _not_loadable(path: Path) -> str | None:
         return f"{path / CONFIG} names no model_type, so transformers cannot read it"
     headless = [name for name in values.get("architectures") or () if str(name).endswith(HEADLESS)]
     if headless:
-        return f"{path} contains a {headless[0]}, which has no language modelling head and so cannot answer in words"
+        return f"{path} contains a {headless[0]}, which has no language modeling head and so cannot answer in words"
     return _weights_fault(path)
 
 

@@ -2,7 +2,7 @@
 
 transformers reads many GGUF files, but it cannot save the loaded model, does not restore decimals that were rounded to
 float32, and does not know every pre-tokenizer. A converted folder avoids all of this: it works wherever a model folder
-does, and its weights are exactly the dequantised values, in float32.
+does, and its weights are exactly the dequantized values, in float32.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def convert(file: Path, folder: Path, origin: dict[str, Any]) -> None:
         origin: entries to add to `ORIGIN`.
 
     Raises:
-        ModelError: if the file is not GGUF, truncated, or of an unknown architecture, quantisation or pre-tokenizer.
+        ModelError: if the file is not GGUF, truncated, or of an unknown architecture, quantization or pre-tokenizer.
     """
     header = read_header(file)
     import torch

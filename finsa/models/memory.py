@@ -39,14 +39,14 @@ class PeakMemory:
     Args:
         libraries: interpreter and libraries; 0 on a GPU.
         weights: weights of the model, adapters and heads included.
-        optimiser: the two moments, and the gradients of earlier micro-batches.
+        optimizer: the two moments, and the gradients of earlier micro-batches.
         activations: what the forward pass keeps for the backward pass.
         passing: temporary tensors: logits, gradients, intermediate results of a layer.
     """
 
     libraries: int
     weights: int
-    optimiser: int
+    optimizer: int
     activations: int
     passing: int
 
@@ -79,29 +79,29 @@ def estimate_training(cfg: RunConfig, model: Any, loss: Callable[[], torch.Tenso
     return _peak(weights, (3 if accumulated else 2) * moments, kept, counter.resident() + largest)
 
 
-def estimate_scoring(cfg: RunConfig, model: Any, score: Callable[[], object], optimiser: bool) -> PeakMemory:
+def estimate_scoring(cfg: RunConfig, model: Any, score: Callable[[], object], optimizer: bool) -> PeakMemory:
     """Estimate the peak of scoring labels.
 
     Args:
         cfg: the configuration; its method says how the weights are stored.
         model: the model on the meta device.
         score: scores a batch.
-        optimiser: whether the moments of a training run are in memory.
+        optimizer: whether the moments of a training run are in memory.
     """
     model.eval()
     with torch.no_grad(), _AllocationCounter(model) as counter, _fused_attention():
         score()
     moments = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     weights, largest = _weights(cfg, model)
-    return _peak(weights, 2 * moments if optimiser else 0, 0, counter.resident() + largest)
+    return _peak(weights, 2 * moments if optimizer else 0, 0, counter.resident() + largest)
 
 
-def _peak(weights: int, optimiser: int, kept: int, peak: int) -> PeakMemory:
-    return PeakMemory(0 if torch.cuda.is_available() else LIBRARIES, weights, optimiser, kept, peak - kept)
+def _peak(weights: int, optimizer: int, kept: int, peak: int) -> PeakMemory:
+    return PeakMemory(0 if torch.cuda.is_available() else LIBRARIES, weights, optimizer, kept, peak - kept)
 
 
 def _weights(cfg: RunConfig, model: Any) -> tuple[int, int]:
-    """Bytes of all weights, and of the largest matrix when it is dequantised; 0 without quantisation."""
+    """Bytes of all weights, and of the largest matrix when it is dequantized; 0 without quantization."""
     kind = cfg.method.quantization
     if kind == "none":
         return base.bytes_of(model), 0

@@ -2,7 +2,7 @@
 
 Layout (little-endian): magic ``E5S1`` and a version; hidden size, layers, heads, intermediate size, vocabulary size,
 positions, token types as int32, the layer norm's epsilon as float32, the block size as int32; the unigram vocabulary
-with its scores; a normalisation table, which is replaced by NFKC; then named tensors. A quantised tensor consists of
+with its scores; a normalization table, which is replaced by NFKC; then named tensors. A quantized tensor consists of
 blocks of 32 values: a float16 scale and 16 bytes, low nibbles first, ``value = (nibble - 8) * scale``.
 """
 
@@ -99,13 +99,13 @@ def _vocabulary(content: bytes, place: int) -> tuple[list[tuple[str, float]], di
     blob = content[place : place + length]
     place += length
     texts = [blob[start:end].decode() for start, end in pairwise(ends)]
-    _, table = struct.unpack_from("<iI", content, place)  # size of the normalisation table, in bytes
+    _, table = struct.unpack_from("<iI", content, place)  # size of the normalization table, in bytes
     special = {"bos": bos, "eos": eos, "pad": pad, "unk": unk}
     return list(zip(texts, scores, strict=True)), special, place + 8 + table
 
 
 def _tensors(content: bytes, place: int) -> dict[str, Any]:
-    """Read and dequantise all tensors: flat, float32, by their names in transformers."""
+    """Read and dequantize all tensors: flat, float32, by their names in transformers."""
     import numpy as np
     import torch
 

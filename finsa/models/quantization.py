@@ -14,7 +14,7 @@ BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}
 
 
 def require_library(method: Method) -> None:
-    """Check, before any weight is loaded, that bitsandbytes is installed if the method quantises.
+    """Check, before any weight is loaded, that bitsandbytes is installed if the method quantizes.
 
     Raises:
         ConfigError: if it is not.
@@ -25,10 +25,10 @@ def require_library(method: Method) -> None:
 
 
 def bitsandbytes_config(quantization: str, dtype: Any) -> Any:
-    """The configuration with which transformers loads a base model quantised.
+    """The configuration with which transformers loads a base model quantized.
 
     Args:
-        quantization: ``nf4`` (Dettmers et al. 2023: normal-float 4 bit, its scales quantised again) or ``int8``
+        quantization: ``nf4`` (Dettmers et al. 2023: normal-float 4 bit, its scales quantized again) or ``int8``
             (Dettmers et al. 2022: columns with outliers stay in 16 bit).
         dtype: the dtype that products are computed in.
     """

@@ -48,7 +48,7 @@ def train(documents: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    # Digits are split one by one, so that the model compares numbers instead of memorising them.
+    # Digits are split one by one, so that the model compares numbers instead of memorizing them.
     pattern = Regex(r"\d|[A-Za-z]+| ?[A-Za-z]+|[\u4e00-\u9fff]+|[^\sA-Za-z\d\u4e00-\u9fff]|\s+")
     split = pre_tokenizers.Split(pattern, behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

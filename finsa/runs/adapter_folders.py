@@ -20,7 +20,7 @@ UNSUPPORTED = (
     *("target_parameters", "alora_invocation_tokens", "use_qalora", "lora_bias", "megatron_config", "use_bdlora"),
     *("velora_config", "kasa_config", "monteclora_config", "arrow_config"),
 )
-# Initialisations of A and B that keep the base model; the others (pissa, olora, corda, loftq) change its weights.
+# Initializations of A and B that keep the base model; the others (pissa, olora, corda, loftq) change its weights.
 KEEPING_BASE = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
@@ -111,7 +111,7 @@ def _require_plain(folder: Path, values: dict[str, Any]) -> None:
     start = values.get("init_lora_weights", True)
     if start not in KEEPING_BASE:
         raise _refused(
-            f"{folder} was initialised with init_lora_weights={start}, which changes the base model, so it does not "
+            f"{folder} was initialized with init_lora_weights={start}, which changes the base model, so it does not "
             "fit the unchanged one; convert it to plain LoRA (in PEFT: path_initial_model_for_weight_conversion)"
         )
 

@@ -1,7 +1,7 @@
-"""Atomic writes: a file is written under a temporary name, synchronised to disk, and renamed.
+"""Atomic writes: a file is written under a temporary name, synchronized to disk, and renamed.
 
 A kill at any moment leaves the old file or the new one. A rename alone does not survive a power failure: names may
-reach the disk before contents, so both are synchronised.
+reach the disk before contents, so both are synchronized.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def require_new(output: Path, kind: str = "folder") -> None:
 
 
 def sync(path: Path) -> None:
-    """Synchronise a file, or the names in a folder, to disk; skipped if the file system does not support it.
+    """Synchronize a file, or the names in a folder, to disk; skipped if the file system does not support it.
 
     Raises:
         OSError: if that failed, for instance with EIO: data may be lost.
@@ -127,7 +127,7 @@ def clear(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Synchronise a folder with all its contents to disk."""
+    """Synchronize a folder with all its contents to disk."""
     for place, _, names in os.walk(folder):
         for name in names:
             sync(Path(place) / name)

@@ -38,7 +38,7 @@ def _check_run(cfg: RunConfig, session: Session, lines: dict[str, object] | None
         from finsa.training import check_plan
 
         return check_plan.show_training(cfg, lines or {}, session)
-    rows = tokenized.Labelled(data, **tokenized.labelled_settings(cfg, session))
+    rows = tokenized.Labeled(data, **tokenized.labeled_settings(cfg, session))
     texts = rows.texts("train")
     plan = baselines.build(cfg, data.labels.names).plan([texts[row] for row in rows.training_order(cfg)])
     table = {"rows": data.sizes(), "labels": ", ".join(data.labels.names), "language model": "none", **plan}

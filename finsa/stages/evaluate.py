@@ -43,7 +43,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         moe.require_known_domains(
             trained.stage, mixture.expert_names(record.path), data.splits[split]["domain"].to_list()
         )
-    labelled = _labelled(trained, data, record, session)
+    labeled = _labeled(trained, data, record, session)
     hardware.prepare(cfg.train)
     with (
         run_folder.start(cfg, data.fingerprint, session) as folder,
@@ -52,16 +52,16 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         if record is not None:
             model = predictor.load(record, cfg.train.score_tokens, session=session)
         else:
-            assert isinstance(labelled, tokenized.TokenizedDataset)
-            model = predictor.zero_shot(cfg, labelled, cfg.train.score_tokens, session)
+            assert isinstance(labeled, tokenized.TokenizedDataset)
+            model = predictor.zero_shot(cfg, labeled, cfg.train.score_tokens, session)
         try:
-            report, more = _score(cfg, labelled, model, folder)
+            report, more = _score(cfg, labeled, model, folder)
             results = {split: report, **more}
         finally:
             model.close()
         name = trained.method.name if record else f"{trained.model.name} (zero-shot)"
-        folder.note(**labelled.fingerprints(), run=str(record.path if record else None))
-        run_results.write_ledger(labelled, folder, (split,) if trained.method.baseline is None else tuple(data.splits))
+        folder.note(**labeled.fingerprints(), run=str(record.path if record else None))
+        run_results.write_ledger(labeled, folder, (split,) if trained.method.baseline is None else tuple(data.splits))
         folder.write_json("metrics.json", results)
         if processes.is_main():
             figure = run_results.draw_predictions(results[split], f"{name}, {split}", folder.path)
@@ -79,7 +79,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     return Result("evaluate", folder.path, results, score)
 
 
-def _score(cfg: RunConfig, labelled: tokenized.Labelled, model: Predictor, folder: RunFolder) -> tuple[Any, Any]:
+def _score(cfg: RunConfig, labeled: tokenized.Labeled, model: Predictor, folder: RunFolder) -> tuple[Any, Any]:
     """Predict a split by the configured protocol and write the predictions.
 
     Returns:
@@ -89,32 +89,32 @@ def _score(cfg: RunConfig, labelled: tokenized.Labelled, model: Predictor, folde
     split: str = cfg.stage.split
     display = Display(cfg.train.progress_seconds)
     if cfg.stage.protocol == "label":
-        with display.work(f"scoring {split}", labelled.dataset.splits[split].height) as work:
-            log_probs = model.score(labelled, split, work.moved)
+        with display.work(f"scoring {split}", labeled.dataset.splits[split].height) as work:
+            log_probs = model.score(labeled, split, work.moved)
         folder.note(scoring=model.rule, protocol="label")
         gates, experts = model.gates, model.experts
         known = {"temperature": 1.0, **(model.facts.get("calibration") or {})}
-        calibrated = run_results.calibration(labelled, {split: log_probs}, known)
+        calibrated = run_results.calibration(labeled, {split: log_probs}, known)
         folder.write_lines(
-            "predictions.jsonl", run_results.predictions(labelled, split, log_probs, calibrated, gates, experts)
+            "predictions.jsonl", run_results.predictions(labeled, split, log_probs, calibrated, gates, experts)
         )
         more: dict[str, Any] = {"calibration": calibrated}
         if gates is not None:
-            domains = labelled.dataset.splits[split]["domain"].to_list()
+            domains = labeled.dataset.splits[split]["domain"].to_list()
             more["router"] = moe.analyze_gates(gates, domains, experts)
-        return run_results.report(labelled, split, log_probs, calibrated), more
+        return run_results.report(labeled, split, log_probs, calibrated), more
     from finsa.inference.generation import Generator, parse
 
-    assert isinstance(labelled, tokenized.TokenizedDataset)
-    words, rule = labelled.dataset.labels.words, cfg.stage.parse
-    generate = Generator(model.model, labelled.renderer, cfg.train.score_tokens, cfg.stage.answer_tokens)
-    prompts = labelled.prompts(split)
+    assert isinstance(labeled, tokenized.TokenizedDataset)
+    words, rule = labeled.dataset.labels.words, cfg.stage.parse
+    generate = Generator(model.model, labeled.renderer, cfg.train.score_tokens, cfg.stage.answer_tokens)
+    prompts = labeled.prompts(split)
     with display.work(f"answering {split}", len(prompts)) as work:
         texts = generate(prompts, work.moved)
     parsed = [parse(text, words, rule) for text in texts]
     folder.note(scoring=f"generated, parsed by {rule}", protocol="generate")
-    folder.write_lines("answers.jsonl", run_results.answers(labelled, split, texts, parsed))
-    result = metrics.report_parsed(labelled.gold(split), parsed, labelled.dataset.labels.names)
+    folder.write_lines("answers.jsonl", run_results.answers(labeled, split, texts, parsed))
+    result = metrics.report_parsed(labeled.gold(split), parsed, labeled.dataset.labels.names)
     print(f"answers that name no label: {sum(result['unparsable'].values()):,} of {len(texts):,} (answers.jsonl)")
     return result, {}
 
@@ -140,9 +140,9 @@ def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | N
         raise ConfigError([Problem("stage.parse", f"{text}: choose aidf or finllm")])
 
 
-def _labelled(trained: RunConfig, data: dataset.Dataset, record: Record | None, session: Session) -> tokenized.Labelled:
+def _labeled(trained: RunConfig, data: dataset.Dataset, record: Record | None, session: Session) -> tokenized.Labeled:
     if trained.method.baseline is not None:
-        return tokenized.Labelled(data, **tokenized.labelled_settings(trained, session))
+        return tokenized.Labeled(data, **tokenized.labeled_settings(trained, session))
     tokenizer = predictor.tokenizer_of(record) if record else tokenizers.load_tokenizer(trained.model)
     examples = few_shot.read(trained.method.examples, record.path, trained.seed) if record else None
     return tokenized.build(trained, data, tokenizer, session, examples)

@@ -110,10 +110,10 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     place = _place(cfg, record, form, stage.precision)
     data = dataset.load(record.cfg.data, session or Session())
     data.require(SPLIT)
-    labelled = tokenized.Labelled(data, **tokenized.labelled_settings(record.cfg, session))
-    if labelled.dataset.labels.names != record.labels.names:
+    labeled = tokenized.Labeled(data, **tokenized.labeled_settings(record.cfg, session))
+    if labeled.dataset.labels.names != record.labels.names:
         raise RunError(
-            f"run: {record.path} has different labels than its data now: {', '.join(labelled.dataset.labels.names)}"
+            f"run: {record.path} has different labels than its data now: {', '.join(labeled.dataset.labels.names)}"
         )
     predictor.announce(record.name)
     from finsa.inference import export  # torch takes seconds to import: after the checks
@@ -126,7 +126,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             export.write(record, form, stage.precision, partial)
-            receipt = _compare(cfg, record, labelled, partial)
+            receipt = _compare(cfg, record, labeled, partial)
             (partial / RECEIPT).write_text(json.dumps(receipt.as_dict(), indent=1) + "\n", encoding="utf-8")
             _show(receipt, f"{record.name} as {form}" + (f" {stage.precision}" if form == "onnx" else ""))
             faults = receipt.faults(stage)
@@ -190,13 +190,13 @@ def _place(cfg: RunConfig, record: Record, form: str, precision: str) -> Path:
 # ------------------------------------------------------------------------------------------------ comparison
 
 
-def _compare(cfg: RunConfig, record: Record, labelled: tokenized.Labelled, folder: Path) -> Receipt:
+def _compare(cfg: RunConfig, record: Record, labeled: tokenized.Labeled, folder: Path) -> Receipt:
     """Predict the validation rows with the run and with the export, and measure both."""
     from finsa.models import base
 
     stage, display = cfg.stage, Display(cfg.train.progress_seconds)
     assert isinstance(stage, ExportStage)
-    texts = labelled.texts(SPLIT)[: stage.rows]
+    texts = labeled.texts(SPLIT)[: stage.rows]
     print(f"comparing the export with the run on {len(texts):,} {SPLIT} rows", file=sys.stderr, flush=True)
     sides, made = list[Side](), list[Predictions]()
     for name, source in (("run", record), ("export", predictor.read(str(folder)))):
@@ -209,7 +209,7 @@ def _compare(cfg: RunConfig, record: Record, labelled: tokenized.Labelled, folde
         model.close()
         dtype = str(base.dtype(source.cfg.model)).removeprefix("torch.")
         dtype = {"fp32": "float32", "int8": "int8"}.get(source.manifest.get("precision", ""), dtype)  # of an ONNX graph
-        sides.append(Side(_scores(labelled, predictions), size, round(milliseconds, 3), dtype))
+        sides.append(Side(_scores(labeled, predictions), size, round(milliseconds, 3), dtype))
         made.append(predictions)
     values = [one.values for one in made if one.values is not None]
     if record.labels.task == "regression":
@@ -227,13 +227,13 @@ def _compare(cfg: RunConfig, record: Record, labelled: tokenized.Labelled, folde
     )
 
 
-def _scores(labelled: tokenized.Labelled, predictions: Predictions) -> dict[str, float | None]:
-    n, labels = len(predictions.truncated), labelled.dataset.labels
+def _scores(labeled: tokenized.Labeled, predictions: Predictions) -> dict[str, float | None]:
+    n, labels = len(predictions.truncated), labeled.dataset.labels
     if predictions.values is not None:
-        report = value_metrics.values(labels.task, labelled.truth(SPLIT)[:n], predictions.values)
+        report = value_metrics.values(labels.task, labeled.truth(SPLIT)[:n], predictions.values)
         names: tuple[str, ...] = ("rmse", "mae") if labels.task == "regression" else ("macro_f1", "subset_accuracy")
     else:
-        report = metrics.report(labelled.gold(SPLIT)[:n], predictions.probs.argmax(axis=1).tolist(), labels.names)
+        report = metrics.report(labeled.gold(SPLIT)[:n], predictions.probs.argmax(axis=1).tolist(), labels.names)
         names = ("macro_f1", "accuracy")
     return {name: report[name] for name in names}
 

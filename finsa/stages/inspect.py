@@ -24,24 +24,24 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     assert isinstance(cfg.stage, InspectStage)
     data = dataset.load(cfg.data, session)
     tokenizer, whose, style = tokenizers.load_or_embedded(cfg.model, local_only=False)
-    labelled = tokenized.build(cfg.model_copy(update={"model": style}), data, tokenizer, session)
+    labeled = tokenized.build(cfg.model_copy(update={"model": style}), data, tokenizer, session)
     close = near_duplicates.find(data.splits, cfg.data.near_duplicates)
     numbers = inspection.inspect(
-        labelled, close, cfg.data.near_duplicates, cfg.stage, _files(cfg, inspection.used_rows(labelled))
+        labeled, close, cfg.data.near_duplicates, cfg.stage, _files(cfg, inspection.used_rows(labeled))
     )
     if style != cfg.model:
         numbers["findings"].insert(0, f"Tokens, masks and examples are those of another tokenizer: {whose}.")
-    shown = examples.examples(labelled, cfg, cfg.stage.examples)
+    shown = examples.examples(labeled, cfg, cfg.stage.examples)
     with (
         run_folder.start(cfg, data.fingerprint, session) as folder,
         trackers.track(cfg, folder.path, session.group) as tracker,
     ):
-        figures = inspection_figures.draw(labelled, numbers, close, folder.path)
-        folder.note(**labelled.fingerprints())
-        run_results.write_ledger(labelled, folder, tuple(data.splits))
+        figures = inspection_figures.draw(labeled, numbers, close, folder.path)
+        folder.note(**labeled.fingerprints())
+        run_results.write_ledger(labeled, folder, tuple(data.splits))
         folder.write_json("inspect.json", numbers)
         folder.write_lines("near_duplicates.jsonl", _pairs(close.pairs, data.labels.names))
-        contents = inspection.sections(numbers, data.ledger.as_dict(labelled.truncated()), close, cfg.stage.pairs)
+        contents = inspection.sections(numbers, data.ledger.as_dict(labeled.truncated()), close, cfg.stage.pairs)
         sections = [(name, found, figures[name]) for name, found in contents.items()]
         title, facts = f"finsa: inspection of {cfg.data.title}", _facts(cfg, data, whose)
         page = pages.render(title, facts, numbers["findings"], sections, examples=shown)
@@ -51,7 +51,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
                 tracker.figure(figure.title, figure.file)
         tracker.summary(run_results.flat({"inspect": _summary(numbers)}))
     examples.show(shown)
-    tables.show_ledger(data.ledger, labelled.truncated())
+    tables.show_ledger(data.ledger, labeled.truncated())
     inspection.near_table(numbers["near_duplicates"]).show()
     for group in numbers["groups"]:
         inspection.group_table(group).show()

@@ -22,7 +22,7 @@ from finsa.runs.run_folder import Result, RunFolder
 from finsa.session import Session
 from finsa.training import fit, results
 from finsa.training.batches import Collator
-from finsa.training.objective import labelled_loss
+from finsa.training.objective import labeled_loss
 from finsa.training.watchdog import Watch
 
 
@@ -141,7 +141,7 @@ def heldout_loss(model: torch.nn.Module, rows: Sequence[Row], batch: int = 16, m
     loss, tokens = 0.0, 0
     for start in range(0, len(rows), batch):
         inputs = collate([dict(row) for row in rows[start : start + batch]])
-        loss += float(labelled_loss(model, inputs["input_ids"].to(device), inputs["labels"].to(device)))
+        loss += float(labeled_loss(model, inputs["input_ids"].to(device), inputs["labels"].to(device)))
         tokens += int((inputs["labels"] != IGNORE).sum())
         moved(len(rows[start : start + batch]))
     model.train()

@@ -1,4 +1,4 @@
-"""Write labelled rows that a model generates from a prompt."""
+"""Write labeled rows that a model generates from a prompt."""
 
 from __future__ import annotations
 

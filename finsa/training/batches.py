@@ -1,8 +1,8 @@
-"""Micro-batches of an optimiser step: rows padded to the same length, or packed into one sequence.
+"""Micro-batches of an optimizer step: rows padded to the same length, or packed into one sequence.
 
-All that a step needs to know about a batch is computed here, on the CPU, so that no step synchronises with the device.
+All that a step needs to know about a batch is computed here, on the CPU, so that no step synchronizes with the device.
 
-Letters: b rows of a micro-batch, s tokens, p tokens of a shared prefix, k labelled positions.
+Letters: b rows of a micro-batch, s tokens, p tokens of a shared prefix, k labeled positions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Collator:
 
         Returns:
             ``input_ids`` and ``labels``, both (b, s); the number of real tokens, ``lengths`` (b,); the positions that
-            predict a labelled token, ``read`` (b, k), padded with others. If rows have them, ``weights`` (b,),
+            predict a labeled token, ``read`` (b, k), padded with others. If rows have them, ``weights`` (b,),
             ``targets`` (b,), ``values`` (b, m), ``text_span`` (b, 2) and ``domains`` (b,). With a prefix, all of these
             exclude it, ``prefix`` (p,) has its ids, and ``prefix_labels`` (p,) the labels of its positions, if they
             have any.
@@ -111,15 +111,15 @@ class Packer:
 
 
 def read_positions(labels: torch.Tensor) -> torch.Tensor:
-    """Positions whose next token is labelled, (b, k), where k is the maximum per row; padded with unlabelled ones."""
-    labelled = labels[:, 1:] != IGNORE
-    most = int(labelled.sum(1).max()) if len(labelled) else 0
-    return (~labelled).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    """Positions whose next token is labeled, (b, k), where k is the maximum per row; padded with unlabeled ones."""
+    labeled = labels[:, 1:] != IGNORE
+    most = int(labeled.sum(1).max()) if len(labeled) else 0
+    return (~labeled).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Rows of an optimiser step on this process; an object, so that no library recurses into its lists."""
+    """Rows of an optimizer step on this process; an object, so that no library recurses into its lists."""
 
     rows: Sequence[dict[str, Any]]
 

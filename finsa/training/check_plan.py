@@ -61,7 +61,7 @@ def show_training(cfg: RunConfig, lines: dict[str, object], session: Session) ->
     steps = 0
     if learns:
         used = sum(data.class_counts(cfg))
-        steps = preflight.optimiser_steps(plan.apply(cfg.train), used, world)
+        steps = preflight.optimizer_steps(plan.apply(cfg.train), used, world)
         table["training"] = f"{used:,} rows, {steps:,} steps of {cfg.train.batch_size} sequences"
         if isinstance(cfg.stage, MoeJointStage) and cfg.stage.warmup_steps:
             table["training"] = f"{table['training']}, after {cfg.stage.warmup_steps:,} of router and head"
@@ -89,7 +89,7 @@ def _with_experts(plan: memory_plan.Plan, experts: int, trainable: int) -> memor
     """The plan of several adapters on one base model, given that of one; the memory of the router is negligible."""
     more = 4 * trainable * (experts - 1)  # adapters are in float32
     training = plan.training and replace(
-        plan.training, weights=plan.training.weights + more, optimiser=plan.training.optimiser * experts
+        plan.training, weights=plan.training.weights + more, optimizer=plan.training.optimizer * experts
     )
     return replace(plan, training=training, scoring=replace(plan.scoring, weights=plan.scoring.weights + more))
 
@@ -120,7 +120,7 @@ def show_pretraining(cfg: RunConfig, lines: dict[str, object]) -> Result:
         "parameters": f"{trainable:,} trainable of {total:,} total",
     }
     if blocks:
-        steps = preflight.optimiser_steps(cfg.train, blocks, processes.world_size())
+        steps = preflight.optimizer_steps(cfg.train, blocks, processes.world_size())
         table["training"] = f"about {steps:,} steps of {cfg.train.batch_size} blocks"
     tables.show_plan(_title(cfg), table | memory_plan.show(plan, cfg) | _missing_weights(cfg) | lines)
     metrics = {"trainable_parameters": trainable, "total_parameters": total, "memory_bytes": plan.peak()}

@@ -1,7 +1,7 @@
 """Sealed checkpoints: each is written atomically, and its SHA-256 checksums are verified before use.
 
 ``checkpoint-<step>/`` is a checkpoint of transformers with a ``manifest.json``, which contains the checksums and the
-training state besides weights, optimiser and schedule: tokens, the loss not logged yet, the length of the log.
+training state besides weights, optimizer and schedule: tokens, the loss not logged yet, the length of the log.
 ``epoch/`` contains the random states at the beginning of the epoch, which determine the order of its rows.
 """
 

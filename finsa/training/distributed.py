@@ -73,7 +73,7 @@ def pad_rows(rows: Sequence[Row], each: int) -> Sequence[Row]:
 
     Args:
         rows: all rows; they are not copied.
-        each: rows per optimiser step and process.
+        each: rows per optimizer step and process.
     """
     missing = -len(rows) % (each * processes.world_size())
     if not missing:

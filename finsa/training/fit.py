@@ -34,7 +34,7 @@ class Fitted:
     """The result of a fit.
 
     Args:
-        steps: number of optimiser steps.
+        steps: number of optimizer steps.
         best: the best validation score, of the metric that selects the checkpoint.
         best_validation: number of the validation with the best score, among those of this process; None: it was an
             earlier one, or there was none.
@@ -96,7 +96,7 @@ def fit(
         folder: of the checkpoints; training is resumed from an existing one.
         record: receives log records.
         callbacks: further callbacks.
-        objective: None: the cross-entropy of labelled tokens.
+        objective: None: the cross-entropy of labeled tokens.
         lr_ratio: learning rate of LoRA's B over that of A.
         log: the file that `record` appends to; it is truncated to its length at the checkpoint.
         watch: heartbeat and progress of the run; None: of this fit, with the heartbeat in the parent of `folder`.
@@ -212,7 +212,7 @@ def _arguments(train: Train, accumulation: int, rows: int, seed: int, folder: Pa
         output_dir=str(folder),
         num_train_epochs=train.epochs,
         # transformers lets max_steps lengthen a training beyond its epochs; here it only shortens it
-        max_steps=preflight.optimiser_steps(train, rows, processes.world_size()) if train.max_steps else -1,
+        max_steps=preflight.optimizer_steps(train, rows, processes.world_size()) if train.max_steps else -1,
         per_device_train_batch_size=train.micro_batch_size * accumulation,
         gradient_accumulation_steps=1,  # a batch is a whole step, which the trainer splits
         learning_rate=train.learning_rate,

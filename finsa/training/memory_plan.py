@@ -31,7 +31,7 @@ class Plan:
 
     Args:
         micro_batch_size: rows per forward pass and process.
-        accumulation: micro-batches per optimiser step.
+        accumulation: micro-batches per optimizer step.
         gradient_checkpointing: whether activations are recomputed in backward to save memory.
         score_tokens: padded tokens per scoring batch.
         training: memory of a training step; None if nothing is trained.
@@ -278,7 +278,7 @@ def seconds(
         cfg: as for `make`.
         data: as for `make`.
         lengths: tokens of prompts, (n,), for all rows.
-        steps: optimiser steps; 0 if nothing is trained.
+        steps: optimizer steps; 0 if nothing is trained.
         checkpointing: whether gradient checkpointing is used.
         world: number of processes.
     """

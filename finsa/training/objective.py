@@ -1,8 +1,8 @@
-"""Training objectives: a weighted sum of losses, divided by the sum of the weights of the whole optimiser step.
+"""Training objectives: a weighted sum of losses, divided by the sum of the weights of the whole optimizer step.
 
 An objective computes both sums, so that the trainer can divide them after adding up all micro-batches and processes.
 
-Letters: b rows of a batch, s tokens, k positions that predict a labelled token, c classes, v vocabulary.
+Letters: b rows of a batch, s tokens, k positions that predict a labeled token, c classes, v vocabulary.
 """
 
 from __future__ import annotations
@@ -66,39 +66,39 @@ def build(method: Method, renderer: Renderer, counts: Sequence[int]) -> Objectiv
     return choice(scores, method.loss, needed, tree.tokens)
 
 
-# ------------------------------------------------------------------------------------------------ labelled tokens
+# ------------------------------------------------------------------------------------------------ labeled tokens
 
 
 def tokens() -> Objective:
-    """Cross-entropy per labelled token; a row's weight counts for each of its tokens."""
+    """Cross-entropy per labeled token; a row's weight counts for each of its tokens."""
 
     def total(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
         past, prefix_loss = forward_prefix(model, batch)
         ids, labels, weights, read = batch["input_ids"], batch["labels"], batch.get("weights"), batch["read"]
         given = _router_inputs(batch)
         if "position_ids" not in batch:
-            loss = labelled_loss(model, ids, labels, weights, read, past, **given)
+            loss = labeled_loss(model, ids, labels, weights, read, past, **given)
             return (
                 loss + prefix_loss * _weighted_sum(torch.ones_like(labels[:, 0]), batch) if past is not None else loss
             )
         given["position_ids"] = batch["position_ids"]
         if attention.uses_flash_attention(model):  # it finds the rows of a packed sequence by their positions
-            return labelled_loss(model, ids, labels, weights, read, **given)
+            return labeled_loss(model, ids, labels, weights, read, **given)
         with attention.packed_rows(model, batch["lengths"], ids.shape[1]):
-            return labelled_loss(model, ids, labels, weights, read, **given)
+            return labeled_loss(model, ids, labels, weights, read, **given)
 
     def weight(batch: Batch) -> torch.Tensor:
         if "position_ids" in batch:  # packed rows have a weight per position
             return _weighted_sum(batch["labels"].gather(1, batch["read"] + 1) != IGNORE, batch)
-        labelled = (batch["labels"][:, 1:] != IGNORE).sum(dim=1)
+        labeled = (batch["labels"][:, 1:] != IGNORE).sum(dim=1)
         if "prefix_labels" in batch:
-            labelled = labelled + (batch["prefix_labels"] != IGNORE).sum()
-        return _weighted_sum(labelled, batch)
+            labeled = labeled + (batch["prefix_labels"] != IGNORE).sum()
+        return _weighted_sum(labeled, batch)
 
     return Objective(total, weight, packable=True)
 
 
-def labelled_loss(
+def labeled_loss(
     model: torch.nn.Module,
     input_ids: torch.Tensor,
     labels: torch.Tensor,
@@ -107,7 +107,7 @@ def labelled_loss(
     past: Any = None,
     **inputs: torch.Tensor,
 ) -> torch.Tensor:
-    """Sum the cross-entropy over labelled positions.
+    """Sum the cross-entropy over labeled positions.
 
     Only positions that predict a label are projected to the vocabulary: with a prompt of a hundred tokens and an answer
     of one, projecting all positions is most of the work of a small model.
@@ -117,7 +117,7 @@ def labelled_loss(
         input_ids: (b, s), padded on the right.
         labels: (b, s), -100 where there is no loss; column 0 is never predicted.
         weights: per row, (b,), or per position in `read`, (b, k); None: 1.
-        read: positions that predict labelled tokens, (b, k), as in `Collator`; None: computed here, for which
+        read: positions that predict labeled tokens, (b, k), as in `Collator`; None: computed here, for which
             the host waits for the device.
         past: keys and values of the tokens before `input_ids`, (b, ...) per layer.
         inputs: further inputs of the model: ``text_span`` of a mixture, positions of packed rows.
@@ -291,7 +291,7 @@ def classifier_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 def joint(task: Objective, mixture: Mixture, domain_weight: float, balance_weight: float) -> Objective:
     """The objective of a mixture: the task, the router's cross-entropy against the domains, and balance of the experts.
 
-    Each part is a mean over the whole optimiser step: the task over its weights, the router over the rows whose
+    Each part is a mean over the whole optimizer step: the task over its weights, the router over the rows whose
     domain has an expert, balance over rows. Only balance depends on the micro-batch, because a mean gate can only be
     computed over rows that are forwarded at the same time; a micro-batch's value counts for each of its rows.
 

@@ -41,7 +41,7 @@ def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: 
         gold = data.splits["train"]["label"].to_list()
         order = sampling.choose(gold, cfg.method, cfg.seed)
         counts = sampling.class_counts(gold, order, data.labels.names, cfg.method.loss)
-        optimiser_steps(cfg.train, sum(counts), processes.world_size())
+        optimizer_steps(cfg.train, sum(counts), processes.world_size())
     require_prompt(cfg, data, session, planned)
 
 
@@ -65,8 +65,8 @@ def require_prompt(cfg: RunConfig, data: Dataset, session: Session, planned: boo
         tokenized.build(cfg, data, tokenizer, session)
 
 
-def optimiser_steps(train: Train, rows: int, world: int = 1) -> int:
-    """Number of optimiser steps of a fit, including the incomplete last step of every epoch.
+def optimizer_steps(train: Train, rows: int, world: int = 1) -> int:
+    """Number of optimizer steps of a fit, including the incomplete last step of every epoch.
 
     Raises:
         ConfigError: if the batch size is larger than the number of rows.
@@ -80,7 +80,7 @@ def optimiser_steps(train: Train, rows: int, world: int = 1) -> int:
 
 
 def accumulation_steps(train: Train, world: int = 1) -> int:
-    """Number of micro-batches per optimiser step and process.
+    """Number of micro-batches per optimizer step and process.
 
     Raises:
         ConfigError: if the batch size is not a multiple of processes and micro-batches.

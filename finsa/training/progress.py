@@ -1,6 +1,6 @@
 """Progress of a training run: steps, loss and remaining time; throughput, memory and MFU.
 
-Nothing here synchronises with the device between two log records: all counts are known on the host. Several processes
+Nothing here synchronizes with the device between two log records: all counts are known on the host. Several processes
 sum their counts when a record is logged, and at the end.
 """
 
@@ -28,12 +28,12 @@ class Counts:
     """Work done by one process, or by all processes.
 
     Args:
-        steps: number of optimiser steps.
+        steps: number of optimizer steps.
         rows: number of rows.
         positions: tokens in forward passes, including padding.
         pairs: pairs of positions for which attention was computed.
         tokens: real tokens.
-        labelled: tokens with a label; rows, if the loss is over the classes.
+        labeled: tokens with a label; rows, if the loss is over the classes.
         projected: positions that the LM head was applied to.
         seconds: of training, without validation and saving.
     """
@@ -43,7 +43,7 @@ class Counts:
     positions: int = 0
     pairs: int = 0
     tokens: int = 0
-    labelled: int = 0
+    labeled: int = 0
     projected: int = 0
     seconds: float = 0.0
 
@@ -69,7 +69,7 @@ class Meter:
         self._since: float | None = None
 
     def count(self, rows: Sequence[dict[str, Any]], batches: Sequence[dict[str, torch.Tensor]]) -> None:
-        """Count an optimiser step of this process.
+        """Count an optimizer step of this process.
 
         Args:
             rows: of the step.
@@ -79,7 +79,7 @@ class Meter:
         done.steps += 1
         done.rows += len(rows)
         done.tokens += sum(len(row["input_ids"]) for row in rows)
-        done.labelled += sum(
+        done.labeled += sum(
             1 if "target" in row else sum(label != IGNORE for label in row["labels"][1:]) for row in rows
         )
         for batch in batches:
@@ -151,7 +151,7 @@ class Meter:
         return {
             "samples_per_second": round(work["rows"] / seconds, 2),
             "tokens_per_second": round(work["tokens"] / seconds, 1),
-            "trainable_token_share": round(work["labelled"] / max(work["tokens"], 1), 4),
+            "trainable_token_share": round(work["labeled"] / max(work["tokens"], 1), 4),
             "mfu": round(operations / seconds / rate, 4),
             "peak_memory_gib": round(peak / 2**30, 3),
         }

@@ -14,7 +14,7 @@ from finsa.session import Session
 
 
 def calibrate(
-    cfg: RunConfig, data: tokenized.Labelled, folder: RunFolder, metrics: dict[str, Any], log_probs: dict[str, Any]
+    cfg: RunConfig, data: tokenized.Labeled, folder: RunFolder, metrics: dict[str, Any], log_probs: dict[str, Any]
 ) -> None:
     """Report the scores of the test rows, after fitting the temperature of the run's probabilities.
 
@@ -54,7 +54,7 @@ def recorder(folder: RunFolder, tracker: trackers.Tracker, session: Session) -> 
 
 def write(
     cfg: RunConfig,
-    data: tokenized.Labelled,
+    data: tokenized.Labeled,
     folder: RunFolder,
     tracker: trackers.Tracker,
     metrics: dict[str, Any],

@@ -26,7 +26,7 @@ def run(cfg: RunConfig, data: dataset.Dataset, kind: str, session: Session) -> R
         kind: of the baseline.
         session: of the command.
     """
-    rows, device = tokenized.Labelled(data, **tokenized.labelled_settings(cfg, session)), None
+    rows, device = tokenized.Labeled(data, **tokenized.labeled_settings(cfg, session)), None
     if cfg.method.uses_torch:
         import torch  # not needed by the other baselines
 

@@ -1,11 +1,11 @@
 """The trainer: trl's SFTTrainer on tokenized rows, with exact resuming and a stop at the first non-finite loss.
 
-A checkpoint of transformers contains weights, optimiser, schedule and random states. `FinsaTrainer` also restores the
+A checkpoint of transformers contains weights, optimizer, schedule and random states. `FinsaTrainer` also restores the
 order of the rows within an epoch, patience, the loss not logged yet, the token count, and whether training is over.
 
-On a GPU, checking every step for a non-finite loss would synchronise with the device. There a flag on the device makes
-the optimiser skip its steps from the first bad one on, and the host reads the flag when it logs or saves; so weights
-and optimiser are still those from before the bad step. On a CPU every step is checked immediately, at no cost.
+On a GPU, checking every step for a non-finite loss would synchronize with the device. There a flag on the device makes
+the optimizer skip its steps from the first bad one on, and the host reads the flag when it logs or saves; so weights
+and optimizer are still those from before the bad step. On a CPU every step is checked immediately, at no cost.
 
 These private methods of transformers' Trainer are overridden, for which transformers and trl are pinned to a minor
 version: `_get_train_sampler`, `_run_epoch`, `_clip_grad_norm`, `_save_checkpoint`, `_save`. Each gives its reason.
@@ -43,7 +43,7 @@ NOT_FINITE = "not_finite.json"  # losses of the rows of a step that was not fini
 
 
 class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
-    """Trains on tokenized rows. For transformers a batch is a whole optimiser step, which is split here.
+    """Trains on tokenized rows. For transformers a batch is a whole optimizer step, which is split here.
 
     Args:
         objective: of a step.
@@ -83,15 +83,15 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         self.rows, self.lr_ratio, self.log_file, self.resumed = rows, lr_ratio, log_file, resumed
         self.stopped, self.identify, self.on_smaller = stopped, identify, on_smaller
         self.step, self.halved = Step([]), False
-        self.tokens = 0  # real tokens trained on, counted on the host, so that no step synchronises with the device
+        self.tokens = 0  # real tokens trained on, counted on the host, so that no step synchronizes with the device
         self.validated: list[int] = []  # steps at which this process has validated
         self.recent: list[tuple[int, float, list[int]]] = []  # steps since the last check: number, epoch before, rows
         self.seconds_before, self.started = resumed.progress.seconds if resumed else 0.0, time.monotonic()
         trainable = [(p, p.data) for p in kwargs["model"].parameters() if p.requires_grad]
         super().__init__(callbacks=[_Resume(self), *callbacks], **kwargs)
         for parameter, data in trainable:
-            parameter.data = data  # trl casts adapters of a quantised model to bfloat16; they stay in float32 here
-        self.args.logging_nan_inf_filter = False  # it would hide non-finite losses, and synchronises with the device
+            parameter.data = data  # trl casts adapters of a quantized model to bfloat16; they stay in float32 here
+        self.args.logging_nan_inf_filter = False  # it would hide non-finite losses, and synchronizes with the device
         self.folder = Path(self.args.output_dir)
         self.has_bad_loss = torch.zeros((), dtype=torch.bool, device=self.args.device)
         self.first_bad_step = torch.full((), -1, device=self.args.device)
@@ -103,7 +103,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         distributed.allow_fsdp_on_cpu(self)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Create the optimiser; with LoRA+ the matrices B are in parameter groups with a different learning rate."""
+        """Create the optimizer; with LoRA+ the matrices B are in parameter groups with a different learning rate."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if self.lr_ratio == 1:
             return optimizer
@@ -216,9 +216,9 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------------------ non-finite losses
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        """Clip gradients; from the first non-finite step on, the optimiser skips its steps.
+        """Clip gradients; from the first non-finite step on, the optimizer skips its steps.
 
-        Private, because only here the norm is known before the optimiser's step, and computing it twice is costly
+        Private, because only here the norm is known before the optimizer's step, and computing it twice is costly
         (test_checkpoints: a loss that is not finite).
         """
         norm = super()._clip_grad_norm(model)
@@ -227,7 +227,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         step = self.state.global_step + 1
         self.first_bad_step = torch.where((self.first_bad_step < 0) & bad, step, self.first_bad_step)
         optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)
-        if getattr(optimizer, "_step_supports_amp_scaling", False):  # a fused optimiser reads the flag on the device
+        if getattr(optimizer, "_step_supports_amp_scaling", False):  # a fused optimizer reads the flag on the device
             optimizer.found_inf = (self.first_bad_step >= 0).float()
         if self.args.device.type == "cpu":
             self.require_finite()
@@ -264,7 +264,7 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         self.model.zero_grad()
         if int(epoch) != int(self.state.epoch or 0.0) or step == 1:
             return "Checkpoints up to then are intact"
-        if self.state.global_step != step - 1:  # since the bad step, the schedule has advanced, but not the optimiser
+        if self.state.global_step != step - 1:  # since the bad step, the schedule has advanced, but not the optimizer
             self.state.global_step, self.state.epoch = step - 1, epoch
             self.lr_scheduler.step(step - 1)
         if not (self.folder / f"checkpoint-{step - 1}").is_dir():

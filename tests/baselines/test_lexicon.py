@@ -10,7 +10,7 @@ from pathlib import Path
 import commands
 import numpy as np
 import pytest
-from labelled_texts import evaluate, ignore
+from labeled_texts import evaluate, ignore
 
 from finsa import baselines
 from finsa.baselines.lexicon import Lexicon
@@ -42,7 +42,7 @@ def probs(learner: Lexicon, texts: Sequence[str]) -> np.ndarray:
 def test_the_sign_gives_the_prediction_and_training_rows_the_probabilities(config: Compose) -> None:
     learner = built(config)
     fitted = learner.fit(ENGLISH * 2, [0, 1, 2, 0] * 2, ENGLISH, evaluate(SIGNS), ignore)
-    assert fitted.best == 1  # the sign wins even where the training rows were mostly labelled otherwise
+    assert fitted.best == 1  # the sign wins even where the training rows were mostly labeled otherwise
     # of sign 0: 2 rows of class 0, one added to each; of no sign: 2 and 2; of sign 2: 2 rows of class 2
     np.testing.assert_allclose(
         probs(learner, ENGLISH), [[0.6, 0.2, 0.2], [3 / 8, 4 / 8, 1 / 8], [0.2, 0.2, 0.6], [3 / 8, 4 / 8, 1 / 8]]

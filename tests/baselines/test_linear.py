@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from labelled_texts import evaluate, ignore, texts
+from labeled_texts import evaluate, ignore, texts
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from labelled_texts import evaluate, ignore, texts
+from labeled_texts import evaluate, ignore, texts
 
 from finsa import baselines
 from finsa.baselines import neural

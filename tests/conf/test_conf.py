@@ -176,8 +176,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_a_method_differs_from_its_base_as_its_name_says(config: Configure, name: str) -> None:
-    neighbour, changes = DIFFERENCES[name]
-    own, other = (_flat(config(f"method={method}").method.model_dump()) for method in (name, neighbour))
+    neighbor, changes = DIFFERENCES[name]
+    own, other = (_flat(config(f"method={method}").method.model_dump()) for method in (name, neighbor))
     assert {key: value for key, value in own.items() if other.get(key, "none") != value} == {"name": name, **changes}
 
 

@@ -71,7 +71,7 @@ def test_a_run_from_before_whole_conversations_reads_the_last_turn(folder: Path)
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda values: values["train"].update(colour="red"), "train.colour: Extra inputs are not permitted"),
+        (lambda values: values["train"].update(color="red"), "train.color: Extra inputs are not permitted"),
         (lambda values: values["train"].update(schedule="spiral"), "train.schedule: Input should be 'cosine'"),
         (lambda values: values.pop("model") and values.update(model="tiny"), "model: "),
     ],

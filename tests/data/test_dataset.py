@@ -157,7 +157,7 @@ def test_map_of_labels_gives_words(config: Configure, tmp_path: Path) -> None:
     assert table.splits["test"]["label"].to_list() == [1, 0]
 
 
-def _labelled(config: Configure, folder: Path, labels: list[str], *overrides: str) -> Dataset:
+def _labeled(config: Configure, folder: Path, labels: list[str], *overrides: str) -> Dataset:
     """A file of forty rows with these labels in turn."""
     rows = "".join(f"text {number},{labels[number % len(labels)]}\n" for number in range(40))
     (folder / "rows.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
@@ -179,7 +179,7 @@ def _labelled(config: Configure, folder: Path, labels: list[str], *overrides: st
 def test_equal_numbers_are_one_label(
     config: Configure, tmp_path: Path, written: list[str], names: tuple[str, ...]
 ) -> None:
-    assert _labelled(config, tmp_path, written).labels.names == names
+    assert _labeled(config, tmp_path, written).labels.names == names
 
 
 @pytest.mark.parametrize(
@@ -195,23 +195,23 @@ def test_equal_numbers_are_one_label(
 def test_numbers_and_booleans_may_be_listed(
     config: Configure, tmp_path: Path, written: list[str], labels: str, names: tuple[str, ...]
 ) -> None:
-    table = _labelled(config, tmp_path, written, f"data.labels={labels}")
+    table = _labeled(config, tmp_path, written, f"data.labels={labels}")
     assert table.labels.names == names
     assert table.ledger.buckets == {"used": 40}
 
 
 def test_number_that_is_listed_twice_is_an_error(config: Configure, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.labels: the number 1 is listed more than once: 0, 1, 1\.0"):
-        _labelled(config, tmp_path, ["0", "1"], "data.labels=[0,1,1.0]")
+        _labeled(config, tmp_path, ["0", "1"], "data.labels=[0,1,1.0]")
 
 
 def test_labels_that_yaml_reads_as_booleans_are_reported(config: Configure, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="YAML reads yes, no, on and off as true and false: quote them"):
-        _labelled(config, tmp_path, ["yes", "no"], "data.labels=[true,false]")
+        _labeled(config, tmp_path, ["yes", "no"], "data.labels=[true,false]")
 
 
 def test_unused_key_of_a_label_map_is_noted(config: Configure, tmp_path: Path) -> None:
-    table = _labelled(config, tmp_path, ["negative", "positive"], "data.label_map={negative: bad, postive: good}")
+    table = _labeled(config, tmp_path, ["negative", "positive"], "data.label_map={negative: bad, postive: good}")
     assert table.labels.names == ("bad", "positive")
     assert table.ledger.notes == [
         "data.label_map: no row has the label 'postive'. Did you mean 'positive'? Not translated: 'positive'."
@@ -222,11 +222,11 @@ def test_label_map_that_translates_nothing_is_an_error(config: Configure, tmp_pa
     with pytest.raises(
         DataError, match=r"no row has the label '1', '2'\. Not translated: 'a', 'b'\. The map translates no"
     ):
-        _labelled(config, tmp_path, ["a", "b"], "data.label_map={1: x, 2: y}")
+        _labeled(config, tmp_path, ["a", "b"], "data.label_map={1: x, 2: y}")
 
 
 def test_label_map_of_rows_that_are_classes_already_needs_no_note(config: Configure, tmp_path: Path) -> None:
-    assert _labelled(config, tmp_path, ["a", "b"], "data.label_map={1: a, 2: b}").ledger.notes == []
+    assert _labeled(config, tmp_path, ["a", "b"], "data.label_map={1: a, 2: b}").ledger.notes == []
 
 
 def test_a_missing_number_is_not_a_label(config: Configure, tmp_path: Path) -> None:

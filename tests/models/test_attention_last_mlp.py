@@ -15,7 +15,7 @@ from finsa.inference.scoring import label_log_probs
 from finsa.models import adapters, attention
 from finsa.models.moe import experts
 from finsa.models.moe.mixture import Mixture
-from finsa.training.objective import labelled_loss
+from finsa.training.objective import labeled_loss
 
 TREE = LabelTree.of([(7, 3), (7, 4), (9,)])
 IDS = torch.randint(10, 50, (4, 30), generator=torch.Generator().manual_seed(0))
@@ -34,7 +34,7 @@ def adapted_model(architecture: str) -> Any:
     return adapters.attach(model.requires_grad_(False), cfg.model, chosen, seed=0).train()
 
 
-def labelled(rows: torch.Tensor = IDS) -> torch.Tensor:
+def labeled(rows: torch.Tensor = IDS) -> torch.Tensor:
     labels = torch.full_like(rows, -100)
     for row, length in enumerate(LENGTHS.tolist()):
         labels[row, length : length + 1 + row % 2] = rows[row, length : length + 1 + row % 2]
@@ -74,7 +74,7 @@ def assert_same(found: list[dict[str, torch.Tensor]]) -> None:
 @pytest.mark.parametrize("architecture", ["qwen2", "llama", "glm4", "full"])
 def test_losses_on_tokens_are_the_same(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted_model(architecture)
-    assert_same(both(model, lambda: labelled_loss(model, IDS, labelled()), monkeypatch))
+    assert_same(both(model, lambda: labeled_loss(model, IDS, labeled()), monkeypatch))
 
 
 def test_a_choice_among_labels_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_a_mixture_is_the_same(mix: str, rows: int, tmp_path: Any, monkeypatch: 
     model = Mixture(small("qwen2"), experts.read(write_experts(tmp_path, number=2)), stage, None, 0.0, seed=0)
     model.set_trainable(experts=True)
     ids, span = IDS[:rows], torch.tensor([[2, 10]] * rows)
-    assert_same(both(model.eval(), lambda: labelled_loss(model, ids, labelled()[:rows], text_span=span), monkeypatch))
+    assert_same(both(model.eval(), lambda: labeled_loss(model, ids, labeled()[:rows], text_span=span), monkeypatch))
 
 
 def test_nothing_is_narrowed_if_many_positions_are_read() -> None:

@@ -311,5 +311,5 @@ def test_an_adapter_of_another_base_is_refused(
         factory.build(wanted, base.load_base(cfg.model, cfg.seed), job.renderer)
     with pytest.raises(ModelError, match=r"does not fit this base: .*size mismatch"):  # stage=check plans on shapes
         adapters.attach(base.on_meta(cfg.model), wanted.model, wanted.method.adapter, seed=0)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"variant=pissa is initialised from the base model"):
+    with pytest.raises(ConfigError, match=r"variant=pissa is initialized from the base model"):
         config("method=pissa", f"method.adapter.init={folder}")

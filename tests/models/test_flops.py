@@ -19,7 +19,7 @@ from finsa.models.classifier import Classifier
 from finsa.models.moe import experts
 from finsa.models.moe.mixture import Mixture
 from finsa.training.batches import Collator
-from finsa.training.objective import labelled_loss
+from finsa.training.objective import labeled_loss
 from finsa.training.progress import Meter
 
 TARGETS: dict[str, tuple[str, ...]] = {
@@ -70,9 +70,7 @@ def counted(model: Any, loss: Any, inputs: dict[str, torch.Tensor], checkpointin
 def test_step_flops_equal_those_of_the_counter(kind: str, checkpointing: bool, answer: int) -> None:
     model, inputs = adapted_model(kind, checkpointing=checkpointing), batch(answer)
     del inputs["targets"]
-    found = counted(
-        model, lambda: labelled_loss(model, inputs["input_ids"], inputs["labels"]), inputs, checkpointing, 0
-    )
+    found = counted(model, lambda: labeled_loss(model, inputs["input_ids"], inputs["labels"]), inputs, checkpointing, 0)
     assert found == pytest.approx(1, abs=0.02)
 
 
@@ -80,7 +78,7 @@ def test_step_flops_equal_those_of_the_counter(kind: str, checkpointing: bool, a
 def test_other_architectures(architecture: str) -> None:
     model, inputs = adapted_model("full", architecture), batch(2)
     del inputs["targets"]
-    found = counted(model, lambda: labelled_loss(model, inputs["input_ids"], inputs["labels"]), inputs, False, 0)
+    found = counted(model, lambda: labeled_loss(model, inputs["input_ids"], inputs["labels"]), inputs, False, 0)
     assert found == pytest.approx(1, abs=0.02)
 
 
@@ -111,7 +109,7 @@ def test_a_mixture(tmp_path: Any) -> None:
     ids, labels = (inputs[name] % 50 if name == "input_ids" else inputs[name] for name in ("input_ids", "labels"))
     labels = torch.where(labels == IGNORE, IGNORE, labels % 50)
     span = torch.tensor([[2, 15]] * 4)
-    found = counted(model.train(), lambda: labelled_loss(model, ids, labels, text_span=span), inputs, False, 0)
+    found = counted(model.train(), lambda: labeled_loss(model, ids, labels, text_span=span), inputs, False, 0)
     assert found == pytest.approx(1, abs=0.02)
 
 

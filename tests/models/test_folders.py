@@ -136,7 +136,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "classifier": (
         lambda at: model(at, architectures=["Qwen2ForSequenceClassification"]),
-        "{at} contains a Qwen2ForSequenceClassification, which has no language modelling head and so cannot answer in "
+        "{at} contains a Qwen2ForSequenceClassification, which has no language modeling head and so cannot answer in "
         "words",
     ),
     "one level up": (
@@ -267,7 +267,7 @@ def test_a_sweep_reports_a_wrong_path_once(config: Configure) -> None:
         ({"peft_type": "IA3"}, "", "is a PEFT adapter of type IA3; only LoRA adapters can be trained"),
         ({"modules_to_save": ["lm_head"]}, "", "has modules_to_save=['lm_head'], which method.adapter does not"),
         ({"bias": "all"}, "", "has bias=all, which method.adapter does not support"),
-        ({"init_lora_weights": "pissa"}, "", "was initialised with init_lora_weights=pissa, which changes the base"),
+        ({"init_lora_weights": "pissa"}, "", "was initialized with init_lora_weights=pissa, which changes the base"),
         ({"r": None}, "", "has no rank (r) or no lora_alpha"),
     ],
 )

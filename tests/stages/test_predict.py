@@ -116,7 +116,7 @@ def test_a_killed_command_resumes_and_writes_the_same_file(
     process.wait()
     assert not output.exists(), "it was done before it could be killed"
     chunks = sorted(folder.glob("chunk-*"))
-    # what a kill in the middle of a write leaves behind, and a power cut where nothing is synchronised
+    # what a kill in the middle of a write leaves behind, and a power cut where nothing is synchronized
     chunks[-1].with_name(f".{chunks[-1].name}.part").write_bytes(b'{"torn')
     chunks[-1].write_bytes(chunks[-1].read_bytes()[:-1])
     result = predict.run(config(*SETTINGS, f"run={run}", f"input={table}", f"output={output}"))

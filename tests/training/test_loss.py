@@ -15,15 +15,15 @@ from torch.nn import functional
 from finsa.config import Loss
 from finsa.data.rows import IGNORE
 from finsa.training.batches import Collator
-from finsa.training.objective import choice_loss, labelled_loss
+from finsa.training.objective import choice_loss, labeled_loss
 
 
-def batch(labelled: str, seed: int = 0) -> dict[str, torch.Tensor]:
+def batch(labeled: str, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for length in (5, 17, 30, 9):
         ids = torch.randint(2, 50, (length,), generator=generator).tolist()
-        context = ids[1:-2] if labelled == "all" else [IGNORE] * (length - 3)
+        context = ids[1:-2] if labeled == "all" else [IGNORE] * (length - 3)
         rows.append({"input_ids": ids, "labels": [IGNORE, *context, *ids[-2:]]})
     made = Collator(0)(rows)
     return {name: made[name] for name in ("input_ids", "labels")}
@@ -43,12 +43,12 @@ def gradients(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("labelled", ["all", "response"])
+@pytest.mark.parametrize("labeled", ["all", "response"])
 @pytest.mark.parametrize("model_type", EXTRA)
-def test_loss_and_gradients_equal_the_plain_ones(model_type: str, labelled: str) -> None:
+def test_loss_and_gradients_equal_the_plain_ones(model_type: str, labeled: str) -> None:
     model = small(model_type).requires_grad_(True)
-    inputs = batch(labelled)
-    fast, plain = labelled_loss(model, **inputs), plain_loss(model, inputs)
+    inputs = batch(labeled)
+    fast, plain = labeled_loss(model, **inputs), plain_loss(model, inputs)
     assert fast.item() == pytest.approx(plain.item(), rel=2e-6)
     ours, theirs = gradients(model, fast), gradients(model, plain)
     assert ours.keys() == theirs.keys()
@@ -59,7 +59,7 @@ def test_loss_and_gradients_equal_the_plain_ones(model_type: str, labelled: str)
 
 def test_loss_goes_through_an_adapter() -> None:
     model = get_peft_model(small(), LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
-    found = gradients(model, labelled_loss(model, **batch("response")))
+    found = gradients(model, labeled_loss(model, **batch("response")))
     assert found
     assert all("lora_" in name for name in found)
     assert any(float(g.abs().sum()) > 0 for name, g in found.items() if "lora_B" in name)
@@ -72,14 +72,14 @@ def test_padding_changes_nothing() -> None:
         "labels": functional.pad(inputs["labels"], (0, 11), value=IGNORE),
     }
     with torch.no_grad():
-        assert float(labelled_loss(model, **wider)) == pytest.approx(float(labelled_loss(model, **inputs)), rel=1e-6)
+        assert float(labeled_loss(model, **wider)) == pytest.approx(float(labeled_loss(model, **inputs)), rel=1e-6)
 
 
 def test_a_rows_weight_counts_for_each_of_its_tokens() -> None:
     model, inputs, weights = small(), batch("all"), torch.tensor([0.5, 2.0, 0.0, 1.0])
     with torch.no_grad():
-        together = labelled_loss(model, **inputs, weights=weights)
-        alone = [labelled_loss(model, inputs["input_ids"][[n]], inputs["labels"][[n]]) for n in range(4)]
+        together = labeled_loss(model, **inputs, weights=weights)
+        alone = [labeled_loss(model, inputs["input_ids"][[n]], inputs["labels"][[n]]) for n in range(4)]
     assert float(together) == pytest.approx(
         sum(float(w * one) for w, one in zip(weights, alone, strict=True)), rel=1e-5
     )

@@ -19,7 +19,7 @@ from finsa.data import dataset, tokenized
 from finsa.errors import ConfigError
 from finsa.models import adapters, hardware, memory, tokenizers
 from finsa.training import memory_plan
-from finsa.training.objective import labelled_loss
+from finsa.training.objective import labeled_loss
 
 Compose = Callable[..., RunConfig]
 SIX = "model.architecture.num_hidden_layers=6"
@@ -192,14 +192,14 @@ def test_the_estimated_activations_are_those_that_autograd_keeps(
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            labelled_loss(model, ids, ids, read=ids[:, 1:] % 16)
+            labeled_loss(model, ids, ids, read=ids[:, 1:] % 16)
         real = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
         with torch.device("meta"):
             plain = base_models.small(architecture)
         shapes = adapters.attach(plain, cfg.model, LORA, seed=0)
         blank = torch.empty_like(ids, device="meta")
         need = memory.estimate_training(
-            cfg, shapes, lambda: labelled_loss(shapes, blank, blank, read=blank[:, 1:]), False
+            cfg, shapes, lambda: labeled_loss(shapes, blank, blank, read=blank[:, 1:]), False
         )
     finally:
         torch.backends.cuda.enable_flash_sdp(before)

@@ -15,7 +15,7 @@ from finsa.config import RunConfig
 from finsa.data.dataset import Dataset
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import Ledger
-from finsa.data.tokenized import Labelled
+from finsa.data.tokenized import Labeled
 from finsa.runs.run_folder import RunFolder
 from finsa.training import results
 
@@ -27,7 +27,7 @@ UNSURE = np.array([[0.0, -3.0], [-3.0, 0.0], [0.0, -3.0], [-3.0, 0.0], [-3.0, 0.
 def calibrated(cfg: RunConfig, path: Path, held: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The entries of metrics and ``run.json``, for validation rows of the classes 0, 1, 0, 1, 0, 1."""
     split = pl.DataFrame({"label": [0, 1] * 3})
-    job = Labelled(Dataset({"validation": split, "test": split}, LabelSpace(("a", "b"), ("a", "b")), Ledger(), "0"))
+    job = Labeled(Dataset({"validation": split, "test": split}, LabelSpace(("a", "b"), ("a", "b")), Ledger(), "0"))
     metrics: dict[str, Any] = {}
     folder = RunFolder(path, {})
     folder.note()

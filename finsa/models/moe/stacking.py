@@ -38,7 +38,7 @@ class Route:
 
 
 class StackedLinear(torch.nn.Module):
-    """A frozen linear layer, full-precision or quantised, together with all experts.
+    """A frozen linear layer, full-precision or quantized, together with all experts.
 
     Args:
         base_layer: the linear layer.
