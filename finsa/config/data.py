@@ -25,12 +25,14 @@ class Columns(Section):
 
     Args:
         target: the entity, company or aspect of the text that the label refers to; then a row is a text and a target.
+        rejected: a wrong label of each training row, for methods that learn from pairs.
     """
 
     id: str | None
     text: str
     label: str
     target: str | None
+    rejected: str | None
     domain: str | None
     parent: str | None
     group: str | None

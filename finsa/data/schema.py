@@ -1,4 +1,4 @@
-"""The common schema: files and single rows are converted to id, text, target, label, domain, parent, group, fixed."""
+"""The common schema: id, text, target, label, rejected, domain, parent, group, fixed, from files and single rows."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
         stem: prefix of the ids of rows without one.
 
     Returns:
-        Columns id, text, target, label, domain, parent, group, ``LINE``, ``FATE``, and fixed: the number of the text's
-        leading characters that are never truncated.
+        Columns id, text, target, label, rejected (a wrong label), domain, parent, group, ``LINE``, ``FATE``, and fixed:
+        the number of the text's leading characters that are never truncated.
 
     Raises:
         DataError: for a missing column, or a text column that does not contain text.
@@ -50,7 +50,7 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
             f"data.columns.text: column '{columns.text}' of {place} contains {kind}, not text. Name another"
         )
     frame = mark(raw.frame, pl.col(LINE).is_in(nested), conversations.NOT_TEXT)
-    common = ("text", "target", "label", "domain", "parent", "group")
+    common = ("text", "target", "label", "rejected", "domain", "parent", "group")
     selected = [_column(raw, place, columns, name) for name in common]
     numbered = pl.lit(f"{stem}-") + pl.int_range(1, pl.len() + 1).cast(pl.String)
     ids = pl.coalesce(_column(raw, place, columns, "id"), numbered).alias("id")
@@ -77,7 +77,7 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
         shaped = mark(shaped.with_columns(cells), unsplit, values.NOT_LABELS)
     elif data.label_map:
         translated, used, notes = labels.translate(shaped["label"], data)
-        shaped = shaped.with_columns(translated)
+        shaped = shaped.with_columns(translated, labels.translate(shaped["rejected"], data)[0])
     else:
         used, notes = set(), []
     raw.notes += [f"{Path(place).name}: {note}" for note in notes]
@@ -94,7 +94,7 @@ def has_text(data: Data, columns: Collection[str], answered: bool = True) -> boo
         answered: whether instruction rows need their answers, as they do for training.
     """
     if data.source == "alpaca":
-        return {*conversations.INSTRUCTION} <= {*columns} if answered else "instruction" in columns
+        return {*conversations.instruction_fields(data)} <= {*columns} if answered else "instruction" in columns
     if data.source == "messages":
         return conversations.chat_column(data, columns) is not None
     return data.columns.text in columns
@@ -103,7 +103,7 @@ def has_text(data: Data, columns: Collection[str], answered: bool = True) -> boo
 def _render_conversations(raw: Raw, data: Data, place: str) -> tuple[Raw, Columns]:
     """Convert instruction rows and chats to columns of text and label; a note lists what is not read."""
     if data.source == "alpaca":
-        _require(raw, place, conversations.INSTRUCTION, "data.source=alpaca")
+        _require(raw, place, conversations.instruction_fields(data), "data.source=alpaca")
     elif conversations.chat_column(data, raw.columns()) is None:
         _require(raw, place, conversations.CHATS[:1], "data.source=messages")
     wanted = conversations.fields_of(data, raw.columns())
@@ -114,6 +114,9 @@ def _render_conversations(raw: Raw, data: Data, place: str) -> tuple[Raw, Column
         pl.Series("_fixed", [row.fixed for row in found], dtype=pl.Int64),
         pl.Series("_fault", [row.fault for row in found], dtype=pl.String),
     )
+    if data.columns.rejected in raw.columns():
+        rejected = map(conversations.answer_of, frame[data.columns.rejected])
+        frame = frame.with_columns(pl.Series(data.columns.rejected, rejected, dtype=pl.String))
     if data.source == "alpaca":
         lists = [line for name in ("instruction", "input", "output") for line in raw.nested.get(name, [])]
         frame = mark(frame, pl.col(LINE).is_in(lists), conversations.NOT_TEXT)
@@ -160,7 +163,7 @@ def _column(raw: Raw, place: str, columns: Columns, name: str) -> pl.Expr:
         DataError: for a missing column.
     """
     wanted, present = getattr(columns, name), raw.columns()
-    required = name in ("text", "label") or (name == "target" and wanted is not None)
+    required = name in ("text", "label") or (name in ("target", "rejected") and wanted is not None)
     if wanted in present:
         value = pl.col(wanted)
         if name not in ("text", "label"):
