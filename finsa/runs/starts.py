@@ -10,12 +10,10 @@ from typing import Any
 from finsa.config import RunConfig, locate
 from finsa.config.base import LOWER_IS_BETTER, headline
 from finsa.errors import ConfigError, FinsaError, Problem, RunError
-from finsa.runs import adapter_folders, run_folder
+from finsa.runs import adapter_folders, provenance, run_folder
 from finsa.session import Session
 
 KEY = "method.init"
-# Keys that must be equal for an adapter to fit a base model: weights, tokenizer, and the rendering of the prompt.
-BASE = ("hub_id", "revision", "weights", "path", "tokenizer", "prompt", "think")
 
 
 def resolved(cfg: RunConfig, session: Session | None) -> RunConfig:
@@ -42,16 +40,14 @@ def resolved(cfg: RunConfig, session: Session | None) -> RunConfig:
         path = locate(str(method.init))
         if path.is_dir() and not (path / "run.json").is_file():
             path = _best(path, cfg)
-    path, start, _ = run_folder.read(str(path))
+    path, start, facts = run_folder.read(str(path))
     if start.stage.name != "train" or start.method.adapter is None:
         raise _refused(
-            f"{path} has no single adapter (stage={start.stage.name}, method={start.method.name}). To start from all of "
+            f"{path} has no single adapter (stage={start.stage.name}, method={start.method.name}). To start from all "
             f"its weights: stage=export run={path} format=merged output=<folder>; model.path=<folder> {KEY}=base"
         )
-    differences = [f"model.{key}={getattr(start.model, key)}" for key in BASE if _differs(cfg, start, key)]
-    if differences:
-        named = "" if start.model.name == cfg.model.name else f"; choose model={start.model.name}"
-        raise _refused(f"{path} was trained on another model: {', '.join(differences)}{named}")
+    if difference := _other_model(cfg, start, facts):
+        raise _refused(f"{path} was trained on model={start.model.name}; here {difference}")
     for key in ("quantization", "head"):
         if getattr(method, key) != (used := getattr(start.method, key)):
             raise _refused(f"{path} was trained with {key}={used}; add method.{key}={used}")
@@ -107,9 +103,17 @@ def require_same_rows(cfg: RunConfig, data: Any, load: Any) -> None:
         )
 
 
-def _differs(cfg: RunConfig, start: RunConfig, key: str) -> bool:
-    one, other = getattr(cfg.model, key), getattr(start.model, key)
-    return (locate(one) != locate(other)) if key == "path" and one and other else bool(one != other)
+def _other_model(cfg: RunConfig, start: RunConfig, facts: dict[str, Any]) -> str:
+    """The difference between the model of a run and the one of this configuration; empty if they are the same."""
+    for key in ("weights", "prompt", "think"):
+        if getattr(cfg.model, key) != getattr(start.model, key):
+            return f"model.{key} is {getattr(cfg.model, key)}, not {getattr(start.model, key)}"
+    if cfg.model.weights == "random":
+        same = (cfg.seed, cfg.model.architecture) == (start.seed, start.model.architecture)
+        return "" if same else "seed or architecture give other random weights"
+    recorded = {role: files for role, files in facts.get("base_weights", {}).items() if role in ("model", "tokenizer")}
+    changes = run_folder.other_weights({**facts, "base_weights": recorded}, provenance.base_weights(cfg))
+    return f"the weights are others: {changes[0]}" if changes else ""
 
 
 def _best(folder: Path, cfg: RunConfig) -> Path:

@@ -15,9 +15,11 @@ from finsa.errors import ConfigError, DataError, Problem, RunError
 from finsa.models import factory
 from finsa.models.moe import experts
 from finsa.runs import provenance, run_folder
-from finsa.runs.starts import BASE
 from finsa.session import Session
 from finsa.training import preflight, run
+
+# Keys that must be equal for an adapter to fit a base model: weights, tokenizer, and the rendering of the prompt.
+BASE = ("hub_id", "revision", "weights", "path", "tokenizer", "prompt", "think")
 
 
 @dataclass(frozen=True)
