@@ -25,7 +25,7 @@ class Columns(Section):
 
     Args:
         target: the entity, company or aspect of the text that the label refers to; then a row is a text and a target.
-        rejected: a wrong label of each training row, for methods that learn from pairs.
+        rejected: a wrong label of each training row, for methods that learn from pairs; the others ignore it.
     """
 
     id: str | None

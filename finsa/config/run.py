@@ -159,11 +159,6 @@ class RunConfig(Section):
             raise ValueError(
                 "method.preference.mistakes_only needs pairs that are found by scoring; leave out data.columns.rejected"
             )
-        if rejected is not None and method.preference is None and stage in ("train", "check", "search"):
-            raise ValueError(
-                f"data.columns.rejected={rejected} has the wrong answers of pairs, which method={method.name} does not "
-                "use; choose method=dpo, or leave it out"
-            )
         return self
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ def resolved(cfg: RunConfig, session: Session | None) -> RunConfig:
         RunError: for a run that is not complete.
     """
     method = cfg.method
-    if not method.starts_from_run or cfg.run is not None:
+    if not method.starts_from_run or cfg.run is not None or (method.init == "sweep" and cfg.stage.name != "train"):
         return cfg
     assert method.adapter is not None
     if method.init == "sweep":
