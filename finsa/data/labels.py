@@ -222,11 +222,13 @@ def mark_pairs(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.
     Rows of the training split need a rejected label, and in every pair it differs from the true one.
 
     Raises:
-        DataError: if ``on_unknown_label`` is not drop.
+        DataError: if ``on_unknown_label`` is not drop, or if no row has a rejected label.
     """
     if data.columns.rejected is None:
         return frame, []
     column, notes = respell(frame["rejected"], labels.names)
+    if column.null_count() == len(column):
+        raise DataError(f"data.columns.rejected: no row has a label in a column '{data.columns.rejected}'")
     frame = frame.with_columns(column)
     rejected, key = pl.col("rejected"), "data.on_unknown_label"
     unknown = rejected.is_not_null() & ~rejected.is_in(list(labels.names))

@@ -163,14 +163,15 @@ def _column(raw: Raw, place: str, columns: Columns, name: str) -> pl.Expr:
         DataError: for a missing column.
     """
     wanted, present = getattr(columns, name), raw.columns()
-    required = name in ("text", "label") or (name in ("target", "rejected") and wanted is not None)
+    required = name in ("text", "label") or (name == "target" and wanted is not None)
     if wanted in present:
         value = pl.col(wanted)
         if name not in ("text", "label"):
             value = value.str.strip_chars()
             value = pl.when(value != "").then(value)
         return value.alias(name)
-    if not required and wanted in (None, name):  # a default name may be absent, a name that the user wrote may not
+    # A default name may be absent, a name that the user wrote may not; held-out files need no rejected labels.
+    if not required and (wanted in (None, name) or name == "rejected"):
         return pl.lit(None, dtype=pl.String).alias(name)
     near = nearest(wanted, present)
     hint = f"Did you mean data.columns.{name}={near}?" if near else f"Set data.columns.{name}=<column>."
