@@ -205,3 +205,12 @@ def test_the_peers_that_were_measured_had_equal_prompts_and_steps() -> None:
         if name != "finsa":
             rows = report["rows"]["train"] + report["rows"]["test"]
             assert arm["tokens"]["rows"] == arm["tokens"]["equal_prompts"] == arm["tokens"]["equal_answers"] == rows
+
+
+def test_a_step_on_pairs_is_compared_with_trl() -> None:
+    done = commands.run("--quick", script="benchmarks/preferences.py")
+    assert done.returncode == 0, done.stderr
+    times = [float(found) for found in re.findall(r"│ ([\d.]+)\s+│\n", done.stdout)[:3]]
+    assert times[2] == 1.0
+    assert all(value > 1 for value in times[:2])  # two and four readings of the prompts instead of one
+    assert "norm of the exact gradient" in done.stdout

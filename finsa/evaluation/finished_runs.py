@@ -385,6 +385,11 @@ def _settings(run: Run) -> dict[str, str]:
     ignored = set(IGNORED)
     config = dict(run.config)
     method = config["method"]
+    if (method.get("reward") or {}).get("kind") != "costs":  # costs are only a measure
+        ignored.add("evaluation")
+    if "start" in run.facts:  # the starting runs of several seeds are one configuration, if their methods are
+        method = {**method, "init": run.facts["start"]["method"], "adapter": {**method["adapter"], "init": None}}
+        config["method"] = method
     if method["learn"] == "nothing" and not method.get("baseline"):  # training settings then have no effect
         ignored.add("train")
         config["method"] = {key: config["method"].get(key) for key in ("name", "learn", "quantization", "examples")}

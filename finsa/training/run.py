@@ -51,6 +51,9 @@ def run(cfg: RunConfig, session: Session) -> Result:
         Watch(cfg.train, folder.path).watching() as watch,
     ):
         folder.note(memory_plan=plan.facts())
+        if cfg.method.starts_from_run:
+            path, start, _ = run_folder.read(str(cfg.method.init))
+            folder.note(start={"run": str(path), "method": start.method.name, "seed": start.seed})
         cfg = cfg.model_copy(update={"train": plan.apply(cfg.train)})
         trains_base = cfg.method.learn == "all"
         if trains_base:

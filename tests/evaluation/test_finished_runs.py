@@ -68,6 +68,25 @@ def test_a_model_is_named_where_runs_with_several_models_use_it(config: Configur
     assert names(*several) == ["lora", "tfidf_lr tiny", "tfidf_lr qwen05b", "zero_shot"]
 
 
+def test_runs_that_started_from_runs_are_grouped_by_the_methods_of_these(config: Configure, tmp_path: Path) -> None:
+    """Each seed starts from a run of its own; another starting method is another configuration."""
+    folders = []
+    for seed, method in ((1, "lora_response"), (2, "lora_response"), (3, "lora")):
+        start = str(tmp_path / f"start{seed}")
+        words = ("method=dpo", f"seed={seed}", f"method.init={start}", f"method.adapter.init={start}/adapters/default")
+        facts = {"start": {"run": start, "method": method, "seed": seed}}
+        folders.append(write_run(tmp_path / f"dpo{seed}", config(*words), GOLD, answers(GOLD, 0.5, seed), **facts))
+    found = grouped(*folders)[0]
+    assert [(group.name, group.seeds) for group in found] == [
+        ("dpo method.init=lora_response", [1, 2]),
+        ("dpo method.init=lora", [3]),
+    ]
+    costs = "evaluation.costs=[[0,1],[1,0]]"
+    plain = [write_run(tmp_path / "a", config("method=lora"), GOLD, answers(GOLD, 0.5, 1))]
+    plain.append(write_run(tmp_path / "b", config("method=lora", "seed=2", costs), GOLD, answers(GOLD, 0.5, 2)))
+    assert [group.name for group in grouped(*plain)[0]] == ["lora"]  # a measure makes no other configuration
+
+
 def test_the_name_of_a_data_set_stands_for_its_prompt(config: Configure, tmp_path: Path) -> None:
     prompts = {"one": "data.prompt='{text}：'", "other": "data.prompt='文本：{text}\n情感：'"}
     paths = [
