@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 from finsa.config import Examples
 from finsa.data.splits import shuffled_classes
 from finsa.errors import RunError
+from finsa.runs import files
 
 FILE = "examples.jsonl"  # in a run folder: the rows that examples are chosen from
 BREAK = "\n\n"  # between examples
@@ -90,7 +90,7 @@ def read(settings: Examples | None, run: Path, seed: int) -> ExampleRows | None:
     if settings is None:
         return None
     try:
-        rows = [json.loads(line) for line in (run / FILE).read_text(encoding="utf-8").splitlines()]
+        rows = files.json_lines(run / FILE)
         return KeptExamples(settings, [row["text"] for row in rows], [row["label"] for row in rows], seed)
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"run: {run / FILE} is missing or damaged; repeat the run's command") from None

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from finsa.config import locate
 from finsa.data.prompts import with_target
 from finsa.errors import RunError
-from finsa.runs import run_folder
+from finsa.runs import files, run_folder
 
 # Keys that do not distinguish configurations: where a run was written and how it was started.
 IGNORED = {
@@ -267,8 +267,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         RunError: if the file is damaged.
     """
     try:
-        with file.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+        return files.json_lines(file)
     except ValueError:
         raise RunError(f"{file} is damaged; repeat its run, or leave it out") from None
 

@@ -202,8 +202,8 @@ def draw_predictions(result: dict[str, Any], title: str, folder: Path) -> Path |
     file = folder / ("numbers.png" if result.get("task") == "regression" else "confusion_matrix.png")
     with files.replacing(file) as temporary:
         if result.get("task") == "regression":
-            lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-            figures.numbers([(row["gold"], row["number"]) for row in map(json.loads, lines)], title, temporary)
+            rows = files.json_lines(folder / "predictions.jsonl")
+            figures.numbers([(row["gold"], row["number"]) for row in rows], title, temporary)
         else:
             figures.confusion_matrix(result, title, temporary)
     return file
@@ -226,7 +226,7 @@ def write_page(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) 
     values, ledger = _read(folder.path / "metrics.json"), _read(folder.path / "ledger.json")
     log = []
     if folder.log_file.is_file():
-        log = [json.loads(line) for line in folder.log_file.read_text(encoding="utf-8").splitlines()]
+        log = files.json_lines(folder.log_file)
     scores: list[Table] = []
     classes: list[Table] = []
     remarks = []

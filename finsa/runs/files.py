@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 from finsa.errors import RunError
 
@@ -82,6 +84,16 @@ def write_text(file: Path, text: str) -> None:
     """Write a text file atomically."""
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def json_lines(file: Path) -> list[Any]:
+    """Read a JSON Lines file; unlike `str.splitlines`, lines end only at line feeds, so texts may contain U+2028.
+
+    Raises:
+        ValueError: for a line that is not valid JSON.
+    """
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 @contextmanager

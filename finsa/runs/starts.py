@@ -117,7 +117,10 @@ def _other_model(cfg: RunConfig, start: RunConfig, facts: dict[str, Any]) -> str
 
 
 def _best(folder: Path, cfg: RunConfig) -> Path:
-    """The finished run below a folder, of this seed and model, with the best validation score; of ties the first."""
+    """The finished run below a folder, of this seed, model, prompt and labels, with the best validation score.
+
+    Of ties the first. Runs that started from other runs are left out.
+    """
     measure = headline(cfg.data.task)
     jobs = [json.loads(file.read_text(encoding="utf-8")).get("run") for file in sorted(folder.glob("*/job.json"))]
     places = dict.fromkeys(
@@ -130,14 +133,23 @@ def _best(folder: Path, cfg: RunConfig) -> Path:
             report = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
         except (RunError, OSError, ValueError):
             continue  # not finished, or not a run of this kind
-        fits = start.stage.name == "train" and start.method.adapter is not None and start.method.preference is None
-        fits = fits and start.method.reward is None and start.seed == cfg.seed and start.model.name == cfg.model.name
-        if fits and start.method.head == cfg.method.head and measure in report.get("validation", {}):
+        alike = all(
+            one == other
+            for one, other in (
+                (start.stage.name, "train"),
+                (start.seed, cfg.seed),
+                (start.model.name, cfg.model.name),
+                (start.method.head, cfg.method.head),
+                ((start.data.prompt, start.data.labels), (cfg.data.prompt, cfg.data.labels)),
+            )
+        )
+        first = start.method.adapter is not None and not start.method.starts_from_run
+        if alike and first and measure in report.get("validation", {}):
             scores[path] = report["validation"][measure] * (-1 if measure in LOWER_IS_BETTER else 1)
     if not scores:
         raise _refused(
-            f"no finished run below {folder} has an adapter for model={cfg.model.name} with seed={cfg.seed} and a "
-            "validation score; train one with method=lora_response"
+            f"no finished run below {folder} has trained an adapter for model={cfg.model.name} on these labels and "
+            f"this prompt with seed={cfg.seed}; train one with method=lora_response"
         )
     return max(scores, key=lambda path: scores[path])
 

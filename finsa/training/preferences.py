@@ -7,7 +7,6 @@ the starting one on the other parts. Validation and test rows are never in a pai
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from dataclasses import replace
@@ -24,7 +23,7 @@ from finsa.errors import DataError
 from finsa.evaluation import run_results
 from finsa.inference.scoring import FloatArray, LabelScorer, scorer
 from finsa.models import base, factory, hardware
-from finsa.runs import processes, run_folder
+from finsa.runs import files, processes, run_folder
 from finsa.runs.run_folder import RunFolder
 from finsa.session import Session
 from finsa.training import fit, objective
@@ -58,8 +57,7 @@ def rejected_labels(
     rows, names = data.dataset.splits["train"], data.dataset.labels.names
     if (folder.path / FILE).is_file():  # the run is resumed
         numbers = {name: number for number, name in enumerate(names)}
-        written = (folder.path / FILE).read_text(encoding="utf-8").splitlines()
-        pairs = [json.loads(line) for line in written]
+        pairs = files.json_lines(folder.path / FILE)
         return np.array([numbers[pair["rejected"]] if pair["used"] else -1 for pair in pairs])
     if rows["rejected"].null_count() == 0:
         rejected, predicted, source = rows["rejected"].to_numpy(), None, f"column {cfg.data.columns.rejected}"

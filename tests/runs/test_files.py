@@ -278,3 +278,11 @@ def test_a_run_folder_that_cannot_be_written_is_one_message(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {place}")
     assert line.endswith(f": {os.strerror(number)}")
+
+
+def test_json_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
+    """Texts may contain other line separators, which `str.splitlines` would split at."""
+    rows = [{"text": f"一{separator}二"} for separator in ("\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\r\n")]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    files.write_text(tmp_path / "rows.jsonl", text)
+    assert files.json_lines(tmp_path / "rows.jsonl") == rows
