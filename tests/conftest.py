@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,15 @@ for _name, _value in {**QUIET, "HF_HUB_OFFLINE": "1"}.items():
 def pytest_collection_finish() -> None:
     """Exempt everything imported so far from garbage collection: every training run collects several times."""
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None, item: pytest.Item) -> Iterator[None]:
+    """After a module, also exempt what it has imported and what stays cached for the session."""
+    yield
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +107,14 @@ def _config(*overrides: str, folders: tuple[Path, ...] = ()) -> RunConfig:
     if folders:
         return compose.build(*compose.compose_values(overrides, folders), overrides)
     return compositions.config(*overrides)
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Overrides that choose the embedded base's first two layers, where it does not matter what the base knows."""
+    import base_models
+
+    return base_models.write_shallow(tmp_path_factory.mktemp("shallow") / "base")
 
 
 @pytest.fixture(scope="session")
