@@ -118,14 +118,17 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def trained(config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of a short finished run of a method; one per session."""
+def trained(
+    config: Callable[..., RunConfig], shallow: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """The folder of a short finished run of a method; one per session. That of a classifier has two layers."""
     import trained as runs_of_methods
 
     base = tmp_path_factory.mktemp("trained")
 
     def of(method: str, *words: str) -> Path:
-        return runs_of_methods.run_folder(config, base, method, *words)
+        fewer = shallow if method == "classifier" else ()
+        return runs_of_methods.run_folder(config, base, method, *fewer, *words)
 
     return of
 
