@@ -18,6 +18,22 @@ from finsa.config import ROOT, RunConfig, compose
 for _name, _value in {**QUIET, "HF_HUB_OFFLINE": "1"}.items():
     os.environ.setdefault(_name, _value)
 
+# The files that take longest, in this order: half a minute and more, down to about fifteen seconds.
+LONGEST = (
+    *("test_sweeps", "stages/test_real_model", "runs/test_processes", "training/test_memory_plan"),
+    *("stages/test_export", "stages/test_values", "conf/test_conf", "trust/test_kills", "stages/test_pretrain"),
+    *("models/test_factory", "stages/test_predict", "stages/test_chain", "stages/test_moe_joint", "stages/test_serve"),
+    *("test_gpu_benchmark", "stages/test_baselines", "config/test_safety", "stages/test_train", "data/test_hub"),
+    *("test_package", "test_cli", "test_benchmarks", "stages/test_few_shot", "stages/test_check", "test_readme"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest files first, so that at the end no process waits for the other one's (see the Makefile)."""
+    files = {ROOT / "tests" / f"{name}.py": number for number, name in enumerate(LONGEST)}
+    assert [file for file in files if not file.is_file()] == []
+    items.sort(key=lambda item: files.get(item.path, len(files)))
+
 
 def pytest_collection_finish() -> None:
     """Exempt everything imported so far from garbage collection: every training run collects several times."""
