@@ -21,7 +21,7 @@ run: $(BIN)/.ready  ## fine-tune and evaluate the embedded default: a table in a
 
 test: $(BIN)/.dev  ## run the tests, offline
 	@echo "==> pytest, two processes"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(BIN)/.dev  ## format check, lint, types and an audit of what is installed
 	@echo "==> ruff format --check, ruff check, mypy"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from finsa.config import ROOT
 
 EXTRA: dict[str, dict[str, Any]] = {
     "qwen2": {},
@@ -34,6 +39,19 @@ def small(model_type: str = "qwen2", attention: str = "sdpa", vocabulary: int = 
         **further,
     )
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def write_shallow(folder: Path, layers: int = 2) -> tuple[str, ...]:
+    """Write the embedded base with its first layers alone; overrides that choose it."""
+    shutil.copytree(ROOT / "data" / "tiny", folder)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings |= {"num_hidden_layers": layers, "layer_types": settings["layer_types"][:layers]}
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    weights = load_file(folder / "model.safetensors")
+    deep = tuple(f"model.layers.{number}." for number in range(layers, 4))
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith(deep)}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return f"model.path={folder}", f"model.architecture.num_hidden_layers={layers}"
 
 
 EXPERTS = ("news", "forum", "reports")

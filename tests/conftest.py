@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,35 @@ from finsa.config import ROOT, RunConfig, compose
 for _name, _value in {**QUIET, "HF_HUB_OFFLINE": "1"}.items():
     os.environ.setdefault(_name, _value)
 
+# The files that take longest, in this order: half a minute and more, down to about fifteen seconds.
+LONGEST = (
+    *("test_sweeps", "stages/test_real_model", "runs/test_processes", "training/test_memory_plan"),
+    *("stages/test_export", "stages/test_values", "conf/test_conf", "trust/test_kills", "stages/test_pretrain"),
+    *("models/test_factory", "stages/test_predict", "stages/test_chain", "stages/test_moe_joint", "stages/test_serve"),
+    *("test_gpu_benchmark", "stages/test_baselines", "config/test_safety", "stages/test_train", "data/test_hub"),
+    *("test_package", "test_cli", "test_benchmarks", "stages/test_few_shot", "stages/test_check", "test_readme"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest files first, so that at the end no process waits for the other one's (see the Makefile)."""
+    files = {ROOT / "tests" / f"{name}.py": number for number, name in enumerate(LONGEST)}
+    assert [file for file in files if not file.is_file()] == []
+    items.sort(key=lambda item: files.get(item.path, len(files)))
+
 
 def pytest_collection_finish() -> None:
     """Exempt everything imported so far from garbage collection: every training run collects several times."""
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None, item: pytest.Item) -> Iterator[None]:
+    """After a module, also exempt what it has imported and what stays cached for the session."""
+    yield
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -101,14 +126,25 @@ def _config(*overrides: str, folders: tuple[Path, ...] = ()) -> RunConfig:
 
 
 @pytest.fixture(scope="session")
-def trained(config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of a short finished run of a method; one per session."""
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Overrides that choose the embedded base's first two layers, where it does not matter what the base knows."""
+    import base_models
+
+    return base_models.write_shallow(tmp_path_factory.mktemp("shallow") / "base")
+
+
+@pytest.fixture(scope="session")
+def trained(
+    config: Callable[..., RunConfig], shallow: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """The folder of a short finished run of a method; one per session. That of a classifier has two layers."""
     import trained as runs_of_methods
 
     base = tmp_path_factory.mktemp("trained")
 
     def of(method: str, *words: str) -> Path:
-        return runs_of_methods.run_folder(config, base, method, *words)
+        fewer = shallow if method == "classifier" else ()
+        return runs_of_methods.run_folder(config, base, method, *fewer, *words)
 
     return of
 

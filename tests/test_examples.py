@@ -30,16 +30,16 @@ def test_notebook_shows_the_contents_of_a_real_run(
     low, high = metrics["test"]["intervals"]["macro_f1"]
     assert scored["test"] == {
         "scored": "test",
-        "n": 120,
+        "n": 60,
         "macro_f1": metrics["test"]["macro_f1"],
         "low": low,
         "high": high,
     }
     assert "validation" not in scored or scored["validation"]["low"] is None
     confusion = values[3].select(pl.exclude("gold"))
-    assert confusion.sum_horizontal().sum() == 120
-    wrong = 120 - round(metrics["test"]["accuracy"] * 120)
-    assert printed[2] == f"120 rows, {wrong} wrong, accuracy {1 - wrong / 120:.4f}\n"
+    assert confusion.sum_horizontal().sum() == 60
+    wrong = 60 - round(metrics["test"]["accuracy"] * 60)
+    assert printed[2] == f"60 rows, {wrong} wrong, accuracy {1 - wrong / 60:.4f}\n"
     assert values[4].columns == ["text", "gold", "label", "confidence"]
     log = run / "log.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []

@@ -93,7 +93,7 @@ def test_the_report_compares_an_experiment_with_its_published_table(sweep: tuple
 
 
 def test_jobs_share_base_and_tokens(sweep: tuple[Done, Path]) -> None:
-    assert json.loads(sweep[0].stdout.splitlines()[-1]) == {"loaded": 1, "tokenized": [120, 120, 1203]}
+    assert json.loads(sweep[0].stdout.splitlines()[-1]) == {"loaded": 1, "tokenized": [60, 60, 1203]}
 
 
 def test_a_sweep_over_other_rows_ends_without_a_report(tmp_path: Path) -> None:

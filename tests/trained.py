@@ -13,7 +13,7 @@ from few import FEW
 from finsa.config import RunConfig
 
 SHORT = (FEW, "train=smoke", "tracking=none", "stage.compare_base=false", "model.dtype=float32")  # on every machine
-STEPS = {"lora_response": 60, "classifier": 30}  # enough for answers that are not all the same
+STEPS = {"lora_response": 40, "classifier": 30}  # enough for answers that are not all the same
 
 
 @cache
@@ -28,8 +28,8 @@ def run_folder(config: Callable[..., RunConfig], base: Path, method: str, *words
     """
     from finsa.stages import train
 
-    steps = f"train.max_steps={STEPS.get(method, 2)}"
-    done = train.run(config(f"method={method}", *SHORT, steps, *words, f"output_dir={base / method}"))
+    steps = ("train.batch_size=8", f"train.max_steps={STEPS.get(method, 2)}")
+    done = train.run(config(f"method={method}", *SHORT, *steps, *words, f"output_dir={base / method}"))
     assert done.run_dir is not None
     return done.run_dir
 

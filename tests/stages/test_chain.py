@@ -76,11 +76,11 @@ def test_wrong_links_are_reported_before_the_first_runs(
     assert ran(tmp_path) == []
 
 
-def test_finsa_moe_runs_on_the_embedded_default_and_resumes_after_a_stop(
-    config: Compose, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_finsa_moe_runs_shortened_and_resumes_after_a_stop(
+    config: Compose, files: Path, shallow: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedded = ("experiment=finsa_moe", "model=tiny", "data=sample", "method=lora_response", "method.quantization=none")
-    words = (*embedded, *SHORT, "stage.links.joint.stage.warmup_steps=2", f"data.files={files}")
+    words = (*embedded, *shallow, *SHORT, "stage.links.joint.stage.warmup_steps=2", f"data.files={files}")
     cfg = config(*words, f"output_dir={tmp_path}")
     real = train.run
 
@@ -112,13 +112,13 @@ def test_finsa_moe_runs_on_the_embedded_default_and_resumes_after_a_stop(
     assert [file.parent.parent for file in tmp_path.rglob("report.html")] == [tmp_path]
 
 
-def test_finteam_experts_runs_on_the_embedded_default(config: Compose, files: Path, tmp_path: Path) -> None:
+def test_finteam_experts_runs_shortened(config: Compose, files: Path, shallow: tuple[str, ...], tmp_path: Path) -> None:
     few = {"corpus": {"documents": 60, "block": 32}}
     short = [f"stage.links.{role}.data={{name: roles_{role}, corpus: {few['corpus']}}}" for role in ("macro", "micro")]
     short.append(f"stage.links.quant.data={{name: roles_quant, corpus: {few['corpus']}}}")
     short = [text.replace("'", "") for text in short]
     further = ("stage.links.joint.stage.warmup_steps=2", f"data.files={files}", f"output_dir={tmp_path}")
-    cfg = config("experiment=finteam_experts", *SHORT, *short, *further)
+    cfg = config("experiment=finteam_experts", *shallow, *SHORT, *short, *further)
     result = chain.run(cfg)
     assert sorted(stage for stage, _ in ran(tmp_path)) == ["moe_joint", "pretrain", "pretrain", "pretrain", "train"]
     assert result.metrics["router"]["experts"] == ["macro", "micro", "quant"]
@@ -134,16 +134,16 @@ def test_finteam_experts_runs_on_the_embedded_default(config: Compose, files: Pa
     assert len(ran(tmp_path)) == 5
 
 
-def test_pre_training_an_adapter_yields_an_expert(config: Compose, tmp_path: Path) -> None:
+def test_pre_training_an_adapter_yields_an_expert(config: Compose, shallow: tuple[str, ...], tmp_path: Path) -> None:
     short = ("data.corpus.documents=60", "data.corpus.block=32", "train.select_by=loss", f"output_dir={tmp_path}")
-    cfg = config(*SHORT, "stage=pretrain", "data=roles_quant", *short)
+    cfg = config(*SHORT, *shallow, "stage=pretrain", "data=roles_quant", *short)
     result = pretrain.run(cfg)
     assert result.run_dir is not None
     assert not (result.run_dir / "model").exists()
     place = result.run_dir / "adapters" / "default"
     (found, _) = experts.read({"a": place, "b": place})
-    assert len(found.weights()) == 8
-    assert result.metrics["parameters"] == 28_672
+    assert len(found.weights()) == 4
+    assert result.metrics["parameters"] == 14_336
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from finsa.session import Session
 from finsa.stages import check
 
 Compose = Callable[..., RunConfig]
-# A plan runs every layer several times, and layers are equal, so that four show what all do.
-LAYERS, SHALLOW = 4, ("model.architecture.num_hidden_layers=4", FEW)
+# A plan runs every layer several times, and layers are equal, so that two show what all do.
+LAYERS, SHALLOW = 2, ("model.architecture.num_hidden_layers=2", FEW)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from finsa.stages import evaluate, export, predict
 
 Compose = Callable[..., RunConfig]
 Trained = Callable[..., Path]
-SHORT = ("stage=export", "stage.rows=100", "stage.timed=3")
+SHORT = ("stage=export", "stage.rows=50", "stage.timed=3")
 # Largest difference of a probability. int8 is held to its own default (measured: 0.05), and may answer a few rows
 # differently: the run is hardly trained, so some of its scores are close.
 FORMATS = {
@@ -95,7 +95,7 @@ def exported(request: Any, trained: Trained, export_of: Callable[[str, str], Pat
 def test_the_receipt_matches_the_two_folders(exported: tuple[str, Path, Path]) -> None:
     name, folder, _ = exported
     receipt = json.loads((folder / export.RECEIPT).read_text())
-    assert receipt["rows"] == 100
+    assert receipt["rows"] == 50
     assert receipt["largest_difference"] <= FORMATS[name][1]
     assert receipt["agreement"] == 1 or name == "onnx_int8"
     assert receipt["run"]["type"] == "float32"
@@ -236,9 +236,9 @@ def test_the_comparison_reports_its_progress(
     words = (f"run={trained('lora_response')}", f"output={tmp_path / 'out'}", "format=adapter")
     export.run(config(*SHORT, *words, "train.progress_seconds=0.01", "train.score_tokens=512"))
     said = capsys.readouterr().err
-    assert "comparing the export with the run on 100 validation rows\n" in said
+    assert "comparing the export with the run on 50 validation rows\n" in said
     for side in ("run", "export"):
-        assert re.search(rf"  {side}: validation rows: \d+ of 100, ", said)
+        assert re.search(rf"  {side}: validation rows: \d+ of 50, ", said)
 
 
 def test_exports_load_with_plain_peft_and_transformers(export_of: Callable[[str, str], Path], project: Path) -> None:

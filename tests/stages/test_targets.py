@@ -45,7 +45,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def settings(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+def settings(rows: Path, shallow: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     base = tmp_path_factory.mktemp("runs")
     return (
         *(
@@ -56,7 +56,7 @@ def settings(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str,
             "data.labels=['利空','利好']",
         ),
         *("data.max_length=64", "data.cache=null", "train=smoke", "train.max_steps=6", "tracking=none"),
-        *("stage.compare_base=false", "model.dtype=float32", f"output_dir={base}"),
+        *("stage.compare_base=false", "model.dtype=float32", *shallow, f"output_dir={base}"),
     )
 
 

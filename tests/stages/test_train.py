@@ -82,7 +82,7 @@ def test_metrics_equal_those_of_the_predictions(finished: tuple[RunConfig, Resul
 
 def test_the_ledger_balances_and_counts_truncation(finished: tuple[RunConfig, Result]) -> None:
     ledger = read(finished[1], "ledger.json")
-    assert sum(ledger["read"].values()) == sum(ledger["buckets"].values()) == 1443
+    assert sum(ledger["read"].values()) == sum(ledger["buckets"].values()) == 1323
     assert sum(sum(counts.values()) for counts in ledger["splits"].values()) == ledger["buckets"]["used"]
     assert set(ledger["truncated"]) == {"train", "validation", "test"}
 
