@@ -23,7 +23,14 @@ LONGEST = (
     *("test_sweeps", "stages/test_real_model", "runs/test_processes", "training/test_memory_plan"),
     *("stages/test_export", "stages/test_values", "conf/test_conf", "trust/test_kills", "stages/test_pretrain"),
     *("models/test_factory", "stages/test_predict", "stages/test_chain", "stages/test_moe_joint", "stages/test_serve"),
-    *("test_gpu_benchmark", "stages/test_baselines", "config/test_safety", "stages/test_train", "data/test_hub"),
+    *(
+        "training/test_preferences",
+        "test_gpu_benchmark",
+        "stages/test_baselines",
+        "config/test_safety",
+        "stages/test_train",
+        "data/test_hub",
+    ),
     *("test_package", "test_cli", "test_benchmarks", "stages/test_few_shot", "stages/test_check", "test_readme"),
 )
 

@@ -281,10 +281,14 @@ def _read(file: Path) -> dict[str, Any]:
 def _facts(cfg: RunConfig, facts: Mapping[str, Any]) -> dict[str, str]:
     """The facts about a run that its page shows."""
     trainable, total = facts.get("trainable_parameters"), facts.get("total_parameters")
+    start, pairs = facts.get("start") or {}, facts.get("pairs") or {}
+    mistakes = f", {pairs['mistakes']:,} of them mistakes" if "mistakes" in pairs else ""
     values = {
         "stage": cfg.stage.name,
         "method": cfg.method.name,
         "model": None if cfg.method.baseline is not None else cfg.model.name,
+        "starts from": f"{Path(start['run']).name} ({start['method']})" if start else None,
+        "pairs": f"{pairs['rows']:,}{mistakes}; wrong labels from {pairs['source']}" if pairs else None,
         "data": cfg.data.title,
         "data fingerprint": facts.get("data_fingerprint"),
         "run evaluated": facts.get("run"),

@@ -28,7 +28,7 @@ def resolved(cfg: RunConfig, session: Session | None) -> RunConfig:
         RunError: for a run that is not complete.
     """
     method = cfg.method
-    if not method.starts_from_run or cfg.run is not None or (method.init == "sweep" and cfg.stage.name != "train"):
+    if not method.starts_from_run or cfg.run is not None or (pending(cfg) and cfg.stage.name != "train"):
         return cfg
     assert method.adapter is not None
     if method.init == "sweep":
@@ -57,9 +57,14 @@ def resolved(cfg: RunConfig, session: Session | None) -> RunConfig:
     return cfg.model_copy(update={"method": method.model_copy(update={"init": str(path), "adapter": adapter})})
 
 
+def pending(cfg: RunConfig) -> bool:
+    """Whether the run that training starts from may not exist yet: of a sweep, or an earlier link of a chain."""
+    return cfg.method.init is not None and (cfg.method.init == "sweep" or cfg.method.init.startswith("@"))
+
+
 def problems(cfg: RunConfig) -> Iterator[Problem]:
     """Check ``method.init`` before a command starts; the jobs of a sweep may not have run yet."""
-    if cfg.method.init == "sweep":
+    if pending(cfg):
         return
     try:
         resolved(cfg, None)

@@ -65,6 +65,8 @@ def show_training(cfg: RunConfig, lines: dict[str, object], session: Session) ->
         table["training"] = f"{used:,} rows, {steps:,} steps of {cfg.train.batch_size} sequences"
         if isinstance(cfg.stage, MoeJointStage) and cfg.stage.warmup_steps:
             table["training"] = f"{table['training']}, after {cfg.stage.warmup_steps:,} of router and head"
+    if cfg.method.preference is not None and cfg.method.starts_from_run and cfg.data.columns.rejected is None:
+        table["pairs"] = f"scores of {cfg.method.preference.folds} models first, each trained like {cfg.method.init}"
     least, most = memory_plan.seconds(cfg, data, sample.lengths, steps, plan.gradient_checkpointing, world)
     verdict = memory_plan.verdict(plan, cfg, data, sample.lengths, world)
     table |= memory_plan.show(plan, cfg, verdict) | {"time": memory_plan.show_seconds(cfg, least, most)}

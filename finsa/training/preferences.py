@@ -110,7 +110,11 @@ def out_of_fold(
     Rows of the same text are in the same part, and each part has the classes in the same proportions.
     """
     start = run_folder.read(str(cfg.method.init))[1]
-    train = start.train.model_copy(update={"threads": cfg.train.threads})
+    # How the work is done and which checkpoint is best are decided as for the run itself.
+    mine = ["threads", "strategy", "gradient_checkpointing", "score_tokens", "validation_rows", "select_by"]
+    if start.train.batch_size % cfg.train.micro_batch_size == 0:
+        mine.append("micro_batch_size")
+    train = start.train.model_copy(update={name: getattr(cfg.train, name) for name in mine})
     like_start = cfg.model_copy(update={"method": start.method, "train": train})
     gold, texts = data.gold("train"), data.dataset.splits["train"]["text"].rank("dense").to_numpy()
     with warnings.catch_warnings():
@@ -126,9 +130,9 @@ def out_of_fold(
             continue
         print(f"  part {number} of {folds}: training on the other rows", flush=True)
         model = factory.build(like_start, backbone, data.renderer)
-        label_scorer, mine = scorer(model, data.renderer, train.score_tokens), set(left_out.tolist())
+        label_scorer, others = scorer(model, data.renderer, train.score_tokens), set(range(len(gold))) - set(left_out)
         rows = data.training_rows(like_start)
-        rows = replace(rows, order=[row for row in rows.order if row not in mine])
+        rows = replace(rows, order=[row for row in rows.order if row in others])
 
         def validate(_: torch.nn.Module, label_scorer: LabelScorer = label_scorer) -> dict[str, float]:
             return run_results.validation(data, label_scorer.score(held_out))

@@ -52,7 +52,7 @@ def _require_objective(cfg: RunConfig, data: Dataset, session: Session) -> None:
     if costs is not None and len(costs) != classes:
         text = f"has {len(costs)} rows, and there are {classes} labels: {', '.join(data.labels.names)}"
         raise ConfigError([Problem("evaluation.costs", text)])
-    if not cfg.method.starts_from_run or cfg.method.init == "sweep":  # a plan may precede the sweep
+    if not cfg.method.starts_from_run or starts.pending(cfg):
         return
     starts.require_same_rows(cfg, data, lambda other: dataset.load(other, session))
     pairs = cfg.method.preference
