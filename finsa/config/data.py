@@ -25,6 +25,7 @@ class Columns(Section):
 
     Args:
         target: the entity, company or aspect of the text that the label refers to; then a row is a text and a target.
+        rationale: the thought before the answer, of training rows; used with ``model.think=open``.
     """
 
     id: str | None
@@ -34,6 +35,7 @@ class Columns(Section):
     domain: str | None
     parent: str | None
     group: str | None
+    rationale: str | None
 
 
 class SplitRows(Section):

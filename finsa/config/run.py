@@ -195,6 +195,34 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_thoughts(self) -> RunConfig:
+        """Refuse thoughts where none can be written before an answer, and GRPO where it has none to train."""
+        method, thought, stage = self.method, self.model.thought, self.stage.name
+        thinks = self.model.think == "open" and method.baseline is None
+        if method.grpo is not None and stage in ("train", "check", "search"):
+            if not thinks or thought.max_tokens == 0 or thought.temperature == 0:
+                raise ValueError(
+                    f"method={method.name} trains thoughts that are drawn at random; set model.think=open, and "
+                    "model.thought.max_tokens and model.thought.temperature above 0"
+                )
+            if self.train.strategy != "single" or self.train.memory is not None:
+                raise ValueError(f"method={method.name} runs in one process, without train.memory; leave them out")
+        problem = None
+        if thinks and method.head == "classifier":
+            problem = "method.head=classifier reads the text and no thought"
+        elif thinks and method.learn != "nothing" and method.loss_on == "label":
+            problem = "method.loss_on=label trains no thought; choose method=lora_response"
+        elif thinks and self.data.task == "multi_label":
+            problem = "data.task=multi_label asks about each label, and a thought is about one answer"
+        elif thinks and stage == "moe_joint":
+            problem = "a mixture of experts writes no thoughts"
+        elif thinks and self.train.strategy in ("fsdp", "deepspeed"):
+            problem = f"train.strategy={self.train.strategy} cannot generate; choose ddp"
+        if problem is not None:
+            raise ValueError(f"model.think=open does not suit this run: {problem}; or set model.think=closed or none")
+        return self
+
+    @model_validator(mode="after")
     def _check_strategy(self) -> RunConfig:
         """Refuse methods that several processes cannot train with this strategy."""
         method, strategy = self.method, self.train.strategy

@@ -25,7 +25,7 @@ from finsa.session import Session
 EXAMPLES = 3
 SHIFTED, LEAST_SHIFTED = 0.25, 100  # smallest total variation of label shares, and number of held-out rows, for a note
 DROPPED = ("file", "line", "id", "text", "label", "fate")
-COLUMNS = ("id", "text", "target", "label", "domain", "parent", "group", FIXED)
+COLUMNS = ("id", "text", "target", "label", "domain", "parent", "group", "rationale", FIXED)
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,9 @@ def _divided(frame: pl.DataFrame, classes: LabelSpace, ledger: Ledger) -> Datase
         ledger.splits[name] = {label: counts.get(number, 0) for label, number in numbers.items()}
     ledger.notes += _shifted(ledger.splits)
     target = ["target"] if used["target"].null_count() < used.height else []
+    rationale = [pl.col("rationale").fill_null("")] if used["rationale"].null_count() < used.height else []
     label = pl.col(values.VALUES).cast(pl.List(pl.String)).list.join(" ") if len(columns) > len(COLUMNS) else "label"
-    fingerprint = cache.fingerprint(used.select("split", "id", "text", label, *target))
+    fingerprint = cache.fingerprint(used.select("split", "id", "text", label, *target, *rationale))
     return Dataset(parts, classes, ledger, fingerprint, dropped)
 
 

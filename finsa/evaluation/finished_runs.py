@@ -388,6 +388,8 @@ def _settings(run: Run) -> dict[str, str]:
     if method["learn"] == "nothing" and not method.get("baseline"):  # training settings then have no effect
         ignored.add("train")
         config["method"] = {key: config["method"].get(key) for key in ("name", "learn", "quantization", "examples")}
+    if config["model"].get("think") != "open":  # the settings of thoughts then have no effect
+        config["model"] = {key: value for key, value in config["model"].items() if key != "thought"}
     stage = config["stage"]
     if stage["name"] == "moe_joint":  # a mixture is not the same method as an adapter, whatever its experts are
         config["method"] = {**config["method"], "name": f"{method['name']} mixture"}
