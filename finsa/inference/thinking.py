@@ -150,11 +150,14 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Logits (b, v) in which only the drawn token is possible."""
-        probs, order = (scores.double() / self.settings.temperature).softmax(-1).sort(descending=True, stable=True)
-        below = probs.cumsum(-1) - probs
-        cumulative = (probs * (below < self.settings.top_p)).cumsum(-1)
+        probs = (scores.double() / self.settings.temperature).softmax(-1)
+        ranked = probs.sort(descending=True).values
+        outside = ranked.cumsum(-1) - ranked >= self.settings.top_p
+        least = ranked.masked_fill(outside, 1.0).amin(-1, keepdim=True)
+        # In the order of the vocabulary, in which rounding moves no token, unlike in the order of the probabilities.
+        cumulative = (probs * (probs >= least)).cumsum(-1)
         drawn = self.draws[:, input_ids.shape[1] - self.start, None] * cumulative[:, -1:]
-        token = order.gather(-1, (cumulative <= drawn).sum(-1, keepdim=True))
+        token = (cumulative <= drawn).sum(-1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
 
 

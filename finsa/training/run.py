@@ -129,6 +129,15 @@ def _train(
         validated.append(_score(label_scorer, held_out, "validation", watch))
         return run_results.validation(data, validated[-1])
 
+    if cfg.method.grpo is not None:
+        from finsa.training import grpo  # imports trl's trainer, which no other method needs
+
+        checkpoints, log = folder.path / "checkpoints", folder.log_file
+        fitted = grpo.fit(cfg, data, model, validate, checkpoints, record, log, watch)
+        folder.note(**fitted.facts())
+        if fitted.best_validation is None:  # the best checkpoint is from before the training was resumed
+            return _score(label_scorer, held_out, "validation", watch)
+        return validated[fitted.best_validation]
     fitted = fit.fit(
         model=model,
         tokenizer=data.renderer.tokenizer,
