@@ -142,7 +142,9 @@ class RunConfig(Section):
             raise ValueError("stage=import needs input=<a LLaMA-Factory YAML or dataset_info.json> output=<folder>")
         if stage in ("augment", "synthesize") and self.output is None:
             raise ValueError(f"stage={stage} needs output=<folder>")
-        if isinstance(self.stage, SynthesizeStage) and (self.stage.model is None or self.data.labels is None):
+        if isinstance(self.stage, SynthesizeStage) and (
+            self.stage.model is None or (self.stage.write == "rows" and self.data.labels is None)
+        ):
             raise ValueError(
                 "stage=synthesize needs stage.model=<model>, and data.labels, as in data=openfindata_intent"
             )
