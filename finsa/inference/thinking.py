@@ -26,6 +26,8 @@ from finsa.models.batches import batches
 from finsa.runs import processes
 from finsa.runs.progress import Moved, ignored
 
+CANDIDATES = 1000  # tokens, at most, that are drawn from with top_p < 1; sorting a whole vocabulary takes longer
+
 
 @dataclass(frozen=True)
 class Thought:
@@ -151,11 +153,12 @@ class Sampler(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Logits (b, v) in which only the drawn token is possible."""
         probs = (scores.double() / self.settings.temperature).softmax(-1)
-        ranked = probs.sort(descending=True).values
-        outside = ranked.cumsum(-1) - ranked >= self.settings.top_p
-        least = ranked.masked_fill(outside, 1.0).amin(-1, keepdim=True)
+        if self.settings.top_p < 1:
+            ranked = probs.topk(min(CANDIDATES, probs.shape[-1])).values
+            outside = ranked.cumsum(-1) - ranked >= self.settings.top_p
+            probs = probs * (probs >= ranked.masked_fill(outside, 1.0).amin(-1, keepdim=True))
         # In the order of the vocabulary, in which rounding moves no token, unlike in the order of the probabilities.
-        cumulative = (probs * (probs >= least)).cumsum(-1)
+        cumulative = probs.cumsum(-1)
         drawn = self.draws[:, input_ids.shape[1] - self.start, None] * cumulative[:, -1:]
         token = (cumulative <= drawn).sum(-1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)

@@ -165,9 +165,9 @@ def test_rationales_are_kept_where_the_label_is_right(tmp_path: Path, config: Co
     for name, rows in files.items():
         written = [f"{name}{n},{label}第{n}{name}条,{label}" for n in range(rows) for label in ("利空", "中性", "利好")]
         (tmp_path / f"{name}.csv").write_text("\n".join(["id,text,label", *written]) + "\n", encoding="utf-8")
-    data = [
-        f"data.files={{{','.join(f'{s}: {tmp_path / f}.csv' for s, f in (('train', 'train'), ('validation', 'valid'), ('test', 'test')))}}}"
-    ]
+    names = {"train": "train", "validation": "valid", "test": "test"}
+    listed = ", ".join(f"{split}: {tmp_path / name}.csv" for split, name in names.items())
+    data = [f"data.files={{{listed}}}"]
     data += ["data=table", "data.labels=['利空','中性','利好']", "data.columns.id=null"]
     with ChatServer(_teacher) as server:
         words = _words(server, tmp_path / "out", *data, "stage.write=rationales", "stage.train=8", "stage.rounds=2")
