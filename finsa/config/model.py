@@ -21,9 +21,6 @@ class LoraTargets(Section):
     all: tuple[str, ...]
 
 
-MARKS = "\"model.thought.marks=['<think>','</think>']\""  # as written on a command line
-
-
 class Thought(Section):
     """Text that a model writes before its answer (chain of thought, Wei et al. 2022); used with ``think=open``.
 
@@ -79,11 +76,8 @@ class Model(Section):
     def _check(self) -> Model:
         if self.weights == "pretrained" and not (self.path or self.hub_id):
             raise ValueError("weights=pretrained needs path (a local folder) or hub_id; or set model.weights=random")
-        if self.think != "none" and self.prompt != "chat" and self.thought.marks is None:
-            raise ValueError(
-                f"think={self.think} needs prompt=chat; set model.think=none or model.prompt=chat, or name the "
-                f"marks of a thought in a plain prompt: {MARKS}"
-            )
+        if self.think == "closed" and self.prompt != "chat" and self.thought.marks is None:
+            raise ValueError("think=closed needs prompt=chat; set model.think=none or model.prompt=chat")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise ValueError("architecture needs a model_type, such as qwen2")
         if self.weights == "random" and self.architecture is None and self.path is None:

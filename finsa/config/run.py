@@ -198,17 +198,9 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_thoughts(self) -> RunConfig:
-        """Refuse thoughts where none can be written before an answer, and GRPO where it has none to train."""
-        method, thought, stage = self.method, self.model.thought, self.stage.name
+        """Refuse thoughts where none can be written before an answer."""
+        method, stage = self.method, self.stage.name
         thinks = self.model.think == "open" and method.baseline is None
-        if method.grpo is not None and stage in ("train", "check", "search"):
-            if not thinks or thought.max_tokens == 0 or thought.temperature == 0:
-                raise ValueError(
-                    f"method={method.name} trains thoughts that are drawn at random; set model.think=open, and "
-                    "model.thought.max_tokens and model.thought.temperature above 0"
-                )
-            if self.train.strategy != "single" or self.train.memory is not None:
-                raise ValueError(f"method={method.name} runs in one process, without train.memory; leave them out")
         problem = None
         if thinks and method.head == "classifier":
             problem = "method.head=classifier reads the text and no thought"

@@ -10,7 +10,6 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from finsa.config.model import MARKS
 from finsa.data.few_shot import BREAK, ExampleRows
 from finsa.data.labels import LabelSpace
 from finsa.errors import ConfigError, Problem
@@ -100,6 +99,8 @@ class Prompt:
         user = _EXAMPLES + user if examples else user
         if style == "chat":
             user = _chat(user, think, tokenizer, marks)
+        elif think == "open" and marks is None:
+            raise _no_thoughts("a plain prompt has")
         elif think != "none" and marks is not None:
             user += f"{marks[0]}\n" if think == "open" else f"{marks[0]}\n\n{marks[1]}\n\n"
         opening, user = user.split(_EXAMPLES) if examples else ("", user)
@@ -164,9 +165,7 @@ def _chat(user: str, think: str, tokenizer: Any, marks: tuple[str, str] | None) 
         raise ConfigError([Problem("model.prompt", f"{text}; set model.prompt=plain model.think=none")]) from None
     if think == "open":
         if marks is None and (rendered.rstrip().endswith(CLOSE) or not (OPEN in template or CLOSE in template)):
-            text = f"the chat template of this model has no thoughts ({OPEN}); choose a reasoning model such as "
-            text += f"model=qwen3_0_6b, set model.think=none, or name the marks: {MARKS}"
-            raise ConfigError([Problem("model.think=open", text)])
+            raise _no_thoughts("the chat template of this model has")
         # R1 and GLM-Z1 open the block themselves, Qwen3 leaves its mark to the model.
         return rendered.rstrip("\n") + "\n" if rendered.rstrip().endswith(opens) else f"{rendered}{opens}\n"
     if think == "closed" and rendered == plain and not rendered.rstrip().endswith(closes):
@@ -180,6 +179,12 @@ def _chat(user: str, think: str, tokenizer: Any, marks: tuple[str, str] | None) 
     # Some templates (ChatGLM3, early ones of GLM-4-0414) leave the line break before an answer to the model.
     gap = turn.removeprefix(rendered).rstrip(" ") if turn.startswith(rendered) else ""
     return rendered + gap if gap.isspace() else rendered
+
+
+def _no_thoughts(what: str) -> ConfigError:
+    text = f"{what} no thoughts ({OPEN}); choose a reasoning model such as model=qwen3_0_6b, set model.think=none, or "
+    marks = f"model.thought.marks=['{OPEN}','{CLOSE}']"
+    return ConfigError([Problem("model.think=open", f'{text}name the text around a thought: "{marks}"')])
 
 
 def without_thoughts(text: str) -> str:

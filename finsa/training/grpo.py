@@ -28,6 +28,7 @@ from finsa.data.rows import Renderer
 from finsa.data.tokenized import TokenizedDataset
 from finsa.errors import FinsaError, Stopped
 from finsa.inference import thinking
+from finsa.inference.generation import ends_of
 from finsa.inference.scoring import LabelScorer
 from finsa.models.classifier import unwrap_peft
 from finsa.runs import signals
@@ -72,7 +73,8 @@ class ThoughtTrainer(GRPOTrainer):  # type: ignore[misc]
         self.args.logging_nan_inf_filter = False  # it would hide losses that are not finite
         mark = self.tokenizer(self.close, add_special_tokens=False)["input_ids"]
         if len(mark) == 1 and not self.use_vllm:  # a mark of several tokens is found after generation
-            self.generation_config.eos_token_id = self.eos_token_ids = [*self.eos_token_ids, *mark]
+            self.eos_token_ids: list[int] = [*self.eos_token_ids, *mark]
+            self.generation_config.eos_token_id = self.eos_token_ids
 
     @property
     def seconds(self) -> float:
@@ -232,7 +234,7 @@ def fit(
         reporter = Reporter(record, watch, stopped)
         trainer = ThoughtTrainer(
             model=model,
-            reward_funcs=rewards(cfg, data, model, thinking.ends_of(model, data.renderer.end)),
+            reward_funcs=rewards(cfg, data, model, ends_of(model, data.renderer.end)),
             args=_arguments(cfg, folder, data.renderer),
             train_dataset=dataset,
             eval_dataset=dataset.select([0]),  # the trainer requires one; `validate` has the validation split

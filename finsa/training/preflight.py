@@ -41,6 +41,13 @@ def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: 
         raise ConfigError([Problem("method.loss.name=ordinal", text)])
     if cfg.method.loss.name == "huber" and cfg.data.task != "regression":
         raise ConfigError([Problem("method.loss.name=huber", "is for numbers: set data.task=regression")])
+    if cfg.method.grpo is not None:
+        thought = cfg.model.thought
+        if cfg.model.think != "open" or thought.max_tokens == 0 or thought.temperature == 0:
+            text = "trains thoughts that are drawn at random: set model.think=open, and model.thought.max_tokens and "
+            raise ConfigError([Problem("method.grpo", f"{text}model.thought.temperature above 0")])
+        if cfg.train.strategy != "single" or cfg.train.memory is not None:
+            raise ConfigError([Problem("method.grpo", "runs in one process, without train.memory: leave both out")])
     if not zero_shot:
         gold = data.splits["train"]["label"].to_list()
         order = sampling.choose(gold, cfg.method, cfg.seed)

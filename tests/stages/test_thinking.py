@@ -159,7 +159,7 @@ def test_the_loss_of_a_row_is_on_its_rationale_and_answer(rationales: Path, conf
     ("words", "message"),
     [
         (("model.think=open", "model.prompt=chat"), "has no thoughts (<think>)"),
-        (("model.think=open",), "needs prompt=chat"),
+        (("model.think=open",), "a plain prompt has no thoughts (<think>)"),
         ((*THINK[:2], "model.thought.max_tokens=2000"), "set model.thought.max_tokens=848 or less"),
         ((*THINK[:3], "method=classifier"), "reads the text and no thought"),
         ((*THINK[:3], "method=lora_label"), "trains no thought; choose method=lora_response"),
