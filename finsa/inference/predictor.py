@@ -180,7 +180,6 @@ class Predictor:
         self.record, self.scorer, self.rule, self.renderer, self.model = record, scorer, rule, renderer, model
         self.cfg, self.facts, self.path, self.name = record.cfg, record.facts, record.path, record.name
         self.labels: tuple[str, ...] = record.labels.names
-        self.thinks = record.cfg.model.think == "open" and record.cfg.method.baseline is None
         self.task, self.temperature = record.labels.task, record.temperature
         self.thresholds = list((record.facts.get("calibration") or {}).get("thresholds", {}).values()) or None
         one_output = self.task == "regression" and (record.cfg.method.head == "classifier" or renderer is None)
@@ -244,6 +243,11 @@ class Predictor:
     def gates(self) -> FloatArray | None:
         """A mixture's gates for the last scored inputs, (n, E)."""
         return getattr(self.scorer, "gates", None)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model writes thoughts."""
+        return self.cfg.model.think == "open" and self.cfg.method.baseline is None
 
     @property
     def thoughts(self) -> list[list[str]] | None:
