@@ -27,7 +27,7 @@ from finsa import sweeps
 from finsa.config import USED_BY, RunConfig, catalogue, command_line, compose, safety
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.models import folders
-from finsa.runs import processes, run_folder, signals
+from finsa.runs import processes, run_folder, signals, starts
 from finsa.runs.run_folder import Result
 from finsa.session import Session, current_job
 
@@ -161,6 +161,7 @@ def run_job(cfg: RunConfig, session: Session) -> float | None:
     """
     sweep_job = session.job if session.job is not None and session.job.sweep_dir is not None else None
     try:
+        cfg = starts.resolved(cfg, session)
         if sweep_job is None:
             return _run_stage(cfg, session).objective
         sweeps.begin(cfg, sweep_job)

@@ -74,6 +74,8 @@ class Session:
         datasets: loaded data sets by settings and files, see `finsa.data.dataset.load`.
         tokenized: rendered and tokenized data sets, see `finsa.data.tokenized.build`.
         base_models: the loaded base model, see `finsa.models.base.load_base`.
+        start_scores: of training rows, by the model that training starts from, or by models that were not trained on
+            them; see `finsa.training.preferences`.
         run_folders: those that the command has opened.
         errors: of a job outside of a sweep, which the command line reports.
         measures: functions of true classes (n,), predicted classes (n,) and probabilities (n, c), by the name under
@@ -86,6 +88,7 @@ class Session:
     datasets: dict[str, Any] = field(default_factory=dict)
     tokenized: dict[tuple[object, ...], Any] = field(default_factory=dict)
     base_models: dict[str, Any] = field(default_factory=dict)
+    start_scores: dict[tuple[object, ...], Any] = field(default_factory=dict)
     run_folders: list[Path] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
     measures: dict[str, Callable[..., float]] = field(default_factory=dict)

@@ -32,7 +32,7 @@ from finsa.config.data import (
     SplitRows,
     data_title,
 )
-from finsa.config.method import Adapter, Examples, Grpo, Loss, Method
+from finsa.config.method import Adapter, Examples, Grpo, Loss, Method, Preference, Reward
 from finsa.config.model import LoraTargets, Model, Thought
 from finsa.config.published import Pairs, Published, PublishedRow
 from finsa.config.run import USED_BY, Evaluation, RunConfig, Tracking, demonstration

@@ -46,7 +46,8 @@ MEASURES: dict[str, tuple[str, ...]] = {
     "regression": ("rmse", "mae", "pearson", "spearman", "cosine"),
     "multi_label": ("macro_f1", "micro_f1", "subset_accuracy"),
 }
-LOWER_IS_BETTER = ("loss", "mae", "rmse", "log_loss", "brier")
+COSTS = ("cost", "least_cost")  # measures that need `evaluation.costs`
+LOWER_IS_BETTER = ("loss", "mae", "rmse", "log_loss", "brier", *COSTS)
 
 
 class Section(BaseModel):

@@ -25,6 +25,7 @@ class Columns(Section):
 
     Args:
         target: the entity, company or aspect of the text that the label refers to; then a row is a text and a target.
+        rejected: a wrong label of each training row, for methods that learn from pairs; the others ignore it.
         rationale: the thought before the answer, of training rows; used with ``model.think=open``.
     """
 
@@ -32,6 +33,7 @@ class Columns(Section):
     text: str
     label: str
     target: str | None
+    rejected: str | None
     domain: str | None
     parent: str | None
     group: str | None

@@ -109,16 +109,62 @@ class Grpo(Section):
     vllm: bool
 
 
+class Preference(Section):
+    """Training on pairs: the true label of a row, and a wrong one that the starting model prefers.
+
+    The pairs are those of ``data.columns.rejected``. Without such a column, the rejected label of a row is the most
+    probable wrong one, by models that were not trained on the row (out-of-fold), or by the base model with init=base.
+
+    Args:
+        loss: ``dpo`` (Rafailov et al. 2023), ``ipo`` (Azar et al. 2024) and ``kto`` (Ethayarajh et al. 2024) compare
+            the model with the one that it started from; ``orpo`` (Hong et al. 2024) adds an odds ratio to the
+            cross-entropy; ``simpo`` (Meng et al. 2024) compares mean log-probabilities per token.
+        beta: of the loss, as in trl: the larger, the closer ``dpo``, ``ipo`` and ``kto`` stay to the starting model;
+            weight of the odds ratio in ``orpo``; scale of the difference in ``simpo``.
+        margin: of ``simpo``: by how much the true label has to win (gamma).
+        folds: parts of the training rows; the rows of each are scored by a model that is trained on the others.
+        mistakes_only: whether rows whose most probable label is the true one are left out.
+    """
+
+    loss: Literal["dpo", "ipo", "kto", "orpo", "simpo"]
+    beta: PositiveFloat
+    margin: NonNegativeFloat
+    folds: Annotated[int, Field(ge=2)]
+    mistakes_only: bool
+
+    @property
+    def compares(self) -> bool:
+        """Whether the loss compares the model with the one that it started from."""
+        return self.loss in ("dpo", "ipo", "kto")
+
+
+class Reward(Section):
+    """The expected reward of a label drawn from the model's probabilities, maximized exactly: no label is sampled.
+
+    Args:
+        kind: ``accuracy``: 1 for the true label, 0 for others; ``costs``: minus ``evaluation.costs``.
+        beta: weight of the Kullback-Leibler divergence from the starting model.
+    """
+
+    kind: Literal["accuracy", "costs"]
+    beta: NonNegativeFloat
+
+
 class Method(Section):
     """The variables of an experiment: trained parameters, training rows and loss.
 
     Args:
+        init: where training starts: a finished run with an adapter, a folder of runs (the one of this seed with the
+            best validation score), ``sweep`` (the same among the earlier jobs of the sweep), ``base`` (the base model).
+            It must have been trained on the same labels and base model. null: the base model, for methods that need
+            no other start.
         quantization: of the frozen base model: ``nf4``: 4-bit with double quantization (QLoRA, Dettmers et al. 2023),
             ``int8``: 8-bit (Dettmers et al. 2022).
     """
 
     name: Name
     learn: Literal["nothing", "head", "adapter", "all"]
+    init: str | None
     adapter: Adapter | None
     quantization: Literal["none", "nf4", "int8"]
     head: Literal["lm", "classifier"]
@@ -131,11 +177,44 @@ class Method(Section):
     baseline: Baseline | None
     examples: Examples | None
     grpo: Grpo | None
+    preference: Preference | None
+    reward: Reward | None
 
     @property
     def uses_torch(self) -> bool:
         """Whether its predictions need torch."""
         return not isinstance(self.baseline, Majority | Lexicon | TfidfLr)
+
+    @property
+    def starts_from_run(self) -> bool:
+        """Whether training starts from what a run has trained."""
+        return self.init not in (None, "base")
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Method:
+        if self.starts_from_run and self.adapter is None:
+            raise ValueError(f"init={self.init} is trained further as an adapter; start from method=lora_label")
+        if self.starts_from_run and self.adapter is not None and self.adapter.variant == "pissa":
+            raise ValueError("adapter.variant=pissa is initialized from the base model, so it cannot start from init")
+        pairs, reward = self.preference, self.reward
+        kind = f"preference.loss={pairs.loss}" if pairs else f"reward.kind={reward.kind}" if reward else None
+        if kind is None:
+            return self
+        if pairs and reward:
+            raise ValueError("preference and reward are two objectives; set one of them to null")
+        if self.learn == "nothing" or self.loss_on != "label" or (pairs and self.head != "lm"):
+            raise ValueError(
+                f"{kind} trains the probabilities of the labels: set method.loss_on=label"
+                f"{' and method.head=lm' if pairs else ''}, and a method that trains, such as method=lora_label"
+            )
+        if self.loss.name != "cross_entropy" or self.loss.needs_classes():
+            raise ValueError(f"{kind} takes the place of method.loss; leave out {self.loss.needs_classes()}")
+        if self.init is None and ((pairs and pairs.compares) or (reward and reward.beta > 0)):
+            raise ValueError(
+                f"{kind} compares the model with the one that it starts from: set method.init=<a finished run>, or "
+                f"method.init=base for the base model{'' if pairs else ', or method.reward.beta=0'}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Method:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, field_validator, model_validator
 
-from finsa.config.base import MEASURES, Measure, Section
+from finsa.config.base import COSTS, MEASURES, Measure, Section
 from finsa.config.baselines import Lexicon
 from finsa.config.data import Data
 from finsa.config.method import Method
@@ -51,9 +51,24 @@ class Evaluation(Section):
             kappa, and ``quadratic_kappa`` for ordered classes; ``mae``: mean distance of ordered classes, in levels;
             ``jaccard``: macro average; ``auroc`` and ``average_precision``: each class against the others, macro
             average; ``log_loss``; ``brier``: sum over the classes.
+        costs: what it costs to predict each label (column) for each true label (row), in the order of the labels. Then
+            the mean ``cost`` of the predicted labels is reported, and ``least_cost``: that of the labels with the least
+            expected cost under the predicted probabilities.
     """
 
     metrics: Annotated[tuple[Measure, ...], Field(min_length=1)] | None
+    costs: tuple[tuple[NonNegativeFloat, ...], ...] | None
+
+    @field_validator("costs")
+    @classmethod
+    def _check_costs(cls, costs: tuple[tuple[float, ...], ...] | None) -> tuple[tuple[float, ...], ...] | None:
+        if costs is None:
+            return None
+        if len(costs) < 2 or any(len(row) != len(costs) for row in costs):
+            raise ValueError("needs a row per true label with a cost per predicted label, such as [[0, 1], [2, 0]]")
+        if any(row[number] != 0 for number, row in enumerate(costs)):
+            raise ValueError("the true label must cost 0: the diagonal has another number")
+        return costs
 
 
 class RunConfig(Section):
@@ -99,12 +114,16 @@ class RunConfig(Section):
         if trains and (self.train.select_by not in (*known, "loss") if known else self.train.select_by in other):
             options = f"set it to {', '.join(known)} or loss" if known else "leave it out"
             raise ValueError(f"train.select_by={self.train.select_by} is not a measure of task={task}; {options}")
+        if trains and self.train.select_by in COSTS and self.evaluation.costs is None:
+            raise ValueError(f"train.select_by={self.train.select_by} needs evaluation.costs")
         if known is None:
             return self
         if stage in ("moe_joint", "augment", "synthesize", "generate"):
             raise ValueError(f"stage={stage} needs one class per row, and this is task={task}")
         if self.evaluation.metrics is not None:
             raise ValueError(f"evaluation.metrics are for one class per row; task={task} has {', '.join(known)}")
+        if self.evaluation.costs is not None:
+            raise ValueError(f"evaluation.costs are for one class per row, and this is task={task}")
         if not trains:
             return self
         head, trained = method.head == "classifier", method.learn != "nothing"
@@ -121,8 +140,25 @@ class RunConfig(Section):
             advice = "choose method=regression_head, or method=lora_label, which compares words"
         elif method.classifier_init != "random" or (method.loss.needs_classes() and method.loss.name != "huber"):
             advice = f"leave out {method.loss.needs_classes() or 'method.classifier_init'}"
+        elif method.preference or method.reward:
+            advice = "choose method=lora_label; preferences and rewards are for one class per row"
         if advice:
             raise ValueError(f"method={method.name} does not suit data.task={task}; {advice}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> RunConfig:
+        """Refuse preferences, rewards and costs without what they need."""
+        method, stage, rejected = self.method, self.stage.name, self.data.columns.rejected
+        objective = "preference" if method.preference else "reward" if method.reward else None
+        if stage in ("moe_joint", "pretrain") and (objective or method.starts_from_run):
+            raise ValueError(f"method.{objective or 'init'} is for stage=train, not stage={stage}")
+        if method.reward and method.reward.kind == "costs" and self.evaluation.costs is None:
+            raise ValueError("method.reward.kind=costs needs evaluation.costs, a row of costs per true label")
+        if rejected is not None and method.preference and method.preference.mistakes_only:
+            raise ValueError(
+                "method.preference.mistakes_only needs pairs that are found by scoring; leave out data.columns.rejected"
+            )
         return self
 
     @model_validator(mode="after")

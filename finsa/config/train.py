@@ -49,7 +49,7 @@ class Train(Section):
     memory: str | None
     validate_every: PositiveInt | None
     validation_rows: PositiveInt | None
-    select_by: Literal["loss", "macro_f1", "weighted_f1", "accuracy"] | Measure | ValueMeasure
+    select_by: Literal["loss", "macro_f1", "weighted_f1", "accuracy", "cost", "least_cost"] | Measure | ValueMeasure
     patience: PositiveInt | None
     keep_checkpoints: PositiveInt
     log_every: PositiveInt

@@ -61,6 +61,20 @@ def form_of(columns: Collection[str]) -> str | None:
     return "alpaca" if set(INSTRUCTION) <= set(columns) else None
 
 
+def instruction_fields(data: Data) -> tuple[str, ...]:
+    """The fields that every instruction row has; in pairs, the preferred answer takes the place of ``output``."""
+    return INSTRUCTION if data.columns.rejected is None else ("instruction", data.columns.label)
+
+
+def answer_of(value: Any) -> str | None:
+    """The text of an answer, which is a text or, in pairs of chats, a turn."""
+    turn = _parsed(value)
+    if not isinstance(turn, dict):
+        return None if isinstance(turn, list) else as_text(value)
+    content = turn.get("content", turn.get("value"))
+    return content if isinstance(content, str) else None
+
+
 def chat_column(data: Data, columns: Collection[str]) -> str | None:
     """The column with the turns: the one that ``data.columns.text`` names, ``messages`` or ``conversations``."""
     named = data.columns.text if data.columns.text != "text" else None
@@ -106,7 +120,8 @@ def _instruction(row: Mapping[str, Any], turns: list[Turn], data: Data) -> Rende
     for question, answer in pairs:
         turns += [("user", question), ("assistant", answer)]
     turns.append(("user", f"{instruction}\n{given}" if given else instruction))
-    return _joined(turns, given or instruction, as_text(row.get("output")), data, [])
+    answer = as_text(row.get(instruction_fields(data)[1]))
+    return _joined(turns, given or instruction, answer, data, [])
 
 
 def _chat(row: Mapping[str, Any], turns: list[Turn], data: Data) -> Rendered:
@@ -120,7 +135,7 @@ def _chat(row: Mapping[str, Any], turns: list[Turn], data: Data) -> Rendered:
         answer: str | None = spoken.pop()[1]
         unused += [f"the field '{data.columns.label}' (the last turn is the label)"] * _filled(label)
     else:
-        answer = as_text(label) if _filled(label) and not isinstance(_parsed(label), list | dict) else None
+        answer = answer_of(label) if _filled(label) else None
     if "user" not in [role for role, _ in spoken]:
         raise _RowError("unreadable: no user turn")
     unused += ["the field 'tools'"] * _filled(row.get("tools"))

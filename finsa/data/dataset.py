@@ -25,7 +25,7 @@ from finsa.session import Session
 EXAMPLES = 3
 SHIFTED, LEAST_SHIFTED = 0.25, 100  # smallest total variation of label shares, and number of held-out rows, for a note
 DROPPED = ("file", "line", "id", "text", "label", "fate")
-COLUMNS = ("id", "text", "target", "label", "domain", "parent", "group", "rationale", FIXED)
+COLUMNS = ("id", "text", "target", "label", "rejected", "domain", "parent", "group", "rationale", FIXED)
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Dataset:
     """A data set, read and split.
 
     Args:
-        splits: train, validation and test; columns id, text, target, domain, parent, group (text), label (class number)
-            and fixed (leading characters of the text that are never truncated); for regression and several labels also
-            `finsa.data.values.VALUES`.
+        splits: train, validation and test; columns id, text, target, domain, parent, group (text), label (class
+            number), rejected (class number; null without pairs) and fixed (leading characters of the text that are
+            never truncated); for regression and several labels also `finsa.data.values.VALUES`.
         labels: the classes in their order.
         ledger: the fate of every row.
         fingerprint: hash over ids, texts, targets, labels and splits.
@@ -172,6 +172,8 @@ def _prepared(data: Data, rows: Rows, least_labels: int = 2) -> tuple[pl.DataFra
     frame, more = (values.read if data.task in values.TASKS else labels.mark_unknown)(frame, data, classes)
     notes += more
     classes = labels.with_unlisted(classes, frame, data)
+    frame, more = labels.mark_pairs(frame, data, classes)
+    notes += more
     frame, more = cleaning.mark_copies(frame, data)
     notes += more
     if data.task in values.TASKS:
@@ -212,7 +214,10 @@ def _divided(frame: pl.DataFrame, classes: LabelSpace, ledger: Ledger) -> Datase
         if examples.height:
             ledger.examples[fate] = [cleaning.example(Path(file).name, *row) for file, *row in examples.iter_rows()]
     numbers = {name: number for number, name in enumerate(classes.names)}
-    used = used.with_columns(pl.col("label").replace_strict(numbers, default=0, return_dtype=pl.Int64))
+    used = used.with_columns(
+        pl.col("label").replace_strict(numbers, default=0, return_dtype=pl.Int64),
+        pl.col("rejected").replace_strict(numbers, default=None, return_dtype=pl.Int64),
+    )
     columns = (*COLUMNS, values.VALUES) if values.VALUES in used.columns else COLUMNS
     parts = {name: used.filter(pl.col("split") == name).select(columns) for name in splits.SPLITS}
     for name, part in parts.items():
@@ -223,10 +228,10 @@ def _divided(frame: pl.DataFrame, classes: LabelSpace, ledger: Ledger) -> Datase
             counts = dict(part.group_by("label").len().iter_rows())
         ledger.splits[name] = {label: counts.get(number, 0) for label, number in numbers.items()}
     ledger.notes += _shifted(ledger.splits)
-    target = ["target"] if used["target"].null_count() < used.height else []
+    optional = [name for name in ("target", "rejected") if used[name].null_count() < used.height]
     rationale = [pl.col("rationale").fill_null("")] if used["rationale"].null_count() < used.height else []
     label = pl.col(values.VALUES).cast(pl.List(pl.String)).list.join(" ") if len(columns) > len(COLUMNS) else "label"
-    fingerprint = cache.fingerprint(used.select("split", "id", "text", label, *target, *rationale))
+    fingerprint = cache.fingerprint(used.select("split", "id", "text", label, *optional, *rationale))
     return Dataset(parts, classes, ledger, fingerprint, dropped)
 
 

@@ -10,7 +10,7 @@ from decimal import Decimal
 
 import polars as pl
 
-from finsa.config import Data
+from finsa.config import Data, Policy
 from finsa.config.data import finite_number
 from finsa.data.cleaning import OPEN, decide, folded, keep_domain, mark
 from finsa.data.readers import FATE
@@ -214,6 +214,35 @@ def unused_keys(data: Data, used: set[str], labels: pl.Series) -> list[str]:
     if not used and len(untranslated) == len(found):
         raise DataError(f"{text} The map translates no label of data={data.name}; write its keys as the labels are")
     return [text]
+
+
+def mark_pairs(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataFrame, list[str]]:
+    """Replace rejected labels by the names of their classes, and drop or refuse pairs that are none.
+
+    Rows of the training split need a rejected label, and in every pair it differs from the true one.
+
+    Raises:
+        DataError: if ``on_unknown_label`` is not drop, or if no row has a rejected label.
+    """
+    if data.columns.rejected is None:
+        return frame, []
+    column, notes = respell(frame["rejected"], labels.names)
+    if column.null_count() == len(column):
+        raise DataError(f"data.columns.rejected: no row has a label in a column '{data.columns.rejected}'")
+    frame = frame.with_columns(column)
+    rejected, key = pl.col("rejected"), "data.on_unknown_label"
+    unknown = rejected.is_not_null() & ~rejected.is_in(list(labels.names))
+    listed = ", ".join(f"'{name}'" for name in frame.filter(OPEN & unknown)["rejected"].unique().sort().head(3))
+    training = pl.col("split").is_null() | (pl.col("split") == "train")
+    faults = {
+        "no rejected label": (rejected.is_null() & training, f"have no text in the column '{data.columns.rejected}'"),
+        "unknown rejected label": (unknown, f"have a rejected label that is none: {listed}; {', '.join(labels.names)}"),
+        "pair of equal labels": (rejected == pl.col("label"), "have the same label as chosen and as rejected"),
+    }
+    policy: Policy = "error" if data.on_unknown_label == "keep" else data.on_unknown_label
+    for fate, (condition, what) in faults.items():
+        frame, _ = decide(frame, condition, policy, key, fate, what, keeps=False)
+    return frame, notes
 
 
 def mark_unknown(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataFrame, list[str]]:

@@ -39,6 +39,8 @@ class Row(TypedDict):
         weight: weight of the row in the loss; 1 if absent.
         target: number of its class, if the loss is over the classes.
         values: its number, or a 1 for each label that it has and a 0 for the others.
+        rejected: number of the wrong class of its pair.
+        reference: log-probabilities of the classes by the model that training starts from, (c,).
         text_span: start and end of the text tokens, if a head or router reads them.
         domain: number of the expert of its domain; -1 if the domain has no expert.
     """
@@ -48,6 +50,8 @@ class Row(TypedDict):
     weight: NotRequired[float]
     target: NotRequired[int]
     values: NotRequired[list[float]]
+    rejected: NotRequired[int]
+    reference: NotRequired[list[float]]
     text_span: NotRequired[tuple[int, int]]
     domain: NotRequired[int]
 

@@ -34,8 +34,8 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
         stem: prefix of the ids of rows without one.
 
     Returns:
-        Columns id, text, target, label, domain, parent, group, rationale, ``LINE``, ``FATE``, and fixed: the
-        number of the text's leading characters that are never truncated.
+        Columns id, text, target, label, rejected (a wrong label), domain, parent, group, rationale, ``LINE``, ``FATE``,
+        and fixed: the number of the text's leading characters that are never truncated.
 
     Raises:
         DataError: for a missing column, or a text column that does not contain text.
@@ -50,7 +50,7 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
             f"data.columns.text: column '{columns.text}' of {place} contains {kind}, not text. Name another"
         )
     frame = mark(raw.frame, pl.col(LINE).is_in(nested), conversations.NOT_TEXT)
-    common = ("text", "target", "label", "domain", "parent", "group", "rationale")
+    common = ("text", "target", "label", "rejected", "domain", "parent", "group", "rationale")
     selected = [_column(raw, place, columns, name) for name in common]
     numbered = pl.lit(f"{stem}-") + pl.int_range(1, pl.len() + 1).cast(pl.String)
     ids = pl.coalesce(_column(raw, place, columns, "id"), numbered).alias("id")
@@ -77,7 +77,7 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
         shaped = mark(shaped.with_columns(cells), unsplit, values.NOT_LABELS)
     elif data.label_map:
         translated, used, notes = labels.translate(shaped["label"], data)
-        shaped = shaped.with_columns(translated)
+        shaped = shaped.with_columns(translated, labels.translate(shaped["rejected"], data)[0])
     else:
         used, notes = set(), []
     raw.notes += [f"{Path(place).name}: {note}" for note in notes]
@@ -94,7 +94,7 @@ def has_text(data: Data, columns: Collection[str], answered: bool = True) -> boo
         answered: whether instruction rows need their answers, as they do for training.
     """
     if data.source == "alpaca":
-        return {*conversations.INSTRUCTION} <= {*columns} if answered else "instruction" in columns
+        return {*conversations.instruction_fields(data)} <= {*columns} if answered else "instruction" in columns
     if data.source == "messages":
         return conversations.chat_column(data, columns) is not None
     return data.columns.text in columns
@@ -103,7 +103,7 @@ def has_text(data: Data, columns: Collection[str], answered: bool = True) -> boo
 def _render_conversations(raw: Raw, data: Data, place: str) -> tuple[Raw, Columns]:
     """Convert instruction rows and chats to columns of text and label; a note lists what is not read."""
     if data.source == "alpaca":
-        _require(raw, place, conversations.INSTRUCTION, "data.source=alpaca")
+        _require(raw, place, conversations.instruction_fields(data), "data.source=alpaca")
     elif conversations.chat_column(data, raw.columns()) is None:
         _require(raw, place, conversations.CHATS[:1], "data.source=messages")
     wanted = conversations.fields_of(data, raw.columns())
@@ -114,6 +114,9 @@ def _render_conversations(raw: Raw, data: Data, place: str) -> tuple[Raw, Column
         pl.Series("_fixed", [row.fixed for row in found], dtype=pl.Int64),
         pl.Series("_fault", [row.fault for row in found], dtype=pl.String),
     )
+    if data.columns.rejected in raw.columns():
+        rejected = map(conversations.answer_of, frame[data.columns.rejected])
+        frame = frame.with_columns(pl.Series(data.columns.rejected, rejected, dtype=pl.String))
     if data.source == "alpaca":
         lists = [line for name in ("instruction", "input", "output") for line in raw.nested.get(name, [])]
         frame = mark(frame, pl.col(LINE).is_in(lists), conversations.NOT_TEXT)
@@ -167,8 +170,8 @@ def _column(raw: Raw, place: str, columns: Columns, name: str) -> pl.Expr:
             value = value.str.strip_chars()
             value = pl.when(value != "").then(value)
         return value.alias(name)
-    # A default name may be absent, a name that the user wrote may not, but held-out files need no rationales.
-    if not required and (wanted in (None, name) or name == "rationale"):
+    # A default name may be absent, a name that the user wrote may not; held-out files need no rationales or pairs.
+    if not required and (wanted in (None, name) or name in ("rejected", "rationale")):
         return pl.lit(None, dtype=pl.String).alias(name)
     near = nearest(wanted, present)
     hint = f"Did you mean data.columns.{name}={near}?" if near else f"Set data.columns.{name}=<column>."

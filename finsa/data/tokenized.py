@@ -169,7 +169,7 @@ class TokenizedDataset(Labeled):
             weights,
             domain,
             truth,
-            thoughts,
+            thoughts=thoughts,
         )
 
     def class_counts(self, cfg: RunConfig) -> list[int]:
@@ -195,6 +195,8 @@ class TrainingRows(LazyRows):
         weights: weight of the rows of each class; None: all are equal.
         domains: number of the expert of each row's domain; None: the rows are not for a mixture.
         truth: from `Labeled.truth`; None for tasks with one class per row.
+        rejected: the wrong class of each row's pair, (n,); None: the method learns from no pairs.
+        reference: log-probabilities of the classes by the model that training starts from, (n, c); None: not used.
         thoughts: tokens of the thought of each row; None: the prompt has no thoughts.
     """
 
@@ -206,6 +208,8 @@ class TrainingRows(LazyRows):
     weights: list[float] | None
     domains: list[int] | None = None
     truth: NDArray[np.float64] | None = None
+    rejected: IntArray | None = None
+    reference: NDArray[np.float64] | None = None
     thoughts: list[list[int]] | None = None
 
     def __len__(self) -> int:
@@ -221,6 +225,10 @@ class TrainingRows(LazyRows):
             row = self.renderer.row(prompt, label, self.method.loss_on, thought)
         if self.truth is not None and self.method.loss_on == "label":
             row["values"] = self.truth[self.order[at]].tolist()
+        if self.rejected is not None:
+            row["rejected"] = int(self.rejected[self.order[at]])
+        if self.reference is not None:
+            row["reference"] = self.reference[self.order[at]].tolist()
         if self.weights is not None:
             row["weight"] = self.weights[label]
         if self.domains is not None:
@@ -255,7 +263,8 @@ def build(
     settings: tuple[object, ...] = (cfg.data.prompt, cfg.data.max_length, cfg.data.cache, cfg.model.prompt)
     settings += (cfg.model.think, cfg.model.thought)
     shots = cfg.method.examples
-    key: tuple[object, ...] = (id(dataset), id(tokenizer), *settings, *labeled_settings(cfg, session)["measures"])
+    measures = labeled_settings(cfg, session)["measures"]
+    key: tuple[object, ...] = (id(dataset), id(tokenizer), *settings, *measures, cfg.evaluation.costs)
     if shots is not None:
         key += (shots, cfg.seed, id(examples))
     shared: dict[tuple[object, ...], Any] = session.tokenized if session else {}
@@ -280,8 +289,23 @@ def labeled_settings(cfg: RunConfig, session: Session | None) -> dict[str, Any]:
     measures = {name: None for name in names if name in get_args(Measure)}
     return {
         "targets": cfg.data.asks_for_target,
-        "measures": {**measures, **(session.measures if session else {})},
+        "measures": {**measures, **_cost_measures(cfg), **(session.measures if session else {})},
     }
+
+
+def _cost_measures(cfg: RunConfig) -> dict[str, Callable[..., float]]:
+    """Mean cost of the predicted labels, and of the labels with the least expected cost, by ``evaluation.costs``."""
+    if cfg.evaluation.costs is None:
+        return {}
+    table = np.array(cfg.evaluation.costs)
+
+    def cost(true: IntArray, predicted: IntArray, _: NDArray[np.float64]) -> float:
+        return float(table[true, predicted].mean())
+
+    def least_cost(true: IntArray, _: IntArray, probs: NDArray[np.float64]) -> float:
+        return float(table[true, (probs @ table).argmin(axis=1)].mean())
+
+    return {"cost": cost, "least_cost": least_cost}
 
 
 def require_room(tokenized: TokenizedDataset, data: Data) -> None:

@@ -231,9 +231,11 @@ def training_curves(lines: Sequence[tuple[str, Any, Sequence[Log]]], title: str,
                     points = [(record["step"], record[key]) for record in log if key in record]
                     if points:
                         axes.plot(*zip(*points, strict=True), color=color, linewidth=1.1, **options)
-        upper.set(yscale="log", ylabel="training loss")
-        upper.yaxis.set_major_formatter("{x:g}")
-        upper.yaxis.set_minor_formatter(NullFormatter())
+        upper.set(ylabel="training loss")
+        if all(record.get("loss", 1) > 0 for _, _, logs in lines for log in logs for record in log):
+            upper.set(yscale="log")  # expected rewards are negative losses
+            upper.yaxis.set_major_formatter("{x:g}")
+            upper.yaxis.set_minor_formatter(NullFormatter())
         lower.set(xlabel="optimizer step", ylabel=f"{what} on validation")
         lower.xaxis.set_major_locator(MaxNLocator(integer=True))
         if any(name for name, *_ in lines):

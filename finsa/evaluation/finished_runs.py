@@ -415,8 +415,15 @@ def _names(settings: Sequence[dict[str, str]]) -> tuple[list[str], dict[str, lis
     Returns:
         The names, and the differing settings, other than method and model, that the names do not show.
     """
-    several = len({one["model.name"] for one in settings}) > 1
-    short = [f"{one['method.name']} {one['model.name']}" if several else one["method.name"] for one in settings]
+    # A baseline does not use the model, so its model is named only if the same baseline ran with several.
+    models: dict[str | None, set[str]] = {}
+    kinds = [one["method.name"] if "method.baseline.kind" in one else None for one in settings]
+    for one, kind in zip(settings, kinds, strict=True):
+        models.setdefault(kind, set()).add(one["model.name"])
+    short = [
+        f"{one['method.name']} {one['model.name']}" if len(models[kind]) > 1 else one["method.name"]
+        for one, kind in zip(settings, kinds, strict=True)
+    ]
     names, in_names = list(short), set()
     for name, count in Counter(short).items():
         if count > 1:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsa.config import RunConfig
-from finsa.config.base import headline
+from finsa.config.base import COSTS, headline
 from finsa.data.tokenized import Labeled
 from finsa.data.values import TASKS
 from finsa.evaluation import calibration as calibrating
@@ -29,12 +29,19 @@ def report(
     Args:
         data: contains the rows of the split.
         log_probs: scores of the labels, (n, c).
-        calibrated: from `calibration`; temperature and thresholds decide which of several labels a row has.
+        calibrated: from `calibration`; temperature and thresholds decide which of several labels a row has, and the
+            temperature which label has the least expected cost.
     """
     if data.task in TASKS:
         return value_metrics.report(data.dataset.labels, data.truth(split), _decided(data, log_probs, calibrated))
     result = metrics.report(data.gold(split), log_probs.argmax(axis=1).tolist(), data.dataset.labels.names)
-    values, intervals = metrics.measures(data.measures, data.gold(split), log_probs)
+    by_cost = {name: function for name, function in data.measures.items() if name in COSTS}
+    others = {name: function for name, function in data.measures.items() if name not in COSTS}
+    values, intervals = metrics.measures(others, data.gold(split), log_probs)
+    # Decisions by expected cost depend on how certain the model is, so they are made with calibrated probabilities.
+    scaled = log_probs / (calibrated or {}).get("temperature", 1.0)
+    costs, cost_intervals = metrics.measures(by_cost, data.gold(split), scaled)
+    values, intervals = {**values, **costs}, {**intervals, **cost_intervals}
     if values:  # null where a measure is not defined, because NaN is not JSON
         result["measures"] = {name: None if np.isnan(value) else value for name, value in values.items()}
         result["intervals"] |= {name: ends for name, ends in intervals.items() if not np.isnan(ends[0])}

@@ -48,8 +48,6 @@ def translate(entry: Any, name: str, folder: Path) -> Translation:
     if formatting not in ("alpaca", "sharegpt"):
         hint = suggest(formatting, ("alpaca", "sharegpt"))
         raise DataError(f"{name}: formatting '{formatting}' is not translated. {hint}")
-    if translation.get("ranking", False):
-        raise DataError(f"{name}: ranking is true: pairs of answers are not labels")
     if formatting == "sharegpt":
         translation.set("formatting", "source", "messages", "the last answer is the label")
     _columns(translation, formatting)
@@ -100,13 +98,21 @@ def _columns(translation: Translation, formatting: str) -> None:
             raise DataError(
                 f"{name}: columns.{key} is only read from the field '{key}'; rename '{columns[key]}' in the file"
             )
-    for key in ("chosen", "rejected", "kto_tag"):
-        if key in columns:
-            raise DataError(f"{name}: columns.{key}: preferences between answers are not labels")
+    if "kto_tag" in columns:
+        raise DataError(f"{name}: columns.kto_tag: tagged answers are not read; method=kto learns from pairs")
+    ranking = bool(translation.get("ranking", False))
+    if not ranking and {"chosen", "rejected"} & set(columns):
+        raise DataError(f"{name}: columns.chosen and columns.rejected need ranking: true")
+    if ranking and not {"chosen", "rejected"} <= set(columns or {"chosen", "rejected"}):
+        raise DataError(f"{name}: ranking is true, so columns needs chosen and rejected")
     known: tuple[str, ...] = ("messages", "system")
+    if ranking:
+        known = (*known, "chosen", "rejected")
+        translation.set("ranking", "columns.rejected", columns.get("rejected", "rejected"))
+        translation.values["columns.label"] = columns.get("chosen", "chosen")
     if formatting == "alpaca":
-        known = ("prompt", "query", "response", "system", "history")
-        _alpaca(translation, columns)
+        known = (*known, "prompt", "query", "response", "history")
+        _alpaca(translation, columns, "chosen" if ranking else "response")
     elif columns.get("messages", "conversations") not in CHATS:
         raise DataError(f"{name}: turns are read from {' or '.join(CHATS)}, not '{columns['messages']}'")
     if "tags" in given:
@@ -122,13 +128,15 @@ def _columns(translation: Translation, formatting: str) -> None:
         translation.record("columns", "translated", "data.columns")
 
 
-def _alpaca(translation: Translation, columns: Mapping[str, Any]) -> None:
+def _alpaca(translation: Translation, columns: Mapping[str, Any], answer: str) -> None:
+    """Translate instruction rows, whose answer is the column `response`, or `chosen` in pairs."""
     name, on_hub = translation.name, "hf_hub_url" in translation.given
-    usual = {"prompt": "instruction", "query": "input", "response": "output"}
+    usual = {"prompt": "instruction", "query": "input", answer: "output" if answer == "response" else answer}
     fields = columns or usual
-    if "prompt" not in fields or "response" not in fields:
-        raise DataError(f"{name}: columns needs prompt and response")
-    if all(fields.get(key, value) == value for key, value in usual.items()) and not on_hub:
+    if "prompt" not in fields or answer not in fields:
+        raise DataError(f"{name}: columns needs prompt and {answer}")
+    asked = all(fields.get(key, usual[key]) == usual[key] for key in ("prompt", "query"))
+    if asked and not on_hub and (answer == "chosen" or fields.get(answer, "output") == "output"):
         translation.set("formatting", "source", "alpaca")
         if not {"system", "history"} & set(columns):  # LLaMA-Factory does not read fields that are not named either
             translation.values["turns"] = "last"
@@ -142,7 +150,7 @@ def _alpaca(translation: Translation, columns: Mapping[str, Any]) -> None:
         )
     translation.set("formatting", "source", "table", "one column of text, one of labels")
     translation.set("columns", "columns.text", fields["prompt"])
-    translation.set("columns", "columns.label", fields["response"])
+    translation.set("columns", "columns.label", fields[answer])
 
 
 def choose_data(

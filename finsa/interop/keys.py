@@ -36,6 +36,7 @@ _IGNORED = {
     "false: the precision is model.dtype": "bf16 fp16 pure_bf16",
     "not used": "use_dora use_rslora pissa_init pissa_convert loraplus_lr_ratio",
     "embeddings are not trained": "loraplus_lr_embedding",
+    "only for stage dpo": "pref_loss pref_beta simpo_gamma",
     "a row has one question and one answer, and padding never counts": "mask_history ignore_pad_token_for_loss",
     "finetuning_type is not lora": "lora_rank lora_alpha lora_dropout lora_target",
     "main is the default; the model's file pins a commit": "model_revision",
@@ -96,6 +97,9 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "freeze_vision_tower": ((True, False), _TEXT),
     "use_dft_loss": ((False,), "choose the loss with method.loss"),
     "trust_remote_code": ((False,), "set model.trust_remote_code=true yourself after reading the code"),
+    "pref_ftx": ((0, 0.0), "method=orpo adds the cross-entropy of the preferred answer"),
+    "dpo_label_smoothing": ((0, 0.0), "pairs have no label smoothing"),
+    "ref_model": ((), "the reference is the model that training starts from, method.init"),
     "use_swanlab": ((False,), "tracking is wandb or none"),
     "hub_model_id": ((), "nothing is uploaded"),
 }

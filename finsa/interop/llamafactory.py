@@ -21,6 +21,7 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "co
 ATTENTION = {"sdpa": "sdpa", "fa2": "flash_attention_2", "disabled": "eager"}
 PLAIN = {"empty": "{text}", "default": "Human: {text}\nAssistant:"}  # templates without chat tokens
 LOCAL = re.compile(r"[/~.\\]|[A-Za-z]:[/\\]")  # the beginning of a path, which no hub id has
+PREFERENCES = {"sigmoid": "dpo", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo"}  # methods by pref_loss
 SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "intermediate_size")
 ANOTHER = "For another model, write a file: --config-dir <folder> with <folder>/model/<name>.yaml"
 DATA_KEYS = ("dataset", "dataset_dir", "val_size", "eval_dataset")  # see finsa/interop/datasets.py
@@ -36,14 +37,20 @@ def translate(given: Mapping[str, Any], name: str, processes: int, folders: cata
         folders: folders added with ``--config-dir``.
 
     Raises:
-        ConfigError: if it is not supervised fine-tuning, or if no file in ``conf/model`` describes its model.
+        ConfigError: if it is neither supervised fine-tuning nor training on pairs, or if no file in ``conf/model``
+            describes its model.
     """
     translation = Translation(given, name)
     stage = translation.get("stage", "sft")
-    if stage != "sft":
-        other = "; for continued pre-training use stage=pretrain" if stage == "pt" else ""
-        raise translation.error("stage", f"'{stage}' is not translated, only sft (supervised fine-tuning){other}")
-    translation.record("stage", "translated", "stage=train")
+    if stage not in ("sft", "dpo"):
+        advice = {
+            "pt": "; for continued pre-training use stage=pretrain",
+            "kto": "; method=kto learns from pairs, not from tagged answers",
+        }
+        text = f"'{stage}' is not translated, only sft (supervised fine-tuning) and dpo (pairs){advice.get(stage, '')}"
+        raise translation.error("stage", text)
+    if stage == "sft":
+        translation.record("stage", "translated", "stage=train")
     if translation.get("do_train", True) is not True:
         raise translation.error("do_train", "is false, so nothing is trained; use stage=evaluate to evaluate a run")
     translation.record("do_train", "translated", "stage=train")
@@ -143,7 +150,21 @@ def _method(translation: Translation) -> None:
     kind = translation.get("finetuning_type", "lora")
     if kind not in ("lora", "full"):
         raise translation.error("finetuning_type", f"'{kind}' is not translated. Choose from: full, lora.")
-    translation.choose("finetuning_type", "method", "lora_response" if kind == "lora" else "full")
+    pairs = translation.get("stage", "sft") == "dpo"
+    if pairs and kind != "lora":
+        raise translation.error("finetuning_type", f"'{kind}' is not translated for stage dpo, only lora")
+    if pairs:
+        loss = str(translation.get("pref_loss", "sigmoid"))
+        if loss not in PREFERENCES:
+            raise translation.error("pref_loss", f"'{loss}' is not translated. {suggest(loss, PREFERENCES)}")
+        translation.choose("pref_loss", "method", PREFERENCES[loss])
+        translation.set("pref_beta", "method.preference.beta", translation.number("pref_beta", 0.1))
+        if loss == "simpo":
+            translation.set("simpo_gamma", "method.preference.margin", translation.number("simpo_gamma", 0.5))
+        translation.set("stage", "method.init", "base", "the reference is the base model")
+        translation.record("finetuning_type", "translated", f"method={PREFERENCES[loss]}")
+    else:
+        translation.choose("finetuning_type", "method", "lora_response" if kind == "lora" else "full")
     if kind == "lora":
         _adapter(translation)
     bits = translation.get("quantization_bit")
@@ -151,6 +172,9 @@ def _method(translation: Translation) -> None:
         raise translation.error("quantization_bit", f"{bits} is not translated. Choose from: 4 (nf4), 8 (int8).")
     if bits is not None:
         translation.set("quantization_bit", "method.quantization", "nf4" if bits == 4 else "int8")
+    if pairs:
+        translation.record("train_on_prompt", "no effect", "the labels of a pair are compared")
+        return
     loss_on = "all" if translation.get("train_on_prompt", False) else "response"
     translation.set("train_on_prompt", "method.loss_on", loss_on)
 

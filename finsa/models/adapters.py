@@ -101,6 +101,7 @@ def _attach_saved(base: PreTrainedModel, adapter: Adapter, init: str, names: lis
     saved = adapter_folders.read(init)
     config = LoraConfig.from_pretrained(str(saved.folder))  # not a new one, because the saved one may skip layers
     config.inference_mode, config.lora_dropout, config.init_lora_weights = False, adapter.dropout, True
+    config.base_model_name_or_path = None  # PEFT warns of another path, and the weights have been compared
     try:
         peft_model: PeftModel = get_peft_model(base, config)
         found = sorted({name.rpartition(".")[2] for name in peft_model.targeted_module_names})

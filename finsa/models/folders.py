@@ -14,7 +14,7 @@ from finsa.config import Encoder, LinearProbe, Model, RunConfig, catalogue, loca
 from finsa.data import hub
 from finsa.errors import ConfigError, Problem, nearest
 from finsa.models import gguf
-from finsa.runs import adapter_folders
+from finsa.runs import adapter_folders, starts
 from finsa.runs.weight_files import fault, listed, read_json
 
 Kind = Literal["model", "adapter", "run", "export", "folder", "file", "nothing"]
@@ -65,6 +65,8 @@ def problems(cfg: RunConfig) -> Iterator[Problem]:
         yield from model_problems(cfg.model)
         if cfg.method.adapter is not None and cfg.method.adapter.init is not None:
             yield from adapter_folders.problems(cfg.model, cfg.method.adapter)
+        if cfg.method.starts_from_run:
+            yield from starts.problems(cfg)
     elif getattr(baseline, "units", None) == "model":
         yield from model_problems(cfg.model)
 

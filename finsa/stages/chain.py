@@ -8,7 +8,7 @@ from finsa.config import ChainStage, RunConfig
 from finsa.config.base import headline
 from finsa.data import dataset
 from finsa.errors import ConfigError, Problem
-from finsa.runs import nested, run_folder
+from finsa.runs import nested, run_folder, starts
 from finsa.runs.nested import REPEATED, configure
 from finsa.runs.run_folder import Result
 from finsa.session import Session
@@ -39,6 +39,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
 
 def _link(cfg: RunConfig, title: str, session: Session) -> Result:
     """Run a link unless a finished run of it exists; an unfinished one is resumed with ``resume=true``."""
+    cfg = starts.resolved(cfg, session)
     if cfg.stage.name in REPEATED:
         print(f"{title}: stage={cfg.stage.name}", flush=True)
         return nested.run(cfg.model_copy(update={"resume": False}), session)

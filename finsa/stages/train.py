@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finsa.config import RunConfig
 from finsa.data import dataset
+from finsa.runs import starts
 from finsa.runs.run_folder import Result
 from finsa.session import Session
 from finsa.training import preflight
@@ -12,6 +13,7 @@ from finsa.training import preflight
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Check the rows, then train, score and write the run folder."""
     session = session or Session()
+    cfg = starts.resolved(cfg, session)
     data = dataset.load(cfg.data, session)
     preflight.require_trainable(cfg, data, session)
     # torch, trl and scipy take seconds to import: after the checks

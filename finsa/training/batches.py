@@ -23,6 +23,8 @@ FIELDS = {
     "weight": ("weights", torch.float32),
     "target": ("targets", torch.long),
     "values": ("values", torch.float32),
+    "rejected": ("rejected", torch.long),
+    "reference": ("reference", torch.float32),
     "text_span": ("text_span", torch.long),
     "domain": ("domains", torch.long),
 }
@@ -46,9 +48,9 @@ class Collator:
         Returns:
             ``input_ids`` and ``labels``, both (b, s); the number of real tokens, ``lengths`` (b,); the positions that
             predict a labeled token, ``read`` (b, k), padded with others. If rows have them, ``weights`` (b,),
-            ``targets`` (b,), ``values`` (b, m), ``text_span`` (b, 2) and ``domains`` (b,). With a prefix, all of these
-            exclude it, ``prefix`` (p,) has its ids, and ``prefix_labels`` (p,) the labels of its positions, if they
-            have any.
+            ``targets`` (b,), ``values`` (b, m), ``rejected`` (b,), ``reference`` (b, c), ``text_span`` (b, 2) and
+            ``domains`` (b,). With a prefix, all of these exclude it, ``prefix`` (p,) has its ids, and ``prefix_labels``
+            (p,) the labels of its positions, if they have any.
         """
         p = self.prefix
         bodies = [row["input_ids"][p:] for row in rows]

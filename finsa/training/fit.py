@@ -193,7 +193,7 @@ def _dataset(rows: Sequence[Row], common: layout.CommonPrefix) -> Dataset:
     """Write rows to an Arrow table, chunk by chunk: as Python lists, millions of them would not fit into memory."""
     kinds = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "length": pa.int32(), "row": pa.int64()}
     optional = {"weight": pa.float32(), "target": pa.int32(), "text_span": pa.list_(pa.int32()), "domain": pa.int32()}
-    optional |= {"values": pa.list_(pa.float32())}
+    optional |= {"values": pa.list_(pa.float32()), "rejected": pa.int32(), "reference": pa.list_(pa.float32())}
     schema = pa.schema(kinds | {name: kind for name, kind in optional.items() if name in rows[0]})
     parts = []
     for start in range(0, len(rows), CHUNK):

@@ -80,7 +80,8 @@ class _Estimates:
         self.tree = LabelTree.of(self.answers)
         self.values = data.dataset.labels.outputs  # of a row, if the loss reads them
         self.learns = cfg.method.learn != "nothing"
-        self.objective = objective.build(cfg.method, data.renderer, data.class_counts(cfg)) if self.learns else None
+        counts, costs = data.class_counts(cfg), cfg.evaluation.costs
+        self.objective = objective.build(cfg.method, data.renderer, counts, costs) if self.learns else None
         self.rows = max(1, cfg.train.batch_size // world)
         self.answer = max(map(len, data.renderer.answers)) + 1 + thought
         self.longest = int(lengths.max()) + (len(self.tree.tokens) if cfg.method.loss_on == "label" else self.answer)
@@ -150,7 +151,7 @@ def _batch(b: int, s: int, projected: int, width: int = 1) -> dict[str, torch.Te
     read, spans = torch.empty(b, projected, **kind), torch.empty(b, 2, **kind)
     values = torch.empty(b, width, device="meta")
     batch = {"input_ids": ids, "labels": ids, "lengths": rows, "read": read, "targets": rows, "text_span": spans}
-    return {**batch, "values": values}
+    return {**batch, "values": values, "rejected": rows, "reference": values}
 
 
 def make(cfg: RunConfig, data: TokenizedDataset, lengths: Any, world: int) -> Plan:

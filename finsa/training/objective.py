@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from finsa.config import Loss, Method
+from finsa.config import Loss, Method, Preference, Reward
 from finsa.data.rows import IGNORE, Renderer
 from finsa.inference.label_tree import LabelTree, scored_answers
 from finsa.inference.scoring import label_log_probs
@@ -45,24 +45,32 @@ class Objective:
     packable: bool = False
 
 
-def build(method: Method, renderer: Renderer, counts: Sequence[int]) -> Objective:
+def build(
+    method: Method, renderer: Renderer, counts: Sequence[int], costs: Sequence[Sequence[float]] | None = None
+) -> Objective:
     """Build the objective of a method.
 
     Args:
-        method: its ``loss_on``, ``head`` and ``loss``.
+        method: its ``loss_on``, ``head``, ``loss``, ``preference`` and ``reward``.
         renderer: has the tokens of the labels.
         counts: number of used training rows per class, (c,).
+        costs: ``evaluation.costs``, for a reward that depends on them, (c, c).
     """
     if method.loss_on != "label":
         return tokens()
     labels, needed = renderer.labels, counts if method.loss.logit_adjustment > 0 else None
-    tree = LabelTree.of([] if method.head == "classifier" else scored_answers(renderer)[0])
+    answers = [] if method.head == "classifier" else scored_answers(renderer)[0]
+    tree = LabelTree.of(answers)
     scores = classifier_logits if method.head == "classifier" else label_word_log_probs(tree)
     if labels.task == "multi_label":
         return of_values(scores if method.head == "classifier" else log_odds(scores), binary_loss, tree.tokens)
     if labels.task == "regression":
         row_loss = huber_loss(method.loss.delta) if method.head == "classifier" else anchor_loss(labels.numbers)
         return of_values(scores, row_loss, tree.tokens)
+    if method.preference is not None:
+        return of_pairs(scores, method.preference, list(map(len, answers)), tree.tokens)
+    if method.reward is not None:
+        return expected_reward(scores, rewards(method.reward, costs, len(labels)), method.reward.beta, tree.tokens)
     return choice(scores, method.loss, needed, tree.tokens)
 
 
@@ -156,9 +164,19 @@ def choice(
         suffix: token ids that the scores need at the end of every row.
     """
     log_shares = None if counts is None else torch.tensor(counts, dtype=torch.float32).log()
+    return per_row(lambda model, batch: choice_loss(scores(model, batch), batch["targets"], loss, log_shares), suffix)
+
+
+def per_row(losses: Callable[[torch.nn.Module, Batch], torch.Tensor], suffix: tuple[int, ...]) -> Objective:
+    """An objective that is a mean over the rows.
+
+    Args:
+        losses: of the rows, (b,), given a model and a batch.
+        suffix: token ids that they need at the end of every row.
+    """
 
     def total(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        return _weighted_sum(choice_loss(scores(model, batch), batch["targets"], loss, log_shares), batch)
+        return _weighted_sum(losses(model, batch), batch)
 
     def weight(batch: Batch) -> torch.Tensor:
         return _weighted_sum(torch.ones_like(batch["targets"]), batch)
@@ -205,6 +223,131 @@ def choice_loss(
     return doubt**loss.gamma * entropy
 
 
+# ------------------------------------------------------------------------------------------------ pairs and rewards
+
+
+def of_pairs(scores: Scores, settings: Preference, lengths: Sequence[int], suffix: tuple[int, ...] = ()) -> Objective:
+    """A preference loss on the true label of a row and a wrong one; both are scored by one reading of the prompt.
+
+    Args:
+        scores: computes the log-probabilities (b, c) of the labels, given a model and a batch.
+        settings: the loss and its beta.
+        lengths: number of scored tokens of each label, (c,).
+        suffix: token ids that the scores need at the end of every row.
+    """
+
+    def losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        log_probs, pair = scores(model, batch), torch.stack([batch["targets"], batch["rejected"]], dim=1)
+        tokens = hardware.to_device(torch.tensor(lengths, dtype=torch.float32), log_probs.device)[pair]
+        return preference_loss(log_probs, pair, tokens, settings, batch.get("reference"))
+
+    return per_row(losses, suffix)
+
+
+def preference_loss(
+    log_probs: torch.Tensor,
+    pair: torch.Tensor,
+    tokens: torch.Tensor,
+    settings: Preference,
+    reference: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Loss of each pair; the same values as of trl's trainers on the answers' tokens.
+
+    With w the chosen and l the rejected label, n their tokens, and r = log p - log p_reference:
+
+    - ``dpo``: -log sigmoid(beta (r_w - r_l))
+    - ``ipo``: (r_w / n_w - r_l / n_l - 1 / (2 beta))^2
+    - ``kto``: the mean of 1 - sigmoid(beta (r_w - z)) and 1 - sigmoid(beta (z - r_l)), where z is the divergence of the
+      label probabilities from the starting model, averaged over the micro-batch, without gradient. trl estimates it
+      from answers of other rows; over K labels it is a sum.
+    - ``orpo``: -log p_w / n_w - beta log sigmoid(log odds_w - log odds_l), the odds of the geometric mean per token
+    - ``simpo``: -log sigmoid(beta (log p_w / n_w - log p_l / n_l) - margin)
+
+    Args:
+        log_probs: of the whole labels, (b, c).
+        pair: numbers of the chosen and the rejected label, (b, 2).
+        tokens: their lengths, (b, 2).
+        settings: loss, beta and margin.
+        reference: log-probabilities by the starting model, (b, c); only for losses that compare with it.
+
+    Returns:
+        (b,)
+    """
+    beta, chosen = settings.beta, log_probs.gather(1, pair)  # (b, 2)
+    if settings.loss == "simpo":
+        mean = chosen / tokens
+        return -functional.logsigmoid(beta * (mean[:, 0] - mean[:, 1]) - settings.margin)
+    if settings.loss == "orpo":
+        mean = (chosen / tokens).clamp(max=-1e-6)  # a label with probability 1 has infinite odds
+        log_odds = mean - torch.log(-torch.expm1(mean))
+        return -mean[:, 0] - beta * functional.logsigmoid(log_odds[:, 0] - log_odds[:, 1])
+    assert reference is not None
+    gain = chosen - reference.gather(1, pair)
+    if settings.loss == "dpo":
+        return -functional.logsigmoid(beta * (gain[:, 0] - gain[:, 1]))
+    if settings.loss == "ipo":
+        mean = gain / tokens
+        return (mean[:, 0] - mean[:, 1] - 1 / (2 * beta)) ** 2
+    moved = divergence(log_probs.detach(), reference).mean()
+    return ((beta * (moved - gain[:, 0])).sigmoid() + (beta * (gain[:, 1] - moved)).sigmoid()) / 2
+
+
+def rewards(settings: Reward, costs: Sequence[Sequence[float]] | None, classes: int) -> torch.Tensor:
+    """Reward of each predicted label (column) for each true one (row), (c, c)."""
+    if settings.kind == "accuracy":
+        return torch.eye(classes)
+    return -torch.tensor(costs)
+
+
+def expected_reward(scores: Scores, table: torch.Tensor, beta: float, suffix: tuple[int, ...] = ()) -> Objective:
+    """Minus the expected reward of a label drawn from the model, and its divergence from the starting model.
+
+    Args:
+        scores: computes the scores (b, c) of the labels, given a model and a batch.
+        table: reward of each label for each true label, (c, c).
+        beta: weight of the divergence.
+        suffix: token ids that the scores need at the end of every row.
+    """
+
+    def losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        return reward_loss(scores(model, batch), batch["targets"], table, beta, batch.get("reference"))
+
+    return per_row(losses, suffix)
+
+
+def reward_loss(
+    scores: torch.Tensor,
+    targets: torch.Tensor,
+    table: torch.Tensor,
+    beta: float = 0.0,
+    reference: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """-sum_k p_k R(y, k) + beta KL(p || p_reference) of each row, (b,), with p the softmax of the scores.
+
+    Its gradient is what policy-gradient methods such as REINFORCE and GRPO estimate from sampled answers: with respect
+    to the score of label k it is -p_k (R(y, k) - sum_j p_j R(y, j)), the advantage of the label.
+
+    Args:
+        scores: of the labels, (b, c); they need not be normalized.
+        targets: true classes, (b,).
+        table: reward of each label for each true label, (c, c).
+        beta: weight of the divergence.
+        reference: log-probabilities by the starting model, (b, c), for beta > 0.
+    """
+    received = hardware.to_device(table, scores.device)[targets]  # (b, c)
+    loss = -(torch.softmax(scores.float(), dim=1) * received).sum(dim=1)
+    if beta == 0:
+        return loss
+    assert reference is not None
+    return loss + beta * divergence(scores, reference)
+
+
+def divergence(scores: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of the label probabilities of two models, KL(p || q), (b,), from scores (b, c)."""
+    log_p, log_q = torch.log_softmax(scores.float(), dim=1), torch.log_softmax(reference.float(), dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
 # ------------------------------------------------------------------------------------------------ numbers and sets
 
 
@@ -217,13 +360,7 @@ def of_values(scores: Scores, row_loss: RowLoss, suffix: tuple[int, ...]) -> Obj
         suffix: token ids that the scores need at the end of every row.
     """
 
-    def total(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        return _weighted_sum(row_loss(scores(model, batch).float(), batch["values"]), batch)
-
-    def weight(batch: Batch) -> torch.Tensor:
-        return _weighted_sum(torch.ones_like(batch["targets"]), batch)
-
-    return Objective(total, weight, suffix)
+    return per_row(lambda model, batch: row_loss(scores(model, batch).float(), batch["values"]), suffix)
 
 
 def binary_loss(scores: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

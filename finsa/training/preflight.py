@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 
 from finsa.config import RunConfig, Train, divisor
-from finsa.data import prompts, sampling, tokenized
+from finsa.data import dataset, prompts, sampling, tokenized
 from finsa.data.dataset import Dataset
 from finsa.errors import ConfigError, DataError, Problem
 from finsa.models import folders, quantization, tokenizers
-from finsa.runs import processes
+from finsa.runs import processes, run_folder, starts
 from finsa.session import Session
 
 MARKS = 16  # room for what closes a thought, which max_length and max_tokens do not count
@@ -41,6 +41,7 @@ def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: 
         raise ConfigError([Problem("method.loss.name=ordinal", text)])
     if cfg.method.loss.name == "huber" and cfg.data.task != "regression":
         raise ConfigError([Problem("method.loss.name=huber", "is for numbers: set data.task=regression")])
+    _require_objective(cfg, data, session)
     if cfg.method.grpo is not None:
         thought = cfg.model.thought
         if cfg.model.think != "open" or thought.max_tokens == 0 or thought.temperature == 0:
@@ -70,6 +71,36 @@ def _note_rationales(cfg: RunConfig, data: Dataset) -> None:
         raise DataError(f"data.columns.rationale: no training row has a text in the column '{column}'")
     if missing and processes.is_main():
         print(f"note: {missing:,} of {rows.height:,} training rows have no rationale: trained with an empty thought")
+
+
+def _require_objective(cfg: RunConfig, data: Dataset, session: Session) -> None:
+    """Check the starting run, the costs of errors and the parts of out-of-fold scores against the rows."""
+    costs, classes = cfg.evaluation.costs, len(data.labels)
+    if costs is not None and len(costs) != classes:
+        text = f"has {len(costs)} rows, and there are {classes} labels: {', '.join(data.labels.names)}"
+        raise ConfigError([Problem("evaluation.costs", text)])
+    if not cfg.method.starts_from_run or cfg.method.init == "sweep":  # a plan may precede the sweep
+        return
+    starts.require_same_rows(cfg, data, lambda other: dataset.load(other, session))
+    pairs = cfg.method.preference
+    if pairs is None or cfg.data.columns.rejected is not None:
+        return
+    start = run_folder.read(str(cfg.method.init))[1]
+    if start.method.preference or start.method.reward or start.method.starts_from_run:
+        text = (
+            f"{cfg.method.init} started from a run itself (method={start.method.name}), so its mistakes on new rows "
+            "cannot be found by training it again; start from a run of method=lora_response or lora_label, or give "
+            "pairs in data.columns.rejected"
+        )
+        raise ConfigError([Problem("method.init", text)])
+    texts = data.splits["train"]["text"].n_unique()
+    least = data.splits["train"].height - -(-data.splits["train"].height // pairs.folds)
+    if texts < pairs.folds or least < start.train.batch_size:
+        text = (
+            f"{pairs.folds} parts of {data.splits['train'].height} training rows leave {least} to train on, fewer than "
+            f"a step of the starting run has (train.batch_size={start.train.batch_size})"
+        )
+        raise ConfigError([Problem("method.preference.folds", text)])
 
 
 def require_prompt(cfg: RunConfig, data: Dataset, session: Session, planned: bool = False) -> None:

@@ -19,7 +19,7 @@ from finsa.models import base, factory, hardware, tokenizers
 from finsa.runs import files, processes, run_folder, trackers
 from finsa.runs.run_folder import Result, RunFolder
 from finsa.session import Session
-from finsa.training import fit, memory_plan, objective, results
+from finsa.training import fit, memory_plan, objective, preferences, results
 from finsa.training.watchdog import Watch
 
 
@@ -66,6 +66,9 @@ def run(cfg: RunConfig, session: Session) -> Result:
             if compares and base_changes:
                 metrics["base"] = run_results.report(data, "test", _base_log_probs(cfg, data, backbone, watch))
 
+            # Pairs: the wrong label of each training row, for methods that learn from pairs.
+            rejected = preferences.rejected_labels(cfg, data, backbone, folder, watch, session)
+
             # Model: the base model with an adapter, a classification head or neither; and which parameters are trained.
             model = factory.build(cfg, backbone, data.renderer)
             trainable, total = base.count_parameters(model)
@@ -76,7 +79,8 @@ def run(cfg: RunConfig, session: Session) -> Result:
             # Train, restore the best checkpoint, and save what was trained.
             if learns:
                 record = results.recorder(folder, tracker, session)
-                log_probs["validation"] = _train(cfg, data, model, label_scorer, record, folder, watch)
+                rows = preferences.training_rows(cfg, data, rejected, label_scorer, watch, session)
+                log_probs["validation"] = _train(cfg, data, rows, model, label_scorer, record, folder, watch)
                 metrics["validation"] = run_results.validation(data, log_probs["validation"])
                 with processes.gathered_parameters(model):
                     if processes.is_main():
@@ -114,6 +118,7 @@ def run(cfg: RunConfig, session: Session) -> Result:
 def _train(
     cfg: RunConfig,
     data: tokenized.TokenizedDataset,
+    rows: tokenized.TrainingRows,
     model: torch.nn.Module,
     label_scorer: LabelScorer,
     record: fit.Record,
@@ -122,7 +127,7 @@ def _train(
 ) -> FloatArray:
     """Train the model, and return the log-probabilities of the validation rows at the best checkpoint, (n, c)."""
     held_out = data.prompts("validation")[: cfg.train.validation_rows]
-    rows, ids = data.training_rows(cfg), data.dataset.splits["train"]["id"]
+    ids = data.dataset.splits["train"]["id"]
     validated: list[FloatArray] = []
 
     def validate(_: torch.nn.Module) -> dict[str, float]:
@@ -147,7 +152,7 @@ def _train(
         seed=cfg.seed,
         folder=folder.path / "checkpoints",
         record=record,
-        objective=objective.build(cfg.method, data.renderer, data.class_counts(cfg)),
+        objective=objective.build(cfg.method, data.renderer, data.class_counts(cfg), cfg.evaluation.costs),
         lr_ratio=cfg.method.adapter.lr_ratio if cfg.method.adapter else 1.0,
         log=folder.log_file,
         watch=watch,

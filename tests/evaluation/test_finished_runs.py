@@ -51,6 +51,23 @@ def test_groups_are_named_by_the_settings_that_differ(config: Configure, tmp_pat
     ]
 
 
+def test_a_model_is_named_where_runs_with_several_models_use_it(config: Configure, tmp_path: Path) -> None:
+    def names(*commands: str) -> list[str]:
+        folders = [tmp_path / str(len(commands)) / command.replace(" ", "_") for command in commands]
+        for folder, command in zip(folders, commands, strict=True):
+            write_run(folder, config(*command.split()), GOLD, answers(GOLD, 0.5, 1))
+        return [group.name for group in grouped(*folders)[0]]
+
+    assert names("method=lora model=qwen05b", "method=tfidf_lr") == ["lora", "tfidf_lr"]
+    assert names("method=lora", "method=lora model=qwen05b", "method=majority") == [
+        "lora tiny",
+        "lora qwen05b",
+        "majority",
+    ]
+    several = ["method=lora", "method=tfidf_lr", "method=tfidf_lr model=qwen05b", "method=zero_shot"]
+    assert names(*several) == ["lora", "tfidf_lr tiny", "tfidf_lr qwen05b", "zero_shot"]
+
+
 def test_the_name_of_a_data_set_stands_for_its_prompt(config: Configure, tmp_path: Path) -> None:
     prompts = {"one": "data.prompt='{text}：'", "other": "data.prompt='文本：{text}\n情感：'"}
     paths = [

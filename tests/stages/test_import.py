@@ -269,6 +269,44 @@ def test_warmup_in_steps_or_as_a_share(imported: Callable[..., RunConfig], keys:
     assert (got.train.warmup, got.train.log_every) == (warmup, 10)
 
 
+@pytest.mark.parametrize(
+    ("keys", "method", "beta", "margin"),
+    [
+        ({}, "dpo", 0.1, 0.0),
+        ({"pref_loss": "ipo", "pref_beta": 0.4}, "ipo", 0.4, 0.0),
+        ({"pref_loss": "simpo", "pref_beta": 2}, "simpo", 2.0, 0.5),
+        ({"pref_loss": "orpo", "lora_rank": 4}, "orpo", 0.1, 0.0),
+    ],
+)
+def test_training_on_pairs(
+    imported: Callable[..., RunConfig], tmp_path: Path, keys: dict[str, Any], method: str, beta: float, margin: float
+) -> None:
+    info = {
+        "pairs": {"file_name": "pairs.json", "ranking": True},
+        "chats": {"file_name": "chats.json", "ranking": True, "formatting": "sharegpt"},
+        "named": {
+            "file_name": "named.json",
+            "ranking": True,
+            "columns": {"prompt": "question", "chosen": "good", "rejected": "bad"},
+        },
+    }
+    _write(tmp_path, dataset_info=info)
+    for name, columns in (
+        ("pairs", ("chosen", "rejected")),
+        ("chats", ("chosen", "rejected")),
+        ("named", ("good", "bad")),
+    ):
+        got = imported({"model_name_or_path": "Qwen/Qwen2.5-0.5B", "stage": "dpo", "dataset": name, **keys})
+        assert (got.data.columns.label, got.data.columns.rejected) == columns
+        assert got.data.source == {"pairs": "alpaca", "chats": "messages", "named": "table"}[name]
+        assert got.method.preference is not None
+        assert (got.method.name, got.method.init, got.method.loss_on) == (method, "base", "label")
+        assert (got.method.preference.loss, got.method.preference.beta) == (method, beta)
+        assert got.method.preference.margin == margin
+        assert got.method.adapter is not None
+        assert got.method.adapter.rank == keys.get("lora_rank", 8)
+
+
 def test_each_entry_is_translated_separately_and_the_others_are_listed(
     config: Callable[..., RunConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,6 +314,7 @@ def test_each_entry_is_translated_separately_and_the_others_are_listed(
         "_comment": "mine",
         "posts": {"file_name": "posts.json"},
         "prefs": {"file_name": "prefs.json", "ranking": True, "columns": {"prompt": "q", "chosen": "c"}},
+        "unranked": {"file_name": "prefs.json", "columns": {"prompt": "q", "chosen": "c", "rejected": "r"}},
         "wiki": {"file_name": "wiki.txt", "columns": {"prompt": "a", "response": "b"}},
         "forum": {"file_name": "t.json", "columns": {"prompt": "instruction", "response": "output", "system": "role"}},
         "hub": {"hf_hub_url": "someone/set", "formatting": "sharegpt"},
@@ -292,17 +331,18 @@ def test_each_entry_is_translated_separately_and_the_others_are_listed(
     }
     _write(tmp_path, dataset_info=info)
     counts = _run(config, tmp_path / "dataset_info.json", tmp_path / "out")
-    assert counts["entries not translated"] == 7
+    assert counts["entries not translated"] == 8
     assert sorted(file.name for file in (tmp_path / "out").rglob("*.*")) == ["posts.yaml", "talk.yaml"]
     printed = capsys.readouterr().out
     for line in (
         "_comment: does not describe a data set; an entry needs file_name, hf_hub_url or another source",
-        "prefs: ranking is true: pairs of answers are not labels",
+        "prefs: ranking is true, so columns needs chosen and rejected",
+        "unranked: columns.chosen and columns.rejected need ranking: true",
         "wiki: wiki.txt is not read. Choose from: .arrow, .csv",
         "forum: columns.system is only read from the field 'system'; rename 'role' in the file",
         "hub: chats on the hub are not read (someone/set): save them as a file",
         "cloud: cloud_file_name is not read; save the rows as a file",
-        "kto: columns.kto_tag: preferences between answers are not labels",
+        "kto: columns.kto_tag: tagged answers are not read; method=kto learns from pairs",
     ):
         assert f"not translated: {line}" in printed
     turns = {}
@@ -314,9 +354,12 @@ def test_each_entry_is_translated_separately_and_the_others_are_listed(
 
 def test_an_experiment_is_written_atomically(config: Callable[..., RunConfig], tmp_path: Path) -> None:
     """One of two data sets cannot be translated; and a value that finsa refuses in the final composition."""
-    _write(tmp_path, dataset_info={"a": {"file_name": "a.json"}, "b": {"file_name": "b.json", "ranking": True}})
+    _write(tmp_path, dataset_info={"a": {"file_name": "a.json"}, "b": {"file_name": "b.json", "formatting": "parrot"}})
     words = {"model_name_or_path": "Qwen/Qwen2.5-0.5B", "dataset": "a,b"}
-    for content, message in ((words, "b: ranking is true"), (words | {"dataset": "a", "cutoff_len": 4}, "max_length")):
+    for content, message in (
+        (words, "b: formatting 'parrot'"),
+        (words | {"dataset": "a", "cutoff_len": 4}, "max_length"),
+    ):
         (tmp_path / "t.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
         with pytest.raises(FinsaError, match=message):
             _run(config, tmp_path / "t.yaml", tmp_path / "out")
@@ -373,7 +416,16 @@ def test_data_sets_are_found_above_the_training_file(
         ("[1, 2]", "is not an object of keys and values"),
         ("a: [", "cannot be read as YAML or JSON"),
         ("stage: sft", "model_name_or_path: is missing"),
-        ("{model_name_or_path: Qwen/Qwen2.5-0.5B, stage: dpo}", "stage: 'dpo' is not translated"),
+        ("{model_name_or_path: Qwen/Qwen2.5-0.5B, stage: rm}", "stage: 'rm' is not translated, only sft"),
+        (
+            "{model_name_or_path: Qwen/Qwen2.5-0.5B, stage: kto}",
+            "method=kto learns from pairs, not from tagged answers",
+        ),
+        (
+            "{model_name_or_path: Qwen/Qwen2.5-0.5B, stage: dpo, pref_loss: hinge}",
+            "pref_loss: 'hinge' is not translated",
+        ),
+        ("{model_name_or_path: Qwen/Qwen2.5-0.5B, stage: dpo, finetuning_type: full}", "not translated for stage dpo"),
         ("{model_name_or_path: Qwen/Qwen2.5-0.5b-instrukt}", "Did you mean 'qwen/qwen2.5-0.5b-instruct'"),
         ("{model_name_or_path: Qwen/Qwen2.5-0.5B, learning_rate: fast}", "learning_rate: must be a number, not fast"),
         ("{model_name_or_path: Qwen/Qwen2.5-0.5B, lora_rank: 2.5}", "lora_rank: must be an integer, not 2.5"),
@@ -383,7 +435,6 @@ def test_data_sets_are_found_above_the_training_file(
             "cannot be combined with other variants",
         ),
         ("{model_name_or_path: Qwen/Qwen2.5-0.5B, quantization_bit: 3}", "quantization_bit: 3 is not translated"),
-        ('{"a": {"file_name": "a.json", "ranking": true}}', "pairs of answers are not labels"),
         ('{"a": {"script_url": "a"}}', "script_url is not read"),
         ('{"a": {"file_name": "a.json", "formatting": "parrot"}}', "formatting 'parrot' is not translated"),
     ],

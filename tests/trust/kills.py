@@ -141,7 +141,8 @@ def runs_of(place: Path) -> Any:
         if facts["status"] != "complete":
             continue
         folder = record.parent
-        texts = {name: _text(folder / name) for name in ("metrics.json", "predictions.jsonl", "ledger.json")}
+        names = ("metrics.json", "predictions.jsonl", "ledger.json", "pairs.jsonl")
+        texts = {name: _text(folder / name) for name in names}
         lines = [json.loads(line) for line in (_text(folder / "log.jsonl") or "").splitlines()]
         log = [{key: value for key, value in line.items() if key not in TIMED} for line in lines]
         weights = {
@@ -182,9 +183,13 @@ def kinds(base: Path) -> list[Kind]:
     chained = [word for word in [*LORA, *data, *COMMON] if not word.startswith("stage.")]
     joint = ["stage=moe_joint", "stage.missing=train", "stage.compare=false", "stage.warmup_steps=3", "stage.epochs=1"]
     joint += [word for word in LORA if not word.startswith("stage.")]
+    started = [*data, *COMMON, f"method.init={trained}", "method.adapter.dropout=0.2", *FIT]
+    pairs = ["method=dpo", "method.preference.folds=2", *started]
     predicted = ["stage=predict", f"run={trained}", f"input={rows}", "stage.chunk=4", *COMMON]
     return [
         training,
+        Kind("preference", lambda at: [*pairs, out(at)], True, runs_of),
+        Kind("reward", lambda at: ["method=expected_reward", *started, out(at)], True, runs_of),
         Kind("evaluation", lambda at: ["stage=evaluate", f"run={trained}", *COMMON, out(at)], True, runs_of),
         Kind(
             "prediction",
