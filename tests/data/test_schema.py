@@ -18,7 +18,8 @@ from finsa.data.schema import shape
 from finsa.errors import DataError
 
 Configure = Callable[..., RunConfig]
-SHAPE = ["id", "text", "target", "label", "domain", "parent", "group", "rationale", "_line", "_fate", "fixed"]
+SHAPE = ["id", "text", "target", "label", "rejected", "domain", "parent", "group", "rationale"]
+SHAPE += ["_line", "_fate", "fixed"]
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_columns_are_mapped_and_others_omitted(data: Data) -> None:
     named = _columns(named, rationale="why")
     frame = shape(raw, named, "t.csv", "t")
     assert frame.columns == SHAPE
-    assert frame.row(0) == ("1", "x", "t", "a", "web", "0", "f", "r", 1, None, 0)
+    assert frame.row(0) == ("1", "x", "t", "a", None, "web", "0", "f", "r", 1, None, 0)
 
 
 def test_text_column_may_be_the_label_column_of_another_task(data: Data) -> None:

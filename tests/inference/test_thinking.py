@@ -128,15 +128,16 @@ def test_tokens_are_drawn_with_their_probability() -> None:
     ("written", "text", "closed", "cut"),
     [
         ("先看利润\n</think>\n\n利好", "先看利润", True, False),
-        (" 先看</think><|endoftext|>x", "先看", True, False),
-        ("先看<|endoftext|></think>", "先看", False, False),
+        (" 先看</think>ENDx", "先看", True, False),
+        ("先看END</think>", "先看", False, False),
         ("先看利润增长", "先看利润增长", False, True),
     ],
 )
 def test_a_thought_ends_at_its_mark_or_at_the_end(
     tokenizer: Any, written: str, text: str, closed: bool, cut: bool
 ) -> None:
-    renderer, ids = _renderer(tokenizer, "open"), tokenizer(written)["input_ids"]
+    renderer = _renderer(tokenizer, "open")
+    ids = tokenizer(written.replace("END", tokenizer.eos_token))["input_ids"]
     thought = thinking.read(ids, renderer, [renderer.end], len(ids))
     assert (thought.text, thought.closed, thought.cut) == (text, closed, cut)
 
@@ -158,7 +159,9 @@ def test_a_rationale_is_trained_and_an_empty_one_is_part_of_the_prompt(tokenizer
     after = [*thought, *renderer.thought_end, *renderer.answers[2], renderer.end]
     assert row["labels"] == [*[IGNORE] * len(prompt), *after]
     assert row["input_ids"] == [*prompt, *after]
-    assert tokenizer.decode(row["input_ids"]).endswith("情感：<think>\n先看利润\n</think>\n\n利好<|endoftext|>")
+    assert tokenizer.decode(row["input_ids"]).endswith(
+        f"情感：<think>\n先看利润\n</think>\n\n利好{tokenizer.eos_token}"
+    )
     empty, closed = renderer.row(prompt, 2, "response", []), _renderer(tokenizer, "closed")
     assert empty == closed.row(closed.encode(TEXTS[:1])[0], 2, "response")
     assert renderer.thought_ids("先看利润</think>", 2) == thought[:2]

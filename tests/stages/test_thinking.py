@@ -11,6 +11,7 @@ from typing import Any
 import commands
 import numpy as np
 import pytest
+import services
 from few import FEW
 
 from finsa.config import RunConfig
@@ -102,6 +103,7 @@ def test_the_report_has_the_price_beside_the_scores(thinking: Runs, config: Comp
     words = (
         "method=zero_shot",
         "model.think=closed",
+        "model.dtype=float32",
         MARKS,
         FEW,
         ROWS,
@@ -120,7 +122,10 @@ def test_the_report_has_the_price_beside_the_scores(thinking: Runs, config: Comp
     table = built.tables["scores"]
     column = list(table.columns).index("thought tokens per answer")
     shown = {row[0]: row[column] for row in table.rows}
-    assert len(shown) == 3
+    assert set(shown) == {
+        "zero_shot model.think=closed",
+        *(f"zero_shot model.think=open model.thought.samples={samples}" for samples in (1, 2)),
+    }
     assert sorted(shown.values()) == sorted(["-", *(f"{_facts(run)['thought_tokens']:.1f}" for run in runs)])
 
 
@@ -147,8 +152,8 @@ def test_the_loss_of_a_row_is_on_its_rationale_and_answer(rationales: Path, conf
         row, text = rows[at], written[rows.order[at]]
         trained = tokenizer.decode([token for token in row["labels"] if token != IGNORE])
         label = data.dataset.labels.words[rows.gold[rows.order[at]]]
-        whole = f"{text[:6]}\n</think>\n\n{label}<|endoftext|>"
-        assert trained == (whole if text else f"{label}<|endoftext|>")
+        whole = f"{text[:6]}\n</think>\n\n{label}{tokenizer.eos_token}"
+        assert trained == (whole if text else f"{label}{tokenizer.eos_token}")
     plain = config(*THINK[1:], f"data.files={rationales}")
     without = dataset.load(plain.data).fingerprint
     assert data.dataset.fingerprint != without
@@ -180,6 +185,16 @@ def test_what_cannot_think_says_so_before_weights_are_loaded(
     assert done.stderr.count("error:") == 1
     assert "Traceback" not in done.stderr
     assert "loading" not in done.stdout + done.stderr
+
+
+def test_the_service_returns_the_thoughts(thinking: Runs, config: Compose, tmp_path: Path) -> None:
+    run = thinking("method=zero_shot", *SHORT, "model.thought.samples=2")
+    row = _predictions(run)[0]
+    with services.serving(services.stage_of(config), predictor.restore(str(run), 16384), tmp_path) as service:
+        answer = service.client.post("/predict", json={"text": row["text"]}).json()
+    assert (answer["prediction"], answer["thoughts"]) == (row["label"], row["thought"])
+    with services.serving(services.stage_of(config), services.Reader(), tmp_path) as service:
+        assert not service.client.post("/predict", json={"text": "大涨"}).json().get("thoughts")
 
 
 def test_formats_without_generation_are_refused(thinking: Runs, config: Compose, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_killed_run_resumes(planted: str, tmp_path: Path) -> None:
 def test_a_reward_is_the_score_of_the_label_after_the_thought(planted: str, config: Compose, tokenizer: Any) -> None:
     cfg = config(*ALL, planted)
     data, model = tokenized.build(cfg, dataset.load(cfg.data), tokenizer), small(vocabulary=len(tokenizer))
-    written = ["涨</think>", "跌跌", "</think>", "涨停<|endoftext|>"]
+    written = ["涨</think>", "跌跌", "</think>", f"涨停{tokenizer.eos_token}"]
     completions = [tokenizer(text)["input_ids"] for text in written]
     rows, prompts = [0, 1, 2, 0], data.prompts("train")
     label, form = grpo.rewards(cfg, data, model, [data.renderer.end])
