@@ -32,8 +32,8 @@ from finsa.config.data import (
     SplitRows,
     data_title,
 )
-from finsa.config.method import Adapter, Examples, Loss, Method, Preference, Reward
-from finsa.config.model import LoraTargets, Model
+from finsa.config.method import Adapter, Examples, Grpo, Loss, Method, Preference, Reward
+from finsa.config.model import LoraTargets, Model, Thought
 from finsa.config.published import Pairs, Published, PublishedRow
 from finsa.config.run import USED_BY, Evaluation, RunConfig, Tracking, demonstration
 from finsa.config.stages import (

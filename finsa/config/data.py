@@ -26,6 +26,7 @@ class Columns(Section):
     Args:
         target: the entity, company or aspect of the text that the label refers to; then a row is a text and a target.
         rejected: a wrong label of each training row, for methods that learn from pairs; the others ignore it.
+        rationale: the thought before the answer, of training rows; used with ``model.think=open``.
     """
 
     id: str | None
@@ -36,6 +37,7 @@ class Columns(Section):
     domain: str | None
     parent: str | None
     group: str | None
+    rationale: str | None
 
 
 class SplitRows(Section):

@@ -90,6 +90,25 @@ class Examples(Section):
         return self
 
 
+class Grpo(Section):
+    """Reinforcement learning of thoughts (GRPO, Shao et al. 2024); their length and sampling are in ``model.thought``.
+
+    Args:
+        group: thoughts per row, whose rewards are compared with each other.
+        reward: of a thought: ``log_prob``: log-probability of the true label among the labels after it; ``correct``: 1
+            if the true label is the most probable one.
+        form: additional reward of a thought that the model closes itself.
+        beta: weight of the KL divergence from the base model; 0: none.
+        vllm: generate with vLLM, as trl has it.
+    """
+
+    group: Annotated[int, Field(ge=2)]
+    reward: Literal["log_prob", "correct"]
+    form: NonNegativeFloat
+    beta: NonNegativeFloat
+    vllm: bool
+
+
 class Preference(Section):
     """Training on pairs: the true label of a row, and a wrong one that the starting model prefers.
 
@@ -157,6 +176,7 @@ class Method(Section):
     rows_per_class: PositiveInt | None
     baseline: Baseline | None
     examples: Examples | None
+    grpo: Grpo | None
     preference: Preference | None
     reward: Reward | None
 
@@ -205,6 +225,8 @@ class Method(Section):
             )
         if self.examples is not None and (self.learn != "nothing" or self.baseline is not None):
             raise ValueError("examples are for a model that is not trained: method=few_shot, or method.examples=null")
+        if self.grpo is not None and (self.learn != "adapter" or self.head != "lm"):
+            raise ValueError("grpo trains an adapter of a model that answers in words; start from method=grpo")
         if self.learn == "adapter" and self.adapter is None:
             raise ValueError("learn=adapter needs an adapter section; start from method=lora")
         if self.learn != "adapter" and self.adapter is not None:

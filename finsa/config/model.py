@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveFloat, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from finsa.config.base import Name, Section
 
@@ -19,6 +19,31 @@ class LoraTargets(Section):
     query_value: tuple[str, ...]
     attention: tuple[str, ...]
     all: tuple[str, ...]
+
+
+class Thought(Section):
+    """Text that a model writes before its answer (chain of thought, Wei et al. 2022); used with ``think=open``.
+
+    Args:
+        marks: text that opens and text that closes a thought; null: ``<think>`` and ``</think>``, if the chat template
+            has them.
+        max_tokens: tokens after which a thought is cut; 0: thoughts are empty. ``data.max_length`` does not count them.
+        samples: thoughts per answer, over which probabilities are averaged (self-consistency, Wang et al. 2023).
+        temperature: divides the logits of a thought's tokens; 0: the most probable token, always.
+        top_p: a token is drawn from the most probable ones that have this probability together.
+    """
+
+    marks: tuple[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]] | None
+    max_tokens: NonNegativeInt
+    samples: PositiveInt
+    temperature: NonNegativeFloat
+    top_p: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> Thought:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples of temperature=0 are all equal; set thought.samples=1 or thought.temperature=0.6")
+        return self
 
 
 class Model(Section):
@@ -40,7 +65,8 @@ class Model(Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
     attention: Literal["sdpa", "eager", "flash_attention_2"]
     prompt: Literal["plain", "chat"]
-    think: Literal["none", "closed"]
+    think: Literal["none", "closed", "open"]
+    thought: Thought
     trust_remote_code: bool
     adapter_learning_rate: PositiveFloat
     lora_targets: LoraTargets | None
@@ -50,7 +76,7 @@ class Model(Section):
     def _check(self) -> Model:
         if self.weights == "pretrained" and not (self.path or self.hub_id):
             raise ValueError("weights=pretrained needs path (a local folder) or hub_id; or set model.weights=random")
-        if self.think == "closed" and self.prompt != "chat":
+        if self.think == "closed" and self.prompt != "chat" and self.thought.marks is None:
             raise ValueError("think=closed needs prompt=chat; set model.think=none or model.prompt=chat")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise ValueError("architecture needs a model_type, such as qwen2")

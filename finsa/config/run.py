@@ -178,7 +178,9 @@ class RunConfig(Section):
             raise ValueError("stage=import needs input=<a LLaMA-Factory YAML or dataset_info.json> output=<folder>")
         if stage in ("augment", "synthesize") and self.output is None:
             raise ValueError(f"stage={stage} needs output=<folder>")
-        if isinstance(self.stage, SynthesizeStage) and (self.stage.model is None or self.data.labels is None):
+        if isinstance(self.stage, SynthesizeStage) and (
+            self.stage.model is None or (self.stage.write == "rows" and self.data.labels is None)
+        ):
             raise ValueError(
                 "stage=synthesize needs stage.model=<model>, and data.labels, as in data=openfindata_intent"
             )
@@ -228,6 +230,26 @@ class RunConfig(Section):
                 f"stage=moe_joint uses all domains, and data.domain={self.data.domain} selects one; set "
                 "data.domain=null, or data=finnf_joint for both parts of FinNF"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_thoughts(self) -> RunConfig:
+        """Refuse thoughts where none can be written before an answer."""
+        method, stage = self.method, self.stage.name
+        thinks = self.model.think == "open" and method.baseline is None
+        problem = None
+        if thinks and method.head == "classifier":
+            problem = "method.head=classifier reads the text and no thought"
+        elif thinks and method.learn != "nothing" and method.loss_on == "label":
+            problem = "method.loss_on=label trains no thought; choose method=lora_response"
+        elif thinks and self.data.task == "multi_label":
+            problem = "data.task=multi_label asks about each label, and a thought is about one answer"
+        elif thinks and stage == "moe_joint":
+            problem = "a mixture of experts writes no thoughts"
+        elif thinks and self.train.strategy in ("fsdp", "deepspeed"):
+            problem = f"train.strategy={self.train.strategy} cannot generate; choose ddp"
+        if problem is not None:
+            raise ValueError(f"model.think=open does not suit this run: {problem}; or set model.think=closed or none")
         return self
 
     @model_validator(mode="after")

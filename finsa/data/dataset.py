@@ -25,7 +25,7 @@ from finsa.session import Session
 EXAMPLES = 3
 SHIFTED, LEAST_SHIFTED = 0.25, 100  # smallest total variation of label shares, and number of held-out rows, for a note
 DROPPED = ("file", "line", "id", "text", "label", "fate")
-COLUMNS = ("id", "text", "target", "label", "rejected", "domain", "parent", "group", FIXED)
+COLUMNS = ("id", "text", "target", "label", "rejected", "domain", "parent", "group", "rationale", FIXED)
 
 
 @dataclass(frozen=True)
@@ -229,8 +229,9 @@ def _divided(frame: pl.DataFrame, classes: LabelSpace, ledger: Ledger) -> Datase
         ledger.splits[name] = {label: counts.get(number, 0) for label, number in numbers.items()}
     ledger.notes += _shifted(ledger.splits)
     optional = [name for name in ("target", "rejected") if used[name].null_count() < used.height]
+    rationale = [pl.col("rationale").fill_null("")] if used["rationale"].null_count() < used.height else []
     label = pl.col(values.VALUES).cast(pl.List(pl.String)).list.join(" ") if len(columns) > len(COLUMNS) else "label"
-    fingerprint = cache.fingerprint(used.select("split", "id", "text", label, *optional))
+    fingerprint = cache.fingerprint(used.select("split", "id", "text", label, *optional, *rationale))
     return Dataset(parts, classes, ledger, fingerprint, dropped)
 
 

@@ -30,17 +30,33 @@ def with_target(target: str, text: str) -> str:
 
 
 @dataclass(frozen=True)
+class ThoughtMarks:
+    """Text around a thought in a prompt that ends where the thought starts.
+
+    Args:
+        close: ends a thought.
+        after: between a thought and the answer, with `close`.
+        empty: suffix of the prompt with an empty thought; ends where the answer starts.
+    """
+
+    close: str
+    after: str
+    empty: str
+
+
+@dataclass(frozen=True)
 class Prompt:
     """The parts of a prompt around the text, or around text and target.
 
     Args:
         prefix: before the text, or before whichever of text and target comes first.
-        suffix: after the last of them; ends exactly where the answer starts.
+        suffix: after the last of them; ends exactly where the answer starts, or the thought before it.
         middle: between text and target; None without a target.
         target_first: whether the target comes before the text.
         opening: of the chat template, before the examples; empty without examples.
         fixed_examples: between opening and prefix, if they are the same for all texts.
         examples_for: otherwise, returns the examples for a text.
+        thought: what closes a thought; None: the model writes none.
     """
 
     prefix: str
@@ -50,6 +66,7 @@ class Prompt:
     opening: str = ""
     fixed_examples: str = ""
     examples_for: Callable[[str], str] | None = None
+    thought: ThoughtMarks | None = None
 
     @classmethod
     def of(
@@ -60,6 +77,7 @@ class Prompt:
         think: str,
         tokenizer: Any,
         examples: ExampleRows | None = None,
+        marks: tuple[str, str] | None = None,
     ) -> Prompt:
         """Render a template.
 
@@ -68,22 +86,31 @@ class Prompt:
             labels: their words fill ``{labels}``, joined by `` / ``.
             style: ``plain``, or ``chat`` to wrap it into the tokenizer's chat template.
             think: ``closed`` disables thinking: by the switch of the chat template, or with an empty think block before
-                the answer.
+                the answer. ``open`` ends the prompt where a thought starts.
             tokenizer: has the chat template.
             examples: labeled rows that come before the text, in the same turn; None: none.
+            marks: open and close a thought; None: those of the chat template.
 
         Raises:
-            ConfigError: if a chat template is required but missing, or cannot render a message.
+            ConfigError: if a chat template is required but missing, cannot render a message, or has no thoughts.
         """
         examples = None if examples is None or examples.settings.count == 0 else examples
         user = template.format(text=_TEXT, target=_TARGET, labels=" / ".join(labels.words))
         user = _EXAMPLES + user if examples else user
         if style == "chat":
-            user = _chat(user, think, tokenizer)
+            user = _chat(user, think, tokenizer, marks)
+        elif think == "open" and marks is None:
+            raise _no_thoughts("a plain prompt has")
+        elif think != "none" and marks is not None:
+            user += f"{marks[0]}\n" if think == "open" else f"{marks[0]}\n\n{marks[1]}\n\n"
         opening, user = user.split(_EXAMPLES) if examples else ("", user)
         parts = re.split(f"{_TEXT}|{_TARGET}", user)
         middle = parts[1] if len(parts) == 3 else None
         prompt = cls(parts[0], parts[-1], middle, middle is not None and user.index(_TARGET) < user.index(_TEXT))
+        if think == "open":
+            close = marks[1] if marks else CLOSE
+            empty = prompt.suffix.rstrip("\n") + f"\n\n{close}\n\n"
+            prompt = replace(prompt, thought=ThoughtMarks(close, f"\n{close}\n\n", empty))
         if examples is None:
             return prompt
 
@@ -111,7 +138,7 @@ class Prompt:
         return (target + self.middle, text, "") if self.target_first else ("", text, self.middle + target)
 
 
-def _chat(user: str, think: str, tokenizer: Any) -> str:
+def _chat(user: str, think: str, tokenizer: Any, marks: tuple[str, str] | None) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(
             [Problem("model.prompt", "this tokenizer has no chat template; set model.prompt=plain model.think=none")]
@@ -129,16 +156,22 @@ def _chat(user: str, think: str, tokenizer: Any) -> str:
         rendered: str = tokenizer.apply_chat_template(messages, **settings, **switches)
         return rendered
 
-    switches = {} if think == "none" else {"enable_thinking": False}
+    switches = {} if think == "none" else {"enable_thinking": think == "open"}
+    opens, closes = marks or (OPEN, CLOSE)
     try:
         rendered, plain = render(user, **switches), render(user)
     except (TemplateError, TypeError, ValueError) as error:
         text = f"this tokenizer's chat template cannot render a user's message ({str(error)[:120]})"
         raise ConfigError([Problem("model.prompt", f"{text}; set model.prompt=plain model.think=none")]) from None
-    if think == "closed" and rendered == plain and not rendered.rstrip().endswith(CLOSE):
+    if think == "open":
+        if marks is None and (rendered.rstrip().endswith(CLOSE) or not (OPEN in template or CLOSE in template)):
+            raise _no_thoughts("the chat template of this model has")
+        # R1 and GLM-Z1 open the block themselves, Qwen3 leaves its mark to the model.
+        return rendered.rstrip("\n") + "\n" if rendered.rstrip().endswith(opens) else f"{rendered}{opens}\n"
+    if think == "closed" and rendered == plain and not rendered.rstrip().endswith(closes):
         # The template has no switch for thinking. It opens the block itself (R1, GLM-Z1) or leaves it to the model.
-        opened = rendered.rstrip().endswith(OPEN)
-        rendered = rendered.rstrip("\n") + f"\n\n{CLOSE}\n\n" if opened else rendered + f"{OPEN}\n\n{CLOSE}\n\n"
+        opened = rendered.rstrip().endswith(opens)
+        rendered = rendered.rstrip("\n") + f"\n\n{closes}\n\n" if opened else rendered + f"{opens}\n\n{closes}\n\n"
     try:
         turn = render(user, _ANSWER, **switches).split(_ANSWER)[0]
     except (TemplateError, TypeError, ValueError):
@@ -146,6 +179,12 @@ def _chat(user: str, think: str, tokenizer: Any) -> str:
     # Some templates (ChatGLM3, early ones of GLM-4-0414) leave the line break before an answer to the model.
     gap = turn.removeprefix(rendered).rstrip(" ") if turn.startswith(rendered) else ""
     return rendered + gap if gap.isspace() else rendered
+
+
+def _no_thoughts(what: str) -> ConfigError:
+    text = f"{what} no thoughts ({OPEN}); choose a reasoning model such as model=qwen3_0_6b, set model.think=none, or "
+    marks = f"model.thought.marks=['{OPEN}','{CLOSE}']"
+    return ConfigError([Problem("model.think=open", f'{text}name the text around a thought: "{marks}"')])
 
 
 def without_thoughts(text: str) -> str:

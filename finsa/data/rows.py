@@ -151,24 +151,30 @@ class Renderer:
         if prompt.fixed_examples:
             self.prefix += self._literal_ids(prompt.fixed_examples) + self._after_examples
         self.suffix = _encode(tokenizer, prompt.suffix)
+        marks = prompt.thought
+        self.thought_end = [] if marks is None else _encode(tokenizer, marks.after)
+        self.no_thought = self.suffix if marks is None else _encode(tokenizer, marks.empty)
         self.answers = [tuple(_encode(tokenizer, answer)) for answer in labels.answers]
         if tokenizer.eos_token_id is None:
             raise ConfigError([Problem("model.tokenizer", "has no end token, so no answer could be learnt to end")])
         self.end: int = tokenizer.eos_token_id
         longest = max(map(len, self.answers)) + 1
-        self.room = max_length - prefix_length - len(self.suffix) - longest
+        # With an empty thought, so that a text has the same room whether the model thinks or not.
+        suffix_length = max(len(self.suffix), len(self.no_thought))
+        self.room = max_length - prefix_length - suffix_length - longest
         if self.room < 1:
-            raise ConfigError([Problem("data.max_length", self._no_room(prompt, max_length, prefix_length, longest))])
+            lengths = (max_length, prefix_length, suffix_length, longest)
+            raise ConfigError([Problem("data.max_length", self._no_room(prompt, *lengths))])
         if len(set(self.answers)) < len(self.answers) or not all(self.answers):
             raise ConfigError([Problem("data.labels", f"{labels.answers} are not distinct in this tokenizer")])
 
-    def _no_room(self, prompt: Prompt, max_length: int, prefix: int, longest: int) -> str:
-        needed = prefix + len(self.suffix) + longest
+    def _no_room(self, prompt: Prompt, max_length: int, prefix: int, suffix: int, longest: int) -> str:
+        needed = prefix + suffix + longest
         listed = " / ".join(self.labels.words)
         tokens = len(_encode(self.tokenizer, listed)) if listed in prompt.prefix + prompt.suffix else 0
         spare = f", or a data.prompt without {{labels}}, which take {tokens} of them" if 2 * tokens > needed else ""
         return (
-            f"{max_length} leaves no room for text: the prompt takes {prefix} + {len(self.suffix)} tokens, "
+            f"{max_length} leaves no room for text: the prompt takes {prefix} + {suffix} tokens, "
             f"the longest answer with its end token {longest}. Set data.max_length={needed + 64} or more{spare}"
         )
 
@@ -251,18 +257,37 @@ class Renderer:
         between = "" if self.prompt.middle is None else f"-{self.prompt.target_first}-{self.prompt.middle}"
         return f"{self._tokenizer_hash}-{self.room}{between}"
 
-    def row(self, prompt: Sequence[int], label: int, loss_on: Literal["all", "response", "label"]) -> Row:
+    def thought_ids(self, text: str, most: int) -> list[int]:
+        """Encode a thought, of at most this number of tokens."""
+        return self._literal_ids(text)[:most]
+
+    def with_thought(self, prompt: Sequence[int], thought: Sequence[int]) -> list[int]:
+        """Append a thought and what closes it to a prompt, which then ends where the answer starts."""
+        if not thought:
+            return [*prompt[: len(prompt) - len(self.suffix)], *self.no_thought]
+        return [*prompt, *thought, *self.thought_end]
+
+    def row(
+        self,
+        prompt: Sequence[int],
+        label: int,
+        loss_on: Literal["all", "response", "label"],
+        thought: Sequence[int] | None = None,
+    ) -> Row:
         """Append the answer and its end token to a prompt, and set the loss mask.
 
         Args:
             prompt: from `encode`.
             label: class number.
-            loss_on: ``all``: every token but the first, which nothing predicts; ``response``: answer and end token;
-                ``label``: none, and no answer is appended, because the loss is over the classes.
+            loss_on: ``all``: every token but the first, which nothing predicts; ``response``: thought, answer and end
+                token; ``label``: none, and no answer is appended, because the loss is over the classes.
+            thought: tokens of the thought before the answer. An empty one is part of the prompt, without a loss.
         """
         if loss_on == "label":
             return Row(input_ids=list(prompt), labels=[IGNORE] * len(prompt), target=label)
-        answer = [*self.answers[label], self.end]
+        prompt = self.with_thought(prompt, ()) if thought is not None and not thought else prompt
+        answer = [*thought, *self.thought_end] if thought else []
+        answer += [*self.answers[label], self.end]
         context = [IGNORE, *prompt[1:]] if loss_on == "all" else [IGNORE] * len(prompt)
         return Row(input_ids=[*prompt, *answer], labels=[*context, *answer])
 

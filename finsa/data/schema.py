@@ -1,4 +1,4 @@
-"""The common schema: id, text, target, label, rejected, domain, parent, group, fixed, from files and single rows."""
+"""The common schema: files and single rows are converted to id, text, target, label and further columns."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
         stem: prefix of the ids of rows without one.
 
     Returns:
-        Columns id, text, target, label, rejected (a wrong label), domain, parent, group, ``LINE``, ``FATE``, and fixed:
-        the number of the text's leading characters that are never truncated.
+        Columns id, text, target, label, rejected (a wrong label), domain, parent, group, rationale, ``LINE``, ``FATE``,
+        and fixed: the number of the text's leading characters that are never truncated.
 
     Raises:
         DataError: for a missing column, or a text column that does not contain text.
@@ -50,7 +50,7 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
             f"data.columns.text: column '{columns.text}' of {place} contains {kind}, not text. Name another"
         )
     frame = mark(raw.frame, pl.col(LINE).is_in(nested), conversations.NOT_TEXT)
-    common = ("text", "target", "label", "rejected", "domain", "parent", "group")
+    common = ("text", "target", "label", "rejected", "domain", "parent", "group", "rationale")
     selected = [_column(raw, place, columns, name) for name in common]
     numbered = pl.lit(f"{stem}-") + pl.int_range(1, pl.len() + 1).cast(pl.String)
     ids = pl.coalesce(_column(raw, place, columns, "id"), numbered).alias("id")
@@ -170,8 +170,8 @@ def _column(raw: Raw, place: str, columns: Columns, name: str) -> pl.Expr:
             value = value.str.strip_chars()
             value = pl.when(value != "").then(value)
         return value.alias(name)
-    # A default name may be absent, a name that the user wrote may not; held-out files need no rejected labels.
-    if not required and (wanted in (None, name) or name == "rejected"):
+    # A default name may be absent, a name that the user wrote may not; held-out files need no rationales or pairs.
+    if not required and (wanted in (None, name) or name in ("rejected", "rationale")):
         return pl.lit(None, dtype=pl.String).alias(name)
     near = nearest(wanted, present)
     hint = f"Did you mean data.columns.{name}={near}?" if near else f"Set data.columns.{name}=<column>."

@@ -22,7 +22,7 @@ from finsa.errors import DataError
 from finsa.synthetic import generator
 
 SHAPE = (
-    *("id", "text", "target", "label", "rejected", "domain", "parent", "group"),
+    *("id", "text", "target", "label", "rejected", "domain", "parent", "group", "rationale"),
     *("split", "file", "part", LINE, FATE, FIXED),
 )
 
@@ -32,9 +32,9 @@ class Rows:
     """Rows in the common schema, before cleaning and splitting.
 
     Args:
-        frame: text columns id, text, target, label, rejected, domain, parent, group, split, file, ``FATE``, part (of a
-            mixture), and the number ``LINE``; missing ones are added as null, others are left out. ``FIXED`` counts
-            the leading characters of the text that are never truncated; 0 if it is missing.
+        frame: text columns id, text, target, label, rejected, domain, parent, group, rationale, split, file, ``FATE``,
+            part (of a mixture), and the number ``LINE``; missing ones are added as null, others are left out.
+            ``FIXED`` counts the leading characters of the text that are never truncated; 0 if it is missing.
         declared: splits that have files.
         notes: on the files, for the user.
     """

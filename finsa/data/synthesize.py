@@ -1,4 +1,4 @@
-"""Synthetic rows written by a model: extract texts from its answers, and keep the new ones."""
+"""Synthetic rows and rationales written by a model: extract them from its answers, and keep those that are of use."""
 
 from __future__ import annotations
 
@@ -42,6 +42,22 @@ def texts_of(answer: str) -> list[str]:
         return [_unquoted(text) for text in stripped if text]
     numbered = [_NUMBER.sub("", line, count=1) for line in lines if _NUMBER.match(line)]
     return [_unquoted(text) for text in numbered or lines if text and not text.endswith((":", "："))]
+
+
+def reasons_of(answer: str, words: Sequence[str]) -> tuple[str, int | None]:
+    """Divide an answer into a rationale and the label that its last line names.
+
+    Args:
+        answer: without thoughts.
+        words: of the labels, (c,).
+
+    Returns:
+        The text before the last line, and the number of the label; None if the line names none or several.
+    """
+    *reasons, last = [line.strip() for line in answer.splitlines() if line.strip()] or [""]
+    named = [word for word in words if word.lower() in last.lower()]
+    named = [word for word in named if not any(word != other and word.lower() in other.lower() for other in named)]
+    return "\n".join(reasons), words.index(named[0]) if len(named) == 1 else None
 
 
 def _unquoted(text: str) -> str:

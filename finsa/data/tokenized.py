@@ -52,6 +52,11 @@ class Labeled:
             return fixed
         return [count + len(with_target(target, "")) for count, target in zip(fixed, rows["target"], strict=True)]
 
+    def rationales(self) -> list[str]:
+        """The thought before the answer of each training row; empty for a row without one."""
+        rows = self.dataset.splits["train"]
+        return rows["rationale"].fill_null("").to_list() if "rationale" in rows.columns else [""] * rows.height
+
     def gold(self, split: str) -> list[int]:
         """True classes of a split, as numbers."""
         return self.dataset.splits[split]["label"].to_list()
@@ -152,8 +157,19 @@ class TokenizedDataset(Labeled):
             order = [order[row] for row in draw([domains[row] for row in order], cfg.seed)]
         domain = self.domains("train", experts) if experts else None
         truth = self.truth("train") if self.task in values.TASKS else None
+        thoughts = None
+        if cfg.model.think == "open":
+            thoughts = [self.renderer.thought_ids(text, cfg.model.thought.max_tokens) for text in self.rationales()]
         return TrainingRows(
-            self.renderer, self.prompts("train"), self.gold("train"), order, cfg.method, weights, domain, truth
+            self.renderer,
+            self.prompts("train"),
+            self.gold("train"),
+            order,
+            cfg.method,
+            weights,
+            domain,
+            truth,
+            thoughts=thoughts,
         )
 
     def class_counts(self, cfg: RunConfig) -> list[int]:
@@ -181,6 +197,7 @@ class TrainingRows(LazyRows):
         truth: from `Labeled.truth`; None for tasks with one class per row.
         rejected: the wrong class of each row's pair, (n,); None: the method learns from no pairs.
         reference: log-probabilities of the classes by the model that training starts from, (n, c); None: not used.
+        thoughts: tokens of the thought of each row; None: the prompt has no thoughts.
     """
 
     renderer: Renderer
@@ -193,6 +210,7 @@ class TrainingRows(LazyRows):
     truth: NDArray[np.float64] | None = None
     rejected: IntArray | None = None
     reference: NDArray[np.float64] | None = None
+    thoughts: list[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.order)
@@ -203,7 +221,8 @@ class TrainingRows(LazyRows):
         if self.method.head == "classifier":
             row = self.renderer.text_row(prompt, label)
         else:
-            row = self.renderer.row(prompt, label, self.method.loss_on)
+            thought = None if self.thoughts is None else self.thoughts[self.order[at]]
+            row = self.renderer.row(prompt, label, self.method.loss_on, thought)
         if self.truth is not None and self.method.loss_on == "label":
             row["values"] = self.truth[self.order[at]].tolist()
         if self.rejected is not None:
@@ -241,7 +260,8 @@ def build(
         ConfigError: if prompt, labels and tokenizer are not compatible.
         DataError: if the part of a text that is never truncated leaves no room for the rest.
     """
-    settings = (cfg.data.prompt, cfg.data.max_length, cfg.data.cache, cfg.model.prompt, cfg.model.think)
+    settings: tuple[object, ...] = (cfg.data.prompt, cfg.data.max_length, cfg.data.cache, cfg.model.prompt)
+    settings += (cfg.model.think, cfg.model.thought)
     shots = cfg.method.examples
     measures = labeled_settings(cfg, session)["measures"]
     key: tuple[object, ...] = (id(dataset), id(tokenizer), *settings, *measures, cfg.evaluation.costs)
@@ -252,7 +272,8 @@ def build(
         if shots is not None and examples is None:
             rows = Labeled(dataset, **labeled_settings(cfg, session))
             examples = ExampleRows(shots, rows.texts("train"), rows.gold("train"), cfg.seed)
-        prompt = Prompt.of(cfg.data.prompt, dataset.labels, cfg.model.prompt, cfg.model.think, tokenizer, examples)
+        style, think, marks = cfg.model.prompt, cfg.model.think, cfg.model.thought.marks
+        prompt = Prompt.of(cfg.data.prompt, dataset.labels, style, think, tokenizer, examples, marks)
         renderer = Renderer(tokenizer, prompt, dataset.labels, cfg.data.max_length)
         built = TokenizedDataset(dataset, renderer, prompt, cfg.data.cache, examples, **labeled_settings(cfg, session))
         require_room(built, cfg.data)

@@ -228,7 +228,7 @@ def _costs(group: RunGroup) -> Record:
         name: _mean([one.get(name) for one in facts])
         for name in (
             *("rows_per_second", "peak_memory_bytes", "trainable_parameters", "total_parameters"),
-            *("training_seconds", "wall_seconds", "scoring_seconds", "prompt_tokens"),
+            *("training_seconds", "wall_seconds", "scoring_seconds", "prompt_tokens", "thought_tokens", "thoughts_cut"),
         )
     }
     memory, scoring = means["peak_memory_bytes"], means["scoring_seconds"]
@@ -242,6 +242,7 @@ def _costs(group: RunGroup) -> Record:
         "wall_seconds": means["wall_seconds"],
         "prompt_tokens": means["prompt_tokens"],
         "milliseconds_per_row": None if scoring is None else 1000 * scoring / len(group.runs[0].rows),
+        **{name: means[name] for name in ("thought_tokens", "thoughts_cut") if means[name] is not None},
     }
 
 

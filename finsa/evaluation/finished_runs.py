@@ -27,6 +27,7 @@ IGNORED = {
     *("run", "runs", "port", "input", "text", "format"),
 }
 IGNORED_OF_MIXTURES = ("name", "experts", "missing", "compare")  # the origin of the experts, and what is reported
+THOUGHT = "model.thought."
 IGNORED_PATHS = ("data.files", "data.cache", "data.origin")  # the rows themselves are compared instead
 
 
@@ -392,6 +393,8 @@ def _settings(run: Run) -> dict[str, str]:
     if method["learn"] == "nothing" and not method.get("baseline"):  # training settings then have no effect
         ignored.add("train")
         config["method"] = {key: config["method"].get(key) for key in ("name", "learn", "quantization", "examples")}
+    if config["model"].get("think") != "open":  # the settings of thoughts then have no effect
+        config["model"] = {key: value for key, value in config["model"].items() if key != "thought"}
     stage = config["stage"]
     if stage["name"] == "moe_joint":  # a mixture is not the same method as an adapter, whatever its experts are
         config["method"] = {**config["method"], "name": f"{method['name']} mixture"}
@@ -433,7 +436,9 @@ def _names(settings: Sequence[dict[str, str]]) -> tuple[list[str], dict[str, lis
             in_names |= set(keys)
             for place, one in enumerate(settings):
                 if short[place] == name:
-                    names[place] = " ".join([name, *(f"{key}={one.get(key)}" for key in keys)])
+                    names[place] = " ".join(
+                        [name, *(f"{key}={one.get(key)}" for key in keys if key in one or not key.startswith(THOUGHT))]
+                    )
     trained = [one for one in settings if one["method.learn"] != "nothing"]
     # Only mixtures have settings of mixtures; their names show that already.
     differing = [
@@ -447,7 +452,9 @@ def _names(settings: Sequence[dict[str, str]]) -> tuple[list[str], dict[str, lis
 
 def _differing(settings: Sequence[dict[str, str]]) -> list[str]:
     keys = dict.fromkeys(key for one in settings for key in one)
-    found = [key for key in keys if len({one.get(key) for one in settings}) > 1]
+    # Thoughts have settings only where the model thinks, which model.think shows already.
+    having = {key: [one for one in settings if key in one or not key.startswith(THOUGHT)] for key in keys}
+    found = [key for key in keys if len({one.get(key) for one in having[key]}) > 1]
     if "data.name" in found:  # a data set's name stands for its prompt and other settings
         found = [key for key in found if key == "data.name" or not key.startswith("data.")]
     return found

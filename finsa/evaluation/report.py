@@ -54,6 +54,7 @@ COSTS = {
     "prompt_tokens": "tokens per prompt",
     "milliseconds_per_row": "ms per test row",
 }
+THOUGHTS = {"thought_tokens": "thought tokens per answer", "thoughts_cut": "thoughts cut (share)"}
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,12 @@ def _tables(comparison: Comparison, published: Published | None, options: Report
 
 
 def _cell(record: Record, name: str) -> str:
-    return format_value(name, record[name]) or MISSING
+    return format_value(name, record.get(name)) or MISSING
+
+
+def _think(records: Sequence[Record]) -> bool:
+    """Whether any model wrote thoughts, whose price then stands beside the scores."""
+    return any(record.get("thought_tokens") is not None for record in records)
 
 
 def _scores(records: Sequence[Record], task: str) -> Table:
@@ -281,13 +287,15 @@ def _scores(records: Sequence[Record], task: str) -> Table:
             between = "-" if plain else " to "  # correlations may be negative
             interval = f" ({_cell(record, f'{name}_low')}{between}{_cell(record, f'{name}_high')})"
             row.append(f"{_cell(record, name)}{spread}{interval if record[f'{name}_low'] is not None else ''}")
-        rows.append(row + [_cell(record, name) for name in further])
+        price = ("prompt_tokens", "thought_tokens", "milliseconds_per_row") if _think(records) else ()
+        rows.append(row + [_cell(record, name) for name in (*further, *price)])
     marked = next((number for number, record in enumerate(records) if record["best"]), None)
     how = "accuracy: Wilson, F1: bootstrap over rows" if plain else "bootstrap over rows"
     caption = f"In parentheses: 95 % intervals ({how})."
     if any(record["runs"] > 1 for record in records):
         caption += " Several runs: mean ± standard deviation over seeds, bootstrap over rows and runs."
     columns = ["configuration", "runs", *shown.values(), *("macro-P", "macro-R", "ECE")[: len(further)]]
+    columns += [COSTS["prompt_tokens"], THOUGHTS["thought_tokens"], COSTS["milliseconds_per_row"]] * _think(records)
     optional = (7, 6, 5, 4, 1) if plain else (*range(len(shown) + 1, 2, -1), 1)
     return Table("Scores on the test split", columns, rows, caption, marked, optional=optional)
 
@@ -374,14 +382,14 @@ def _mixed_texts(records: Sequence[Record]) -> Table:
 
 
 def _costs(records: Sequence[Record]) -> Table:
-    rows = []
+    rows, shown = [], COSTS | (THOUGHTS if _think(records) else {})
     for record in records:
-        cells = {name: _cell(record, name) for name in COSTS}
+        cells = {name: _cell(record, name) for name in shown}
         if record["trainable_parameters"] is not None:
             cells["trainable_parameters"] = f"{record['trainable_parameters']:,}"
         rows.append([record["arm"], *cells.values()])
     caption = "Best score: the validation that selected the checkpoint, counted from the start of training."
-    return Table("Cost", ["configuration", *COSTS.values()], rows, caption, optional=(5, 4, 3, 6, 7, 8))
+    return Table("Cost", ["configuration", *shown.values()], rows, caption, optional=(5, 4, 3, 6, 7, 8))
 
 
 def _published_comparison(records: Sequence[Record], name: str, mismatches: Sequence[str]) -> Table:

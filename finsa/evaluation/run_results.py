@@ -103,6 +103,17 @@ def predictions(
         yield record
 
 
+def with_thoughts(
+    records: Iterator[dict[str, Any]], thoughts: Sequence[Sequence[str]] | None
+) -> Iterator[dict[str, Any]]:
+    """Add to each prediction its ``thought``, or a list of several; thoughts are (n, k), None: there are none."""
+    if thoughts is None:
+        yield from records
+        return
+    for record, texts in zip(records, thoughts, strict=True):
+        yield {**record, "thought": texts[0] if len(texts) == 1 else list(texts)}
+
+
 def _value_predictions(
     data: Labeled, split: str, scores: NDArray[np.float64], calibrated: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:

@@ -119,7 +119,7 @@ def format_value(name: str, value: Any) -> str:
         return f"{value:+.4f}"
     if name.endswith(("_per_second", "_gib")):
         return f"{value:.2f}"
-    return f"{value:.1f}" if "seconds" in name or name == "prompt_tokens" else f"{value:.4f}"
+    return f"{value:.1f}" if "seconds" in name or name in ("prompt_tokens", "thought_tokens") else f"{value:.4f}"
 
 
 def to_csv(records: Sequence[Mapping[str, Any]]) -> str:

@@ -67,7 +67,7 @@ class Generator:
     def __init__(self, model: Any, renderer: Renderer, batch_tokens: int, most: int) -> None:
         self.model, self.renderer, self.batch_tokens, self.most = model, renderer, batch_tokens, most
         self.settings = GenerationConfig(
-            do_sample=False, max_new_tokens=most, eos_token_id=_ends(model, renderer.end), pad_token_id=renderer.end
+            do_sample=False, max_new_tokens=most, eos_token_id=ends_of(model, renderer.end), pad_token_id=renderer.end
         )
 
     @torch.inference_mode()
@@ -86,7 +86,7 @@ class Generator:
         for rows, counts in processes.shard(list(batches((prompts.lengths + self.most).tolist(), self.batch_tokens))):
             if not counts:  # no model is sharded here, so no process waits for this one
                 continue
-            ids, mask = _left_padded([prompts[row] for row in rows], self.renderer.end)
+            ids, mask = left_padded([prompts[row] for row in rows], self.renderer.end)
             generated = self.model.generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=self.settings
             )
@@ -99,13 +99,14 @@ class Generator:
         return [opened + answer for answer in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 
-def _ends(model: Any, end: int) -> list[int]:
+def ends_of(model: Any, end: int) -> list[int]:
     """Tokens that end an answer: the tokenizer's, and those of the model's generation config."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     return sorted({end, *(ends if isinstance(ends, list) else [] if ends is None else [ends])})
 
 
-def _left_padded(rows: Sequence[Sequence[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(rows: Sequence[Sequence[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack rows of token ids, padded on the left, and their mask: (b, s) each."""
     longest = max(map(len, rows))
     ids = torch.tensor([[filler] * (longest - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])

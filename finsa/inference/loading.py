@@ -64,7 +64,7 @@ def open_scorer(
     if record.format == "merged" and isinstance(record.cfg.stage, MoeJointStage):
         return _hard_routed(record, renderer, batch_tokens), None
     model = _load_model(record, renderer, merge, session)
-    return scorer(model, renderer, batch_tokens), model
+    return scorer(model, renderer, batch_tokens, record.cfg), model
 
 
 # ------------------------------------------------------------------------------------------------ torch

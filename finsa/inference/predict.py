@@ -52,16 +52,23 @@ class Columns:
         probs: one per label.
         route: a mixture's expert; None for other models.
         number: the expected level of ordered labels, or the predicted number; None for other tasks.
+        thought: what the model wrote before its answer, several separated by empty lines; None if it does not think.
     """
 
     label: str | None
     probs: tuple[str, ...]
     route: str | None
     number: str | None = None
+    thought: str | None = None
 
     @classmethod
     def added_to(
-        cls, columns: list[str], labels: tuple[str, ...], routed: bool, task: str = "classification"
+        cls,
+        columns: list[str],
+        labels: tuple[str, ...],
+        routed: bool,
+        task: str = "classification",
+        thinks: bool = False,
     ) -> Columns:
         """Choose names that do not collide with the columns of the input."""
 
@@ -73,22 +80,26 @@ class Columns:
         probs = tuple(free(f"p_{label}") for label in labels)
         number = {"ordinal": "level", "regression": "number"}.get(task)
         label = None if task == "regression" else free("label")
-        return cls(label, probs, free("route") if routed else None, free(number) if number else None)
+        thought = free("thought") if thinks else None
+        return cls(label, probs, free("route") if routed else None, free(number) if number else None, thought)
 
     def types(self) -> dict[str, type]:
         """Types by name, in order."""
         route = {self.route: str} if self.route else {}
         label, number = {self.label: str} if self.label else {}, {self.number: float} if self.number else {}
-        return {**label, **number, **dict.fromkeys(self.probs, float), **route}
+        thought = {self.thought: str} if self.thought else {}
+        return {**label, **number, **dict.fromkeys(self.probs, float), **route, **thought}
 
     def values(self, predictions: Predictions) -> Iterator[dict[str, Any]]:
         """The values of each text's prediction, by column."""
         routes: list[str] | list[None] = predictions.routes or [None] * len(predictions.truncated)
         numbers = next(iter(predictions.numbers.values()), [None] * len(predictions.truncated))
-        rows = zip(predictions.predicted, numbers, predictions.probs, routes, strict=True)
-        for label, number, probs, route in rows:
+        thoughts = predictions.thoughts or [[]] * len(predictions.truncated)
+        rows = zip(predictions.predicted, numbers, predictions.probs, routes, thoughts, strict=True)
+        for label, number, probs, route, texts in rows:
             shares = [round(float(prob), 6) for prob in probs]
-            names, cells = (self.label, self.number, *self.probs, self.route), (label, number, *shares, route)
+            names = (self.label, self.number, *self.probs, self.route, self.thought)
+            cells = (label, number, *shares, route, "\n\n".join(texts))
             yield {name: cell for name, cell in zip(names, cells, strict=True) if name is not None}
 
 

@@ -103,6 +103,7 @@ class Predictions:
         experts: names of the experts, (E,).
         task: of the data set.
         values: predicted numbers, (n, 1), or sets of labels, (n, c); None for one class per text.
+        thoughts: texts of the thoughts before the answer, (n, k); None if the model does not think.
     """
 
     labels: tuple[str, ...]
@@ -113,6 +114,7 @@ class Predictions:
     experts: tuple[str, ...] = ()
     task: str = "classification"
     values: FloatArray | None = None
+    thoughts: list[list[str]] | None = None
 
     @property
     def numbers(self) -> dict[str, list[float]]:
@@ -198,12 +200,13 @@ class Predictor:
         # Without texts, the scorer's gates would be those of an earlier call.
         log_probs = self._score(inputs, moved) if truncated else np.zeros((0, len(self.probable) or 1))
         gates, labels, values = self.gates if truncated else None, self.record.labels, None
+        thoughts = self.thoughts if truncated else None
         if self.task in TASKS:
             probs = value_metrics.probabilities(labels, log_probs, self.temperature)
             values = value_metrics.decide(labels, log_probs, self.temperature, self.thresholds)
         else:
             probs = metrics.probabilities(log_probs, self.temperature)
-        return Predictions(self.probable, log_probs, probs, truncated, gates, self.experts, self.task, values)
+        return Predictions(self.probable, log_probs, probs, truncated, gates, self.experts, self.task, values, thoughts)
 
     def check_room(self, texts: Sequence[tuple[str, int, str | None]]) -> list[tuple[str, str | None]]:
         """Reject texts whose fixed part leaves no room for the rest, as training does.
@@ -240,6 +243,24 @@ class Predictor:
     def gates(self) -> FloatArray | None:
         """A mixture's gates for the last scored inputs, (n, E)."""
         return getattr(self.scorer, "gates", None)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model writes thoughts."""
+        return self.cfg.model.think == "open" and self.cfg.method.baseline is None
+
+    @property
+    def thoughts(self) -> list[list[str]] | None:
+        """Texts of the thoughts on the last scored inputs, (n, k); None if the model does not think."""
+        written = getattr(self.scorer, "thoughts", None)
+        return None if written is None else [[thought.text for thought in row] for row in written]
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Generated tokens per answer and share of cut thoughts, of the last scored inputs."""
+        from finsa.inference.scoring import thought_costs  # imports torch
+
+        return thought_costs(self.scorer)
 
     def score(self, job: tokenized.Labeled, split: str, moved: Moved = ignored) -> FloatArray:
         """Log-probabilities (n, c) of a split; the prompts of a tokenized data set are reused.
@@ -386,7 +407,8 @@ def renderer_of(record: Record) -> Renderer:
     """The run's renderer, from its labels and the tokenizer of its model or export."""
     cfg, tokenizer = record.cfg, tokenizer_of(record)
     examples = few_shot.read(cfg.method.examples, record.path, cfg.seed)
-    prompt = Prompt.of(cfg.data.prompt, record.labels, cfg.model.prompt, cfg.model.think, tokenizer, examples)
+    think, marks = cfg.model.think, cfg.model.thought.marks
+    prompt = Prompt.of(cfg.data.prompt, record.labels, cfg.model.prompt, think, tokenizer, examples, marks)
     return Renderer(tokenizer, prompt, record.labels, cfg.data.max_length)
 
 
@@ -478,7 +500,7 @@ def zero_shot(
     from finsa.models import base
 
     model: Any = base.load_base(cfg.model, cfg.seed, cfg.method.quantization, session)
-    scores = scorer(model, job.renderer, batch_tokens)
+    scores = scorer(model, job.renderer, batch_tokens, cfg)
     facts = {}
     if cfg.method.examples is not None and cfg.method.examples.calibrate:
         facts["contextual_bias"] = contextual_bias(scores, job.targets).tolist()

@@ -24,12 +24,15 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from finsa.config import RunConfig
+from finsa.config import Thought as Settings
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import with_target
 from finsa.data.rows import Encoded, Renderer
 from finsa.data.values import TASKS
 from finsa.errors import ModelError
 from finsa.inference.label_tree import Answer, LabelTree, after_cache, scored_answers, tree_inputs
+from finsa.inference.thinking import Thought, ThoughtWriter
 from finsa.models import attention, hardware
 from finsa.models.batches import batches, padded
 from finsa.models.classifier import Classifier, unwrap_peft
@@ -134,7 +137,10 @@ class LabelScorer:
 
     Attributes:
         gates: after scoring with a mixture, the expert weights of each prompt, (n, E); None for other models.
+        thoughts: after scoring with a model that thinks, the thoughts of each prompt, (n, k); None for other models.
     """
+
+    thoughts: list[list[Thought]] | None = None
 
     def __init__(self, model: torch.nn.Module, renderer: Renderer, batch_tokens: int) -> None:
         self.model, self.renderer, self.batch_tokens = model, renderer, batch_tokens
@@ -304,8 +310,69 @@ class ClassifierScorer(LabelScorer):
         return logits if self.renderer.labels.task in TASKS else logits.log_softmax(dim=1)
 
 
-def scorer(model: torch.nn.Module, renderer: Renderer, batch_tokens: int) -> LabelScorer:
-    """The scorer of a model: of its classification head if it has one, otherwise of its label words."""
+class ThinkingScorer(LabelScorer):
+    """Scores texts after thoughts: the probability of each label is its mean over the thoughts of a text.
+
+    The mean over thoughts of the probabilities over the labels is self-consistency (Wang et al. 2023) without parsing:
+    each thought has one vote, divided among the labels. Thoughts do not change how probable the labels are in total.
+
+    Args:
+        model: a causal language model.
+        renderer: renders prompts that open a thought.
+        batch_tokens: maximum number of padded tokens per batch.
+        settings: of the thoughts.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, renderer: Renderer, batch_tokens: int, settings: Settings, seed: int
+    ) -> None:
+        super().__init__(model, renderer, batch_tokens)
+        self.settings, self.write = settings, ThoughtWriter(model, renderer, batch_tokens, settings, seed)
+
+    def score(self, prompts: Sequence[Sequence[int]], moved: Moved = ignored) -> FloatArray:
+        """Score prompts in order: (n, c) natural log."""
+        self.thoughts = self.write(prompts, moved)
+        log_probs = [
+            super(ThinkingScorer, self).score([*map(self._after, prompts, [row[sample] for row in self.thoughts])])
+            for sample in range(self.settings.samples)
+        ]
+        return mean_over_thoughts(np.stack(log_probs))
+
+    def _after(self, prompt: Sequence[int], thought: Thought) -> list[int]:
+        return self.renderer.with_thought(prompt, self.renderer.thought_ids(thought.text, self.settings.max_tokens))
+
+
+def mean_over_thoughts(log_probs: FloatArray) -> FloatArray:
+    """Average the probabilities over the labels, and how probable the labels are in total: (k, n, c) to (n, c)."""
+    if len(log_probs) == 1:
+        return log_probs[0]
+    total = np.logaddexp.reduce(log_probs, axis=-1, keepdims=True)
+    summed = np.logaddexp.reduce(log_probs - total, axis=0) + np.logaddexp.reduce(total, axis=0)
+    return summed - 2 * np.log(len(log_probs))
+
+
+def thought_costs(label_scorer: Any) -> dict[str, float]:
+    """Generated tokens per answer and share of cut thoughts, of the texts scored last; empty without thoughts."""
+    written = getattr(label_scorer, "thoughts", None)
+    if not written:
+        return {}
+    tokens = [sum(thought.tokens for thought in row) for row in written]
+    cut = [thought.cut for row in written for thought in row]
+    return {"thought_tokens": round(float(np.mean(tokens)), 1), "thoughts_cut": round(float(np.mean(cut)), 4)}
+
+
+def scorer(model: torch.nn.Module, renderer: Renderer, batch_tokens: int, cfg: RunConfig | None = None) -> LabelScorer:
+    """The scorer of a model: of its classification head if it has one, otherwise of its label words.
+
+    Args:
+        model: the model.
+        renderer: of its prompts.
+        batch_tokens: maximum number of padded tokens per batch.
+        cfg: of a run whose model may think before it answers; None: it does not.
+    """
     if isinstance(model, Classifier) or (isinstance(model, Mixture) and model.head is not None):
         return ClassifierScorer(model, renderer, batch_tokens)
+    if cfg is not None and cfg.model.think == "open":
+        return ThinkingScorer(model, renderer, batch_tokens, cfg.model.thought, cfg.seed)
     return LabelScorer(model, renderer, batch_tokens)

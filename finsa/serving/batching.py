@@ -215,6 +215,8 @@ class Batcher:
             answer["labels"] = labels
         for answer, gates in zip(answers, [] if result.gates is None else result.gates.tolist(), strict=False):
             answer["route"] = _by_name(result.experts, gates)
+        for answer, thoughts in zip(answers, result.thoughts or [], strict=False):
+            answer["thoughts"] = thoughts
         return answers
 
 

@@ -242,6 +242,9 @@ class LabeledText(_Out):
     number: Annotated[float | None, Field(description="The predicted number; only for regression.")] = None
     labels: Annotated[list[str] | None, Field(description="The labels that apply; only for several labels.")] = None
     route: Annotated[Shares, Field(description="Weight by expert; only for a mixture of experts.")] = {}
+    thoughts: Annotated[list[str] | None, Field(description="Written before the answer; only if the model thinks.")] = (
+        None
+    )
 
 
 class PredictionOut(LabeledText):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 from finsa.config import EvaluateStage, MoeJointStage, RunConfig
@@ -89,15 +90,20 @@ def _score(cfg: RunConfig, labeled: tokenized.Labeled, model: Predictor, folder:
     split: str = cfg.stage.split
     display = Display(cfg.train.progress_seconds)
     if cfg.stage.protocol == "label":
+        started = time.monotonic()
         with display.work(f"scoring {split}", labeled.dataset.splits[split].height) as work:
             log_probs = model.score(labeled, split, work.moved)
         folder.note(scoring=model.rule, protocol="label")
+        if model.thoughts is not None:
+            assert isinstance(labeled, tokenized.TokenizedDataset)
+            lengths = labeled.prompts(split).lengths
+            folder.note(scoring_seconds=round(time.monotonic() - started, 3), **model.costs)
+            folder.note(prompt_tokens=round(float(lengths.mean()), 1))
         gates, experts = model.gates, model.experts
         known = {"temperature": 1.0, **(model.facts.get("calibration") or {})}
         calibrated = run_results.calibration(labeled, {split: log_probs}, known)
-        folder.write_lines(
-            "predictions.jsonl", run_results.predictions(labeled, split, log_probs, calibrated, gates, experts)
-        )
+        rows = run_results.predictions(labeled, split, log_probs, calibrated, gates, experts)
+        folder.write_lines("predictions.jsonl", run_results.with_thoughts(rows, model.thoughts))
         more: dict[str, Any] = {"calibration": calibrated}
         if gates is not None:
             domains = labeled.dataset.splits[split]["domain"].to_list()

@@ -157,6 +157,8 @@ def refusal(record: Record, form: str, precision: str) -> str | None:
         return "its examples are chosen for each text; predict and serve read the run folder"
     if method.examples is not None and method.examples.calibrate:
         return "an export has no contextual calibration; predict and serve read the run folder"
+    if record.cfg.model.think == "open" and form not in ("adapter", "merged"):
+        return f"{form} computes scores and writes no thoughts (model.think=open); choose format=merged"
     if isinstance(stage, MoeJointStage) and form not in ("adapter", "merged"):
         return (
             f"{form} contains one set of weights, and a mixture selects among several for every text; format=adapter "

@@ -56,6 +56,8 @@ def _predict_text(cfg: RunConfig, record: Record, text: str) -> Result:
         tables.show(table)
     else:
         print(f"{label}")
+    for thought in predictions.thoughts[0] if predictions.thoughts else ():
+        print(f"thought: {thought}")
     limit = record.cfg.data.max_length
     truncated = f", truncated to {limit} tokens with its prompt" if predictions.truncated[0] else ""
     routed = f", route {predictions.routes[0]}" if predictions.routes else ""
@@ -102,7 +104,8 @@ def _predict_file(cfg: RunConfig, record: Record) -> Result:
         for note in stream.notes:
             print(note)
         model = _load(cfg, record)
-        added = Columns.added_to(columns or stream.first_columns, model.probable, bool(model.experts), model.task)
+        found, thinks = columns or stream.first_columns, model.thinks
+        added = Columns.added_to(found, model.probable, bool(model.experts), model.task, thinks)
         writer = row_files.open_writer(target, columns, stream.schema, added.types())
         started = time.monotonic()
         chunks, rows = predict.predict(model, stream, reading, folder, writer, added, share, stage.chunk)

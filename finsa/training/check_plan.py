@@ -69,6 +69,9 @@ def show_training(cfg: RunConfig, lines: dict[str, object], session: Session) ->
         table["pairs"] = f"scores of {cfg.method.preference.folds} models first, each trained like {cfg.method.init}"
     least, most = memory_plan.seconds(cfg, data, sample.lengths, steps, plan.gradient_checkpointing, world)
     verdict = memory_plan.verdict(plan, cfg, data, sample.lengths, world)
+    if cfg.model.think == "open":
+        thought = cfg.model.thought
+        table["thoughts"] = f"{thought.samples} of up to {thought.max_tokens:,} tokens per answer; time not estimated"
     table |= memory_plan.show(plan, cfg, verdict) | {"time": memory_plan.show_seconds(cfg, least, most)}
     tables.show_plan(_title(cfg), table | _missing_weights(cfg) | lines)
     if cfg.stage.name == "check":  # of a chain's links, the plans alone

@@ -106,7 +106,7 @@ def fit(
         FinsaError: for a loss that is not finite, or a checkpoint that cannot be written; `Stopped` after a signal.
     """
     objective, watch = objective or objectives.tokens(), watch or Watch(train, folder.parent)
-    resumed = _checkpoint(folder, log)
+    resumed = resume_from(folder, log)
     real, accumulation = len(rows), preflight.accumulation_steps(train, processes.world_size())
     if processes.world_size() > 1:
         rows = distributed.pad_rows(rows, train.micro_batch_size * accumulation)
@@ -175,7 +175,7 @@ def fit(
     )
 
 
-def _checkpoint(folder: Path, log: Path | None) -> checkpoints.Checkpoint | None:
+def resume_from(folder: Path, log: Path | None) -> checkpoints.Checkpoint | None:
     """The checkpoint to resume from, the same in all processes; the log is truncated to it."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = None

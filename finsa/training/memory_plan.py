@@ -73,7 +73,8 @@ class _Estimates:
     """Estimates of the memory of batches; each shape is estimated once."""
 
     def __init__(self, cfg: RunConfig, data: TokenizedDataset, lengths: IntArray, world: int) -> None:
-        self.cfg, self.lengths = cfg, lengths
+        thought = cfg.model.thought.max_tokens + len(data.renderer.thought_end) if cfg.model.think == "open" else 0
+        self.cfg, self.lengths = cfg, lengths + thought  # a thought has at most this length
         self.model = factory.on_meta(cfg, data.renderer)
         self.answers = scored_answers(data.renderer)[0]
         self.tree = LabelTree.of(self.answers)
@@ -82,7 +83,7 @@ class _Estimates:
         counts, costs = data.class_counts(cfg), cfg.evaluation.costs
         self.objective = objective.build(cfg.method, data.renderer, counts, costs) if self.learns else None
         self.rows = max(1, cfg.train.batch_size // world)
-        self.answer = max(map(len, data.renderer.answers)) + 1
+        self.answer = max(map(len, data.renderer.answers)) + 1 + thought
         self.longest = int(lengths.max()) + (len(self.tree.tokens) if cfg.method.loss_on == "label" else self.answer)
         self._steps: dict[tuple[int, bool], PeakMemory] = {}
 

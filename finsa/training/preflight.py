@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 from finsa.config import RunConfig, Train, divisor
 from finsa.data import dataset, prompts, sampling, tokenized
 from finsa.data.dataset import Dataset
-from finsa.errors import ConfigError, Problem
-from finsa.models import quantization, tokenizers
+from finsa.errors import ConfigError, DataError, Problem
+from finsa.models import folders, quantization, tokenizers
 from finsa.runs import processes, run_folder, starts
 from finsa.session import Session
+
+MARKS = 16  # room for what closes a thought, which max_length and max_tokens do not count
 
 
 def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: bool = False) -> None:
@@ -38,12 +42,35 @@ def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: 
     if cfg.method.loss.name == "huber" and cfg.data.task != "regression":
         raise ConfigError([Problem("method.loss.name=huber", "is for numbers: set data.task=regression")])
     _require_objective(cfg, data, session)
+    if cfg.method.grpo is not None:
+        thought = cfg.model.thought
+        if cfg.model.think != "open" or thought.max_tokens == 0 or thought.temperature == 0:
+            text = "trains thoughts that are drawn at random: set model.think=open, and model.thought.max_tokens and "
+            raise ConfigError([Problem("method.grpo", f"{text}model.thought.temperature above 0")])
+        if cfg.train.strategy != "single" or cfg.train.memory is not None:
+            raise ConfigError([Problem("method.grpo", "runs in one process, without train.memory: leave both out")])
     if not zero_shot:
         gold = data.splits["train"]["label"].to_list()
         order = sampling.choose(gold, cfg.method, cfg.seed)
         counts = sampling.class_counts(gold, order, data.labels.names, cfg.method.loss)
         optimizer_steps(cfg.train, sum(counts), processes.world_size())
+        if cfg.model.think == "open" and cfg.method.grpo is None:
+            _note_rationales(cfg, data)
     require_prompt(cfg, data, session, planned)
+
+
+def _note_rationales(cfg: RunConfig, data: Dataset) -> None:
+    """Print how many training rows have no thought to train on.
+
+    Raises:
+        DataError: if none has one in the configured column.
+    """
+    column, rows = cfg.data.columns.rationale, data.splits["train"]
+    missing = rows["rationale"].null_count()
+    if column is not None and missing == rows.height:
+        raise DataError(f"data.columns.rationale: no training row has a text in the column '{column}'")
+    if missing and processes.is_main():
+        print(f"note: {missing:,} of {rows.height:,} training rows have no rationale: trained with an empty thought")
 
 
 def _require_objective(cfg: RunConfig, data: Dataset, session: Session) -> None:
@@ -91,9 +118,29 @@ def require_prompt(cfg: RunConfig, data: Dataset, session: Session, planned: boo
         print(f"note: {note}", flush=True)
     if not planned:
         tokenizers.require_source(cfg.model)
+    if cfg.model.think == "open":
+        _require_context(cfg)
     tokenizer = tokenizers.load_without_torch(cfg.model)
     if tokenizer is not None:
         tokenized.build(cfg, data, tokenizer, session)
+
+
+def _require_context(cfg: RunConfig) -> None:
+    """Check that prompt, thought and answer fit into the positions of the model.
+
+    Raises:
+        ConfigError: with the longest thought that does.
+    """
+    file = Path(tokenizers.source_of(cfg.model)[0]) / folders.CONFIG
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else cfg.model.architecture or {}
+    context, prompt, thought = values.get("max_position_embeddings"), cfg.data.max_length, cfg.model.thought.max_tokens
+    room = None if context is None else context - prompt - MARKS
+    if room is not None and thought > room:
+        fix = f"set model.thought.max_tokens={room} or less" if room > 0 else "set a smaller data.max_length"
+        text = (
+            f"{thought:,} tokens after a prompt of up to {prompt:,} (data.max_length) fill the context of the model, "
+        )
+        raise ConfigError([Problem("model.thought.max_tokens", f"{text}which has {context:,} positions; {fix}")])
 
 
 def optimizer_steps(train: Train, rows: int, world: int = 1) -> int:

@@ -61,6 +61,7 @@ def write(
     log_probs: Any,
     gates: Any = None,
     experts: Sequence[str] = (),
+    thoughts: Sequence[Sequence[str]] | None = None,
 ) -> None:
     """Write the results of a run, and print them.
 
@@ -69,6 +70,7 @@ def write(
         log_probs: of the test split, (n, c).
         gates: of a mixture, (n, E).
         experts: of a mixture.
+        thoughts: on the test rows, (n, k); None if the model does not think.
     """
     if not processes.is_main():
         return
@@ -79,7 +81,7 @@ def write(
     truncated = run_results.write_ledger(data, folder, tuple(data.dataset.splits) if reads_all else ("test",))
     folder.write_json("metrics.json", metrics)
     rows = run_results.predictions(data, "test", log_probs, metrics["calibration"], gates, experts)
-    folder.write_lines("predictions.jsonl", rows)
+    folder.write_lines("predictions.jsonl", run_results.with_thoughts(rows, thoughts))
     if isinstance(data, tokenized.TokenizedDataset):
         _write_cards(cfg, data, folder)
     model = [] if cfg.method.baseline is not None else [cfg.model.name]

@@ -14,7 +14,7 @@ from finsa.data import dataset, few_shot, tokenized
 from finsa.data.rows import Encoded
 from finsa.data.tokenized import TokenizedDataset
 from finsa.evaluation import run_results
-from finsa.inference.scoring import FloatArray, LabelScorer, contextual_bias, scorer
+from finsa.inference.scoring import FloatArray, LabelScorer, contextual_bias, scorer, thought_costs
 from finsa.models import base, factory, hardware, tokenizers
 from finsa.runs import files, processes, run_folder, trackers
 from finsa.runs.run_folder import Result, RunFolder
@@ -77,7 +77,7 @@ def run(cfg: RunConfig, session: Session) -> Result:
             trainable, total = base.count_parameters(model)
             device = hardware.describe(base.dtype(cfg.model))
             folder.note(trainable_parameters=trainable, total_parameters=total, device=device)
-            label_scorer = scorer(model, data.renderer, cfg.train.score_tokens)
+            label_scorer = scorer(model, data.renderer, cfg.train.score_tokens, cfg)
 
             # Train, restore the best checkpoint, and save what was trained.
             if learns:
@@ -93,15 +93,16 @@ def run(cfg: RunConfig, session: Session) -> Result:
 
             # Score the test split: log-probabilities of the labels.
             started, before = time.monotonic(), len(data.base_scores)
-            if learns:
+            if learns or cfg.model.think == "open":  # thoughts are not shared with other runs
                 log_probs["test"] = _score(label_scorer, data.prompts("test"), "test", watch)
             else:
                 log_probs["test"] = _base_log_probs(cfg, data, backbone, watch)
-                if data.examples is not None:
-                    log_probs["test"] = _finish_few_shot(cfg, data, folder, label_scorer, log_probs["test"])
-            if learns or len(data.base_scores) > before:  # not the scores of an earlier job
+            thoughts, costs = label_scorer.thoughts, thought_costs(label_scorer)
+            if data.examples is not None:
+                log_probs["test"] = _finish_few_shot(cfg, data, folder, label_scorer, log_probs["test"])
+            if learns or thoughts is not None or len(data.base_scores) > before:  # not the scores of an earlier job
                 folder.note(scoring_seconds=round(time.monotonic() - started, 3))
-            folder.note(prompt_tokens=round(float(data.prompts("test").lengths.mean()), 1))
+            folder.note(prompt_tokens=round(float(data.prompts("test").lengths.mean()), 1), **costs)
             factory.detach(model)
             if compares and not base_changes:
                 metrics["base"] = run_results.report(data, "test", _base_log_probs(cfg, data, backbone, watch))
@@ -112,7 +113,8 @@ def run(cfg: RunConfig, session: Session) -> Result:
         # Evaluate and write: metrics, calibration, predictions, ledger, model cards, figures and the page.
         results.calibrate(cfg, data, folder, metrics, log_probs)
         folder.note(scoring=label_scorer.rule)
-        results.write(cfg, data, folder, tracker, metrics, log_probs["test"])
+        texts = None if thoughts is None else [[thought.text for thought in row] for row in thoughts]
+        results.write(cfg, data, folder, tracker, metrics, log_probs["test"], thoughts=texts)
     return Result("train", folder.path, metrics, metrics.get("validation", {}).get(headline(data.task)))
 
 
@@ -135,6 +137,15 @@ def _train(
         validated.append(_score(label_scorer, held_out, "validation", watch))
         return run_results.validation(data, validated[-1])
 
+    if cfg.method.grpo is not None:
+        from finsa.training import grpo  # imports trl's trainer, which no other method needs
+
+        checkpoints, log = folder.path / "checkpoints", folder.log_file
+        fitted = grpo.fit(cfg, data, model, validate, checkpoints, record, log, watch)
+        folder.note(**fitted.facts())
+        if fitted.best_validation is None:  # the best checkpoint is from before the training was resumed
+            return _score(label_scorer, held_out, "validation", watch)
+        return validated[fitted.best_validation]
     fitted = fit.fit(
         model=model,
         tokenizer=data.renderer.tokenizer,
@@ -179,8 +190,9 @@ def _base_log_probs(cfg: RunConfig, data: tokenized.TokenizedDataset, backbone: 
     """Log-probabilities of the test rows by the base model, (n, c); shared by the runs of a sweep on the same rows."""
     train = cfg.train
     settings = (train.score_tokens, train.matmul_precision, train.threads)
-    key = f"{base.key(cfg.model, cfg.seed, cfg.method.quantization)} {settings}"
+    seed = cfg.seed if cfg.model.think == "open" else None  # of the thoughts
+    key = f"{base.key(cfg.model, cfg.seed, cfg.method.quantization)} {settings} {seed}"
     if key not in data.base_scores:
-        label_scorer = LabelScorer(backbone, data.renderer, train.score_tokens)
+        label_scorer = scorer(backbone, data.renderer, train.score_tokens, cfg)
         data.base_scores[key] = _score(label_scorer, data.prompts("test"), "test with the base model", watch)
     return data.base_scores[key]

@@ -55,6 +55,14 @@ def test_missing_keys_are_filled_in_from_the_same_choices_and_reported_once(
     assert "max_steps" not in told
 
 
+def test_runs_from_before_thoughts_are_read(folder: Path, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    def act(values: Any) -> None:
+        del values["model"]["thought"], values["data"]["columns"]["rationale"], values["method"]["grpo"]
+
+    assert run_folder.read(change(folder, act))[1] == config(*WORDS, f"output_dir={folder.parent}")
+    assert "data.columns.rationale=null" in capsys.readouterr().out
+
+
 def test_removed_keys_are_ignored(folder: Path, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     place = change(folder, lambda values: values["train"].update(batch_tokens=4096, compile=True))
     assert run_folder.read(place)[1] == config(*WORDS, f"output_dir={folder.parent}")

@@ -12,7 +12,7 @@ import yaml
 
 from finsa.config import RunConfig
 from finsa.data.labels import LabelSpace
-from finsa.data.prompts import Prompt, mismatch, without_thoughts
+from finsa.data.prompts import Prompt, ThoughtMarks, mismatch, without_thoughts
 from finsa.data.rows import IGNORE, Renderer
 from finsa.errors import ConfigError
 
@@ -122,6 +122,43 @@ def test_aidf_prompt(config: Configure) -> None:
 def test_chat_template(tokenizer: Any, template: str, think: str, prefix: str, suffix: str) -> None:
     prompt = Prompt.of("A：{text}。B", LABELS, "chat", think, _chat(tokenizer, template))
     assert prompt == Prompt(prefix, suffix)
+
+
+@pytest.mark.parametrize(
+    ("template", "prefix", "suffix"),
+    [
+        (R1, "<s><|User|>A：", "。B<|Assistant|><think>\n"),
+        (GLM_Z1, "[gMASK]<sop><|user|>\nA：", "。B<|assistant|>\n<think>\n"),
+        (QWEN3, "<|im_start|>user\nA：", f"。B{TURN}<think>\n"),
+        (GLM45, "[gMASK]<sop><|user|>\nA：", "。B<|assistant|><think>\n"),
+    ],
+    ids=["r1", "glm_z1", "qwen3", "glm4.5"],
+)
+def test_a_prompt_ends_where_the_thought_starts(tokenizer: Any, template: str, prefix: str, suffix: str) -> None:
+    prompt = Prompt.of("A：{text}。B", LABELS, "chat", "open", _chat(tokenizer, template))
+    assert (prompt.prefix, prompt.suffix) == (prefix, suffix)
+    assert prompt.thought == ThoughtMarks("</think>", "\n</think>\n\n", f"{suffix}\n</think>\n\n")
+    if template in (R1, GLM_Z1, QWEN3):  # the switch of GLM-4.5 also marks the message
+        closed = Prompt.of("A：{text}。B", LABELS, "chat", "closed", _chat(tokenizer, template))
+        assert closed.suffix == prompt.thought.empty
+
+
+@pytest.mark.parametrize("template", [QWEN, SWITCHED_OFF], ids=["no mark", "always closed"])
+def test_a_template_without_thoughts_needs_marks(tokenizer: Any, template: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        Prompt.of("A：{text}。B", LABELS, "chat", "open", _chat(tokenizer, template))
+    assert found.value.problems[0].path == "model.think=open"
+    assert "\"model.thought.marks=['<think>','</think>']\"" in found.value.problems[0].text
+    marks = ("Reasoning:", "Label:")
+    prompt = Prompt.of("A：{text}。B", LABELS, "chat", "open", _chat(tokenizer, QWEN), marks=marks)
+    assert prompt.suffix == f"。B{TURN}Reasoning:\n"
+    plain = Prompt.of("A：{text}。B", LABELS, "plain", "open", None, marks=marks)
+    assert (plain.suffix, plain.thought) == (
+        "。BReasoning:\n",
+        ThoughtMarks("Label:", "\nLabel:\n\n", "。BReasoning:\n\nLabel:\n\n"),
+    )
+    closed = Prompt.of("A：{text}。B", LABELS, "plain", "closed", None, marks=marks)
+    assert closed.suffix == plain.thought.empty
 
 
 @pytest.mark.parametrize("template", [QWEN, TRIMMED], ids=["as it is", "trimmed"])

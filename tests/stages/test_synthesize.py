@@ -16,6 +16,7 @@ from endpoints import ChatServer, Reply, Request, failed, said
 
 from finsa.config import RunConfig
 from finsa.data import dataset
+from finsa.data.synthesize import reasons_of
 from finsa.errors import RunError
 from finsa.stages import synthesize
 
@@ -148,3 +149,58 @@ def test_a_wrong_option_is_one_message(config: Configure, words: list[str], mess
     with pytest.raises(Exception, match="(?s).*") as caught:
         config("stage=synthesize", *words)
     assert message in str(caught.value)
+
+
+def _teacher(request: Request) -> Reply:
+    """A teacher that is right about every row but those of 利好 at its first attempt, and about 中性 never."""
+    text = request.prompt.split("文本：")[1]
+    label = text[:2]
+    if label == "中性" or (label == "利好" and request.payload["seed"] == 42):
+        return said(f"看不出{text}\n类别：利空")
+    return said(f"<think>\n想\n</think>\n\n原文写了{text}。\n所以：\n\n**{label}**")
+
+
+def test_rationales_are_kept_where_the_label_is_right(tmp_path: Path, config: Configure) -> None:
+    files = {"train": 12, "valid": 3, "test": 3}
+    for name, rows in files.items():
+        written = [f"{name}{n},{label}第{n}{name}条,{label}" for n in range(rows) for label in ("利空", "中性", "利好")]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["id,text,label", *written]) + "\n", encoding="utf-8")
+    names = {"train": "train", "validation": "valid", "test": "test"}
+    listed = ", ".join(f"{split}: {tmp_path / name}.csv" for split, name in names.items())
+    data = [f"data.files={{{listed}}}"]
+    data += ["data=table", "data.labels=['利空','中性','利好']", "data.columns.id=null"]
+    with ChatServer(_teacher) as server:
+        words = _words(server, tmp_path / "out", *data, "stage.write=rationales", "stage.train=8", "stage.rounds=2")
+        done = commands.run(*words, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(server.requests) == 24 + 16
+    assert all("train条" in request.prompt for request in server.requests)  # no validation or test row
+    assert _recipe(tmp_path / "out")["counts"] == {"kept": 16, "dropped: wrong label": 24}
+    hint = next(line for line in done.stdout.splitlines() if line.startswith("read them with: "))
+    labels = "data.labels=['利空','中性','利好']"
+    read = dataset.load(config(*hint.removeprefix("read them with: ").split(), labels, "data.cache=null").data)
+    assert {split: part.height for split, part in read.splits.items()} == {"train": 16, "validation": 9, "test": 9}
+    assert read.splits["test"]["rationale"].null_count() == 9
+    for text, rationale in read.splits["train"].select("text", "rationale").iter_rows():
+        assert rationale == f"原文写了{text}。\n所以："
+
+
+def test_a_teacher_that_is_never_right_is_an_error(tmp_path: Path, config: Configure) -> None:
+    with ChatServer(lambda request: said("不知道")) as server:
+        words = _words(server, tmp_path / "out", "stage.write=rationales", "stage.train=2", "stage.rounds=1")
+        with pytest.raises(RunError, match="no answer has reasons and the right label"):
+            synthesize.run(config(*words))
+
+
+@pytest.mark.parametrize(
+    ("answer", "reasons", "label"),
+    [
+        ("Sales rose.\nLabel: Positive.", "Sales rose.", 2),
+        ("Sales rose.\nnot positive but neutral", "Sales rose.", None),
+        ("very positive", "", 3),
+        ("A\n\nB\nvery positive\n", "A\nB", 3),
+        ("", "", None),
+    ],
+)
+def test_the_last_line_names_the_label(answer: str, reasons: str, label: int | None) -> None:
+    assert reasons_of(answer, ("negative", "neutral", "positive", "very positive")) == (reasons, label)
