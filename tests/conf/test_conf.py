@@ -19,6 +19,7 @@ GROUPED = [name for name in FILES if "/" in name]
 # What a choice cannot do without.
 NEEDS = {
     "data/aspects.yaml": ["method=lora_label"],
+    **{f"method/{name}.yaml": ["method.init=base"] for name in ("dpo", "expected_reward", "ipo", "kto")},
     "method/regression_head.yaml": ["data=scored"],
     "model/local.yaml": ["model.path=somewhere"],
     "stage/augment.yaml": ["output=somewhere"],
