@@ -47,7 +47,7 @@ from finsa.training import objective
 from finsa.training.batches import Collator
 
 GROUPS = (4, 8, 16)
-DRAWS = 400
+DRAWS = 12  # estimates per kind and group
 
 
 def main() -> None:
@@ -146,7 +146,7 @@ def main() -> None:
     for group in GROUPS[:1] if given.quick else GROUPS:
         for kind, found in deviations.items():
             estimates = []
-            for _ in range(2 if given.quick else DRAWS // 10):
+            for _ in range(2 if given.quick else DRAWS):
                 sampled = torch.multinomial(p, group, replacement=True, generator=draw)
                 reward = received.gather(1, sampled)
                 advantage = reward - reward.mean(dim=1, keepdim=True)

@@ -13,7 +13,7 @@ import pytest
 from few import FEW
 
 from finsa.config import RunConfig
-from finsa.config.base import LOWER_IS_BETTER, Measure, ValueMeasure
+from finsa.config.base import COSTS, LOWER_IS_BETTER, Measure, ValueMeasure
 from finsa.errors import ConfigError
 from finsa.evaluation import metrics, report
 from finsa.session import Session
@@ -143,7 +143,7 @@ def test_the_report_and_the_page_show_them(run: Path, config: Compose) -> None:
 
 
 def test_lower_is_better_names_measures() -> None:
-    assert set(LOWER_IS_BETTER) - {"loss"} <= {*get_args(Measure), *get_args(ValueMeasure)}
+    assert set(LOWER_IS_BETTER) - {"loss", *COSTS} <= {*get_args(Measure), *get_args(ValueMeasure)}
 
 
 def test_the_documented_function_is_reported(
