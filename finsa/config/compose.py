@@ -133,6 +133,7 @@ def build(values: dict[str, Any], files: Files, overrides: Sequence[str]) -> Run
             may not allow.
     """
     values = _with_method_settings(_with_local_weights(_parsed(values, RunConfig, "")), overrides)
+    values = _with_line_breaks(values, overrides)
     if isinstance(values["train"], dict) and isinstance(values["data"], dict) and not values["train"].get("select_by"):
         values["train"] = {**values["train"], "select_by": headline(str(values["data"].get("task")))}
     # An experiment's options of its own stage do not apply if the command has chosen another stage.
@@ -227,6 +228,24 @@ def _with_method_settings(values: dict[str, Any], overrides: Sequence[str]) -> d
                 raise ConfigError([Problem(f"per_method.{method}", f"{key} is not a key; {parent} is not a section")])
         if key not in given:
             section[last] = value
+    return values
+
+
+def _with_line_breaks(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    r"""Read ``\n`` and ``\t`` in prompts that the command sets as a line break and a tab, as YAML does in files."""
+    values = copy.deepcopy(values)
+    for override in overrides:
+        *parents, last = override.partition("=")[0].lstrip("+").split(".")
+        section: Any = values
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if parents[:1] != ["data"] or last not in ("prompt", "answers") or not isinstance(section, dict):
+            continue
+        written = section.get(last)
+        if isinstance(written, str):
+            section[last] = written.replace("\\n", "\n").replace("\\t", "\t")
+        elif isinstance(written, list):
+            section[last] = [str(one).replace("\\n", "\n").replace("\\t", "\t") for one in written]
     return values
 
 
@@ -349,7 +368,8 @@ def _describe(fault: Any, path: str) -> str:
         unknown = unknown_key(path)
         return unknown.text if unknown else f"unknown key in {path.rpartition('.')[0] or 'the configuration'}"
     if kind == "missing":
-        return "is missing"
+        last = fault["loc"][-1]
+        return f"has too few values, {last}; it needs {last + 1} or more" if isinstance(last, int) else "is missing"
     if kind == "literal_error":
         section, _, key = path.rpartition(".")
         place = f" A folder goes into {section}.path" if key == "weights" and "/" in str(given) else ""

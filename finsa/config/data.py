@@ -17,6 +17,7 @@ from finsa.config.base import MEASURES, FolderName, Fraction, Label, Name, Secti
 
 Files = str | tuple[str, ...]
 Policy = Literal["error", "drop", "keep"]
+_WIDE = re.compile("[\uff01-\uff5e\u3000]")  # full-width forms
 SplitFraction = Annotated[float, Field(gt=0, lt=0.5)]
 
 
@@ -248,6 +249,8 @@ class Data(Section):
     def _check_task(self) -> None:
         """Refuse labels and settings that do not suit the task."""
         task, names = self.task, list(self.labels or ())
+        if self.answers is not None and task != "multi_label":
+            raise ValueError(f"answers are for task=multi_label, and this is task={task}; leave them out")
         for name, part in (self.parts or {}).items():
             if part.task in MEASURES:
                 raise ValueError(f"parts.{name}.task={part.task} needs a data set of its own")
@@ -257,6 +260,8 @@ class Data(Section):
             needed = {"ordinal": "the levels from lowest to highest", "multi_label": "the labels that a row may have"}
             text = needed.get(task, "the words of some numbers, as in {-1: negative, 0: neutral, 1: positive}")
             raise ValueError(f"task={task} needs data.labels, {text}")
+        if task == "ordinal" and self.on_unknown_label == "keep":
+            raise ValueError("task=ordinal does not support on_unknown_label=keep, which adds labels without an order")
         if task == "ordinal":
             return
         if self.source == "mixture" or self.options or self.on_unknown_label == "keep":
@@ -265,9 +270,13 @@ class Data(Section):
         if task == "regression":
             values = [finite_number(name) for name in names]
             if None in values or values != sorted(set(values), key=float):  # type: ignore[arg-type]
-                raise ValueError(f"task=regression needs numbers in ascending order as labels, not {', '.join(names)}")
+                raise ValueError(
+                    f"task=regression needs data.labels to be numbers in ascending order; they are {', '.join(names)}"
+                )
         elif any(self.separator in name for name in names):
             raise ValueError(f"a label contains the separator '{self.separator}'; set another data.separator")
+        if self.answers is not None and self.answers[0] == self.answers[1]:
+            raise ValueError("the two answers must be different, as in '{label}: yes', '{label}: no'")
         if any(answer.count("{label}") != 1 for answer in self.answers or ()):
             raise ValueError("each of the two answers needs {label} exactly once, as in '{label}: yes', '{label}: no'")
 
@@ -304,12 +313,16 @@ class Data(Section):
 
 
 def finite_number(text: str) -> float | None:
-    """The number that a text represents; None if it is not a finite one."""
+    """The number that a text represents; None if it is not a finite one.
+
+    Full-width digits are read; superscripts are not, nor Python's underscores, as in 1_000.
+    """
+    written = "".join(unicodedata.normalize("NFKC", one) if _WIDE.match(one) else one for one in text)
     try:
-        value = float(unicodedata.normalize("NFKC", text).replace("\u2212", "-"))
+        value = float(written.replace("\u2212", "-"))
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if math.isfinite(value) and "_" not in written else None
 
 
 def data_title(data: Mapping[str, Any]) -> str:

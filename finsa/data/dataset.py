@@ -227,12 +227,24 @@ def _divided(frame: pl.DataFrame, classes: LabelSpace, ledger: Ledger) -> Datase
         else:
             counts = dict(part.group_by("label").len().iter_rows())
         ledger.splits[name] = {label: counts.get(number, 0) for label, number in numbers.items()}
-    ledger.notes += _shifted(ledger.splits)
+    ledger.notes += _without_rows(ledger, classes) + _shifted(ledger.splits)
     optional = [name for name in ("target", "rejected") if used[name].null_count() < used.height]
     rationale = [pl.col("rationale").fill_null("")] if used["rationale"].null_count() < used.height else []
     label = pl.col(values.VALUES).cast(pl.List(pl.String)).list.join(" ") if len(columns) > len(COLUMNS) else "label"
     fingerprint = cache.fingerprint(used.select("split", "id", "text", label, *optional, *rationale))
     return Dataset(parts, classes, ledger, fingerprint, dropped)
+
+
+def _without_rows(ledger: Ledger, classes: LabelSpace) -> list[str]:
+    """Notes on listed labels without a training row, and of several labels per row, without a validation row."""
+    splits_of = {"classification": ("train",), "ordinal": ("train",), "multi_label": ("train", "validation")}
+    notes = []
+    for split in splits_of.get(classes.task, ()):
+        lacking = [name for name, count in ledger.splits[split].items() if not count]
+        if ledger.rows[split] and lacking:
+            what = "training" if split == "train" else split
+            notes.append(f"no {what} row has the label {', '.join(map(repr, lacking[:5]))}")
+    return notes
 
 
 def _shifted(counts: dict[str, dict[str, int]]) -> list[str]:

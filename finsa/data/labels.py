@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 import polars as pl
@@ -134,7 +134,7 @@ def with_unlisted(labels: LabelSpace, frame: pl.DataFrame, data: Data) -> LabelS
     found = frame.filter(OPEN)["label"].unique().sort().to_list()
     unlisted = tuple(label for label in found if label not in labels.names)
     _require_label_column(unlisted, frame.filter(OPEN & pl.col("label").is_in(unlisted)).height, data)
-    return LabelSpace(labels.names + unlisted, labels.words + unlisted)
+    return replace(labels, names=labels.names + unlisted, words=labels.words + unlisted)
 
 
 # ------------------------------------------------------------------------------------------------ spelling

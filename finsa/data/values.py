@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from finsa.config.base import MEASURES
 from finsa.config.data import finite_number
 from finsa.data.cleaning import OPEN, decide, keep_domain
 from finsa.data.labels import LabelSpace, respell, translate
-from finsa.errors import suggest
+from finsa.errors import DataError, suggest
 
 TASKS = tuple(MEASURES)
 VALUES = "values"  # column with a list per row: its number, or a 1 for each label that it has and a 0 for the others
@@ -49,16 +51,21 @@ def split(cells: pl.Series, data: Data) -> tuple[pl.Series, pl.Expr, set[str], l
 
 
 def _labels_of(cell: str, separator: str) -> list[str] | None:
-    """The labels in a cell: those of a JSON list, or of a text with separators; None if it is neither."""
+    """The labels in a cell: those of a list, or of a text with separators; None if it is neither.
+
+    A list is written in JSON, or in Python, as pandas writes it into CSV. Its numbers and booleans are read as single
+    ones are.
+    """
     items: Any = [cell]
     if cell.lstrip().startswith(("[", "{")):
-        try:
-            items = json.loads(cell)
-        except ValueError:
-            items = [cell]  # a text that begins with a bracket
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        for parse in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                items = parse(cell)
+                break
+    if not isinstance(items, list) or not all(isinstance(item, str | int | float) for item in items):
         return None
-    return [label for item in items for part in item.split(separator) if (label := part.strip())]
+    texts = [item if isinstance(item, str) else json.dumps(item) for item in items]
+    return [label for text in texts for part in text.split(separator) if (label := part.strip())]
 
 
 def read(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataFrame, list[str]]:
@@ -105,6 +112,9 @@ def _sets(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataF
         elif counts:
             advice = f" {suggest(next(iter(counts)), labels.names)} data.on_unknown_label=drop ignores these labels."
             decide(frame, met, "error", KEY, "", f"have labels that are not in data.labels: {listed}", advice, False)
+    if every.len() and not set(names.values()) & set(labels.names):
+        found = ", ".join(map(repr, every.head(5)))
+        raise DataError(f"data.labels: no row has any of {', '.join(labels.names)}; the labels of the rows are {found}")
     sets = {cell: {names[label] for label in found} for cell, found in distinct.items()}
     text = {cell: data.separator.join(name for name in labels.names if name in has) for cell, has in sets.items()}
     values = {cell: [float(name in has) for name in labels.names] for cell, has in sets.items()}

@@ -123,7 +123,7 @@ def _value_predictions(
     for place, (identity, text, target) in enumerate(rows.select("id", "text", "target").iter_rows()):
         record = {"id": identity, "text": text, **({} if target is None else {"target": target})}
         if data.task == "regression":
-            record |= {"gold": float(truth[place, 0]), "number": round(float(predicted[place, 0]), 6)}
+            record |= {"gold": float(truth[place, 0]), "number": float(f"{predicted[place, 0]:.7g}")}
         else:
             sides = ("gold", truth[place]), ("label", predicted[place])
             record |= {key: [name for name, has in zip(labels.names, row, strict=True) if has] for key, row in sides}

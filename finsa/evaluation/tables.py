@@ -116,7 +116,7 @@ def format_value(name: str, value: Any) -> str:
     if name.endswith(("_p", "_holm")) or name.startswith("p_"):
         return f"{value:.4f}" if value >= 1e-4 else f"{value:.0e}" if value > 0 else "<1e-300"
     if "difference" in name or name.endswith("_minus_published"):
-        return f"{value:+.4f}"
+        return f"{round(value, 4) + 0.0:+.4f}"  # no negative zero
     if name.endswith(("_per_second", "_gib")):
         return f"{value:.2f}"
     return f"{value:.1f}" if "seconds" in name or name in ("prompt_tokens", "thought_tokens") else f"{value:.4f}"

@@ -16,6 +16,7 @@ from finsa.evaluation import calibration, metrics
 
 FloatArray = NDArray[np.float64]
 CHUNK = 2_000_000  # counts drawn at once, to limit memory
+CONSTANT = 1e-12  # relative standard deviation below which values differ only by rounding
 
 
 def probabilities(labels: LabelSpace, scores: FloatArray, temperature: float = 1.0) -> FloatArray:
@@ -186,22 +187,25 @@ def on_samples(task: str, truth: FloatArray, predicted: FloatArray, counts: Floa
         "mae": counts @ np.abs(guess - true) / n,
         "pearson": _correlation(true, guess, counts),
         "spearman": _correlation(_ranks(true, counts), _ranks(guess, counts), counts),
-        "cosine": _quotient(counts @ (true * guess), np.sqrt((counts @ true**2) * (counts @ guess**2))),
+        "cosine": _quotient(counts @ (true * guess), np.sqrt(counts @ true**2) * np.sqrt(counts @ guess**2)),
     }
 
 
 def _correlation(first: FloatArray, second: FloatArray, counts: FloatArray) -> FloatArray:
     """Pearson's correlation of samples of values (n,) or (s, n), (s,)."""
     n = counts.sum(axis=1, keepdims=True)
-    one = first - (counts * first).sum(axis=1, keepdims=True) / n
-    other = second - (counts * second).sum(axis=1, keepdims=True) / n
-    spread = (counts * one**2).sum(axis=1) * (counts * other**2).sum(axis=1)
-    return _quotient((counts * one * other).sum(axis=1), np.sqrt(spread))
+    centered, spreads = [], []
+    for values in (first, second):
+        deviation = values - (counts * values).sum(axis=1, keepdims=True) / n
+        spread, size = (counts * deviation**2).sum(axis=1), (counts * values**2).sum(axis=1)
+        centered.append(deviation)
+        spreads.append(np.where(spread > CONSTANT**2 * size, spread, 0))  # below, it is only rounding
+    return _quotient((counts * centered[0] * centered[1]).sum(axis=1), np.sqrt(spreads[0]) * np.sqrt(spreads[1]))
 
 
 def _quotient(above: FloatArray, below: FloatArray) -> FloatArray:
-    """A quotient; NaN where the divisor is 0 up to rounding."""
-    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 1e-12)
+    """A quotient; NaN where the divisor is 0."""
+    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
 
 
 def _ranks(values: FloatArray, counts: FloatArray) -> FloatArray:

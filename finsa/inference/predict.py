@@ -48,7 +48,7 @@ class Columns:
     """Columns that predictions add to a row.
 
     Args:
-        label: the predicted label, or several, separated by ``; ``; None for numbers.
+        label: the predicted label, or a list of several; None for numbers.
         probs: one per label.
         route: a mixture's expert; None for other models.
         number: the expected level of ordered labels, or the predicted number; None for other tasks.
@@ -95,7 +95,8 @@ class Columns:
         routes: list[str] | list[None] = predictions.routes or [None] * len(predictions.truncated)
         numbers = next(iter(predictions.numbers.values()), [None] * len(predictions.truncated))
         thoughts = predictions.thoughts or [[]] * len(predictions.truncated)
-        rows = zip(predictions.predicted, numbers, predictions.probs, routes, thoughts, strict=True)
+        labels: list[Any] = predictions.predicted if predictions.sets is None else predictions.sets
+        rows = zip(labels, numbers, predictions.probs, routes, thoughts, strict=True)
         for label, number, probs, route, texts in rows:
             shares = [round(float(prob), 6) for prob in probs]
             names = (self.label, self.number, *self.probs, self.route, self.thought)
@@ -126,12 +127,12 @@ def predict(
         size: rows per chunk.
 
     Returns:
-        Number of chunks of the whole input, and number of newly predicted rows.
+        Number of chunks of the whole input, and number of newly predicted rows, without rejected ones.
 
     Raises:
         RunError: if rows of an existing chunk have changed.
     """
-    digest, read, done, number = hashlib.blake2b(digest_size=16), 0, 0, 0
+    digest, read, done, answered, number = hashlib.blake2b(digest_size=16), 0, 0, 0, 0
     with _progress_bar(stream, shown=share.rank == 0) as show:
         for rows in stream.chunks(size):
             for row in rows:
@@ -147,10 +148,10 @@ def predict(
                 encoded, rejected, counts = predict_rows(predictor, rows, reading, writer, columns)
                 header = {"read": read, "digest": digest.hexdigest(), "counts": counts}
                 write_chunk(chunk_file(folder, number), header, encoded, rejected)
-                done += len(rows)
+                done, answered = done + len(rows), answered + counts["answered"]
             show(done)
             number += 1
-    return number, done
+    return number, answered
 
 
 def predict_rows(

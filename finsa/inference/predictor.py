@@ -90,6 +90,11 @@ class Record:
         return ", ".join(parts)
 
 
+def significant(numbers: Any) -> list[float]:
+    """Numbers with seven significant digits."""
+    return [float(f"{number:.7g}") for number in numbers]
+
+
 @dataclass(frozen=True)
 class Predictions:
     """Predictions for n texts, c labels, E experts.
@@ -122,7 +127,7 @@ class Predictions:
         if self.task == "ordinal":
             return {"level": metrics.expected_level(self.probs).round(6).tolist()}
         if self.task == "regression" and self.values is not None:
-            return {"number": self.values[:, 0].round(6).tolist()}
+            return {"number": significant(self.values[:, 0])}
         return {}
 
     @property

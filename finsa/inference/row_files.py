@@ -258,6 +258,11 @@ def _require_text(reading: Reading, columns: list[str], name: str) -> None:
         raise DataError(
             f"input: {name} has {has} column '{reading.column}'. {hint} Name it with stage.text_column=<column>"
         )
+    if reading.target is not None and reading.target not in columns:
+        raise DataError(
+            f"input: {name} has no column '{reading.target}', with the targets that the prompt of the run asks for. "
+            f"{suggest(reading.target, columns)} Rename the column, or add it"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -340,7 +345,7 @@ class ParquetWriter(Writer):
         fields = list(schema) if schema is not None else [pa.field(name, pa.string()) for name in columns]
         types = {str: pa.string(), float: pa.float64()}
         self.schema = pa.schema([*fields, *(pa.field(name, types[kind]) for name, kind in added.items())])
-        self.text_columns = columns if schema is None else []
+        self.text_columns = [*(columns if schema is None else []), *(name for name in added if added[name] is str)]
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> bytes:
         """Encode a chunk of rows."""

@@ -201,7 +201,8 @@ def _new_path(cfg: RunConfig, session: Session) -> Path:
     if session.job is not None and session.job.sweep_dir is not None and not session.own_folders:
         return session.job.output_dir
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    name = "_".join([stamp, cfg.stage.name, cfg.method.name, cfg.model.name, cfg.data.title])
+    named = read(cfg.run)[1] if cfg.stage.name == "evaluate" and cfg.run is not None else cfg
+    name = "_".join([stamp, cfg.stage.name, named.method.name, named.model.name, cfg.data.title])
     base = Path(cfg.output_dir).absolute() / name
     path, number = base, 1
     while True:

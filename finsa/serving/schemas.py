@@ -87,6 +87,8 @@ def one_text(body: bytes, read: Read | None = None, targeted: bool = False) -> s
         targeted: whether the model needs a target besides the text, so that only rows are accepted.
     """
     content = _object(body, "text")
+    if not targeted and "text" in content and "target" in content:
+        raise RefusedError(422, "target: the prompt of this model asks for no target; leave it out")
     if read is not None and (targeted or "text" not in content) and content:
         return _row(content, read, "")
     return _text(content.get("text"), "text")
@@ -102,6 +104,8 @@ def many_texts(body: bytes, most: int, read: Read | None = None, targeted: bool 
         raise RefusedError(422, 'texts: this model needs a target for each text; send {"rows": [{"text", "target"}]}')
     key = "rows" if read is not None and "texts" not in content and "rows" in content else "texts"
     values = content.get(key)
+    if values is None and "rows" in content:
+        raise RefusedError(422, 'rows: this model reads texts; send {"texts": ["...", "..."]}')
     if values is None or values == []:
         raise RefusedError(400, f"{MISSING}s")
     if not isinstance(values, list):

@@ -6,8 +6,11 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
+
 from finsa.config import RunConfig, Train, divisor
-from finsa.data import dataset, prompts, sampling, tokenized
+from finsa.config.base import COSTS, MEASURES
+from finsa.data import dataset, prompts, sampling, tokenized, values
 from finsa.data.dataset import Dataset
 from finsa.errors import ConfigError, DataError, Problem
 from finsa.models import folders, quantization, tokenizers
@@ -40,8 +43,10 @@ def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: 
         text = "is for labels with an order: set data.task=ordinal data.labels=[<lowest>,...,<highest>]"
         raise ConfigError([Problem("method.loss.name=ordinal", text)])
     if cfg.method.loss.name == "huber" and cfg.data.task != "regression":
-        raise ConfigError([Problem("method.loss.name=huber", "is for numbers: set data.task=regression")])
+        raise ConfigError([Problem("method.loss.name=huber", "is for task=regression; set data.task=regression")])
     _require_objective(cfg, data, session)
+    if not zero_shot:
+        _require_measure(cfg, data)
     if cfg.method.grpo is not None:
         thought = cfg.model.thought
         if cfg.model.think != "open" or thought.max_tokens == 0 or thought.temperature == 0:
@@ -57,6 +62,29 @@ def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: 
         if cfg.model.think == "open" and cfg.method.grpo is None:
             _note_rationales(cfg, data)
     require_prompt(cfg, data, session, planned)
+
+
+def _require_measure(cfg: RunConfig, data: Dataset) -> None:
+    """Check that the measure that selects checkpoints is defined on the validation rows, for perfect predictions.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    name, rows = cfg.train.select_by, data.splits["validation"][: cfg.train.validation_rows]
+    if name in ("loss", "macro_f1", "weighted_f1", "accuracy", *MEASURES["multi_label"], *COSTS) or not rows.height:
+        return
+    from finsa.evaluation import metrics, value_metrics  # imports scipy and scikit-learn, which take seconds
+
+    if cfg.data.task in MEASURES:
+        truth = values.matrix(rows, data.labels.outputs)
+        value = value_metrics.values(cfg.data.task, truth, truth)[name]
+    else:
+        gold = rows["label"].to_numpy()
+        value = metrics.values({name: None}, gold, np.log(np.eye(len(data.labels))[gold] * 0.8 + 0.1))[name]
+    if math.isnan(value):
+        kind = "the same number" if cfg.data.task == "regression" else "too few of the classes"
+        text = f"is not defined on the {rows.height:,} validation rows, which have {kind}; choose another measure"
+        raise ConfigError([Problem(f"train.select_by={name}", text)])
 
 
 def _note_rationales(cfg: RunConfig, data: Dataset) -> None:
@@ -118,24 +146,39 @@ def require_prompt(cfg: RunConfig, data: Dataset, session: Session, planned: boo
         print(f"note: {note}", flush=True)
     if not planned:
         tokenizers.require_source(cfg.model)
-    if cfg.model.think == "open":
-        _require_context(cfg)
+    context = _context(cfg)
+    if cfg.model.think == "open" and context is not None:
+        _require_room_for_thoughts(cfg, context)
     tokenizer = tokenizers.load_without_torch(cfg.model)
-    if tokenizer is not None:
-        tokenized.build(cfg, data, tokenizer, session)
+    if tokenizer is None:
+        return
+    rows = tokenized.build(cfg, data, tokenizer, session)
+    if context is None or (cfg.method.examples is None and cfg.data.max_length <= context):
+        return
+    longest = int(rows.prompts("test").lengths.max(initial=0)) + max(map(len, rows.renderer.answers)) + 1
+    if longest > context:
+        key = "data.max_length" if cfg.method.examples is None else "method.examples.count"
+        text = f"the longest prompt with its answer has {longest:,} tokens, and the context of the model {context:,}"
+        raise ConfigError([Problem(key, f"{text}; set a smaller one")])
 
 
-def _require_context(cfg: RunConfig) -> None:
+def _context(cfg: RunConfig) -> int | None:
+    """Number of positions of the model; None if its configuration is not on this machine."""
+    file = Path(tokenizers.source_of(cfg.model)[0]) / folders.CONFIG
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else cfg.model.architecture or {}
+    positions = known.get("max_position_embeddings")
+    return positions if isinstance(positions, int) else None
+
+
+def _require_room_for_thoughts(cfg: RunConfig, context: int) -> None:
     """Check that prompt, thought and answer fit into the positions of the model.
 
     Raises:
         ConfigError: with the longest thought that does.
     """
-    file = Path(tokenizers.source_of(cfg.model)[0]) / folders.CONFIG
-    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else cfg.model.architecture or {}
-    context, prompt, thought = values.get("max_position_embeddings"), cfg.data.max_length, cfg.model.thought.max_tokens
-    room = None if context is None else context - prompt - MARKS
-    if room is not None and thought > room:
+    prompt, thought = cfg.data.max_length, cfg.model.thought.max_tokens
+    room = context - prompt - MARKS
+    if thought > room:
         fix = f"set model.thought.max_tokens={room} or less" if room > 0 else "set a smaller data.max_length"
         text = (
             f"{thought:,} tokens after a prompt of up to {prompt:,} (data.max_length) fill the context of the model, "

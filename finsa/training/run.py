@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any
@@ -135,7 +136,11 @@ def _train(
 
     def validate(_: torch.nn.Module) -> dict[str, float]:
         validated.append(_score(label_scorer, held_out, "validation", watch))
-        return run_results.validation(data, validated[-1])
+        values = run_results.validation(data, validated[-1])
+        if math.isnan(values[cfg.train.select_by]) and processes.is_main():
+            what = f"{cfg.train.select_by} is not defined for these predictions, such as equal ones for all rows"
+            print(f"warning: {what}; this checkpoint is kept only if no other one has a value", file=sys.stderr)
+        return values
 
     if cfg.method.grpo is not None:
         from finsa.training import grpo  # imports trl's trainer, which no other method needs

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from finsa.config import RunConfig
+from finsa.config.data import finite_number
 from finsa.data import dataset, values
 from finsa.data.dataset import Dataset
 from finsa.errors import ConfigError, DataError
@@ -103,7 +104,7 @@ def test_a_missing_or_unlisted_label_is_refused_or_counted(config: Configure, tm
     assert "1 unlisted labels of 2 rows are ignored: 'rsk' (2 rows)" in data.ledger.notes
 
 
-@pytest.mark.parametrize("cell", [{"text": "x", "label": {"price": True}}, ["price", 3], [["price"]]])
+@pytest.mark.parametrize("cell", [{"text": "x", "label": {"price": True}}, ["price", None], [["price"]]])
 def test_a_cell_that_cannot_be_split_is_counted(config: Configure, tmp_path: Path, cell: Any) -> None:
     data = _load(config, tmp_path, TOPICS, train=["price", cell], valid=["news"], test=["risk"])
     assert data.ledger.buckets[values.NOT_LABELS] == 1
@@ -144,9 +145,12 @@ def test_the_cache_keeps_values_and_labels(config: Configure, tmp_path: Path, mo
     [
         (("data.task=ordinal",), "task=ordinal needs data.labels, the levels"),
         (("data.task=regression",), "task=regression needs data.labels, the words of some numbers"),
-        (("data.task=regression", "data.labels=[low,high]"), "needs numbers in ascending order as labels, not low"),
-        (("data.task=regression", "data.labels=['1','0']"), "needs numbers in ascending order"),
-        (("data.task=regression", "data.labels=['0','0.0']"), "needs numbers in ascending order"),
+        (
+            ("data.task=regression", "data.labels=[low,high]"),
+            "needs data.labels to be numbers in ascending order; they are low",
+        ),
+        (("data.task=regression", "data.labels=['1','0']"), "needs data.labels to be numbers in ascending order"),
+        (("data.task=regression", "data.labels=['0','0.0']"), "needs data.labels to be numbers in ascending order"),
         ((*SCALE[1:3], "data.on_unknown_label=keep"), "does not support on_unknown_label=keep"),
         ((*SCALE[1:3], "data.options=[A,B]"), "does not support data.options"),
         ((*SCALE[1:3], "method=classifier"), "choose method=regression_head"),
@@ -182,3 +186,59 @@ def test_a_loss_for_numbers_needs_numbers(config: Configure) -> None:
     cfg = config("method=regression_head", "data=sample")
     with pytest.raises(ConfigError, match="method.loss.name=huber: is for numbers: set data.task=regression"):
         preflight.require_trainable(cfg, dataset.load(cfg.data), Session())
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        ([1, 2], [1, 1, 0]),
+        ([True, 1.0], [1, 0, 1]),
+        ("['1', '2']", [1, 1, 0]),
+        ("[1, true]", [1, 0, 1]),
+        ("[]", [0, 0, 0]),
+    ],
+)
+def test_lists_of_numbers_and_lists_in_python_are_read(
+    config: Configure, tmp_path: Path, cell: Any, labels: list[int]
+) -> None:
+    words = (*TOPICS, "data.labels=[1,2,true]")
+    data = _load(config, tmp_path, words, train=[cell, "1;2;true"], valid=["1;2;true"], test=["1"])
+    assert values.matrix(data.splits["train"], 3)[0].tolist() == labels
+
+
+@pytest.mark.parametrize("policy", ["error", "drop"])
+def test_rows_without_any_listed_label_are_refused(config: Configure, tmp_path: Path, policy: str) -> None:
+    words = (*TOPICS, f"data.on_unknown_label={policy}")
+    wanted = "no row has any of price, risk, news" if policy == "drop" else "have labels that are not in data.labels"
+    with pytest.raises(DataError, match=wanted):
+        _load(config, tmp_path, words, train=["Preis", "Risiko;Preis"], valid=["Preis"], test=["Preis"])
+
+
+def test_labels_without_rows_are_noted(config: Configure, tmp_path: Path) -> None:
+    data = _load(config, tmp_path, TOPICS, train=["price;news", "news"], valid=["price"], test=["risk"])
+    assert "no training row has the label 'risk'" in data.ledger.notes
+    assert "no validation row has the label 'risk', 'news'" in data.ledger.notes
+    words = ("data=table", "data.labels=[a,b,c]", "data.cache=null")
+    data = _load(config, tmp_path, words, train=["a", "b"], valid=["a"], test=["c"])
+    assert [note for note in data.ledger.notes if note.startswith("no ")] == ["no training row has the label 'c'"]
+
+
+@pytest.mark.parametrize("text", ["1_0", "0_5", "5²", "½"])
+def test_what_only_python_reads_as_a_number_is_none(text: str) -> None:
+    assert finite_number(text) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("data.task=ordinal", "data.labels=[a,b]", "data.on_unknown_label=keep"), "adds labels without an order"),
+        (("data.answers=['{label}: yes','{label}: yes']", *TOPICS[:3], TOPICS[4]), "must be different"),
+        (("data.answers=['{label}: yes']", *TOPICS[:3], TOPICS[4]), "data.answers: has too few values, 1; it needs 2"),
+        (("data.answers=['{label}: yes','{label}: no']",), "answers are for task=multi_label"),
+    ],
+)
+def test_settings_that_do_not_suit_the_task_are_refused(
+    config: Configure, words: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config("data=table", *(word for word in words if word != "data=table"))
