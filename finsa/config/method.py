@@ -122,7 +122,7 @@ class Preference(Section):
         beta: of the loss, as in trl: the larger, the closer ``dpo``, ``ipo`` and ``kto`` stay to the starting model;
             weight of the odds ratio in ``orpo``; scale of the difference in ``simpo``.
         margin: of ``simpo``: by how much the true label has to win (gamma).
-        folds: parts of the training rows; the rows of each are scored by a model that is trained on the others.
+        folds: of the training rows; each is scored by a model that is trained on the others.
         mistakes_only: whether rows whose most probable label is the true one are left out.
     """
 
@@ -151,7 +151,7 @@ class Reward(Section):
 
 
 class Method(Section):
-    """The variables of an experiment: trained parameters, training rows and loss.
+    """What distinguishes a method from another one: trained parameters, training rows and loss.
 
     Args:
         init: where training starts: a finished run with an adapter, a folder of runs (the one of this seed with the

@@ -156,7 +156,14 @@ class Renderer:
         self.no_thought = self.suffix if marks is None else _encode(tokenizer, marks.empty)
         self.answers = [tuple(_encode(tokenizer, answer)) for answer in labels.answers]
         if tokenizer.eos_token_id is None:
-            raise ConfigError([Problem("model.tokenizer", "has no end token, so no answer could be learnt to end")])
+            raise ConfigError(
+                [
+                    Problem(
+                        "model.tokenizer",
+                        "has no end-of-sequence token, so the model could not learn to end its answer",
+                    )
+                ]
+            )
         self.end: int = tokenizer.eos_token_id
         longest = max(map(len, self.answers)) + 1
         # With an empty thought, so that a text has the same room whether the model thinks or not.

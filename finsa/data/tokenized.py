@@ -328,6 +328,6 @@ def require_room(tokenized: TokenizedDataset, data: Data) -> None:
         kind, shorter = "the target leaves", "shorten the targets"
     raise DataError(
         f"data.max_length: in {sum(counts.values()):,} of {rows:,} rows ({where}) {kind} no room for the input: it "
-        f"takes up to {most:,} tokens, and the text may have {room:,}. Only the input may be truncated. Set "
+        f"needs up to {most:,} tokens, but only {room:,} are available. Only the input may be truncated. Set "
         f"data.max_length={data.max_length + most - room + 64} or more, or {shorter}"
     )

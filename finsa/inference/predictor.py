@@ -226,7 +226,7 @@ class Predictor:
         if self.renderer is not None:
             room = self.renderer.room
             reasons = {
-                number: f"the fixed part takes {tokens:,} tokens, and the text may have {room:,}"
+                number: f"the fixed part needs {tokens:,} tokens, but only {room:,} are available"
                 for number, tokens in self.renderer.crowded(whole, fixed).items()
             }
         else:

@@ -47,7 +47,7 @@ _IGNORED = {
 IGNORED = {key: reason for reason, keys in _IGNORED.items() for key in keys.split()}
 
 _OPTIMIZER = "the optimizer is AdamW"
-_ROWS = "all rows are used; method.rows_per_class limits the rows of a class. No difference if the set is not larger"
+_ROWS = "all rows are used; see data.split.rows and method.rows_per_class. No difference if the set is not larger"
 _TEXT = "only text is read"
 _TOKENS = "the tokenizer is used unchanged"
 _LAYERS = "the model's layers are used unchanged"
@@ -71,8 +71,8 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "interleave_probs": ((), "use data.ratios to mix data sets"),
     "default_system": ((), "put it into data.prompt"),
     "additional_target": ((), "only the adapter and the classification head are trained"),
-    "adapter_name_or_path": ((), "a run starts from the base model"),
-    "create_new_adapter": ((False, True), "a run starts from a new adapter"),
+    "adapter_name_or_path": ((), "set method.adapter.init to its folder"),
+    "create_new_adapter": ((False, True), "method.adapter.init trains the saved adapter further"),
     "pissa_iter": ((-1,), "singular vectors are computed exactly"),
     "quantization_type": (("nf4",), "4-bit quantization is nf4"),
     "quantization_method": (("bnb", "bitsandbytes"), "quantization is done by bitsandbytes"),

@@ -42,7 +42,7 @@ def train(documents: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     one token each even if no document contains them, so that real text is not split into bytes.
 
     Args:
-        documents: the texts that merges are learnt from.
+        documents: the texts that merges are learned from.
         vocabulary: vocabulary size, special tokens included.
     """
     from transformers import PreTrainedTokenizerFast
@@ -61,7 +61,7 @@ def train(documents: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
         max_token_length=12,  # two Chinese characters as the library counts: words, but no phrases of the generator
         show_progress=False,
     )
-    # Repeated so often that the merges of these characters' bytes are learnt before those of rarer words.
+    # Repeated so often that the merges of these characters' bytes are learned before those of rarer words.
     common = ["。".join([*common_characters(), "positive", "neutral", "negative"])] * 400
     tokenizer.train_from_iterator([*documents, *common], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=END)

@@ -39,7 +39,7 @@ def deferred() -> Iterator[Callable[[], int | None]]:
             raise Stopped(number)
         received.append(number)
         print(
-            "stopping after this step and its validation, with a checkpoint; repeat to stop immediately",
+            "stopping after this step, and its validation if one is due, with a checkpoint; repeat to stop immediately",
             file=sys.stderr,
             flush=True,
         )

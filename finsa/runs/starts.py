@@ -118,7 +118,7 @@ def _other_model(cfg: RunConfig, start: RunConfig, facts: dict[str, Any]) -> str
         return "" if same else "seed or architecture give other random weights"
     recorded = {role: files for role, files in facts.get("base_weights", {}).items() if role in ("model", "tokenizer")}
     changes = run_folder.other_weights({**facts, "base_weights": recorded}, provenance.base_weights(cfg))
-    return f"the weights are others: {changes[0]}" if changes else ""
+    return f"the weights differ: {changes[0]}" if changes else ""
 
 
 def _best(folder: Path, cfg: RunConfig) -> Path:

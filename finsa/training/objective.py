@@ -227,7 +227,7 @@ def choice_loss(
 
 
 def of_pairs(scores: Scores, settings: Preference, lengths: Sequence[int], suffix: tuple[int, ...] = ()) -> Objective:
-    """A preference loss on the true label of a row and a wrong one; both are scored by one reading of the prompt.
+    """A preference loss on the true label of a row and a wrong one, which one forward pass over the prompt scores.
 
     Args:
         scores: computes the log-probabilities (b, c) of the labels, given a model and a batch.
@@ -251,7 +251,7 @@ def preference_loss(
     settings: Preference,
     reference: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Loss of each pair; the same values as of trl's trainers on the answers' tokens.
+    """Loss of each pair; but for what is said of ``kto`` and ``orpo``, that of trl's trainers on the answers' tokens.
 
     With w the chosen and l the rejected label, n their tokens, and r = log p - log p_reference:
 
@@ -260,7 +260,8 @@ def preference_loss(
     - ``kto``: the mean of 1 - sigmoid(beta (r_w - z)) and 1 - sigmoid(beta (z - r_l)), where z is the divergence of the
       label probabilities from the starting model, averaged over the micro-batch, without gradient. trl estimates it
       from answers of other rows; over K labels it is a sum.
-    - ``orpo``: -log p_w / n_w - beta log sigmoid(log odds_w - log odds_l), the odds of the geometric mean per token
+    - ``orpo``: -log p_w / n_w - beta log sigmoid(log odds_w - log odds_l), the odds of the geometric mean per token;
+      trl adds the cross-entropy of the prompt
     - ``simpo``: -log sigmoid(beta (log p_w / n_w - log p_l / n_l) - margin)
 
     Args:

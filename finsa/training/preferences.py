@@ -1,8 +1,8 @@
 """What preference and reward methods learn from, besides the labels: pairs, and the scores of the starting model.
 
-A pair is the true label of a training row and a wrong one. In answers to rows that a model was trained on, there are
-few mistakes to learn from; so the rows are divided into parts, and each part is scored by a model that is trained like
-the starting one on the other parts. Validation and test rows are never in a pair.
+A pair is the true label of a training row and a wrong one. A model makes few mistakes on its own training rows, so
+scores are computed out of fold: each fold is scored by a model that is trained, like the starting one, on the others.
+Validation and test rows are never in a pair.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def rejected_labels(
         cfg: of a run whose method may learn from pairs.
         data: its rows.
         backbone: the base model, which has no adapter before and after this.
-        folder: of the run; out-of-fold scores are kept there until all parts are scored.
+        folder: of the run; out-of-fold scores are kept there until all folds are scored.
         watch: of the run.
         session: jobs with the same starting run share the scores.
 
@@ -107,18 +107,18 @@ def out_of_fold(
 ) -> FloatArray:
     """Log-probabilities of the training rows by models trained, like the starting run, on other rows, (n, c).
 
-    Rows of the same text are in the same part, and each part has the classes in the same proportions.
+    Rows of the same text are in the same fold, and each fold has the classes in the same proportions.
     """
     start = run_folder.read(str(cfg.method.init))[1]
     # How the work is done and which checkpoint is best are decided as for the run itself.
-    mine = ["threads", "strategy", "gradient_checkpointing", "score_tokens", "validation_rows", "select_by"]
+    from_this_run = ["threads", "strategy", "gradient_checkpointing", "score_tokens", "validation_rows", "select_by"]
     if start.train.batch_size % cfg.train.micro_batch_size == 0:
-        mine.append("micro_batch_size")
-    train = start.train.model_copy(update={name: getattr(cfg.train, name) for name in mine})
+        from_this_run.append("micro_batch_size")
+    train = start.train.model_copy(update={name: getattr(cfg.train, name) for name in from_this_run})
     like_start = cfg.model_copy(update={"method": start.method, "train": train})
     gold, texts = data.gold("train"), data.dataset.splits["train"]["text"].rank("dense").to_numpy()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The least populated class")  # some parts have no row of it
+        warnings.filterwarnings("ignore", message="The least populated class")  # some folds have no row of it
         divided = StratifiedGroupKFold(folds, shuffle=True, random_state=cfg.seed).split(gold, gold, texts)
         parts = [left_out for _, left_out in divided]
     held_out = data.prompts("validation")[: train.validation_rows]
@@ -128,7 +128,7 @@ def out_of_fold(
         if (place / "scores.npy").is_file():
             scores[left_out] = np.load(place / "scores.npy")
             continue
-        print(f"  part {number} of {folds}: training on the other rows", flush=True)
+        print(f"  fold {number} of {folds}: training on the other folds", flush=True)
         model = factory.build(like_start, backbone, data.renderer)
         label_scorer, others = scorer(model, data.renderer, train.score_tokens), set(range(len(gold))) - set(left_out)
         rows = data.training_rows(like_start)

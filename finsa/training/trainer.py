@@ -400,8 +400,8 @@ class FinsaTrainer(SFTTrainer):  # type: ignore[misc]
         if not self.args.should_save:
             return
         if isinstance(self.model, Classifier | Mixture):
-            learnt = self.model.trainable_state()
-            state_dict = learnt if state_dict is None else {name: state_dict[name] for name in learnt}
+            learned = self.model.trainable_state()
+            state_dict = learned if state_dict is None else {name: state_dict[name] for name in learned}
         super()._save(output_dir, state_dict)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

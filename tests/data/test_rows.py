@@ -222,7 +222,7 @@ def test_no_room_for_text_is_reported_with_numbers(real: Any) -> None:
 def test_tokenizer_without_an_end_token_is_refused(tokenizer: Any) -> None:
     copied = copy.deepcopy(tokenizer)
     copied.eos_token = None
-    with pytest.raises(ConfigError, match="model.tokenizer: has no end token"):
+    with pytest.raises(ConfigError, match="model.tokenizer: has no end-of-sequence token"):
         Renderer(copied, PROMPT, LABELS, 64)
 
 

@@ -173,7 +173,7 @@ def test_an_instruction_that_leaves_no_room_for_the_input_is_refused(config: Con
             tokenized.build(given, _instructions(room), tokenizer)
         text = str(caught.value)
         assert text.startswith("data.max_length: in 3 of 13 rows (train 1, validation 1, test 1)")
-        assert f"up to {room + 1} tokens, and the text may have {room}. Only the input may be truncated" in text
+        assert f"up to {room + 1} tokens, but only {room} are available. Only the input may be truncated" in text
         assert text.endswith(f"Set data.max_length=165 or more, or {advice}")
 
 

@@ -114,7 +114,7 @@ def test_weights_are_compared_by_content(config: Configure, run: Path, tmp_path:
     assert starts.resolved(cfg, None).method.init == str(run)
     weights = moved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
-    with pytest.raises(ConfigError, match="the weights are others: model.safetensors"):
+    with pytest.raises(ConfigError, match="the weights differ: model.safetensors"):
         starts.resolved(cfg, None)
 
 

@@ -370,7 +370,7 @@ def test_rows_that_training_would_refuse_are_rejected(
     bad = [json.loads(line) for line in output.with_name("out.jsonl.rejected.jsonl").open(encoding="utf-8")]
     room = predictor.restore(str(instructed[0]), 16384).renderer.room  # type: ignore[union-attr]
     assert [(row["line"], row["reason"]) for row in bad] == [
-        (2, f"no room for the input: the fixed part takes 401 tokens, and the text may have {room}"),
+        (2, f"no room for the input: the fixed part needs 401 tokens, but only {room} are available"),
         (3, "unreadable: a turn has a part of type 'image_url', which is not text"),
         (5, "no text"),
     ]

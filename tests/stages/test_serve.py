@@ -96,7 +96,7 @@ def test_rows_are_read_as_training_read_them(instructed: tuple[Path, Path], tmp_
     assert several == plain
     assert one["probs"] == pytest.approx(several[0]["probs"], abs=1e-4)
     assert [(answer.status_code, answer.json()["error"]) for answer in (*refused, *rows)] == [
-        (422, "no room for the input: the fixed part takes 401 tokens, and the text may have 253"),
+        (422, "no room for the input: the fixed part needs 401 tokens, but only 253 are available"),
         (422, "unreadable: a turn has no text"),
         (422, "has none of the fields text; instruction, input; messages or conversations"),
         (400, "Missing input text"),
