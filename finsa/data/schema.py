@@ -252,8 +252,7 @@ class Reading:
         if not isinstance(target, str) or not target.strip():
             missing = target is None or isinstance(target, str)
             kind = "no target" if missing else f"the target is not a string but {type(target).__name__}"
-            other = "" if self.target == "target" else " (or 'target')"
-            return "", 0, f"{kind} in the field '{self.target}'{other}"
+            return "", 0, f"{kind} in the field '{self.target}'"
         if "\x00" in target or _DAMAGED.search(target):
             return "", 0, "unreadable: damaged characters in the target"
         return with_target(target, text), fixed + len(with_target(target, "")), None

@@ -87,7 +87,10 @@ def _row_reader(model: Predictor) -> Callable[[dict[str, Any]], tuple[str, str |
             row = {reading.column: row["text"], reading.target: row.get("target"), **row}
         if not reading.fits(row):
             return "", f"has none of the fields text; {'; '.join(reading.fields)}"
-        return model.check_room([reading.text_of(row)])[0]
+        text, fault = model.check_room([reading.text_of(row)])[0]
+        if fault is not None and reading.target and "target" in fault:
+            fault = fault.replace(f"in the field '{reading.target}'", "in the field 'target'")
+        return text, fault
 
     return read
 

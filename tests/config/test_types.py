@@ -275,3 +275,11 @@ def test_method_settings_of_an_experiment_apply_unless_the_command_sets_them() -
     ):
         with pytest.raises(ConfigError, match=message):
             composed("method=lora", lora=settings)
+
+
+def test_line_breaks_in_a_prompt_on_the_command_line() -> None:
+    """A shell passes a backslash and an n; in a file, YAML decides."""
+    written = "data.prompt='甲：{text}\\n情感：'"
+    assert compositions.config(written).data.prompt == "甲：{text}\n情感："
+    values, files = compose.compose_values([written])
+    assert compose.build(values, files, []).data.prompt == "甲：{text}\\n情感："

@@ -86,6 +86,15 @@ def test_a_correlation_with_constant_predictions_is_undefined() -> None:
     assert found["rmse"] > 0
 
 
+@pytest.mark.parametrize("scale", [1e-7, 1.0, 1e6])
+def test_correlations_do_not_depend_on_the_scale(scale: float) -> None:
+    true, guess = _numbers(0)
+    plain, scaled = (value_metrics.values("regression", true * factor, guess * factor) for factor in (1.0, scale))
+    for name in ("pearson", "spearman", "cosine"):
+        assert scaled[name] == pytest.approx(plain[name])
+    assert np.isnan(value_metrics.values("regression", true * scale, np.full_like(true, 0.1 * scale))["pearson"])
+
+
 def test_the_number_is_the_expectation_over_the_anchors_or_the_limited_output() -> None:
     log_probs = np.log([[0.2, 0.3, 0.5], [1e-9, 1e-9, 1 - 2e-9]])
     assert value_metrics.decide(SCALE, log_probs)[:, 0] == pytest.approx([0.3, 1.0])

@@ -128,6 +128,17 @@ def test_rows_without_a_target_are_rejected(config: Compose, run: Path, tmp_path
     assert (rejected["line"], rejected["reason"]) == (3, "no target in the field 'company'")
 
 
+@pytest.mark.parametrize(("name", "text"), [("rows.csv", "headline\n甲涨\n"), ("rows.jsonl", '{"headline": "甲涨"}\n')])
+def test_a_file_without_the_column_of_the_target_is_refused(
+    config: Compose, run: Path, tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    words = ("stage=predict", f"run={run}", f"input={tmp_path / name}", f"output={tmp_path / 'out.csv'}")
+    with pytest.raises(DataError, match=f"{name} has no column 'company', with the targets that the prompt"):
+        predict.run(config(*words))
+    assert not (tmp_path / "out.csv").exists()
+
+
 @pytest.mark.parametrize("form", ["merged", "onnx"])
 def test_exports_answer_as_the_run_and_their_card_shows_how(
     config: Compose, run: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
@@ -170,8 +181,8 @@ def test_the_service_reads_rows_with_a_target(run: Path, tmp_path: Path) -> None
         assert single["probs"] == pytest.approx(row["probs"], abs=1e-4)
         assert one["probs"] == pytest.approx(row["probs"], abs=1e-4)
     assert [(answer.status_code, answer.json()["error"]) for answer in refused] == [
-        (422, "no target in the field 'company'"),
-        (422, "the target is not a string but int in the field 'company'"),
+        (422, "no target in the field 'target'"),
+        (422, "the target is not a string but int in the field 'target'"),
         (422, 'texts: this model needs a target for each text; send {"rows": [{"text", "target"}]}'),
     ]
     assert (model["target"], model["rows"]) == (True, ["headline and company"])

@@ -11,11 +11,12 @@ from typing import Any
 
 import commands
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from finsa.config import RunConfig
-from finsa.data import dataset, tokenized
+from finsa.data import dataset, tokenized, values
 from finsa.errors import ConfigError
 from finsa.evaluation import examples, report, value_metrics
 from finsa.inference import predictor
@@ -138,6 +139,14 @@ def test_the_scores_of_sets_are_those_of_the_predictions(runs: Callable[..., Pat
         assert scores["macro_f1"] > 0.1 + _test_scores(runs("multi_label", "majority"))["macro_f1"]
 
 
+def _sets(data: dataset.Dataset) -> tuple[pl.Series, pl.Series]:
+    """The texts of a data set, and their labels."""
+    rows = pl.concat(data.splits.values())
+    names = data.labels.names
+    sets = [[name for name, has in zip(names, row, strict=True) if has] for row in rows[values.VALUES]]
+    return rows["text"], pl.Series(sets)
+
+
 @pytest.mark.parametrize(
     ("task", "method"), [("regression", "lora_label"), ("regression", "tfidf_lr"), ("multi_label", "lora_label")]
 )
@@ -164,7 +173,12 @@ def test_evaluation_file_and_service_repeat_the_predictions(
         assert "label" not in answers[0]
         assert 'label="number"' in metrics  # one series, whatever the numbers
     else:
-        assert [row["label"] for row in answers] == ["; ".join(line["label"]) for line in lines]
+        assert [json.loads(row["label"]) for row in answers] == [line["label"] for line in lines]
+        words = ("data=table", *TASKS[task], f"data.files={{train: '{output}'}}", "data.columns.label=label")
+        read = dataset.load(config(*words, "method=lora_label", "data.on_duplicate=keep", "data.on_conflict=keep").data)
+        assert sum(part.height for part in read.splits.values()) == len(lines)
+        written = dict(zip(*(column.to_list() for column in _sets(read)), strict=True))
+        assert written == {line["text"]: line["label"] for line in lines}
         assert [one["labels"] for one in served] == [line["label"] for line in lines]
         assert served[0]["probs"] == pytest.approx(lines[0]["probs"], abs=1e-4)
 

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from compositions import config
 
 from finsa.config import Train
+from finsa.data import dataset
 from finsa.errors import ConfigError
+from finsa.session import Session
 from finsa.training import preflight
 
 
@@ -40,3 +44,42 @@ def test_a_batch_larger_than_the_data_is_reported_with_the_fix() -> None:
 def test_processes_must_divide_the_batch() -> None:
     with pytest.raises(ConfigError, match="not a multiple of micro_batch_size x processes: 32 x 3"):
         preflight.accumulation_steps(settings("train.batch_size=32", "train.micro_batch_size=32"), world=3)
+
+
+LABELS = ("data=table", "data.task=ordinal", "data.labels=['利空','中性','利好']", "data.cache=null")
+
+
+@pytest.mark.parametrize(
+    ("measure", "rows", "words"),
+    [
+        ("auroc", "利好", LABELS),
+        (
+            "pearson",
+            "0.5",
+            ("data=table", "data.task=regression", "data.labels={0: '跌', 1: '涨'}", "data.cache=null"),
+        ),
+    ],
+)
+def test_a_measure_that_the_validation_rows_do_not_define_is_refused(
+    tmp_path: Path, measure: str, rows: str, words: tuple[str, ...]
+) -> None:
+    kinds = ["0", "1", "0.5"] if measure == "pearson" else ["利空", "中性", "利好"]
+    for split, labels in (("train", kinds * 20), ("valid", [rows] * 9), ("test", kinds * 3)):
+        lines = "".join(f"{split}{number},{label}\n" for number, label in enumerate(labels))
+        (tmp_path / f"{split}.csv").write_text(f"text,label\n{lines}", encoding="utf-8")
+    cfg = config("method=lora_label", *words, f"data.files={tmp_path}", f"train.select_by={measure}")
+    with pytest.raises(ConfigError, match=f"train.select_by={measure}: is not defined on the 9 validation rows"):
+        preflight.require_trainable(cfg, dataset.load(cfg.data), Session())
+    other = config("method=lora_label", *words, f"data.files={tmp_path}", "train.select_by=mae")
+    preflight.require_trainable(other, dataset.load(other.data), Session())
+
+
+def test_prompts_longer_than_the_context_are_refused() -> None:
+    """The embedded model has 1,024 positions."""
+    few = config("method=few_shot", "method.examples.count=40")
+    with pytest.raises(
+        ConfigError, match=r"method.examples.count: the longest prompt .* the context of the model 1,024"
+    ):
+        preflight.require_trainable(few, dataset.load(few.data), Session())
+    long = config("data.max_length=2000")
+    preflight.require_trainable(long, dataset.load(long.data), Session())  # no text is so long
