@@ -65,6 +65,7 @@ WORDS: dict[str, tuple[list[str], list[str], list[str]]] = {
     "sweep": (["train=smoke"], [], []),
     "report": ([], ["--coverage", "10000"], []),  # prints its figures
     "ranks": ([], [], []),
+    "preferences": (["--turns", "2"], [], ["--quick"]),
     "serving": ([], [], []),
 }
 QUICK_SKIPS = ("sweep", "report", "ranks", "serving")  # without a short version
@@ -224,6 +225,14 @@ def _ranks(values: Any) -> list[Row]:
     ]
 
 
+def _preferences(values: Any) -> list[Row]:
+    slowest = max(values["medians"].values())
+    return [
+        Row(f"preferences ({values['model']})", arm, f"{seconds:.1f} CPU s", slowest / seconds, "weights, LoRA, pairs")
+        for arm, seconds in values["medians"].items()
+    ]
+
+
 READERS = {
     "training_step": _training_step,
     "epoch": _epoch,
@@ -236,6 +245,7 @@ READERS = {
     "startup": _startup,
     "sweep": _sweep,
     "ranks": _ranks,
+    "preferences": _preferences,
 }
 
 

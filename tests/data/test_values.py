@@ -184,7 +184,7 @@ def test_a_loss_for_numbers_needs_numbers(config: Configure) -> None:
     from finsa.training import preflight
 
     cfg = config("method=regression_head", "data=sample")
-    with pytest.raises(ConfigError, match="method.loss.name=huber: is for numbers: set data.task=regression"):
+    with pytest.raises(ConfigError, match="method.loss.name=huber: is for task=regression; set data.task=regression"):
         preflight.require_trainable(cfg, dataset.load(cfg.data), Session())
 
 
