@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import StratifiedGroupKFold
 
 from finsa.config import RunConfig
 from finsa.data.rows import IntArray
@@ -109,6 +108,8 @@ def out_of_fold(
 
     Rows of the same text are in the same fold, and each fold has the classes in the same proportions.
     """
+    from sklearn.model_selection import StratifiedGroupKFold  # most runs do not need scikit-learn
+
     start = run_folder.read(str(cfg.method.init))[1]
     # How the work is done and which checkpoint is best are decided as for the run itself.
     from_this_run = ["threads", "strategy", "gradient_checkpointing", "score_tokens", "validation_rows", "select_by"]
