@@ -62,8 +62,8 @@ def _labels_of(cell: str, separator: str) -> list[str] | None:
             with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
                 items = parse(cell)
                 break
-    if not isinstance(items, list) or not all(isinstance(item, str | int | float) for item in items):
-        return None
+    if not isinstance(items, list) or not all(isinstance(item, str | int | float) and item == item for item in items):
+        return None  # only NaN, an empty entry, differs from itself
     texts = [item if isinstance(item, str) else json.dumps(item) for item in items]
     return [label for text in texts for part in text.split(separator) if (label := part.strip())]
 
@@ -101,6 +101,14 @@ def _sets(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataF
     distinct = {cell: cell.split(data.separator) if cell else [] for cell in frame["label"].drop_nulls().unique()}
     every = pl.Series(sorted({label for cell in distinct.values() for label in cell}), dtype=pl.String)
     names = dict(zip(every, respell(every, labels.names)[0], strict=True))
+    cells = frame.filter(OPEN)["label"].drop_nulls().unique(maintain_order=True)
+    used = list(dict.fromkeys(label for cell in cells for label in distinct[cell]))
+    if cells.len() and not any(names[label] in labels.names for label in used):
+        found = f"they have {', '.join(map(repr, used[:5]))}" if used else "all have the empty list"
+        raise DataError(
+            f"data.labels: no row has any of {', '.join(labels.names)}; {found}. List the labels of the rows, or check "
+            "data.columns.label, data.separator and data.label_map"
+        )
     unlisted = [label for label in every if names[label] not in labels.names]
     if unlisted:
         met = pl.col("label").is_in([cell for cell, found in distinct.items() if not set(unlisted).isdisjoint(found)])
@@ -112,9 +120,6 @@ def _sets(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataF
         elif counts:
             advice = f" {suggest(next(iter(counts)), labels.names)} data.on_unknown_label=drop ignores these labels."
             decide(frame, met, "error", KEY, "", f"have labels that are not in data.labels: {listed}", advice, False)
-    if every.len() and not set(names.values()) & set(labels.names):
-        found = ", ".join(map(repr, every.head(5)))
-        raise DataError(f"data.labels: no row has any of {', '.join(labels.names)}; the labels of the rows are {found}")
     sets = {cell: {names[label] for label in found} for cell, found in distinct.items()}
     text = {cell: data.separator.join(name for name in labels.names if name in has) for cell, has in sets.items()}
     values = {cell: [float(name in has) for name in labels.names] for cell, has in sets.items()}

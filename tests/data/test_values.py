@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def test_a_missing_or_unlisted_label_is_refused_or_counted(config: Configure, tm
     assert "1 unlisted labels of 2 rows are ignored: 'rsk' (2 rows)" in data.ledger.notes
 
 
-@pytest.mark.parametrize("cell", [{"text": "x", "label": {"price": True}}, ["price", None], [["price"]]])
+@pytest.mark.parametrize("cell", [{"text": "x", "label": {"price": True}}, ["price", None], ["price", math.nan], [["price"]]])
 def test_a_cell_that_cannot_be_split_is_counted(config: Configure, tmp_path: Path, cell: Any) -> None:
     data = _load(config, tmp_path, TOPICS, train=["price", cell], valid=["news"], test=["risk"])
     assert data.ledger.buckets[values.NOT_LABELS] == 1
@@ -184,7 +185,7 @@ def test_a_loss_for_numbers_needs_numbers(config: Configure) -> None:
     from finsa.training import preflight
 
     cfg = config("method=regression_head", "data=sample")
-    with pytest.raises(ConfigError, match="method.loss.name=huber: is for numbers: set data.task=regression"):
+    with pytest.raises(ConfigError, match="method.loss.name=huber: is for task=regression; set data.task=regression"):
         preflight.require_trainable(cfg, dataset.load(cfg.data), Session())
 
 
@@ -207,17 +208,28 @@ def test_lists_of_numbers_and_lists_in_python_are_read(
 
 
 @pytest.mark.parametrize("policy", ["error", "drop"])
-def test_rows_without_any_listed_label_are_refused(config: Configure, tmp_path: Path, policy: str) -> None:
+@pytest.mark.parametrize(
+    ("cells", "found"), [(["Preis", "Risiko;Preis"], "they have 'Preis', 'Risiko'"), (["[]", []], "all have the empty")]
+)
+def test_rows_without_any_listed_label_are_refused(
+    config: Configure, tmp_path: Path, policy: str, cells: list[Any], found: str
+) -> None:
     words = (*TOPICS, f"data.on_unknown_label={policy}")
-    wanted = "no row has any of price, risk, news" if policy == "drop" else "have labels that are not in data.labels"
-    with pytest.raises(DataError, match=wanted):
-        _load(config, tmp_path, words, train=["Preis", "Risiko;Preis"], valid=["Preis"], test=["Preis"])
+    with pytest.raises(DataError, match=f"data.labels: no row has any of price, risk, news; {found}"):
+        _load(config, tmp_path, words, train=cells, valid=cells, test=cells)
+
+
+def test_rows_that_are_dropped_do_not_count_as_labeled(config: Configure, tmp_path: Path) -> None:
+    words = (*TOPICS, "data.on_unknown_label=drop")
+    (tmp_path / "rows.csv").write_text("text,label\na,Preis\nb,Preis\n,price\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no row has any of price, risk, news; they have 'Preis'"):
+        dataset.load(config(*words, f"data.files={tmp_path}").data)
 
 
 def test_labels_without_rows_are_noted(config: Configure, tmp_path: Path) -> None:
     data = _load(config, tmp_path, TOPICS, train=["price;news", "news"], valid=["price"], test=["risk"])
     assert "no training row has the label 'risk'" in data.ledger.notes
-    assert "no validation row has the label 'risk', 'news'" in data.ledger.notes
+    assert "no validation row has any of the labels 'risk', 'news'; the threshold stays 0.5" in data.ledger.notes
     words = ("data=table", "data.labels=[a,b,c]", "data.cache=null")
     data = _load(config, tmp_path, words, train=["a", "b"], valid=["a"], test=["c"])
     assert [note for note in data.ledger.notes if note.startswith("no ")] == ["no training row has the label 'c'"]
