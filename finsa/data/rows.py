@@ -173,7 +173,8 @@ class Renderer:
             lengths = (max_length, prefix_length, suffix_length, longest)
             raise ConfigError([Problem("data.max_length", self._no_room(prompt, *lengths))])
         if len(set(self.answers)) < len(self.answers) or not all(self.answers):
-            raise ConfigError([Problem("data.labels", f"{labels.answers} are not distinct in this tokenizer")])
+            key, listed = "data.answers" if labels.yes_no else "data.labels", ", ".join(map(repr, labels.answers))
+            raise ConfigError([Problem(key, f"not all of {listed} have different tokens in this tokenizer")])
 
     def _no_room(self, prompt: Prompt, max_length: int, prefix: int, suffix: int, longest: int) -> str:
         needed = prefix + suffix + longest

@@ -244,9 +244,12 @@ def test_what_only_python_reads_as_a_number_is_none(text: str) -> None:
     ("words", "message"),
     [
         (("data.task=ordinal", "data.labels=[a,b]", "data.on_unknown_label=keep"), "adds labels without an order"),
-        (("data.answers=['{label}: yes','{label}: yes']", *TOPICS[:3], TOPICS[4]), "must be different"),
-        (("data.answers=['{label}: yes']", *TOPICS[:3], TOPICS[4]), "data.answers: has too few values, 1; it needs 2"),
-        (("data.answers=['{label}: yes','{label}: no']",), "answers are for task=multi_label"),
+        (("data.answers=['{label}: yes','{label}: yes']", *TOPICS[:3], TOPICS[4]), "data.answers: the two answers must"),
+        (("data.answers=['{label} yes','{label}  yes']", *TOPICS[:3], TOPICS[4]), "data.answers: the two answers must"),
+        (("data.answers=['{label}: yes']", *TOPICS[:3], TOPICS[4]), "data.answers: needs two answers, that a label"),
+        (("data.answers=['{label}','{label}x','x{label}']", *TOPICS[:3], TOPICS[4]), "data.answers: needs two answers"),
+        (("data.answers=['{label}: yes','no']", *TOPICS[:3], TOPICS[4]), "data.answers: each of the two answers needs"),
+        (("data.answers=['{label}: yes','{label}: no']",), "data.answers is for task=multi_label"),
     ],
 )
 def test_settings_that_do_not_suit_the_task_are_refused(
