@@ -176,7 +176,8 @@ class Data(Section):
             probabilities after the prompt are compared for each label.
         files: folder, file, glob pattern or a list of them, whose file and folder names indicate the splits; or a map
             from train, validation and test to such paths. With source=hub they are read instead of the hub's.
-        prompt: contains ``{text}`` once, and optionally ``{target}`` once and ``{labels}``; the label follows it.
+        prompt: contains ``{text}`` once, and optionally ``{target}`` once and ``{labels}``; the label follows it. In a
+            command, ``\\n`` is a line break and ``\\t`` a tab, here and in ``answers``.
     """
 
     name: Name
