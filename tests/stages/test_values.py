@@ -174,11 +174,16 @@ def test_evaluation_file_and_service_repeat_the_predictions(
         assert 'label="number"' in metrics  # one series, whatever the numbers
     else:
         assert [json.loads(row["label"]) for row in answers] == [line["label"] for line in lines]
-        words = ("data=table", *TASKS[task], f"data.files={{train: '{output}'}}", "data.columns.label=label")
-        read = dataset.load(config(*words, "method=lora_label", "data.on_duplicate=keep", "data.on_conflict=keep").data)
-        assert sum(part.height for part in read.splits.values()) == len(lines)
-        written = dict(zip(*(column.to_list() for column in _sets(read)), strict=True))
-        assert written == {line["text"]: line["label"] for line in lines}
+        keep = ("method=lora_label", "data.on_duplicate=keep", "data.on_conflict=keep", "data.columns.label=label")
+        for form in ("csv", "jsonl", "parquet"):
+            written = output.with_suffix(f".{form}")
+            if form != "csv":
+                predict.run(config("stage=predict", f"run={run}", f"input={rows / 'test.jsonl'}", f"output={written}"))
+            read = dataset.load(config("data=table", *TASKS[task], f"data.files={{train: '{written}'}}", *keep).data)
+            assert sum(part.height for part in read.splits.values()) == len(lines)
+            found = dict(zip(*(column.to_list() for column in _sets(read)), strict=True))
+            assert found == {line["text"]: line["label"] for line in lines}
+        assert [] in found.values()
         assert [one["labels"] for one in served] == [line["label"] for line in lines]
         assert served[0]["probs"] == pytest.approx(lines[0]["probs"], abs=1e-4)
 
