@@ -202,6 +202,12 @@ class Renderer:
         """Add prefix and suffix to encoded texts; the arrays are those of `encode_texts`."""
         return Encoded(self.prefix, self.suffix, tokens, ends, cut)
 
+    def examples_of(self, text: str) -> list[int]:
+        """The examples that only this text has, and the prompt after them; empty if all texts have the same ones."""
+        if self.prompt.examples_for is None:
+            return []
+        return [*self._literal_ids(self.prompt.examples_for(text)), *self._after_examples]
+
     def encode_texts(self, texts: Sequence[str], moved: Moved = ignored) -> dict[str, IntArray]:
         """Encode texts without prefix and suffix, with their targets if the prompt has one; truncate the texts.
 
@@ -224,8 +230,7 @@ class Renderer:
                     ids = [*ids[: self.room - len(tail)], *tail]
                 ids = ids[: self.room]
                 if self.prompt.examples_for is not None:
-                    examples = self._literal_ids(self.prompt.examples_for(texts[number]))
-                    ids = [*examples, *self._after_examples, *ids]
+                    ids = [*self.examples_of(texts[number]), *ids]
                 kept.append(np.asarray(ids, np.int32))
             moved(len(chunk))
         cut = np.maximum(lengths - self.room, 0)

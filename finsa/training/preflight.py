@@ -89,7 +89,7 @@ def _require_measure(cfg: RunConfig, data: Dataset) -> None:
         value = metrics.values({name: None}, gold, np.log(np.eye(len(data.labels))[gold] * 0.8 + 0.1))[name]
     if math.isnan(value):
         kind = "the same number" if cfg.data.task == "regression" else "too few of the classes"
-        text = f"is not defined on the {rows.height:,} validation rows, which have {kind}; choose another measure"
+        text = f"is not defined on the {counted(rows.height, 'validation row')}, with {kind}; choose another measure"
         raise ConfigError([Problem(f"train.select_by={name}", text)])
 
 

@@ -288,4 +288,5 @@ def test_line_breaks_in_a_prompt_on_the_command_line() -> None:
     answers = compositions.config(*sets, "++data.answers=['\\n{label}：是','\\n{label}：否']").data.answers
     assert answers == ("\n{label}：是", "\n{label}：否")
     parts = compositions.config("data=finnf_joint", "data.parts.news.prompt='{text}\\n'").data.parts
-    assert parts is not None and parts["news"].prompt == "{text}\n"
+    assert parts is not None
+    assert parts["news"].prompt == "{text}\n"

@@ -56,7 +56,7 @@ def test_spelling(written: str, name: str) -> None:
     respelled, notes = labels.respell(pl.Series("label", [written, None]), ABC.names)
     assert respelled.to_list() == [name, None]
     changed = name in ABC.names and written != name
-    assert notes == [f"label '{written}' (1 rows) is read as '{name}'"] * changed
+    assert notes == [f"label '{written}' (1 row) is read as '{name}'"] * changed
 
 
 def test_classes_that_differ_in_case_are_written_exactly() -> None:
@@ -135,7 +135,7 @@ def test_unknown_labels_by_policy(data: Data) -> None:
     assert labels.with_unlisted(ABC, kept, keep).names == ("a", "b", "c", "Strange", "strange")
     assert labels.with_unlisted(ABC, dropped, data) == ABC
     with pytest.raises(
-        DataError, match=r"data\.on_unknown_label: 4 rows have an unknown label: .*'\(none\)' \(1 rows\)"
+        DataError, match=r"data\.on_unknown_label: 4 rows have an unknown label: .*'\(none\)' \(1 row\)"
     ):
         labels.mark_unknown(frame, data.model_copy(update={"on_unknown_label": "error"}), ABC)
 

@@ -51,7 +51,7 @@ def test_a_number_that_is_out_of_range_or_unreadable_is_refused_with_its_line(
     with pytest.raises(DataError) as error:
         _load(config, tmp_path, SCALE, train=[0.1, 0.2, cell, 0.4], valid=[0], test=[0])
     text = str(error.value)
-    assert "data.on_unknown_label: 1 rows have a label that is not a number from -1 to 1" in text
+    assert "data.on_unknown_label: 1 row has a label that is not a number from -1 to 1" in text
     assert "train.jsonl:3: train 2" in text
     assert "Set data.on_unknown_label=drop (counted)\n" in text  # and not keep, which adds a class
     data = _load(config, tmp_path, (*SCALE, "data.on_unknown_label=drop"), train=[0.1, cell], valid=[0], test=[0])
@@ -94,18 +94,20 @@ def test_equal_sets_are_duplicates_in_any_order(config: Configure, tmp_path: Pat
 
 
 def test_a_missing_or_unlisted_label_is_refused_or_counted(config: Configure, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="1 rows have an empty label cell; a row without labels has the empty list"):
+    with pytest.raises(DataError, match="1 row has an empty label cell; a row without labels has the empty list"):
         _load(config, tmp_path, TOPICS, train=["price", None], valid=["news"], test=["risk"])
-    with pytest.raises(DataError, match=r"labels that are not in data.labels: 'rsk' \(1 rows\)[^\n]*'risk'"):
+    with pytest.raises(DataError, match=r"labels that are not in data.labels: 'rsk' \(1 row\)[^\n]*'risk'"):
         _load(config, tmp_path, TOPICS, train=["price", "news;rsk"], valid=["news"], test=["risk"])
     words = (*TOPICS, "data.on_unknown_label=drop")
     data = _load(config, tmp_path, words, train=["price", None, "news;rsk", "rsk"], valid=["news"], test=["risk"])
     assert data.ledger.buckets["no label"] == 1
     assert values.matrix(data.splits["train"], 3).tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
-    assert "1 unlisted labels of 2 rows are ignored: 'rsk' (2 rows)" in data.ledger.notes
+    assert "1 unlisted label of 2 rows is ignored: 'rsk' (2 rows)" in data.ledger.notes
 
 
-@pytest.mark.parametrize("cell", [{"text": "x", "label": {"price": True}}, ["price", None], ["price", math.nan], [["price"]]])
+@pytest.mark.parametrize(
+    "cell", [{"text": "x", "label": {"price": True}}, ["price", None], ["price", math.nan], [["price"]]]
+)
 def test_a_cell_that_cannot_be_split_is_counted(config: Configure, tmp_path: Path, cell: Any) -> None:
     data = _load(config, tmp_path, TOPICS, train=["price", cell], valid=["news"], test=["risk"])
     assert data.ledger.buckets[values.NOT_LABELS] == 1
@@ -244,7 +246,10 @@ def test_what_only_python_reads_as_a_number_is_none(text: str) -> None:
     ("words", "message"),
     [
         (("data.task=ordinal", "data.labels=[a,b]", "data.on_unknown_label=keep"), "adds labels without an order"),
-        (("data.answers=['{label}: yes','{label}: yes']", *TOPICS[:3], TOPICS[4]), "data.answers: the two answers must"),
+        (
+            ("data.answers=['{label}: yes','{label}: yes']", *TOPICS[:3], TOPICS[4]),
+            "data.answers: the two answers must",
+        ),
         (("data.answers=['{label} yes','{label}  yes']", *TOPICS[:3], TOPICS[4]), "data.answers: the two answers must"),
         (("data.answers=['{label}: yes']", *TOPICS[:3], TOPICS[4]), "data.answers: needs two answers, that a label"),
         (("data.answers=['{label}','{label}x','x{label}']", *TOPICS[:3], TOPICS[4]), "data.answers: needs two answers"),

@@ -80,14 +80,20 @@ def test_prompts_longer_than_the_context_are_refused(
 ) -> None:
     """The embedded model has 1,024 positions."""
     few = config("method=few_shot", "method.examples.count=40")
-    message = r"method.examples.count: the longest prompt .* tokens, but the context of the model is 1,024; set a smaller"
+    message = (
+        r"method.examples.count: the longest prompt .* tokens, but the context of the model is 1,024; set a smaller"
+    )
     with pytest.raises(ConfigError, match=message):
         preflight.require_trainable(few, dataset.load(few.data), Session())
     long = config("data.max_length=2000")
     preflight.require_trainable(long, dataset.load(long.data), Session())
-    assert "data.max_length=2000 is more than the context of the model, 1,024 tokens; no text" in capsys.readouterr().out
+    assert (
+        "data.max_length=2000 is more than the context of the model, 1,024 tokens; no text" in capsys.readouterr().out
+    )
     for name in ("train", "validation", "test"):
-        lines = "".join(f"{name}{row}" + "涨" * 1200 * (name == split) + f",{'利好利空'[row % 2 * 2 :][:2]}\n" for row in range(40))
+        lines = "".join(
+            f"{name}{row}" + "涨" * 1200 * (name == split) + f",{'利好利空'[row % 2 * 2 :][:2]}\n" for row in range(40)
+        )
         (tmp_path / f"{name}.csv").write_text(f"text,label\n{lines}", encoding="utf-8")
     own = config("data=table", f"data.files={tmp_path}", "data.max_length=2000", "data.cache=null")
     with pytest.raises(ConfigError, match="data.max_length: the longest prompt .* set data.max_length=1024 or less"):
