@@ -166,7 +166,10 @@ def test_the_cache_keeps_values_and_labels(config: Configure, tmp_path: Path, mo
         (("train.select_by=rmse",), "train.select_by=rmse is not a measure of task=classification"),
         ((*TOPICS[1:3], "method=lora_label"), "set data.answers, as in"),
         ((*TOPICS[1:3], TOPICS[-1]), "choose method=lora_label, which asks for each label"),
-        ((*TOPICS[1:3], TOPICS[-1], "method=few_shot"), "does not suit data.task=multi_label"),
+        (
+            (*TOPICS[1:3], TOPICS[-1], "method=few_shot"),
+            "few-shot examples support one class per row; choose lora_label",
+        ),
         ((*TOPICS[1:3], TOPICS[-1], "method=lora_label", "method.balance=downsample"), "leave out method.balance"),
         ((*TOPICS[1:3], TOPICS[-1], "method=lora_label", "data.separator=ri"), "contains the separator 'ri'"),
         ((*TOPICS[1:3], "method=lora_label", "data.answers=['yes','no']"), "needs {label} exactly once"),
