@@ -52,7 +52,7 @@ def clock() -> float:
 
 
 def batch(rows: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and labels (rows, tokens); the last two learnt."""
+    """Ids and labels (rows, tokens); the last two learned."""
     ids = torch.randint(10, 4000, (rows, tokens), generator=torch.Generator().manual_seed(0))
     labels = torch.full_like(ids, -100)
     labels[:, -2:] = ids[:, -2:]
@@ -65,7 +65,7 @@ def lora(cfg: RunConfig, rank: int = 8, targets: tuple[str, ...] = ("q_proj", "v
     return get_peft_model(base.load_base(cfg.model, 0), settings)
 
 
-def learnt(model: Any, rows: int, tokens: int, **inputs: torch.Tensor) -> Step:
+def learned(model: Any, rows: int, tokens: int, **inputs: torch.Tensor) -> Step:
     """A step on labeled tokens."""
     ids, labels = batch(rows, tokens)
 
@@ -94,22 +94,22 @@ def mixed(cfg: RunConfig, number: int, folder: Path) -> Step:
     """A step of a mixture; one expert is an ordinary adapter."""
     single = lora(cfg, 4, ("q_proj", "v_proj", "down_proj"))
     if number == 1:
-        return learnt(single, 8, 128)
+        return learned(single, 8, 128)
     single.save_pretrained(str(folder))
     stage = cfg.stage
     assert isinstance(stage, MoeJointStage)
     found = experts.read({f"expert{n}": folder for n in range(number)})
     model = Mixture(base.load_base(cfg.model, 0), found, stage, None, 0.0, 0)
     model.set_trainable(experts=True)
-    return learnt(model.train(), 8, 128, text_span=torch.tensor([[8, 120]] * 8, device=base.device()))
+    return learned(model.train(), 8, 128, text_span=torch.tensor([[8, 120]] * 8, device=base.device()))
 
 
 def points(cfg: RunConfig, axis: str, values: tuple[int, ...]) -> dict[int, Step]:
     """The steps of an axis."""
     if axis == "prompt tokens":
-        return {value: learnt(lora(cfg).train(), 8, value) for value in values}
+        return {value: learned(lora(cfg).train(), 8, value) for value in values}
     if axis == "rows":
-        return {value: learnt(lora(cfg).train(), value, 128) for value in values}
+        return {value: learned(lora(cfg).train(), value, 128) for value in values}
     if axis == "classes":
         return {value: chosen(lora(cfg).train(), value) for value in values}
     with tempfile.TemporaryDirectory() as folder:

@@ -148,15 +148,15 @@ def measure(
     need = estimated(cfg, rows, length)
     if loaded is None:
         loaded = base.load_base(cfg.model, 0, quantization=cfg.method.quantization)
-    learnt = factory.build(cfg, loaded, None)
+    learned = factory.build(cfg, loaded, None)
     ids = torch.randint(3, 5000, (2 * rows, length), generator=torch.Generator().manual_seed(0)).tolist()
-    learnt_from = 0 if cfg.method.loss_on == "all" else length - ANSWER
-    examples = [Row(input_ids=row, labels=[IGNORE] * learnt_from + row[learnt_from:]) for row in ids]
+    learned_from = 0 if cfg.method.loss_on == "all" else length - ANSWER
+    examples = [Row(input_ids=row, labels=[IGNORE] * learned_from + row[learned_from:]) for row in ids]
     peak = Peak()
     try:
         with tempfile.TemporaryDirectory() as folder:
             fitted = fit.fit(
-                model=learnt,
+                model=learned,
                 tokenizer=AutoTokenizer.from_pretrained(ROOT / "data" / "tiny"),
                 rows=examples,
                 validate=lambda _: {"loss": 0.0, "macro_f1": 0.0},
@@ -167,7 +167,7 @@ def measure(
                 callbacks=[peak],
             )
     finally:
-        factory.detach(learnt)
+        factory.detach(learned)
     return {
         "model": model,
         "arm": arm,

@@ -309,7 +309,7 @@ def compare_tokens(job: tokenized.TokenizedDataset, rendered: dict[str, list[Any
             answers += answer[: len(expected)] == expected
             endings.add(tuple(answer[len(expected) :]))
     behind = [job.renderer.tokenizer.decode(list(one)) for one in sorted(endings)]
-    return {"rows": total, "equal_prompts": equal, "equal_answers": answers, "learnt_behind_the_end_token": behind}
+    return {"rows": total, "equal_prompts": equal, "equal_answers": answers, "learned_behind_the_end_token": behind}
 
 
 def trainer_facts(peer: str, folder: Path) -> dict[str, Any]:

@@ -121,3 +121,8 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
         return initials[name.lower()]
     found = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.55)
     return lowered[found[0]] if found else None
+
+
+def counted(number: int, noun: str = "row") -> str:
+    """A number of things, with the noun in the singular for one: 1 row, 1,203 rows."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

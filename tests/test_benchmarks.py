@@ -157,7 +157,7 @@ def test_prompts_of_peers_are_compared_token_by_token(peers: Any, tmp_path: Path
     for peer, behind in (("transformers", ""), ("trl", "\n")):
         encode = import_module("peer_trainers").RENDERERS[peer](vars(settings))
         found = peers.compare_tokens(job, {split: list(map(encode, rows)) for split, rows in chats.items()})
-        equal = {"rows": 42, "equal_prompts": 42, "equal_answers": 42, "learnt_behind_the_end_token": [behind]}
+        equal = {"rows": 42, "equal_prompts": 42, "equal_answers": 42, "learned_behind_the_end_token": [behind]}
         assert found == equal
     chats["test"][0][0]["content"] += " "
     found = peers.compare_tokens(job, {split: list(map(encode, rows)) for split, rows in chats.items()})

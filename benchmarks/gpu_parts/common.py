@@ -40,7 +40,7 @@ Rows = list[dict[str, Any]]
 Batch = dict[str, torch.Tensor]
 Part = tuple[str, Callable[[], Iterable[dict[str, Any]]]]
 
-ANSWER = 3  # learnt tokens at the end of a row
+ANSWER = 3  # learned tokens at the end of a row
 TOKENS = 256  # of every row where memory is measured
 PREFIX = 20  # tokens that rows begin with where they share some
 WORDS = [(407,), (411,), (408,)]

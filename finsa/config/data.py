@@ -176,7 +176,8 @@ class Data(Section):
             probabilities after the prompt are compared for each label.
         files: folder, file, glob pattern or a list of them, whose file and folder names indicate the splits; or a map
             from train, validation and test to such paths. With source=hub they are read instead of the hub's.
-        prompt: contains ``{text}`` once, and optionally ``{target}`` once and ``{labels}``; the label follows it.
+        prompt: contains ``{text}`` once, and optionally ``{target}`` once and ``{labels}``; the label follows it. In a
+            command, ``\\n`` is a line break and ``\\t`` a tab, here and in ``answers``.
     """
 
     name: Name
@@ -250,7 +251,7 @@ class Data(Section):
         """Refuse labels and settings that do not suit the task."""
         task, names = self.task, list(self.labels or ())
         if self.answers is not None and task != "multi_label":
-            raise ValueError(f"answers are for task=multi_label, and this is task={task}; leave them out")
+            raise ValueError(f"data.answers is for task=multi_label, and this is task={task}; leave it out")
         for name, part in (self.parts or {}).items():
             if part.task in MEASURES:
                 raise ValueError(f"parts.{name}.task={part.task} needs a data set of its own")
@@ -275,10 +276,20 @@ class Data(Section):
                 )
         elif any(self.separator in name for name in names):
             raise ValueError(f"a label contains the separator '{self.separator}'; set another data.separator")
-        if self.answers is not None and self.answers[0] == self.answers[1]:
-            raise ValueError("the two answers must be different, as in '{label}: yes', '{label}: no'")
-        if any(answer.count("{label}") != 1 for answer in self.answers or ()):
-            raise ValueError("each of the two answers needs {label} exactly once, as in '{label}: yes', '{label}: no'")
+
+    @field_validator("answers", mode="before")
+    @classmethod
+    def _check_answers(cls, answers: Any) -> Any:
+        if isinstance(answers, list | tuple) and all(isinstance(answer, str) for answer in answers):
+            example = "as in '{label}: yes', '{label}: no'"
+            if len(answers) != 2:
+                raise ValueError(f"needs two answers, that a label applies and that it does not, {example}")
+            if any(answer.count("{label}") != 1 for answer in answers):
+                raise ValueError(f"each of the two answers needs {{label}} exactly once, {example}")
+            if len({"".join(answer.split()) for answer in answers}) == 1:
+                raise ValueError(f"the two answers must be different, {example}")
+            return tuple(answers)  # strict types accept no list from a validator
+        return answers
 
     @field_validator("extract")
     @classmethod

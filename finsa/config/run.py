@@ -128,7 +128,9 @@ class RunConfig(Section):
             return self
         head, trained = method.head == "classifier", method.learn != "nothing"
         several, advice = task == "multi_label", ""
-        if isinstance(method.baseline, Lexicon) or (several and method.examples is not None):
+        if several and method.examples is not None:
+            advice = "few-shot examples support one class per row; choose lora_label or tfidf_lr"
+        elif isinstance(method.baseline, Lexicon):
             advice = "choose a method that learns from such rows, such as tfidf_lr"
         elif several and method.baseline is None and not head and self.data.answers is None:
             advice = "set data.answers, as in ['{label}: yes', '{label}: no'], or method=classifier"

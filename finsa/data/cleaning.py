@@ -9,7 +9,7 @@ import polars as pl
 from finsa.config import Data, Policy
 from finsa.data.readers import FATE, LINE
 from finsa.data.splits import families
-from finsa.errors import DataError, suggest
+from finsa.errors import DataError, counted, suggest
 
 OPEN = pl.col(FATE).is_null()
 # The characters of Unicode's property White_Space, which polars' `strip_chars` removes; Python's `str.strip` would
@@ -51,7 +51,7 @@ def decide(
         policy: error, drop or keep.
         key: of the policy, such as ``data.on_leak``.
         fate: bucket of dropped rows.
-        what: ends the sentence "12 rows ...".
+        what: ends the sentence "12 rows ...", with "have" or "are" as its first word.
         advice: precedes the other fixes in the message if the policy is error.
         keeps: whether such rows could be kept.
 
@@ -67,11 +67,17 @@ def decide(
     if policy == "drop":
         return mark(frame, condition, fate), []
     if policy == "keep":
-        return frame, [f"{met.height:,} rows {what}; kept, because {key}=keep"]
+        return frame, [f"{_rows_that(met.height, what)}; kept, because {key}=keep"]
     rows = met.head(3).select("file", LINE, "text", "label").iter_rows()
     examples = "".join(f"\n  {example(*row)}" for row in rows)
     kept = f" or {key}=keep" if keeps else ""
-    raise DataError(f"{key}: {met.height:,} rows {what}.{advice} Set {key}=drop (counted){kept}{examples}")
+    raise DataError(f"{key}: {_rows_that(met.height, what)}.{advice} Set {key}=drop (counted){kept}{examples}")
+
+
+def _rows_that(count: int, what: str) -> str:
+    """A number of rows, and what they are or have: 12 rows have no label, 1 row has no label."""
+    verb, _, rest = what.partition(" ")
+    return f"{counted(count)} {({'have': 'has', 'are': 'is'}[verb]) if count == 1 else verb} {rest}"
 
 
 def example(file: str, line: int, text: str | None, label: str | None) -> str:
@@ -114,7 +120,9 @@ def clean_targets(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[s
         return frame, []
     place, line, target = absent.select("file", LINE, "target").row(0)
     example = f"'{target[:40]}' ({Path(place).name}:{line})"
-    return frame, [f"{absent.height:,} rows have a target that does not occur in their text, such as {example}"]
+    have, their = ("has", "its") if absent.height == 1 else ("have", "their")
+    what = f"{counted(absent.height)} {have} a target that does not occur in {their} text"
+    return frame, [f"{what}, such as {example}"]
 
 
 def repeated_ids(frame: pl.DataFrame) -> list[str]:
@@ -166,8 +174,8 @@ def mark_leaks(frame: pl.DataFrame, data: Data) -> tuple[pl.DataFrame, list[str]
         if data.has_target:
             inside = frame.filter(OPEN & (pl.col("split") == held))["_text"].unique()
             shared = frame.filter(OPEN & (pl.col("split") == other) & pl.col("_text").is_in(inside.implode())).height
-            what = f"rows of the {'training' if other == 'train' else other} split have the text of a {held} row"
-            notes += [f"{shared:,} {what}, with another target"] * bool(shared)
+            what = f"of the {'training' if other == 'train' else other} split {'has' if shared == 1 else 'have'}"
+            notes += [f"{counted(shared)} {what} the text of a {held} row, with another target"] * bool(shared)
     return frame.drop("_family"), notes
 
 

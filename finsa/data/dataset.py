@@ -243,7 +243,10 @@ def _without_rows(ledger: Ledger, classes: LabelSpace) -> list[str]:
         lacking = [name for name, count in ledger.splits[split].items() if not count]
         if ledger.rows[split] and lacking:
             what = "training" if split == "train" else split
-            notes.append(f"no {what} row has the label {', '.join(map(repr, lacking[:5]))}")
+            more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+            listed = f"{'any of the labels' if lacking[1:] else 'the label'} {', '.join(map(repr, lacking[:5]))}{more}"
+            threshold = "; the threshold stays 0.5" if split == "validation" else ""
+            notes.append(f"no {what} row has {listed}{threshold}")
     return notes
 
 

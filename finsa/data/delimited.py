@@ -93,14 +93,20 @@ def open_delimited(
         next(rest, None)
     rows = ((values, line + skip, fate) for values, line, fate in records(rest, delimiter, limit, quoted))
     if isinstance(settings.header, tuple):
-        return DelimitedFile(column_names(list(settings.header), name), rows, notes)
-    values, line, fate = next(rows, ([], 1, "it is empty"))
+        return DelimitedFile(column_names(list(settings.header), name), _of_width(rows, len(settings.header)), notes)
+    values, line, fate = next((row for row in rows if row[0] != [""]), ([], 1, "it is empty"))
     if fate is not None:
         raise DataError(f"data.files: {name} has no header in line {line} ({fate})")
     if settings.header is False:
         first_row: Record = (values, line, fate)
-        return DelimitedFile(column_names([None] * len(values), name), chain([first_row], rows), notes)
-    return DelimitedFile(column_names(values, name), rows, notes)
+        names = column_names([None] * len(values), name)
+        return DelimitedFile(names, chain([first_row], _of_width(rows, len(values))), notes)
+    return DelimitedFile(column_names(values, name), _of_width(rows, len(values)), notes)
+
+
+def _of_width(rows: Iterator[Record], columns: int) -> Iterator[Record]:
+    """The records of a file; a line with nothing but `""` is an empty cell of its only column, or a blank line."""
+    return rows if columns == 1 else (row for row in rows if row[0] != [""])
 
 
 def column_names(names: list[Any], file: object) -> list[str]:
@@ -136,7 +142,7 @@ def header_row(rows: Sequence[tuple[list[str], int]], fits: Fits) -> int:
 
 def _readable(lines: Sequence[str], delimiter: str, quoted: bool = True) -> list[tuple[list[str], int]]:
     """The readable records of a sample, each with its line."""
-    found = records(iter(lines), delimiter, None, quoted)
+    found = (record for record in records(iter(lines), delimiter, None, quoted) if record[0] != [""])
     return [([str(value).strip() for value in values], line) for values, line, fate in found if fate is None]
 
 
@@ -219,6 +225,8 @@ class _Lines:
 def records(stream: Iterator[str], delimiter: str, limit: int | None = None, quoted: bool = True) -> Iterator[Record]:
     """Records of a CSV file, each with the line at which it begins; an unreadable one has a reason instead of values.
 
+    A line with nothing but `""` is a record, which only a file with one column has: elsewhere it is a blank line.
+
     Args:
         stream: lines of text.
         delimiter: between the fields.
@@ -238,6 +246,6 @@ def records(stream: Iterator[str], delimiter: str, limit: int | None = None, quo
             lines.give_back()  # a stray quote must not swallow the rows below it
             yield [], lines.before + 1, f"unreadable: {error}"
         else:
-            if len(values) > 1 or "".join(values).strip():  # otherwise a blank line
+            if len(values) > 1 or values == [""] or "".join(values).strip():  # otherwise a blank line
                 yield values, lines.before + 1, None
         lines.end_record()

@@ -14,7 +14,7 @@ from finsa.config import Data, Policy
 from finsa.config.data import finite_number
 from finsa.data.cleaning import OPEN, decide, folded, keep_domain, mark
 from finsa.data.readers import FATE
-from finsa.errors import DataError, nearest, suggest
+from finsa.errors import DataError, counted, nearest, suggest
 
 MANY_LABELS = 50  # number of distinct labels above which each needs several rows
 ROWS_PER_LABEL = 4
@@ -107,7 +107,7 @@ def find_labels(frame: pl.DataFrame, data: Data, least: int = 2) -> LabelSpace:
     if len(labels) < least:
         lost = dict(frame.filter(~OPEN).group_by(FATE, maintain_order=True).len().iter_rows())
         if frame.height and sum(lost.values()) == frame.height:
-            reasons = ", ".join(f"{fate} ({count:,} rows)" for fate, count in lost.items())
+            reasons = ", ".join(f"{fate} ({counted(count)})" for fate, count in lost.items())
             raise DataError(f"data.files: no row of data={data.name} can be used: {reasons}")
         raise DataError(
             f"data.labels: at least two labels are needed, found {list(labels.names)} in data={data.name}. "
@@ -122,7 +122,7 @@ def _require_label_column(found: Sequence[str], rows: int, data: Data) -> None:
     """Refuse many labels that were found and not listed, unless most of them occur several times, as 77 intents do."""
     if len(found) > MANY_LABELS and rows < ROWS_PER_LABEL * len(found):
         raise DataError(
-            f"data.columns.label: column '{data.columns.label}' has {len(found)} distinct values in {rows:,} rows, "
+            f"data.columns.label: column '{data.columns.label}' has {len(found)} distinct values in {counted(rows)}, "
             f"such as {list(found[:3])}; that is not a label column. Name another, or list data.labels"
         )
 
@@ -158,7 +158,7 @@ def respell(labels: pl.Series, names: Sequence[str]) -> tuple[pl.Series, list[st
         respelled[label] = label if label in names else alike[0] if len(alike) == 1 else label.strip()
     changed = {old: new for old, new in respelled.items() if old != new and new in names}
     counts = dict(labels.filter(labels.is_in(list(changed))).value_counts().iter_rows())
-    notes = [f"label '{old}' ({counts[old]:,} rows) is read as '{changed[old]}'" for old in [*changed][:5]]
+    notes = [f"label '{old}' ({counted(counts[old])}) is read as '{changed[old]}'" for old in [*changed][:5]]
     if len(changed) > len(notes):
         notes.append(f"{len(changed) - len(notes)} more spellings of labels are read as another")
     return labels.replace(respelled), notes
@@ -259,7 +259,7 @@ def mark_unknown(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[p
     if data.on_unknown_label == "keep":
         frame, unknown = mark(frame, missing, "unknown label"), unknown & ~missing
     unlisted = frame.filter(OPEN & unknown).group_by("label").len().sort(["len", "label"], descending=[True, False])
-    listed = ", ".join(f"'{label or '(none)'}' ({count:,} rows)" for label, count in unlisted.head(5).iter_rows())
+    listed = ", ".join(f"'{label or '(none)'}' ({counted(count)})" for label, count in unlisted.head(5).iter_rows())
     first = next((label for label in unlisted["label"] if label), "")
     advice = f" {suggest(first, labels.names)} List them all in data.labels." if unlisted.height else ""
     if first.lower() in ("yes", "no", "on", "off") and {"true", "false"} & set(labels.names):

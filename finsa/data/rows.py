@@ -173,7 +173,8 @@ class Renderer:
             lengths = (max_length, prefix_length, suffix_length, longest)
             raise ConfigError([Problem("data.max_length", self._no_room(prompt, *lengths))])
         if len(set(self.answers)) < len(self.answers) or not all(self.answers):
-            raise ConfigError([Problem("data.labels", f"{labels.answers} are not distinct in this tokenizer")])
+            key, listed = "data.answers" if labels.yes_no else "data.labels", ", ".join(map(repr, labels.answers))
+            raise ConfigError([Problem(key, f"not all of {listed} have different tokens in this tokenizer")])
 
     def _no_room(self, prompt: Prompt, max_length: int, prefix: int, suffix: int, longest: int) -> str:
         needed = prefix + suffix + longest
@@ -201,6 +202,12 @@ class Renderer:
         """Add prefix and suffix to encoded texts; the arrays are those of `encode_texts`."""
         return Encoded(self.prefix, self.suffix, tokens, ends, cut)
 
+    def examples_of(self, text: str) -> list[int]:
+        """The examples that only this text has, and the prompt after them; empty if all texts have the same ones."""
+        if self.prompt.examples_for is None:
+            return []
+        return [*self._literal_ids(self.prompt.examples_for(text)), *self._after_examples]
+
     def encode_texts(self, texts: Sequence[str], moved: Moved = ignored) -> dict[str, IntArray]:
         """Encode texts without prefix and suffix, with their targets if the prompt has one; truncate the texts.
 
@@ -223,8 +230,7 @@ class Renderer:
                     ids = [*ids[: self.room - len(tail)], *tail]
                 ids = ids[: self.room]
                 if self.prompt.examples_for is not None:
-                    examples = self._literal_ids(self.prompt.examples_for(texts[number]))
-                    ids = [*examples, *self._after_examples, *ids]
+                    ids = [*self.examples_of(texts[number]), *ids]
                 kept.append(np.asarray(ids, np.int32))
             moved(len(chunk))
         cut = np.maximum(lengths - self.room, 0)

@@ -17,7 +17,7 @@ from finsa.data import conversations, labels, values
 from finsa.data.cleaning import mark, normalize
 from finsa.data.prompts import with_target
 from finsa.data.readers import FATE, LINE, Raw
-from finsa.errors import DataError, nearest
+from finsa.errors import DataError, counted, nearest
 
 FIXED = "fixed"
 NO_MATCH = "unreadable: data.extract finds nothing"
@@ -127,7 +127,7 @@ def _render_conversations(raw: Raw, data: Data, place: str) -> tuple[Raw, Column
         )
     counts = Counter(name for row in found if row.fault is None for name in row.unused)
     if counts:
-        unused = ", ".join(f"{name} of {rows:,} rows" for name, rows in counts.items())
+        unused = ", ".join(f"{name} of {counted(rows)}" for name, rows in counts.items())
         last = " (data.turns=last)" if data.turns == "last" else ""
         raw.notes.append(f"{Path(place).name}: not read: {unused}{last}")
     columns = data.columns.model_copy(update={"text": "_text", "label": "_label"})

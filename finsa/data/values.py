@@ -17,7 +17,7 @@ from finsa.config.base import MEASURES
 from finsa.config.data import finite_number
 from finsa.data.cleaning import OPEN, decide, keep_domain
 from finsa.data.labels import LabelSpace, respell, translate
-from finsa.errors import DataError, suggest
+from finsa.errors import DataError, counted, suggest
 
 TASKS = tuple(MEASURES)
 VALUES = "values"  # column with a list per row: its number, or a 1 for each label that it has and a 0 for the others
@@ -62,8 +62,8 @@ def _labels_of(cell: str, separator: str) -> list[str] | None:
             with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
                 items = parse(cell)
                 break
-    if not isinstance(items, list) or not all(isinstance(item, str | int | float) for item in items):
-        return None
+    if not isinstance(items, list) or not all(isinstance(item, str | int | float) and item == item for item in items):
+        return None  # only NaN, an empty entry, differs from itself
     texts = [item if isinstance(item, str) else json.dumps(item) for item in items]
     return [label for text in texts for part in text.split(separator) if (label := part.strip())]
 
@@ -85,7 +85,8 @@ def _numbers(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.Da
     frame = frame.with_columns(value.alias(VALUES))
     unknown = pl.col(VALUES).is_null()
     frame = keep_domain(frame, data, only=unknown)
-    what = f"have a label that is not a number from {low:g} to {high:g}: {_listed(frame.filter(OPEN & unknown))}"
+    listed = _listed(frame.filter(OPEN & unknown))
+    what = f"have a label that is not a number from {low:,.15g} to {high:,.15g}: {listed}"
     advice = " The first and the last of data.labels limit the range."
     fate = "label out of range or not a number"
     frame, notes = decide(frame, unknown, data.on_unknown_label, KEY, fate, what, advice, keeps=False)
@@ -101,20 +102,27 @@ def _sets(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataF
     distinct = {cell: cell.split(data.separator) if cell else [] for cell in frame["label"].drop_nulls().unique()}
     every = pl.Series(sorted({label for cell in distinct.values() for label in cell}), dtype=pl.String)
     names = dict(zip(every, respell(every, labels.names)[0], strict=True))
+    cells = frame.filter(OPEN)["label"].drop_nulls().unique(maintain_order=True)
+    used = list(dict.fromkeys(label for cell in cells for label in distinct[cell]))
+    if cells.len() and not any(names[label] in labels.names for label in used):
+        found = f"they have {', '.join(map(repr, used[:5]))}" if used else "all have the empty list"
+        raise DataError(
+            f"data.labels: no row has any of {', '.join(labels.names)}; {found}. List the labels of the rows, or check "
+            "data.columns.label, data.separator and data.label_map"
+        )
     unlisted = [label for label in every if names[label] not in labels.names]
     if unlisted:
         met = pl.col("label").is_in([cell for cell, found in distinct.items() if not set(unlisted).isdisjoint(found)])
         rows = frame.filter(OPEN & met)
         counts = Counter(label for cell in rows["label"] for label in distinct[cell] if label in unlisted)
-        listed = ", ".join(f"'{label}' ({count:,} rows)" for label, count in counts.most_common(5))
+        listed = ", ".join(f"'{label}' ({counted(count)})" for label, count in counts.most_common(5))
         if data.on_unknown_label == "drop" and counts:
-            notes.append(f"{len(counts)} unlisted labels of {rows.height:,} rows are ignored: {listed}")
+            verb = "is" if len(counts) == 1 else "are"
+            what = f"{counted(len(counts), 'unlisted label')} of {counted(rows.height)} {verb} ignored"
+            notes.append(f"{what}: {listed}")
         elif counts:
             advice = f" {suggest(next(iter(counts)), labels.names)} data.on_unknown_label=drop ignores these labels."
             decide(frame, met, "error", KEY, "", f"have labels that are not in data.labels: {listed}", advice, False)
-    if every.len() and not set(names.values()) & set(labels.names):
-        found = ", ".join(map(repr, every.head(5)))
-        raise DataError(f"data.labels: no row has any of {', '.join(labels.names)}; the labels of the rows are {found}")
     sets = {cell: {names[label] for label in found} for cell, found in distinct.items()}
     text = {cell: data.separator.join(name for name in labels.names if name in has) for cell, has in sets.items()}
     values = {cell: [float(name in has) for name in labels.names] for cell, has in sets.items()}
@@ -143,4 +151,4 @@ def with_classes(frame: pl.DataFrame, labels: LabelSpace) -> pl.DataFrame:
 def _listed(rows: pl.DataFrame) -> str:
     """The most frequent labels of rows, with their numbers of rows."""
     counts = rows.group_by("label").len().sort(["len", "label"], descending=[True, False]).head(5).iter_rows()
-    return ", ".join(f"'{label or '(none)'}' ({count:,} rows)" for label, count in counts)
+    return ", ".join(f"'{label or '(none)'}' ({counted(count)})" for label, count in counts)

@@ -107,13 +107,13 @@ def examples(data: TokenizedDataset, cfg: RunConfig, count: int) -> list[Example
         trained = split == "train" and cfg.method.learn != "nothing"
         for at in _chosen(rows, count):
             row = table.row(rows.order[at], named=True)
-            text = "".join(data.renderer.prompt.parts(texts[rows.order[at]]))
+            given = texts[rows.order[at]]
             chosen.append(
                 Example(
                     split=split,
                     id=row["id"],
                     label=_label(data, row),
-                    segments=tuple(_segments(data, rows, at, text, trained)),
+                    segments=tuple(_segments(data, rows, at, given, trained)),
                     seen=trained,
                 )
             )
@@ -155,13 +155,14 @@ def _chosen(rows: TrainingRows, count: int) -> list[int]:
     return chosen
 
 
-def _segments(data: TokenizedDataset, rows: TrainingRows, at: int, text: str, trained: bool) -> Iterator[Segment]:
+def _segments(data: TokenizedDataset, rows: TrainingRows, at: int, given: str, trained: bool) -> Iterator[Segment]:
     renderer, row, number = data.renderer, _whole(data, rows, at), rows.order[at]
+    text, text_start = "".join(renderer.prompt.parts(given)), len(renderer.prefix) + len(renderer.examples_of(given))
     length = len(row["input_ids"])
     prompt = min(len(rows.prompts[number]), length)
     answer = length - 1 if row["input_ids"][-1] == renderer.end and length > prompt else length
     text_end = len(rows.prompts[number]) - len(renderer.suffix)
-    ends = (len(renderer.prefix), text_end, prompt, answer, length)
+    ends = (text_start, text_end, prompt, answer, length)
     parts: Sequence[Part] = ("prompt", "text", "prompt", "answer", "end")
     start = 0
     for part, end in zip(parts, ends, strict=True):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from finsa.config import MoeJointStage
 from finsa.errors import DataError
 from finsa.evaluation import metrics, statistics
-from finsa.evaluation.tables import MISSING, Table, format_value
+from finsa.evaluation.tables import MISSING, Table, format_value, signed
 
 Classes = NDArray[np.int64]
 UNUSED = 0.05  # an expert whose mean gate is below this in every domain is reported as unused
@@ -184,9 +184,9 @@ def remarks(name: str, values: Mapping[str, Any]) -> list[str]:
     against = next((one for one in values.get("mixture") or [] if one["arm"] == UNION), None)
     if against is not None and "verdict" in against:  # older versions wrote only an uncorrected test
         sentences.append(
-            f"{name} against one adapter trained on all domains: macro-F1 {against['difference']:+.4f} "
-            f"({against['difference_low']:+.4f} to {against['difference_high']:+.4f}), {against['fixed']} rows fixed "
-            f"and {against['broken']} broken: {against['verdict']}."
+            f"{name} against one adapter trained on all domains: macro-F1 {signed(against['difference'])} "
+            f"({signed(against['difference_low'])} to {signed(against['difference_high'])}), {against['fixed']} rows "
+            f"fixed and {against['broken']} broken: {against['verdict']}."
         )
     return sentences + [f"{name}: {warning}" for warning in (values.get("router") or {}).get("warnings", [])]
 
@@ -200,7 +200,7 @@ def _comparison_table(name: str, records: Sequence[Mapping[str, Any]]) -> Table:
         row += [f"{record[key]:.4f}" for key in domains]
         difference = format_value("difference", record.get("difference")) or MISSING
         if "verdict" in record:  # not for the mixture itself, nor for the uncorrected test of older versions
-            difference += f" ({record['difference_low']:+.4f} to {record['difference_high']:+.4f})"
+            difference += f" ({signed(record['difference_low'])} to {signed(record['difference_high'])})"
         counts = f"{record['fixed']} / {record['broken']}" if "fixed" in record else MISSING
         rows.append([*row, difference, counts, record.get("verdict", MISSING)])
     caption = (

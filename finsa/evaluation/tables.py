@@ -105,6 +105,12 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def signed(difference: float) -> str:
+    """A difference with its sign; one that rounds to zero has none."""
+    text = f"{difference:+.4f}"
+    return text[1:] if float(text) == 0 else text
+
+
 def format_value(name: str, value: Any) -> str:
     """Format a value of a record by the name of its column; empty for None."""
     if value is None:
@@ -116,7 +122,7 @@ def format_value(name: str, value: Any) -> str:
     if name.endswith(("_p", "_holm")) or name.startswith("p_"):
         return f"{value:.4f}" if value >= 1e-4 else f"{value:.0e}" if value > 0 else "<1e-300"
     if "difference" in name or name.endswith("_minus_published"):
-        return f"{round(value, 4) + 0.0:+.4f}"  # no negative zero
+        return signed(value)
     if name.endswith(("_per_second", "_gib")):
         return f"{value:.2f}"
     return f"{value:.1f}" if "seconds" in name or name in ("prompt_tokens", "thought_tokens") else f"{value:.4f}"

@@ -182,11 +182,13 @@ def on_samples(task: str, truth: FloatArray, predicted: FloatArray, counts: Floa
             "subset_accuracy": counts @ (truth == predicted).all(axis=1) / n,
         }
     true, guess = truth[:, 0], predicted[:, 0]
+    pearson = _correlation(true, guess, counts)
+    ranked = _correlation(_ranks(true, counts), _ranks(guess, counts), counts)
     return {
         "rmse": np.sqrt(counts @ (guess - true) ** 2 / n),
         "mae": counts @ np.abs(guess - true) / n,
-        "pearson": _correlation(true, guess, counts),
-        "spearman": _correlation(_ranks(true, counts), _ranks(guess, counts), counts),
+        "pearson": pearson,
+        "spearman": np.where(np.isnan(pearson), np.nan, ranked),  # values that differ by rounding have no order
         "cosine": _quotient(counts @ (true * guess), np.sqrt(counts @ true**2) * np.sqrt(counts @ guess**2)),
     }
 

@@ -143,6 +143,7 @@ def open_stream(source: str, form: str | None, reading: Reading, csv: Csv = PLAI
             _require_text(reading, keys, name)
         return Stream(chain(peeked, objects), None, total, tell, notes, first_columns=keys)
     if form == "txt":
+        _require_text(reading, [reading.column], name)  # of a target there is no column
         rows = (Row({reading.column: line.rstrip("\r\n")}, number) for number, line in enumerate(lines, 1))
         return Stream(rows, [reading.column], total, tell, notes)
     sample = PEEKED if name == PIPE else SAMPLE_LINES

@@ -12,7 +12,7 @@ from finsa.data import encodings
 from finsa.data.cleaning import normalize
 from finsa.data.prompts import with_target
 from finsa.data.schema import Reading
-from finsa.errors import DataError
+from finsa.errors import DataError, counted
 from finsa.evaluation import tables
 from finsa.inference import predict, predictor, row_files
 from finsa.inference.predict import Columns, Share
@@ -117,12 +117,12 @@ def _predict_file(cfg: RunConfig, record: Record) -> Result:
     if not chunks:
         print("note: the input has no rows")
     by = f" by process 0 of {share.processes}" if share.processes > 1 else ""
-    print(f"predicted {rows:,} rows{by} in {seconds:.1f} s: {rows / seconds:,.0f} rows/s")
+    print(f"predicted {counted(rows)}{by} in {seconds:.1f} s: {rows / seconds:,.0f} rows/s")
     if counts.get("truncated"):
         print(f"truncated texts: {counts['truncated']:,}")
     if counts.get("rejected"):
         print(f"rejected rows: {counts['rejected']:,} ({rejected})")
-    print(f"wrote {counts.get('answered', 0):,} rows to {output}")
+    print(f"wrote {counted(counts.get('answered', 0))} to {output}")
     return Result("predict", None, {"rows": rows, "rows_per_second": rows / seconds, **counts})
 
 

@@ -12,7 +12,8 @@ from finsa.config import RunConfig, Train, divisor
 from finsa.config.base import COSTS, MEASURES
 from finsa.data import dataset, prompts, sampling, tokenized, values
 from finsa.data.dataset import Dataset
-from finsa.errors import ConfigError, DataError, Problem
+from finsa.data.tokenized import TokenizedDataset
+from finsa.errors import ConfigError, DataError, Problem, counted
 from finsa.models import folders, quantization, tokenizers
 from finsa.runs import processes, run_folder, starts
 from finsa.session import Session
@@ -35,8 +36,13 @@ def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: 
         ModelError: for a tokenizer that is not on this machine and cannot be downloaded.
     """
     zero_shot = cfg.method.learn == "nothing" and cfg.method.baseline is None
-    shots = ("train",) if cfg.method.examples is not None else ()
+    examples = cfg.method.examples
+    shots = ("train",) if examples is not None else ()
     data.require(*((*shots, "test") if zero_shot else ("train", "validation", "test")))
+    rows = data.splits["train"].height
+    if examples is not None and examples.count > rows and processes.is_main():
+        text = f"is more than the {counted(rows, 'training row')}, all of which are examples of every prompt"
+        print(f"note: method.examples.count={examples.count} {text}", flush=True)
     if cfg.method.baseline is not None:
         return
     if cfg.method.loss.name == "ordinal" and cfg.data.task != "ordinal":
@@ -83,7 +89,7 @@ def _require_measure(cfg: RunConfig, data: Dataset) -> None:
         value = metrics.values({name: None}, gold, np.log(np.eye(len(data.labels))[gold] * 0.8 + 0.1))[name]
     if math.isnan(value):
         kind = "the same number" if cfg.data.task == "regression" else "too few of the classes"
-        text = f"is not defined on the {rows.height:,} validation rows, which have {kind}; choose another measure"
+        text = f"is not defined on the {counted(rows.height, 'validation row')}, with {kind}; choose another measure"
         raise ConfigError([Problem(f"train.select_by={name}", text)])
 
 
@@ -153,20 +159,35 @@ def require_prompt(cfg: RunConfig, data: Dataset, session: Session, planned: boo
     if tokenizer is None:
         return
     rows = tokenized.build(cfg, data, tokenizer, session)
-    if context is None or (cfg.method.examples is None and cfg.data.max_length <= context):
-        return
-    longest = int(rows.prompts("test").lengths.max(initial=0)) + max(map(len, rows.renderer.answers)) + 1
+    if context is not None and (cfg.method.examples is not None or cfg.data.max_length > context):
+        _require_context(cfg, rows, context)
+
+
+def _require_context(cfg: RunConfig, rows: TokenizedDataset, context: int) -> None:
+    """Check that every prompt of the run, with its examples and its answer, fits into the context of the model.
+
+    Raises:
+        ConfigError: with both numbers of tokens, and what to lower.
+    """
+    read = ("test",) if cfg.method.learn == "nothing" else ("train", "validation", "test")
+    prompt = max(int(rows.prompts(split).lengths.max(initial=0)) for split in read)
+    longest = prompt + max(map(len, rows.renderer.answers)) + 1
     if longest > context:
-        key = "data.max_length" if cfg.method.examples is None else "method.examples.count"
-        text = f"the longest prompt with its answer has {longest:,} tokens, and the context of the model {context:,}"
-        raise ConfigError([Problem(key, f"{text}; set a smaller one")])
+        text = f"the longest prompt with its answer has {longest:,} tokens, but the context of the model is {context:,}"
+        if cfg.method.examples is None:
+            raise ConfigError([Problem("data.max_length", f"{text}; set data.max_length={context} or less")])
+        fix = "set a smaller method.examples.count or method.examples.max_characters, or a smaller data.max_length"
+        raise ConfigError([Problem("method.examples.count", f"{text}; {fix}")])
+    if cfg.data.max_length > context and processes.is_main():
+        text = f"is more than the context of the model, {context:,} tokens; no text of this data set is so long"
+        print(f"note: data.max_length={cfg.data.max_length} {text}", flush=True)
 
 
 def _context(cfg: RunConfig) -> int | None:
     """Number of positions of the model; None if its configuration is not on this machine."""
     file = Path(tokenizers.source_of(cfg.model)[0]) / folders.CONFIG
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else cfg.model.architecture or {}
-    positions = known.get("max_position_embeddings")
+    positions = known.get("max_position_embeddings") or known.get("n_positions")
     return positions if isinstance(positions, int) else None
 
 

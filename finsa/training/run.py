@@ -133,13 +133,18 @@ def _train(
     held_out = data.prompts("validation")[: cfg.train.validation_rows]
     ids = data.dataset.splits["train"]["id"]
     validated: list[FloatArray] = []
+    warned: list[bool] = []
 
     def validate(_: torch.nn.Module) -> dict[str, float]:
         validated.append(_score(label_scorer, held_out, "validation", watch))
         values = run_results.validation(data, validated[-1])
-        if math.isnan(values[cfg.train.select_by]) and processes.is_main():
-            what = f"{cfg.train.select_by} is not defined for these predictions, such as equal ones for all rows"
-            print(f"warning: {what}; this checkpoint is kept only if no other one has a value", file=sys.stderr)
+        if math.isnan(values[cfg.train.select_by]) and not warned and processes.is_main():
+            warned.append(True)
+            print(
+                f"warning: train.select_by={cfg.train.select_by} has no value for these validation predictions, such "
+                "as equal ones for all rows; the best checkpoint with a value is used, or the last one if none has it",
+                file=sys.stderr,
+            )
         return values
 
     if cfg.method.grpo is not None:

@@ -279,7 +279,14 @@ def test_method_settings_of_an_experiment_apply_unless_the_command_sets_them() -
 
 def test_line_breaks_in_a_prompt_on_the_command_line() -> None:
     """A shell passes a backslash and an n; in a file, YAML decides."""
-    written = "data.prompt='甲：{text}\\n情感：'"
-    assert compositions.config(written).data.prompt == "甲：{text}\n情感："
+    written = "data.prompt='甲：{text}\\n\\t情感：'"
+    assert compositions.config(written).data.prompt == "甲：{text}\n\t情感："
     values, files = compose.compose_values([written])
-    assert compose.build(values, files, []).data.prompt == "甲：{text}\\n情感："
+    assert compose.build(values, files, []).data.prompt == "甲：{text}\\n\\t情感："
+    assert compose.build(values, files, ["seed=1", "data.name=x"]).data.prompt == "甲：{text}\\n\\t情感："
+    sets = ("data=table", "data.task=multi_label", "data.labels=[a,b]", "method=lora_label")
+    answers = compositions.config(*sets, "++data.answers=['\\n{label}：是','\\n{label}：否']").data.answers
+    assert answers == ("\n{label}：是", "\n{label}：否")
+    parts = compositions.config("data=finnf_joint", "data.parts.news.prompt='{text}\\n'").data.parts
+    assert parts is not None
+    assert parts["news"].prompt == "{text}\n"

@@ -124,8 +124,8 @@ def test_sentiments_are_mapped_and_corrected(config: Configure, tmp_path: Path) 
     assert _found(rows) == [("1", "positive", None), ("2", "negative", None)]
     assert sorted(rows.notes) == [
         "data.label_map: no row has the label '1'.",
-        "label ' Negative' (1 rows) is read as 'negative'",
-        "label 'NEGATIVE' (1 rows) is read as 'negative'",
+        "label ' Negative' (1 row) is read as 'negative'",
+        "label 'NEGATIVE' (1 row) is read as 'negative'",
     ]
 
 

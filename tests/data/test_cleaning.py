@@ -49,12 +49,11 @@ def test_policies_on_the_same_rows() -> None:
     assert fates(cleaning.decide(frame, met, "drop", "data.on_x", "gone", "are y")[0]) == [None, "gone"]
     kept, notes = cleaning.decide(frame, met, "keep", "data.on_x", "gone", "are y")
     assert fates(kept) == [None, None]
-    assert notes == ["1 rows are y; kept, because data.on_x=keep"]
+    assert notes == ["1 row is y; kept, because data.on_x=keep"]
     with pytest.raises(DataError) as caught:
         cleaning.decide(frame, met, "error", "data.on_x", "gone", "are y", " Look again.")
     assert str(caught.value) == (
-        "data.on_x: 1 rows are y. Look again. Set data.on_x=drop (counted) or data.on_x=keep"
-        "\n  /d/t.csv:3: y [no label]"
+        "data.on_x: 1 row is y. Look again. Set data.on_x=drop (counted) or data.on_x=keep\n  /d/t.csv:3: y [no label]"
     )
 
 
@@ -248,9 +247,9 @@ def test_leaks_by_policy(data: Data) -> None:
     frame = cleaning.clean_texts(row_frame(*rows, columns=("id", "text", "split")))
     kept, notes = cleaning.mark_leaks(frame, data.model_copy(update={"on_leak": "keep"}))
     assert fates(kept) == [None, None]
-    assert notes == ["1 rows are a training copy of a test row; kept, because data.on_leak=keep"]
+    assert notes == ["1 row is a training copy of a test row; kept, because data.on_leak=keep"]
     with pytest.raises(
-        DataError, match=r"data\.on_leak: 1 rows are a training copy of a test row\. Set data\.on_leak=drop"
+        DataError, match=r"data\.on_leak: 1 row is a training copy of a test row\. Set data\.on_leak=drop"
     ):
         cleaning.mark_leaks(frame, data.model_copy(update={"on_leak": "error"}))
 

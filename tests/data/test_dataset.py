@@ -116,7 +116,7 @@ def test_an_unknown_label_is_reported_with_its_count_and_the_fix(config: Configu
     with pytest.raises(DataError) as caught:
         load(_data(config, tmp_path, {"all": rows}, labels=("positive", "negative")))
     message = str(caught.value)
-    assert "unknown label: 'postive' (2 rows), '(none)' (1 rows); known are positive, negative." in message
+    assert "unknown label: 'postive' (2 rows), '(none)' (1 row); known are positive, negative." in message
     assert "Did you mean 'positive'?" in message
     assert "List them all in data.labels. Set data.on_unknown_label=drop (counted)" in message
     assert "\n  " + str(tmp_path / "all.parquet") + ":3: z [postive]" in message
@@ -124,7 +124,7 @@ def test_an_unknown_label_is_reported_with_its_count_and_the_fix(config: Configu
 
 def test_label_only_in_the_test_split_is_unknown(config: Configure, tmp_path: Path) -> None:
     tables: dict[str, Rows] = {"train": _many("t", 4), "test": [("x", "c"), ("y", "a")]}
-    with pytest.raises(DataError, match=r"unknown label: 'c' \(1 rows\); known are a, b\."):
+    with pytest.raises(DataError, match=r"unknown label: 'c' \(1 row\); known are a, b\."):
         load(_data(config, tmp_path, tables))
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from finsa.config import RunConfig
 from finsa.data.dataset import Dataset, load
-from finsa.data.delimited import Record, records
+from finsa.data.delimited import Record, open_delimited, records
+from finsa.data.readers import PLAIN
 from finsa.errors import ConfigError, DataError
 
 Configure = Callable[..., RunConfig]
@@ -237,3 +239,16 @@ def test_header_of_a_sheet(
     table = load(config("data=table", f"data.files={tmp_path / 't.xlsx'}", *overrides).data)
     assert _texts(table) == ALL
     assert table.ledger.notes == (["t.xlsx: the header is row 3"] if above and not overrides else [])
+
+
+def test_an_empty_quoted_line_is_a_row_of_a_file_with_one_column() -> None:
+    def rows(text: str, **format: Any) -> list[Record]:
+        lines = iter(text.splitlines(keepends=True))
+        return list(
+            open_delimited(lines, ",", PLAIN.model_copy(update=format), lambda names: "text" in names, "x").rows
+        )
+
+    assert rows('text\na\n""\n\nb\n') == [(["a"], 2, None), ([""], 3, None), (["b"], 5, None)]
+    assert rows('a\n""\n', header=("text",)) == [(["a"], 1, None), ([""], 2, None)]
+    assert rows('text,label\na,1\n""\n\nb,2\n') == [(["a", "1"], 2, None), (["b", "2"], 5, None)]
+    assert rows('""\ntext,label\na,1\n') == [(["a", "1"], 3, None)]

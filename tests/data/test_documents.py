@@ -55,7 +55,7 @@ def test_every_document_ends_with_an_end_token(tokenizer: Any) -> None:
     (row,) = documents.blocks(["1", "22", "333"], tokenizer, 9)
     end = tokenizer.eos_token_id
     assert [place for place, token in enumerate(row["input_ids"]) if token == end] == [1, 4, 8]
-    assert row["labels"][8] == end, "the end is learnt"
+    assert row["labels"][8] == end, "the end is learned"
 
 
 def test_a_stream_shorter_than_a_block_gives_no_blocks(tokenizer: Any) -> None:
@@ -74,8 +74,8 @@ def test_nothing_is_protected_without_files(config: Configure) -> None:
 
 
 def test_no_document_holds_a_held_out_text(config: Configure) -> None:
-    learnt, heldout = _load(_data(config, 1_500))
-    everything = "\x00".join([*learnt, *heldout])
+    learned, heldout = _load(_data(config, 1_500))
+    everything = "\x00".join([*learned, *heldout])
     assert [text for text in documents.protected(_data(config, 1_500)) if text in everything] == []
 
 
@@ -92,15 +92,15 @@ def test_exclusion_has_an_effect(config: Configure, monkeypatch: pytest.MonkeyPa
 
 
 def test_heldout_documents_are_others(config: Configure) -> None:
-    learnt, heldout = _load(_data(config, 300))
-    assert (len(learnt), len(heldout)) == (285, 15)
-    assert set(learnt).isdisjoint(heldout)
-    assert _load(_data(config, 300)) == (learnt, heldout)
+    learned, heldout = _load(_data(config, 300))
+    assert (len(learned), len(heldout)) == (285, 15)
+    assert set(learned).isdisjoint(heldout)
+    assert _load(_data(config, 300)) == (learned, heldout)
 
 
 def test_documents_are_not_in_blocks_of_one_kind(config: Configure) -> None:
-    learnt, _ = _load(_data(config, 300))
-    lengths = [len(document) for document in learnt]
+    learned, _ = _load(_data(config, 300))
+    lengths = [len(document) for document in learned]
     assert sum(a < b for a, b in pairwise(lengths)) > 90, "lengths go up and down, as in random order"
 
 

@@ -14,6 +14,7 @@ from finsa.config import Data, RunConfig
 from finsa.data import labels
 from finsa.data.cleaning import clean_texts
 from finsa.data.labels import LabelSpace
+from finsa.data.readers import FATE
 from finsa.errors import DataError
 
 Configure = Callable[..., RunConfig]
@@ -55,7 +56,7 @@ def test_spelling(written: str, name: str) -> None:
     respelled, notes = labels.respell(pl.Series("label", [written, None]), ABC.names)
     assert respelled.to_list() == [name, None]
     changed = name in ABC.names and written != name
-    assert notes == [f"label '{written}' (1 rows) is read as '{name}'"] * changed
+    assert notes == [f"label '{written}' (1 row) is read as '{name}'"] * changed
 
 
 def test_classes_that_differ_in_case_are_written_exactly() -> None:
@@ -134,6 +135,13 @@ def test_unknown_labels_by_policy(data: Data) -> None:
     assert labels.with_unlisted(ABC, kept, keep).names == ("a", "b", "c", "Strange", "strange")
     assert labels.with_unlisted(ABC, dropped, data) == ABC
     with pytest.raises(
-        DataError, match=r"data\.on_unknown_label: 4 rows have an unknown label: .*'\(none\)' \(1 rows\)"
+        DataError, match=r"data\.on_unknown_label: 4 rows have an unknown label: .*'\(none\)' \(1 row\)"
     ):
         labels.mark_unknown(frame, data.model_copy(update={"on_unknown_label": "error"}), ABC)
+
+
+def test_labels_that_are_kept_keep_the_task_and_the_answers(data: Data) -> None:
+    frame = pl.DataFrame({"label": ["a", "c"], FATE: [None, None]}, schema_overrides={FATE: pl.String})
+    space = LabelSpace(("a", "b"), ("A", "B"), "ordinal", ("{label}: yes", "{label}: no"))
+    kept = labels.with_unlisted(space, frame, data.model_copy(update={"on_unknown_label": "keep"}))
+    assert kept == LabelSpace(("a", "b", "c"), ("A", "B", "c"), "ordinal", ("{label}: yes", "{label}: no"))

@@ -52,9 +52,9 @@ def test_pairs_are_read_and_those_that_are_none_are_counted(config: Configure, t
 @pytest.mark.parametrize(
     ("rejected", "message"),
     [
-        ("利好", r"1 rows have the same label as chosen and as rejected. .*\n.*train.jsonl:2"),
-        ("上涨", r"1 rows have a rejected label that is none: '上涨'; 利空, 中性, 利好"),
-        ("", "1 rows have no text in the column 'rejected'"),
+        ("利好", r"1 row has the same label as chosen and as rejected. .*\n.*train.jsonl:2"),
+        ("上涨", r"1 row has a rejected label that is none: '上涨'; 利空, 中性, 利好"),
+        ("", "1 row has no text in the column 'rejected'"),
     ],
 )
 def test_a_pair_that_is_none_is_one_message(rejected: str, message: str, config: Configure, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_openfindata_raw_looks_up_the_letter_in_its_row(config: Configure, tmp_p
     assert table.splits["test"]["id"].to_list() == list("01234")
     assert table.ledger.buckets == {"used": 5, "unknown label": 1}
     assert table.ledger.examples == {"unknown label": ["test.json:6: 问5 [F]"]}
-    assert table.ledger.notes == ["test.json: label 'd ' (1 rows) is read as 'D'"]
+    assert table.ledger.notes == ["test.json: label 'd ' (1 row) is read as 'D'"]
 
 
 @pytest.mark.real_data

@@ -229,7 +229,7 @@ def test_tokenizer_without_an_end_token_is_refused(tokenizer: Any) -> None:
 def test_words_with_the_same_tokens_are_refused(qwen_tokenizer: Any) -> None:
     """Qwen's tokenizer composes e + accent, so these two spellings are one answer."""
     words = ("caf\u00e9", "cafe\u0301")
-    with pytest.raises(ConfigError, match="data.labels: .* not distinct in this tokenizer"):
+    with pytest.raises(ConfigError, match="data.labels: not all of .* have different tokens in this tokenizer"):
         Renderer(qwen_tokenizer, PROMPT, LabelSpace(words, words), 64)
 
 

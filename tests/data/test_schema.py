@@ -143,8 +143,8 @@ def test_a_label_map_ignores_spelling_variants_with_a_note(data: Data) -> None:
     raw = _raw(text=["x"] * 4, label=["mildly positive", " Mildly  Positive", "ＭILDLY positive", "positive"])
     assert shape(raw, mapped, "/d/t.csv", "t")["label"].to_list() == ["positive"] * 4
     assert sorted(raw.notes) == [
-        "t.csv: label ' Mildly  Positive' (1 rows) is read as 'mildly positive'",
-        "t.csv: label 'ＭILDLY positive' (1 rows) is read as 'mildly positive'",
+        "t.csv: label ' Mildly  Positive' (1 row) is read as 'mildly positive'",
+        "t.csv: label 'ＭILDLY positive' (1 row) is read as 'mildly positive'",
     ]
 
 
@@ -283,7 +283,7 @@ def test_last_turn_of_a_chat_by_choice_and_the_rest_is_counted(config: Configure
     raw = _raw(messages=[json.dumps(chat) for chat in (LONGER, OPENAI, OPENAI[1:])])
     frame = shape(raw, config("data=messages", "data.turns=last").data, "d/t.json", "t")
     assert (_pairs(frame), frame["fixed"].to_list()) == ([("y", "b"), ("x", "a"), ("x", "a")], [0, 0, 0])
-    assert raw.notes == ["t.json: not read: system turns of 2 rows, earlier turns of 1 rows (data.turns=last)"]
+    assert raw.notes == ["t.json: not read: system turns of 2 rows, earlier turns of 1 row (data.turns=last)"]
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ def test_a_label_column_next_to_a_chat_as_in_ms_swift(config: Configure, tmp_pat
     media = "unreadable: images, video or audio belong to the row"
     assert frame[FATE].to_list() == [None, unanswered, None, media]
     assert raw.notes == [
-        "t.json: not read: the field 'label' (the last turn is the label) of 1 rows, the field 'tools' of 1 rows"
+        "t.json: not read: the field 'label' (the last turn is the label) of 1 row, the field 'tools' of 1 row"
     ]
 
 
@@ -337,7 +337,7 @@ def test_system_and_history_of_an_instruction_row_are_read(config: Configure, tm
     assert frame[FATE].to_list() == [None, None, "unreadable: history is not a list of [question, answer]"]
     last = shape(raw, config("data=alpaca", "data.turns=last").data, "t.json", "t")
     assert _pairs(last)[0] == ("判断\n涨", "a")
-    assert raw.notes[-1] == "t.json: not read: system turns of 1 rows, earlier turns of 1 rows (data.turns=last)"
+    assert raw.notes[-1] == "t.json: not read: system turns of 1 row, earlier turns of 1 row (data.turns=last)"
 
 
 def test_a_text_extracted_from_its_template_may_be_truncated(config: Configure) -> None:

@@ -74,8 +74,8 @@ def test_text_and_target_are_compared_together(config: Configure, tmp_path: Path
     }
     assert found.ledger.notes[:3] == [
         "2 rows have a target that does not occur in their text, such as '己' (train.jsonl:10)",
-        "1 rows of the training split have the text of a test row, with another target",
-        "1 rows of the validation split have the text of a test row, with another target",
+        "1 row of the training split has the text of a test row, with another target",
+        "1 row of the validation split has the text of a test row, with another target",
     ]
 
 

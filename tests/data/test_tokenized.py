@@ -58,9 +58,9 @@ def test_training_rows_end_with_their_answer(config: Configure, tokenizer: Any, 
     for prompt, label, row in zip(made.prompts("train"), made.gold("train"), rows, strict=True):
         answer = [*tokenizer(LABELS.words[label], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         assert row["input_ids"] == prompt + answer
-        learnt = [place for place, target in enumerate(row["labels"]) if target != IGNORE]
-        assert learnt[0] == (len(prompt) if method == "lora_response" else 1)
-        assert learnt == list(range(learnt[0], len(prompt) + len(answer)))
+        learned = [place for place, target in enumerate(row["labels"]) if target != IGNORE]
+        assert learned[0] == (len(prompt) if method == "lora_response" else 1)
+        assert learned == list(range(learned[0], len(prompt) + len(answer)))
 
 
 def test_training_rows_are_a_sequence(config: Configure, tokenizer: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def test_a_number_that_is_out_of_range_or_unreadable_is_refused_with_its_line(
     with pytest.raises(DataError) as error:
         _load(config, tmp_path, SCALE, train=[0.1, 0.2, cell, 0.4], valid=[0], test=[0])
     text = str(error.value)
-    assert "data.on_unknown_label: 1 rows have a label that is not a number from -1 to 1" in text
+    assert "data.on_unknown_label: 1 row has a label that is not a number from -1 to 1" in text
     assert "train.jsonl:3: train 2" in text
     assert "Set data.on_unknown_label=drop (counted)\n" in text  # and not keep, which adds a class
     data = _load(config, tmp_path, (*SCALE, "data.on_unknown_label=drop"), train=[0.1, cell], valid=[0], test=[0])
@@ -93,18 +94,20 @@ def test_equal_sets_are_duplicates_in_any_order(config: Configure, tmp_path: Pat
 
 
 def test_a_missing_or_unlisted_label_is_refused_or_counted(config: Configure, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="1 rows have an empty label cell; a row without labels has the empty list"):
+    with pytest.raises(DataError, match="1 row has an empty label cell; a row without labels has the empty list"):
         _load(config, tmp_path, TOPICS, train=["price", None], valid=["news"], test=["risk"])
-    with pytest.raises(DataError, match=r"labels that are not in data.labels: 'rsk' \(1 rows\)[^\n]*'risk'"):
+    with pytest.raises(DataError, match=r"labels that are not in data.labels: 'rsk' \(1 row\)[^\n]*'risk'"):
         _load(config, tmp_path, TOPICS, train=["price", "news;rsk"], valid=["news"], test=["risk"])
     words = (*TOPICS, "data.on_unknown_label=drop")
     data = _load(config, tmp_path, words, train=["price", None, "news;rsk", "rsk"], valid=["news"], test=["risk"])
     assert data.ledger.buckets["no label"] == 1
     assert values.matrix(data.splits["train"], 3).tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
-    assert "1 unlisted labels of 2 rows are ignored: 'rsk' (2 rows)" in data.ledger.notes
+    assert "1 unlisted label of 2 rows is ignored: 'rsk' (2 rows)" in data.ledger.notes
 
 
-@pytest.mark.parametrize("cell", [{"text": "x", "label": {"price": True}}, ["price", None], [["price"]]])
+@pytest.mark.parametrize(
+    "cell", [{"text": "x", "label": {"price": True}}, ["price", None], ["price", math.nan], [["price"]]]
+)
 def test_a_cell_that_cannot_be_split_is_counted(config: Configure, tmp_path: Path, cell: Any) -> None:
     data = _load(config, tmp_path, TOPICS, train=["price", cell], valid=["news"], test=["risk"])
     assert data.ledger.buckets[values.NOT_LABELS] == 1
@@ -163,7 +166,10 @@ def test_the_cache_keeps_values_and_labels(config: Configure, tmp_path: Path, mo
         (("train.select_by=rmse",), "train.select_by=rmse is not a measure of task=classification"),
         ((*TOPICS[1:3], "method=lora_label"), "set data.answers, as in"),
         ((*TOPICS[1:3], TOPICS[-1]), "choose method=lora_label, which asks for each label"),
-        ((*TOPICS[1:3], TOPICS[-1], "method=few_shot"), "does not suit data.task=multi_label"),
+        (
+            (*TOPICS[1:3], TOPICS[-1], "method=few_shot"),
+            "few-shot examples support one class per row; choose lora_label",
+        ),
         ((*TOPICS[1:3], TOPICS[-1], "method=lora_label", "method.balance=downsample"), "leave out method.balance"),
         ((*TOPICS[1:3], TOPICS[-1], "method=lora_label", "data.separator=ri"), "contains the separator 'ri'"),
         ((*TOPICS[1:3], "method=lora_label", "data.answers=['yes','no']"), "needs {label} exactly once"),
@@ -207,17 +213,28 @@ def test_lists_of_numbers_and_lists_in_python_are_read(
 
 
 @pytest.mark.parametrize("policy", ["error", "drop"])
-def test_rows_without_any_listed_label_are_refused(config: Configure, tmp_path: Path, policy: str) -> None:
+@pytest.mark.parametrize(
+    ("cells", "found"), [(["Preis", "Risiko;Preis"], "they have 'Preis', 'Risiko'"), (["[]", []], "all have the empty")]
+)
+def test_rows_without_any_listed_label_are_refused(
+    config: Configure, tmp_path: Path, policy: str, cells: list[Any], found: str
+) -> None:
     words = (*TOPICS, f"data.on_unknown_label={policy}")
-    wanted = "no row has any of price, risk, news" if policy == "drop" else "have labels that are not in data.labels"
-    with pytest.raises(DataError, match=wanted):
-        _load(config, tmp_path, words, train=["Preis", "Risiko;Preis"], valid=["Preis"], test=["Preis"])
+    with pytest.raises(DataError, match=f"data.labels: no row has any of price, risk, news; {found}"):
+        _load(config, tmp_path, words, train=cells, valid=cells, test=cells)
+
+
+def test_rows_that_are_dropped_do_not_count_as_labeled(config: Configure, tmp_path: Path) -> None:
+    words = (*TOPICS, "data.on_unknown_label=drop")
+    (tmp_path / "rows.csv").write_text("text,label\na,Preis\nb,Preis\n,price\n", encoding="utf-8")
+    with pytest.raises(DataError, match="no row has any of price, risk, news; they have 'Preis'"):
+        dataset.load(config(*words, f"data.files={tmp_path}").data)
 
 
 def test_labels_without_rows_are_noted(config: Configure, tmp_path: Path) -> None:
     data = _load(config, tmp_path, TOPICS, train=["price;news", "news"], valid=["price"], test=["risk"])
     assert "no training row has the label 'risk'" in data.ledger.notes
-    assert "no validation row has the label 'risk', 'news'" in data.ledger.notes
+    assert "no validation row has any of the labels 'risk', 'news'; the threshold stays 0.5" in data.ledger.notes
     words = ("data=table", "data.labels=[a,b,c]", "data.cache=null")
     data = _load(config, tmp_path, words, train=["a", "b"], valid=["a"], test=["c"])
     assert [note for note in data.ledger.notes if note.startswith("no ")] == ["no training row has the label 'c'"]
@@ -232,9 +249,15 @@ def test_what_only_python_reads_as_a_number_is_none(text: str) -> None:
     ("words", "message"),
     [
         (("data.task=ordinal", "data.labels=[a,b]", "data.on_unknown_label=keep"), "adds labels without an order"),
-        (("data.answers=['{label}: yes','{label}: yes']", *TOPICS[:3], TOPICS[4]), "must be different"),
-        (("data.answers=['{label}: yes']", *TOPICS[:3], TOPICS[4]), "data.answers: has too few values, 1; it needs 2"),
-        (("data.answers=['{label}: yes','{label}: no']",), "answers are for task=multi_label"),
+        (
+            ("data.answers=['{label}: yes','{label}: yes']", *TOPICS[:3], TOPICS[4]),
+            "data.answers: the two answers must",
+        ),
+        (("data.answers=['{label} yes','{label}  yes']", *TOPICS[:3], TOPICS[4]), "data.answers: the two answers must"),
+        (("data.answers=['{label}: yes']", *TOPICS[:3], TOPICS[4]), "data.answers: needs two answers, that a label"),
+        (("data.answers=['{label}','{label}x','x{label}']", *TOPICS[:3], TOPICS[4]), "data.answers: needs two answers"),
+        (("data.answers=['{label}: yes','no']", *TOPICS[:3], TOPICS[4]), "data.answers: each of the two answers needs"),
+        (("data.answers=['{label}: yes','{label}: no']",), "data.answers is for task=multi_label"),
     ],
 )
 def test_settings_that_do_not_suit_the_task_are_refused(

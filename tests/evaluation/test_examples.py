@@ -131,3 +131,20 @@ def test_a_row_for_a_head_ends_with_its_text(config: Callable[..., RunConfig], t
     for example in examples.examples(job, cfg, 3):
         assert [segment.part for segment in example.segments] == ["prompt", "text"]
         assert example.segments[1].text == texts[example.id]
+
+
+@pytest.mark.parametrize("choice", ["nearest", "balanced"])
+def test_examples_in_the_prompt_are_part_of_it(config: Configure, tokenizer: Any, choice: str) -> None:
+    job, cfg = _job(config, tokenizer, "method=few_shot", "method.examples.count=2", f"method.examples.choice={choice}")
+    assert job.examples is not None
+    shown = examples.examples(job, cfg, 2)
+    assert len(shown) == 6
+    for one in shown:
+        number = int(one.id[1:])
+        cut = "".join(segment.text for segment in one.segments if segment.part == "truncated")
+        assert _part(one, "text").text + cut == TEXTS[number]
+        chosen = [text for text, _ in job.examples.choose(TEXTS[number])]
+        assert len(chosen) == 2
+        assert all(text[:40] in _part(one, "prompt").text for text in chosen)
+        prompt = job.prompts(one.split)[number]
+        assert _ids(one)[: len(prompt)] == prompt

@@ -249,3 +249,10 @@ def test_rows_filtered_by_the_command_are_counted_without_examples(capsys: pytes
     shown = capsys.readouterr().out
     assert "unknown label" in shown
     assert "filtered" not in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.00004, "0.0000"), (0.0, "0.0000"), (-0.00005001, "-0.0001"), (0.25, "+0.2500")]
+)
+def test_a_difference_that_rounds_to_zero_has_no_sign(value: float, text: str) -> None:
+    assert tables.format_value("difference_low", value) == text

@@ -92,7 +92,11 @@ def test_correlations_do_not_depend_on_the_scale(scale: float) -> None:
     plain, scaled = (value_metrics.values("regression", true * factor, guess * factor) for factor in (1.0, scale))
     for name in ("pearson", "spearman", "cosine"):
         assert scaled[name] == pytest.approx(plain[name])
-    assert np.isnan(value_metrics.values("regression", true * scale, np.full_like(true, 0.1 * scale))["pearson"])
+    constant = np.full_like(true, 0.1 * scale)
+    for same in (constant, constant * (1 + 1e-15 * np.sign(guess))):  # also up to rounding
+        report = value_metrics.report(SCALE, true * scale, same)
+        assert (report["pearson"], report["spearman"]) == (None, None)
+        assert not {"pearson", "spearman"} & set(report["intervals"])
 
 
 def test_the_number_is_the_expectation_over_the_anchors_or_the_limited_output() -> None:

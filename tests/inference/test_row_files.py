@@ -136,3 +136,9 @@ def test_every_cell_is_restored(name: str, rows: list[dict[str, str]]) -> None:
     made = row_files.CsvWriter(name, ["id", "text"]).encode(rows).decode()
     read = csv.reader(io.StringIO(made, newline=""), delimiter="\t" if name == "tsv" else ",", strict=True)
     assert [tuple(row) for row in read] == [(row["id"], row["text"]) for row in rows]
+
+
+def test_an_empty_row_of_the_only_column_is_rejected(tmp_path: Path) -> None:
+    file = tmp_path / "in.csv"
+    file.write_text('text\n涨\n""\n\n跌\n', encoding="utf-8")
+    assert read(str(file)) == ([{"text": "涨"}, {"text": "跌"}], [(3, "empty text")])

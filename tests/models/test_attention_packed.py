@@ -20,22 +20,22 @@ from finsa.training.objective import tokens
 from tests.models.test_attention import other
 from tests.models.test_flops import adapted_model, counted
 
-Learnt = tuple[float, torch.Tensor]
+Learned = tuple[float, torch.Tensor]
 
 
-def rows(lengths: list[int], head: int, learnt: int = 2, weights: bool = False) -> list[dict[str, Any]]:
-    """Rows after a common prefix; the last tokens have loss, or all if `learnt` is longer than a row."""
+def rows(lengths: list[int], head: int, learned: int = 2, weights: bool = False) -> list[dict[str, Any]]:
+    """Rows after a common prefix; the last tokens have loss, or all if `learned` is longer than a row."""
     draw, made = random.Random(sum(lengths)), []
     shared = [draw.randrange(10, 50) for _ in range(head + 1)]  # the prefix of a run ends one token early
     for number, length in enumerate(lengths):
         ids = [*shared, *(draw.randrange(10, 50) for _ in range(length))]
-        unlearnt = max(1, len(ids) - learnt)
-        row: dict[str, Any] = {"input_ids": ids, "labels": [IGNORE] * unlearnt + ids[unlearnt:]}
+        unlearned = max(1, len(ids) - learned)
+        row: dict[str, Any] = {"input_ids": ids, "labels": [IGNORE] * unlearned + ids[unlearned:]}
         made.append({**row, "weight": 0.5 + number} if weights else row)
     return made
 
 
-def step(model: Any, batches: list[dict[str, torch.Tensor]]) -> Learnt:
+def step(model: Any, batches: list[dict[str, torch.Tensor]]) -> Learned:
     """The mean loss of some batches and its gradients."""
     model.zero_grad()
     objective = tokens()
@@ -45,19 +45,19 @@ def step(model: Any, batches: list[dict[str, torch.Tensor]]) -> Learnt:
     return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def assert_same(found: Learnt, expected: Learnt) -> None:
+def assert_same(found: Learned, expected: Learned) -> None:
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
     assert float((found[1] - expected[1]).norm() / expected[1].norm()) < 1e-5
 
 
-def separate(model: Any, made: list[dict[str, Any]]) -> Learnt:
+def separate(model: Any, made: list[dict[str, Any]]) -> Learned:
     return step(model, [Collator(0)([row]) for row in made])
 
 
 @pytest.mark.parametrize("head", [0, 5])
 @pytest.mark.parametrize("model_type", EXTRA)
 def test_packed_rows_give_every_weight_the_gradient_of_separate_rows(model_type: str, head: int) -> None:
-    model, made = small(model_type).requires_grad_(True).train(), rows([3, 9, 1, 6, 9], head, learnt=100)
+    model, made = small(model_type).requires_grad_(True).train(), rows([3, 9, 1, 6, 9], head, learned=100)
     assert attention.can_pack(model)
     assert_same(step(model, [Packer(head)(made)]), separate(model, made))
 
@@ -66,13 +66,13 @@ def test_packed_rows_give_every_weight_the_gradient_of_separate_rows(model_type:
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6),
     head=st.integers(0, 9),
-    learnt=st.sampled_from([1, 2, 100]),
+    learned=st.sampled_from([1, 2, 100]),
     weights=st.booleans(),
 )
 def test_any_packed_sequence_equals_its_separate_rows(
-    lengths: list[int], head: int, learnt: int, weights: bool
+    lengths: list[int], head: int, learned: int, weights: bool
 ) -> None:
-    model, made = small().requires_grad_(True).train(), rows(lengths, head, learnt, weights)
+    model, made = small().requires_grad_(True).train(), rows(lengths, head, learned, weights)
     shared = layout.CommonPrefix()
     shared.add(made)  # type: ignore[arg-type]
     # Rows also agree on which part of the prefix has loss, which a row of one token may end early.

@@ -263,8 +263,8 @@ def test_training_starts_from_a_saved_adapter(
     saved, state = load_file(folder / "adapter_model.safetensors"), get_peft_model_state_dict(peft_model)
     assert saved.keys() == state.keys()
     assert all(torch.equal(saved[name], state[name]) for name in saved)
-    learnt = {name for name, p in peft_model.named_parameters() if p.requires_grad}
-    assert learnt == {name for name, _ in peft_model.named_parameters() if "lora_" in name}
+    learned = {name for name, p in peft_model.named_parameters() if p.requires_grad}
+    assert learned == {name for name, _ in peft_model.named_parameters() if "lora_" in name}
     np.testing.assert_array_equal(scores(model, job), first.restored)
     assert base.count_parameters(factory.on_meta(cfg, job.renderer)) == base.count_parameters(model)
     factory.detach(model)

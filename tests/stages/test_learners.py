@@ -63,7 +63,7 @@ def test_labels_with_equal_tokens_are_refused_before_loading_weights(
         "method=lora_label", f"model.path={tmp_path}", *SHORT, f"output_dir={tmp_path}/runs", "data.cache=null"
     )
     cfg = cfg.model_copy(update={"data": cfg.data.model_copy(update={"labels": ALIKE})})
-    with pytest.raises(ConfigError, match=r"data\.labels: .* are not distinct in this tokenizer"):
+    with pytest.raises(ConfigError, match=r"data\.labels: not all of .* have different tokens in this tokenizer"):
         run(cfg)
     assert not (tmp_path / "runs").exists()
 

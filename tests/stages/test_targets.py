@@ -119,16 +119,25 @@ def test_a_target_that_is_not_used_is_refused(
         config("stage=predict", f"run={run}", "input=x.csv", f"output={tmp_path / 'y.csv'}", "target='甲'")
 
 
-def test_rows_without_a_target_are_rejected(config: Compose, run: Path, tmp_path: Path) -> None:
+def test_rows_without_a_target_are_rejected(
+    config: Compose, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("headline,company\n甲公司大涨,甲公司\n乙银行大跌,\n", encoding="utf-8")
     done = predict.run(config("stage=predict", f"run={run}", f"input={file}", f"output={tmp_path / 'out.jsonl'}"))
-    assert (done.metrics["answered"], done.metrics["rejected"]) == (1, 1)
+    assert (done.metrics["rows"], done.metrics["answered"], done.metrics["rejected"]) == (1, 1, 1)
+    shown = capsys.readouterr().out
+    assert "predicted 1 row in " in shown
+    assert "rejected rows: 1 (" in shown
+    assert "wrote 1 row to " in shown
     rejected = json.loads((tmp_path / "out.jsonl.rejected.jsonl").read_text(encoding="utf-8"))
     assert (rejected["line"], rejected["reason"]) == (3, "no target in the field 'company'")
 
 
-@pytest.mark.parametrize(("name", "text"), [("rows.csv", "headline\n甲涨\n"), ("rows.jsonl", '{"headline": "甲涨"}\n')])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("rows.csv", "headline\n甲涨\n"), ("rows.jsonl", '{"headline": "甲涨"}\n'), ("rows.txt", "甲涨\n乙跌\n")],
+)
 def test_a_file_without_the_column_of_the_target_is_refused(
     config: Compose, run: Path, tmp_path: Path, name: str, text: str
 ) -> None:

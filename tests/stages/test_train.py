@@ -207,3 +207,16 @@ def test_validation_and_the_unchanged_base_are_scored_once(
         assert judged.metrics["validation"][name] == lora.metrics["validation"][name]
     told = [set(read(done, "ledger.json")["truncated"]) for done in (lora, zero, judged)]
     assert told == [{"train", "validation", "test"}, {"test"}, {"validation"}]
+
+
+def test_a_measure_without_a_value_is_reported_once(
+    config: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best of the other checkpoints is used."""
+    values, measured = iter([np.nan, np.nan, 0.5, 0.4, 0.5]), run_results.validation
+    monkeypatch.setattr(run_results, "validation", lambda *args: {**measured(*args), "mcc": next(values)})
+    words = (FEW, *QUICK, "train.max_steps=4", "train.validate_every=1", "train.select_by=mcc")
+    folder = train.run(config(*words, f"output_dir={tmp_path}", "stage.compare_base=false")).run_dir
+    assert folder is not None
+    assert capsys.readouterr().err.count("warning: train.select_by=mcc has no value") == 1
+    assert json.loads((folder / "run.json").read_text(encoding="utf-8"))["best_validation"] == 0.5

@@ -6,6 +6,7 @@ import csv
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from finsa.config import RunConfig
 from finsa.data import dataset, tokenized, values
 from finsa.errors import ConfigError
 from finsa.evaluation import examples, report, value_metrics
-from finsa.inference import predictor
+from finsa.inference import model_cards, predictor
 from finsa.inference.export import PooledGraph
 from finsa.models import tokenizers
 from finsa.session import Job, Session
@@ -157,6 +158,7 @@ def test_evaluation_file_and_service_repeat_the_predictions(
     lines = _lines(run)
     again = evaluate.run(config("stage=evaluate", f"run={run}", "tracking=none", f"output_dir={tmp_path}")).run_dir
     assert again is not None
+    assert f"_evaluate_{method}_" in again.name
     assert _lines(again) == lines
     assert _test_scores(again) == _test_scores(run)
     output = tmp_path / "out.csv"
@@ -174,11 +176,16 @@ def test_evaluation_file_and_service_repeat_the_predictions(
         assert 'label="number"' in metrics  # one series, whatever the numbers
     else:
         assert [json.loads(row["label"]) for row in answers] == [line["label"] for line in lines]
-        words = ("data=table", *TASKS[task], f"data.files={{train: '{output}'}}", "data.columns.label=label")
-        read = dataset.load(config(*words, "method=lora_label", "data.on_duplicate=keep", "data.on_conflict=keep").data)
-        assert sum(part.height for part in read.splits.values()) == len(lines)
-        written = dict(zip(*(column.to_list() for column in _sets(read)), strict=True))
-        assert written == {line["text"]: line["label"] for line in lines}
+        keep = ("method=lora_label", "data.on_duplicate=keep", "data.on_conflict=keep", "data.columns.label=label")
+        for form in ("csv", "jsonl", "parquet"):
+            written = output.with_suffix(f".{form}")
+            if form != "csv":
+                predict.run(config("stage=predict", f"run={run}", f"input={rows / 'test.jsonl'}", f"output={written}"))
+            read = dataset.load(config("data=table", *TASKS[task], f"data.files={{train: '{written}'}}", *keep).data)
+            assert sum(part.height for part in read.splits.values()) == len(lines)
+            found = dict(zip(*(column.to_list() for column in _sets(read)), strict=True))
+            assert found == {line["text"]: line["label"] for line in lines}
+        assert [] in found.values()
         assert [one["labels"] for one in served] == [line["label"] for line in lines]
         assert served[0]["probs"] == pytest.approx(lines[0]["probs"], abs=1e-4)
 
@@ -198,6 +205,9 @@ def test_an_export_predicts_as_its_run_and_its_card_too(
     receipt = export.run(config(*words)).metrics["receipt"]
     assert receipt["agreement"] == 1
     assert receipt["largest_difference"] < 1e-3
+    if method == "regression_head":
+        card = " ".join((tmp_path / "out" / "README.md").read_text(encoding="utf-8").split())
+        assert "The number is the output of the head, clipped to the range from -1 to 1." in card
     measure = "rmse" if task == "regression" else "macro_f1"
     assert receipt["run"][measure] == pytest.approx(receipt["export"][measure], abs=1e-5)
     text = _lines(run)[0]["text"]
@@ -316,3 +326,18 @@ def test_a_search_for_numbers_keeps_the_smallest_error(config: Compose, rows: Pa
     errors = [trial["rmse"] for trial in result["trials"]]
     assert len(set(errors)) > 1
     assert result["best"]["rmse"] == min(errors)
+
+
+def test_numbers_have_seven_significant_digits_and_their_range_has_thousands(
+    runs: Callable[..., Path], tmp_path: Path
+) -> None:
+    values = np.array([[123456.7891234], [-1.23456789e-7]])
+    shown = predictor.Predictions((), values, values, [False, False], task="regression", values=values)
+    assert shown.numbers == {"number": [123456.8, -1.234568e-07]}
+    run = runs("regression", "regression_head")
+    model = predictor.restore(str(run), 1000)
+    assert model.renderer is not None
+    model.renderer.labels = replace(model.renderer.labels, names=("-0.5", "0", "1000000"))
+    model_cards.write(tmp_path, "merged", model.cfg, run, model.facts, model.renderer)
+    card = " ".join((tmp_path / "README.md").read_text(encoding="utf-8").split())
+    assert "clipped to the range from -0.5 to 1,000,000." in card

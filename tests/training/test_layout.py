@@ -52,7 +52,7 @@ def common(made: list[Row]) -> layout.CommonPrefix:
     return found
 
 
-def learnt(model: Any, objective: Objective, batches: list[dict[str, torch.Tensor]]) -> tuple[float, torch.Tensor]:
+def learned(model: Any, objective: Objective, batches: list[dict[str, torch.Tensor]]) -> tuple[float, torch.Tensor]:
     """The step's mean loss, and its gradients in one vector."""
     model.zero_grad()
     weight = sum(objective.weight(batch) for batch in batches)
@@ -68,7 +68,7 @@ def assert_same(found: tuple[float, torch.Tensor], plain: tuple[float, torch.Ten
 
 def separate(model: Any, objective: Objective, made: list[Row]) -> tuple[float, torch.Tensor]:
     collate = Collator(0, objective.suffix)
-    return learnt(model, objective, [collate([dict(row)]) for row in made])
+    return learned(model, objective, [collate([dict(row)]) for row in made])
 
 
 @pytest.mark.parametrize("rows_each", [3, 8])
@@ -82,7 +82,7 @@ def test_a_shared_prefix_changes_neither_loss_nor_gradients(kind: str, rows_each
     batches = split(Step([dict(row) for row in made]))
     assert all(batch["prefix"].tolist() == HEAD[: shared.used] for batch in batches)
     assert ("prefix_labels" in batches[0]) == (kind == "all tokens")
-    assert_same(learnt(model, objective, batches), separate(model, objective, made))
+    assert_same(learned(model, objective, batches), separate(model, objective, made))
 
 
 @pytest.mark.parametrize("model_type", [*EXTRA, "gemma3_text"])
@@ -90,14 +90,14 @@ def test_every_weight_gets_the_same_gradient_with_and_without_a_shared_prefix(mo
     window = {"sliding_window": 32} if model_type == "gemma3_text" else {}
     made, model = rows("all tokens"), small(model_type, **window).requires_grad_(True).train()
     batch = Collator(0, (), 6)([dict(row) for row in made])
-    assert_same(learnt(model, tokens(), [batch]), separate(model, tokens(), made))
+    assert_same(learned(model, tokens(), [batch]), separate(model, tokens(), made))
 
 
 def test_a_shared_prefix_in_bfloat16_is_within_its_rounding() -> None:
     made, model = rows("tokens"), small().to(torch.bfloat16).requires_grad_(True).train()
     batch = Collator(0, (), 6)([dict(row) for row in made])
     exact = separate(small().requires_grad_(True), tokens(), made)
-    found = learnt(model, tokens(), [batch])
+    found = learned(model, tokens(), [batch])
     assert_same((found[0], found[1].float()), exact, within=1e-2)
 
 
@@ -107,7 +107,7 @@ def test_packed_rows_do_not_see_each_other(kind: str, shared: int) -> None:
     made, model = rows(kind), small().requires_grad_(True).train()
     batch = Packer(shared)([dict(row) for row in made])
     assert batch["input_ids"].shape == (1, shared + sum(len(row["input_ids"]) - shared for row in made))
-    assert_same(learnt(model, tokens(), [batch]), separate(model, tokens(), made))
+    assert_same(learned(model, tokens(), [batch]), separate(model, tokens(), made))
 
 
 def test_the_shared_prefix_ends_before_the_first_difference_and_before_a_text_that_is_read() -> None:

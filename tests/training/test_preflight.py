@@ -74,12 +74,39 @@ def test_a_measure_that_the_validation_rows_do_not_define_is_refused(
     preflight.require_trainable(other, dataset.load(other.data), Session())
 
 
-def test_prompts_longer_than_the_context_are_refused() -> None:
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_prompts_longer_than_the_context_are_refused(
+    tmp_path: Path, split: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The embedded model has 1,024 positions."""
     few = config("method=few_shot", "method.examples.count=40")
-    with pytest.raises(
-        ConfigError, match=r"method.examples.count: the longest prompt .* the context of the model 1,024"
-    ):
+    message = (
+        r"method.examples.count: the longest prompt .* tokens, but the context of the model is 1,024; set a smaller"
+    )
+    with pytest.raises(ConfigError, match=message):
         preflight.require_trainable(few, dataset.load(few.data), Session())
     long = config("data.max_length=2000")
-    preflight.require_trainable(long, dataset.load(long.data), Session())  # no text is so long
+    preflight.require_trainable(long, dataset.load(long.data), Session())
+    assert (
+        "data.max_length=2000 is more than the context of the model, 1,024 tokens; no text" in capsys.readouterr().out
+    )
+    for name in ("train", "validation", "test"):
+        lines = "".join(
+            f"{name}{row}" + "涨" * 1200 * (name == split) + f",{'利好利空'[row % 2 * 2 :][:2]}\n" for row in range(40)
+        )
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{lines}", encoding="utf-8")
+    own = config("data=table", f"data.files={tmp_path}", "data.max_length=2000", "data.cache=null")
+    with pytest.raises(ConfigError, match="data.max_length: the longest prompt .* set data.max_length=1024 or less"):
+        preflight.require_trainable(own, dataset.load(own.data), Session())
+
+
+def test_fewer_training_rows_than_examples_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train", "valid", "test"):
+        lines = "".join(f"{name}{row},{'利好利空'[row % 2 * 2 :][:2]}\n" for row in range(4))
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{lines}", encoding="utf-8")
+    words = ("method=few_shot", "data=table", f"data.files={tmp_path}", "data.cache=null")
+    for count, noted in ((4, False), (5, True)):
+        cfg = config(*words, f"method.examples.count={count}")
+        preflight.require_trainable(cfg, dataset.load(cfg.data), Session())
+        note = f"note: method.examples.count={count} is more than the 4 training rows, all of which are examples"
+        assert (note in capsys.readouterr().out) == noted

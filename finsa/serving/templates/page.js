@@ -257,8 +257,10 @@ function save() {
   const cell = value => `"${String(value).replace(/^(?!-?[\d.]+$)[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
   const targeted = $("target") ? ["target"] : [];
   const head = ["text", ...targeted, "number" in (state.answers[0] ?? {}) ? "number" : "label", ...state.labels.map(label => `p_${label}`), "truncated"];
+  // A set of labels is written as a list, as by stage=predict, which reads it back.
+  const label = answer => answer.number ?? (answer.labels ? JSON.stringify(answer.labels) : answer.prediction);
   const lines = state.answers.map(answer =>
-    [answer.input, ...targeted.map(() => answer.target), answer.number ?? answer.prediction, ...state.labels.map(label => answer.probs[label]), answer.truncated]);
+    [answer.input, ...targeted.map(() => answer.target), label(answer), ...state.labels.map(label => answer.probs[label]), answer.truncated]);
   const content = "\ufeff" + [head, ...lines].map(line => line.map(cell).join(",")).join("\r\n") + "\r\n";
   const url = URL.createObjectURL(new Blob([content], { type: "text/csv" }));
   make("a", { href: url, download: "finsa.csv" }).click();

@@ -183,12 +183,12 @@ def test_routing(stage: MoeJointStage) -> None:
     torch.testing.assert_close(two[0, :2], given[0, :2].softmax(0))
 
 
-@pytest.mark.parametrize("learnt", [0.05, 0.0, -3.0])
-def test_the_temperature_of_a_router_is_never_below_the_published_floor(learnt: float) -> None:
+@pytest.mark.parametrize("learned", [0.05, 0.0, -3.0])
+def test_the_temperature_of_a_router_is_never_below_the_published_floor(learned: float) -> None:
     router, text = Router(8, 4, 3, 0.0).eval(), torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     warm = router(text)
     with torch.no_grad():
-        router.temperature.fill_(learnt)
+        router.temperature.fill_(learned)
     cold = router(text)
     torch.testing.assert_close(cold, warm / 0.1)
     with torch.no_grad():
