@@ -394,7 +394,7 @@ def read(folder: str) -> tuple[Path, RunConfig, dict[str, Any]]:
     path = locate(folder)
     record = path / (EXPORTED if (path / EXPORTED).is_file() else "run.json")
     if not record.is_file() or not (path / "config.yaml").is_file():
-        siblings = [file.parent.name for file in path.parent.glob("*/config.yaml")]
+        siblings = [file.parent.name for file in path.parent.glob(f"*/{record.name}")]
         raise RunError(f"run: {path} is not a run folder. {suggest(path.name, siblings, show=5)}".rstrip())
     facts = _read_json(record)
     if facts.get("status") != "complete":
