@@ -205,43 +205,50 @@ def _dataset(rows: Sequence[Row], common: layout.CommonPrefix) -> Dataset:
 
 
 def _arguments(train: Train, accumulation: int, rows: int, seed: int, folder: Path, **more: Any) -> SFTConfig:
-    if train.validate_every:
-        more |= {"eval_steps": train.validate_every, "save_steps": train.validate_every}
-    strategy = "steps" if train.validate_every else "epoch"
     return SFTConfig(
-        output_dir=str(folder),
-        num_train_epochs=train.epochs,
+        **shared_arguments(train, seed, folder),
         # transformers lets max_steps lengthen a training beyond its epochs; here it only shortens it
         max_steps=preflight.optimizer_steps(train, rows, processes.world_size()) if train.max_steps else -1,
         per_device_train_batch_size=train.micro_batch_size * accumulation,
         gradient_accumulation_steps=1,  # a batch is a whole step, which the trainer splits
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=train.schedule,
-        warmup_steps=train.warmup,  # transformers 5: below 1 it is a share of all steps
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        optim="adamw_torch_fused",
-        seed=seed,
-        data_seed=seed,
         train_sampling_strategy="group_by_length" if train.group_by_length else "random",
         length_column_name="length",
-        activation_checkpointing=train.gradient_checkpointing is True,  # the memory plan has resolved `auto`
-        bf16=False,  # the weights already have their dtype; autocast would cast them at every step
         fp16=False,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        eval_strategy=strategy,
-        save_strategy=strategy,
-        save_total_limit=train.keep_checkpoints,
-        load_best_model_at_end=True,
-        metric_for_best_model=f"eval_{train.select_by}",
-        greater_is_better=train.select_by not in LOWER_IS_BETTER,
-        logging_steps=train.log_every,
-        disable_tqdm=True,
-        report_to="none",
-        remove_unused_columns=False,
         max_length=None,
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         **more,
     )
+
+
+def shared_arguments(train: Train, seed: int, folder: Path) -> dict[str, Any]:
+    """Training arguments of every trainer: schedule, optimizer, validation and checkpoints."""
+    every = {"eval_steps": train.validate_every, "save_steps": train.validate_every} if train.validate_every else {}
+    strategy = "steps" if train.validate_every else "epoch"
+    return {
+        "output_dir": str(folder),
+        "num_train_epochs": train.epochs,
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": train.schedule,
+        "warmup_steps": train.warmup,  # transformers 5: below 1 it is a share of all steps
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "optim": "adamw_torch_fused",
+        "seed": seed,
+        "data_seed": seed,
+        "activation_checkpointing": train.gradient_checkpointing is True,  # the memory plan has resolved `auto`
+        "bf16": False,  # the weights already have their dtype; autocast would cast them at every step
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "eval_strategy": strategy,
+        "save_strategy": strategy,
+        **every,
+        "save_total_limit": train.keep_checkpoints,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": f"eval_{train.select_by}",
+        "greater_is_better": train.select_by not in LOWER_IS_BETTER,
+        "logging_steps": train.log_every,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "remove_unused_columns": False,
+    }

@@ -23,7 +23,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from finsa.config import LOWER_IS_BETTER, RunConfig
+from finsa.config import RunConfig
 from finsa.data.rows import Renderer
 from finsa.data.tokenized import TokenizedDataset
 from finsa.errors import FinsaError, Stopped
@@ -33,7 +33,7 @@ from finsa.inference.scoring import LabelScorer
 from finsa.models.classifier import unwrap_peft
 from finsa.runs import signals
 from finsa.training import checkpoints
-from finsa.training.fit import Fitted, Record, resume_from
+from finsa.training.fit import Fitted, Record, resume_from, shared_arguments
 from finsa.training.watchdog import Watch
 
 REFERENCE = "ref"  # the adapter that trl adds for the KL divergence
@@ -273,45 +273,19 @@ def _arguments(cfg: RunConfig, folder: Path, renderer: Renderer) -> GRPOConfig:
     assert grpo is not None
     assert renderer.prompt.thought is not None
     more: dict[str, Any] = {}
-    if train.validate_every:
-        more |= {"eval_steps": train.validate_every, "save_steps": train.validate_every}
     if grpo.vllm:
         close = {"stop": [renderer.prompt.thought.close], "include_stop_str_in_output": True}
         more |= {"use_vllm": True, "vllm_mode": "colocate", "generation_kwargs": close}
-    strategy = "steps" if train.validate_every else "epoch"
     return GRPOConfig(
-        output_dir=str(folder),
+        **shared_arguments(train, cfg.seed, folder),
         num_generations=grpo.group,
         max_completion_length=thought.max_tokens,
         temperature=thought.temperature,  # top_p stays 1: the loss assumes that thoughts are drawn from all tokens
         beta=grpo.beta,
         loss_type="grpo",
         reward_weights=[1.0, grpo.form],
-        num_train_epochs=train.epochs,
         max_steps=train.max_steps or -1,
         per_device_train_batch_size=train.micro_batch_size,
         gradient_accumulation_steps=train.batch_size * grpo.group // train.micro_batch_size,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=train.schedule,
-        warmup_steps=train.warmup,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        optim="adamw_torch_fused",
-        seed=cfg.seed,
-        data_seed=cfg.seed,
-        gradient_checkpointing=train.gradient_checkpointing is True,
-        bf16=False,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        eval_strategy=strategy,
-        save_strategy=strategy,
-        save_total_limit=train.keep_checkpoints,
-        load_best_model_at_end=True,
-        metric_for_best_model=f"eval_{train.select_by}",
-        greater_is_better=train.select_by not in LOWER_IS_BETTER,
-        logging_steps=train.log_every,
-        disable_tqdm=True,
-        report_to="none",
-        remove_unused_columns=False,
         **more,
     )
