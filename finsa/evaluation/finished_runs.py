@@ -457,4 +457,7 @@ def _differing(settings: Sequence[dict[str, str]]) -> list[str]:
     found = [key for key in keys if len({one.get(key) for one in having[key]}) > 1]
     if "data.name" in found:  # a data set's name stands for its prompt and other settings
         found = [key for key in found if key == "data.name" or not key.startswith("data.")]
-    return found
+    # A cost matrix is long, and method.reward.kind=costs mostly says enough.
+    short = [key for key in found if key != "evaluation.costs"]
+    distinct = [len({tuple(one.get(key) for key in keys) for one in settings}) for keys in (short, found)]
+    return short if distinct[0] == distinct[1] else found
