@@ -34,13 +34,24 @@ USED_BY = {
 
 
 class Tracking(Section):
-    """Experiment tracking in addition to the run folder, which always has all metrics."""
+    """Experiment tracking in addition to the run folder, which always has all metrics.
 
-    name: Literal["wandb", "none"]
+    Args:
+        name: of the tracker.
+        also: further trackers that receive the same.
+    """
+
+    name: Literal["wandb", "mlflow", "swanlab", "trackio", "tensorboard", "none"]
+    also: tuple[Literal["wandb", "mlflow", "swanlab", "trackio", "tensorboard"], ...]
     project: str
     entity: str | None
     mode: Literal["auto", "online", "offline"]
     tags: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The trackers to log to, each once."""
+        return [name for name in dict.fromkeys((self.name, *self.also)) if name != "none"]
 
 
 class Evaluation(Section):

@@ -334,10 +334,14 @@ def _calibration_table(values: Mapping[str, Any]) -> Table:
 
 
 def flat(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Flatten nested numbers to keys such as ``test/macro_f1``; lists are omitted."""
+    """Flatten nested numbers to keys such as ``test/macro_f1``; lists are omitted, except the ends of intervals
+    (``test/macro_f1_low`` and ``test/macro_f1_high``)."""
     values: dict[str, float] = {}
     for name, value in metrics.items():
-        if isinstance(value, dict):
+        if name == "intervals":
+            for measure, (low, high) in value.items():
+                values |= {f"{prefix}{measure}_low": low, f"{prefix}{measure}_high": high}
+        elif isinstance(value, dict):
             values |= flat(value, f"{prefix}{name}/")
         elif isinstance(value, int | float):
             values[prefix + name] = value
