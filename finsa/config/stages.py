@@ -21,7 +21,34 @@ class TrainStage(Section):
     compare_base: bool
 
 
-class EvaluateStage(Section):
+class Selection(Section):
+    """When a run abstains, and which labels are possible for a text; null: it always answers with one label.
+
+    Args:
+        risk: limit of the share of wrong answers among the texts that are answered; the run abstains from the others.
+        confidence: probability that this limit holds.
+        coverage: share of the texts whose label set contains the true label.
+        coverage_by: ``all``: this share of all texts; ``class``: also of the texts of each label.
+    """
+
+    risk: Annotated[float, Field(gt=0, lt=1)] | None
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    coverage: Annotated[float, Field(gt=0, lt=1)] | None
+    coverage_by: Literal["all", "class"]
+
+
+class CalibratedSelection(Selection):
+    """A selection whose rows can be named.
+
+    Args:
+        calibration: folder of a run of stage=evaluate of the same run, on whose rows thresholds are chosen; null: the
+            validation predictions that the run has saved.
+    """
+
+    calibration: str | None
+
+
+class EvaluateStage(CalibratedSelection):
     """Score a split with the model of a run folder, or with the base model."""
 
     name: Literal["evaluate"]
@@ -31,7 +58,7 @@ class EvaluateStage(Section):
     answer_tokens: PositiveInt
 
 
-class PredictStage(Section):
+class PredictStage(CalibratedSelection):
     """Predict the labels of the rows of a file, or of one text, with a finished run or an export."""
 
     name: Literal["predict"]
@@ -151,7 +178,7 @@ class GenerateStage(Section):
     name: Literal["generate"]
 
 
-class ReportStage(Section):
+class ReportStage(Selection):
     """Compare finished runs: table, significance tests, figures and a page."""
 
     name: Literal["report"]
@@ -309,7 +336,7 @@ class SearchStage(Section):
     startup: NonNegativeInt
 
 
-class ServeStage(Section):
+class ServeStage(CalibratedSelection):
     """Serve predictions of a finished run or an export over HTTP; every limit here protects against hostile clients."""
 
     name: Literal["serve"]

@@ -12,7 +12,7 @@ from matplotlib import pyplot
 from matplotlib.patches import Patch
 
 from finsa.config.base import MEASURES
-from finsa.evaluation import calibration, statistics
+from finsa.evaluation import calibration, selective, statistics
 from finsa.evaluation import figures as drawing
 from finsa.evaluation.comparison import Comparison
 from finsa.evaluation.figures import CLASSES, LATIN, LINES, MANY, WIDTH, Figure, canvas, palette
@@ -56,6 +56,7 @@ def draw(comparison: Comparison, folder: Path) -> list[Figure]:
         if task not in MEASURES:
             figures += [
                 _calibration(comparison, names, colors, folder / "calibration.png"),
+                _risk_coverage(comparison, names, colors, folder / "risk_coverage.png"),
                 _label_distribution(comparison, names, labels, folder / "label_distribution.png"),
             ]
     return [*figures, drawing.router(routers, folder / "router.png")] if routers else figures
@@ -175,6 +176,25 @@ def _calibration(comparison: Comparison, names: Sequence[str], colors: dict[int,
     alt = "; ".join(f"{record['arm']}: ECE {record['calibration_error']:.3f}" for record in comparison.records)
     title = f"Calibration, {calibration.BINS} bins, dots by rows{_subset(len(colors), len(names))}"
     return Figure(file, title, f"Reliability diagram. {alt}")
+
+
+def _risk_coverage(comparison: Comparison, names: Sequence[str], colors: dict[int, Any], file: Path) -> Figure:
+    with canvas(file, 4.4) as (figure, ((axes,),)):
+        for place, color in colors.items():
+            area = comparison.records[place]["aurc"]
+            for number, run in enumerate(comparison.groups[place].runs):
+                rates = selective.risks(run.confidence, run.correct)
+                shares = np.arange(1, len(rates) + 1) / len(rates)
+                least = np.searchsorted(shares, 0.05)  # error rates of a few rows jump
+                label = f"{names[place]}: AURC {area:.3f}" if number == 0 else None
+                axes.plot(shares[least:], rates[least:], color=color, linewidth=1.4, label=label)
+        axes.set(xlim=(0, 1), xlabel="share of the test rows that are answered, the surest first", ylabel="error rate")
+        axes.set_ylim(bottom=0)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    alt = "; ".join(f"{record['arm']}: AURC {record['aurc']:.3f}" for record in comparison.records)
+    title = f"Error rate by share of answered rows{_subset(len(colors), len(names))}"
+    return Figure(file, title, f"Risk-coverage curve. {alt}")
 
 
 def _label_distribution(comparison: Comparison, names: Sequence[str], labels: Sequence[str], file: Path) -> Figure:

@@ -29,7 +29,7 @@ from finsa.data.prompts import Prompt
 from finsa.data.rows import LEAST, Renderer
 from finsa.data.values import TASKS
 from finsa.errors import ConfigError, ModelError, Problem, RunError
-from finsa.evaluation import metrics, value_metrics
+from finsa.evaluation import metrics, selective, value_metrics
 from finsa.models import folders, quantization, tokenizers
 from finsa.runs import processes, provenance, run_folder
 from finsa.runs.progress import Moved, ignored
@@ -109,6 +109,7 @@ class Predictions:
         task: of the data set.
         values: predicted numbers, (n, 1), or sets of labels, (n, c); None for one class per text.
         thoughts: texts of the thoughts before the answer, (n, k); None if the model does not think.
+        decisions: ``abstain`` and ``label_set`` of each text, as far as limits are set.
     """
 
     labels: tuple[str, ...]
@@ -120,6 +121,7 @@ class Predictions:
     task: str = "classification"
     values: FloatArray | None = None
     thoughts: list[list[str]] | None = None
+    decisions: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
     def numbers(self) -> dict[str, list[float]]:
@@ -191,6 +193,7 @@ class Predictor:
         self.probable = () if one_output else self.labels  # the labels that have a probability
         self.experts: tuple[str, ...] = tuple(getattr(model or scorer, "experts", ()))
         self._count_truncated = count_truncated
+        self.selection: selective.Rule | None = None  # set by stages with limits of risk or coverage
         bias = record.facts.get("contextual_bias")
         self.bias = None if bias is None else np.array(bias)
 
@@ -211,7 +214,10 @@ class Predictor:
             values = value_metrics.decide(labels, log_probs, self.temperature, self.thresholds)
         else:
             probs = metrics.probabilities(log_probs, self.temperature)
-        return Predictions(self.probable, log_probs, probs, truncated, gates, self.experts, self.task, values, thoughts)
+        decisions = self.selection.cells(probs) if self.selection else {}
+        return Predictions(
+            self.probable, log_probs, probs, truncated, gates, self.experts, self.task, values, thoughts, decisions
+        )
 
     def check_room(self, texts: Sequence[tuple[str, int, str | None]]) -> list[tuple[str, str | None]]:
         """Reject texts whose fixed part leaves no room for the rest, as training does.
