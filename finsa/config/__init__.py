@@ -40,6 +40,7 @@ from finsa.config.stages import (
     AugmentStage,
     Axis,
     CalibratedSelection,
+    CascadeStage,
     ChainStage,
     CheckStage,
     Endpoint,

@@ -179,13 +179,27 @@ class GenerateStage(Section):
 
 
 class ReportStage(Selection):
-    """Compare finished runs: table, significance tests, figures and a page."""
+    """Compare finished runs: table, significance tests, figures and a page.
+
+    Args:
+        prices: a YAML file with prices per hour: ``currency``, ``devices`` by a part of their names, ``runs`` by
+            configuration; null: cost is in seconds only.
+    """
 
     name: Literal["report"]
+    prices: str | None
     baseline: str | None
     training_rows: Literal["same", "any"]
     samples: Annotated[int, Field(ge=1000)]
     seed: NonNegativeInt
+
+
+class CascadeStage(Section):
+    """Compose finished runs: each answers the texts that it is sure of, and leaves the others to the next one."""
+
+    name: Literal["cascade"]
+    tolerance: Annotated[float, Field(gt=0, lt=1)]
+    confidence: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Endpoint(Section):
@@ -438,7 +452,8 @@ Stage = Annotated[
     | SearchStage
     | ServeStage
     | MoeJointStage
-    | ChainStage,
+    | ChainStage
+    | CascadeStage,
     Field(discriminator="name"),
 ]
 

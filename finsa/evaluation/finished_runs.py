@@ -396,6 +396,8 @@ def _settings(run: Run) -> dict[str, str]:
     if config["model"].get("think") != "open":  # the settings of thoughts then have no effect
         config["model"] = {key: value for key, value in config["model"].items() if key != "thought"}
     stage = config["stage"]
+    if stage["name"] == "cascade":
+        config["cascade"] = {**stage, "runs": " > ".join(run.facts["cascade"]["names"])}
     if stage["name"] == "moe_joint":  # a mixture is not the same method as an adapter, whatever its experts are
         config["method"] = {**config["method"], "name": f"{method['name']} mixture"}
         config["mixture"] = {key: value for key, value in stage.items() if key not in IGNORED_OF_MIXTURES}
@@ -440,12 +442,12 @@ def _names(settings: Sequence[dict[str, str]]) -> tuple[list[str], dict[str, lis
                         [name, *(f"{key}={one.get(key)}" for key in keys if key in one or not key.startswith(THOUGHT))]
                     )
     trained = [one for one in settings if one["method.learn"] != "nothing"]
-    # Only mixtures have settings of mixtures; their names show that already.
+    # Only mixtures and cascades have their settings; their names show that already.
     differing = [
         key
         for key in _differing(trained)
         if not key.startswith(("method.", "model.")) and key not in in_names
-        if not key.startswith("mixture.") or all(key in one for one in trained)
+        if not key.startswith(("mixture.", "cascade.")) or all(key in one for one in trained)
     ]
     return names, {key: sorted({one.get(key, "-") for one in trained}) for key in differing}
 

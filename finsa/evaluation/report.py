@@ -13,7 +13,7 @@ import numpy as np
 from finsa.config import Published, ReportStage, data_title, demonstration
 from finsa.config.base import MEASURES, headline
 from finsa.errors import RunError
-from finsa.evaluation import finished_runs, moe, pages, report_figures, selective, tables
+from finsa.evaluation import costs, finished_runs, moe, pages, report_figures, selective, tables
 from finsa.evaluation import published as published_tables
 from finsa.evaluation.comparison import COVERAGES, SCORES, Comparison, Record, compare, on_mixed_texts
 from finsa.evaluation.figures import Figure
@@ -29,7 +29,7 @@ SECTIONS = (
     ("Mixture", ("mixture",), ("router",)),
     ("Published", ("comparison", "published"), ()),
     ("Classes", ("classes",), ("confusion_matrices", "precision_recall", "label_distribution")),
-    ("Training and cost", ("costs",), ("training_curves", "penalties")),
+    ("Training and cost", ("answers", "costs"), ("pareto", "training_curves", "penalties")),
     ("Runs", ("runs", "skipped"), ()),
 )
 ON_TERMINAL = (
@@ -42,6 +42,7 @@ ON_TERMINAL = (
     "targets",
     "mixture",
     "comparison",
+    "answers",
     "costs",
     "published",
     "skipped",
@@ -108,7 +109,9 @@ def build(
         runs, unfinished = finished_runs.load(paths)
         runs, others = finished_runs.comparable(runs, options.training_rows, named)
         groups, notes = finished_runs.group(runs)
+        prices = None if options.prices is None else costs.read_prices(options.prices)
         comparison = compare(groups, options)
+        costs.add(comparison.records, comparison.groups, prices)
         published = published or _configured_table(runs)
         skipped |= {**unfinished, **others}
         facts, remarks = _facts(runs), [*comparison.remarks, *notes]
@@ -257,6 +260,8 @@ def _tables(comparison: Comparison, published: Published | None, options: Report
     columns = ["configuration", "class", "precision", "recall", "F1"]
     if classes:
         by_key["classes"] = Table("By class", columns, classes, words=("class",))
+    if any(record["seconds_per_1000"] is not None for record in records):
+        by_key["answers"] = costs.table(records, task)
     by_key["costs"] = _costs(records)
     in_runs = MEASURES.get(task, ("accuracy", "macro_f1"))[:2]
     runs = [

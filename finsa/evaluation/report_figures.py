@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import pyplot
 from matplotlib.patches import Patch
 
-from finsa.config.base import MEASURES
+from finsa.config.base import MEASURES, headline
 from finsa.evaluation import calibration, selective, statistics
 from finsa.evaluation import figures as drawing
 from finsa.evaluation.comparison import Comparison
@@ -59,6 +59,8 @@ def draw(comparison: Comparison, folder: Path) -> list[Figure]:
                 _risk_coverage(comparison, names, colors, folder / "risk_coverage.png"),
                 _label_distribution(comparison, names, labels, folder / "label_distribution.png"),
             ]
+        if sum(record["seconds_per_1000"] is not None for record in comparison.records) > 1:
+            figures.append(_pareto(comparison, names, task, folder / "pareto.png"))
     return [*figures, drawing.router(routers, folder / "router.png")] if routers else figures
 
 
@@ -195,6 +197,25 @@ def _risk_coverage(comparison: Comparison, names: Sequence[str], colors: dict[in
     alt = "; ".join(f"{record['arm']}: AURC {record['aurc']:.3f}" for record in comparison.records)
     title = f"Error rate by share of answered rows{_subset(len(colors), len(names))}"
     return Figure(file, title, f"Risk-coverage curve. {alt}")
+
+
+def _pareto(comparison: Comparison, names: Sequence[str], task: str, file: Path) -> Figure:
+    money = comparison.records[0].get("currency")
+    cost, measure = "money_per_1000" if money else "seconds_per_1000", headline(task)
+    known = [(name, one) for name, one in zip(names, comparison.records, strict=True) if one[cost] is not None]
+    with canvas(file, 4.2) as (_, ((axes,),)):
+        for name, one in known:
+            color, point = LINES[0] if one["pareto"] else LINES[6], (max(one[cost], 1e-9), one[measure])
+            low, high = (abs(one[f"{measure}_{end}"] - point[1]) for end in ("low", "high"))
+            axes.errorbar(*point, yerr=[[low], [high]], fmt="o", color=color, ecolor="#bbbbbb", zorder=3)
+            axes.annotate(name, point, (6, 4), textcoords="offset points", fontsize=8, color=color)
+        best = sorted((max(one[cost], 1e-9), one[measure]) for _, one in known if one["pareto"])
+        axes.step(*zip(*best, strict=True), where="post", color=LINES[0], linewidth=1)
+        axes.set(xscale="log", xlabel=f"{money or 'seconds'} per 1,000 answers", ylabel=TITLES[measure])
+        axes.margins(x=0.15, y=0.1)
+        axes.grid(color="#dddddd", linewidth=0.6)
+    alt = "; ".join(f"{one['arm']}: {TITLES[measure]} {one[measure]:.3f} for {one[cost]:.3g}" for _, one in known)
+    return Figure(file, f"{TITLES[measure]} by cost; blue: no configuration is better and cheaper", alt)
 
 
 def _label_distribution(comparison: Comparison, names: Sequence[str], labels: Sequence[str], file: Path) -> Figure:

@@ -118,7 +118,7 @@ def _score(
             cells = [dict(zip(rule.columns, one, strict=True)) for one in zip(*rule.cells(probs).values(), strict=True)]
             rows = ({**row, **cell} for row, cell in zip(rows, cells, strict=True))
         folder.write_lines("predictions.jsonl", run_results.with_thoughts(rows, model.thoughts))
-        if gates is not None:
+        if gates is not None and not model.record.members:
             domains = labeled.dataset.splits[split]["domain"].to_list()
             more["router"] = moe.analyze_gates(gates, domains, experts)
         return run_results.report(labeled, split, log_probs, calibrated), more

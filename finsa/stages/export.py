@@ -151,6 +151,8 @@ def refusal(record: Record, form: str, precision: str) -> str | None:
     method, stage = record.cfg.method, record.cfg.stage
     if record.manifest:
         return f"{record.path} is itself an export; name the run that it was exported from"
+    if record.members:
+        return "a cascade consists of several runs; predict and serve read its run folder"
     if method.baseline is not None:
         return f"method={method.name} is not a language model; predict and serve read its run folder"
     if method.examples is not None and method.examples.choice == "nearest":

@@ -95,7 +95,7 @@ def write(
     tracker.summary(run_results.flat(metrics))
     if figure is not None:
         tracker.figure(figure.stem.replace("_", " "), figure)
-    name = f"{cfg.method.name} mixture" if gates is not None else cfg.method.name
+    name = f"{cfg.method.name} mixture" if "router" in metrics else cfg.method.name
     for drawn in run_results.write_page(cfg, folder, name, "test"):
         tracker.figure(drawn.stem.replace("_", " "), drawn)
     before = {f"{cfg.model.name} (zero-shot)": metrics["base"]} if "base" in metrics else {}
