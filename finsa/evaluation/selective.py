@@ -49,6 +49,10 @@ class Rows:
     gold: NDArray[np.int64]
     origin: tuple[Any, str]
 
+    def first(self, n: int) -> Rows:
+        """The first n rows."""
+        return Rows(self.ids[:n], self.probs[:n], self.gold[:n], self.origin)
+
 
 @dataclass(frozen=True)
 class Rule:

@@ -46,6 +46,8 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
             raise RunError(f"runs: {member.path} has no {missing}, {text}; repeat the run with this version of finsa")
         held.append(validation)
         tests.append(test)
+    known = min(len(rows.ids) for rows in held)  # train.validation_rows may differ
+    held = [rows.first(known) for rows in held]
     for split, rows in (("validation", held), ("test", tests)):
         if other := next((place for place, one in enumerate(rows) if one.ids != rows[0].ids), None):
             text = f"{members[0].path} and {members[other].path} have different {split} rows"
@@ -60,10 +62,10 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     source = cascades.answering(probs.max(axis=2), thresholds)
     composed = probs[source, np.arange(len(source))]
     scores = [cascades.macro_f1(one.argmax(axis=1), gold, len(labels.names)) for one in (composed, probs[-1])]
-    if max(thresholds) == 1:
+    if (source == len(members) - 1).all():
         print(
             f"warning: the {len(gold):,} validation rows do not show for any threshold that macro-F1 is at most "
-            f"{stage.tolerance:g} lower, so a run answers nothing; set a larger stage.tolerance or use more rows"
+            f"{stage.tolerance:g} lower, so the last run answers all; set a larger stage.tolerance or use more rows"
         )
 
     # The run: that of the last member under another name.
