@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from finsa.config.base import MEASURES, headline
 from finsa.evaluation import calibration, selective, statistics
@@ -20,6 +21,7 @@ from finsa.evaluation.tables import TITLES
 
 LETTER = 0.058  # width of a 7-point letter in inches
 HARDEST = 12  # with many classes, the number shown
+LEAST = 1e-9  # cost on a logarithmic axis
 MOST_LINES = 8  # maximum number of groups in a line figure
 
 
@@ -204,14 +206,18 @@ def _pareto(comparison: Comparison, names: Sequence[str], task: str, file: Path)
     cost, measure = "money_per_1000" if money else "seconds_per_1000", headline(task)
     known = [(name, one) for name, one in zip(names, comparison.records, strict=True) if one[cost] is not None]
     with canvas(file, 4.2) as (_, ((axes,),)):
-        for name, one in known:
-            color, point = LINES[0] if one["pareto"] else LINES[6], (max(one[cost], 1e-9), one[measure])
-            low, high = (abs(one[f"{measure}_{end}"] - point[1]) for end in ("low", "high"))
-            axes.errorbar(*point, yerr=[[low], [high]], fmt="o", color=color, ecolor="#bbbbbb", zorder=3)
-            axes.annotate(name, point, (6, 4), textcoords="offset points", fontsize=8, color=color)
-        best = sorted((max(one[cost], 1e-9), one[measure]) for _, one in known if one["pareto"])
-        axes.step(*zip(*best, strict=True), where="post", color=LINES[0], linewidth=1)
         axes.set(xscale="log", xlabel=f"{money or 'seconds'} per 1,000 answers", ylabel=TITLES[measure])
+        middle = np.median([max(one[cost], LEAST) for _, one in known])
+        for name, one in known:
+            color, point = LINES[0] if one["pareto"] else LINES[6], (max(one[cost], LEAST), one[measure])
+            axes.plot([point[0]] * 2, [one[f"{measure}_low"], one[f"{measure}_high"]], color="#cccccc", zorder=1)
+            axes.plot(*point, "o", color=color, zorder=3)
+            side, shift = ("right", -7) if point[0] > middle else ("left", 7)
+            axes.annotate(name, point, (shift, 4), textcoords="offset points", fontsize=8, color=color, ha=side)
+        best = sorted((max(one[cost], LEAST), one[measure]) for _, one in known if one["pareto"])
+        axes.step(*zip(*best, strict=True), where="post", color=LINES[0], linewidth=1, zorder=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.15, y=0.1)
         axes.grid(color="#dddddd", linewidth=0.6)
     alt = "; ".join(f"{one['arm']}: {TITLES[measure]} {one[measure]:.3f} for {one[cost]:.3g}" for _, one in known)

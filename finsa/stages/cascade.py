@@ -40,10 +40,14 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     for member in members:
         validation = selective.validation(member.path, labels.names)
         test = selective.read(member.path / "predictions.jsonl", labels.names, (None, "test"))
-        if validation is None or test is None:
-            missing = selective.FILE if validation is None else "predictions.jsonl"
-            text = "on which thresholds are chosen" if validation is None else "of the test rows"
-            raise RunError(f"runs: {member.path} has no {missing}, {text}; repeat the run with this version of finsa")
+        if validation is None:
+            raise RunError(
+                f"runs: {member.path} has no {selective.FILE}, on which thresholds are chosen. Repeat the run with "
+                f"this version, or run python run.py stage=evaluate run={member.path} stage.split=validation and "
+                "copy predictions.jsonl from the folder that it writes to this file"
+            )
+        if test is None:
+            raise RunError(f"runs: {member.path} has no predictions.jsonl of the test rows; name a run folder")
         held.append(validation)
         tests.append(test)
     known = min(len(rows.ids) for rows in held)  # train.validation_rows may differ
