@@ -235,6 +235,9 @@ def _probs(record: dict[str, Any], facts: dict[str, Any]) -> dict[str, float]:
 def _config(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """A run's configuration as written by any version; for an evaluation, that of the evaluated run."""
     config: dict[str, Any] = yaml.load((path / "config.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
+    if config["stage"]["name"] == "cascade":  # runs of several seeds are one configuration, if their names are
+        names = read_json(path / "run.json")["cascade"]["names"]
+        config["cascade"] = {**config["stage"], "runs": " > ".join(names)}
     if facts.get("stage") != "evaluate":
         return config
     if facts.get("run") in (None, "None"):  # the base model, whichever method the command names by default
@@ -396,8 +399,6 @@ def _settings(run: Run) -> dict[str, str]:
     if config["model"].get("think") != "open":  # the settings of thoughts then have no effect
         config["model"] = {key: value for key, value in config["model"].items() if key != "thought"}
     stage = config["stage"]
-    if stage["name"] == "cascade":
-        config["cascade"] = {**stage, "runs": " > ".join(run.facts["cascade"]["names"])}
     if stage["name"] == "moe_joint":  # a mixture is not the same method as an adapter, whatever its experts are
         config["method"] = {**config["method"], "name": f"{method['name']} mixture"}
         config["mixture"] = {key: value for key, value in stage.items() if key not in IGNORED_OF_MIXTURES}

@@ -61,7 +61,7 @@ def draw(comparison: Comparison, folder: Path) -> list[Figure]:
                 _risk_coverage(comparison, names, colors, folder / "risk_coverage.png"),
                 _label_distribution(comparison, names, labels, folder / "label_distribution.png"),
             ]
-        if sum(record["seconds_per_1000"] is not None for record in comparison.records) > 1:
+        if sum(record.get("seconds_per_1000") is not None for record in comparison.records) > 1:
             figures.append(_pareto(comparison, names, task, folder / "pareto.png"))
     return [*figures, drawing.router(routers, folder / "router.png")] if routers else figures
 
@@ -207,12 +207,12 @@ def _pareto(comparison: Comparison, names: Sequence[str], task: str, file: Path)
     known = [(name, one) for name, one in zip(names, comparison.records, strict=True) if one[cost] is not None]
     with canvas(file, 4.2) as (_, ((axes,),)):
         axes.set(xscale="log", xlabel=f"{money or 'seconds'} per 1,000 answers", ylabel=TITLES[measure])
-        middle = np.median([max(one[cost], LEAST) for _, one in known])
+        spent = [max(one[cost], LEAST) for _, one in known]
         for name, one in known:
             color, point = LINES[0] if one["pareto"] else LINES[6], (max(one[cost], LEAST), one[measure])
             axes.plot([point[0]] * 2, [one[f"{measure}_low"], one[f"{measure}_high"]], color="#cccccc", zorder=1)
             axes.plot(*point, "o", color=color, zorder=3)
-            side, shift = ("right", -7) if point[0] > middle else ("left", 7)
+            side, shift = ("right", -7) if point[0] ** 2 > min(spent) * max(spent) else ("left", 7)
             axes.annotate(name, point, (shift, 4), textcoords="offset points", fontsize=8, color=color, ha=side)
         best = sorted((max(one[cost], LEAST), one[measure]) for _, one in known if one["pareto"])
         axes.step(*zip(*best, strict=True), where="post", color=LINES[0], linewidth=1, zorder=2)

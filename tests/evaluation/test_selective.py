@@ -91,6 +91,10 @@ def test_the_threshold_of_known_rows() -> None:
     bound = binom.cdf(late[answered].sum(), answered.sum(), 0.1)
     assert answered.sum() > 120
     assert bound <= level < binom.cdf(late[: answered.sum() + 1].sum(), answered.sum() + 1, 0.1)
+    confidence, between = np.linspace(0.99, 0.01, 400), (np.arange(400) >= 100) & (np.arange(400) < 120)
+    bar = selective.threshold(confidence, between, 0.1, 0.05)
+    assert 100 < (confidence > bar).sum() < 120  # of all rows few are wrong, but the sequence has ended before
+    confidence = np.linspace(0.99, 0.01, 200)
     first = np.arange(200) == 0  # one mistake among the surest rows does not end every sequence
     assert selective.threshold(confidence, first, 0.1, 0.05) == 0.0
 

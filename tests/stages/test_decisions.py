@@ -201,6 +201,10 @@ def test_a_cascade_is_the_composition_of_the_saved_predictions(
     assert again.run_dir is not None
     gates = [record["gates"] for record in lines(again.run_dir / "predictions.jsonl")]
     assert gates == [record["gates"] for record in lines(composed / "predictions.jsonl")]
+    runs, skipped = finished_runs.load([composed, again.run_dir])  # a report on an evaluation of a cascade
+    groups, notes = finished_runs.group(runs)
+    assert (len(groups), skipped) == (1, {})
+    assert "1 copies" in notes[0]
 
 
 def test_later_runs_of_a_cascade_see_only_the_rows_that_earlier_ones_leave(composed: Path) -> None:
