@@ -39,6 +39,8 @@ from finsa.config.run import USED_BY, Evaluation, RunConfig, Tracking, demonstra
 from finsa.config.stages import (
     AugmentStage,
     Axis,
+    CalibratedSelection,
+    CascadeStage,
     ChainStage,
     CheckStage,
     Endpoint,
@@ -56,6 +58,7 @@ from finsa.config.stages import (
     RerunStage,
     Router,
     SearchStage,
+    Selection,
     ServeStage,
     Stage,
     Synonyms,

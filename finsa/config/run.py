@@ -20,7 +20,7 @@ from finsa.config.train import Train
 USED_BY = {
     "run": ("evaluate", "serve", "predict", "export", "rerun"),
     "port": ("serve",),
-    "runs": ("report",),
+    "runs": ("report", "cascade"),
     "published": ("train", "evaluate", "check", "report"),
     "output": ("generate", "pretrain", "augment", "synthesize", "report", "predict", "export", "import"),
     "input": ("predict", "import"),
@@ -204,6 +204,8 @@ class RunConfig(Section):
             )
         if stage == "report" and not self.runs and self.published is None:
             raise ValueError("stage=report needs runs=<folder of a sweep> or runs=[<run folder>,<run folder>]")
+        if stage == "cascade" and (self.runs is None or isinstance(self.runs, str) or len(self.runs) < 2):
+            raise ValueError("stage=cascade needs runs=[<cheap run>,<better run>]: two or more, the cheapest first")
         if self.run in ("latest", "default") and stage != "serve":
             raise ValueError(f"run={self.run} only works with stage=serve; give the folder of the run")
         if stage in ("predict", "export", "rerun") and self.run is None:

@@ -21,7 +21,34 @@ class TrainStage(Section):
     compare_base: bool
 
 
-class EvaluateStage(Section):
+class Selection(Section):
+    """When a run abstains, and which labels are possible for a text; null: it always answers with one label.
+
+    Args:
+        risk: limit of the share of wrong answers among the texts that are answered; the run abstains from the others.
+        confidence: probability that this limit holds.
+        coverage: share of the texts whose label set contains the true label.
+        coverage_by: ``all``: this share of all texts; ``class``: also of the texts of each label.
+    """
+
+    risk: Annotated[float, Field(gt=0, lt=1)] | None
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    coverage: Annotated[float, Field(gt=0, lt=1)] | None
+    coverage_by: Literal["all", "class"]
+
+
+class CalibratedSelection(Selection):
+    """A selection whose rows can be named.
+
+    Args:
+        calibration: folder of a run of stage=evaluate of the same run, on whose rows thresholds are chosen; null: the
+            validation predictions that the run has saved.
+    """
+
+    calibration: str | None
+
+
+class EvaluateStage(CalibratedSelection):
     """Score a split with the model of a run folder, or with the base model."""
 
     name: Literal["evaluate"]
@@ -31,7 +58,7 @@ class EvaluateStage(Section):
     answer_tokens: PositiveInt
 
 
-class PredictStage(Section):
+class PredictStage(CalibratedSelection):
     """Predict the labels of the rows of a file, or of one text, with a finished run or an export."""
 
     name: Literal["predict"]
@@ -151,14 +178,28 @@ class GenerateStage(Section):
     name: Literal["generate"]
 
 
-class ReportStage(Section):
-    """Compare finished runs: table, significance tests, figures and a page."""
+class ReportStage(Selection):
+    """Compare finished runs: table, significance tests, figures and a page.
+
+    Args:
+        prices: a YAML file with prices per hour: ``currency``, ``devices`` by a part of their names, ``runs`` by
+            configuration; null: cost is in seconds only.
+    """
 
     name: Literal["report"]
+    prices: str | None
     baseline: str | None
     training_rows: Literal["same", "any"]
     samples: Annotated[int, Field(ge=1000)]
     seed: NonNegativeInt
+
+
+class CascadeStage(Section):
+    """Compose finished runs: each answers the texts that it is sure of, and leaves the others to the next one."""
+
+    name: Literal["cascade"]
+    tolerance: Annotated[float, Field(gt=0, lt=1)]
+    confidence: Annotated[float, Field(gt=0, lt=1)]
 
 
 class Endpoint(Section):
@@ -309,7 +350,7 @@ class SearchStage(Section):
     startup: NonNegativeInt
 
 
-class ServeStage(Section):
+class ServeStage(CalibratedSelection):
     """Serve predictions of a finished run or an export over HTTP; every limit here protects against hostile clients."""
 
     name: Literal["serve"]
@@ -411,7 +452,8 @@ Stage = Annotated[
     | SearchStage
     | ServeStage
     | MoeJointStage
-    | ChainStage,
+    | ChainStage
+    | CascadeStage,
     Field(discriminator="name"),
 ]
 

@@ -235,6 +235,9 @@ def _probs(record: dict[str, Any], facts: dict[str, Any]) -> dict[str, float]:
 def _config(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """A run's configuration as written by any version; for an evaluation, that of the evaluated run."""
     config: dict[str, Any] = yaml.load((path / "config.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
+    if config["stage"]["name"] == "cascade":  # runs of several seeds are one configuration, if their names are
+        names = read_json(path / "run.json")["cascade"]["names"]
+        config["cascade"] = {**config["stage"], "runs": " > ".join(names)}
     if facts.get("stage") != "evaluate":
         return config
     if facts.get("run") in (None, "None"):  # the base model, whichever method the command names by default
@@ -440,12 +443,12 @@ def _names(settings: Sequence[dict[str, str]]) -> tuple[list[str], dict[str, lis
                         [name, *(f"{key}={one.get(key)}" for key in keys if key in one or not key.startswith(THOUGHT))]
                     )
     trained = [one for one in settings if one["method.learn"] != "nothing"]
-    # Only mixtures have settings of mixtures; their names show that already.
+    # Only mixtures and cascades have their settings; their names show that already.
     differing = [
         key
         for key in _differing(trained)
         if not key.startswith(("method.", "model.")) and key not in in_names
-        if not key.startswith("mixture.") or all(key in one for one in trained)
+        if not key.startswith(("mixture.", "cascade.")) or all(key in one for one in trained)
     ]
     return names, {key: sorted({one.get(key, "-") for one in trained}) for key in differing}
 

@@ -13,32 +13,36 @@ import numpy as np
 from finsa.config import Published, ReportStage, data_title, demonstration
 from finsa.config.base import MEASURES, headline
 from finsa.errors import RunError
-from finsa.evaluation import finished_runs, moe, pages, report_figures, tables
+from finsa.evaluation import costs, finished_runs, moe, pages, report_figures, selective, tables
 from finsa.evaluation import published as published_tables
-from finsa.evaluation.comparison import SCORES, Comparison, Record, compare, on_mixed_texts
+from finsa.evaluation.comparison import COVERAGES, SCORES, Comparison, Record, compare, on_mixed_texts
 from finsa.evaluation.figures import Figure
-from finsa.evaluation.finished_runs import Run
+from finsa.evaluation.finished_runs import Run, RunGroup
 from finsa.evaluation.tables import MISSING, Table, format_value
 from finsa.runs import files
 
 # Sections of the page: title, tables by the first word of their key, figures by file name.
 SECTIONS = (
     ("Scores", ("scores", "measures"), ("f1", "scores", "calibration")),
+    ("Abstaining", ("abstaining", "selection"), ("risk_coverage",)),
     ("Tests", ("tests", "baseline", "targets"), ()),
     ("Mixture", ("mixture",), ("router",)),
     ("Published", ("comparison", "published"), ()),
     ("Classes", ("classes",), ("confusion_matrices", "precision_recall", "label_distribution")),
-    ("Training and cost", ("costs",), ("training_curves", "penalties")),
+    ("Training and cost", ("answers", "costs"), ("pareto", "training_curves", "penalties")),
     ("Runs", ("runs", "skipped"), ()),
 )
 ON_TERMINAL = (
     "scores",
     "measures",
+    "abstaining",
+    "selection",
     "tests",
     "baseline",
     "targets",
     "mixture",
     "comparison",
+    "answers",
     "costs",
     "published",
     "skipped",
@@ -105,7 +109,9 @@ def build(
         runs, unfinished = finished_runs.load(paths)
         runs, others = finished_runs.comparable(runs, options.training_rows, named)
         groups, notes = finished_runs.group(runs)
+        prices = None if options.prices is None else costs.read_prices(options.prices)
         comparison = compare(groups, options)
+        costs.add(comparison.records, comparison.groups, prices)
         published = published or _configured_table(runs)
         skipped |= {**unfinished, **others}
         facts, remarks = _facts(runs), [*comparison.remarks, *notes]
@@ -226,6 +232,10 @@ def _tables(comparison: Comparison, published: Published | None, options: Report
     measures = list(dict.fromkeys(name for group in groups for name in group.runs[0].report.get("measures") or {}))
     if measures:
         by_key["measures"] = _measures(records, measures)
+    if task not in MEASURES:
+        by_key["abstaining"] = _abstaining(records)
+        if found := _selection(groups, options):
+            by_key["selection"] = selective.table(found, "Limits of risk and coverage on the test split")
     if len(groups) > 1:
         top = groups[0].name
         by_key["tests"] = _tests(records, top, "vs_best_", f"Against the best, {top}", task)
@@ -250,6 +260,8 @@ def _tables(comparison: Comparison, published: Published | None, options: Report
     columns = ["configuration", "class", "precision", "recall", "F1"]
     if classes:
         by_key["classes"] = Table("By class", columns, classes, words=("class",))
+    if any(record["seconds_per_1000"] is not None for record in records):
+        by_key["answers"] = costs.table(records, task)
     by_key["costs"] = _costs(records)
     in_runs = MEASURES.get(task, ("accuracy", "macro_f1"))[:2]
     runs = [
@@ -313,6 +325,36 @@ def _measures(records: Sequence[Record], names: Sequence[str]) -> Table:
     caption = "In parentheses: 95 % bootstrap intervals over rows; of several runs, the mean."
     columns = ["configuration", *(name.replace("_", " ") for name in names)]
     return Table("Further measures on the test split", columns, rows, caption, optional=range(len(names), 1, -1))
+
+
+def _abstaining(records: Sequence[Record]) -> Table:
+    """The area under the risk-coverage curve, and the error rate if only the surest predictions are used."""
+    rates = [f"error_at_{share:.0%}" for share in COVERAGES]
+    rows = []
+    for record in records:
+        known = record["aurc_low"] is not None
+        interval = f" ({_cell(record, 'aurc_low')}-{_cell(record, 'aurc_high')})" if known else ""
+        rows.append([record["arm"], _cell(record, "aurc") + interval, *(_cell(record, name) for name in rates)])
+    caption = (
+        "AURC: mean error rate over all shares of answered rows, the surest first; lower is better. In parentheses: "
+        "95 % bootstrap intervals; of several runs, the mean. stage.risk sets a limit."
+    )
+    columns = ["configuration", "AURC", *(f"error at {share:.0%}" for share in COVERAGES)]
+    return Table("If unsure predictions are left out (test split)", columns, rows, caption, optional=(3,))
+
+
+def _selection(groups: Sequence[RunGroup], options: ReportStage) -> dict[str, Any]:
+    """Realized risk and coverage on the test rows of every run with validation predictions, if limits are set."""
+    found = {}
+    for group in groups if options.risk is not None or options.coverage is not None else ():
+        for run in group.runs:
+            place = run.path if run.facts.get("stage") != "evaluate" else Path(str(run.facts.get("run")))
+            rows = selective.validation(place, run.labels)
+            test = selective.read(run.path / "predictions.jsonl", run.labels, (None, "test"))
+            if rows is not None and test is not None:
+                name = group.name if len(group.runs) == 1 else f"{group.name} {run.config['seed']}"
+                found[name] = selective.realized(selective.choose(options, run.labels, rows), test.probs, test.gold)
+    return found
 
 
 def _tests(records: Sequence[Record], reference: str, prefix: str, title: str, task: str) -> Table:

@@ -67,7 +67,7 @@ def predictions(
 
     Args:
         data: contains the rows of the split.
-        log_probs: scores of the labels, (n, c).
+        log_probs: scores of the labels of the first n rows, (n, c).
         calibrated: from `calibration`.
         gates: of a mixture, (n, E).
         experts: names of its experts, (E,).
@@ -84,7 +84,7 @@ def predictions(
         yield from _value_predictions(data, split, log_probs, calibrated)
         return
     probs = metrics.probabilities(log_probs, temperature)
-    rows = data.dataset.splits[split]
+    rows = data.dataset.splits[split].head(len(log_probs))
     for place, (identity, text, target, gold) in enumerate(rows.select("id", "text", "target", "label").iter_rows()):
         record = {
             "id": identity,
@@ -117,7 +117,8 @@ def with_thoughts(
 def _value_predictions(
     data: Labeled, split: str, scores: NDArray[np.float64], calibrated: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    labels, rows, truth = data.dataset.labels, data.dataset.splits[split], data.truth(split)
+    labels, truth = data.dataset.labels, data.truth(split)
+    rows = data.dataset.splits[split].head(len(scores))
     predicted = _decided(data, scores, calibrated)
     probs = value_metrics.probabilities(labels, scores, calibrated["temperature"])
     for place, (identity, text, target) in enumerate(rows.select("id", "text", "target").iter_rows()):

@@ -123,6 +123,8 @@ def format_value(name: str, value: Any) -> str:
         return f"{value:.4f}" if value >= 1e-4 else f"{value:.0e}" if value > 0 else "<1e-300"
     if "difference" in name or name.endswith("_minus_published"):
         return signed(value)
+    if name.endswith("_per_1000"):
+        return f"{value:.3g}"
     if name.endswith(("_per_second", "_gib")):
         return f"{value:.2f}"
     return f"{value:.1f}" if "seconds" in name or name in ("prompt_tokens", "thought_tokens") else f"{value:.4f}"

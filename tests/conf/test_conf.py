@@ -31,6 +31,7 @@ NEEDS = {
     "stage/report.yaml": ["runs=somewhere"],
     "stage/rerun.yaml": ["run=somewhere"],
     "stage/serve.yaml": ["run=somewhere"],
+    "stage/cascade.yaml": ["runs=[somewhere,elsewhere]"],
     "stage/synthesize.yaml": ["output=somewhere", "stage.model=some"],
 }
 ARMS = ("lora", "lora_response", "lora_downsample", "lora_response_downsample")

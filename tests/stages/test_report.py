@@ -20,7 +20,15 @@ from finsa.evaluation import report as reports
 from finsa.stages import report
 
 GOLD = np.random.default_rng(0).integers(0, 3, 300)
-FIGURES = ("calibration", "confusion_matrices", "f1", "label_distribution", "precision_recall", "training_curves")
+FIGURES = (
+    "calibration",
+    "confusion_matrices",
+    "f1",
+    "label_distribution",
+    "precision_recall",
+    "risk_coverage",
+    "training_curves",
+)
 Configure = Callable[..., RunConfig]
 
 
