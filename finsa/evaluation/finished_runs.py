@@ -56,6 +56,11 @@ class Run:
     mixed: NDArray[np.bool_]
 
     @property
+    def data(self) -> str:
+        """Name of the data set of the test rows; an evaluation may score other rows than the run was trained on."""
+        return str(self.facts.get("data") or self.config["data"]["name"])
+
+    @property
     def task(self) -> str:
         """``regression`` or ``multi_label``; ``classification`` for one class per row, whether ordered or not."""
         return str(self.report.get("task", "classification"))

@@ -61,7 +61,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         finally:
             model.close()
         name = trained.method.name if record else f"{trained.model.name} (zero-shot)"
-        folder.note(**labeled.fingerprints(), run=str(record.path if record else None))
+        folder.note(**labeled.fingerprints(), run=str(record.path if record else None), data=trained.data.name)
         run_results.write_ledger(labeled, folder, (split,) if trained.method.baseline is None else tuple(data.splits))
         folder.write_json("metrics.json", results)
         if processes.is_main():
