@@ -24,7 +24,7 @@ from finsa.runs import files, run_folder
 IGNORED = {
     *("seed", "experiment", "sweep", "published", "stage", "tracking", "output_dir", "output", "models"),
     *("resume", "fresh", "reuse_outdated"),
-    *("run", "runs", "port", "input", "text", "format"),
+    *("run", "runs", "behavior", "port", "input", "text", "format"),
 }
 IGNORED_OF_MIXTURES = ("name", "experts", "missing", "compare")  # the origin of the experts, and what is reported
 THOUGHT = "model.thought."

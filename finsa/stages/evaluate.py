@@ -11,7 +11,7 @@ from finsa.config.base import headline
 from finsa.data import dataset, few_shot, tokenized
 from finsa.data.values import TASKS
 from finsa.errors import ConfigError, Problem
-from finsa.evaluation import metrics, moe, run_results, tables
+from finsa.evaluation import audit, metrics, moe, run_results, tables
 from finsa.inference import predictor
 from finsa.inference.predictor import Predictor, Record
 from finsa.models import quantization, tokenizers
@@ -109,7 +109,7 @@ def _score(cfg: RunConfig, labeled: tokenized.Labeled, model: Predictor, folder:
             domains = labeled.dataset.splits[split]["domain"].to_list()
             more["router"] = moe.analyze_gates(gates, domains, experts)
         return run_results.report(labeled, split, log_probs, calibrated), more
-    from finsa.inference.generation import Generator, parse
+    from finsa.inference.generation import Generator
 
     assert isinstance(labeled, tokenized.TokenizedDataset)
     words, rule = labeled.dataset.labels.words, cfg.stage.parse
@@ -117,7 +117,7 @@ def _score(cfg: RunConfig, labeled: tokenized.Labeled, model: Predictor, folder:
     prompts = labeled.prompts(split)
     with display.work(f"answering {split}", len(prompts)) as work:
         texts = generate(prompts, work.moved)
-    parsed = [parse(text, words, rule) for text in texts]
+    parsed = [audit.parse(text, words, rule) for text in texts]
     folder.note(scoring=f"generated, parsed by {rule}", protocol="generate")
     folder.write_lines("answers.jsonl", run_results.answers(labeled, split, texts, parsed))
     result = metrics.report_parsed(labeled.gold(split), parsed, labeled.dataset.labels.names)
