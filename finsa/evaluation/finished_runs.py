@@ -24,7 +24,7 @@ from finsa.runs import files, run_folder
 IGNORED = {
     *("seed", "experiment", "sweep", "published", "stage", "tracking", "output_dir", "output", "models"),
     *("resume", "fresh", "reuse_outdated"),
-    *("run", "runs", "port", "input", "text", "format"),
+    *("run", "runs", "behavior", "port", "input", "text", "format"),
 }
 IGNORED_OF_MIXTURES = ("name", "experts", "missing", "compare")  # the origin of the experts, and what is reported
 THOUGHT = "model.thought."
@@ -54,6 +54,11 @@ class Run:
     predicted: NDArray[Any]
     confidence: NDArray[np.float64]
     mixed: NDArray[np.bool_]
+
+    @property
+    def data(self) -> str:
+        """Name of the data set of the test rows; an evaluation may score other rows than the run was trained on."""
+        return str(self.facts.get("data") or self.config["data"]["name"])
 
     @property
     def task(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from finsa.runs import files
 
 # Sections of the page: title, tables by the first word of their key, figures by file name.
 SECTIONS = (
+    ("Over the data sets", ("suite",), ()),
     ("Scores", ("scores", "measures"), ("f1", "scores", "calibration")),
     ("Abstaining", ("abstaining", "selection"), ("risk_coverage",)),
     ("Tests", ("tests", "baseline", "targets"), ()),
@@ -33,6 +34,7 @@ SECTIONS = (
     ("Runs", ("runs", "skipped"), ()),
 )
 ON_TERMINAL = (
+    "suite",
     "scores",
     "measures",
     "abstaining",
@@ -72,6 +74,7 @@ class Report:
         tables: by key; see `SECTIONS`.
         comparison: of the run groups; None if only a published table is reported.
         published: the published table's rows; None without one.
+        suite: records of a table over several data sets; None for one.
     """
 
     title: str
@@ -80,6 +83,7 @@ class Report:
     tables: dict[str, Table]
     comparison: Comparison | None
     published: published_tables.Analysis | None
+    suite: list[Record] | None = None
 
 
 def build(
@@ -107,18 +111,32 @@ def build(
     skipped = dict(failed)
     if paths:
         runs, unfinished = finished_runs.load(paths)
+        paths, skipped = [run.path for run in runs], skipped | unfinished
+        published = published or _configured_table(runs)
+    beside = published  # a table over several data sets, of which these runs have none
+    if published is not None and not isinstance(published.data, str):
+        found = [run.data for run in runs] if paths else []
+        sets = {data: [path for path, its in zip(paths, found, strict=False) if its == data] for data in published.data}
+        sets = {data: of_data for data, of_data in sets.items() if of_data}
+        if len(sets) > 1 or not paths:
+            return _over_sets(sets, options, published, skipped, named)
+        published = published.of(found[0])
+    if paths:
         runs, others = finished_runs.comparable(runs, options.training_rows, named)
         groups, notes = finished_runs.group(runs)
         prices = None if options.prices is None else costs.read_prices(options.prices)
         comparison = compare(groups, options)
         costs.add(comparison.records, comparison.groups, prices)
-        published = published or _configured_table(runs)
-        skipped |= {**unfinished, **others}
+        skipped |= others
         facts, remarks = _facts(runs), [*comparison.remarks, *notes]
         for group in comparison.groups:
             remarks += moe.remarks(group.name, group.runs[0].metrics)
         remarks += list(dict.fromkeys(filter(None, (demonstration(run.config) for run in runs))))[:1]
         all_tables = _tables(comparison, published, options)
+    if beside is not None and published is None:
+        all_tables["suite"] = _suite(published_tables.across(beside, {}), beside)
+        known = f"data {runs[0].data} instead of {', '.join(beside.data)}"
+        remarks.append(f"The published table {beside.name} has no row for these runs: {known}.")
     analysis = published_tables.analyze(published) if published else None
     if published is not None and analysis is not None:
         all_tables["published"] = _published(analysis, published.name, published.source)
@@ -127,11 +145,89 @@ def build(
             remarks.append(f"The published table {published.name} has no row for these runs: {differences}.")
         remarks += [f"Published table {published.name}: {remark}" for remark in analysis.remarks]
     if skipped:
-        columns, rows = ["job or folder", "reason"], [list(pair) for pair in skipped.items()]
-        all_tables["skipped"] = Table("Skipped", columns, rows, words=("reason",))
+        all_tables["skipped"] = _skipped(skipped)
         remarks.append(f"{len(skipped)} jobs or folders were skipped; see the last table.")
     title = f"{facts.get('data', published.name if published else '')}: report"
     return Report(title, facts, remarks, all_tables, comparison, analysis)
+
+
+def _over_sets(
+    sets: Mapping[str, Sequence[Path]],
+    options: ReportStage,
+    published: Published,
+    failed: Mapping[str, str],
+    named: Collection[Path],
+) -> Report:
+    """One report over several data sets: a table of all systems, the tables of each set, and what differs."""
+    assert not isinstance(published.data, str)
+    reports = {data: build(paths, options, published, {}, named) for data, paths in sets.items()}
+    by_key, by_data, differences, remarks = dict[str, Table](), dict[str, list[Record]](), list[str](), list[str]()
+    for data, one in reports.items():
+        assert one.comparison is not None
+        groups = one.comparison.groups
+        described = [_described(group) for group in groups]
+        by_data[data] = [more | record for more, record in zip(described, one.comparison.records, strict=True)]
+        kept = [key for key in one.tables if key.split(" ")[0] not in ("comparison", "published", "costs", "classes")]
+        by_key |= {f"{key} {data}": replace(one.tables[key], title=f"{data}: {one.tables[key].title}") for key in kept}
+        n, rows = published.data[data].n, len(groups[0].runs[0].rows)
+        if n not in (None, rows):
+            differences.append(f"{data} has {rows:,} test rows here and {n:,} in the publications")
+        trained = {str(run.config["data"]["name"]) for group in groups for run in group.runs} - {data}
+        if trained:
+            differences.append(f"{data} is scored by runs trained on {', '.join(sorted(trained))}")
+        remarks.append(f"{data}: {one.comparison.remarks[0]}")
+    bases = sorted({record["base"] for of_data in by_data.values() for record in of_data})
+    sizes = [row.billions for row in published.rows.values() if row.billions]
+    if bases and sizes:
+        span = f"{min(sizes):g} to {max(sizes):g} billion parameters"
+        differences.insert(0, f"base models ({', '.join(bases)} here, {span} in the publications)")
+    notes = [note for test in published.data.values() for note in test.notes]
+    remarks = [
+        *([f"What differs: {'; '.join(differences)}."] if differences else []),
+        "Only scores of the same measure can be compared.",
+        *(*notes, *published.notes, *remarks),
+    ]
+    suite = published_tables.across(published, by_data)
+    by_key = {"suite": _suite(suite, published), **by_key}
+    if failed:
+        by_key["skipped"] = _skipped(failed)
+    written = datetime.now().astimezone().isoformat(timespec="minutes")
+    facts = {"data": ", ".join(published.data), "source": published.source, "written": written}
+    return Report(f"{published.name}: report", facts, remarks, by_key, None, None, suite)
+
+
+def _skipped(reasons: Mapping[str, str]) -> Table:
+    return Table("Skipped", ["job or folder", "reason"], [list(pair) for pair in reasons.items()], words=("reason",))
+
+
+def _described(group: RunGroup) -> Record:
+    """Base model, size in billions of parameters and training of a run group."""
+    method, facts = group.runs[0].config["method"], group.runs[0].facts
+    encoder = (method.get("baseline") or {}).get("hub_id")
+    base = group.model if not method.get("baseline") else encoder or "no pretrained model"
+    total = facts.get("total_parameters")
+    return {"base": base, "billions": total / 1e9 if total else None, "training": group.method}
+
+
+def _suite(records: Sequence[Record], published: Published) -> Table:
+    rows = []
+    for record in records:
+        cells = []
+        for data in published.data:
+            low, high = record.get(f"{data}_low"), record.get(f"{data}_high")
+            interval = "" if low is None or high is None else f" {low:.2f}-{high:.2f}"
+            cells.append(MISSING if record.get(data) is None else f"{record[data]:.3f}{interval}")
+        size = "" if record["billions"] is None else f"{record['billions']:.2g}"
+        more = [record["base"] or MISSING, size or MISSING, record["training"] or MISSING]
+        rows.append([record["system"], record["measure"].replace("_", " ").replace("f1", "F1"), *cells, *more])
+    sets = len(published.data)
+    columns = ["system", "measure", *published.data, "base model", "billions", "training"]
+    caption = f"Rows with an interval (95 %) are these runs; the others are as published: {published.source}."
+    optional = (sets + 4, sets + 3, sets + 2)
+    words = ("measure", "base model", "training")
+    return Table(
+        f"{published.name}: these runs beside published figures", columns, rows, caption, words=words, optional=optional
+    )
 
 
 def _configured_table(runs: Sequence[Run]) -> Published | None:
@@ -188,6 +284,8 @@ def write(report: Report, folder: Path) -> None:
     texts["report.html"] = pages.render(report.title, report.facts, report.remarks, sections, "figures/")
     if report.comparison is not None:
         texts["report.csv"] = tables.to_csv(report.comparison.records)
+    if report.suite is not None:
+        texts["report.csv"] = tables.to_csv(report.suite)
     if report.published is not None:
         texts["published.csv"] = tables.to_csv(report.published.records)
     for name, text in texts.items():

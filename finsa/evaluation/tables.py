@@ -140,6 +140,26 @@ def to_csv(records: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
+def of_records(
+    title: str,
+    records: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str],
+    caption: str,
+    words: Collection[str] = (),
+    optional: Sequence[int] = (),
+) -> Table:
+    """A table of records; ``columns`` are their keys and titles. A value with an interval has it in parentheses."""
+    rows = []
+    for record in records:
+        cells = []
+        for key in columns:
+            low, high = record.get(f"{key}_low"), record.get(f"{key}_high")
+            interval = "" if low is None or high is None else f" ({low:.3f}-{high:.3f})"
+            cells.append((format_value(key, record[key]) or MISSING) + interval)
+        rows.append(cells)
+    return Table(title, list(columns.values()), rows, caption, words=words, optional=optional)
+
+
 # ------------------------------------------------------------------------------------------------ terminal
 
 

@@ -429,12 +429,13 @@ def with_named_data(cfg: RunConfig, record: Record, session: Session) -> RunConf
         ConfigError: for a key that belongs to the trained model.
     """
     trained, of_the_model = record.cfg, ("labels", "prompt", "max_length", "task", "answers")
-    if session.job is None:
+    if session.job is None and not session.own_data:
         return trained
     keys = [word.lstrip("+~").partition("=")[0] for word in session.overrides]
     changed = [key for key in keys if key.startswith("data.")]
-    chained = session.job.choices.get("stage") != "evaluate"  # in a chain, all links share the command
-    if "data" in keys or (changed and chained):
+    # In a chain, all links share the command.
+    chained = session.job is not None and session.job.choices.get("stage") != "evaluate"
+    if session.own_data or "data" in keys or (changed and chained):
         merged: Data = cfg.data.model_copy(update={key: getattr(trained.data, key) for key in of_the_model})
         return trained.model_copy(update={"data": merged})
     if fixed := [key for key in changed if key.split(".")[1] in of_the_model]:

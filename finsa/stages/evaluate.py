@@ -13,7 +13,7 @@ from finsa.config.base import headline
 from finsa.data import dataset, few_shot, tokenized
 from finsa.data.values import TASKS
 from finsa.errors import ConfigError, Problem
-from finsa.evaluation import metrics, moe, run_results, selective, tables
+from finsa.evaluation import audit, metrics, moe, run_results, selective, tables
 from finsa.inference import predictor
 from finsa.inference.predictor import Predictor, Record
 from finsa.models import quantization, tokenizers
@@ -64,7 +64,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         finally:
             model.close()
         name = trained.method.name if record else f"{trained.model.name} (zero-shot)"
-        folder.note(**labeled.fingerprints(), run=str(record.path if record else None))
+        folder.note(**labeled.fingerprints(), run=str(record.path if record else None), data=trained.data.name)
         run_results.write_ledger(labeled, folder, (split,) if trained.method.baseline is None else tuple(data.splits))
         folder.write_json("metrics.json", results)
         if processes.is_main():
@@ -122,7 +122,7 @@ def _score(
             domains = labeled.dataset.splits[split]["domain"].to_list()
             more["router"] = moe.analyze_gates(gates, domains, experts)
         return run_results.report(labeled, split, log_probs, calibrated), more
-    from finsa.inference.generation import Generator, parse
+    from finsa.inference.generation import Generator
 
     assert isinstance(labeled, tokenized.TokenizedDataset)
     words, parsing = labeled.dataset.labels.words, cfg.stage.parse
@@ -130,7 +130,7 @@ def _score(
     prompts = labeled.prompts(split)
     with display.work(f"answering {split}", len(prompts)) as work:
         texts = generate(prompts, work.moved)
-    parsed = [parse(text, words, parsing) for text in texts]
+    parsed = [audit.parse(text, words, parsing) for text in texts]
     folder.note(scoring=f"generated, parsed by {parsing}", protocol="generate")
     folder.write_lines("answers.jsonl", run_results.answers(labeled, split, texts, parsed))
     result = metrics.report_parsed(labeled.gold(split), parsed, labeled.dataset.labels.names)
