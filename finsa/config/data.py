@@ -45,13 +45,14 @@ class SplitRows(Section):
     """Maximum number of rows per split; null: all.
 
     Args:
-        train, validation, test: a larger split is subsampled in proportion to its classes, seeded by
-            ``data.split.seed``.
+        train, validation, test: a larger split is subsampled in proportion to its classes.
+        seed: of the subsample; null: ``data.split.seed``.
     """
 
     train: PositiveInt | None
     validation: PositiveInt | None
     test: PositiveInt | None
+    seed: NonNegativeInt | None
 
 
 class Split(Section):
@@ -178,6 +179,8 @@ class Data(Section):
             from train, validation and test to such paths. With source=hub they are read instead of the hub's.
         prompt: contains ``{text}`` once, and optionally ``{target}`` once and ``{labels}``; the label follows it. In a
             command, ``\\n`` is a line break and ``\\t`` a tab, here and in ``answers``.
+        corrections: a CSV file of decisions about single rows, as the page of ``stage=noise`` writes it: keep, relabel or
+            drop.
     """
 
     name: Name
@@ -206,6 +209,7 @@ class Data(Section):
     on_conflict: Policy
     on_leak: Policy
     near_duplicates: Near
+    corrections: str | None
     cache: str | None
     generator: Generator | None
     corpus: Corpus | None
@@ -257,6 +261,8 @@ class Data(Section):
                 raise ValueError(f"parts.{name}.task={part.task} needs a data set of its own")
         if task == "classification":
             return
+        if task in MEASURES and self.corrections is not None:
+            raise ValueError(f"data.corrections are for one class per row, and this is task={task}; leave it out")
         if self.labels is None:
             needed = {"ordinal": "the levels from lowest to highest", "multi_label": "the labels that a row may have"}
             text = needed.get(task, "the words of some numbers, as in {-1: negative, 0: neutral, 1: positive}")

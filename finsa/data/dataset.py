@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from finsa.config import Data
-from finsa.data import articles, cache, cleaning, discovery, labels, sources, splits, values
+from finsa.data import articles, cache, cleaning, corrections, discovery, labels, sources, splits, values
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import USED, Ledger
 from finsa.data.readers import FATE, LINE
@@ -78,7 +78,7 @@ def load(data: Data, session: Session | None = None) -> Dataset:
         DataError: for files, columns or labels that cannot be used.
     """
     settings = data.model_dump_json(exclude={"cache", "prompt", "max_length", "corpus", "near_duplicates", "origin"})
-    files = sources.all_files(data)
+    files = [*sources.all_files(data), *corrections.files(data)]
     stamps = [
         (str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file in files for stat in (file.stat(),)
     ]
@@ -172,6 +172,8 @@ def _prepared(data: Data, rows: Rows, least_labels: int = 2) -> tuple[pl.DataFra
     frame, more = (values.read if data.task in values.TASKS else labels.mark_unknown)(frame, data, classes)
     notes += more
     classes = labels.with_unlisted(classes, frame, data)
+    frame, more = corrections.apply(frame, data, classes)
+    notes += more
     frame, more = labels.mark_pairs(frame, data, classes)
     notes += more
     frame, more = cleaning.mark_copies(frame, data)

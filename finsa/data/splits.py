@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from finsa.config import Split
 from finsa.errors import DataError
@@ -155,3 +158,13 @@ def shuffled_classes(labels: Sequence[object], seed: int) -> dict[object, list[i
     for label, rows in classes.items():
         random.Random(f"{seed}-{label}").shuffle(rows)
     return dict(sorted(classes.items(), key=lambda item: str(item[0])))
+
+
+def folds(labels: Sequence[int], groups: Sequence[Any], count: int, seed: int) -> list[NDArray[np.int64]]:
+    """Row numbers of each of `count` folds: the classes in the same proportions, rows of a group in the same fold."""
+    from sklearn.model_selection import StratifiedGroupKFold  # most runs do not need scikit-learn
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # some folds have no row of it
+        divided = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, groups)
+        return [left_out for _, left_out in divided]
