@@ -202,6 +202,26 @@ def search(scores: Sequence[float | None], file: Path, measure: str = "macro_f1"
         axes.legend(frameon=False)
 
 
+def learning_curve(
+    points: Mapping[int, Sequence[float]], sizes: Any, line: Any, band: Any, rows: int, file: Path
+) -> Figure:
+    """Draw scores by training rows, the fitted curve (m,) at sizes (m,), and its interval (2, m)."""
+    with canvas(file, 3.8) as (_, ((axes,),)):
+        axes.fill_between(sizes, *band, color=LINES[0], alpha=0.15, linewidth=0, label="95 % interval")
+        axes.plot(sizes, line, color=LINES[0], label="power law")
+        places = [(size, value) for size, values in points.items() for value in values]
+        axes.plot(*zip(*places, strict=True), "o", color="black", markersize=4, label="run")
+        axes.axvline(rows, color="#999999", linestyle="--", linewidth=1)
+        axes.set_xscale("log")
+        ticks = [*points, 2 * rows, 4 * rows]
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set(xlabel="training rows (dashed: all of them)", ylabel="macro-F1 on test")
+        axes.legend(frameon=False, loc="lower right")
+    means = ", ".join(f"{size:,}: {np.mean(values):.3f}" for size, values in points.items())
+    return Figure(file, "Learning curve", f"Mean macro-F1 by training rows: {means}.")
+
+
 def has_steps(log: Log) -> bool:
     """Whether a log records optimizer steps, not a penalty grid."""
     return any(("loss" in record or "eval_loss" in record) and "strength" not in record for record in log)
