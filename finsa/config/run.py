@@ -169,8 +169,8 @@ class RunConfig(Section):
         stage = self.stage.name
         if stage == "noise" and self.method.starts_from_run:
             raise ValueError(
-                f"stage=noise scores rows by models that were not trained on them, and method={self.method.name} starts "
-                "from a run that was; choose a method that starts from the base model"
+                f"stage=noise scores rows by models that were not trained on them, and method={self.method.name} "
+                "starts from a run that was; choose a method that starts from the base model"
             )
         if stage in ("noise", "curve") and self.train.strategy != "single":
             raise ValueError(f"stage={stage} trains in one process; set train.strategy=single")

@@ -64,8 +64,8 @@ class CheckStage(Section):
     Args:
         difference: the plan has the number of test rows that detect this difference.
         power: probability with which a difference is to be detected.
-        accuracy, disagreement: assumed accuracy of the first of two methods, and share of the test rows that exactly one of
-            them classifies correctly; with ``runs=[<run>,<run>]`` they are those of two finished runs.
+        accuracy, disagreement: assumed accuracy of the first of two methods, and share of the test rows that exactly
+            one of them classifies correctly; with ``runs=[<run>,<run>]`` they are those of two finished runs.
     """
 
     name: Literal["check"]

@@ -79,8 +79,8 @@ def apply(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataF
         fault = "no row with that id and text" if first["_row"] is None else f"now has the label '{first['_now']}'"
         raise DataError(
             f"data.corrections: {counted(lost.height, 'correction')} of {place} fit no row. The first is line "
-            f"{first['_line']}, id '{first['id']}' with the label '{first['given']}': {fault}. Write the file anew with "
-            "stage=noise on these rows, or remove these lines"
+            f"{first['_line']}, id '{first['id']}' with the label '{first['given']}': {fault}. Write the file anew "
+            "with stage=noise on these rows, or remove these lines"
         )
     new = dict(joined.filter(action == "relabel").select("_row", "label").iter_rows())
     dropped = joined.filter(action == "drop")["_row"]

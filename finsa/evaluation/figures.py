@@ -202,6 +202,23 @@ def search(scores: Sequence[float | None], file: Path, measure: str = "macro_f1"
         axes.legend(frameon=False)
 
 
+def periods(scores: Mapping[str, Mapping[str, Any]], file: Path) -> Figure:
+    """Draw accuracy and macro-F1 by period, with their intervals."""
+    with canvas(file, 3.4) as (_, ((axes,),)):
+        for number, (name, title) in enumerate((("accuracy", "accuracy"), ("macro_f1", "macro-F1"))):
+            known = [(place, one) for place, one in enumerate(scores.values()) if one[name] is not None]
+            values = np.array([one[name] for _, one in known])
+            ends = np.array([one["intervals"][name] for _, one in known]).reshape(-1, 2)
+            places = np.array([place for place, _ in known]) + 0.12 * number - 0.06
+            away = np.abs(ends - values[:, None]).T
+            axes.errorbar(places, values, away, fmt="o-", capsize=3, linewidth=1, color=LINES[number], label=title)
+        axes.set_xticks(range(len(scores)), [f"{name}\n{one['n']:,} rows" for name, one in scores.items()], fontsize=8)
+        axes.set_ylabel("score on test, with 95 % interval")
+        axes.legend(frameon=False)
+    described = "; ".join(f"{name}: {one['accuracy']:.3f}" for name, one in scores.items())
+    return Figure(file, "Scores by period", f"Accuracy by period: {described}.")
+
+
 def learning_curve(
     points: Mapping[int, Sequence[float]], sizes: Any, line: Any, band: Any, rows: int, file: Path
 ) -> Figure:

@@ -1,4 +1,4 @@
-"""Power of the tests between two methods on the same rows: which difference a test split can detect, or how many rows it takes."""
+"""Power of the tests between two methods on the same rows: what a test split detects, and how many rows it takes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.stats import binom, norm
 
 from finsa.evaluation import metrics
@@ -14,6 +15,7 @@ from finsa.evaluation.statistics import LEVEL
 
 DRAWS = 4000
 FEWEST, MOST = 20, 10_000_000  # rows between which the number that a difference needs is searched
+PRECISE = 1_000_000
 STEPS = 25  # of a bisection
 Cells = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]
 
@@ -62,14 +64,20 @@ def assumed_cells(counts: Sequence[int], accuracy: float, disagreement: float, d
             cells.append((gold, gold, other, share * only_first / len(others)))
             cells.append((gold, other, gold, share * only_second / len(others)))
             cells.append((gold, other, other, share * neither / len(others)))
-    gold, first, second, shares = zip(*cells, strict=True)
-    return np.array(gold), np.array(first), np.array(second), np.clip(shares, 0, None)
+    numbers = np.array(cells)
+    truth, first, second = (numbers[:, place].astype(np.int64) for place in range(3))
+    return truth, first, second, np.clip(numbers[:, 3], 0, None)
 
 
-def macro_f1_difference(cells: Cells, n: int, classes: int, seed: int = 0) -> tuple[float, float]:
-    """Mean and standard deviation of the difference in macro-F1, second minus first, on n rows drawn from the cells."""
+def macro_f1_difference(cells: Cells, n: int, classes: int, draws: int = DRAWS) -> tuple[float, float]:
+    """Mean and standard deviation of the difference in macro-F1, second minus first, on n rows drawn from the cells.
+
+    With one draw, which is that of the exact shares, the mean is the difference of infinitely many rows.
+    """
     gold, first, second, shares = cells
-    drawn = np.random.default_rng(seed).multinomial(n, shares / shares.sum(), DRAWS).astype(np.float64)
+    drawn = (shares * n / shares.sum())[None]
+    if draws > 1:  # the same draws for every difference, so that a bisection is not misled by chance
+        drawn = np.random.default_rng(0).multinomial(n, shares / shares.sum(), draws).astype(np.float64)
     scores = []
     for predicted in (first, second):
         by_class = metrics.counts_by_class(drawn, gold, predicted, classes)
@@ -82,18 +90,31 @@ def macro_f1_power(n: int, difference: float, counts: Sequence[int], accuracy: f
     """Probability that a test of the difference in macro-F1 finds it at a level of 5 %, by simulation of its spread.
 
     Args:
-        difference: of the accuracies of the cells; that in macro-F1 is close to it.
+        difference: in macro-F1; 0 if methods with this accuracy and disagreement cannot differ that much.
     """
-    cells = assumed_cells(counts, accuracy, disagreement, difference)
+
+    def missing(shift: float) -> float:
+        cells = assumed_cells(counts, accuracy, disagreement, shift)
+        return macro_f1_difference(cells, PRECISE, len(counts), draws=1)[0] - difference
+
+    largest = largest_difference(accuracy, disagreement)
+    if difference <= 0 or missing(largest) < 0:
+        return 0.0
+    cells = assumed_cells(counts, accuracy, disagreement, brentq(missing, 0, largest, xtol=1e-7))
     mean, spread = macro_f1_difference(cells, n, len(counts))
-    return float(norm.cdf(abs(mean) / spread - norm.isf(LEVEL / 2)))
+    return float(norm.cdf(mean / spread - norm.isf(LEVEL / 2)))
+
+
+def largest_difference(accuracy: float, disagreement: float) -> float:
+    """The largest possible difference in accuracy: on all rows of disagreement, or all errors of the first method."""
+    return min(disagreement, 2 * (1 - accuracy) - disagreement) * (1 - 1e-6)
 
 
 def detectable(power_of: Callable[[float], float], power: float, largest: float) -> float | None:
     """The smallest difference that is detected with a power, by bisection; None if the largest possible one is not."""
-    if power_of(largest) < power:
-        return None
     low, high = 0.0, largest
+    if max(power_of(largest * part) for part in (1.0, 0.9, 0.8)) < power:  # macro-F1 may not reach the largest accuracy
+        return None
     for _ in range(STEPS):
         middle = (low + high) / 2
         low, high = (low, middle) if power_of(middle) >= power else (middle, high)
@@ -116,8 +137,7 @@ def describe(
 ) -> dict[str, str]:
     """Lines of the plan: what the test split detects, and how many rows a wished difference needs."""
     n, counts = sum(counts), [count for count in counts if count]
-    # Beyond this difference, the better method would be right, or the other one wrong, more often than it can be.
-    largest = min(disagreement, 2 * (1 - accuracy) - disagreement) * (1 - 1e-6)
+    largest = largest_difference(accuracy, disagreement)
     tests: dict[str, Callable[[int, float], float]] = {
         "accuracy": lambda rows, wished: mcnemar_power(rows, wished, disagreement),
         "macro-F1": lambda rows, wished: macro_f1_power(rows, wished, counts, accuracy, disagreement),

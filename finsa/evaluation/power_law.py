@@ -18,8 +18,8 @@ CHUNK = 200  # fits at once, to limit memory
 def fit(sizes: FloatArray, errors: FloatArray) -> FloatArray:
     """Fit ``a + b n^-c`` with a, b >= 0 by least squares.
 
-    Given c, the other two are a linear problem (separable least squares, Golub & Pereyra 1973), so that c is searched on a
-    grid and the result is a global optimum.
+    Given c, the other two are a linear problem (separable least squares, Golub & Pereyra 1973), so that c is searched
+    on a grid and the result is a global optimum.
 
     Args:
         sizes: training rows of each run, (k,).
@@ -57,9 +57,9 @@ def predict(parameters: FloatArray, sizes: Any) -> FloatArray:
 def bootstrap(sizes: FloatArray, errors: FloatArray, resampled: FloatArray, seed: int) -> FloatArray:
     """Parameters on other test rows and with other runs, (d, 3).
 
-    Each draw is the fitted curve, shifted by what resampled test rows change at each size, plus the residual of each run
-    with a random sign (wild bootstrap, Liu 1988), which keeps that small training sets vary more. Residuals are scaled
-    for the parameters that the fit has used up.
+    Each draw is the fitted curve, shifted by what resampled test rows change at each size, plus the residual of each
+    run with a random sign (wild bootstrap, Liu 1988), which keeps that small training sets vary more. Residuals are
+    scaled for the parameters that the fit has used up.
 
     Args:
         sizes: (k,).
@@ -80,7 +80,7 @@ def bootstrap(sizes: FloatArray, errors: FloatArray, resampled: FloatArray, seed
 def summarize(
     parameters: FloatArray, draws: FloatArray, rows: int, multiples: tuple[int, ...] = (1, 2, 4)
 ) -> dict[str, Any]:
-    """Expected error at multiples of the number of rows, and how much lower it is than at that number, with intervals."""
+    """Expected error at multiples of the number of rows, and how much lower it is than there, with intervals."""
     wanted = [rows * multiple for multiple in multiples]
     errors, drawn = predict(parameters, wanted), predict(draws, wanted)
     return {

@@ -80,7 +80,7 @@ def _power_lines(cfg: RunConfig, stage: CheckStage, session: Session) -> dict[st
             raise ConfigError(
                 [Problem("runs", "stage=check compares two runs on the same test rows; name two such folders")]
             )
-        accuracy = float(runs[0].correct.mean())
+        accuracy = min(float(run.correct.mean()) for run in runs)
         disagreement = max(float((runs[0].correct != runs[1].correct).mean()), 1 / len(runs[0].rows))
     return dict(power.describe(counts.tolist(), accuracy, disagreement, stage.power, stage.difference))
 

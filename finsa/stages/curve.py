@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,10 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     intervals = {name: metrics.percentiles(draws[:, place]) for place, name in enumerate("abc")}
     remarks = _remarks(expected, found_parameters, intervals)
     with run_folder.start(cfg, data.fingerprint, session) as folder:
-        numbers = {"macro_f1": {str(size): values for size, values in points.items()}, "power_law": found_parameters}
+        numbers: dict[str, Any] = {
+            "macro_f1": {str(size): values for size, values in points.items()},
+            "power_law": found_parameters,
+        }
         numbers |= {"intervals": intervals, "expected": expected, "runs": [str(place) for place in folders]}
         folder.write_json("metrics.json", {"curve": numbers})
         grid = np.geomspace(sizes[0], 4 * rows, 80)
@@ -98,19 +102,19 @@ def _part(cfg: RunConfig, size: int | None, seed: int) -> RunConfig:
 
 
 def _remarks(
-    expected: dict[str, dict[str, object]], parameters: dict[str, float], intervals: dict[str, list[float]]
+    expected: dict[str, dict[str, Any]], parameters: dict[str, float], intervals: dict[str, list[float]]
 ) -> list[str]:
     (now, at), (twice, doubled) = list(expected.items())[:2]
-    gain, (low, high) = doubled["gain"], doubled["gain_interval"]  # type: ignore[misc]
+    gain, (low, high) = doubled["gain"], doubled["gain_interval"]
     law = ", ".join(
         f"{name} = {parameters[name]:.3g} ({ends[0]:.3g} to {ends[1]:.3g})" for name, ends in intervals.items()
     )
     return [
-        f"Twice the training rows, {int(twice):,} instead of {int(now):,}, are expected to raise macro-F1 by {gain:.4f} "
-        f"({low:.4f} to {high:.4f}), from {1 - at['error']:.4f} to {1 - doubled['error']:.4f}.",  # type: ignore[operator]
+        f"Twice the training rows, {int(twice):,} instead of {int(now):,}, are expected to raise macro-F1 by "
+        f"{gain:.4f} ({low:.4f} to {high:.4f}), from {1 - at['error']:.4f} to {1 - doubled['error']:.4f}.",
         f"The error is fitted by a + b n^-c: {law}. If the curve is nearly straight, a is hardly determined.",
-        "Intervals of 95 % (bootstrap over runs and test rows) assume that the power law holds beyond the largest size, and "
-        "that new rows are like these.",
+        "Intervals of 95 % (bootstrap over runs and test rows) assume that the power law holds beyond the largest "
+        "size, and that new rows are like these.",
     ]
 
 
@@ -124,10 +128,10 @@ def _points_table(points: dict[int, list[float]], parameters: np.ndarray) -> Tab
     return Table("Macro-F1 on the test split by training rows", columns, rows, optional=(3, 1))
 
 
-def _expected_table(expected: dict[str, dict[str, object]]) -> Table:
+def _expected_table(expected: dict[str, dict[str, Any]]) -> Table:
     rows = []
     for size, one in expected.items():
-        error, (low, high), gain, (least, most) = one["error"], one["interval"], one["gain"], one["gain_interval"]  # type: ignore[misc]
-        cells = [f"{1 - error:.4f} ({1 - high:.4f}-{1 - low:.4f})", f"{gain:.4f} ({least:.4f}-{most:.4f})"]  # type: ignore[operator]
+        error, (low, high), gain, (least, most) = one["error"], one["interval"], one["gain"], one["gain_interval"]
+        cells = [f"{1 - error:.4f} ({1 - high:.4f}-{1 - low:.4f})", f"{gain:.4f} ({least:.4f}-{most:.4f})"]
         rows.append([f"{int(size):,}", *cells])
     return Table("Expected with more rows", ["training rows", "macro-F1", "gain"], rows, "95 % intervals.")

@@ -176,14 +176,14 @@ def _remarks(found: label_noise.Confident, ceiling: dict[str, Any], reached: flo
         f"{int(found.suspicious.sum()):,} of {counted(int(found.given.sum()))} confidently have another label than the "
         f"given one. Estimated share of wrong labels: {percent(ceiling['noise'], 1)} ({percent(low, 1)} to "
         f"{percent(high, 1)}).",
-        f"If all of them are wrong, no method is expected to exceed macro-F1 {ceiling['macro_f1']:.3f} ({ends[0]:.3f} to "
-        f"{ends[1]:.3f}) on the test rows: that is what a perfect predictor of the true labels has.",
-        "Confident errors of the models count as wrong labels, and the intervals do not contain this. Decide about some "
-        "rows: the share that is really wrong selects the row of the table.",
+        f"If all of them are wrong, no method is expected to exceed macro-F1 {ceiling['macro_f1']:.3f} "
+        f"({ends[0]:.3f} to {ends[1]:.3f}) on the test rows: that is what a perfect predictor of the true labels has.",
+        "Confident errors of the models count as wrong labels, and the intervals do not contain this. Decide about "
+        "some rows: the share that is really wrong selects the row of the table.",
     ]
     if reached > 1 - ceiling["noise"]:
         sentences.append(
-            f"The models agree with {percent(reached, 1)} of the given labels, more than that: the estimate is too high."
+            f"The models agree with {percent(reached, 1)} of the given labels, so the estimate is too high."
         )
     return sentences
 
