@@ -54,19 +54,19 @@ def apply(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataF
     label, action = pl.col("label"), pl.col("action")
     unknown = (action == "relabel") & ~label.is_in(list(labels.names)).fill_null(False)
     faults = {
-        "action": (~action.is_in(ACTIONS).fill_null(False), f"an action is {', '.join(ACTIONS)}"),
-        "label": (unknown, f"the labels are {', '.join(labels.names)}"),
-        "id": (pl.struct("id", "fingerprint").is_duplicated(), "each row has one correction"),
+        "action": (~action.is_in(ACTIONS).fill_null(False), f"an action is {', '.join(ACTIONS)}."),
+        "label": (unknown, f"the labels are {', '.join(labels.names)}."),
+        "id": (~pl.struct("id", "fingerprint").is_first_distinct(), "each row has one correction."),
     }
     for column, (condition, known) in faults.items():
-        wrong = read.filter(condition)
-        if wrong.height:
-            value = wrong[column][0] or ""
-            hint = f" {suggest(value, labels.names)}" if column == "label" and value else ""
-            raise DataError(
-                f"data.corrections: {place}:{wrong['_line'][0]} has the {column} '{value}', as do "
-                f"{wrong.height - 1} more; {known}.{hint}"
+        for line, value in read.filter(condition).select("_line", column).head(1).iter_rows():
+            what = (
+                f"no {column}"
+                if value is None
+                else f"the {column} '{value}'{' a second time' if column == 'id' else ''}"
             )
+            hint = f" {suggest(value, labels.names)}" if column == "label" and value else ""
+            raise DataError(f"data.corrections: {place}:{line} has {what}; {known}{hint}")
     named = frame.with_row_index("_row").filter(OPEN & pl.col("id").is_in(read["id"].implode()))
     prints = map(fingerprint, named["text"], named["target"])
     keyed = named.select("_row", "id", pl.col("label").alias("_now")).with_columns(

@@ -47,6 +47,7 @@ def read(column: pl.Series) -> list[datetime | None]:
 
 def _time(text: str, day_first: bool | None) -> datetime | None:
     text = _CHINESE.sub(lambda match: f"{match[1]}-{match[2]}-{match[3] or 1}", text)
+    text = re.sub(r"(?<!\d)(\d:\d\d)", r"0\1", text)  # 9:05
     if match := _YEAR_LAST.fullmatch(text):
         if day_first is None and match[1] != match[2]:
             return None

@@ -37,7 +37,8 @@ def test_macro_f1_power_is_the_share_of_paired_bootstraps_that_find_the_differen
     # The shift in accuracy that makes this difference in macro-F1, found by trying.
     shifts = np.linspace(0.03, 0.07, 41)
     found = [
-        power.macro_f1_difference(power.assumed_cells(COUNTS, 0.8, 0.1, shift), 10**6, 3, draws=1)[0] for shift in shifts
+        power.macro_f1_difference(power.assumed_cells(COUNTS, 0.8, 0.1, shift), 10**6, 3, draws=1)[0]
+        for shift in shifts
     ]
     shift = float(shifts[np.abs(np.array(found) - difference).argmin()])
     gold, first, second, shares = power.assumed_cells(COUNTS, 0.8, 0.1, shift)
