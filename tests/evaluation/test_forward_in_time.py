@@ -1,4 +1,4 @@
-"""The gap between later rows and rows mixed in time: found where drift is planted, and 0 inside the interval without."""
+"""The gap between later rows and rows mixed in time: found where drift is planted; without, the interval contains 0."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finsa.evaluation import comparison, finished_runs, report
 from finsa.stages import train
 
 WORDS = (
-    "data=drifting",
+    "data=generated_drift",
     "method=tfidf_lr",
     "method.baseline.strengths=[10]",
     "tracking=none",

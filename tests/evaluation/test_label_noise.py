@@ -1,4 +1,4 @@
-"""Confident learning: thresholds and joint by hand, planted noise is estimated, and the ceiling covers what is observed."""
+"""Confident learning: thresholds and joint by hand, planted noise is estimated, the ceiling covers what is observed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_labels_without_rows_and_without_confident_rows_are_taken_to_be_right() 
 
 
 def _planted(n: int, noise: float, seed: int) -> tuple[Any, Any, Any]:
-    """True labels, given labels of which a share is wrong, and probabilities of a calibrated model that is often right."""
+    """True labels, given labels of which a share is wrong, and probabilities of a model that is often right."""
     rng = np.random.default_rng(seed)
     true = rng.choice(3, n, p=[0.2, 0.3, 0.5])
     given = np.where(rng.random(n) < noise, (true + rng.integers(1, 3, n)) % 3, true)
