@@ -212,8 +212,8 @@ def periods(scores: Mapping[str, Mapping[str, Any]], file: Path) -> Figure:
             places = np.array([place for place, _ in known]) + 0.12 * number - 0.06
             away = np.abs(ends - values[:, None]).T
             axes.errorbar(places, values, away, fmt="o-", capsize=3, linewidth=1, color=LINES[number], label=title)
-        axes.set_xticks(range(len(scores)), [f"{name}\n{one['n']:,} rows" for name, one in scores.items()], fontsize=8)
-        axes.set_ylabel("score on test, with 95 % interval")
+        axes.set_xticks(range(len(scores)), [f"{name}\n{one['n']:,}" for name, one in scores.items()], fontsize=8)
+        axes.set(xlabel="period, and its number of rows", ylabel="score on test, with 95 % interval")
         axes.legend(frameon=False)
     described = "; ".join(f"{name}: {one['accuracy']:.3f}" for name, one in scores.items())
     return Figure(file, "Scores by period", f"Accuracy by period: {described}.")
