@@ -95,6 +95,11 @@ def test_sizes_without_ties() -> None:
     assert by_time(moments, 0.1, 0.2, 0, 0) == ["train"] * 70 + ["validation"] * 10 + ["test"] * 20
 
 
+def test_rows_of_the_same_time_are_in_the_same_split() -> None:
+    moments = [START + timedelta(days=day) for day in [0] * 5 + [1] * 5 + [2] * 10]
+    assert by_time(moments, 0.2, 0.2, 0, 0) == ["train"] * 5 + ["validation"] * 5 + ["test"] * 10
+
+
 def _write(folder: Path, cells: list[str], name: str = "rows.csv") -> str:
     rows = [(f"第{n}条", "ab"[n % 2], cell) for n, cell in enumerate(cells)]
     pl.DataFrame(rows, ["text", "label", "when"], orient="row").write_csv(folder / name)

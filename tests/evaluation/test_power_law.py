@@ -47,3 +47,13 @@ def test_intervals_cover_the_planted_error_and_gain() -> None:
         covered[0] += found["interval"][0] <= doubled <= found["interval"][1]
         covered[1] += found["gain_interval"][0] <= true[-1] - doubled <= found["gain_interval"][1]
     assert covered.min() >= 52, covered
+
+
+def test_intervals_cover_the_planted_error_if_only_the_runs_vary() -> None:
+    rng, covered, expected = np.random.default_rng(6), 0, 0.1 + 3.0 * 8000.0**-0.4
+    for trial in range(60):
+        errors = 0.1 + 3.0 * SIZES**-0.4 + rng.normal(0, 0.3 / np.sqrt(SIZES))
+        draws = power_law.bootstrap(SIZES, errors, np.tile(errors, (300, 1)), trial)
+        low, high = power_law.summarize(power_law.fit(SIZES, errors), draws, 4000)["8000"]["interval"]
+        covered += low <= expected <= high
+    assert covered >= 50, covered
