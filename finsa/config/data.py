@@ -28,6 +28,7 @@ class Columns(Section):
         target: the entity, company or aspect of the text that the label refers to; then a row is a text and a target.
         rejected: a wrong label of each training row, for methods that learn from pairs; the others ignore it.
         rationale: the thought before the answer, of training rows; used with ``model.think=open``.
+        time: when the text was written: a date, or a date with a time of day. Runs then also report scores by period.
     """
 
     id: str | None
@@ -39,19 +40,21 @@ class Columns(Section):
     parent: str | None
     group: str | None
     rationale: str | None
+    time: str | None
 
 
 class SplitRows(Section):
     """Maximum number of rows per split; null: all.
 
     Args:
-        train, validation, test: a larger split is subsampled in proportion to its classes, seeded by
-            ``data.split.seed``.
+        train, validation, test: a larger split is subsampled in proportion to its classes.
+        seed: of the subsample; null: ``data.split.seed``.
     """
 
     train: PositiveInt | None
     validation: PositiveInt | None
     test: PositiveInt | None
+    seed: NonNegativeInt | None
 
 
 class Split(Section):
@@ -60,13 +63,22 @@ class Split(Section):
     ``by_class``: the published rule of FinNF: shuffle each class of n rows, validation = max(1, floor(fraction * n)),
     the same for test, the rest is training. ``random``: the published rule of AIDF: test = ceil(fraction * n) of all n
     rows, then validation = ceil(fraction / (1 - test fraction) * rest), regardless of class. ``stratified``:
-    scikit-learn's proportional sizes.
+    scikit-learn's proportional sizes. ``time``: the latest rows are the test split, those before them validation, and
+    the earliest are training rows; it needs ``data.columns.time``.
+
+    Args:
+        purge: of ``time``: rows less than so many days before the next split are removed, because their labels may
+            depend on what happened then (López de Prado 2018).
+        embargo: of ``time``: validation and test rows less than so many days after the previous split are removed,
+            because they are similar to its last rows.
     """
 
-    rule: Literal["by_class", "random", "stratified"]
+    rule: Literal["by_class", "random", "stratified", "time"]
     validation: SplitFraction
     test: SplitFraction
     seed: NonNegativeInt
+    purge: NonNegativeFloat
+    embargo: NonNegativeFloat
     rows: SplitRows
 
 
@@ -141,13 +153,27 @@ class Near(Section):
 
 
 class Generator(Section):
-    """Settings of the synthetic data generator."""
+    """Settings of the synthetic data generator.
+
+    Args:
+        days: the rows get a time within so many days from 2023-01-01 on; null: no time.
+        drift: share of the rows, by construction, whose bullish and bearish labels are exchanged in the last third of
+            the days, so that a model of earlier rows is wrong about them.
+    """
 
     rows: PositiveInt
     seed: NonNegativeInt
     domains: dict[str, PositiveFloat]
     imbalance: dict[str, dict[str, NonNegativeFloat]] | None
     noise: Fraction
+    days: PositiveInt | None
+    drift: Fraction
+
+    @model_validator(mode="after")
+    def _check_drift(self) -> Generator:
+        if self.drift and self.days is None:
+            raise ValueError("drift is a change over time, so it needs generator.days")
+        return self
 
 
 class Corpus(Section):
@@ -178,6 +204,8 @@ class Data(Section):
             from train, validation and test to such paths. With source=hub they are read instead of the hub's.
         prompt: contains ``{text}`` once, and optionally ``{target}`` once and ``{labels}``; the label follows it. In a
             command, ``\\n`` is a line break and ``\\t`` a tab, here and in ``answers``.
+        corrections: a CSV file of decisions about single rows (keep, relabel, drop), as the page of ``stage=noise``
+            writes it.
     """
 
     name: Name
@@ -206,6 +234,7 @@ class Data(Section):
     on_conflict: Policy
     on_leak: Policy
     near_duplicates: Near
+    corrections: str | None
     cache: str | None
     generator: Generator | None
     corpus: Corpus | None
@@ -241,6 +270,8 @@ class Data(Section):
             raise ValueError(f"ratios must name all of the parts: {', '.join(self.parts or {}) or 'there are none'}")
         sections = self.parts.values() if self.source == "mixture" and self.parts else [self]
         self._check_task()
+        if self.split.rule == "time" and self.source != "mixture" and self.columns.time is None:
+            raise ValueError("split.rule=time needs columns.time, the name of the column with the time of each row")
         if self.asks_for_target and any(section.columns.target is None for section in sections):
             raise ValueError("prompt contains {target}, so columns.target must name the column of the target")
         if self.corpus is not None and self.corpus.files is None and self.corpus.documents is None:
@@ -257,6 +288,8 @@ class Data(Section):
                 raise ValueError(f"parts.{name}.task={part.task} needs a data set of its own")
         if task == "classification":
             return
+        if task in MEASURES and self.corrections is not None:
+            raise ValueError(f"data.corrections are for one class per row, and this is task={task}; leave it out")
         if self.labels is None:
             needed = {"ordinal": "the levels from lowest to highest", "multi_label": "the labels that a row may have"}
             text = needed.get(task, "the words of some numbers, as in {-1: negative, 0: neutral, 1: positive}")

@@ -21,7 +21,7 @@ from finsa.config.train import Train
 USED_BY = {
     "run": ("evaluate", "serve", "predict", "export", "rerun", "behave"),
     "port": ("serve",),
-    "runs": ("report", "cascade", "behave"),
+    "runs": ("report", "cascade", "behave", "check"),
     "behavior": ("behave",),
     "published": ("train", "evaluate", "check", "report"),
     "output": (
@@ -40,7 +40,7 @@ USED_BY = {
     "text": ("predict",),
     "target": ("predict",),
     "format": ("export",),
-    "resume": ("train", "evaluate", "pretrain", "search", "moe_joint", "chain"),
+    "resume": ("train", "evaluate", "pretrain", "search", "moe_joint", "chain", "noise"),
     "fresh": ("train", "evaluate"),
     "reuse_outdated": ("train", "evaluate", "moe_joint", "chain", "serve"),
 }
@@ -135,7 +135,7 @@ class RunConfig(Section):
         """Refuse methods, measures and stages that do not suit the task of the data."""
         task, method, stage = self.data.task, self.method, self.stage.name
         known, other = MEASURES.get(task), {name for names in MEASURES.values() for name in names} - {"macro_f1", "mae"}
-        trains = stage in ("train", "check", "search")
+        trains = stage in ("train", "check", "search", "noise", "curve")
         if trains and (self.train.select_by not in (*known, "loss") if known else self.train.select_by in other):
             options = f"set it to {', '.join(known)} or loss" if known else "leave it out"
             raise ValueError(f"train.select_by={self.train.select_by} is not a measure of task={task}; {options}")
@@ -143,7 +143,7 @@ class RunConfig(Section):
             raise ValueError(f"train.select_by={self.train.select_by} needs evaluation.costs")
         if known is None:
             return self
-        if stage in ("moe_joint", "augment", "synthesize", "generate"):
+        if stage in ("moe_joint", "augment", "synthesize", "generate", "noise", "curve"):
             raise ValueError(f"stage={stage} needs one class per row, and this is task={task}")
         if self.evaluation.metrics is not None:
             raise ValueError(f"evaluation.metrics are for one class per row; task={task} has {', '.join(known)}")
@@ -192,6 +192,13 @@ class RunConfig(Section):
     def _check_stage(self) -> RunConfig:
         """Refuse a stage without what it needs, and keys that it does not use."""
         stage = self.stage.name
+        if stage == "noise" and self.method.starts_from_run:
+            raise ValueError(
+                f"stage=noise scores rows by models that were not trained on them, and method={self.method.name} "
+                "starts from a run that was; choose a method that starts from the base model"
+            )
+        if stage in ("noise", "curve") and self.train.strategy != "single":
+            raise ValueError(f"stage={stage} trains in one process; set train.strategy=single")
         if stage == "pretrain" and self.data.corpus is None:
             raise ValueError("stage=pretrain reads documents; choose data=tiny_corpus or experiment=tiny_base")
         if stage == "evaluate" and self.run is None and self.method.baseline is not None:

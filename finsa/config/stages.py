@@ -87,10 +87,52 @@ class RerunStage(Section):
 
 
 class CheckStage(Section):
-    """Validate everything and print the plan; no weights are loaded."""
+    """Validate everything and print the plan; no weights are loaded.
+
+    Args:
+        difference: the plan has the number of test rows that detect this difference.
+        power: probability with which a difference is to be detected.
+        accuracy, disagreement: assumed accuracy of the first of two methods, and share of the test rows that exactly
+            one of them classifies correctly; with ``runs=[<run>,<run>]`` they are those of two finished runs.
+    """
 
     name: Literal["check"]
     links: Links | None
+    difference: Annotated[float, Field(gt=0, lt=1)] | None
+    power: Annotated[float, Field(gt=0.05, lt=1)]
+    accuracy: Annotated[float, Field(gt=0, lt=1)]
+    disagreement: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> CheckStage:
+        if self.disagreement > 2 * min(self.accuracy, 1 - self.accuracy):
+            raise ValueError(
+                "disagreement: more than twice the share of rows that are correct, or wrong, is impossible"
+            )
+        return self
+
+
+class NoiseStage(Section):
+    """Find wrong labels by out-of-fold probabilities and confident learning.
+
+    Args:
+        splits: whose rows are scored. Those of train and test train the models of the other folds; validation rows of
+            other folds select checkpoints.
+    """
+
+    name: Literal["noise"]
+    folds: Annotated[int, Field(ge=2)]
+    splits: Annotated[tuple[Literal["train", "validation", "test"], ...], Field(min_length=1)]
+    shown: PositiveInt
+
+
+class CurveStage(Section):
+    """Train on parts of the training rows, and fit a power law to the errors."""
+
+    name: Literal["curve"]
+    fractions: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=4)]
+    seeds: PositiveInt
+    draws: Annotated[int, Field(ge=200)]
 
 
 class InspectStage(Section):
@@ -499,6 +541,8 @@ Stage = Annotated[
     | PredictStage
     | ExportStage
     | CheckStage
+    | NoiseStage
+    | CurveStage
     | RerunStage
     | InspectStage
     | PretrainStage

@@ -209,7 +209,9 @@ def limit_splits(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
     A class gets the whole part of its share; the rows that remain go to the largest fractions.
     """
     frame = frame.with_row_index("_row")
-    for split, most in data.split.rows:
+    limits = data.split.rows
+    seed = data.split.seed if limits.seed is None else limits.seed
+    for split, most in (("train", limits.train), ("validation", limits.validation), ("test", limits.test)):
         rows = frame.filter(OPEN & (pl.col("split") == split))
         if most is None or rows.height <= most:
             continue
@@ -218,10 +220,7 @@ def limit_splits(frame: pl.DataFrame, data: Data) -> pl.DataFrame:
         sizes = {label: int(share) for label, share in shares.items()}
         for label in sorted(shares, key=lambda name: sizes[name] - shares[name])[: most - sum(sizes.values())]:
             sizes[label] += 1
-        kept = [
-            rows.filter(pl.col("label") == label)["_row"].sample(size, seed=data.split.seed)
-            for label, size in sizes.items()
-        ]
+        kept = [rows.filter(pl.col("label") == label)["_row"].sample(size, seed=seed) for label, size in sizes.items()]
         surplus = (pl.col("split") == split) & ~pl.col("_row").is_in(pl.concat(kept).implode())
         frame = mark(frame, surplus, f"filtered: data.split.rows.{split}={most}")
     return frame.drop("_row")

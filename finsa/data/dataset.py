@@ -6,13 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 import polars as pl
 
 from finsa.config import Data
-from finsa.data import articles, cache, cleaning, discovery, labels, sources, splits, values
+from finsa.data import articles, cache, cleaning, corrections, discovery, labels, sources, splits, times, values
 from finsa.data.labels import LabelSpace
 from finsa.data.ledger import USED, Ledger
 from finsa.data.readers import FATE, LINE
@@ -25,7 +26,7 @@ from finsa.session import Session
 EXAMPLES = 3
 SHIFTED, LEAST_SHIFTED = 0.25, 100  # smallest total variation of label shares, and number of held-out rows, for a note
 DROPPED = ("file", "line", "id", "text", "label", "fate")
-COLUMNS = ("id", "text", "target", "label", "rejected", "domain", "parent", "group", "rationale", FIXED)
+COLUMNS = ("id", "text", "target", "label", "rejected", "domain", "parent", "group", "rationale", "time", FIXED)
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class Dataset:
 
     Args:
         splits: train, validation and test; columns id, text, target, domain, parent, group (text), label (class
-            number), rejected (class number; null without pairs) and fixed (leading characters of the text that are
-            never truncated); for regression and several labels also `finsa.data.values.VALUES`.
+            number), rejected (class number; null without pairs), time (ISO 8601; null without times) and fixed (leading
+            characters of the text that are never truncated); for regression and several labels also
+            `finsa.data.values.VALUES`.
         labels: the classes in their order.
         ledger: the fate of every row.
         fingerprint: hash over ids, texts, targets, labels and splits.
@@ -78,7 +80,7 @@ def load(data: Data, session: Session | None = None) -> Dataset:
         DataError: for files, columns or labels that cannot be used.
     """
     settings = data.model_dump_json(exclude={"cache", "prompt", "max_length", "corpus", "near_duplicates", "origin"})
-    files = sources.all_files(data)
+    files = [*sources.all_files(data), *corrections.files(data)]
     stamps = [
         (str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file in files for stat in (file.stat(),)
     ]
@@ -164,7 +166,8 @@ def _prepared(data: Data, rows: Rows, least_labels: int = 2) -> tuple[pl.DataFra
         The rows, the classes, and notes, including those of the files.
     """
     notes = list(rows.notes)
-    frame, more = cleaning.clean_targets(cleaning.clean_texts(rows.frame), data)
+    frame = cleaning.clean_texts(times.clean(rows.frame, data, rows.declared))
+    frame, more = cleaning.clean_targets(frame, data)
     notes += more
     if data.source != "mixture":  # whose parts have been checked already
         notes += cleaning.repeated_ids(frame)
@@ -172,6 +175,8 @@ def _prepared(data: Data, rows: Rows, least_labels: int = 2) -> tuple[pl.DataFra
     frame, more = (values.read if data.task in values.TASKS else labels.mark_unknown)(frame, data, classes)
     notes += more
     classes = labels.with_unlisted(classes, frame, data)
+    frame, more = corrections.apply(frame, data, classes)
+    notes += more
     frame, more = labels.mark_pairs(frame, data, classes)
     notes += more
     frame, more = cleaning.mark_copies(frame, data)
@@ -196,9 +201,14 @@ def _fill_splits(rows: pl.DataFrame, data: Data, declared: set[str]) -> pl.DataF
         pl.col(FATE).is_null() & ((pl.col("split") == "train") | pl.col("split").is_null())
     )
     shares = {name: 0.0 if name in declared else getattr(data.split, name) for name in ("validation", "test")}
-    assigned = splits.divide(open_rows, data.split, shares["validation"], shares["test"])
+    if data.split.rule == "time":
+        moments = [None if time is None else datetime.fromisoformat(time) for time in open_rows["time"]]
+        assigned = splits.by_time(moments, shares["validation"], shares["test"], data.split.purge, data.split.embargo)
+    else:
+        assigned = splits.divide(open_rows, data.split, shares["validation"], shares["test"])
     filled = open_rows.select("_row").with_columns(pl.Series("_split", assigned, dtype=pl.String))
     joined = rows.with_row_index("_row").join(filled, on="_row", how="left", maintain_order="left")
+    joined = cleaning.mark(joined, ~pl.col("_split").is_in(splits.SPLITS), pl.lit("filtered: ") + pl.col("_split"))
     return joined.with_columns(pl.coalesce("_split", "split").alias("split")).drop("_row", "_split")
 
 
@@ -228,7 +238,7 @@ def _divided(frame: pl.DataFrame, classes: LabelSpace, ledger: Ledger) -> Datase
             counts = dict(part.group_by("label").len().iter_rows())
         ledger.splits[name] = {label: counts.get(number, 0) for label, number in numbers.items()}
     ledger.notes += _without_rows(ledger, classes) + _shifted(ledger.splits)
-    optional = [name for name in ("target", "rejected") if used[name].null_count() < used.height]
+    optional = [name for name in ("target", "rejected", "time") if used[name].null_count() < used.height]
     rationale = [pl.col("rationale").fill_null("")] if used["rationale"].null_count() < used.height else []
     label = pl.col(values.VALUES).cast(pl.List(pl.String)).list.join(" ") if len(columns) > len(COLUMNS) else "label"
     fingerprint = cache.fingerprint(used.select("split", "id", "text", label, *optional, *rationale))

@@ -34,8 +34,8 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
         stem: prefix of the ids of rows without one.
 
     Returns:
-        Columns id, text, target, label, rejected (a wrong label), domain, parent, group, rationale, ``LINE``, ``FATE``,
-        and fixed: the number of the text's leading characters that are never truncated.
+        Columns id, text, target, label, rejected (a wrong label), domain, parent, group, rationale, time, ``LINE``,
+        ``FATE``, and fixed: the number of the text's leading characters that are never truncated.
 
     Raises:
         DataError: for a missing column, or a text column that does not contain text.
@@ -50,7 +50,7 @@ def shape(raw: Raw, data: Data, place: str, stem: str) -> pl.DataFrame:
             f"data.columns.text: column '{columns.text}' of {place} contains {kind}, not text. Name another"
         )
     frame = mark(raw.frame, pl.col(LINE).is_in(nested), conversations.NOT_TEXT)
-    common = ("text", "target", "label", "rejected", "domain", "parent", "group", "rationale")
+    common = ("text", "target", "label", "rejected", "domain", "parent", "group", "rationale", "time")
     selected = [_column(raw, place, columns, name) for name in common]
     numbered = pl.lit(f"{stem}-") + pl.int_range(1, pl.len() + 1).cast(pl.String)
     ids = pl.coalesce(_column(raw, place, columns, "id"), numbered).alias("id")

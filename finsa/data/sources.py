@@ -22,7 +22,7 @@ from finsa.errors import DataError
 from finsa.synthetic import generator
 
 SHAPE = (
-    *("id", "text", "target", "label", "rejected", "domain", "parent", "group", "rationale"),
+    *("id", "text", "target", "label", "rejected", "domain", "parent", "group", "rationale", "time"),
     *("split", "file", "part", LINE, FATE, FIXED),
 )
 
@@ -32,8 +32,8 @@ class Rows:
     """Rows in the common schema, before cleaning and splitting.
 
     Args:
-        frame: text columns id, text, target, label, rejected, domain, parent, group, rationale, split, file, ``FATE``,
-            part (of a mixture), and the number ``LINE``; missing ones are added as null, others are left out.
+        frame: text columns id, text, target, label, rejected, domain, parent, group, rationale, time, split, file,
+            ``FATE``, part (of a mixture), and the number ``LINE``; missing ones are added as null, others are left out.
             ``FIXED`` counts the leading characters of the text that are never truncated; 0 if it is missing.
         declared: splits that have files.
         notes: on the files, for the user.
@@ -194,12 +194,17 @@ def generate(data: Data) -> Rows:
     """Generate rows with the settings of ``data.generator``, and split them by domain and class."""
     settings = data.generator
     assert settings is not None
-    rows = generator.generate(settings.rows, settings.seed, settings.domains, settings.imbalance, settings.noise)
+    made = (settings.rows, settings.seed, settings.domains, settings.imbalance, settings.noise)
+    rows = generator.generate(*made, settings.days, settings.drift)
+    if settings.days is not None and data.columns.time is None:
+        raise DataError("data.generator.days: the rows have times; read them with data.columns.time=time")
     strata = [f"{domain}-{label}" for domain, label in rows.select("domain", "label").iter_rows()]
     assigned = splits.by_class(strata, data.split.validation, data.split.test, data.split.seed)
-    frame = rows.select("id", "text", "label", "domain").with_columns(
-        pl.Series("split", assigned, dtype=pl.String),
+    by_time = data.split.rule == "time"
+    columns = [name for name in ("id", "text", "label", "domain", "time") if name in rows.columns]
+    frame = rows.select(columns).with_columns(
+        pl.Series("split", [None] * rows.height if by_time else assigned, dtype=pl.String),
         pl.lit(f"generator seed {settings.seed}").alias("file"),
         pl.int_range(1, pl.len() + 1).alias(LINE),
     )
-    return Rows(frame, set(splits.SPLITS))
+    return Rows(frame, set() if by_time else set(splits.SPLITS))

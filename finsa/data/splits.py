@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+import warnings
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from finsa.config import Split
 from finsa.errors import DataError
@@ -147,6 +152,55 @@ def by_class(labels: Sequence[object], validation: float, test: float, seed: int
     return assigned
 
 
+def by_time(
+    times: Sequence[datetime | None], validation: float, test: float, purge: float, embargo: float
+) -> list[str]:
+    """Assign the latest rows to test, those before them to validation, the others to train; equal times stay together.
+
+    Rows in the gaps around the beginning of a split are in none (López de Prado 2018, who purges and embargoes training
+    rows around a test split; here every row precedes the next split, so that the embargo shortens the later one).
+
+    Args:
+        times: (n,), null for rows without one.
+        validation, test: shares of the rows with times; 0 leaves a split out.
+        purge: days before a split, in the previous one.
+        embargo: days after the beginning of a split, in that split.
+
+    Returns:
+        ``train``, ``validation`` or ``test`` for each row, (n,), or the reason why it is in none.
+
+    Raises:
+        DataError: if no row is left for a split.
+    """
+    ordered = sorted(time for time in times if time is not None)
+    begins, last = dict[str, datetime](), len(ordered)
+    for name, share in (("test", test), ("validation", validation)):
+        size = math.ceil(round(share * len(ordered), 9))
+        if size and last > size:
+            last -= size
+            begins[name] = ordered[last]
+            last = bisect_left(ordered, ordered[last])
+    before, after, assigned = timedelta(days=purge), timedelta(days=embargo), list[str]()
+    for time in times:
+        name = next((split for split, begin in begins.items() if time is not None and time >= begin), "train")
+        later = [begin for begin in begins.values() if time is not None and begin > time]
+        if time is None:
+            name = "no time"
+        elif name in begins and time - begins[name] < after:
+            name = f"embargo, the first {embargo:g} days of {name}"
+        elif later and min(later) - time <= before and before:
+            name = f"purge, {purge:g} days before the next split"
+        assigned.append(name)
+    wanted = ["train", *(name for name, share in (("validation", validation), ("test", test)) if share)]
+    for name in wanted:
+        if name not in assigned:
+            raise DataError(
+                f"data.split.rule=time: no row is left for the {name} split, because of few different times, or of "
+                f"data.split.purge={purge:g} and data.split.embargo={embargo:g} days"
+            )
+    return assigned
+
+
 def shuffled_classes(labels: Sequence[object], seed: int) -> dict[object, list[int]]:
     """Row numbers by class, shuffled within each class; classes in the order of their names."""
     classes: dict[object, list[int]] = defaultdict(list)
@@ -155,3 +209,13 @@ def shuffled_classes(labels: Sequence[object], seed: int) -> dict[object, list[i
     for label, rows in classes.items():
         random.Random(f"{seed}-{label}").shuffle(rows)
     return dict(sorted(classes.items(), key=lambda item: str(item[0])))
+
+
+def folds(labels: Sequence[int], groups: NDArray[Any], count: int, seed: int) -> list[NDArray[np.int64]]:
+    """Row numbers of each of `count` folds: the classes in the same proportions, rows of a group in the same fold."""
+    from sklearn.model_selection import StratifiedGroupKFold  # most runs do not need scikit-learn
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # some folds have no row of it
+        divided = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, groups)
+        return [left_out for _, left_out in divided]

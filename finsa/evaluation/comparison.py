@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from finsa.config import LOWER_IS_BETTER, ReportStage
 from finsa.config.base import MEASURES, headline
 from finsa.errors import ConfigError, Problem, suggest
-from finsa.evaluation import calibration, metrics, selective, statistics, value_metrics
+from finsa.evaluation import calibration, finished_runs, metrics, selective, statistics, value_metrics
 from finsa.evaluation.finished_runs import Run, RunGroup
 from finsa.evaluation.tables import TITLES
 
@@ -142,6 +142,40 @@ def on_mixed_texts(groups: Sequence[RunGroup], options: ReportStage) -> list[Rec
         record |= {"difference": one.value, "difference_low": one.low, "difference_high": one.high}
         record |= {"bootstrap_p_holm": one.corrected, "verdict": one.verdict}
     return records
+
+
+def forward_gaps(runs: Sequence[Run], options: ReportStage) -> tuple[list[Record], list[Run]]:
+    """Compare the scores of runs that were split by time with those of the same configurations split otherwise.
+
+    The test rows differ, so each group of runs has a bootstrap of its own, over its rows and runs.
+
+    Returns:
+        One record per configuration: both macro-F1 scores, and how much lower that of the later rows is (``gap``), with
+        its interval; and the runs that were split by time. No record, and all runs, without such pairs.
+    """
+    groups, records, forward = finished_runs.group(runs)[0], list[Record](), list[Run]()
+    kinds = {True: dict[str, RunGroup](), False: dict[str, RunGroup]()}
+    for one in groups:
+        if one.runs[0].task not in MEASURES:
+            rule = one.runs[0].config["data"]["split"]["rule"]
+            kinds[rule == "time"].setdefault(finished_runs.without_split(one.runs[0]), one)
+    for key, later in kinds[True].items():
+        other = kinds[False].get(key)
+        if other is None or other.runs[0].labels != later.runs[0].labels:
+            continue
+        scores, drawn = [], []
+        for number, one in enumerate((other, later)):
+            gold, classes = one.runs[0].gold, len(one.runs[0].labels)
+            confusions = statistics.confusions(gold, one.predicted, classes)
+            scores.append(float(metrics.averages(confusions)["macro_f1"].mean()))
+            found = statistics.resampled(gold, one.predicted, classes, options.samples, options.seed + number)
+            drawn.append(statistics.over_seeds(found["macro_f1"], options.seed + number))
+        low, high = metrics.percentiles(drawn[0] - drawn[1])
+        record = {"arm": later.method, "rule": other.runs[0].config["data"]["split"]["rule"], "macro_f1": scores[0]}
+        gap = {"forward_macro_f1": scores[1], "gap": scores[0] - scores[1], "gap_low": low, "gap_high": high}
+        records.append(record | gap)
+        forward += later.runs
+    return records, forward if records else list(runs)
 
 
 def _baseline(groups: Sequence[RunGroup], name: str | None) -> RunGroup:

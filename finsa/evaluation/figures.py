@@ -224,6 +224,43 @@ def search(scores: Sequence[float | None], file: Path, measure: str = "macro_f1"
         axes.legend(frameon=False)
 
 
+def periods(scores: Mapping[str, Mapping[str, Any]], file: Path) -> Figure:
+    """Draw accuracy and macro-F1 by period, with their intervals."""
+    with canvas(file, 3.4) as (_, ((axes,),)):
+        for number, (name, title) in enumerate((("accuracy", "accuracy"), ("macro_f1", "macro-F1"))):
+            known = [(place, one) for place, one in enumerate(scores.values()) if one[name] is not None]
+            values = np.array([one[name] for _, one in known])
+            ends = np.array([one["intervals"][name] for _, one in known]).reshape(-1, 2)
+            places = np.array([place for place, _ in known]) + 0.12 * number - 0.06
+            away = np.abs(ends - values[:, None]).T
+            axes.errorbar(places, values, away, fmt="o-", capsize=3, linewidth=1, color=LINES[number], label=title)
+        axes.set_xticks(range(len(scores)), [f"{name}\n{one['n']:,}" for name, one in scores.items()], fontsize=8)
+        axes.set(xlabel="period, and its number of rows", ylabel="score on test, with 95 % interval")
+        axes.legend(frameon=False)
+    described = "; ".join(f"{name}: {one['accuracy']:.3f}" for name, one in scores.items())
+    return Figure(file, "Scores by period", f"Accuracy by period: {described}.")
+
+
+def learning_curve(
+    points: Mapping[int, Sequence[float]], sizes: Any, line: Any, band: Any, rows: int, file: Path
+) -> Figure:
+    """Draw scores by training rows, the fitted curve (m,) at sizes (m,), and its interval (2, m)."""
+    with canvas(file, 3.8) as (_, ((axes,),)):
+        axes.fill_between(sizes, *band, color=LINES[0], alpha=0.15, linewidth=0, label="95 % interval")
+        axes.plot(sizes, line, color=LINES[0], label="power law")
+        places = [(size, value) for size, values in points.items() for value in values]
+        axes.plot(*zip(*places, strict=True), "o", color="black", markersize=4, label="run")
+        axes.axvline(rows, color="#999999", linestyle="--", linewidth=1)
+        axes.set_xscale("log")
+        ticks = [*points, 2 * rows, 4 * rows]
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set(xlabel="training rows (dashed: all of them)", ylabel="macro-F1 on test")
+        axes.legend(frameon=False, loc="lower right")
+    means = ", ".join(f"{size:,}: {np.mean(values):.3f}" for size, values in points.items())
+    return Figure(file, "Learning curve", f"Mean macro-F1 by training rows: {means}.")
+
+
 def has_steps(log: Log) -> bool:
     """Whether a log records optimizer steps, not a penalty grid."""
     return any(("loss" in record or "eval_loss" in record) and "strength" not in record for record in log)

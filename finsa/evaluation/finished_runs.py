@@ -414,6 +414,12 @@ def _settings(run: Run) -> dict[str, str]:
     }
 
 
+def without_split(run: Run) -> str:
+    """The settings of a run except how its rows were split, as a key."""
+    settings = {key: value for key, value in _settings(run).items() if not key.startswith("data.split.")}
+    return json.dumps(settings, sort_keys=True)
+
+
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping) and value:

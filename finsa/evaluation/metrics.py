@@ -64,6 +64,23 @@ def _counted(gold: Sequence[int], predicted: Sequence[int], names: Sequence[str]
     }
 
 
+def by_period(
+    gold: Sequence[int], predicted: Sequence[int], periods: Sequence[str | None], names: Sequence[str]
+) -> dict[str, Any]:
+    """The number of rows, accuracy and macro-F1 of each period, with intervals; rows without a period are left out.
+
+    Macro-F1 is None in a period that lacks a class, because it would count as 0.
+    """
+    found = {}
+    for period in sorted({one for one in periods if one is not None}):
+        rows = [row for row, one in enumerate(periods) if one == period]
+        one = report([gold[row] for row in rows], [predicted[row] for row in rows], names)
+        if not all(of["support"] for of in one["per_class"].values()):
+            one["macro_f1"] = one["intervals"]["macro_f1"] = None
+        found[period] = {name: one[name] for name in ("n", "accuracy", "macro_f1", "intervals")}
+    return found
+
+
 def report_parsed(
     gold: Sequence[int], parsed: Sequence[int | None], names: Sequence[str], seed: int = 0
 ) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: no other files, no network and no scripts."""
+"""Self-contained HTML pages: no other files, no network; only the page of suspicious labels has a script."""
 
 from __future__ import annotations
 

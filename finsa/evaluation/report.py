@@ -15,7 +15,15 @@ from finsa.config.base import MEASURES, headline
 from finsa.errors import RunError
 from finsa.evaluation import costs, finished_runs, moe, pages, report_figures, selective, tables
 from finsa.evaluation import published as published_tables
-from finsa.evaluation.comparison import COVERAGES, SCORES, Comparison, Record, compare, on_mixed_texts
+from finsa.evaluation.comparison import (
+    COVERAGES,
+    SCORES,
+    Comparison,
+    Record,
+    compare,
+    forward_gaps,
+    on_mixed_texts,
+)
 from finsa.evaluation.figures import Figure
 from finsa.evaluation.finished_runs import Run, RunGroup
 from finsa.evaluation.tables import MISSING, Table, format_value
@@ -27,6 +35,7 @@ SECTIONS = (
     ("Scores", ("scores", "measures"), ("f1", "scores", "calibration")),
     ("Abstaining", ("abstaining", "selection"), ("risk_coverage",)),
     ("Tests", ("tests", "baseline", "targets"), ()),
+    ("Time", ("forward", "periods"), ()),
     ("Mixture", ("mixture",), ("router",)),
     ("Published", ("comparison", "published"), ()),
     ("Classes", ("classes",), ("confusion_matrices", "precision_recall", "label_distribution")),
@@ -42,6 +51,7 @@ ON_TERMINAL = (
     "tests",
     "baseline",
     "targets",
+    "forward",
     "mixture",
     "comparison",
     "answers",
@@ -122,7 +132,8 @@ def build(
             return _over_sets(sets, options, published, skipped, named)
         published = published.of(found[0])
     if paths:
-        runs, others = finished_runs.comparable(runs, options.training_rows, named)
+        gaps, compared = forward_gaps(runs, options)
+        runs, others = finished_runs.comparable(compared, options.training_rows, () if gaps else named)
         groups, notes = finished_runs.group(runs)
         prices = None if options.prices is None else costs.read_prices(options.prices)
         comparison = compare(groups, options)
@@ -133,6 +144,9 @@ def build(
             remarks += moe.remarks(group.name, group.runs[0].metrics)
         remarks += list(dict.fromkeys(filter(None, (demonstration(run.config) for run in runs))))[:1]
         all_tables = _tables(comparison, published, options)
+        if gaps:
+            all_tables["forward"] = _forward(gaps)
+            remarks[:0] = [_gap_remark(gap) for gap in gaps]
     if beside is not None and published is None:
         all_tables["suite"] = _suite(published_tables.across(beside, {}), beside)
         known = f"data {runs[0].data} instead of {', '.join(beside.data)}"
@@ -347,6 +361,9 @@ def _tables(comparison: Comparison, published: Published | None, options: Report
             by_key["comparison"] = _published_comparison(records, published.name, differences)
     if mixed := on_mixed_texts(groups, options):
         by_key["targets"] = _mixed_texts(mixed)
+    periods = {group.name: scored for group in groups if (scored := group.runs[0].report.get("periods"))}
+    if periods:
+        by_key["periods"] = tables.by_period(periods)
     for group in groups:
         for number, table in enumerate(moe.tables(group.name, group.runs[0].metrics)):
             by_key[f"mixture {group.name} {number}"] = table
@@ -518,6 +535,24 @@ def _mixed_texts(records: Sequence[Record]) -> Table:
     )
     return Table(
         "Texts whose targets have different labels", columns, rows, caption, words=("verdict",), optional=(4, 1)
+    )
+
+
+def _forward(gaps: Sequence[Record]) -> Table:
+    rows = []
+    for gap in gaps:
+        scores = [f"{gap['macro_f1']:.4f} ({gap['rule']})", f"{gap['forward_macro_f1']:.4f}", f"{gap['gap']:.4f}"]
+        rows.append([gap["arm"], *scores, f"{gap['gap_low']:.4f} to {gap['gap_high']:.4f}"])
+    columns = ["configuration", "macro-F1, mixed in time", "on later rows", "gap", "interval"]
+    caption = "Gap: how much lower macro-F1 is on rows later than all training rows. 95 % bootstrap over rows and runs."
+    return Table("Forward in time", columns, rows, caption)
+
+
+def _gap_remark(gap: Record) -> str:
+    found = "the interval contains 0" if gap["gap_low"] <= 0 <= gap["gap_high"] else "expect the score on later rows"
+    return (
+        f"Macro-F1 of {gap['arm']} is {gap['gap']:.4f} ({gap['gap_low']:.4f} to {gap['gap_high']:.4f}) lower on later "
+        f"rows than on a split mixed in time: {found}."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from finsa.config import RunConfig
 from finsa.config.base import COSTS, headline
+from finsa.data import times
 from finsa.data.tokenized import Labeled
 from finsa.data.values import TASKS
 from finsa.evaluation import calibration as calibrating
@@ -35,6 +37,11 @@ def report(
     if data.task in TASKS:
         return value_metrics.report(data.dataset.labels, data.truth(split), _decided(data, log_probs, calibrated))
     result = metrics.report(data.gold(split), log_probs.argmax(axis=1).tolist(), data.dataset.labels.names)
+    rows = data.dataset.splits[split]
+    if "time" in rows.columns and rows["time"].null_count() < rows.height:
+        of_rows = times.periods([None if time is None else datetime.fromisoformat(time) for time in rows["time"]])
+        predicted = log_probs.argmax(axis=1).tolist()
+        result["periods"] = metrics.by_period(data.gold(split), predicted, of_rows, data.dataset.labels.names)
     by_cost = {name: function for name, function in data.measures.items() if name in COSTS}
     others = {name: function for name, function in data.measures.items() if name not in COSTS}
     values, intervals = metrics.measures(others, data.gold(split), log_probs)
@@ -95,6 +102,8 @@ def predictions(
             "probs": {name: round(float(value), 6) for name, value in zip(names, probs[place], strict=True)},
             "log_probs": {name: round(float(value), 6) for name, value in zip(names, log_probs[place], strict=True)},
         }
+        if "time" in rows.columns and rows["time"][place] is not None:
+            record["time"] = rows["time"][place]
         if data.task == "ordinal":
             record["level"] = round(float(metrics.expected_level(probs[place])), 6)
         if gates is not None:
@@ -273,8 +282,11 @@ def write_page(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) 
         if split is not None and (folder.path / "numbers.png").is_file():
             alt = "predictions.jsonl has all of them."
             dots = [figures.Figure(folder.path / "numbers.png", "Predicted and true numbers", alt)]
+        periods = values[split].get("periods") if split is not None else None
+        by_time = [figures.periods(periods, place / "periods.png")] if periods else []
         sections = [
             ("Scores", scores, dots),
+            ("Time", [tables.by_period({name: periods})] if periods else [], by_time),
             ("Classes", classes, matrices),
             ("Mixture", moe.tables(name, values), routers),
             ("Training", [], training),
@@ -282,7 +294,7 @@ def write_page(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) 
         ]
         html = pages.render(f"{name}, {cfg.data.title}: run", _facts(cfg, folder.facts), remarks, sections)
         (place / "run.html").write_text(html, encoding="utf-8")
-    return [folder.path / figure.file.name for figure in (*training, *routers)]
+    return [folder.path / figure.file.name for figure in (*training, *routers, *by_time)]
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -319,6 +319,22 @@ def by_class(report: Mapping[str, Any], title: str) -> Table:
     return Table(title, columns, rows, caption, optional=range(4 + len(predicted), 4, -1))
 
 
+def by_period(periods: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Scores by period, of one or several configurations by name."""
+    rows = []
+    for name, found in periods.items():
+        for period, one in found.items():
+            cells = []
+            for score in ("accuracy", "macro_f1"):
+                ends = one["intervals"][score]
+                value = MISSING if one[score] is None else f"{one[score]:.4f}"
+                cells.append(value + (f" ({ends[0]:.3f}-{ends[1]:.3f})" if ends else ""))
+            rows.append([name, period, f"{one['n']:,}", *cells])
+    caption = "95 % intervals: accuracy Wilson, F1 bootstrap over rows. No macro-F1 where a class has no rows."
+    columns = ["configuration", "period", "rows", "accuracy", "macro-F1"]
+    return Table("Scores by period", columns, rows, caption, words=("period",), optional=(2,))
+
+
 def show_report(report: Mapping[str, Any], title: str, method: Method) -> None:
     """Print the classes of one report and its confusion matrix.
 

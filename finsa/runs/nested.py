@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 from finsa.config import USED_BY, ChainStage, CheckStage, RunConfig, catalogue, compose
+from finsa.config.base import headline
 from finsa.errors import ConfigError, Problem, suggest
+from finsa.runs import run_folder
 from finsa.runs.run_folder import Result
 from finsa.session import Session
 
@@ -19,6 +22,23 @@ def run(cfg: RunConfig, session: Session) -> Result:
     """Run the stage of a configuration; stages find each other by name and never import each other."""
     result: Result = import_module(f"finsa.stages.{cfg.stage.name}").run(cfg, session)
     return result
+
+
+def run_or_reuse(cfg: RunConfig, title: str, fingerprint: str | None, session: Session) -> Result:
+    """Run a configuration unless a finished run of it exists; an unfinished one is resumed with ``resume=true``.
+
+    Args:
+        title: of the run, for messages.
+        fingerprint: of its rows; None if it reads documents.
+    """
+    found = run_folder.finished(cfg, fingerprint)
+    if found is not None:
+        print(f"{title}: finished before, {found}", flush=True)
+        metrics = json.loads((found / "metrics.json").read_text(encoding="utf-8"))
+        return Result(cfg.stage.name, found, metrics, metrics.get("validation", {}).get(headline(cfg.data.task)))
+    resumes = cfg.resume and run_folder.unfinished(cfg) is not None
+    print(f"{title}: stage={cfg.stage.name}{', resumed' if resumes else ''}", flush=True)
+    return run(cfg.model_copy(update={"resume": resumes}), session)
 
 
 def configure(cfg: RunConfig, name: str, done: Mapping[str, str], session: Session) -> RunConfig:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 from finsa.config import ChainStage, RunConfig
-from finsa.config.base import headline
 from finsa.data import dataset
 from finsa.errors import ConfigError, Problem
-from finsa.runs import nested, run_folder, starts
+from finsa.runs import nested, starts
 from finsa.runs.nested import REPEATED, configure
 from finsa.runs.run_folder import Result
 from finsa.session import Session
@@ -45,14 +43,7 @@ def _link(cfg: RunConfig, title: str, session: Session) -> Result:
     if cfg.stage.name in REPEATED:
         print(f"{title}: stage={cfg.stage.name}", flush=True)
         return nested.run(cfg.model_copy(update={"resume": False}), session)
-    found = run_folder.finished(cfg, _fingerprint(cfg, session))
-    if found is not None:
-        print(f"{title}: finished before, {found}", flush=True)
-        metrics = json.loads((found / "metrics.json").read_text(encoding="utf-8"))
-        return Result(cfg.stage.name, found, metrics, metrics.get("validation", {}).get(headline(cfg.data.task)))
-    resumes = cfg.resume and run_folder.unfinished(cfg) is not None
-    print(f"{title}: stage={cfg.stage.name}{', resumed' if resumes else ''}", flush=True)
-    return nested.run(cfg.model_copy(update={"resume": resumes}), session)
+    return nested.run_or_reuse(cfg, title, _fingerprint(cfg, session), session)
 
 
 def _fingerprint(cfg: RunConfig, session: Session) -> str | None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from finsa import baselines
 from finsa.config import CheckStage, MoeJointStage, RunConfig
+from finsa.config.base import MEASURES
 from finsa.data import dataset, tokenized
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.evaluation import tables
@@ -19,7 +22,9 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Print rows, token lengths, steps, parameters and memory of the run, or of each link of a chain."""
     session = session or Session()
     assert isinstance(cfg.stage, CheckStage)
-    return _check_chain(cfg, cfg.stage.links, session) if cfg.stage.links else _check_run(cfg, session)
+    if cfg.stage.links:
+        return _check_chain(cfg, cfg.stage.links, session)
+    return _check_run(cfg, session, _power_lines(cfg, cfg.stage, session))
 
 
 def _check_run(cfg: RunConfig, session: Session, lines: dict[str, object] | None = None) -> Result:
@@ -41,11 +46,43 @@ def _check_run(cfg: RunConfig, session: Session, lines: dict[str, object] | None
     rows = tokenized.Labeled(data, **tokenized.labeled_settings(cfg, session))
     texts = rows.texts("train")
     plan = baselines.build(cfg, data.labels.names).plan([texts[row] for row in rows.training_order(cfg)])
-    table = {"rows": data.sizes(), "labels": ", ".join(data.labels.names), "language model": "none", **plan}
+    table = {
+        "rows": data.sizes(),
+        "labels": ", ".join(data.labels.names),
+        "language model": "none",
+        **plan,
+        **(lines or {}),
+    }
     tables.show_plan(f"{cfg.stage.name}: {cfg.method.name}, {cfg.data.title}", table)
     if cfg.stage.name == "check":
         tables.show_ledger(data.ledger, {})
     return Result("check", None, {})
+
+
+def _power_lines(cfg: RunConfig, stage: CheckStage, session: Session) -> dict[str, object]:
+    """Lines on the differences that the test split detects, for one class per row.
+
+    Raises:
+        ConfigError: unless ``runs`` names two runs.
+    """
+    if cfg.data.task in MEASURES or cfg.data.corpus is not None:
+        return {}
+    accuracy, disagreement = stage.accuracy, stage.disagreement
+    data = dataset.load(cfg.data, session)
+    counts = np.bincount(data.splits["test"]["label"].to_numpy(), minlength=len(data.labels))
+    if not counts.sum():
+        return {}
+    from finsa.evaluation import finished_runs, power  # imports scipy, after the checks of the rows
+
+    if cfg.runs:
+        runs, _ = finished_runs.load(finished_runs.find_folders(cfg.runs))
+        if len(runs) != 2 or runs[0].rows != runs[1].rows:
+            raise ConfigError(
+                [Problem("runs", "stage=check compares two runs on the same test rows; name two such folders")]
+            )
+        accuracy = min(float(run.correct.mean()) for run in runs)
+        disagreement = max(float((runs[0].correct != runs[1].correct).mean()), 1 / len(runs[0].rows))
+    return dict(power.describe(counts.tolist(), accuracy, disagreement, stage.power, stage.difference))
 
 
 # ------------------------------------------------------------------------------------------------ a chain

@@ -32,7 +32,8 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     for split, part in data.splits.items():
         written = part.with_columns(pl.col("label").replace_strict(names, return_dtype=pl.String))
         with files.replacing(folder / FILE_OF_SPLIT[split]) as place:
-            written.select("id", "text", "label", "domain").write_csv(place)
+            columns = [name for name in ("id", "text", "label", "domain", "time") if written[name].null_count() == 0]
+            written.select(columns).write_csv(place)
     files.write_text(folder / "recipe.json", json.dumps(recipe, ensure_ascii=False, indent=1) + "\n")
     rows = {split: part.height for split, part in data.splits.items()}
     print(f"wrote {rows} to {folder}")

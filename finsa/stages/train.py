@@ -23,4 +23,4 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         return run_baseline.run(cfg, data, cfg.method.baseline.kind, session)
     from finsa.training import run as training_run
 
-    return training_run.run(cfg, session)
+    return training_run.run(cfg, data, session)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -173,6 +174,8 @@ def generate(
     domains: Mapping[str, float] = DEFAULT_DOMAINS,
     imbalance: Mapping[str, Mapping[str, float]] | None = None,
     noise: float = 0.03,
+    days: int | None = None,
+    drift: float = 0.0,
 ) -> pl.DataFrame:
     """Generate the labeled sample set.
 
@@ -182,9 +185,11 @@ def generate(
         domains: share of the rows by domain.
         imbalance: class shares by domain, replacing the defaults of the given domains.
         noise: share of the rows whose label is replaced by a wrong one.
+        days: the rows have times within so many days; None: no times.
+        drift: share of the rows, by kind, whose bullish and bearish labels are exchanged in the last third of the days.
 
     Returns:
-        Columns id, text, label, domain, kind (of construction) and noisy; the texts are unique.
+        Columns id, text, label, domain, kind (of construction) and noisy; with days also time. The texts are unique.
 
     Raises:
         ValueError: for invalid arguments.
@@ -216,7 +221,24 @@ def generate(
         written = rng.choice([other for other in LABELS if other != label]) if noisy else label
         records.append((f"s{seed}-{index:06d}", text, written, domain, kind, noisy))
     schema = dict.fromkeys(("id", "text", "label", "domain", "kind"), pl.String()) | {"noisy": pl.Boolean()}
-    return pl.DataFrame(records, schema=schema, orient="row")
+    frame = pl.DataFrame(records, schema=schema, orient="row")
+    return frame if days is None else _with_times(frame, days, drift, random.Random(f"finsa-times:{seed}"))
+
+
+def _with_times(frame: pl.DataFrame, days: int, drift: float, rng: random.Random) -> pl.DataFrame:
+    """Add times, and exchange late labels of kinds that together have about a share `drift` of the rows."""
+    sizes = frame.group_by("kind").len().sort("kind").rows()
+    rng.shuffle(sizes)
+    changed, total = list[str](), 0
+    for kind, size in sizes:
+        if total + size / 2 <= drift * frame.height:
+            changed.append(kind)
+            total += size
+    times = [datetime(2023, 1, 1) + timedelta(days=days * rng.random()) for _ in range(frame.height)]
+    late = pl.Series([time >= datetime(2023, 1, 1) + timedelta(days=days * 2 / 3) for time in times], dtype=pl.Boolean)
+    exchanged = pl.col("label").replace({LABELS[0]: LABELS[2], LABELS[2]: LABELS[0]})
+    label = pl.when(pl.lit(late) & pl.col("kind").is_in(changed)).then(exchanged).otherwise("label").alias("label")
+    return frame.with_columns(label, pl.Series("time", [time.isoformat(timespec="seconds") for time in times]))
 
 
 def _sentence(speaker: _Speaker, domain: str, label: str) -> str:

@@ -154,8 +154,9 @@ def _train(cfg: RunConfig, title: str, report: Callable[[str], None], resume: bo
         report(f"{title}: no finished run of this configuration; training it as\n  {command(cfg, session)}")
     else:
         report(f"{title}: resuming {unfinished}")
-    preflight.require_trainable(cfg, dataset.load(cfg.data, session), session)
-    result = run.run(cfg.model_copy(update={"resume": unfinished is not None}), session.with_own_folders())
+    data = dataset.load(cfg.data, session)
+    preflight.require_trainable(cfg, data, session)
+    result = run.run(cfg.model_copy(update={"resume": unfinished is not None}), data, session.with_own_folders())
     assert result.run_dir is not None
     return result.run_dir
 

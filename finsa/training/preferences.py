@@ -8,7 +8,6 @@ Validation and test rows are never in a pair.
 from __future__ import annotations
 
 import shutil
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from finsa.config import RunConfig
+from finsa.data import splits
 from finsa.data.rows import IntArray
 from finsa.data.tokenized import TokenizedDataset, TrainingRows
 from finsa.errors import DataError
@@ -108,8 +108,6 @@ def out_of_fold(
 
     Rows of the same text are in the same fold, and each fold has the classes in the same proportions.
     """
-    from sklearn.model_selection import StratifiedGroupKFold  # most runs do not need scikit-learn
-
     start = run_folder.read(str(cfg.method.init))[1]
     # How the work is done and which checkpoint is best are decided as for the run itself.
     from_this_run = ["threads", "strategy", "gradient_checkpointing", "score_tokens", "validation_rows", "select_by"]
@@ -118,10 +116,7 @@ def out_of_fold(
     train = start.train.model_copy(update={name: getattr(cfg.train, name) for name in from_this_run})
     like_start = cfg.model_copy(update={"method": start.method, "train": train})
     gold, texts = data.gold("train"), data.dataset.splits["train"]["text"].rank("dense").to_numpy()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The least populated class")  # some folds have no row of it
-        divided = StratifiedGroupKFold(folds, shuffle=True, random_state=cfg.seed).split(gold, gold, texts)
-        parts = [left_out for _, left_out in divided]
+    parts = splits.folds(gold, texts, folds, cfg.seed)
     held_out = data.prompts("validation")[: train.validation_rows]
     scores = np.zeros((len(gold), len(data.dataset.labels)))
     for number, left_out in enumerate(parts, start=1):

@@ -103,6 +103,8 @@ def write(
     before = {f"{cfg.model.name} (zero-shot)": metrics["base"]} if "base" in metrics else {}
     tables.show_ledger(data.dataset.ledger, truncated)
     tables.show_report(metrics["test"], f"{cfg.method.name} on the test split, by class", cfg.method)
+    if "periods" in metrics["test"]:
+        tables.by_period({cfg.method.name: metrics["test"]["periods"]}).show()
     tables.scores({**before, cfg.method.name: metrics["test"]}, f"{cfg.data.title}, test split").show()
     print(f"run folder: {folder.path}")
 

@@ -11,7 +11,8 @@ import torch
 
 from finsa.config import RunConfig, TrainStage
 from finsa.config.base import headline
-from finsa.data import dataset, few_shot, tokenized
+from finsa.data import few_shot, tokenized
+from finsa.data.dataset import Dataset
 from finsa.data.rows import Encoded
 from finsa.data.tokenized import TokenizedDataset
 from finsa.evaluation import run_results
@@ -24,20 +25,20 @@ from finsa.training import fit, memory_plan, objective, preferences, results
 from finsa.training.watchdog import Watch
 
 
-def run(cfg: RunConfig, session: Session) -> Result:
+def run(cfg: RunConfig, rows: Dataset, session: Session) -> Result:
     """Train, select the checkpoint on the validation split, score the test split once, write the run folder.
 
     Args:
         cfg: of a language model; `preflight.require_trainable` has checked it.
+        rows: of all splits.
         session: of the command.
     """
     stage = cfg.stage
     assert isinstance(stage, TrainStage)
     learns, world = cfg.method.learn != "nothing", processes.world_size()
 
-    # Data: the rows of every split (already loaded by the checks: the session has them), and the renderer that turns
-    # them into prompts and training rows.
-    data = tokenized.build(cfg, dataset.load(cfg.data, session), tokenizers.load_tokenizer(cfg.model), session)
+    # Data: the rows of every split, and the renderer that turns them into prompts and training rows.
+    data = tokenized.build(cfg, rows, tokenizers.load_tokenizer(cfg.model), session)
 
     # Memory: the micro-batch that fits, estimated from shapes.
     hardware.prepare(cfg.train)
@@ -83,8 +84,8 @@ def run(cfg: RunConfig, session: Session) -> Result:
             # Train, restore the best checkpoint, and save what was trained.
             if learns:
                 record = results.recorder(folder, tracker, session)
-                rows = preferences.training_rows(cfg, data, rejected, label_scorer, watch, session)
-                log_probs["validation"] = _train(cfg, data, rows, model, label_scorer, record, folder, watch)
+                used = preferences.training_rows(cfg, data, rejected, label_scorer, watch, session)
+                log_probs["validation"] = _train(cfg, data, used, model, label_scorer, record, folder, watch)
                 metrics["validation"] = run_results.validation(data, log_probs["validation"])
                 with processes.gathered_parameters(model):
                     if processes.is_main():

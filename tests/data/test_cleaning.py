@@ -297,7 +297,7 @@ def test_part_without_training_rows_is_reported(data: Data) -> None:
 @given(counts=st.lists(st.integers(1, 40), min_size=2, max_size=4), most=st.integers(1, 60))
 def test_a_limited_split_keeps_the_proportions_of_its_classes(config: Configure, counts: list[int], most: int) -> None:
     limit = config("data=table").data
-    rows_kept = SplitRows(train=most, validation=None, test=None)
+    rows_kept = SplitRows(train=most, validation=None, test=None, seed=None)
     limit = limit.model_copy(update={"split": limit.split.model_copy(update={"rows": rows_kept})})
     rows = [(f"{label} {n}", f"label {label}", "train") for label, count in enumerate(counts) for n in range(count)]
     frame = row_frame(*rows, ("held", "label 0", "test"), columns=("text", "label", "split"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -156,3 +157,25 @@ def test_another_stage_ignores_the_stage_options_of_an_experiment(config: Compos
     assert config("experiment=finsa_moe", "stage=inspect").stage == config("stage=inspect").stage
     with pytest.raises(ConfigError, match=r"stage\.links.*\[command line\]"):
         config("experiment=finsa_moe", "stage=inspect", "stage.links.news.seed=3")
+
+
+def test_the_plan_says_which_difference_the_test_split_detects(
+    config: Compose, trained: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("stage=check", "method=majority", "tracking=none", "stage.difference=0.02")
+    check.run(config(*words))
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "difference detected at 80% power accuracy 0.0373, macro-F1 0.0363 on 596 test rows" in shown
+    assert re.search(r"test rows for a difference of 0\.02 accuracy 2,0\d\d, macro-F1 2,0\d\d ", shown)
+    runs = [trained("majority"), trained("tfidf_lr")]
+    predicted = [json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"]["accuracy"] for run in runs]
+    check.run(config(*words, FEW, f"runs=[{runs[0]},{runs[1]}]"))
+    assert f"(accuracy {min(predicted):.3f}, methods disagree on " in " ".join(
+        capsys.readouterr().out.replace("│", " ").split()
+    )
+    with pytest.raises(ConfigError, match="stage=check compares two runs on the same test rows"):
+        check.run(config(*words, FEW, f"runs={runs[0]}"))
+    with pytest.raises(
+        ConfigError, match="more than twice the share of rows that are correct, or wrong, is impossible"
+    ):
+        config("stage=check", "stage.accuracy=0.95", "stage.disagreement=0.2")
