@@ -88,7 +88,9 @@ class ListStage(Section):
     """List the available choices, each with the first sentence of its file."""
 
     name: Literal["list"]
-    group: Literal["model", "method", "data", "train", "stage", "experiment", "published", "behavior", "tracking"] | None
+    group: (
+        Literal["model", "method", "data", "train", "stage", "experiment", "published", "behavior", "tracking"] | None
+    )
 
 
 class ImportStage(Section):
