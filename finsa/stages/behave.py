@@ -68,7 +68,9 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / "behave_failures.jsonl", "".join(wrong))
     used = {name: rule for name, rule in rules.rules.items() if stage.only is None or name in stage.only}
-    remarks = [f"{name}: {rule.about}." for name, rule in used.items()]
+    worst = max(rated, key=lambda one: one["rate_low"] or 0)
+    most = f"{worst['run']} fails {worst['failures']:,} of {worst['tested']:,} rows changed by {worst['rule']}"
+    remarks = [f"Highest lower end of an interval: {most}.", *(f"{name}: {one.about}." for name, one in used.items())]
     if unused := used.keys() - {case.rule for case in made}:
         remarks.append(f"No test row is changed by: {', '.join(sorted(unused))}.")
     remarks += [f"{path} was skipped: {reason}" for path, reason in skipped.items()]

@@ -12,7 +12,7 @@ import pytest
 from finsa.config import ROOT, RunConfig, catalogue
 from finsa.stages import list as listing
 
-GROUPS = ("model", "method", "data", "train", "stage", "experiment", "published", "tracking")
+GROUPS = ("model", "method", "data", "train", "stage", "experiment", "published", "behavior", "tracking")
 
 
 def test_every_choice_is_listed_with_the_first_sentence_of_its_header(
