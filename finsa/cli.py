@@ -27,7 +27,7 @@ from finsa import sweeps
 from finsa.config import USED_BY, RunConfig, catalogue, command_line, compose, safety
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.models import folders
-from finsa.runs import processes, run_folder, signals, starts
+from finsa.runs import processes, run_folder, signals, starts, trackers
 from finsa.runs.run_folder import Result
 from finsa.session import Session, current_job
 
@@ -44,6 +44,7 @@ QUIET = {
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_DISABLE_CODE": "true",
     "WANDB_DISABLE_GIT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
     "TOKENIZERS_PARALLELISM": "true",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of loading; hub.cache_alone shows those of downloads
@@ -197,6 +198,7 @@ def _run_stage(cfg: RunConfig, session: Session) -> Result:
     """Import the stage and run it; a run folder that it reads is checked first."""
     path = require_stage(cfg.stage.name)
     processes.require(cfg)
+    trackers.require_installed(cfg.tracking)
     if cfg.run is not None and cfg.run not in run_folder.NAMED:  # the stage finds these, or makes them
         run_folder.read(cfg.run)
     with processes.process_group(cfg):

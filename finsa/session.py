@@ -71,6 +71,7 @@ class Session:
         job: the job that is running; None where stages are called without Hydra.
         parent: the larger run that the next run is part of.
         own_folders: runs get folders of their own below ``output_dir``, even within a sweep's job (links of a chain).
+        own_data: the running link of a chain names its data, which an evaluation then scores.
         datasets: loaded data sets by settings and files, see `finsa.data.dataset.load`.
         tokenized: rendered and tokenized data sets, see `finsa.data.tokenized.build`.
         base_models: the loaded base model, see `finsa.models.base.load_base`.
@@ -85,6 +86,7 @@ class Session:
     job: Job | None = None
     parent: Parent | None = None
     own_folders: bool = False
+    own_data: bool = False
     datasets: dict[str, Any] = field(default_factory=dict)
     tokenized: dict[tuple[object, ...], Any] = field(default_factory=dict)
     base_models: dict[str, Any] = field(default_factory=dict)

@@ -45,6 +45,7 @@ class SweepJob:
         error: why it failed.
         published: name of the published table it belongs to.
         tracking: as configured.
+        output_dir: as configured.
     """
 
     overrides: tuple[str, ...]
@@ -53,6 +54,7 @@ class SweepJob:
     error: str
     published: str | None
     tracking: Tracking
+    output_dir: Path
 
 
 def begin(cfg: RunConfig, job: Job) -> None:
@@ -90,6 +92,7 @@ def _record(cfg: RunConfig, job: Job, **facts: Any) -> None:
         "overrides": list(job.overrides),
         "published": cfg.published and cfg.published.name,
         "tracking": cfg.tracking.model_dump(mode="json"),
+        "output_dir": str(Path(cfg.output_dir).absolute()),
         "time": round(time.time(), 3),
     }
     RunFolder(folder, {}).write_json(JOB, {**known, **facts})
@@ -140,7 +143,8 @@ def _jobs(folder: Path) -> list[SweepJob]:
                 Path(run) if run else None,
                 values.get("error", lost),
                 values["published"],
-                Tracking.model_validate(values["tracking"], strict=False),
+                Tracking.model_validate({"also": [], **values["tracking"]}, strict=False),
+                Path(values.get("output_dir", folder.parent.parent)),
             )
         )
     return found
@@ -181,7 +185,8 @@ def _compare(
         tables.scores(scored, title).show()
         print(f"no report: {error}", file=sys.stderr)
         return
-    trackers.log_report(next(iter(jobs.values())).tracking, folder)
+    first = next(iter(jobs.values()))
+    trackers.log_report(first.tracking, folder, first.output_dir)
 
 
 def _report_config(folder: Path, published: set[str | None], added: Folders) -> RunConfig:

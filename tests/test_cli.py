@@ -247,6 +247,10 @@ def test_nothing_heavy_is_imported_for_help_and_wrong_options(words: list[str]) 
         "scipy",
         "sklearn",
         "wandb",
+        "mlflow",
+        "swanlab",
+        "trackio",
+        "tensorboard",
         "matplotlib",
     )
     code = (

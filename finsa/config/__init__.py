@@ -18,6 +18,7 @@ from finsa.config.baselines import (
     TextCnn,
     TfidfLr,
 )
+from finsa.config.behavior import Behavior, BehaviorRule
 from finsa.config.data import (
     Articles,
     Columns,
@@ -37,8 +38,12 @@ from finsa.config.model import LoraTargets, Model, Thought
 from finsa.config.published import Pairs, Published, PublishedRow
 from finsa.config.run import USED_BY, Evaluation, RunConfig, Tracking, demonstration
 from finsa.config.stages import (
+    AuditStage,
     AugmentStage,
     Axis,
+    BehaveStage,
+    CalibratedSelection,
+    CascadeStage,
     ChainStage,
     CheckStage,
     CurveStage,
@@ -58,6 +63,7 @@ from finsa.config.stages import (
     RerunStage,
     Router,
     SearchStage,
+    Selection,
     ServeStage,
     Stage,
     Synonyms,

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, field_validator, m
 
 from finsa.config.base import COSTS, MEASURES, Measure, Section
 from finsa.config.baselines import Lexicon
+from finsa.config.behavior import Behavior
 from finsa.config.data import Data
 from finsa.config.method import Method
 from finsa.config.model import Model
@@ -18,12 +19,24 @@ from finsa.config.train import Train
 
 # Top-level keys that only some stages use; with other stages they would be ignored, so they are refused.
 USED_BY = {
-    "run": ("evaluate", "serve", "predict", "export", "rerun"),
+    "run": ("evaluate", "serve", "predict", "export", "rerun", "behave"),
     "port": ("serve",),
-    "runs": ("report", "check"),
+    "runs": ("report", "cascade", "behave", "check"),
+    "behavior": ("behave",),
     "published": ("train", "evaluate", "check", "report"),
-    "output": ("generate", "pretrain", "augment", "synthesize", "report", "predict", "export", "import"),
-    "input": ("predict", "import"),
+    "output": (
+        "generate",
+        "pretrain",
+        "augment",
+        "synthesize",
+        "report",
+        "predict",
+        "export",
+        "import",
+        "audit",
+        "behave",
+    ),
+    "input": ("predict", "import", "audit"),
     "text": ("predict",),
     "target": ("predict",),
     "format": ("export",),
@@ -34,13 +47,24 @@ USED_BY = {
 
 
 class Tracking(Section):
-    """Experiment tracking in addition to the run folder, which always has all metrics."""
+    """Experiment tracking in addition to the run folder, which always has all metrics.
 
-    name: Literal["wandb", "none"]
+    Args:
+        name: of the tracker.
+        also: further trackers that receive the same.
+    """
+
+    name: Literal["wandb", "mlflow", "swanlab", "trackio", "tensorboard", "none"]
+    also: tuple[Literal["wandb", "mlflow", "swanlab", "trackio", "tensorboard"], ...]
     project: str
     entity: str | None
     mode: Literal["auto", "online", "offline"]
     tags: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The trackers to log to, each once."""
+        return [name for name in dict.fromkeys((self.name, *self.also)) if name != "none"]
 
 
 class Evaluation(Section):
@@ -95,7 +119,8 @@ class RunConfig(Section):
     run: str | None
     runs: str | tuple[str, ...] | None
     published: Published | None
-    input: str | None
+    behavior: Behavior | None
+    input: str | tuple[str, ...] | None
     text: str | None
     target: str | None
     format: Literal["merged", "adapter", "onnx", "classifier"] | None
@@ -198,8 +223,16 @@ class RunConfig(Section):
                 "stage=serve needs run=<a run folder or an export>, run=latest for the newest finished training run, "
                 "or run=default for a run of the defaults, which is trained first if there is none"
             )
+        if isinstance(self.input, tuple) and stage != "audit":
+            raise ValueError(f"stage={stage} reads one input, not {len(self.input)}; only stage=audit takes a list")
+        if stage == "audit" and not self.input:
+            raise ValueError("stage=audit needs input=<file with answers> or input=[<file>,<file or run folder>]")
+        if stage == "behave" and not self.runs and self.run is None:
+            raise ValueError("stage=behave needs run=<folder> or runs=[<run folder>,<run folder>]")
         if stage == "report" and not self.runs and self.published is None:
             raise ValueError("stage=report needs runs=<folder of a sweep> or runs=[<run folder>,<run folder>]")
+        if stage == "cascade" and (self.runs is None or isinstance(self.runs, str) or len(self.runs) < 2):
+            raise ValueError("stage=cascade needs runs=[<cheap run>,<better run>]: two or more, the cheapest first")
         if self.run in ("latest", "default") and stage != "serve":
             raise ValueError(f"run={self.run} only works with stage=serve; give the folder of the run")
         if stage in ("predict", "export", "rerun") and self.run is None:

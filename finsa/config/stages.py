@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from finsa.config.base import Balance, FolderName, Fraction, Name, Section, placeholders
+from finsa.config.base import Balance, FolderName, Fraction, Label, Name, Section, placeholders
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Links = dict[Name, dict[str, Any]]
+Parsing = Literal["exact", "contains", "first", "aidf", "finllm", "letter", "letter_strict", "letter_last"]
 
 
 class TrainStage(Section):
@@ -21,7 +22,34 @@ class TrainStage(Section):
     compare_base: bool
 
 
-class EvaluateStage(Section):
+class Selection(Section):
+    """When a run abstains, and which labels are possible for a text; null: it always answers with one label.
+
+    Args:
+        risk: limit of the share of wrong answers among the texts that are answered; the run abstains from the others.
+        confidence: probability that this limit holds.
+        coverage: share of the texts whose label set contains the true label.
+        coverage_by: ``all``: this share of all texts; ``class``: also of the texts of each label.
+    """
+
+    risk: Annotated[float, Field(gt=0, lt=1)] | None
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    coverage: Annotated[float, Field(gt=0, lt=1)] | None
+    coverage_by: Literal["all", "class"]
+
+
+class CalibratedSelection(Selection):
+    """A selection whose rows can be named.
+
+    Args:
+        calibration: folder of a run of stage=evaluate of the same run, on whose rows thresholds are chosen; null: the
+            validation predictions that the run has saved.
+    """
+
+    calibration: str | None
+
+
+class EvaluateStage(CalibratedSelection):
     """Score a split with the model of a run folder, or with the base model."""
 
     name: Literal["evaluate"]
@@ -31,7 +59,7 @@ class EvaluateStage(Section):
     answer_tokens: PositiveInt
 
 
-class PredictStage(Section):
+class PredictStage(CalibratedSelection):
     """Predict the labels of the rows of a file, or of one text, with a finished run or an export."""
 
     name: Literal["predict"]
@@ -129,7 +157,9 @@ class ListStage(Section):
     """List the available choices, each with the first sentence of its file."""
 
     name: Literal["list"]
-    group: Literal["model", "method", "data", "train", "stage", "experiment", "published", "tracking"] | None
+    group: (
+        Literal["model", "method", "data", "train", "stage", "experiment", "published", "behavior", "tracking"] | None
+    )
 
 
 class ImportStage(Section):
@@ -193,14 +223,85 @@ class GenerateStage(Section):
     name: Literal["generate"]
 
 
-class ReportStage(Section):
-    """Compare finished runs: table, significance tests, figures and a page."""
+class ReportStage(Selection):
+    """Compare finished runs: table, significance tests, figures and a page.
+
+    Args:
+        prices: a YAML file with prices per hour: ``currency``, ``devices`` by a part of their names, ``runs`` by
+            configuration; null: cost is in seconds only.
+    """
 
     name: Literal["report"]
+    prices: str | None
     baseline: str | None
     training_rows: Literal["same", "any"]
     samples: Annotated[int, Field(ge=1000)]
     seed: NonNegativeInt
+
+
+class CascadeStage(Section):
+    """Compose finished runs: each answers the texts that it is sure of, and leaves the others to the next one."""
+
+    name: Literal["cascade"]
+    tolerance: Annotated[float, Field(gt=0, lt=1)]
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+
+
+class AnswerRule(Section):
+    """How a publication counts the answers of a model.
+
+    Args:
+        about: the publication and its rule, for readers of the table.
+        parse: how the label of an answer is found.
+        order: the labels that are looked for, in this order; null: all, in the order of ``stage.labels``.
+        unread: what an answer without a label counts as: one of the labels; null: no class, always wrong.
+        wrong: ``label``: a wrong answer is a prediction of the label that was found; ``text``: it stays as raw text,
+            which is no prediction of any class unless it is exactly a label.
+    """
+
+    about: str
+    parse: Parsing
+    order: Annotated[tuple[Label, ...], Field(min_length=1)] | None = None
+    unread: Label | None = None
+    wrong: Literal["label", "text"] = "label"
+
+
+class AuditStage(Section):
+    """Score answer files of any system by the reading rules of several publications.
+
+    Args:
+        gold, answer: names of the columns with the true label and with the generated text; the first that a file has.
+        labels: as written in the files, in order; null: the gold labels, sorted.
+        reading_rules: by name; ``strict`` is what the others are compared with.
+        seed: of the bootstrap.
+    """
+
+    name: Literal["audit"]
+    gold: Annotated[tuple[str, ...], Field(min_length=1)]
+    answer: Annotated[tuple[str, ...], Field(min_length=1)]
+    labels: Annotated[tuple[Label, ...], Field(min_length=2)] | None
+    reading_rules: dict[Name, AnswerRule]
+    seed: NonNegativeInt
+
+    @field_validator("reading_rules")
+    @classmethod
+    def _check_rules(cls, rules: dict[str, AnswerRule]) -> dict[str, AnswerRule]:
+        if "strict" not in rules:
+            raise ValueError("needs the rule strict, which the others are compared with")
+        return rules
+
+
+class BehaveStage(Section):
+    """Test the behavior of finished runs on changed test rows, whose labels must stay or flip.
+
+    Args:
+        rules: a file like those in ``conf/behavior``; null: that of ``behavior``, or of the language of the texts.
+        only: names of the rules to use; null: all.
+    """
+
+    name: Literal["behave"]
+    rules: str | None
+    only: Annotated[tuple[str, ...], Field(min_length=1)] | None
 
 
 class Endpoint(Section):
@@ -351,7 +452,7 @@ class SearchStage(Section):
     startup: NonNegativeInt
 
 
-class ServeStage(Section):
+class ServeStage(CalibratedSelection):
     """Serve predictions of a finished run or an export over HTTP; every limit here protects against hostile clients."""
 
     name: Literal["serve"]
@@ -450,12 +551,15 @@ Stage = Annotated[
     | ImportStage
     | WeightsStage
     | ReportStage
+    | AuditStage
+    | BehaveStage
     | AugmentStage
     | SynthesizeStage
     | SearchStage
     | ServeStage
     | MoeJointStage
-    | ChainStage,
+    | ChainStage
+    | CascadeStage,
     Field(discriminator="name"),
 ]
 

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from finsa.config import LOWER_IS_BETTER, ReportStage
 from finsa.config.base import MEASURES, headline
 from finsa.errors import ConfigError, Problem, suggest
-from finsa.evaluation import calibration, finished_runs, metrics, statistics, value_metrics
+from finsa.evaluation import calibration, finished_runs, metrics, selective, statistics, value_metrics
 from finsa.evaluation.finished_runs import Run, RunGroup
 from finsa.evaluation.tables import TITLES
 
 Record = dict[str, Any]
 SCORES = ("accuracy", "macro_f1", "weighted_f1")
 SAMPLES_PER_TEST = 200
+COVERAGES = (1.0, 0.9, 0.7, 0.5)  # shares of answered rows for which the error rate is reported
 FEW_ROWS, FEW_OF_CLASS = (
     300,
     10,
@@ -233,6 +234,13 @@ def _scores(group: RunGroup, options: ReportStage) -> Record:
         for name in ("precision", "recall", "f1"):
             record[f"{name}_{label}"] = _mean([one.report["per_class"][label][name] for one in group.runs])
     errors = [calibration.ece(one.confidence, one.correct) for one in group.runs]
+    areas = np.array([selective.aurc(one.confidence, one.correct, options.seed) for one in group.runs])
+    ends = areas.mean(axis=0)[1:].tolist() if len(areas) == 1 else (None, None)
+    record |= {"aurc": float(areas[:, 0].mean()), "aurc_low": ends[0], "aurc_high": ends[1]}
+    for share in COVERAGES:
+        at = max(1, round(share * len(run.rows))) - 1
+        found = [selective.risks(one.confidence, one.correct)[at] for one in group.runs]
+        record[f"error_at_{share:.0%}"] = _mean(found)
     return {**record, "calibration_error": _mean(errors)}
 
 

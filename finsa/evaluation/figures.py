@@ -185,6 +185,28 @@ def draw_matrix(axes: Any, counts: Any, x: float = 0, y: float = 0, font_size: f
     return image
 
 
+def bars(
+    records: Sequence[Mapping[str, Any]], row: str, series: str, value: str, title: str, label: str, file: Path
+) -> Figure:
+    """Draw a bar per record with its interval, grouped by the keys `row` and, in colors, `series`; None has no bar."""
+    rows, names = (list(dict.fromkeys(str(record[key]) for record in records)) for key in (row, series))
+    font, shown = font_and_names([*rows, *names], "name")
+    size = 0.8 / len(names)
+    with canvas(file, 1.2 + 0.2 * len(rows) * max(2, len(names)), fonts=[font]) as (_, ((axes,),)):
+        for number, (name, color) in enumerate(zip(names, palette(len(names), LINES), strict=True)):
+            known = [one for one in records if str(one[series]) == name and one[value] is not None]
+            places = np.array([rows.index(str(one[row])) for one in known]) - 0.4 + size * (number + 0.5)
+            low, middle, high = (np.array([one[value + end] for one in known]) for end in ("_low", "", "_high"))
+            errors = np.clip([middle - low, high - middle], 0, None)
+            text = shown[len(rows) + number]
+            axes.barh(places, middle, 0.9 * size, xerr=errors, color=color, ecolor="#333333", label=text)
+        axes.set_yticks(range(len(rows)), shown[: len(rows)])
+        axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6), xlabel=f"{label}, with 95 % intervals")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    alt = "; ".join(f"{one[row]}, {one[series]}: {one[value]:.3f}" for one in records if one[value] is not None)
+    return Figure(file, title, alt)
+
+
 def search(scores: Sequence[float | None], file: Path, measure: str = "macro_f1") -> None:
     """Draw a search's scores by trial, and the best so far; trials stopped early have none (None)."""
     lower = measure in LOWER_IS_BETTER

@@ -24,7 +24,7 @@ from finsa.runs import files, run_folder
 IGNORED = {
     *("seed", "experiment", "sweep", "published", "stage", "tracking", "output_dir", "output", "models"),
     *("resume", "fresh", "reuse_outdated"),
-    *("run", "runs", "port", "input", "text", "format"),
+    *("run", "runs", "behavior", "port", "input", "text", "format"),
 }
 IGNORED_OF_MIXTURES = ("name", "experts", "missing", "compare")  # the origin of the experts, and what is reported
 THOUGHT = "model.thought."
@@ -54,6 +54,11 @@ class Run:
     predicted: NDArray[Any]
     confidence: NDArray[np.float64]
     mixed: NDArray[np.bool_]
+
+    @property
+    def data(self) -> str:
+        """Name of the data set of the test rows; an evaluation may score other rows than the run was trained on."""
+        return str(self.facts.get("data") or self.config["data"]["name"])
 
     @property
     def task(self) -> str:
@@ -235,6 +240,9 @@ def _probs(record: dict[str, Any], facts: dict[str, Any]) -> dict[str, float]:
 def _config(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """A run's configuration as written by any version; for an evaluation, that of the evaluated run."""
     config: dict[str, Any] = yaml.load((path / "config.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
+    if config["stage"]["name"] == "cascade":  # runs of several seeds are one configuration, if their names are
+        names = read_json(path / "run.json")["cascade"]["names"]
+        config["cascade"] = {**config["stage"], "runs": " > ".join(names)}
     if facts.get("stage") != "evaluate":
         return config
     if facts.get("run") in (None, "None"):  # the base model, whichever method the command names by default
@@ -446,12 +454,12 @@ def _names(settings: Sequence[dict[str, str]]) -> tuple[list[str], dict[str, lis
                         [name, *(f"{key}={one.get(key)}" for key in keys if key in one or not key.startswith(THOUGHT))]
                     )
     trained = [one for one in settings if one["method.learn"] != "nothing"]
-    # Only mixtures have settings of mixtures; their names show that already.
+    # Only mixtures and cascades have their settings; their names show that already.
     differing = [
         key
         for key in _differing(trained)
         if not key.startswith(("method.", "model.")) and key not in in_names
-        if not key.startswith("mixture.") or all(key in one for one in trained)
+        if not key.startswith(("mixture.", "cascade.")) or all(key in one for one in trained)
     ]
     return names, {key: sorted({one.get(key, "-") for one in trained}) for key in differing}
 
@@ -463,4 +471,7 @@ def _differing(settings: Sequence[dict[str, str]]) -> list[str]:
     found = [key for key in keys if len({one.get(key) for one in having[key]}) > 1]
     if "data.name" in found:  # a data set's name stands for its prompt and other settings
         found = [key for key in found if key == "data.name" or not key.startswith("data.")]
-    return found
+    # A cost matrix is long, and method.reward.kind=costs mostly says enough.
+    short = [key for key in found if key != "evaluation.costs"]
+    distinct = [len({tuple(one.get(key) for key in keys) for one in settings}) for keys in (short, found)]
+    return short if distinct[0] == distinct[1] else found

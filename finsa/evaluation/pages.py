@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from finsa.evaluation.tables import Table, visible
+from finsa.evaluation.tables import Table, console, to_csv, visible
+from finsa.runs import files
 
 if TYPE_CHECKING:  # the service, which needs `environment` alone, does not load matplotlib
     from finsa.evaluation.examples import Example
@@ -69,3 +71,41 @@ def render(
         many_rows=MANY_ROWS,
         truncated_shown=TRUNCATED_SHOWN,
     )
+
+
+def publish(
+    folder: Path,
+    name: str,
+    title: str,
+    facts: Mapping[str, str],
+    remarks: Sequence[str],
+    shown: Sequence[Table],
+    figure: Figure,
+    records: Sequence[Mapping[str, Any]],
+) -> None:
+    """Print the results of a stage, and write them as ``<name>.html``, ``.md``, ``.csv`` and ``.json``.
+
+    Args:
+        folder: of the results; exists.
+        name: of the files.
+        title, facts, remarks: of the page, see `render`.
+        shown: tables, each in its own section of the page.
+        figure: in the first section.
+        records: the numbers, one per row of the CSV.
+    """
+    sections = [(one.title, [one], [figure] if number == 0 else []) for number, one in enumerate(shown)]
+    lists = ["\n".join(f"- {text}" for text in texts) for texts in ([f"{k}: {v}" for k, v in facts.items()], remarks)]
+    picture = f"![{figure.title}]({figure.file.name})\n"
+    texts = {
+        "html": render(title, facts, remarks, sections),
+        "md": "\n\n".join([f"# {title}", *lists, *(one.markdown() for one in shown), picture]),
+        "csv": to_csv(records),
+        "json": json.dumps({"remarks": list(remarks), "records": list(records)}, ensure_ascii=False, indent=1) + "\n",
+    }
+    for suffix, text in texts.items():
+        files.write_text(folder / f"{name}.{suffix}", text)
+    for table in shown:
+        table.show()
+    for remark in remarks:
+        console().print(remark, highlight=False, markup=False)
+    print(f"{title.lower()}: {folder / name}.html (also .md, .csv, .json, {figure.file.name})")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,10 +51,10 @@ def printed(row: PublishedRow) -> dict[str, float]:
     return {str(name): value for name, value in row.scores.items()}
 
 
-def correct_rows(row: PublishedRow, n: int) -> int | None:
-    """Number of correct rows: as published, from the confusion matrix, or from the accuracy."""
+def correct_rows(row: PublishedRow, n: int | None) -> int | None:
+    """Number of correct rows: as published, from the confusion matrix, or from the accuracy; None if unknown."""
     accuracy = score(row, "accuracy")
-    if row.correct is not None or accuracy is None:
+    if row.correct is not None or accuracy is None or n is None:
         return row.correct
     return round(accuracy * n)
 
@@ -84,9 +84,9 @@ def mismatches(published: Published, groups: Sequence[RunGroup]) -> list[str]:
     """Differences between the setup of the runs and the published one; different scores are then to be expected."""
     run = groups[0].runs[0]
     differences = []
-    if run.config["data"]["name"] != published.data:
-        differences.append(f"data {run.config['data']['name']} instead of {published.data}")
-    if len(run.rows) != published.n:
+    if run.data != published.data:
+        differences.append(f"data {run.data} instead of {published.data}")
+    if published.n is not None and len(run.rows) != published.n:
         differences.append(f"{len(run.rows):,} test rows instead of {published.n:,}")
     theirs = {published.rows[name].model for group in groups if (name := matching_row(published, group))}
     ours = {group.model for group in groups}
@@ -97,6 +97,36 @@ def mismatches(published: Published, groups: Sequence[RunGroup]) -> list[str]:
     if not theirs:
         differences.append("no configuration whose method and model have a row in the table")
     return differences
+
+
+def across(published: Published, runs: Mapping[str, Sequence[Record]]) -> list[Record]:
+    """Runs and published rows side by side over several data sets; scores of different measures are never mixed.
+
+    Args:
+        published: a table over several data sets.
+        runs: by data set, the records of a comparison, and ``base``, ``billions`` and ``training`` of each group.
+
+    Returns:
+        One record per system and measure: ``system``, ``measure``, the score by data set; for runs also its interval,
+        as ``<data>_low`` and ``<data>_high``, and ``<data>_n`` test rows; ``base``, ``billions`` and ``training``.
+    """
+    described, records = ("base", "billions", "training"), list[Record]()
+    for measure in ("weighted_f1", "accuracy", "macro_f1"):
+        known = [name for name, row in published.rows.items() if any(measure in one for one in row.by_data.values())]
+        systems: dict[str, Record] = {}
+        for data, of_data in runs.items() if known else ():
+            for one in of_data:
+                start = {"system": one["arm"], "measure": measure, "run": True, **{key: one[key] for key in described}}
+                record = systems.setdefault(one["arm"], start)
+                record |= {data: one[measure], f"{data}_n": one["n"]}
+                record |= {f"{data}_{end}": one[f"{measure}_{end}"] for end in ("low", "high")}
+        records += systems.values()
+        for name in known:
+            row = published.rows[name]
+            found = {data: scores.get(measure) for data, scores in row.by_data.items()}
+            described_row = {key: getattr(row, key) for key in described}
+            records.append({"system": name, "measure": measure, "run": False, **described_row, **found})
+    return records
 
 
 # ------------------------------------------------------------------------------------------------ the table itself
@@ -126,7 +156,7 @@ def analyze(published: Published) -> Analysis:
     records = []
     for name, row in published.rows.items():
         hits, again = correct_rows(row, published.n), recomputed(row) or {}
-        low, high = (None, None) if hits is None else metrics.wilson(hits, published.n)
+        low, high = (None, None) if hits is None or published.n is None else metrics.wilson(hits, published.n)
         record: Record = {"row": name, **{key: printed(row).get(key) for key in SCORES}}
         record |= {"accuracy_low": low, "accuracy_high": high, "right": hits, "n": published.n}
         record |= {"macro_f1_recomputed": again.get("macro_f1"), "against": bases.get(name)}
@@ -158,7 +188,7 @@ def _against(published: Published, others: dict[str, str]) -> dict[str, Record]:
             continue
         known = published.rows[name].pairs
         pairs[name] = known if known is not None and known.row == other else None
-        ranges[name] = statistics.mcnemar_range(first, second, published.n)
+        ranges[name] = statistics.mcnemar_range(first, second, published.n or 0)  # counted only if n is known
         if (pair := pairs[name]) is not None:
             ranges[name] = (statistics.mcnemar(pair.fixed, pair.broken),) * 2
         more[name] = first - second

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,34 +13,40 @@ import numpy as np
 from finsa.config import Published, ReportStage, data_title, demonstration
 from finsa.config.base import MEASURES, headline
 from finsa.errors import RunError
-from finsa.evaluation import finished_runs, moe, pages, report_figures, tables
+from finsa.evaluation import costs, finished_runs, moe, pages, report_figures, selective, tables
 from finsa.evaluation import published as published_tables
-from finsa.evaluation.comparison import SCORES, Comparison, Record, compare, forward_gaps, on_mixed_texts
+from finsa.evaluation.comparison import COVERAGES, SCORES, Comparison, Record, compare, forward_gaps, on_mixed_texts
 from finsa.evaluation.figures import Figure
-from finsa.evaluation.finished_runs import Run
+from finsa.evaluation.finished_runs import Run, RunGroup
 from finsa.evaluation.tables import MISSING, Table, format_value
 from finsa.runs import files
 
 # Sections of the page: title, tables by the first word of their key, figures by file name.
 SECTIONS = (
+    ("Over the data sets", ("suite",), ()),
     ("Scores", ("scores", "measures"), ("f1", "scores", "calibration")),
+    ("Abstaining", ("abstaining", "selection"), ("risk_coverage",)),
     ("Tests", ("tests", "baseline", "targets"), ()),
     ("Time", ("forward", "periods"), ()),
     ("Mixture", ("mixture",), ("router",)),
     ("Published", ("comparison", "published"), ()),
     ("Classes", ("classes",), ("confusion_matrices", "precision_recall", "label_distribution")),
-    ("Training and cost", ("costs",), ("training_curves", "penalties")),
+    ("Training and cost", ("answers", "costs"), ("pareto", "training_curves", "penalties")),
     ("Runs", ("runs", "skipped"), ()),
 )
 ON_TERMINAL = (
+    "suite",
     "scores",
     "measures",
+    "abstaining",
+    "selection",
     "tests",
     "baseline",
     "targets",
     "forward",
     "mixture",
     "comparison",
+    "answers",
     "costs",
     "published",
     "skipped",
@@ -70,6 +76,7 @@ class Report:
         tables: by key; see `SECTIONS`.
         comparison: of the run groups; None if only a published table is reported.
         published: the published table's rows; None without one.
+        suite: records of a table over several data sets; None for one.
     """
 
     title: str
@@ -78,6 +85,7 @@ class Report:
     tables: dict[str, Table]
     comparison: Comparison | None
     published: published_tables.Analysis | None
+    suite: list[Record] | None = None
 
 
 def build(
@@ -104,13 +112,25 @@ def build(
     facts, remarks, comparison = {}, [], None
     skipped = dict(failed)
     if paths:
-        loaded, unfinished = finished_runs.load(paths)
-        gaps, compared = forward_gaps(loaded, options)
+        runs, unfinished = finished_runs.load(paths)
+        paths, skipped = [run.path for run in runs], skipped | unfinished
+        published = published or _configured_table(runs)
+    beside = published  # a table over several data sets, of which these runs have none
+    if published is not None and not isinstance(published.data, str):
+        found = [run.data for run in runs] if paths else []
+        sets = {data: [path for path, its in zip(paths, found, strict=False) if its == data] for data in published.data}
+        sets = {data: of_data for data, of_data in sets.items() if of_data}
+        if len(sets) > 1 or not paths:
+            return _over_sets(sets, options, published, skipped, named)
+        published = published.of(found[0])
+    if paths:
+        gaps, compared = forward_gaps(runs, options)
         runs, others = finished_runs.comparable(compared, options.training_rows, () if gaps else named)
         groups, notes = finished_runs.group(runs)
+        prices = None if options.prices is None else costs.read_prices(options.prices)
         comparison = compare(groups, options)
-        published = published or _configured_table(runs)
-        skipped |= {**unfinished, **others}
+        costs.add(comparison.records, comparison.groups, prices)
+        skipped |= others
         facts, remarks = _facts(runs), [*comparison.remarks, *notes]
         for group in comparison.groups:
             remarks += moe.remarks(group.name, group.runs[0].metrics)
@@ -119,6 +139,10 @@ def build(
         if gaps:
             all_tables["forward"] = _forward(gaps)
             remarks[:0] = [_gap_remark(gap) for gap in gaps]
+    if beside is not None and published is None:
+        all_tables["suite"] = _suite(published_tables.across(beside, {}), beside)
+        known = f"data {runs[0].data} instead of {', '.join(beside.data)}"
+        remarks.append(f"The published table {beside.name} has no row for these runs: {known}.")
     analysis = published_tables.analyze(published) if published else None
     if published is not None and analysis is not None:
         all_tables["published"] = _published(analysis, published.name, published.source)
@@ -127,11 +151,89 @@ def build(
             remarks.append(f"The published table {published.name} has no row for these runs: {differences}.")
         remarks += [f"Published table {published.name}: {remark}" for remark in analysis.remarks]
     if skipped:
-        columns, rows = ["job or folder", "reason"], [list(pair) for pair in skipped.items()]
-        all_tables["skipped"] = Table("Skipped", columns, rows, words=("reason",))
+        all_tables["skipped"] = _skipped(skipped)
         remarks.append(f"{len(skipped)} jobs or folders were skipped; see the last table.")
     title = f"{facts.get('data', published.name if published else '')}: report"
     return Report(title, facts, remarks, all_tables, comparison, analysis)
+
+
+def _over_sets(
+    sets: Mapping[str, Sequence[Path]],
+    options: ReportStage,
+    published: Published,
+    failed: Mapping[str, str],
+    named: Collection[Path],
+) -> Report:
+    """One report over several data sets: a table of all systems, the tables of each set, and what differs."""
+    assert not isinstance(published.data, str)
+    reports = {data: build(paths, options, published, {}, named) for data, paths in sets.items()}
+    by_key, by_data, differences, remarks = dict[str, Table](), dict[str, list[Record]](), list[str](), list[str]()
+    for data, one in reports.items():
+        assert one.comparison is not None
+        groups = one.comparison.groups
+        described = [_described(group) for group in groups]
+        by_data[data] = [more | record for more, record in zip(described, one.comparison.records, strict=True)]
+        kept = [key for key in one.tables if key.split(" ")[0] not in ("comparison", "published", "costs", "classes")]
+        by_key |= {f"{key} {data}": replace(one.tables[key], title=f"{data}: {one.tables[key].title}") for key in kept}
+        n, rows = published.data[data].n, len(groups[0].runs[0].rows)
+        if n not in (None, rows):
+            differences.append(f"{data} has {rows:,} test rows here and {n:,} in the publications")
+        trained = {str(run.config["data"]["name"]) for group in groups for run in group.runs} - {data}
+        if trained:
+            differences.append(f"{data} is scored by runs trained on {', '.join(sorted(trained))}")
+        remarks.append(f"{data}: {one.comparison.remarks[0]}")
+    bases = sorted({record["base"] for of_data in by_data.values() for record in of_data})
+    sizes = [row.billions for row in published.rows.values() if row.billions]
+    if bases and sizes:
+        span = f"{min(sizes):g} to {max(sizes):g} billion parameters"
+        differences.insert(0, f"base models ({', '.join(bases)} here, {span} in the publications)")
+    notes = [note for test in published.data.values() for note in test.notes]
+    remarks = [
+        *([f"What differs: {'; '.join(differences)}."] if differences else []),
+        "Only scores of the same measure can be compared.",
+        *(*notes, *published.notes, *remarks),
+    ]
+    suite = published_tables.across(published, by_data)
+    by_key = {"suite": _suite(suite, published), **by_key}
+    if failed:
+        by_key["skipped"] = _skipped(failed)
+    written = datetime.now().astimezone().isoformat(timespec="minutes")
+    facts = {"data": ", ".join(published.data), "source": published.source, "written": written}
+    return Report(f"{published.name}: report", facts, remarks, by_key, None, None, suite)
+
+
+def _skipped(reasons: Mapping[str, str]) -> Table:
+    return Table("Skipped", ["job or folder", "reason"], [list(pair) for pair in reasons.items()], words=("reason",))
+
+
+def _described(group: RunGroup) -> Record:
+    """Base model, size in billions of parameters and training of a run group."""
+    method, facts = group.runs[0].config["method"], group.runs[0].facts
+    encoder = (method.get("baseline") or {}).get("hub_id")
+    base = group.model if not method.get("baseline") else encoder or "no pretrained model"
+    total = facts.get("total_parameters")
+    return {"base": base, "billions": total / 1e9 if total else None, "training": group.method}
+
+
+def _suite(records: Sequence[Record], published: Published) -> Table:
+    rows = []
+    for record in records:
+        cells = []
+        for data in published.data:
+            low, high = record.get(f"{data}_low"), record.get(f"{data}_high")
+            interval = "" if low is None or high is None else f" {low:.2f}-{high:.2f}"
+            cells.append(MISSING if record.get(data) is None else f"{record[data]:.3f}{interval}")
+        size = "" if record["billions"] is None else f"{record['billions']:.2g}"
+        more = [record["base"] or MISSING, size or MISSING, record["training"] or MISSING]
+        rows.append([record["system"], record["measure"].replace("_", " ").replace("f1", "F1"), *cells, *more])
+    sets = len(published.data)
+    columns = ["system", "measure", *published.data, "base model", "billions", "training"]
+    caption = f"Rows with an interval (95 %) are these runs; the others are as published: {published.source}."
+    optional = (sets + 4, sets + 3, sets + 2)
+    words = ("measure", "base model", "training")
+    return Table(
+        f"{published.name}: these runs beside published figures", columns, rows, caption, words=words, optional=optional
+    )
 
 
 def _configured_table(runs: Sequence[Run]) -> Published | None:
@@ -188,6 +290,8 @@ def write(report: Report, folder: Path) -> None:
     texts["report.html"] = pages.render(report.title, report.facts, report.remarks, sections, "figures/")
     if report.comparison is not None:
         texts["report.csv"] = tables.to_csv(report.comparison.records)
+    if report.suite is not None:
+        texts["report.csv"] = tables.to_csv(report.suite)
     if report.published is not None:
         texts["published.csv"] = tables.to_csv(report.published.records)
     for name, text in texts.items():
@@ -232,6 +336,10 @@ def _tables(comparison: Comparison, published: Published | None, options: Report
     measures = list(dict.fromkeys(name for group in groups for name in group.runs[0].report.get("measures") or {}))
     if measures:
         by_key["measures"] = _measures(records, measures)
+    if task not in MEASURES:
+        by_key["abstaining"] = _abstaining(records)
+        if found := _selection(groups, options):
+            by_key["selection"] = selective.table(found, "Limits of risk and coverage on the test split")
     if len(groups) > 1:
         top = groups[0].name
         by_key["tests"] = _tests(records, top, "vs_best_", f"Against the best, {top}", task)
@@ -245,7 +353,7 @@ def _tables(comparison: Comparison, published: Published | None, options: Report
             by_key["comparison"] = _published_comparison(records, published.name, differences)
     if mixed := on_mixed_texts(groups, options):
         by_key["targets"] = _mixed_texts(mixed)
-    periods = {group.name: found for group in groups if (found := group.runs[0].report.get("periods"))}
+    periods = {group.name: of for group in groups if (of := group.runs[0].report.get("periods"))}
     if periods:
         by_key["periods"] = tables.by_period(periods)
     for group in groups:
@@ -259,6 +367,8 @@ def _tables(comparison: Comparison, published: Published | None, options: Report
     columns = ["configuration", "class", "precision", "recall", "F1"]
     if classes:
         by_key["classes"] = Table("By class", columns, classes, words=("class",))
+    if any(record["seconds_per_1000"] is not None for record in records):
+        by_key["answers"] = costs.table(records, task)
     by_key["costs"] = _costs(records)
     in_runs = MEASURES.get(task, ("accuracy", "macro_f1"))[:2]
     runs = [
@@ -322,6 +432,36 @@ def _measures(records: Sequence[Record], names: Sequence[str]) -> Table:
     caption = "In parentheses: 95 % bootstrap intervals over rows; of several runs, the mean."
     columns = ["configuration", *(name.replace("_", " ") for name in names)]
     return Table("Further measures on the test split", columns, rows, caption, optional=range(len(names), 1, -1))
+
+
+def _abstaining(records: Sequence[Record]) -> Table:
+    """The area under the risk-coverage curve, and the error rate if only the surest predictions are used."""
+    rates = [f"error_at_{share:.0%}" for share in COVERAGES]
+    rows = []
+    for record in records:
+        known = record["aurc_low"] is not None
+        interval = f" ({_cell(record, 'aurc_low')}-{_cell(record, 'aurc_high')})" if known else ""
+        rows.append([record["arm"], _cell(record, "aurc") + interval, *(_cell(record, name) for name in rates)])
+    caption = (
+        "AURC: mean error rate over all shares of answered rows, the surest first; lower is better. In parentheses: "
+        "95 % bootstrap intervals; of several runs, the mean. stage.risk sets a limit."
+    )
+    columns = ["configuration", "AURC", *(f"error at {share:.0%}" for share in COVERAGES)]
+    return Table("If unsure predictions are left out (test split)", columns, rows, caption, optional=(3,))
+
+
+def _selection(groups: Sequence[RunGroup], options: ReportStage) -> dict[str, Any]:
+    """Realized risk and coverage on the test rows of every run with validation predictions, if limits are set."""
+    found = {}
+    for group in groups if options.risk is not None or options.coverage is not None else ():
+        for run in group.runs:
+            place = run.path if run.facts.get("stage") != "evaluate" else Path(str(run.facts.get("run")))
+            rows = selective.validation(place, run.labels)
+            test = selective.read(run.path / "predictions.jsonl", run.labels, (None, "test"))
+            if rows is not None and test is not None:
+                name = group.name if len(group.runs) == 1 else f"{group.name} {run.config['seed']}"
+                found[name] = selective.realized(selective.choose(options, run.labels, rows), test.probs, test.gold)
+    return found
 
 
 def _tests(records: Sequence[Record], reference: str, prefix: str, title: str, task: str) -> Table:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from finsa.config.base import MEASURES
-from finsa.evaluation import calibration, statistics
+from finsa.config.base import MEASURES, headline
+from finsa.evaluation import calibration, selective, statistics
 from finsa.evaluation import figures as drawing
 from finsa.evaluation.comparison import Comparison
 from finsa.evaluation.figures import CLASSES, LATIN, LINES, MANY, WIDTH, Figure, canvas, palette
@@ -20,6 +21,7 @@ from finsa.evaluation.tables import TITLES
 
 LETTER = 0.058  # width of a 7-point letter in inches
 HARDEST = 12  # with many classes, the number shown
+LEAST = 1e-9  # cost on a logarithmic axis
 MOST_LINES = 8  # maximum number of groups in a line figure
 
 
@@ -56,8 +58,11 @@ def draw(comparison: Comparison, folder: Path) -> list[Figure]:
         if task not in MEASURES:
             figures += [
                 _calibration(comparison, names, colors, folder / "calibration.png"),
+                _risk_coverage(comparison, names, colors, folder / "risk_coverage.png"),
                 _label_distribution(comparison, names, labels, folder / "label_distribution.png"),
             ]
+        if sum(record.get("seconds_per_1000") is not None for record in comparison.records) > 1:
+            figures.append(_pareto(comparison, names, task, folder / "pareto.png"))
     return [*figures, drawing.router(routers, folder / "router.png")] if routers else figures
 
 
@@ -175,6 +180,48 @@ def _calibration(comparison: Comparison, names: Sequence[str], colors: dict[int,
     alt = "; ".join(f"{record['arm']}: ECE {record['calibration_error']:.3f}" for record in comparison.records)
     title = f"Calibration, {calibration.BINS} bins, dots by rows{_subset(len(colors), len(names))}"
     return Figure(file, title, f"Reliability diagram. {alt}")
+
+
+def _risk_coverage(comparison: Comparison, names: Sequence[str], colors: dict[int, Any], file: Path) -> Figure:
+    with canvas(file, 4.4) as (figure, ((axes,),)):
+        for place, color in colors.items():
+            area = comparison.records[place]["aurc"]
+            for number, run in enumerate(comparison.groups[place].runs):
+                rates = selective.risks(run.confidence, run.correct)
+                shares = np.arange(1, len(rates) + 1) / len(rates)
+                least = np.searchsorted(shares, 0.05)  # error rates of a few rows jump
+                label = f"{names[place]}: AURC {area:.3f}" if number == 0 else None
+                axes.plot(shares[least:], rates[least:], color=color, linewidth=1.4, label=label)
+        axes.set(xlim=(0, 1), xlabel="share of the test rows that are answered, the surest first", ylabel="error rate")
+        axes.set_ylim(bottom=0)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    alt = "; ".join(f"{record['arm']}: AURC {record['aurc']:.3f}" for record in comparison.records)
+    title = f"Error rate by share of answered rows{_subset(len(colors), len(names))}"
+    return Figure(file, title, f"Risk-coverage curve. {alt}")
+
+
+def _pareto(comparison: Comparison, names: Sequence[str], task: str, file: Path) -> Figure:
+    money = comparison.records[0].get("currency")
+    cost, measure = "money_per_1000" if money else "seconds_per_1000", headline(task)
+    known = [(name, one) for name, one in zip(names, comparison.records, strict=True) if one[cost] is not None]
+    with canvas(file, 4.2) as (_, ((axes,),)):
+        axes.set(xscale="log", xlabel=f"{money or 'seconds'} per 1,000 answers", ylabel=TITLES[measure])
+        spent = [max(one[cost], LEAST) for _, one in known]
+        for name, one in known:
+            color, point = LINES[0] if one["pareto"] else LINES[6], (max(one[cost], LEAST), one[measure])
+            axes.plot([point[0]] * 2, [one[f"{measure}_low"], one[f"{measure}_high"]], color="#cccccc", zorder=1)
+            axes.plot(*point, "o", color=color, zorder=3)
+            side, shift = ("right", -7) if point[0] ** 2 > min(spent) * max(spent) else ("left", 7)
+            axes.annotate(name, point, (shift, 4), textcoords="offset points", fontsize=8, color=color, ha=side)
+        best = sorted((max(one[cost], LEAST), one[measure]) for _, one in known if one["pareto"])
+        axes.step(*zip(*best, strict=True), where="post", color=LINES[0], linewidth=1, zorder=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.15, y=0.1)
+        axes.grid(color="#dddddd", linewidth=0.6)
+    alt = "; ".join(f"{one['arm']}: {TITLES[measure]} {one[measure]:.3f} for {one[cost]:.3g}" for _, one in known)
+    return Figure(file, f"{TITLES[measure]} by cost; blue: no configuration is better and cheaper", alt)
 
 
 def _label_distribution(comparison: Comparison, names: Sequence[str], labels: Sequence[str], file: Path) -> Figure:

@@ -74,7 +74,7 @@ def predictions(
 
     Args:
         data: contains the rows of the split.
-        log_probs: scores of the labels, (n, c).
+        log_probs: scores of the labels of the first n rows, (n, c).
         calibrated: from `calibration`.
         gates: of a mixture, (n, E).
         experts: names of its experts, (E,).
@@ -91,7 +91,7 @@ def predictions(
         yield from _value_predictions(data, split, log_probs, calibrated)
         return
     probs = metrics.probabilities(log_probs, temperature)
-    rows = data.dataset.splits[split]
+    rows = data.dataset.splits[split].head(len(log_probs))
     for place, (identity, text, target, gold) in enumerate(rows.select("id", "text", "target", "label").iter_rows()):
         record = {
             "id": identity,
@@ -126,7 +126,8 @@ def with_thoughts(
 def _value_predictions(
     data: Labeled, split: str, scores: NDArray[np.float64], calibrated: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    labels, rows, truth = data.dataset.labels, data.dataset.splits[split], data.truth(split)
+    labels, truth = data.dataset.labels, data.truth(split)
+    rows = data.dataset.splits[split].head(len(scores))
     predicted = _decided(data, scores, calibrated)
     probs = value_metrics.probabilities(labels, scores, calibrated["temperature"])
     for place, (identity, text, target) in enumerate(rows.select("id", "text", "target").iter_rows()):
@@ -346,10 +347,14 @@ def _calibration_table(values: Mapping[str, Any]) -> Table:
 
 
 def flat(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Flatten nested numbers to keys such as ``test/macro_f1``; lists are omitted."""
+    """Flatten nested numbers to keys such as ``test/macro_f1``; lists are omitted, except the ends of intervals
+    (``test/macro_f1_low`` and ``test/macro_f1_high``)."""
     values: dict[str, float] = {}
     for name, value in metrics.items():
-        if isinstance(value, dict):
+        if name == "intervals":
+            for measure, (low, high) in value.items():
+                values |= {f"{prefix}{measure}_low": low, f"{prefix}{measure}_high": high}
+        elif isinstance(value, dict):
             values |= flat(value, f"{prefix}{name}/")
         elif isinstance(value, int | float):
             values[prefix + name] = value

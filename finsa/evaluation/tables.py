@@ -123,6 +123,8 @@ def format_value(name: str, value: Any) -> str:
         return f"{value:.4f}" if value >= 1e-4 else f"{value:.0e}" if value > 0 else "<1e-300"
     if "difference" in name or name.endswith("_minus_published"):
         return signed(value)
+    if name.endswith("_per_1000"):
+        return f"{value:.3g}"
     if name.endswith(("_per_second", "_gib")):
         return f"{value:.2f}"
     return f"{value:.1f}" if "seconds" in name or name in ("prompt_tokens", "thought_tokens") else f"{value:.4f}"
@@ -136,6 +138,26 @@ def to_csv(records: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows({name: format_value(name, value) for name, value in record.items()} for record in records)
     return text.getvalue()
+
+
+def of_records(
+    title: str,
+    records: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str],
+    caption: str,
+    words: Collection[str] = (),
+    optional: Sequence[int] = (),
+) -> Table:
+    """A table of records; ``columns`` are their keys and titles. A value with an interval has it in parentheses."""
+    rows = []
+    for record in records:
+        cells = []
+        for key in columns:
+            low, high = record.get(f"{key}_low"), record.get(f"{key}_high")
+            interval = "" if low is None or high is None else f" ({low:.3f}-{high:.3f})"
+            cells.append((format_value(key, record[key]) or MISSING) + interval)
+        rows.append(cells)
+    return Table(title, list(columns.values()), rows, caption, words=words, optional=optional)
 
 
 # ------------------------------------------------------------------------------------------------ terminal

@@ -1,57 +1,19 @@
-"""Generated answers, parsed by the rules of the published systems: a cross-check of the scored labels.
-
-An answer that a rule cannot parse is None and counted as such, never taken for a label.
-"""
+"""Generated answers, a cross-check of the scored labels; `finsa.evaluation.audit.parse` finds their labels."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from finsa.data.prompts import OPEN, without_thoughts
+from finsa.data.prompts import OPEN
 from finsa.data.rows import Encoded, Renderer
 from finsa.models.batches import batches
 from finsa.runs import processes
 from finsa.runs.progress import Moved, ignored
-
-Rule = Literal["aidf", "finllm", "letter", "letter_strict", "letter_last"]
-FINLLM = {"positive": 0, "negative": 1, "neutral": 2}  # the search order of the published code
-
-
-def parse(answer: str, words: Sequence[str], rule: Rule) -> int | None:
-    """Parse the label of an answer.
-
-    Args:
-        answer: the generated text, without the prompt; a think block in it is ignored.
-        words: label words, (c,).
-        rule: ``aidf``: the part before the first line break or 。 must equal a label word, ignoring case. ``finllm``:
-            the first of positive, negative and neutral, or else of the other labels in order, that occurs in the
-            answer, ignoring case. ``letter``: the only option that OpenFinData's pattern finds; none or several mean
-            no label. ``letter_strict``: the answer must be a single option letter. ``letter_last``: the last option
-            in the answer.
-
-    Returns:
-        The label's index; None for an answer without a label.
-    """
-    answer, lowered = without_thoughts(answer), [word.lower() for word in words]
-    if rule == "aidf":
-        start = re.split(r"[\n。]", answer.strip())[0].strip().lower()
-        return lowered.index(start) if start in lowered else None
-    if rule == "finllm":
-        order = sorted(range(len(words)), key=lambda number: (FINLLM.get(lowered[number], len(FINLLM)), number))
-        return next((number for number in order if lowered[number] in answer.lower()), None)
-    if rule == "letter_strict":
-        return words.index(answer.strip()) if answer.strip() in words else None
-    options = "".join(map(re.escape, words))
-    found = re.findall(rf"(?:选项)?([{options}])[：.]?", answer)
-    if not found or (rule == "letter" and len(found) > 1):
-        return None
-    return words.index(found[-1])
 
 
 class Generator:

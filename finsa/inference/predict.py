@@ -12,9 +12,9 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Columns:
         route: a mixture's expert; None for other models.
         number: the expected level of ordered labels, or the predicted number; None for other tasks.
         thought: what the model wrote before its answer, several separated by empty lines; None if it does not think.
+        decisions: by name, the columns of ``abstain`` and ``label_set``, as far as limits are set.
     """
 
     label: str | None
@@ -60,6 +61,7 @@ class Columns:
     route: str | None
     number: str | None = None
     thought: str | None = None
+    decisions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def added_to(
@@ -69,6 +71,7 @@ class Columns:
         routed: bool,
         task: str = "classification",
         thinks: bool = False,
+        decisions: Sequence[str] = (),
     ) -> Columns:
         """Choose names that do not collide with the columns of the input."""
 
@@ -81,14 +84,16 @@ class Columns:
         number = {"ordinal": "level", "regression": "number"}.get(task)
         label = None if task == "regression" else free("label")
         thought = free("thought") if thinks else None
-        return cls(label, probs, free("route") if routed else None, free(number) if number else None, thought)
+        decided = {name: free(name) for name in decisions}
+        return cls(label, probs, free("route") if routed else None, free(number) if number else None, thought, decided)
 
     def types(self) -> dict[str, type]:
         """Types by name, in order."""
         route = {self.route: str} if self.route else {}
         label, number = {self.label: str} if self.label else {}, {self.number: float} if self.number else {}
         thought = {self.thought: str} if self.thought else {}
-        return {**label, **number, **dict.fromkeys(self.probs, float), **route, **thought}
+        decided = {column: bool if name == "abstain" else str for name, column in self.decisions.items()}
+        return {**label, **number, **dict.fromkeys(self.probs, float), **route, **thought, **decided}
 
     def values(self, predictions: Predictions) -> Iterator[dict[str, Any]]:
         """The values of each text's prediction, by column."""
@@ -97,11 +102,12 @@ class Columns:
         thoughts = predictions.thoughts or [[]] * len(predictions.truncated)
         labels: list[Any] = predictions.predicted if predictions.sets is None else predictions.sets
         rows = zip(labels, numbers, predictions.probs, routes, thoughts, strict=True)
-        for label, number, probs, route, texts in rows:
+        for place, (label, number, probs, route, texts) in enumerate(rows):
             shares = [round(float(prob), 6) for prob in probs]
             names = (self.label, self.number, *self.probs, self.route, self.thought)
             cells = (label, number, *shares, route, "\n\n".join(texts))
-            yield {name: cell for name, cell in zip(names, cells, strict=True) if name is not None}
+            decided = {column: predictions.decisions[name][place] for name, column in self.decisions.items()}
+            yield {name: cell for name, cell in zip(names, cells, strict=True) if name is not None} | decided
 
 
 def predict(

@@ -29,7 +29,7 @@ from finsa.data.prompts import Prompt
 from finsa.data.rows import LEAST, Renderer
 from finsa.data.values import TASKS
 from finsa.errors import ConfigError, ModelError, Problem, RunError
-from finsa.evaluation import metrics, value_metrics
+from finsa.evaluation import metrics, selective, value_metrics
 from finsa.models import folders, quantization, tokenizers
 from finsa.runs import processes, provenance, run_folder
 from finsa.runs.progress import Moved, ignored
@@ -55,6 +55,7 @@ class Record:
         facts: the run's ``run.json``.
         labels: the label space.
         manifest: the manifest of an export; empty for a run.
+        members: the runs that a cascade consists of; empty for others.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Record:
     facts: dict[str, Any]
     labels: LabelSpace
     manifest: dict[str, Any] = field(default_factory=dict)
+    members: tuple[Record, ...] = ()
 
     @property
     def format(self) -> str | None:
@@ -76,7 +78,7 @@ class Record:
     @property
     def uses_torch(self) -> bool:
         """Whether the model runs on torch."""
-        return self.cfg.method.uses_torch
+        return any(one.cfg.method.uses_torch for one in self.members or (self,))
 
     @property
     def name(self) -> str:
@@ -109,6 +111,7 @@ class Predictions:
         task: of the data set.
         values: predicted numbers, (n, 1), or sets of labels, (n, c); None for one class per text.
         thoughts: texts of the thoughts before the answer, (n, k); None if the model does not think.
+        decisions: ``abstain`` and ``label_set`` of each text, as far as limits are set.
     """
 
     labels: tuple[str, ...]
@@ -120,6 +123,7 @@ class Predictions:
     task: str = "classification"
     values: FloatArray | None = None
     thoughts: list[list[str]] | None = None
+    decisions: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
     def numbers(self) -> dict[str, list[float]]:
@@ -191,6 +195,7 @@ class Predictor:
         self.probable = () if one_output else self.labels  # the labels that have a probability
         self.experts: tuple[str, ...] = tuple(getattr(model or scorer, "experts", ()))
         self._count_truncated = count_truncated
+        self.selection: selective.Rule | None = None  # set by stages with limits of risk or coverage
         bias = record.facts.get("contextual_bias")
         self.bias = None if bias is None else np.array(bias)
 
@@ -211,7 +216,10 @@ class Predictor:
             values = value_metrics.decide(labels, log_probs, self.temperature, self.thresholds)
         else:
             probs = metrics.probabilities(log_probs, self.temperature)
-        return Predictions(self.probable, log_probs, probs, truncated, gates, self.experts, self.task, values, thoughts)
+        decisions = self.selection.cells(probs) if self.selection else {}
+        return Predictions(
+            self.probable, log_probs, probs, truncated, gates, self.experts, self.task, values, thoughts, decisions
+        )
 
     def check_room(self, texts: Sequence[tuple[str, int, str | None]]) -> list[tuple[str, str | None]]:
         """Reject texts whose fixed part leaves no room for the rest, as training does.
@@ -302,6 +310,77 @@ class Predictor:
             factory.detach(self.model)
 
 
+class Cascade(Predictor):
+    """Predicts each text with the first of several runs that is sure of it; the last one answers the others.
+
+    Args:
+        record: of the run of stage=cascade.
+        predictors: of its runs, in order.
+    """
+
+    RULE = "cascade"
+
+    def __init__(self, record: Record, predictors: Sequence[Predictor]) -> None:
+        super().__init__(record, predictors[-1].scorer, self.RULE)
+        self.predictors, self.surer_than = predictors, record.facts["cascade"]["thresholds"]
+        names = [one.cfg.method.name for one in predictors]
+        self.experts = tuple(
+            name if names.count(name) == 1 else f"{name}_{place}" for place, name in enumerate(names, start=1)
+        )
+        self._gates: FloatArray | None = None
+
+    def __call__(self, texts: Sequence[str], moved: Moved = ignored) -> Predictions:
+        """Predict texts in order; later runs see only the texts that the earlier ones leave."""
+        probs, truncated = np.zeros((len(texts), len(self.labels))), [False] * len(texts)
+        gates, left = np.zeros((len(texts), len(self.predictors))), np.arange(len(texts))
+        for number, predictor in enumerate(self.predictors):
+            answers = predictor([texts[row] for row in left.tolist()])
+            rounded = answers.probs.round(selective.DIGITS)
+            bar = self.surer_than[number] if number < len(self.surer_than) else -1.0
+            sure = rounded.max(axis=1, initial=0) > bar
+            probs[left[sure]], gates[left[sure], number] = rounded[sure], 1.0
+            for row, cut in zip(left, answers.truncated, strict=True):
+                truncated[row] = cut
+            left = left[~sure]
+            moved(int(sure.sum()))
+        self._gates = gates
+        log_probs = np.log(np.maximum(probs, 10.0**-selective.DIGITS))
+        decisions = self.selection.cells(probs) if self.selection else {}
+        return Predictions(
+            self.labels, log_probs, probs, truncated, gates, self.experts, self.task, decisions=decisions
+        )
+
+    def score(self, job: tokenized.Labeled, split: str, moved: Moved = ignored) -> FloatArray:
+        """Log-probabilities (n, c) of a split."""
+        if job.dataset.labels.names != self.labels:
+            raise ModelError(f"run: the labels of {self.path} are {', '.join(self.labels)}; these rows have others")
+        return self(job.texts(split), moved).log_probs
+
+    def check_room(self, texts: Sequence[tuple[str, int, str | None]]) -> list[tuple[str, str | None]]:
+        """Reject texts without room in any of the runs."""
+        checked = [predictor.check_room(texts) for predictor in self.predictors]
+        return [next((one for one in found if one[1]), found[0]) for found in zip(*checked, strict=True)]
+
+    @property
+    def gates(self) -> FloatArray | None:
+        """Which run answered each of the last texts, (n, m): a 1 for that run."""
+        return self._gates
+
+    @property
+    def thinks(self) -> bool:
+        """Whether thoughts are among the predictions: those of the runs are left out."""
+        return False
+
+    @property
+    def thoughts(self) -> None:
+        """None."""
+
+    def close(self) -> None:
+        """Release the models of all runs."""
+        for predictor in self.predictors:
+            predictor.close()
+
+
 # ------------------------------------------------------------------------------------------------ folders
 
 
@@ -323,6 +402,9 @@ def read(folder: str) -> Record:
         problems += [] if manifest or problems else list(folders.tokenizer_problems(cfg.model))
         if problems:
             raise RunError(f"run: {path} needs the model that it was trained on. {problems[0]}")
+    members: tuple[Record, ...] = ()
+    if facts.get("stage") == "cascade":
+        members = tuple(read(run) for run in facts["cascade"]["runs"])
     labels = facts.get("labels")
     if labels is None:  # runs of older versions have them only in metrics.json
         file = path / "metrics.json"
@@ -332,7 +414,7 @@ def read(folder: str) -> Record:
     if not labels:
         raise RunError(f"run: {path} records no labels; its metrics.json is missing")
     space = LabelSpace(tuple(labels), tuple(labels.values()), cfg.data.task, cfg.data.answers or ())
-    return Record(path, cfg, facts, space, manifest)
+    return Record(path, cfg, facts, space, manifest, members)
 
 
 def data_of(cfg: RunConfig, session: Session) -> Data:
@@ -347,12 +429,13 @@ def with_named_data(cfg: RunConfig, record: Record, session: Session) -> RunConf
         ConfigError: for a key that belongs to the trained model.
     """
     trained, of_the_model = record.cfg, ("labels", "prompt", "max_length", "task", "answers")
-    if session.job is None:
+    if session.job is None and not session.own_data:
         return trained
     keys = [word.lstrip("+~").partition("=")[0] for word in session.overrides]
     changed = [key for key in keys if key.startswith("data.")]
-    chained = session.job.choices.get("stage") != "evaluate"  # in a chain, all links share the command
-    if "data" in keys or (changed and chained):
+    # In a chain, all links share the command.
+    chained = session.job is not None and session.job.choices.get("stage") != "evaluate"
+    if session.own_data or "data" in keys or (changed and chained):
         merged: Data = cfg.data.model_copy(update={key: getattr(trained.data, key) for key in of_the_model})
         return trained.model_copy(update={"data": merged})
     if fixed := [key for key in changed if key.split(".")[1] in of_the_model]:
@@ -460,6 +543,8 @@ def load(
         RunError: if the weights have changed since the run wrote them, or labels would be scored by a different rule.
         ModelError: if weights or files are missing or do not match.
     """
+    if record.members:
+        return Cascade(record, [load(member, batch_tokens, threads, merge) for member in record.members])
     provenance.require_weights(record.path, record.facts)
     baseline = record.cfg.method.baseline
     if record.format in (None, "adapter") and record.cfg.method.learn != "all" and baseline is None:

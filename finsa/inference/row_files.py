@@ -293,7 +293,7 @@ def open_writer(form: str, columns: Sequence[str] | None, schema: Any, added: Ma
         form: one of `OUTPUTS`.
         columns: columns of the input; None: they differ from row to row, which only JSON lines support.
         schema: the pyarrow schema of a columnar input; None for others.
-        added: types (str or float) of the additional columns.
+        added: types (str, float or bool) of the additional columns.
     """
     if form == "jsonl":
         return Writer()
@@ -344,7 +344,7 @@ class ParquetWriter(Writer):
         import pyarrow as pa
 
         fields = list(schema) if schema is not None else [pa.field(name, pa.string()) for name in columns]
-        types = {str: pa.string(), float: pa.float64()}
+        types = {str: pa.string(), float: pa.float64(), bool: pa.bool_()}
         self.schema = pa.schema([*fields, *(pa.field(name, types[kind]) for name, kind in added.items())])
         self.text_columns = [*(columns if schema is None else []), *(name for name in added if added[name] is str)]
 

@@ -100,6 +100,6 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "pref_ftx": ((0, 0.0), "method=orpo adds the cross-entropy of the preferred answer"),
     "dpo_label_smoothing": ((0, 0.0), "pairs have no label smoothing"),
     "ref_model": ((), "the reference is the model that training starts from, method.init"),
-    "use_swanlab": ((False,), "tracking is wandb or none"),
+    "use_swanlab": ((False,), "use tracking=swanlab"),
     "hub_model_id": ((), "nothing is uploaded"),
 }

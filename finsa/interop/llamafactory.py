@@ -250,9 +250,12 @@ def _training(translation: Translation, processes: int) -> None:
 def _other_keys(translation: Translation) -> None:
     """Record the outcome of each key that has not been translated."""
     if "report_to" in translation.given:
-        trackers = translation.given["report_to"]
-        names = set(map(str, trackers if isinstance(trackers, list) else [trackers]))
-        translation.choose("report_to", "tracking", "wandb" if {"wandb", "all"} & names else "none")
+        given, trackers = translation.given["report_to"], catalogue.choices_of("tracking", ())
+        names = ["wandb" if name == "all" else str(name) for name in (given if isinstance(given, list) else [given])]
+        first, *others = [name for name in dict.fromkeys(names) if name in trackers] or ["none"]
+        translation.choose("report_to", "tracking", first)
+        if others:
+            translation.set("report_to", "tracking.also", others)
     if translation.get("neat_packing", False) is True and translation.get("packing", True) is True:
         translation.record("packing", "no effect", IGNORED["neat_packing"])
     known = {*IGNORED, *UNSUPPORTED}

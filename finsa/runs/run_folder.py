@@ -362,7 +362,7 @@ def _records(output_dir: str, skip_damaged: bool) -> Iterator[tuple[Path, dict[s
 def config_hash(cfg: RunConfig) -> str:
     """Hash of the part of the configuration that determines the result of a run."""
     beside = {"resume", "fresh", "output_dir", "tracking", "output", "experiment", "sweep", "published", "port"}
-    beside |= {"reuse_outdated", "models"}
+    beside |= {"reuse_outdated", "models", "behavior"}
     values = cfg.model_dump(mode="json", exclude=beside)
     for data in (values["data"], *(values["data"]["parts"] or {}).values()):
         del data["cache"]

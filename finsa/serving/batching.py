@@ -27,7 +27,7 @@ VERY_LONG = 20_000  # characters: tokenizing a million takes a second, so a call
 
 Model = Callable[[Sequence[str]], Predictions]
 # For one text: prediction, probs by label, truncated; level of ordered labels, number,
-# or labels that apply; route of a mixture: weights by expert.
+# or labels that apply; route of a mixture: weights by expert; abstain and label_set.
 Answer = dict[str, Any]
 
 
@@ -215,6 +215,9 @@ class Batcher:
             answer["labels"] = labels
         for answer, gates in zip(answers, [] if result.gates is None else result.gates.tolist(), strict=False):
             answer["route"] = _by_name(result.experts, gates)
+        for name, cells in result.decisions.items():
+            for answer, cell in zip(answers, cells, strict=True):
+                answer[name] = cell
         for answer, thoughts in zip(answers, result.thoughts or [], strict=False):
             answer["thoughts"] = thoughts
         return answers

@@ -245,6 +245,10 @@ class LabeledText(_Out):
     level: Annotated[float | None, Field(description="The expected level; only for ordered labels.")] = None
     number: Annotated[float | None, Field(description="The predicted number; only for regression.")] = None
     labels: Annotated[list[str] | None, Field(description="The labels that apply; only for several labels.")] = None
+    abstain: Annotated[bool | None, Field(description="Whether the run is not sure enough; only with stage.risk.")] = (
+        None
+    )
+    label_set: Annotated[list[str] | None, Field(description="The possible labels; only with stage.coverage.")] = None
     route: Annotated[Shares, Field(description="Weight by expert; only for a mixture of experts.")] = {}
     thoughts: Annotated[list[str] | None, Field(description="Written before the answer; only if the model thinks.")] = (
         None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from finsa.config import ChainStage, RunConfig
 from finsa.data import dataset
 from finsa.errors import ConfigError, Problem
@@ -25,7 +27,8 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     last = Result("chain")
     session = session.with_own_folders()
     for number, name in enumerate(links, start=1):
-        result = _link(configure(cfg, name, done, session), f"link {number} of {len(links)}, {name}", session)
+        within = replace(session, own_data="data" in links[name])
+        result = _link(configure(cfg, name, done, session), f"link {number} of {len(links)}, {name}", within)
         if result.run_dir is not None:
             done[name] = str(result.run_dir)
         last = result if "test" in result.metrics else last

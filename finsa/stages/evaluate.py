@@ -6,12 +6,14 @@ import re
 import time
 from typing import Any
 
+import numpy as np
+
 from finsa.config import EvaluateStage, MoeJointStage, RunConfig
 from finsa.config.base import headline
 from finsa.data import dataset, few_shot, tokenized
 from finsa.data.values import TASKS
 from finsa.errors import ConfigError, Problem
-from finsa.evaluation import metrics, moe, run_results, tables
+from finsa.evaluation import audit, metrics, moe, run_results, selective, tables
 from finsa.inference import predictor
 from finsa.inference.predictor import Predictor, Record
 from finsa.models import quantization, tokenizers
@@ -36,6 +38,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     else:
         quantization.require_library(trained.method)
     _check_protocol(cfg.stage, trained, record, data)
+    rule = _selection(cfg.stage, record, data)
     predictor.announce(record.name if record else trained.model.name)
     from finsa.models import hardware
     from finsa.models.moe import mixture  # torch takes seconds to import: after the checks
@@ -56,12 +59,12 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
             assert isinstance(labeled, tokenized.TokenizedDataset)
             model = predictor.zero_shot(cfg, labeled, cfg.train.score_tokens, session)
         try:
-            report, more = _score(cfg, labeled, model, folder)
+            report, more = _score(cfg, labeled, model, folder, rule)
             results = {split: report, **more}
         finally:
             model.close()
         name = trained.method.name if record else f"{trained.model.name} (zero-shot)"
-        folder.note(**labeled.fingerprints(), run=str(record.path if record else None))
+        folder.note(**labeled.fingerprints(), run=str(record.path if record else None), data=trained.data.name)
         run_results.write_ledger(labeled, folder, (split,) if trained.method.baseline is None else tuple(data.splits))
         folder.write_json("metrics.json", results)
         if processes.is_main():
@@ -75,16 +78,22 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         method = method.model_copy(update={"learn": "nothing", "head": "lm", "baseline": None})
     tables.show_report(results[split], f"{name} on the {split} split, by class", method)
     tables.scores({name: results[split]}, f"{trained.data.title}, {split} split").show()
+    if rule is not None:
+        title = f"Abstaining and label sets on the {split} split"
+        selective.table({name: results["selection"]}, title).show()
     print(f"run folder: {folder.path}")
     score = results[split][headline(trained.data.task)] if split == "validation" else None
     return Result("evaluate", folder.path, results, score)
 
 
-def _score(cfg: RunConfig, labeled: tokenized.Labeled, model: Predictor, folder: RunFolder) -> tuple[Any, Any]:
+def _score(
+    cfg: RunConfig, labeled: tokenized.Labeled, model: Predictor, folder: RunFolder, rule: selective.Rule | None
+) -> tuple[Any, Any]:
     """Predict a split by the configured protocol and write the predictions.
 
     Returns:
-        The metrics of the split; and further entries of ``metrics.json``: calibration, and routing of a mixture.
+        The metrics of the split; and further entries of ``metrics.json``: calibration, selection, and routing of a
+        mixture.
     """
     assert isinstance(cfg.stage, EvaluateStage)
     split: str = cfg.stage.split
@@ -93,32 +102,36 @@ def _score(cfg: RunConfig, labeled: tokenized.Labeled, model: Predictor, folder:
         started = time.monotonic()
         with display.work(f"scoring {split}", labeled.dataset.splits[split].height) as work:
             log_probs = model.score(labeled, split, work.moved)
-        folder.note(scoring=model.rule, protocol="label")
+        folder.note(scoring=model.rule, protocol="label", scoring_seconds=round(time.monotonic() - started, 3))
         if model.thoughts is not None:
             assert isinstance(labeled, tokenized.TokenizedDataset)
             lengths = labeled.prompts(split).lengths
-            folder.note(scoring_seconds=round(time.monotonic() - started, 3), **model.costs)
-            folder.note(prompt_tokens=round(float(lengths.mean()), 1))
+            folder.note(prompt_tokens=round(float(lengths.mean()), 1), **model.costs)
         gates, experts = model.gates, model.experts
         known = {"temperature": 1.0, **(model.facts.get("calibration") or {})}
         calibrated = run_results.calibration(labeled, {split: log_probs}, known)
         rows = run_results.predictions(labeled, split, log_probs, calibrated, gates, experts)
-        folder.write_lines("predictions.jsonl", run_results.with_thoughts(rows, model.thoughts))
         more: dict[str, Any] = {"calibration": calibrated}
-        if gates is not None:
+        if rule is not None:
+            probs = metrics.probabilities(log_probs, calibrated["temperature"])
+            more["selection"] = selective.realized(rule, probs, np.array(labeled.gold(split)))
+            cells = [dict(zip(rule.columns, one, strict=True)) for one in zip(*rule.cells(probs).values(), strict=True)]
+            rows = ({**row, **cell} for row, cell in zip(rows, cells, strict=True))
+        folder.write_lines("predictions.jsonl", run_results.with_thoughts(rows, model.thoughts))
+        if gates is not None and not model.record.members:
             domains = labeled.dataset.splits[split]["domain"].to_list()
             more["router"] = moe.analyze_gates(gates, domains, experts)
         return run_results.report(labeled, split, log_probs, calibrated), more
-    from finsa.inference.generation import Generator, parse
+    from finsa.inference.generation import Generator
 
     assert isinstance(labeled, tokenized.TokenizedDataset)
-    words, rule = labeled.dataset.labels.words, cfg.stage.parse
+    words, parsing = labeled.dataset.labels.words, cfg.stage.parse
     generate = Generator(model.model, labeled.renderer, cfg.train.score_tokens, cfg.stage.answer_tokens)
     prompts = labeled.prompts(split)
     with display.work(f"answering {split}", len(prompts)) as work:
         texts = generate(prompts, work.moved)
-    parsed = [parse(text, words, rule) for text in texts]
-    folder.note(scoring=f"generated, parsed by {rule}", protocol="generate")
+    parsed = [audit.parse(text, words, parsing) for text in texts]
+    folder.note(scoring=f"generated, parsed by {parsing}", protocol="generate")
     folder.write_lines("answers.jsonl", run_results.answers(labeled, split, texts, parsed))
     result = metrics.report_parsed(labeled.gold(split), parsed, labeled.dataset.labels.names)
     print(f"answers that name no label: {sum(result['unparsable'].values()):,} of {len(texts):,} (answers.jsonl)")
@@ -144,6 +157,24 @@ def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | N
     if stage.parse in letters and not all(re.fullmatch("[A-Z]", word) for word in words):
         text = f"{stage.parse} reads options that are one capital letter; the labels are {', '.join(words)}"
         raise ConfigError([Problem("stage.parse", f"{text}: choose aidf or finllm")])
+
+
+def _selection(stage: EvaluateStage, record: Record | None, data: dataset.Dataset) -> selective.Rule | None:
+    """The thresholds of limits of risk and coverage; None without limits.
+
+    Raises:
+        ConfigError: if there is no run, no probability, or the rows to score are those that thresholds are chosen on.
+    """
+    if stage.risk is None and stage.coverage is None:
+        return None
+    text = None
+    if record is None or stage.protocol != "label":
+        text = "need run=<folder> and stage.protocol=label, because they are met by the probabilities of a finished run"
+    elif chosen := selective.of_run(stage, record.path, record.labels):
+        if chosen[1].origin != (data.fingerprint, stage.split):
+            return chosen[0]
+        text = f"are met on the {stage.split} rows; scored on the same rows, they would look better than they are"
+    raise ConfigError([Problem("stage.risk and stage.coverage", str(text))])
 
 
 def _labeled(trained: RunConfig, data: dataset.Dataset, record: Record | None, session: Session) -> tokenized.Labeled:

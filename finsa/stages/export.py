@@ -19,7 +19,7 @@ from rich.table import Table
 from finsa.config import ExportStage, MoeJointStage, RunConfig
 from finsa.data import dataset, tokenized
 from finsa.errors import ConfigError, ModelError, Problem, RunError
-from finsa.evaluation import metrics, tables, value_metrics
+from finsa.evaluation import metrics, run_results, selective, tables, value_metrics
 from finsa.inference import predictor
 from finsa.inference.predictor import Predictions, Predictor, Record
 from finsa.models import quantization
@@ -151,6 +151,8 @@ def refusal(record: Record, form: str, precision: str) -> str | None:
     method, stage = record.cfg.method, record.cfg.stage
     if record.manifest:
         return f"{record.path} is itself an export; name the run that it was exported from"
+    if record.members:
+        return "a cascade consists of several runs; predict and serve read its run folder"
     if method.baseline is not None:
         return f"method={method.name} is not a language model; predict and serve read its run folder"
     if method.examples is not None and method.examples.choice == "nearest":
@@ -213,6 +215,11 @@ def _compare(cfg: RunConfig, record: Record, labeled: tokenized.Labeled, folder:
         dtype = {"fp32": "float32", "int8": "int8"}.get(source.manifest.get("precision", ""), dtype)  # of an ONNX graph
         sides.append(Side(_scores(labeled, predictions), size, round(milliseconds, 3), dtype))
         made.append(predictions)
+    temperature = {**(record.facts.get("calibration") or {}), "temperature": record.temperature}
+    rows = run_results.predictions(labeled, SPLIT, made[1].log_probs, temperature)
+    kept = ({key: value for key, value in row.items() if key not in ("text", "target")} for row in rows)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in kept)  # texts stay in the run folder
+    (folder / selective.FILE).write_text("".join(lines), encoding="utf-8")
     values = [one.values for one in made if one.values is not None]
     if record.labels.task == "regression":
         outputs, span = values, record.labels.numbers[-1] - record.labels.numbers[0]

@@ -9,7 +9,7 @@ from finsa.evaluation import tables
 from finsa.runs.run_folder import Result
 from finsa.session import Session
 
-ORDER = ("model", "method", "data", "train", "stage", "experiment", "published", "tracking")
+ORDER = ("model", "method", "data", "train", "stage", "experiment", "published", "behavior", "tracking")
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:

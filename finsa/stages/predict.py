@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 from rich.table import Table
 
-from finsa.config import Csv, PredictStage, RunConfig, locate
+from finsa.config import CalibratedSelection, Csv, PredictStage, RunConfig, locate
 from finsa.data import encodings
 from finsa.data.cleaning import normalize
 from finsa.data.prompts import with_target
 from finsa.data.schema import Reading
 from finsa.errors import DataError, counted
-from finsa.evaluation import tables
+from finsa.evaluation import selective, tables
 from finsa.inference import predict, predictor, row_files
 from finsa.inference.predict import Columns, Share
 from finsa.inference.predictor import Predictor, Record
@@ -32,10 +33,13 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """
     record = predictor.read(str(cfg.run))
     quantization.require_library(record.cfg.method)
-    return _predict_file(cfg, record) if cfg.text is None else _predict_text(cfg, record, cfg.text)
+    assert isinstance(cfg.stage, PredictStage)
+    chosen = selective.of_run(cfg.stage, record.path, record.labels)
+    rule = chosen[0] if chosen else None
+    return _predict_file(cfg, record, rule) if cfg.text is None else _predict_text(cfg, record, cfg.text, rule)
 
 
-def _predict_text(cfg: RunConfig, record: Record, text: str) -> Result:
+def _predict_text(cfg: RunConfig, record: Record, text: str, rule: selective.Rule | None) -> Result:
     if not normalize(text):
         raise DataError("text: is empty")
     if record.cfg.data.asks_for_target:
@@ -44,7 +48,7 @@ def _predict_text(cfg: RunConfig, record: Record, text: str) -> Result:
         text = with_target(str(cfg.target), text)
     elif cfg.target is not None:
         raise DataError("target: the prompt of this run does not ask for a target; leave it out")
-    model = _load(cfg, record)
+    model = _load(cfg, record, rule)
     started = time.perf_counter()
     predictions = model([text])
     milliseconds = 1000 * (time.perf_counter() - started)
@@ -56,6 +60,8 @@ def _predict_text(cfg: RunConfig, record: Record, text: str) -> Result:
         tables.show(table)
     else:
         print(f"{label}")
+    for name, cells in predictions.decisions.items():
+        print(f"{name}: {json.dumps(cells[0], ensure_ascii=False)}")
     for thought in predictions.thoughts[0] if predictions.thoughts else ():
         print(f"thought: {thought}")
     limit = record.cfg.data.max_length
@@ -65,7 +71,7 @@ def _predict_text(cfg: RunConfig, record: Record, text: str) -> Result:
     return Result("predict", None, {"label": label})
 
 
-def _predict_file(cfg: RunConfig, record: Record) -> Result:
+def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -> Result:
     stage = cfg.stage
     assert isinstance(stage, PredictStage)
     source, output = str(cfg.input), Path(str(cfg.output)).absolute()
@@ -96,6 +102,9 @@ def _predict_file(cfg: RunConfig, record: Record) -> Result:
         "number of processes": share.processes,
         "data.csv": csv.model_dump(mode="json"),
     }
+    if rule is not None:
+        limits = CalibratedSelection.model_fields
+        state |= {f"stage.{name}": value for name, value in stage.model_dump(include=set(limits)).items()}
     predict.begin(folder, state)
     with locks.held(predict.lock_file(folder, share.rank), f"output {output}"):
         predict.enter(folder, share)
@@ -103,9 +112,10 @@ def _predict_file(cfg: RunConfig, record: Record) -> Result:
             print(f"resuming: {done:,} chunks of up to {stage.chunk:,} rows are done ({folder})")
         for note in stream.notes:
             print(note)
-        model = _load(cfg, record)
+        model = _load(cfg, record, rule)
         found, thinks = columns or stream.first_columns, model.thinks
-        added = Columns.added_to(found, model.probable, bool(model.experts), model.task, thinks)
+        decisions = rule.columns if rule else ()
+        added = Columns.added_to(found, model.probable, bool(model.experts), model.task, thinks, decisions)
         writer = row_files.open_writer(target, columns, stream.schema, added.types())
         started = time.monotonic()
         chunks, rows = predict.predict(model, stream, reading, folder, writer, added, share, stage.chunk)
@@ -134,10 +144,12 @@ def _csv(cfg: RunConfig, record: Record, source: str) -> Csv:
     return trained.model_copy(update=given)
 
 
-def _load(cfg: RunConfig, record: Record) -> Predictor:
+def _load(cfg: RunConfig, record: Record, rule: selective.Rule | None) -> Predictor:
     predictor.announce(record.name)
     if record.uses_torch:
         from finsa.models import hardware  # torch takes seconds to import: after the checks
 
         hardware.prepare(cfg.train)
-    return predictor.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)
+    model = predictor.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)
+    model.selection = rule
+    return model

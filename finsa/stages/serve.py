@@ -18,6 +18,7 @@ from finsa.data import dataset
 from finsa.data.prompts import with_target
 from finsa.data.schema import Reading
 from finsa.errors import RunError
+from finsa.evaluation import selective
 from finsa.inference import predictor
 from finsa.inference.predictor import Predictor
 from finsa.runs import run_folder
@@ -47,12 +48,14 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     with closing(server.bind(stage.host, stage.port if cfg.port is None else cfg.port)) as socket:
         source, address = _source(cfg, session), server.url(socket)
         record = predictor.read(str(source))
+        chosen = selective.of_run(stage, record.path, record.labels)
         predictor.announce(record.name)
         from finsa.models import hardware  # torch takes seconds to import: after the checks
 
         with run_folder.start(cfg, None, session) as folder:
             hardware.prepare(cfg.train)
             model = predictor.load(record, stage.batch_tokens, stage.threads, merge=True)
+            model.selection = chosen[0] if chosen else None
             example = with_target("公司", WARM_UP) if record.cfg.data.asks_for_target else WARM_UP
             for copies in (1, stage.batch):
                 model([example] * copies)

@@ -235,7 +235,7 @@ def fit(
         trainer = ThoughtTrainer(
             model=model,
             reward_funcs=rewards(cfg, data, model, ends_of(model, data.renderer.end)),
-            args=_arguments(cfg, folder, data.renderer),
+            args=_arguments(cfg, len(order), folder, data.renderer),
             train_dataset=dataset,
             eval_dataset=dataset.select([0]),  # the trainer requires one; `validate` has the validation split
             processing_class=data.renderer.tokenizer,
@@ -268,8 +268,9 @@ def fit(
     )
 
 
-def _arguments(cfg: RunConfig, folder: Path, renderer: Renderer) -> GRPOConfig:
+def _arguments(cfg: RunConfig, rows: int, folder: Path, renderer: Renderer) -> GRPOConfig:
     train, grpo, thought = cfg.train, cfg.method.grpo, cfg.model.thought
+    steps = max(1, math.ceil(rows // train.batch_size * train.epochs))  # trl drops an incomplete last step
     assert grpo is not None
     assert renderer.prompt.thought is not None
     more: dict[str, Any] = {}
@@ -284,7 +285,8 @@ def _arguments(cfg: RunConfig, folder: Path, renderer: Renderer) -> GRPOConfig:
         beta=grpo.beta,
         loss_type="grpo",
         reward_weights=[1.0, grpo.form],
-        max_steps=train.max_steps or -1,
+        # transformers lets max_steps lengthen a training beyond its epochs; here it only shortens it
+        max_steps=min(steps, train.max_steps or steps),
         per_device_train_batch_size=train.micro_batch_size,
         gradient_accumulation_steps=train.batch_size * grpo.group // train.micro_batch_size,
         **more,

@@ -5,6 +5,7 @@ Each part of the training saves a complete mixture: ``moe_init``, ``router_warmu
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,9 @@ def run(cfg: RunConfig, session: Session) -> Result:
                 data.renderer.tokenizer.save_pretrained(staging / "tokenizer")
 
             reader = scorer(model, data.renderer, cfg.train.score_tokens)
+            started = time.monotonic()
             log_probs = _score(reader, data, "test", watch)
+            folder.note(scoring_seconds=round(time.monotonic() - started, 3))
             gates = reader.gates
             assert gates is not None
             if stage.compare:

@@ -7,7 +7,7 @@ from typing import Any
 
 from finsa.config import RunConfig
 from finsa.data import tokenized
-from finsa.evaluation import calibration, run_results, tables
+from finsa.evaluation import calibration, run_results, selective, tables
 from finsa.runs import processes, trackers
 from finsa.runs.run_folder import RunFolder
 from finsa.session import Session
@@ -18,6 +18,8 @@ def calibrate(
 ) -> None:
     """Report the scores of the test rows, after fitting the temperature of the run's probabilities.
 
+    The predictions of the validation rows are written too; limits of stage=predict and others are met on them.
+
     Args:
         metrics: receives ``test`` and ``calibration``.
         log_probs: (n, c), of the test rows and of the validation rows, on which the temperature and the thresholds of
@@ -27,6 +29,9 @@ def calibrate(
     calibrated = run_results.calibration(data, log_probs, None if fitted else {"temperature": 1.0})
     metrics["test"] = run_results.report(data, "test", log_probs["test"], calibrated)
     metrics["calibration"] = calibrated
+    if "validation" in log_probs:
+        rows = run_results.predictions(data, "validation", log_probs["validation"], calibrated)
+        folder.write_lines(selective.FILE, rows)
     if not fitted:
         return
     temperature = calibrated["temperature"]
@@ -81,16 +86,18 @@ def write(
     truncated = run_results.write_ledger(data, folder, tuple(data.dataset.splits) if reads_all else ("test",))
     folder.write_json("metrics.json", metrics)
     rows = run_results.predictions(data, "test", log_probs, metrics["calibration"], gates, experts)
-    folder.write_lines("predictions.jsonl", run_results.with_thoughts(rows, thoughts))
+    records = list(run_results.with_thoughts(rows, thoughts))
+    folder.write_lines("predictions.jsonl", records)
     if isinstance(data, tokenized.TokenizedDataset):
         _write_cards(cfg, data, folder)
     model = [] if cfg.method.baseline is not None else [cfg.model.name]
     title = ", ".join([cfg.method.name, *model, cfg.data.title])
     figure = run_results.draw_predictions(metrics["test"], title, folder.path)
     tracker.summary(run_results.flat(metrics))
+    tracker.predictions(records, data.dataset.labels.names)
     if figure is not None:
         tracker.figure(figure.stem.replace("_", " "), figure)
-    name = f"{cfg.method.name} mixture" if gates is not None else cfg.method.name
+    name = f"{cfg.method.name} mixture" if "router" in metrics else cfg.method.name
     for drawn in run_results.write_page(cfg, folder, name, "test"):
         tracker.figure(drawn.stem.replace("_", " "), drawn)
     before = {f"{cfg.model.name} (zero-shot)": metrics["base"]} if "base" in metrics else {}

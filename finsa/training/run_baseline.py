@@ -59,9 +59,11 @@ def run(cfg: RunConfig, data: dataset.Dataset, kind: str, session: Session) -> R
         with files.staged(folder.path) as staging:
             baselines.save(model, data.labels.names, staging)
         rows.cut.update(baselines.count_truncated(model, rows))
+        started = time.monotonic()
         display, texts = Display(cfg.train.progress_seconds), rows.texts("test")
         with display.work("scoring test", len(texts)) as work:
             log_probs = model.score(texts, work.moved)
+        folder.note(scoring_seconds=round(time.monotonic() - started, 6))
         with display.work("scoring validation", len(held_out)) as work:
             validation = model.score(held_out, work.moved)
         metrics = {"validation": run_results.validation(rows, validation)}

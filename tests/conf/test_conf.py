@@ -22,7 +22,10 @@ NEEDS = {
     **{f"method/{name}.yaml": ["method.init=base"] for name in ("dpo", "expected_reward", "ipo", "kto")},
     "method/regression_head.yaml": ["data=scored"],
     "model/local.yaml": ["model.path=somewhere"],
+    **{f"behavior/{name}.yaml": ["stage=behave", "run=somewhere"] for name in ("zh", "en")},
+    "stage/audit.yaml": ["input=somewhere"],
     "stage/augment.yaml": ["output=somewhere"],
+    "stage/behave.yaml": ["run=somewhere"],
     "stage/export.yaml": ["run=somewhere", "format=onnx"],
     "stage/generate.yaml": ["data=generated", "output=somewhere"],
     "stage/import.yaml": ["input=somewhere", "output=somewhere"],
@@ -31,6 +34,7 @@ NEEDS = {
     "stage/report.yaml": ["runs=somewhere"],
     "stage/rerun.yaml": ["run=somewhere"],
     "stage/serve.yaml": ["run=somewhere"],
+    "stage/cascade.yaml": ["runs=[somewhere,elsewhere]"],
     "stage/synthesize.yaml": ["output=somewhere", "stage.model=some"],
 }
 ARMS = ("lora", "lora_response", "lora_downsample", "lora_response_downsample")
@@ -56,6 +60,7 @@ def _command(name: str) -> list[str] | None:
 def test_all_files_are_found() -> None:
     assert len(FILES) >= 37
     assert {name.split("/")[0] for name in GROUPED} == {
+        "behavior",
         "data",
         "experiment",
         "method",

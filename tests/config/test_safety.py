@@ -231,6 +231,7 @@ READS_A_RUN = {
     "predict": ["stage=predict", "run={0}", "text='利好'"],
     "export": ["stage=export", "run={0}", "format=merged", "output={2}/export"],
     "rerun": ["stage=rerun", "run={0}"],
+    "behave": ["stage=behave", "run={0}"],
     "serve": ["stage=serve", "run={0}", "port=0"],
     "serve latest": ["stage=serve", "run=latest", "port=0", "output_dir={1}"],
     "chain": ["stage=chain", "stage.links={{a: {{stage: evaluate, run: '{0}'}}}}"],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from finsa.evaluation import comparison, finished_runs, metrics, statistics
 from finsa.evaluation.finished_runs import RunGroup
 
 GOLD = np.random.default_rng(0).integers(0, 3, 400)
-OPTIONS = ReportStage(name="report", baseline=None, training_rows="same", samples=2000, seed=0)
+LIMITS: Any = {"risk": None, "confidence": 0.95, "coverage": None, "coverage_by": "all", "prices": None}
+OPTIONS = ReportStage(name="report", baseline=None, training_rows="same", samples=2000, seed=0, **LIMITS)
 Configure = Callable[..., RunConfig]
 
 

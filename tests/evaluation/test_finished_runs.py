@@ -87,6 +87,22 @@ def test_runs_that_started_from_runs_are_grouped_by_the_methods_of_these(config:
     assert [group.name for group in grouped(*plain)[0]] == ["lora"]  # a measure makes no other configuration
 
 
+def test_a_cost_matrix_is_shown_only_where_groups_differ_in_it(config: Configure, tmp_path: Path) -> None:
+    def names(**rewards: str) -> list[str]:
+        run = {"method=expected_reward", "method.init=base"}
+        paths = [
+            write_run(tmp_path / name, config(*run, *words.split(" ")), GOLD, answers(GOLD, 0.5, number))
+            for number, (name, words) in enumerate(rewards.items())
+        ]
+        return [group.name for group in grouped(*paths)[0]]
+
+    costs, other = (f"method.reward.kind=costs evaluation.costs=[[0,{n}],[1,0]]" for n in (1, 2))
+    kinds = ["expected_reward method.reward.kind=accuracy", "expected_reward method.reward.kind=costs"]
+    assert names(a="method.reward.kind=accuracy", b=costs) == kinds
+    matrices = [f"expected_reward evaluation.costs=[[0.0, {n}.0], [1.0, 0.0]]" for n in (1, 2)]
+    assert names(c=costs, d=other) == matrices
+
+
 def test_the_name_of_a_data_set_stands_for_its_prompt(config: Configure, tmp_path: Path) -> None:
     prompts = {"one": "data.prompt='{text}：'", "other": "data.prompt='文本：{text}\n情感：'"}
     paths = [

@@ -14,7 +14,8 @@ from finsa.config import ReportStage, RunConfig
 from finsa.evaluation import calibration, comparison, finished_runs, report_figures
 
 GOLD = np.random.default_rng(0).integers(0, 3, 300)
-OPTIONS = ReportStage(name="report", baseline=None, training_rows="same", samples=1000, seed=0)
+LIMITS: Any = {"risk": None, "confidence": 0.95, "coverage": None, "coverage_by": "all", "prices": None}
+OPTIONS = ReportStage(name="report", baseline=None, training_rows="same", samples=1000, seed=0, **LIMITS)
 LABELS = ["利空", "中性", "利好"]
 
 

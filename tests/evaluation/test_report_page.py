@@ -19,7 +19,7 @@ from finsa.config import RunConfig
 from finsa.stages import report
 
 GOLD = np.random.default_rng(0).integers(0, 3, 300)
-FIGURES = 6
+FIGURES = 7
 BAIT = '<img src="http://example.invalid/x.png" onerror="document.title=1">'
 TELEPHONE = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
 
@@ -130,7 +130,7 @@ def test_only_the_best_group_is_marked(opened: Opened) -> None:
 def test_links_lead_to_their_sections(opened: Opened) -> None:
     script = "return [...document.links].map(link => document.getElementById(link.hash.slice(1))?.tagName)"
     targets = opened.driver.execute_script(script)
-    assert targets == ["H2"] * 7
+    assert targets == ["H2"] * 8
 
 
 def test_on_a_phone_only_tables_and_figures_scroll_horizontally(opened: Opened) -> None:

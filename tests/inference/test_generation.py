@@ -9,11 +9,13 @@ import pytest
 import torch
 from base_models import small
 
+from finsa.config.stages import Parsing
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
 from finsa.data.rows import Encoded, Renderer
 from finsa.evaluation import metrics
-from finsa.inference.generation import Generator, Rule, parse
+from finsa.evaluation.audit import parse
+from finsa.inference.generation import Generator
 from finsa.runs import processes
 
 POLES = ("negative", "neutral", "positive")
@@ -32,7 +34,7 @@ OPTIONS = ("A", "B", "C", "D", "E")
         ("finllm", "unclear", None),
     ],
 )
-def test_a_polarity_is_parsed_by_the_published_rule(rule: Rule, answer: str, label: str | None) -> None:
+def test_a_polarity_is_parsed_by_the_published_rule(rule: Parsing, answer: str, label: str | None) -> None:
     found = parse(answer, POLES, rule)
     assert (None if found is None else POLES[found]) == label
 
@@ -51,7 +53,7 @@ def test_a_polarity_is_parsed_by_the_published_rule(rule: Rule, answer: str, lab
 def test_a_letter_is_parsed_by_three_rules(
     answer: str, loose: str | None, strict: str | None, last: str | None
 ) -> None:
-    rules: tuple[Rule, ...] = ("letter", "letter_strict", "letter_last")
+    rules: tuple[Parsing, ...] = ("letter", "letter_strict", "letter_last")
     found = [parse(answer, OPTIONS, rule) for rule in rules]
     assert [None if number is None else OPTIONS[number] for number in found] == [loose, strict, last]
 

@@ -178,3 +178,33 @@ def test_the_mixture_uses_the_experts_of_the_chain(config: Compose, files: Path,
     wanted = expert_runs.expert_config(joined, "news")
     assert run_folder.config_hash(link) == run_folder.config_hash(wanted)
     assert dataset.load(link.data).fingerprint == dataset.load(wanted.data).fingerprint
+
+
+def test_english_sentiment_ends_in_one_table(config: Compose, tmp_path: Path, files: Path) -> None:
+    """The whole experiment on a baseline: NWGI is scored by the run on TFNS, with the map of its seven levels."""
+    few = {"利空": "negative", "中性": "neutral", "利好": "positive"}
+    seven = {**few, "利空": "strong negative", "中性": "mildly positive"}
+    for data in ("fpb", "fiqa", "tfns", "nwgi"):
+        for number, split in enumerate(("train", "valid", "test") if data != "nwgi" else ("test",)):
+            rows = pl.read_csv(files / f"{split}.csv").select("id", "text", "label").slice(number * (data == "fpb"))
+            named = rows.with_columns(pl.col("label").replace(seven if data == "nwgi" else few))
+            (tmp_path / data).mkdir(exist_ok=True)
+            named.write_csv(tmp_path / data / f"{split}.csv")
+    extra = {"tfns": "label_map: null", "nwgi": "columns: {text: text}"}
+    links = [
+        f"stage.links.{data}.data={{name: {data}, files: {tmp_path / data}, "
+        f"{extra.get(data, 'columns: {label: label}')}}}"
+        for data in ("fpb", "fiqa", "tfns", "nwgi")
+    ]
+    words = ("method=tfidf_lr", "tracking=none", "models=null", f"output_dir={tmp_path / 'runs'}")
+    done = chain.run(config("experiment=english_sentiment", *words, *links))
+    assert ran(tmp_path / "runs") == [("train", "complete")] * 3 + [("evaluate", "complete")]
+    (csv,) = (tmp_path / "runs").glob("report_*/report.csv")
+    row = pl.read_csv(csv).row(
+        by_predicate=(pl.col("system") == "tfidf_lr") & (pl.col("measure") == "accuracy"), named=True
+    )
+    # NWGI has the texts of TFNS here, and the mildly positive rows are neutral.
+    assert row["nwgi"] == row["tfns"]
+    assert row["nwgi_n"] == 24
+    assert done.run_dir is not None
+    assert json.loads((done.run_dir / "run.json").read_text(encoding="utf-8"))["data"] == "nwgi"

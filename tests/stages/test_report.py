@@ -20,7 +20,15 @@ from finsa.evaluation import report as reports
 from finsa.stages import report
 
 GOLD = np.random.default_rng(0).integers(0, 3, 300)
-FIGURES = ("calibration", "confusion_matrices", "f1", "label_distribution", "precision_recall", "training_curves")
+FIGURES = (
+    "calibration",
+    "confusion_matrices",
+    "f1",
+    "label_distribution",
+    "precision_recall",
+    "risk_coverage",
+    "training_curves",
+)
 Configure = Callable[..., RunConfig]
 
 
@@ -157,16 +165,59 @@ def test_a_published_table_without_a_row_for_the_runs(
 ) -> None:
     """A comparison would consist of dashes: the table itself is printed, and a sentence says how the setups differ."""
     runs = f"runs=[{sweep / '1'},{sweep / '2'}]"
-    result = report.run(config("stage=report", runs, "published=english_fiqa", f"output_dir={tmp_path}"))
+    result = report.run(config("stage=report", runs, "published=english_sentiment", f"output_dir={tmp_path}"))
     shown = " ".join(capsys.readouterr().out.split())
     assert "Comparison with the published table" not in shown
     assert "fingpt_llama2_13b" in shown
     assert (
-        "The published table english_fiqa has no row for these runs: data sample instead of fiqa; 300 test rows "
-        "instead of 235; " in shown
+        "The published table english_sentiment has no row for these runs: data sample instead of fpb, fiqa, tfns, nwgi."
+        in shown
     )
     assert result.run_dir is not None
-    assert "The published table english_fiqa" in markdown(result.run_dir)
+    assert "english_sentiment: these runs beside published figures" in markdown(result.run_dir)
+    cfg = config("method=lora", "data=fiqa")
+    write_run(tmp_path / "fiqa", cfg, GOLD, answers(GOLD, 0.7, 1), ("negative", "neutral", "positive"))
+    report.run(config("stage=report", f"runs={tmp_path / 'fiqa'}", "published=english_sentiment"))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        "The published table english_sentiment has no row for these runs: 300 test rows instead of 235; no "
+        "configuration whose method and model have a row in the table." in shown
+    )
+
+
+def test_runs_on_several_data_sets_end_in_one_table(
+    config: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Own scores are those of each run, published ones those of the file; the measures are kept apart."""
+    names = ("negative", "neutral", "positive")
+    for number, data in enumerate(("fpb", "tfns")):
+        for method, right in (("zero_shot", 0.4), ("lora", 0.8)):
+            cfg = config(f"method={method}", f"data={data}", "model=smollm2_135m")
+            write_run(tmp_path / data / method, cfg, GOLD, answers(GOLD, right, number), names, data_fingerprint=data)
+    where = config("method=lora", "data=tfns")  # an evaluation of a run on other rows
+    write_run(tmp_path / "nwgi", where, GOLD[:99], answers(GOLD[:99], 0.5, 5), names, data="nwgi")
+    done = report.run(config("stage=report", f"runs={tmp_path}", "published=english_sentiment"))
+    assert done.run_dir == tmp_path
+    with (tmp_path / "report.csv").open(encoding="utf-8", newline="") as file:
+        rows = {(row["system"], row["measure"]): row for row in csv.DictReader(file)}
+    for data in ("fpb", "tfns"):
+        (run,), _ = finished_runs.load([tmp_path / data / "lora"])
+        for measure in ("accuracy", "weighted_f1"):
+            row = rows["lora", measure]
+            assert float(row[data]) == pytest.approx(run.report[measure], abs=5e-5)
+            assert float(row[f"{data}_low"]) == pytest.approx(run.report["intervals"][measure][0], abs=5e-5)
+    assert (rows["lora", "accuracy"]["nwgi_n"], rows["lora", "accuracy"]["fiqa"]) == ("99", "")
+    assert rows["findpo", "weighted_f1"]["nwgi"] == "0.8330"
+    assert ("findpo", "accuracy") not in rows
+    assert rows["finlora_lora", "accuracy"]["base"] == "Llama-3.1-8B-Instruct"
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "base models (smollm2_135m, tiny here, 6 to 13 billion parameters in the publications)",
+        "fpb has 300 test rows here and 1,212 in the publications",
+        "nwgi is scored by runs trained on tfns",
+        "fpb: lora has the highest macro-F1",
+    ):
+        assert text in shown
 
 
 def test_a_report_of_single_folders_gets_a_separate_folder(sweep: Path, config: Configure, tmp_path: Path) -> None:

@@ -64,6 +64,14 @@ def test_the_reward_rises_over_a_planted_pattern(planted: str, config: Compose, 
     assert not list(run.rglob("ref"))  # trl's reference adapter
 
 
+def test_max_steps_does_not_lengthen_a_training(planted: str, config: Compose, tmp_path: Path) -> None:
+    """64 rows in steps of 2 are 32 steps in an epoch."""
+    words = (*ALL, planted, "train.epochs=0.09", "train.max_steps=12", "model.thought.max_tokens=1")
+    run = train.run(config(*words, f"output_dir={tmp_path}")).run_dir
+    assert run is not None
+    assert json.loads((run / "run.json").read_text(encoding="utf-8"))["steps"] == 3
+
+
 def test_a_killed_run_resumes(planted: str, tmp_path: Path) -> None:
     words = (*ALL, planted, "train.max_steps=6", "train.validate_every=2", "train.patience=null")
 

@@ -12,7 +12,7 @@ const WORDS = {
     forget: "Remove the file", token: "Token", predict: "Predict", stop: "Stop", clear: "Clear", results: "Answers",
     token_hint: "This service requires one. It is kept until you close this page.",
     save: "Save as CSV", text: "Text", label: "Label", probabilities: "Probabilities", route: "Experts", time: "Time",
-    docs: "Use from a program", cut: "truncated", progress: "Progress",
+    docs: "Use from a program", cut: "truncated", abstain: "abstains: not sure enough", possible: "possible:", progress: "Progress",
     count: n => n === 1 ? "1 text" : `${n} texts`, none: "Enter a text first, or choose a file.",
     target: "Target", target_hint: "The company or aspect that the labels refer to, for all texts above.",
     target_column: "Column with the targets", no_target: "Enter the target of the texts first.",
@@ -32,7 +32,7 @@ const WORDS = {
     forget: "移除文件", token: "令牌", predict: "预测", stop: "停止", clear: "清空", results: "结果",
     token_hint: "此服务需要令牌；关闭页面后不会保留。",
     save: "保存为 CSV", text: "文本", label: "标签", probabilities: "概率", route: "专家", time: "用时",
-    docs: "如何在程序中调用", cut: "过长，已截断", progress: "进度",
+    docs: "如何在程序中调用", cut: "过长，已截断", abstain: "不作答：把握不足", possible: "可能的标签：", progress: "进度",
     count: n => `${n} 条文本`, none: "请先输入文本，或选择文件。",
     target: "目标", target_hint: "标签所针对的公司或方面，适用于上面的所有文本。",
     target_column: "目标所在的列", no_target: "请先输入这些文本的目标。",
@@ -222,8 +222,10 @@ function row(answer, number) {
   const text = make("td", { className: "text" }, make("div", { lang: language(answer.input), textContent: answer.input }));
   if (answer.target) text.append(make("div", { className: "soft", lang: language(answer.target), textContent: answer.target }));
   if (answer.truncated) text.append(make("span", { className: "cut", lang: document.documentElement.lang, textContent: state.words.cut }));
+  const about = [answer.abstain && state.words.abstain, answer.label_set && `${state.words.possible} ${answer.label_set.join(", ")}`];
+  const notes = about.filter(Boolean).map(content => make("div", { className: "soft", textContent: content }));
   const cells = [
-    make("td", { className: "number", textContent: String(number) }), text, make("td", {}, ...has(answer).map(label => tag(label))),
+    make("td", { className: "number", textContent: String(number) }), text, make("td", {}, ...has(answer).map(label => tag(label)), ...notes),
     make("td", { className: "wide" }, bars(answer.probs, color)),
   ];
   if (state.route) cells.push(make("td", { className: "wide" }, bars(answer.route ?? {}, (_, at) => `c${(at + 3) % 6}`)));
@@ -256,11 +258,13 @@ function save() {
   // A cell that a spreadsheet would run as a formula gets an apostrophe in front.
   const cell = value => `"${String(value).replace(/^(?!-?[\d.]+$)[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
   const targeted = $("target") ? ["target"] : [];
-  const head = ["text", ...targeted, "number" in (state.answers[0] ?? {}) ? "number" : "label", ...state.labels.map(label => `p_${label}`), "truncated"];
+  const decided = ["abstain", "label_set"].filter(name => name in (state.answers[0] ?? {}));
+  const head = ["text", ...targeted, "number" in (state.answers[0] ?? {}) ? "number" : "label", ...state.labels.map(label => `p_${label}`), "truncated", ...decided];
   // A set of labels is written as a list, as by stage=predict, which reads it back.
   const label = answer => answer.number ?? (answer.labels ? JSON.stringify(answer.labels) : answer.prediction);
   const lines = state.answers.map(answer =>
-    [answer.input, ...targeted.map(() => answer.target), label(answer), ...state.labels.map(label => answer.probs[label]), answer.truncated]);
+    [answer.input, ...targeted.map(() => answer.target), label(answer), ...state.labels.map(label => answer.probs[label]), answer.truncated,
+      ...decided.map(name => JSON.stringify(answer[name]))]);
   const content = "\ufeff" + [head, ...lines].map(line => line.map(cell).join(",")).join("\r\n") + "\r\n";
   const url = URL.createObjectURL(new Blob([content], { type: "text/csv" }));
   make("a", { href: url, download: "finsa.csv" }).click();
