@@ -15,15 +15,7 @@ from finsa.config.base import MEASURES, headline
 from finsa.errors import RunError
 from finsa.evaluation import costs, finished_runs, moe, pages, report_figures, selective, tables
 from finsa.evaluation import published as published_tables
-from finsa.evaluation.comparison import (
-    COVERAGES,
-    SCORES,
-    Comparison,
-    Record,
-    compare,
-    forward_gaps,
-    on_mixed_texts,
-)
+from finsa.evaluation.comparison import COVERAGES, SCORES, Comparison, Record, compare, forward_gaps, on_mixed_texts
 from finsa.evaluation.figures import Figure
 from finsa.evaluation.finished_runs import Run, RunGroup
 from finsa.evaluation.tables import MISSING, Table, format_value

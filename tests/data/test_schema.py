@@ -18,7 +18,7 @@ from finsa.data.schema import shape
 from finsa.errors import DataError
 
 Configure = Callable[..., RunConfig]
-SHAPE = ["id", "text", "target", "label", "rejected", "domain", "parent", "group", "rationale"]
+SHAPE = ["id", "text", "target", "label", "rejected", "domain", "parent", "group", "rationale", "time"]
 SHAPE += ["_line", "_fate", "fixed"]
 
 
@@ -50,12 +50,23 @@ def _pairs(frame: pl.DataFrame) -> list[tuple[str | None, ...]]:
 
 
 def test_columns_are_mapped_and_others_omitted(data: Data) -> None:
-    raw = _raw(nr=["1"], body=["x"], y=["a"], src=["web"], orig=["0"], firm=["f"], about=["t"], why=["r"], extra=["!"])
+    raw = _raw(
+        nr=["1"],
+        body=["x"],
+        y=["a"],
+        src=["web"],
+        orig=["0"],
+        firm=["f"],
+        about=["t"],
+        why=["r"],
+        at=["2024"],
+        extra=["!"],
+    )
     named = _columns(data, id="nr", text="body", target="about", label="y", domain="src", parent="orig", group="firm")
-    named = _columns(named, rationale="why")
+    named = _columns(named, rationale="why", time="at")
     frame = shape(raw, named, "t.csv", "t")
     assert frame.columns == SHAPE
-    assert frame.row(0) == ("1", "x", "t", "a", None, "web", "0", "f", "r", 1, None, 0)
+    assert frame.row(0) == ("1", "x", "t", "a", None, "web", "0", "f", "r", "2024", 1, None, 0)
 
 
 def test_text_column_may_be_the_label_column_of_another_task(data: Data) -> None:
