@@ -30,7 +30,10 @@ from finsa.errors import ConfigError, nearest
 from finsa.session import Session
 
 NEEDS = {
+    "stage=audit": ["input=answers.csv"],
     "stage=augment": ["output=somewhere"],
+    "stage=behave": ["run=somewhere"],
+    "stage=cascade": ["runs=[somewhere,elsewhere]"],
     "stage=export": ["run=somewhere", "format=onnx"],
     "stage=generate": ["data=generated", "output=somewhere"],
     "stage=import": ["input=llama.yaml", "output=somewhere"],

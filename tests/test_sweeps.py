@@ -79,7 +79,7 @@ def test_the_sweep_writes_its_report(sweep: tuple[Done, Path]) -> None:
     assert float(rows["lora"]["seconds_to_best"]) > 0
     assert rows["zero_shot"]["seconds_to_best"] == ""
     assert table.with_suffix(".html").stat().st_size > 100_000
-    assert len(list((table.parent / "figures").glob("*.png"))) == 6
+    assert len(list((table.parent / "figures").glob("*.png"))) == 8
     assert f"stage=report runs={table.parent} stage.baseline=<configuration>" in done.stdout
 
 

@@ -150,7 +150,7 @@ def describe(
             rows = rows_needed(lambda rows, power_of=power_of: power_of(rows, difference), power)  # type: ignore[misc]
             needed.append(f"{name} {f'more than {MOST:,}' if rows is None else f'{rows:,}'}")
     assumed = f"accuracy {accuracy:.3f}, methods disagree on {disagreement:.1%} of the rows"
-    lines = {f"difference detected at {power:.0%} power": f"{', '.join(found)} on {n:,} test rows ({assumed})"}
+    lines = {"detectable difference": f"{', '.join(found)} on {n:,} test rows, with {power:.0%} power ({assumed})"}
     if difference is not None:
         text = f"impossible, because it is larger than {largest:.4f}, what methods can differ that disagree this rarely"
         lines[f"test rows for a difference of {difference:g}"] = ", ".join(needed) or text

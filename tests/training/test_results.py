@@ -26,7 +26,8 @@ UNSURE = np.array([[0.0, -3.0], [-3.0, 0.0], [0.0, -3.0], [-3.0, 0.0], [-3.0, 0.
 
 def calibrated(cfg: RunConfig, path: Path, held: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The entries of metrics and ``run.json``, for validation rows of the classes 0, 1, 0, 1, 0, 1."""
-    split = pl.DataFrame({"label": [0, 1] * 3})
+    names = list("abcdef")
+    split = pl.DataFrame({"id": names, "text": names, "target": [None] * 6, "label": [0, 1] * 3})
     job = Labeled(Dataset({"validation": split, "test": split}, LabelSpace(("a", "b"), ("a", "b")), Ledger(), "0"))
     metrics: dict[str, Any] = {}
     folder = RunFolder(path, {})
