@@ -148,7 +148,8 @@ def _best(folder: Path, cfg: RunConfig) -> Path:
                 ((start.data.prompt, start.data.labels), (cfg.data.prompt, cfg.data.labels)),
             )
         )
-        first = start.method.adapter is not None and not start.method.starts_from_run
+        adapter = start.method.adapter  # one that started from another run is not the first step of anything
+        first = adapter is not None and adapter.init is None and not start.method.starts_from_run
         if alike and first and measure in report.get("validation", {}):
             scores[path] = report["validation"][measure] * (-1 if measure in LOWER_IS_BETTER else 1)
     if not scores:

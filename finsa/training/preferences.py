@@ -29,6 +29,9 @@ from finsa.training import fit, objective
 from finsa.training.watchdog import Watch
 
 FILE = "pairs.jsonl"
+# Settings that the models of the folds have from the run itself, not from the starting run: how the work is done, and
+# which checkpoint is the best.
+FROM_RUN = ("threads", "strategy", "gradient_checkpointing", "score_tokens", "validation_rows", "select_by")
 
 
 def rejected_labels(
@@ -62,7 +65,9 @@ def rejected_labels(
         rejected, predicted, source = rows["rejected"].to_numpy(), None, f"column {cfg.data.columns.rejected}"
     else:
         if cfg.method.starts_from_run:
-            key = (str(cfg.method.init), data.dataset.fingerprint, cfg.seed, settings.folds)
+            key: tuple[object, ...] = (str(cfg.method.init), data.dataset.fingerprint, cfg.seed)
+            key += (*data.fingerprints().values(), cfg.evaluation, cfg.train.micro_batch_size)
+            key += (*(getattr(cfg.train, name) for name in FROM_RUN), settings.folds)
             if key not in session.start_scores:
                 session.start_scores[key] = out_of_fold(cfg, settings.folds, data, backbone, folder, watch)
             log_probs, source = session.start_scores[key], f"scores of {settings.folds} models, each on rows new to it"
@@ -109,8 +114,7 @@ def out_of_fold(
     Rows of the same text are in the same fold, and each fold has the classes in the same proportions.
     """
     start = run_folder.read(str(cfg.method.init))[1]
-    # How the work is done and which checkpoint is best are decided as for the run itself.
-    from_this_run = ["threads", "strategy", "gradient_checkpointing", "score_tokens", "validation_rows", "select_by"]
+    from_this_run = list(FROM_RUN)
     if start.train.batch_size % cfg.train.micro_batch_size == 0:
         from_this_run.append("micro_batch_size")
     train = start.train.model_copy(update={name: getattr(cfg.train, name) for name in from_this_run})
@@ -174,7 +178,8 @@ def training_rows(
     if rejected is not None:
         rows = replace(rows, rejected=rejected, order=[row for row in rows.order if rejected[row] >= 0])
     if (pairs and pairs.compares) or (reward and reward.beta > 0):
-        key = (str(cfg.method.init), data.dataset.fingerprint, base.key(cfg.model, cfg.seed, cfg.method.quantization))
+        key: tuple[object, ...] = (str(cfg.method.init), data.dataset.fingerprint, *data.fingerprints().values())
+        key += (base.key(cfg.model, cfg.seed, cfg.method.quantization), cfg.train.score_tokens)
         if key not in session.start_scores:
             scored = _scored(label_scorer, data, watch, "training rows with the starting model")
             session.start_scores[key] = scored

@@ -120,11 +120,12 @@ def _require_objective(cfg: RunConfig, data: Dataset, session: Session) -> None:
     if pairs is None or cfg.data.columns.rejected is not None:
         return
     start = run_folder.read(str(cfg.method.init))[1]
-    if start.method.preference or start.method.reward or start.method.starts_from_run:
+    from_adapter = start.method.adapter is not None and start.method.adapter.init is not None
+    if start.method.preference or start.method.reward or start.method.starts_from_run or from_adapter:
         text = (
-            f"{cfg.method.init} started from a run itself (method={start.method.name}), so its mistakes on new rows "
-            "cannot be found by training it again; start from a run of method=lora_response or lora_label, or give "
-            "pairs in data.columns.rejected"
+            f"{cfg.method.init} started from a trained adapter itself (method={start.method.name}), so its mistakes on "
+            "new rows cannot be found by training it again; start from a run of method=lora_response or lora_label, "
+            "or give pairs in data.columns.rejected"
         )
         raise ConfigError([Problem("method.init", text)])
     texts = data.splits["train"]["text"].n_unique()
