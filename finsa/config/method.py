@@ -192,6 +192,8 @@ class Method(Section):
 
     @model_validator(mode="after")
     def _check_start(self) -> Method:
+        if self.init == "":
+            raise ValueError("init is empty; name a run, a folder of runs, or base")
         if self.starts_from_run and self.adapter is None:
             raise ValueError(f"init={self.init} is trained further as an adapter; start from method=lora_label")
         if self.starts_from_run and self.adapter is not None and self.adapter.variant == "pissa":

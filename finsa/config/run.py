@@ -92,6 +92,8 @@ class Evaluation(Section):
             raise ValueError("needs a row per true label with a cost per predicted label, such as [[0, 1], [2, 0]]")
         if any(row[number] != 0 for number, row in enumerate(costs)):
             raise ValueError("the true label must cost 0: the diagonal has another number")
+        if not any(cost for row in costs for cost in row):
+            raise ValueError("no error costs anything: a cost outside the diagonal has to be above 0")
         return costs
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from finsa.config import ImportStage, RunConfig, catalogue, command_line, locate
 from finsa.config.catalogue import Folders
-from finsa.errors import DataError, FinsaError
+from finsa.errors import ConfigError, DataError, FinsaError, Problem
 from finsa.evaluation import tables
 from finsa.interop import datasets, llamafactory
 from finsa.interop.translation import Translation, header, nested, yaml_line
@@ -93,7 +93,16 @@ def _checked(parts: list[TranslatedFiles], added: Folders) -> TranslatedFiles:
         for file, lines in whole.files.items():
             (Path(place) / file).parent.mkdir(parents=True, exist_ok=True)
             (Path(place) / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        command_line.check([whole.command], folders=(*added, Path(place)))
+        try:
+            command_line.check([whole.command], folders=(*added, Path(place)))
+        except ConfigError as error:  # it names keys and files that the user has not written
+            name, translation = next(iter(whole.translations.items()))
+            given = {one.text.partition("=")[0]: one.key for one in translation.outcomes if one.kind == "translated"}
+            problems = [
+                Problem(given[one.path], f"as {one.path}: {one.text}", name) if one.path in given else one
+                for one in error.problems
+            ]
+            raise ConfigError([replace(one, origin=name) for one in problems]) from None
     return whole
 
 

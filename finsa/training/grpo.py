@@ -152,6 +152,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
             FinsaError: for a loss that is not finite.
         """
         logs = dict(logs or {})
+        logs.pop("train_loss", None)  # a mean over the steps of this process, not of a resumed run
         if not math.isfinite(logs.get("loss", 0.0)):
             text = f"training: the loss of step {state.global_step} is not finite. Checkpoints up to then are intact"
             raise FinsaError(f"{text}; lower train.learning_rate")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finsa.config import RunConfig, Train, divisor
+from finsa.config import Data, RunConfig, Train, divisor
 from finsa.config.base import COSTS, MEASURES
 from finsa.data import dataset, prompts, sampling, tokenized, values
 from finsa.data.dataset import Dataset
@@ -67,6 +67,9 @@ def require_trainable(cfg: RunConfig, data: Dataset, session: Session, planned: 
         optimizer_steps(cfg.train, sum(counts), processes.world_size())
         if cfg.model.think == "open" and cfg.method.grpo is None:
             _note_rationales(cfg, data)
+        elif cfg.data.columns.rationale is not None and processes.is_main():
+            reason = "method=grpo trains on thoughts of the model" if cfg.method.grpo else "needs model.think=open"
+            print(f"note: data.columns.rationale is not used: {reason}", flush=True)
     require_prompt(cfg, data, session, planned)
 
 
@@ -113,11 +116,20 @@ def _require_objective(cfg: RunConfig, data: Dataset, session: Session) -> None:
     if costs is not None and len(costs) != classes:
         text = f"has {len(costs)} rows, and there are {classes} labels: {', '.join(data.labels.names)}"
         raise ConfigError([Problem("evaluation.costs", text)])
-    if not cfg.method.starts_from_run or starts.pending(cfg):
+    if starts.pending(cfg):
         return
-    starts.require_same_rows(cfg, data, lambda other: dataset.load(other, session))
-    pairs = cfg.method.preference
-    if pairs is None or cfg.data.columns.rejected is not None:
+
+    def load(other: Data) -> Dataset:
+        return dataset.load(other, session)
+
+    starts.require_unseen_test_rows(cfg, data, load)
+    pairs, found = cfg.method.preference, cfg.data.columns.rejected is None  # by scores of training rows
+    if not cfg.method.starts_from_run:
+        if pairs is not None and found:
+            starts.require_unseen_training_rows(cfg, data, load)
+        return
+    starts.require_same_labels(cfg, data)
+    if pairs is None or not found:
         return
     start = run_folder.read(str(cfg.method.init))[1]
     from_adapter = start.method.adapter is not None and start.method.adapter.init is not None
@@ -128,6 +140,7 @@ def _require_objective(cfg: RunConfig, data: Dataset, session: Session) -> None:
             "or give pairs in data.columns.rejected"
         )
         raise ConfigError([Problem("method.init", text)])
+    starts.require_unseen_training_rows(start, data, load)
     texts = data.splits["train"]["text"].n_unique()
     least = data.splits["train"].height - -(-data.splits["train"].height // pairs.folds)
     if texts < pairs.folds or least < start.train.batch_size:
@@ -162,6 +175,13 @@ def require_prompt(cfg: RunConfig, data: Dataset, session: Session, planned: boo
     rows = tokenized.build(cfg, data, tokenizer, session)
     if context is not None and (cfg.method.examples is not None or cfg.data.max_length > context):
         _require_context(cfg, rows, context)
+    if rows.prompt.thought is not None and cfg.data.columns.rationale is not None and cfg.method.learn != "nothing":
+        mark, rationales = rows.prompt.thought.close, rows.rationales()
+        if ending := sum(mark in text for text in rationales):
+            raise DataError(
+                f"data.columns.rationale: {ending:,} of {len(rationales):,} rationales contain {mark}, which ends a "
+                "thought; remove it from them, or set other model.thought.marks"
+            )
 
 
 def _require_context(cfg: RunConfig, rows: TokenizedDataset, context: int) -> None:

@@ -66,6 +66,37 @@ def test_of_a_folder_of_runs_the_best_of_the_seed_is_taken(config: Configure, ru
         starts.resolved(cfg.model_copy(update={"seed": 3}), None)
 
 
+def test_of_a_folder_a_run_that_fits_is_taken(config: Configure, run: Path, tmp_path: Path) -> None:
+    """Not one with the better score that would be refused, or that has other rows."""
+    for name, old, new in (
+        ("chat", "\n  prompt: plain\n", "\n  prompt: chat\n"),
+        ("int8", "quantization: none", "quantization: int8"),
+        ("rows", "    seed: 42\n", "    seed: 7\n"),
+    ):
+        assert old in (run / "config.yaml").read_text(encoding="utf-8")
+        copy(run, tmp_path / name, macro_f1=0.9, **{old: new})
+    fits = copy(run, tmp_path / "fits", macro_f1=0.1)
+    cfg = config("method=dpo", *SHORT, f"method.init={tmp_path}")
+    assert starts.resolved(cfg, None).method.init == str(fits)
+
+
+def test_a_shape_that_the_command_names_must_be_that_of_the_run(config: Configure, run: Path) -> None:
+    for given, message in (("rank=3", "has rank=8; leave out"), ("targets=all", "has targets=query_value; leave out")):
+        word = f"method.adapter.{given}"
+        cfg = config("method=dpo", word, *SHORT, f"method.init={run}")
+        session = Session(Job((word,), {}, (), run, None, 0))
+        with pytest.raises(ConfigError, match=f"{message} method.adapter.{given.partition('=')[0]}"):
+            starts.resolved(cfg, session)
+    assert starts.resolved(config("method=dpo", "method.adapter.rank=8", *SHORT, f"method.init={run}"), session)
+
+
+@pytest.mark.parametrize("stage", ["train", "check"])
+def test_a_start_of_a_sweep_or_a_chain_is_refused_elsewhere(stage: str, config: Configure) -> None:
+    for init, message in (("sweep", "sweep is for the jobs of a sweep"), ("@sft", "@sft is a link of stage=chain")):
+        with pytest.raises(ConfigError, match=message):
+            starts.resolved(config(f"stage={stage}", "method=dpo", SHORT[0], f"method.init={init}"), Session())
+
+
 def test_in_a_sweep_the_best_earlier_job_is_taken(config: Configure, run: Path, tmp_path: Path) -> None:
     """A job may have reused a run of another folder, which its record names."""
     reused = copy(run, tmp_path / "before" / "a", macro_f1=0.7)
@@ -99,7 +130,7 @@ def test_a_run_that_does_not_fit_is_refused(
 
 def test_a_run_without_an_adapter_is_refused(config: Configure, trained: Callable[..., Path], run: Path) -> None:
     cfg = config("method=dpo", *SHORT, f"method.init={trained('tfidf_lr')}")
-    with pytest.raises(ConfigError, match="has no single adapter"):
+    with pytest.raises(ConfigError, match="has no single adapter .*; start from a run that trained one"):
         starts.resolved(cfg, None)
     missing = config("method=dpo", *SHORT, f"method.init={run.parent / 'nowhere'}")
     assert [problem.path for problem in folders.problems(missing)] == ["method.init"]
@@ -118,15 +149,25 @@ def test_weights_are_compared_by_content(config: Configure, run: Path, tmp_path:
         starts.resolved(cfg, None)
 
 
-def test_test_rows_that_the_run_was_trained_on_are_refused(config: Configure, run: Path) -> None:
-    cfg = starts.resolved(config("method=dpo", *SHORT, f"method.init={run}"), None)
-    data = dataset.load(cfg.data)
-    starts.require_same_rows(cfg, data, dataset.load)
-    leaked = {**data.splits, "test": data.splits["train"].head(10)}
-    other = replace(data, splits=leaked, fingerprint="other")
-    with pytest.raises(ConfigError, match="10 of the 10 test texts are training or validation rows"):
-        starts.require_same_rows(cfg, other, dataset.load)
-    starts.require_same_rows(cfg, replace(data, fingerprint="other"), dataset.load)  # other rows, none of them known
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("key", ["method.init", "method.adapter.init"])
+def test_test_rows_that_an_earlier_run_was_trained_on_are_refused(
+    key: str, steps: int, config: Configure, run: Path, tmp_path: Path
+) -> None:
+    """At any number of steps back, whichever key names the start."""
+    words = ("method=dpo", f"{key}={run}") if key == "method.init" else ("method=lora_response", f"{key}={run}")
+    data = dataset.load(config(*SHORT).data)
+    leaked = replace(data, splits={**data.splits, "test": data.splits["train"].head(10)}, fingerprint="other")
+    if steps == 2:  # the run that is named has seen none of these rows, but it started from one that has
+        facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        second = copy(run, tmp_path / "second", **{"    init: null": f"    init: {run}"})
+        (second / "run.json").write_text(json.dumps({**facts, "data_fingerprint": "other"}), encoding="utf-8")
+        words = tuple(word.replace(str(run), str(second)) for word in words)
+    cfg = starts.resolved(config(*words, *SHORT), None)
+    assert len(list(starts.origins(cfg))) == steps
+    with pytest.raises(ConfigError, match=f"10 of the 10 test texts are training or validation rows of {run}"):
+        starts.require_unseen_test_rows(cfg, leaked, dataset.load)
+    starts.require_unseen_test_rows(cfg, replace(data, fingerprint="other"), dataset.load)  # none of them known
 
 
 def test_other_labels_and_prompts_are_refused(config: Configure, run: Path) -> None:
@@ -137,4 +178,4 @@ def test_other_labels_and_prompts_are_refused(config: Configure, run: Path) -> N
     ):
         other = cfg.model_copy(update={"data": cfg.data.model_copy(update={key: value})})
         with pytest.raises(ConfigError, match=message):
-            starts.require_same_rows(other, dataset.load(other.data), dataset.load)
+            starts.require_same_labels(other, dataset.load(other.data))

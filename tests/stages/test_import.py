@@ -425,6 +425,10 @@ def test_data_sets_are_found_above_the_training_file(
             "{model_name_or_path: Qwen/Qwen2.5-0.5B, stage: dpo, pref_loss: hinge}",
             "pref_loss: 'hinge' is not translated",
         ),
+        (
+            "{model_name_or_path: Qwen/Qwen2.5-0.5B, stage: dpo, pref_beta: 0.0}",
+            r"pref_beta: as method.preference.beta: .* greater than 0, not 0.0 \(a number\)  \[file.yaml\]",
+        ),
         ("{model_name_or_path: Qwen/Qwen2.5-0.5B, stage: dpo, finetuning_type: full}", "not translated for stage dpo"),
         ("{model_name_or_path: Qwen/Qwen2.5-0.5b-instrukt}", "Did you mean 'qwen/qwen2.5-0.5b-instruct'"),
         ("{model_name_or_path: Qwen/Qwen2.5-0.5B, learning_rate: fast}", "learning_rate: must be a number, not fast"),

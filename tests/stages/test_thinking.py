@@ -18,7 +18,7 @@ from finsa.config import RunConfig
 from finsa.errors import ConfigError, DataError
 from finsa.evaluation import report
 from finsa.inference import predictor
-from finsa.stages import evaluate, export, predict, train
+from finsa.stages import check, evaluate, export, predict, train
 
 Compose = Callable[..., RunConfig]
 Runs = Callable[..., Path]
@@ -139,6 +139,11 @@ def test_rationales_are_trained_on(
     assert 5 < missing < 40
     with pytest.raises(DataError, match=r"no training row has a text in the column 'reason'"):
         train.run(config(*words, "data.columns.rationale=reason"))
+    mark = "model.thought.marks=['<think>','看']"
+    with pytest.raises(DataError, match=r"\d+ of 60 rationales contain 看, which ends a thought"):
+        train.run(config(*words, mark, "data.columns.rationale=rationale"))
+    check.run(config("stage=check", *words[:2], f"data.files={rationales}", ROWS, "data.columns.rationale=rationale"))
+    assert "data.columns.rationale is not used: needs model.think=open" in capsys.readouterr().out
 
 
 def test_the_loss_of_a_row_is_on_its_rationale_and_answer(rationales: Path, config: Compose, tokenizer: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from finsa.inference.scoring import scorer
 from finsa.models import base, factory, tokenizers
 from finsa.runs import starts
 from finsa.session import Session
-from finsa.stages import train
+from finsa.stages import export, train
 from finsa.synthetic import generator
 from finsa.training import fit
 
@@ -143,6 +144,19 @@ def test_jobs_with_the_same_start_share_its_scores(found: Found, tuned: Tuned, s
     assert pairs(second) == pairs(found.folder)
 
 
+def test_jobs_with_other_prompts_or_settings_share_no_scores(config: Configure, found: Found, tuned: Tuned) -> None:
+    words = ("method=dpo", "data.columns.rejected=worse", "train.learning_rate=1e-9")
+    for prompt in ("文本：{text}\n情感分类：", "请判断：{text}\n答案："):
+        folder = tuned("base", *words, f"data.prompt='{prompt}'")
+        assert losses(folder) == pytest.approx([math.log(2)] * 2, abs=1e-4)
+
+
+def test_folds_are_trained_again_where_another_checkpoint_is_the_best(found: Found, tuned: Tuned, start: Path) -> None:
+    before = set(found.session.start_scores)
+    tuned(start, "method=orpo", TWO, "train.select_by=loss")
+    assert len(set(found.session.start_scores) - before) == 1
+
+
 @pytest.mark.parametrize("method", ["dpo", "kto", "simpo", "orpo"])
 def test_training_begins_at_the_starting_model(method: str, tuned: Tuned, start: Path) -> None:
     """Before the first update the model is the reference: -log sigmoid(0) for DPO, 1 - sigmoid(0) for KTO."""
@@ -227,6 +241,8 @@ def test_the_expected_reward_is_the_loss(config: Configure, rows: Path, tuned: T
         (("train.select_by=cost",), "needs evaluation.costs"),
         (("evaluation.costs=[[0,1],[1]]",), "needs a row per true label"),
         (("evaluation.costs=[[0,1],[1,2]]",), "the true label must cost 0"),
+        (("evaluation.costs=[[0,0],[0,0]]",), "no error costs anything"),
+        (("method=dpo", "method.init=''"), "init is empty"),
         (("stage=moe_joint", "method=dpo", "method.init=base", "data=finnf_joint"), "is for stage=train"),
     ],
 )
@@ -246,3 +262,29 @@ def test_a_run_that_started_from_a_run_gives_no_new_mistakes(config: Configure, 
     with pytest.raises(ConfigError, match="cannot be found by training it again"):
         tuned(again, "method=dpo")
     tuned(again, "method=expected_reward")  # needs none
+
+
+def test_models_that_were_trained_on_the_rows_find_no_mistakes(
+    config: Configure, rows: Path, start: Path, tuned: Tuned, tmp_path: Path
+) -> None:
+    """An adapter that started from another one, and an export as the base model."""
+    adapted = tmp_path / "adapted"
+    shutil.copytree(start, adapted)
+    text = (adapted / "config.yaml").read_text("utf-8").replace("\n    init: null\n", f"\n    init: {start}\n")
+    (adapted / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="started from a trained adapter itself"):
+        tuned(adapted, "method=dpo", TWO)
+    merged = tmp_path / "merged"
+    export.run(config("stage=export", f"run={start}", "format=merged", f"output={merged}"))
+    cfg = ("method=dpo", f"model.path={merged}", "model.name=tuned")
+    with pytest.raises(ConfigError, match=f"{merged}, which the scores would come from, was trained on 160 of the 160"):
+        tuned("base", *cfg)
+    tuned("base", *cfg, "data.columns.rejected=worse")  # pairs of one's own need no scores
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(rows / "test.csv", other / "train.csv")
+    shutil.copy(rows / "valid.csv", other / "valid.csv")
+    pl.read_csv(rows / "train.csv").head(20).write_csv(other / "test.csv")
+    words = (f"data.files={other}", *SHORT[1:], f"model.path={merged}", f"output_dir={tmp_path / 'out'}")
+    with pytest.raises(ConfigError, match="20 of the 20 test texts are training or validation rows"):
+        train.run(config("method=lora_response", *words))
