@@ -40,19 +40,37 @@ class Tracker:
     def page(self, name: str, file: Path) -> None:
         """Log an HTML page; most trackers cannot show one."""
 
+    def predictions(self, file: Path, labels: Sequence[str]) -> None:
+        """Log the predictions of the test rows.
+
+        Args:
+            file: ``predictions.jsonl`` of the run folder.
+            labels: the classes; empty for numbers.
+        """
+
+
+class RunTracker(Tracker):
+    """Logs to a run of a library, an object whose method `log` takes values by name."""
+
+    run: Any
+
+    def log(self, step: int, record: Mapping[str, float]) -> None:
+        """Log metrics of a step."""
+        self.run.log(dict(record), step=step)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Log the final metrics of a run."""
+        self.run.log(dict(values))
+
     def confusion_matrix(self, gold: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> None:
-        """Log an interactive confusion matrix, if the tracker has one; a figure shows it in any case."""
+        """Log an interactive confusion matrix, if the library has one; a figure shows it in any case."""
 
     def close(self, failed: bool) -> None:
         """Finish the run."""
 
-    def predictions(self, records: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
-        """Log the first `MAX_ROWS` prediction records as a table, and the confusion matrix of all.
-
-        Args:
-            records: from `finsa.evaluation.run_results.predictions`.
-            labels: the classes; empty for numbers.
-        """
+    def predictions(self, file: Path, labels: Sequence[str]) -> None:
+        """Log the first `MAX_ROWS` predictions as a table, and the confusion matrix of all."""
+        records = files.json_lines(file)
         if not records:
             return
         columns = [name for name in records[0] if name not in ("probs", "log_probs", "log_odds", "gates")]
@@ -100,13 +118,13 @@ class Several(Tracker):
         for tracker in self.trackers:
             tracker.page(name, file)
 
-    def confusion_matrix(self, gold: Sequence[int], predicted: Sequence[int], labels: Sequence[str]) -> None:
-        """Log a confusion matrix."""
+    def predictions(self, file: Path, labels: Sequence[str]) -> None:
+        """Log the predictions of the test rows."""
         for tracker in self.trackers:
-            tracker.confusion_matrix(gold, predicted, labels)
+            tracker.predictions(file, labels)
 
 
-class WandbTracker(Tracker):
+class WandbTracker(RunTracker):
     """Logs to a wandb run, offline below the run folder unless an API key is configured."""
 
     def __init__(self, tracking: Tracking, folder: Path, info: Mapping[str, Any]) -> None:
@@ -129,10 +147,6 @@ class WandbTracker(Tracker):
                 reinit="finish_previous",
                 **info,
             )
-
-    def log(self, step: int, record: Mapping[str, float]) -> None:
-        """Log metrics of a step."""
-        self.run.log(dict(record), step=step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Write the final metrics to the summary of the run."""
@@ -169,7 +183,7 @@ class WandbTracker(Tracker):
         self.run.finish(exit_code=int(failed))
 
 
-class MlflowTracker(Tracker):
+class MlflowTracker(RunTracker):
     """Logs to the server of MLFLOW_TRACKING_URI, or else to ``mlflow.db`` and ``mlartifacts`` below `output_dir`."""
 
     def __init__(self, tracking: Tracking, folder: Path, info: Mapping[str, Any], store: Path) -> None:
@@ -227,7 +241,7 @@ class MlflowTracker(Tracker):
         self.client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
 
 
-class SwanlabTracker(Tracker):
+class SwanlabTracker(RunTracker):
     """Logs to a SwanLab run, offline below the run folder unless an API key is configured."""
 
     def __init__(self, tracking: Tracking, folder: Path, info: Mapping[str, Any]) -> None:
@@ -255,14 +269,6 @@ class SwanlabTracker(Tracker):
         if not earlier and info["job_type"] != "report":
             files.write_text(known, json.dumps({"run_id": self.run.id}) + "\n")
 
-    def log(self, step: int, record: Mapping[str, float]) -> None:
-        """Log metrics of a step."""
-        self.run.log(dict(record), step=step)
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """Log the final metrics."""
-        self.run.log(dict(values))
-
     def figure(self, name: str, file: Path) -> None:
         """Log a figure as an image."""
         import swanlab
@@ -281,7 +287,7 @@ class SwanlabTracker(Tracker):
             self.run.finish("crashed" if failed else "success")
 
 
-class TrackioTracker(Tracker):
+class TrackioTracker(RunTracker):
     """Logs to trackio's local database (``trackio show``), or to its server if one is configured."""
 
     def __init__(self, tracking: Tracking, folder: Path, info: Mapping[str, Any]) -> None:
@@ -298,14 +304,6 @@ class TrackioTracker(Tracker):
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
-
-    def log(self, step: int, record: Mapping[str, float]) -> None:
-        """Log metrics of a step."""
-        self.run.log(dict(record), step=step)
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """Log the final metrics."""
-        self.run.log(dict(values))
 
     def figure(self, name: str, file: Path) -> None:
         """Log a figure as an image."""
@@ -327,7 +325,7 @@ class TrackioTracker(Tracker):
             trackio.finish()
 
 
-class TensorboardTracker(Tracker):
+class TensorboardTracker(RunTracker):
     """Writes event files into the folder ``tensorboard`` of the run folder."""
 
     def __init__(self, folder: Path, info: Mapping[str, Any]) -> None:
@@ -424,7 +422,7 @@ def _opened(tracking: Tracking | None, folder: Path, info: Mapping[str, Any], ou
         yield Tracker()
         return
     require_installed(tracking)
-    trackers, failed = list[Tracker](), True
+    trackers, failed = list[RunTracker](), True
     try:
         for name in tracking.names:
             if name == "wandb":

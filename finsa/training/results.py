@@ -86,15 +86,14 @@ def write(
     truncated = run_results.write_ledger(data, folder, tuple(data.dataset.splits) if reads_all else ("test",))
     folder.write_json("metrics.json", metrics)
     rows = run_results.predictions(data, "test", log_probs, metrics["calibration"], gates, experts)
-    records = list(run_results.with_thoughts(rows, thoughts))
-    folder.write_lines("predictions.jsonl", records)
+    folder.write_lines("predictions.jsonl", run_results.with_thoughts(rows, thoughts))
     if isinstance(data, tokenized.TokenizedDataset):
         _write_cards(cfg, data, folder)
     model = [] if cfg.method.baseline is not None else [cfg.model.name]
     title = ", ".join([cfg.method.name, *model, cfg.data.title])
     figure = run_results.draw_predictions(metrics["test"], title, folder.path)
     tracker.summary(run_results.flat(metrics))
-    tracker.predictions(records, data.dataset.labels.names)
+    tracker.predictions(folder.path / "predictions.jsonl", data.dataset.labels.names)
     if figure is not None:
         tracker.figure(figure.stem.replace("_", " "), figure)
     name = f"{cfg.method.name} mixture" if "router" in metrics else cfg.method.name

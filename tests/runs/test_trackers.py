@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import commands
 import pytest
@@ -23,6 +25,12 @@ PREDICTIONS = [
 ]
 
 
+def written(folder: Path, records: list[dict[str, Any]]) -> Path:
+    file = folder / "predictions.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return file
+
+
 def test_without_a_key_wandb_stays_offline(config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
@@ -38,6 +46,7 @@ def test_the_null_tracker_accepts_everything_and_writes_nothing(config: Config, 
         tracker.log(1, {"loss": 1.0})
         tracker.summary({"a": 1})
         tracker.figure("x", tmp_path / "missing.png")
+        tracker.predictions(tmp_path / "missing.jsonl", LABELS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -83,7 +92,7 @@ def test_a_tracker_has_what_the_run_logs_and_a_resumed_run_continues_it(
             if steps == (2, 3):
                 tracker.summary({"test/macro_f1": 0.75})
                 tracker.figure("a figure", figure)
-                tracker.predictions(PREDICTIONS, LABELS)
+                tracker.predictions(written(tmp_path, PREDICTIONS), LABELS)
     assert capfd.readouterr().out == ""
     read = getattr(tracker_files, name)
     found = read({"mlflow": tmp_path, "trackio": project}.get(name, run))
@@ -99,7 +108,7 @@ def test_several_trackers_receive_the_same(config: Config, tmp_path: Path) -> No
     assert cfg.tracking.names == ["wandb", "tensorboard"]
     with trackers.track(cfg, tmp_path, None) as tracker:
         tracker.log(1, {"loss": 0.5})
-        tracker.predictions(PREDICTIONS, LABELS)
+        tracker.predictions(written(tmp_path, PREDICTIONS), LABELS)
     wandb.teardown()
     logged = wandb_files.run(next(tmp_path.glob("wandb/offline-run-*/run-*.wandb")))["logged"]
     assert {"loss", "predictions"} <= logged
@@ -112,16 +121,17 @@ def test_several_trackers_receive_the_same(config: Config, tmp_path: Path) -> No
 def test_a_table_of_predictions_is_capped_and_has_no_nested_values(tmp_path: Path) -> None:
     tables = []
 
-    class Kept(trackers.Tracker):
+    class Kept(trackers.RunTracker):
         def table(self, name, columns, rows):  # type: ignore[no-untyped-def]
             tables.append((columns, rows))
 
-    Kept().predictions(PREDICTIONS * 1000, LABELS)
-    Kept().predictions([{"id": "a", "text": "x", "gold": ["A", "B"], "label": [], "log_odds": {}}], ("A", "B"))
-    (columns, rows), (others, sets) = tables
+    Kept().predictions(written(tmp_path, PREDICTIONS * 1000), LABELS)
+    sets = [{"id": "a", "text": "x", "gold": ["A", "B"], "label": [], "log_odds": {}}]
+    Kept().predictions(written(tmp_path, sets), ("A", "B"))
+    (columns, rows), (others, cells) = tables
     assert (columns, len(rows)) == (["id", "text", "gold", "label", "probability"], trackers.MAX_ROWS)
     assert rows[0] == ["r0", "利润|上升\n", "利空", "利好", 0.75]
-    assert (others, sets) == (["id", "text", "gold", "label"], [["a", "x", '["A", "B"]', "[]"]])
+    assert (others, cells) == (["id", "text", "gold", "label"], [["a", "x", '["A", "B"]', "[]"]])
 
 
 def test_a_missing_library_is_reported_with_its_extra(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
