@@ -79,7 +79,7 @@ def apply(frame: pl.DataFrame, data: Data, labels: LabelSpace) -> tuple[pl.DataF
         fault = "no row with that id and text" if first["_row"] is None else f"now has the label '{first['_now']}'"
         raise DataError(
             f"data.corrections: {counted(lost.height, 'correction')} of {place} fit no row. The first is line "
-            f"{first['_line']}, id '{first['id']}' with the label '{first['given']}': {fault}. Write the file anew "
+            f"{first['_line']}, id '{first['id']}' with the label '{first['given']}': {fault}. Write the file again "
             "with stage=noise on these rows, or remove these lines"
         )
     new = dict(joined.filter(action == "relabel").select("_row", "label").iter_rows())
