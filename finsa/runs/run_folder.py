@@ -105,7 +105,9 @@ def _defined(values: Any) -> Any:
 
 
 @contextmanager
-def start(cfg: RunConfig, data_fingerprint: str | None, session: Session) -> Iterator[RunFolder]:
+def start(
+    cfg: RunConfig, data_fingerprint: str | None, session: Session, named: RunConfig | None = None
+) -> Iterator[RunFolder]:
     """Open a run folder; on exit it is marked complete, or failed with the error.
 
     With ``resume=true`` it is the newest unfinished folder of the same configuration.
@@ -114,6 +116,7 @@ def start(cfg: RunConfig, data_fingerprint: str | None, session: Session) -> Ite
         cfg: the configuration.
         data_fingerprint: of the rows, which must be unchanged for a run to be resumed; None for stages without rows.
         session: determines the location of the folder.
+        named: the configuration whose method, model and data are in the name of the folder, if it is not `cfg`.
 
     Raises:
         RunError: if there is nothing to resume, or the data have changed since.
@@ -123,7 +126,7 @@ def start(cfg: RunConfig, data_fingerprint: str | None, session: Session) -> Ite
         session.run_folders.append(folder.path)
         yield folder
         return
-    path = to_resume(cfg, data_fingerprint, session) if cfg.resume else _new_path(cfg, session)
+    path = to_resume(cfg, data_fingerprint, session) if cfg.resume else _new_path(cfg, named or cfg, session)
     path.mkdir(parents=True, exist_ok=True)
     with locks.held(path / locks.LOCK, f"run folder {path}"):
         folder = _opened(cfg, path, data_fingerprint)
@@ -195,14 +198,13 @@ def _opened(cfg: RunConfig, path: Path, data_fingerprint: str | None) -> RunFold
     return folder
 
 
-def _new_path(cfg: RunConfig, session: Session) -> Path:
+def _new_path(cfg: RunConfig, named: RunConfig, session: Session) -> Path:
     if session.parent is not None:
         return session.parent.path
     if session.job is not None and session.job.sweep_dir is not None and not session.own_folders:
         return session.job.output_dir
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    named = read(cfg.run)[1] if cfg.stage.name == "evaluate" and cfg.run is not None else cfg
-    name = "_".join([stamp, cfg.stage.name, named.method.name, named.model.name, cfg.data.title])
+    name = "_".join([stamp, cfg.stage.name, named.method.name, named.model.name, named.data.title])
     base = Path(cfg.output_dir).absolute() / name
     path, number = base, 1
     while True:

@@ -50,7 +50,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     labeled = _labeled(trained, data, record, session)
     hardware.prepare(cfg.train)
     with (
-        run_folder.start(cfg, data.fingerprint, session) as folder,
+        run_folder.start(cfg, data.fingerprint, session, trained) as folder,
         trackers.track(cfg, folder.path, session.group) as tracker,
     ):
         if record is not None:

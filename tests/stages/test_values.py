@@ -158,7 +158,7 @@ def test_evaluation_file_and_service_repeat_the_predictions(
     lines = _lines(run)
     again = evaluate.run(config("stage=evaluate", f"run={run}", "tracking=none", f"output_dir={tmp_path}")).run_dir
     assert again is not None
-    assert f"_evaluate_{method}_" in again.name
+    assert again.name.partition("_evaluate_")[2] == run.name.partition("_train_")[2]  # method, model and data
     assert _lines(again) == lines
     assert _test_scores(again) == _test_scores(run)
     output = tmp_path / "out.csv"
