@@ -229,6 +229,10 @@ def _scores(group: RunGroup, options: ReportStage) -> Record:
     for name in run.report.get("measures") or {}:
         found = [(one.report.get("measures") or {}).get(name) for one in group.runs]
         ends = run.report["intervals"].get(name) if len(found) == 1 else None
+        if name == "cost" and len(found) > 1:
+            each = np.array(run.config["evaluation"]["costs"])[run.gold, group.predicted]  # (runs, n)
+            means = statistics.resampled_means(each, options.samples, options.seed)
+            ends = metrics.percentiles(statistics.over_seeds(means, options.seed + 1))
         record |= {name: _mean(found), f"{name}_low": ends and ends[0], f"{name}_high": ends and ends[1]}
     for label in run.labels:
         for name in ("precision", "recall", "f1"):

@@ -420,7 +420,7 @@ def _scores(records: Sequence[Record], task: str) -> Table:
 
 
 def _measures(records: Sequence[Record], names: Sequence[str]) -> Table:
-    """The measures of ``evaluation.metrics``, with intervals of single runs."""
+    """Further measures, with intervals of single runs, and of the mean cost of several."""
     rows = []
     for record in records:
         cells = []
@@ -429,7 +429,9 @@ def _measures(records: Sequence[Record], names: Sequence[str]) -> Table:
             interval = f" ({_cell(record, f'{name}_low')}-{_cell(record, f'{name}_high')})" if known else ""
             cells.append((format_value(name, record.get(name)) or MISSING) + interval)
         rows.append([record["arm"], *cells])
-    caption = "In parentheses: 95 % bootstrap intervals over rows; of several runs, the mean."
+    caption = (
+        "In parentheses: 95 % bootstrap intervals over rows, of the cost also over runs; of several runs, the mean."
+    )
     columns = ["configuration", *(name.replace("_", " ") for name in names)]
     return Table("Further measures on the test split", columns, rows, caption, optional=range(len(names), 1, -1))
 

@@ -80,6 +80,13 @@ def resampled(
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
 
+def resampled_means(values: NDArray[np.float64], samples: int, seed: int) -> NDArray[np.float64]:
+    """Means over resampled rows of a value per row and run, (m, n), the same rows for all runs: (m, samples)."""
+    cells, counts = np.unique(values, axis=1, return_counts=True)  # rows that are equal in all runs
+    drawn = np.random.default_rng(seed).multinomial(values.shape[1], counts / values.shape[1], size=samples)
+    return np.asarray(cells @ drawn.T / values.shape[1])
+
+
 def over_seeds(scores: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """Mean over the runs (m, samples), which are also drawn with replacement: seeds are a sample too."""
     runs, samples = scores.shape

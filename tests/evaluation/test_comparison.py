@@ -67,6 +67,20 @@ def test_seeds_give_mean_and_spread(five: list[RunGroup]) -> None:
     )
 
 
+def test_the_mean_cost_of_several_runs_has_an_interval(config: Configure, tmp_path: Path) -> None:
+    """That of the error rate where every error costs 1, by a bootstrap over rows and runs."""
+    costs = "evaluation.costs=[[0,1,1],[1,0,1],[1,1,0]]"
+    for seed in (1, 2, 3):
+        write_run(tmp_path / str(seed), config("method=lora", costs, f"seed={seed}"), GOLD, answers(GOLD, 0.7, seed))
+    (group,) = groups_of(tmp_path)
+    for run in group.runs:
+        run.report["measures"] = {"cost": 1 - run.report["accuracy"]}
+    (record,) = comparison.compare([group], OPTIONS).records
+    assert record["cost"] == pytest.approx(1 - record["accuracy"])
+    found = [1 - record["cost_high"], 1 - record["cost_low"]]
+    assert found == pytest.approx([record["accuracy_low"], record["accuracy_high"]], abs=0.01)
+
+
 def test_tests_are_paired_exact_and_corrected(five: list[RunGroup]) -> None:
     found = comparison.compare(five, OPTIONS)
     assert found.baseline == "zero_shot"

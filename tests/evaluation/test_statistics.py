@@ -223,3 +223,13 @@ def test_hundreds_of_classes_take_little_memory() -> None:
         tracemalloc.stop()
     assert peak < 200e6
     assert samples.mean() == pytest.approx(difference, abs=0.02)
+
+
+def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
+    """Costs of 0, 1 and 2: the bootstrap has the standard error of a mean, and equal runs the same draws."""
+    values = np.random.default_rng(3).choice([0.0, 1.0, 2.0], 400, p=[0.7, 0.2, 0.1])
+    means = statistics.resampled_means(np.stack([values, values, 2 * values]), 4000, seed=4)
+    np.testing.assert_array_equal(means[0], means[1])
+    np.testing.assert_allclose(means[2], 2 * means[0])
+    assert means[0].mean() == pytest.approx(values.mean(), abs=0.003)
+    assert means[0].std() == pytest.approx(values.std() / 20, rel=0.05)
