@@ -63,6 +63,10 @@ def test_the_same_answers_have_two_weighted_f1_scores(config: Configure) -> None
     low, high = (by_rule["a", "finlora"][f"weighted_f1_{end}"] for end in ("low", "high"))
     assert low < as_published < high
     assert true < high - 0.05
+    _, remarks = audit.audit([audit.System("a", gold, answers)], stage_of(config))
+    assert remarks[0] == f"Weighted F1: 0.0000 (aidf) to {as_published:.4f} (finlora)."
+    _, remarks = audit.audit([audit.System("a", gold, gold)], stage_of(config))
+    assert remarks[0] == "Weighted F1 is 1.0000 by every rule."
 
 
 def test_a_wrong_answer_that_is_exactly_a_label_is_a_false_positive_for_finlora_too(config: Configure) -> None:
