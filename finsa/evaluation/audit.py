@@ -200,11 +200,11 @@ def _remarks(
     by_key = {(record["rule"], record["system"]): record for record in records}
     remarks = []
     if len(systems) == 1:
-        low, high = (one(records, key=lambda record: record["weighted_f1"]) for one in (min, max))
-        ends = [f"{record['weighted_f1']:.4f} ({record['rule']})" for record in (low, high)]
-        same = f"Weighted F1 is {low['weighted_f1']:.4f} by every rule."
-        differs = low["weighted_f1"] < high["weighted_f1"]
-        remarks.append(f"Weighted F1: {' to '.join(ends)}." if differs else same)
+        ends = [one(records, key=lambda record: record["weighted_f1"]) for one in (min, max)]
+        least, most = (f"{record['weighted_f1']:.4f} ({record['rule']})" for record in ends)
+        differs = ends[0]["weighted_f1"] < ends[1]["weighted_f1"]
+        same = f"Weighted F1 is {ends[0]['weighted_f1']:.4f} by every rule."
+        remarks.append(f"Weighted F1: {least} to {most}." if differs else same)
     for name in stage.reading_rules:
         if name not in rules:
             remarks.append(f"The rule {name} was left out: the gold labels do not have all of its labels.")
