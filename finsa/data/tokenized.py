@@ -94,14 +94,14 @@ class TokenizedDataset(Labeled):
         prompt: prefix and suffix that the renderer puts around a text.
         cache: folder of cached tokens; None: tokens are not cached.
         examples: in every prompt; None: no examples.
-        base_scores: label scores of the test rows, (n, c), by base model.
+        base_scores: log-probabilities of the test rows, (n, c), and the seconds of scoring them, by base model.
     """
 
     renderer: Renderer
     prompt: Prompt
     cache: str | None = None
     examples: ExampleRows | None = None
-    base_scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    base_scores: dict[str, tuple[NDArray[np.float64], float]] = field(default_factory=dict)
     _encoded: dict[str, Encoded] = field(default_factory=dict)
 
     def prompts(self, split: str) -> Encoded:

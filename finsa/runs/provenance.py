@@ -227,6 +227,11 @@ def code() -> str:
     return digest.hexdigest()[:16]
 
 
+def computed_by() -> str:
+    """What results depend on besides their inputs: source code, versions of numerical libraries, processor."""
+    return f"{code()} {[(name, _version(name)) for name in COMPUTING]} {platform.machine()}"
+
+
 def changes(facts: Mapping[str, Any]) -> list[str]:
     """List the differences in code and numerical libraries between a run and this process.
 

@@ -39,7 +39,14 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         )
     if other := run_folder.other_weights(facts, run_folder.starting_weights(known)):
         raise RunError(f"rerun: weights have changed since {path} was run ({other[0]}), so results would differ")
-    changed = {"output_dir": cfg.output_dir, "tracking": cfg.tracking, "resume": False, "output": None}
+    uncached = known.data.model_copy(update={"cache": None})  # the base model's scores are computed, not read
+    changed = {
+        "output_dir": cfg.output_dir,
+        "tracking": cfg.tracking,
+        "resume": False,
+        "output": None,
+        "data": uncached,
+    }
     result = nested.run(known.model_copy(update=changed), session)
     assert result.run_dir is not None
     if processes.is_main():

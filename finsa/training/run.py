@@ -7,18 +7,21 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
+import polars as pl
 import torch
 
 from finsa.config import RunConfig, TrainStage
 from finsa.config.base import headline
-from finsa.data import few_shot, tokenized
+from finsa.data import cache, few_shot, tokenized
 from finsa.data.dataset import Dataset
 from finsa.data.rows import Encoded
 from finsa.data.tokenized import TokenizedDataset
+from finsa.errors import DataError
 from finsa.evaluation import run_results
 from finsa.inference.scoring import FloatArray, LabelScorer, contextual_bias, scorer, thought_costs
 from finsa.models import base, factory, hardware, tokenizers
-from finsa.runs import files, processes, run_folder, trackers
+from finsa.runs import files, processes, provenance, run_folder, trackers
 from finsa.runs.run_folder import Result, RunFolder
 from finsa.session import Session
 from finsa.training import fit, memory_plan, objective, preferences, results
@@ -69,7 +72,7 @@ def run(cfg: RunConfig, rows: Dataset, session: Session) -> Result:
         base_changes = trains_base or cfg.train.strategy in ("fsdp", "deepspeed")
         try:
             if compares and base_changes:
-                metrics["base"] = run_results.report(data, "test", _base_log_probs(cfg, data, backbone, watch))
+                metrics["base"] = run_results.report(data, "test", _base_log_probs(cfg, data, backbone, watch)[0])
 
             # Pairs: the wrong label of each training row, for methods that learn from pairs.
             rejected = preferences.rejected_labels(cfg, data, backbone, folder, watch, session)
@@ -94,20 +97,23 @@ def run(cfg: RunConfig, rows: Dataset, session: Session) -> Result:
                             data.renderer.tokenizer.save_pretrained(staging / "tokenizer")
 
             # Score the test split: log-probabilities of the labels.
-            started, before = time.monotonic(), len(data.base_scores)
+            started = time.monotonic()
             if learns or cfg.model.think == "open":  # thoughts are not shared with other runs
                 log_probs["test"] = _score(label_scorer, data.prompts("test"), "test", watch)
+                seconds = time.monotonic() - started
             else:
-                log_probs["test"] = _base_log_probs(cfg, data, backbone, watch)
+                log_probs["test"], seconds = _base_log_probs(cfg, data, backbone, watch)
             thoughts, costs = label_scorer.thoughts, thought_costs(label_scorer)
             if data.examples is not None:
                 log_probs["test"] = _finish_few_shot(cfg, data, folder, label_scorer, log_probs["test"])
-            if learns or thoughts is not None or len(data.base_scores) > before:  # not the scores of an earlier job
-                folder.note(scoring_seconds=round(time.monotonic() - started, 3))
-            folder.note(prompt_tokens=round(float(data.prompts("test").lengths.mean()), 1), **costs)
+            folder.note(
+                scoring_seconds=round(seconds, 3),
+                prompt_tokens=round(float(data.prompts("test").lengths.mean()), 1),
+                **costs,
+            )
             factory.detach(model)
             if compares and not base_changes:
-                metrics["base"] = run_results.report(data, "test", _base_log_probs(cfg, data, backbone, watch))
+                metrics["base"] = run_results.report(data, "test", _base_log_probs(cfg, data, backbone, watch)[0])
         except BaseException:
             session.base_models.clear()  # the base may still have adapters or changed weights
             raise
@@ -197,13 +203,40 @@ def _finish_few_shot(
     return log_probs - bias
 
 
-def _base_log_probs(cfg: RunConfig, data: tokenized.TokenizedDataset, backbone: Any, watch: Watch) -> FloatArray:
-    """Log-probabilities of the test rows by the base model, (n, c); shared by the runs of a sweep on the same rows."""
+def _base_log_probs(
+    cfg: RunConfig, data: tokenized.TokenizedDataset, backbone: Any, watch: Watch
+) -> tuple[FloatArray, float]:
+    """Log-probabilities of the test rows by the base model, (n, c), and the seconds that scoring them took.
+
+    Runs on the same rows share them: within a sweep through the data set, across commands through ``data.cache``.
+    """
     train = cfg.train
     settings = (train.score_tokens, train.matmul_precision, train.threads)
     seed = cfg.seed if cfg.model.think == "open" else None  # of the thoughts
     key = f"{base.key(cfg.model, cfg.seed, cfg.method.quantization)} {settings} {seed}"
     if key not in data.base_scores:
-        label_scorer = scorer(backbone, data.renderer, train.score_tokens, cfg)
-        data.base_scores[key] = _score(label_scorer, data.prompts("test"), "test with the base model", watch)
+
+        def build() -> cache.Arrays:
+            started = time.monotonic()
+            label_scorer = scorer(backbone, data.renderer, train.score_tokens, cfg)
+            log_probs = _score(label_scorer, data.prompts("test"), "test with the base model", watch)
+            return {"log_probs": log_probs, "seconds": np.array([time.monotonic() - started])}
+
+        # Processes that score together cannot wait for each other at the lock of an entry.
+        if data.cache and seed is None and data.examples is None and processes.world_size() == 1:
+            rows = (
+                cache.text_hash(pl.Series(data.texts("test"))),
+                data.renderer.fingerprint(),
+                *data.fingerprints().values(),
+            )
+            name = cache.key(
+                "base scores", key, *rows, hardware.describe(base.dtype(cfg.model)), provenance.computed_by()
+            )
+            try:
+                found = cache.arrays(cache.folder_of(data.cache, f"scores-{name}"), build)
+            except DataError:  # the folder cannot be written: no reason to fail after training
+                found = build()
+        else:
+            found = build()
+        data.base_scores[key] = np.array(found["log_probs"]), float(found["seconds"][0])
     return data.base_scores[key]

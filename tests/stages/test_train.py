@@ -18,6 +18,7 @@ from finsa.config import ROOT, RunConfig
 from finsa.data import dataset
 from finsa.evaluation import metrics, run_results
 from finsa.inference.scoring import LabelScorer
+from finsa.runs import provenance
 from finsa.runs.run_folder import Result
 from finsa.session import Session
 from finsa.stages import evaluate, train
@@ -201,12 +202,50 @@ def test_validation_and_the_unchanged_base_are_scored_once(
     again, alone = run("lora", "alone")  # tokens are kept below it, so it shares nothing with the others
     assert again == [validation, test, test]
     assert alone.metrics == other.metrics
+    assert isinstance(read(zero, "run.json")["scoring_seconds"], float)  # of the job that scored them
     evaluation = ("stage=evaluate", f"run={lora.run_dir}", "stage.split=validation", "tracking=none")
     judged = evaluate.run(config(*evaluation, f"output_dir={tmp_path / 'sweep'}"), session)
     for name in ("accuracy", "macro_f1"):
         assert judged.metrics["validation"][name] == lora.metrics["validation"][name]
     told = [set(read(done, "ledger.json")["truncated"]) for done in (lora, zero, judged)]
     assert told == [{"train", "validation", "test"}, {"test"}, {"validation"}]
+
+
+def test_scores_of_the_base_model_are_shared_across_commands(
+    config: Compose, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later command reads them, with equal results, unless the model, the rows or the code are others."""
+    scored, plain = [], LabelScorer.score
+
+    def score(self: LabelScorer, prompts: Any, *moved: Any) -> Any:
+        scored.append(len(prompts))
+        return plain(self, prompts, *moved)
+
+    monkeypatch.setattr(LabelScorer, "score", score)
+
+    def run(*words: str) -> tuple[int, Result]:
+        scored.clear()
+        common = ("method=zero_shot", *QUICK, f"data.files={files}", f"output_dir={tmp_path / 'runs'}", "fresh=true")
+        done = train.run(config(*common, *words))
+        return len(scored), done
+
+    (first, computed), (second, read_back) = run(), run()
+    assert (first, second) == (1, 0)
+    assert predictions(read_back) == predictions(computed)
+    assert read(read_back, "run.json")["scoring_seconds"] == read(computed, "run.json")["scoring_seconds"]
+    assert run("data.prompt='{text}:'")[0] == run("train.threads=1")[0] == run("data.cache=null")[0] == 1
+    with monkeypatch.context() as other_code:
+        other_code.setattr(provenance, "code", lambda: "another version")
+        assert run()[0] == 1
+    entries = list((tmp_path / "runs" / "cache").glob("scores-*"))
+    assert len(entries) == 4
+    for entry in entries:  # damaged
+        (entry / "log_probs.npy").write_bytes(b"")
+    again, repaired = run()
+    assert again == 1
+    assert predictions(repaired) == predictions(computed)
+    (tmp_path / "file").write_text("no folder")
+    assert run(f"data.cache={tmp_path / 'file'}")[1].metrics == computed.metrics
 
 
 def test_a_measure_without_a_value_is_reported_once(
