@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from finsa.config import Method, MoeJointStage, RunConfig
 from finsa.data.rows import Renderer
-from finsa.models import adapters, base
+from finsa.models import adapters, base, dropout
 from finsa.models.classifier import HEAD_FILE, Classifier, labels_of, load_weights, save_head, unwrap_peft
 from finsa.models.moe import experts, mixture, stacking
 from finsa.models.moe.mixture import Mixture
@@ -30,6 +30,7 @@ def build(cfg: RunConfig, backbone: Any, renderer: Renderer | None) -> torch.nn.
         backbone.requires_grad_(True)
     elif method.adapter is not None:
         backbone = adapters.attach(backbone, cfg.model, method.adapter, cfg.seed)
+        dropout.use(backbone)
     if method.head == "lm":
         return backbone  # type: ignore[no-any-return]
     assert renderer is not None

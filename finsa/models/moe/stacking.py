@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from finsa.errors import ModelError
 from finsa.models import adapters
+from finsa.models.dropout import SparseDropout
 from finsa.models.moe.experts import Expert, stack
 
 
@@ -53,7 +54,7 @@ class StackedLinear(torch.nn.Module):
         self.base_layer, self.route = base_layer, route
         self.lora_A = torch.nn.Parameter(a.to(base_layer.weight.device))
         self.lora_B = torch.nn.Parameter(b.to(base_layer.weight.device))
-        self.dropout = torch.nn.Dropout(dropout) if dropout > 0 else torch.nn.Identity()
+        self.dropout = SparseDropout(dropout) if dropout > 0 else torch.nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute (b, s, out) from (b, s, in)."""
