@@ -220,6 +220,8 @@ def read(file: Path, labels: Sequence[str], origin: tuple[Any, str]) -> Rows | N
     if not file.is_file():
         return None
     records, number = finished_runs.read_lines(file), {name: place for place, name in enumerate(labels)}
+    if not records:
+        raise RunError(f"{file} is empty; repeat its run, or leave it out")
     try:
         probs = np.array([[record["probs"][name] for name in labels] for record in records], dtype=np.float64)
         gold = np.array([number[record["gold"]] for record in records], dtype=np.int64)
