@@ -71,9 +71,10 @@ def cases(
     poles = next((pair for pair in rules.opposites if {pair.positive, pair.negative} <= set(labels)), None)
     needing = [name for name, rule in chosen.items() if rule.expect == "flip" or rule.of]
     if needing and poles is None:
+        others = ",".join(name for name in chosen if name not in needing) or "<rule>"
         text = (
             f"the rules {', '.join(needing)} need opposite labels, and {', '.join(labels)} have none in its opposites; "
-            f"add them, or choose other rules, as in stage.only=[{','.join(set(chosen) - set(needing)) or '<rule>'}]"
+            f"add them, or choose other rules, as in stage.only=[{others}]"
         )
         raise ConfigError([Problem(f"behavior {rules.name}", text)])
     sides = (

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from finsa.config import Published, ReportStage, data_title, demonstration
+from finsa.config import Published, ReportStage, data_title, demonstration, read_section
 from finsa.config.base import MEASURES, headline
 from finsa.errors import RunError
 from finsa.evaluation import costs, finished_runs, moe, pages, report_figures, selective, tables
@@ -127,7 +127,7 @@ def build(
         gaps, compared = forward_gaps(runs, options)
         runs, others = finished_runs.comparable(compared, options.training_rows, () if gaps else named)
         groups, notes = finished_runs.group(runs)
-        prices = None if options.prices is None else costs.read_prices(options.prices)
+        prices = None if options.prices is None else read_section(costs.Prices, "stage.prices", options.prices)
         comparison = compare(groups, options)
         costs.add(comparison.records, comparison.groups, prices)
         skipped |= others

@@ -187,7 +187,10 @@ def of_run(options: CalibratedSelection, path: Path, labels: LabelSpace) -> tupl
         raise ConfigError([Problem("stage.risk and stage.coverage", text)])
     rows = validation(path, labels.names)
     if options.calibration is not None:
-        place, evaluation, facts = run_folder.read(options.calibration)
+        try:
+            place, evaluation, facts = run_folder.read(options.calibration)
+        except RunError as error:
+            raise RunError(str(error).replace("run:", "stage.calibration:", 1)) from None
         if (facts.get("stage"), facts.get("run"), facts.get("protocol")) != ("evaluate", str(path), "label"):
             text = f"{place} is not a folder that python run.py stage=evaluate run={path} has written"
             raise ConfigError([Problem("stage.calibration", text)])

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from few import FEW
 
-from finsa.config import RunConfig
+from finsa.config import RunConfig, read_section
 from finsa.errors import ConfigError, FinsaError, RunError
 from finsa.evaluation import calibration, cascades, costs, finished_runs, metrics, selective, statistics
 from finsa.inference import predictor
@@ -142,6 +142,22 @@ def test_a_limit_that_cannot_be_met_makes_the_run_abstain_and_names_the_smallest
     smallest = out.split("can be met is about ")[1].split(". ")[0]
     predict.run(config("stage=predict", f"run={cheap}", "text='公司大涨'", f"stage.risk={smallest}"))
     assert "confidence above" in capsys.readouterr().out
+
+
+def test_options_without_effect_and_empty_predictions_are_errors(config: Compose, cheap: Path, tmp_path: Path) -> None:
+    words = ("stage=predict", f"run={cheap}", "text='公司大涨'")
+    for option, problem in (
+        ("stage.coverage_by=class", "has no effect without coverage"),
+        (f"stage.calibration={cheap}", "has no effect without risk or coverage"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            config(*words, option)
+    with pytest.raises(RunError, match="stage.calibration: .*nowhere is not a run folder"):
+        predict.run(config(*words, "stage.risk=0.4", f"stage.calibration={tmp_path / 'nowhere'}"))
+    empty = shutil.copytree(cheap, tmp_path / "empty")
+    (empty / selective.FILE).write_text("", encoding="utf-8")
+    with pytest.raises(RunError, match=f"{selective.FILE} is empty"):
+        predict.run(config("stage=predict", f"run={empty}", "text='公司大涨'", "stage.risk=0.4"))
 
 
 def test_an_export_has_its_own_validation_predictions_without_texts(
@@ -358,13 +374,20 @@ def test_a_configuration_is_optimal_if_no_other_is_better_and_cheaper(last: Path
     costs.add(values, groups, None)
     assert [record["pareto"] for record in values] == [True, True, False, None]
     (tmp_path / "prices.yaml").write_text("devices: {cpu: 3.6}\nruns: {b: 360}\n", encoding="utf-8")
-    prices = costs.read_prices(str(tmp_path / "prices.yaml"))
+    prices = read_section(costs.Prices, "stage.prices", str(tmp_path / "prices.yaml"))
     costs.add(values, groups, prices)
     assert [record["money_per_1000"] for record in values[:3]] == pytest.approx([0.01, 0.1, 0.002])
     assert [record["pareto"] for record in values] == [True, False, True, None]
-    for content in ("price: 1\n", "devices: {cpu: -1}\n", "- 1\n", "a: [\n"):
+    for content, fault in (
+        ("price: 1\n", "price: Extra inputs are not permitted"),
+        ("devices: {cpu: -1}\n", "devices.cpu: Input should be greater than or equal to 0"),
+        ("- 1\n", "the file has no keys"),
+        ("", "the file has no keys"),
+        ("2024-01-01: 1\n", "cannot be read"),
+        ("a: [\n", "cannot be read"),
+    ):
         (tmp_path / "prices.yaml").write_text(content, encoding="utf-8")
-        with pytest.raises(ConfigError, match=r"stage\.prices: .* cannot be used"):
-            costs.read_prices(str(tmp_path / "prices.yaml"))
-    with pytest.raises(ConfigError, match="No such file"):
-        costs.read_prices(str(tmp_path / "none.yaml"))
+        with pytest.raises(ConfigError, match=rf"stage\.prices: .*{fault}.*  \[.*prices.yaml\]"):
+            read_section(costs.Prices, "stage.prices", str(tmp_path / "prices.yaml"))
+    with pytest.raises(ConfigError, match="stage.prices: there is no file"):
+        read_section(costs.Prices, "stage.prices", str(tmp_path / "none.yaml"))
