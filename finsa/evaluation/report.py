@@ -136,6 +136,12 @@ def build(
             remarks += moe.remarks(group.name, group.runs[0].metrics)
         remarks += list(dict.fromkeys(filter(None, (demonstration(run.config) for run in runs))))[:1]
         all_tables = _tables(comparison, published, options)
+        if (options.risk or options.coverage) and "selection" not in all_tables:
+            remarks.append(
+                "Limits of risk and coverage need one class per row and validation predictions: no run has both."
+            )
+        if prices and (unknown := prices.runs.keys() - {group.name for group in groups}):
+            remarks.append(f"stage.prices: no configuration is called {', '.join(sorted(unknown))}.")
         if gaps:
             all_tables["forward"] = _forward(gaps)
             remarks[:0] = [_gap_remark(gap) for gap in gaps]

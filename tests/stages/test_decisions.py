@@ -158,6 +158,9 @@ def test_options_without_effect_and_empty_predictions_are_errors(config: Compose
     (empty / selective.FILE).write_text("", encoding="utf-8")
     with pytest.raises(RunError, match=f"{selective.FILE} is empty"):
         predict.run(config("stage=predict", f"run={empty}", "text='公司大涨'", "stage.risk=0.4"))
+    (empty / selective.FILE).unlink()
+    report.run(config("stage=report", f"runs={empty}", "stage.risk=0.4", "stage.samples=1000", f"output={tmp_path}"))
+    assert "need one class per row and validation predictions" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_an_export_has_its_own_validation_predictions_without_texts(
@@ -248,7 +251,7 @@ def test_later_runs_of_a_cascade_see_only_the_rows_that_earlier_ones_leave(compo
 def test_a_cascade_is_a_run_like_another(
     config: Compose, composed: Path, cheap: Path, last: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "prices.yaml").write_text("currency: EUR\ndevices: {cpu: 0.36}\n", encoding="utf-8")
+    (tmp_path / "prices.yaml").write_text("currency: EUR\ndevices: {cpu: 0.36}\nruns: {tfidf: 1}\n", encoding="utf-8")
     words = ("stage.samples=1000", f"output={tmp_path / 'report'}", f"stage.prices={tmp_path / 'prices.yaml'}")
     done = report.run(config("stage=report", f"runs=[{cheap},{last},{composed}]", *words, *LIMITS))
     name = "cascade-lora_response-tfidf_lr"
@@ -256,7 +259,9 @@ def test_a_cascade_is_a_run_like_another(
     made = done.metrics[name]
     assert made["money_per_1000"] == pytest.approx(made["seconds_per_1000"] * 0.36 / 3600)
     assert {file.name for file in (tmp_path / "report" / "figures").iterdir()} >= {"pareto.png", "risk_coverage.png"}
-    assert "EUR" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    page = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "EUR" in page
+    assert "stage.prices: no configuration is called tfidf." in page
     assert "train.calibrate" not in capsys.readouterr().out
     predict.run(config("stage=predict", f"run={composed}", "text='公司大涨'", "stage.coverage=0.8"))
     assert "route " in capsys.readouterr().out
