@@ -226,6 +226,15 @@ def test_a_cascade_is_the_composition_of_the_saved_predictions(
     assert "1 copies" in notes[0]
 
 
+def test_a_cascade_without_one_of_its_runs_names_both(composed: Path, tmp_path: Path) -> None:
+    alone = shutil.copytree(composed, tmp_path / "alone")
+    facts = json.loads((alone / "run.json").read_text(encoding="utf-8"))
+    facts["cascade"]["runs"][0] = str(tmp_path / "gone")
+    (alone / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(RunError, match="alone is a cascade, which reads .* run: .*gone is not a run folder"):
+        predictor.read(str(alone))
+
+
 def test_later_runs_of_a_cascade_see_only_the_rows_that_earlier_ones_leave(composed: Path) -> None:
     model = predictor.restore(str(composed), 4096)
     assert isinstance(model, predictor.Cascade)
