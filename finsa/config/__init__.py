@@ -4,7 +4,7 @@ Values are in ``conf/``, where a comment beside each explains it; the types here
 their docstrings add what needs more than a line. Nothing here imports torch, so a wrong option is reported at once.
 """
 
-from finsa.config.base import FOLDER_NAME, LOWER_IS_BETTER, ROOT, Section, locate
+from finsa.config.base import FOLDER_NAME, LOWER_IS_BETTER, ROOT, Section, locate, read_section
 from finsa.config.baselines import (
     Baseline,
     BiLstm,

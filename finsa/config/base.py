@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import string
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from finsa.errors import ConfigError, Problem
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # conf/ and data/ are next to the package in a checkout, and inside it in an installed wheel (see pyproject.toml).
@@ -83,3 +86,26 @@ def locate(path: str | Path) -> Path:
     if written.is_absolute() or written.exists():
         return written.absolute()
     return (ROOT / written) if (ROOT / written).exists() else written.absolute()
+
+
+_Kind = TypeVar("_Kind", bound=Section)
+
+
+def read_section(kind: type[_Kind], key: str, file: str) -> _Kind:
+    """Read the YAML file that a key names, such as ``stage.prices``.
+
+    Raises:
+        ConfigError: if it cannot be read, or has other keys or values.
+    """
+    place = locate(file)
+    if not place.is_file():
+        raise ConfigError([Problem(key, f"there is no file {place}")])
+    try:
+        # As JSON, whose lists may be tuples in strict types.
+        return kind.model_validate_json(json.dumps(yaml.safe_load(place.read_text(encoding="utf-8"))))
+    except ValidationError as error:
+        found = [(".".join(map(str, one["loc"])), one["msg"].removeprefix("Value error, ")) for one in error.errors()]
+        faults = [f"{path}: {text}" if path else "the file has no keys" for path, text in found]
+    except (OSError, UnicodeDecodeError, TypeError, yaml.YAMLError) as error:
+        faults = [f"the file cannot be read: {' '.join(str(error).split())}"]
+    raise ConfigError([Problem(key, fault, str(place)) for fault in faults])

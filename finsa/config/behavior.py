@@ -74,10 +74,12 @@ class BehaviorRule(Section):
             words = "|".join(re.escape(word) for word in sorted(pairs, key=len, reverse=True))
 
             def other(found: re.Match[str]) -> str:
-                word = pairs[found[0].lower()]
-                return word[:1].upper() + word[1:] if found[0][:1].isupper() else word
+                old, (start, end) = found["word"], found.span("word")
+                word = pairs[old.lower()]
+                word = word[:1].upper() + word[1:] if old[:1].isupper() else word
+                return f"{text[found.start() : start]}{word}{text[end : found.end()]}"
 
-            new = re.sub(f"{self.around[0]}(?:{words}){self.around[1]}", other, new, flags=re.IGNORECASE)
+            new = re.sub(f"{self.around[0]}(?P<word>{words}){self.around[1]}", other, text, flags=re.IGNORECASE)
         for pattern, replacement in self.replace.items():
             new = re.sub(pattern, replacement, new, count=self.times or 0)
         if self.characters is not None:
@@ -90,6 +92,12 @@ class Poles(Section):
 
     positive: Label
     negative: Label
+
+    @model_validator(mode="after")
+    def _check(self) -> Poles:
+        if self.positive == self.negative:
+            raise ValueError(f"the same label twice, {self.positive}")
+        return self
 
 
 class Behavior(Section):

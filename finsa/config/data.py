@@ -19,6 +19,7 @@ Files = str | tuple[str, ...]
 Policy = Literal["error", "drop", "keep"]
 _WIDE = re.compile("[\uff01-\uff5e\u3000]")  # full-width forms
 SplitFraction = Annotated[float, Field(gt=0, lt=0.5)]
+Days = Annotated[float, Field(ge=0, le=100_000)]
 
 
 class Columns(Section):
@@ -64,7 +65,8 @@ class Split(Section):
     the same for test, the rest is training. ``random``: the published rule of AIDF: test = ceil(fraction * n) of all n
     rows, then validation = ceil(fraction / (1 - test fraction) * rest), regardless of class. ``stratified``:
     scikit-learn's proportional sizes. ``time``: the latest rows are the test split, those before them validation, and
-    the earliest are training rows; it needs ``data.columns.time``.
+    the earliest are training rows; it needs ``data.columns.time``. Of a family or group, only the rows in its latest
+    split are used.
 
     Args:
         purge: of ``time``: rows less than so many days before the next split are removed, because their labels may
@@ -77,8 +79,8 @@ class Split(Section):
     validation: SplitFraction
     test: SplitFraction
     seed: NonNegativeInt
-    purge: NonNegativeFloat
-    embargo: NonNegativeFloat
+    purge: Days
+    embargo: Days
     rows: SplitRows
 
 

@@ -37,6 +37,12 @@ class Selection(Section):
     coverage: Annotated[float, Field(gt=0, lt=1)] | None
     coverage_by: Literal["all", "class"]
 
+    @model_validator(mode="after")
+    def _check_limits(self) -> Selection:
+        if self.coverage_by == "class" and self.coverage is None:
+            raise ValueError("coverage_by=class has no effect without coverage, such as coverage=0.9")
+        return self
+
 
 class CalibratedSelection(Selection):
     """A selection whose rows can be named.
@@ -47,6 +53,12 @@ class CalibratedSelection(Selection):
     """
 
     calibration: str | None
+
+    @model_validator(mode="after")
+    def _check_calibration(self) -> CalibratedSelection:
+        if self.calibration is not None and self.risk is None and self.coverage is None:
+            raise ValueError("calibration has no effect without risk or coverage, such as risk=0.05")
+        return self
 
 
 class EvaluateStage(CalibratedSelection):

@@ -204,6 +204,7 @@ def _fill_splits(rows: pl.DataFrame, data: Data, declared: set[str]) -> pl.DataF
     if data.split.rule == "time":
         moments = [None if time is None else datetime.fromisoformat(time) for time in open_rows["time"]]
         assigned = splits.by_time(moments, shares["validation"], shares["test"], data.split.purge, data.split.embargo)
+        assigned = splits.only_latest(assigned, splits.families(open_rows, "parent", "group", "_text"))
     else:
         assigned = splits.divide(open_rows, data.split, shares["validation"], shares["test"])
     filled = open_rows.select("_row").with_columns(pl.Series("_split", assigned, dtype=pl.String))

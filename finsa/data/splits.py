@@ -201,6 +201,22 @@ def by_time(
     return assigned
 
 
+def only_latest(assigned: Sequence[str], units: pl.Series) -> list[str]:
+    """Remove rows of a family or group that also has rows in a later split, which would otherwise be seen in training.
+
+    Args:
+        assigned: from `by_time`, (n,).
+        units: numbers of the families, (n,).
+
+    Returns:
+        The split of each row, or the reason why it is in none, (n,).
+    """
+    order = pl.col("split").replace_strict({name: place for place, name in enumerate(SPLITS)}, default=None)
+    removed = pl.lit("a row of its family or group is in a later split")
+    rows = pl.DataFrame({"unit": units, "split": assigned})
+    return rows.select(pl.when(order < order.max().over("unit")).then(removed).otherwise("split"))["literal"].to_list()
+
+
 def shuffled_classes(labels: Sequence[object], seed: int) -> dict[object, list[int]]:
     """Row numbers by class, shuffled within each class; classes in the order of their names."""
     classes: dict[object, list[int]] = defaultdict(list)

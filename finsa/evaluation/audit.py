@@ -135,6 +135,8 @@ def load(names: Sequence[str], stage: AuditStage) -> list[System]:
                 has = f"no column {' or '.join(candidates)}, only {', '.join(columns)}"
                 raise DataError(f"input: {file} has {has}; name the column with the {key} text: stage.{key}=[<column>]")
             chosen.append(found[0])
+        if not raw.frame.height:
+            raise DataError(f"input: {file} has no rows")
         rows = raw.frame.select(*(pl.col(name).fill_null("") for name in chosen), readers.LINE, readers.FATE).rows()
         for gold, _, line, fate in rows:
             if fate is not None or not gold.strip():
@@ -162,7 +164,9 @@ def audit(systems: Sequence[System], stage: AuditStage) -> tuple[list[Record], l
     """
     written = stage.labels or tuple(sorted({plain(gold) for system in systems for gold in system.gold}))
     known = {plain(label): number for number, label in enumerate(written)}
-    if len(written) > MOST_LABELS or len(known) < len(written):
+    if len(known) < len(written):
+        raise DataError(f"stage.labels: {', '.join(written)}: two of them are the same apart from case and punctuation")
+    if len(written) > MOST_LABELS:
         raise DataError(
             f"input: {len(written):,} different gold labels ({', '.join(written[:3])}, …); check stage.gold"
         )
@@ -171,11 +175,14 @@ def audit(systems: Sequence[System], stage: AuditStage) -> tuple[list[Record], l
             raise DataError(
                 f"input: {system.name} has the gold label '{strange}'; stage.labels are {', '.join(written)}"
             )
-    named = {
-        name: {*(rule.order or ()), *([rule.unread] if rule.unread else [])}
-        for name, rule in stage.reading_rules.items()
-    }
-    rules = {name: rule for name, rule in stage.reading_rules.items() if named[name] <= set(written)}
+    rules = {}
+    for name, rule in stage.reading_rules.items():
+        named = (*(rule.order or ()), *([rule.unread] if rule.unread else []))
+        if {plain(label) for label in named} <= known.keys():  # with the labels as these files spell them
+            order, unread = (
+                tuple(written[known[plain(label)]] for label in labels) for labels in (rule.order or (), named)
+            )
+            rules[name] = rule.model_copy(update={"order": order or None, "unread": rule.unread and unread[-1]})
     records: list[Record] = []
     for name, rule in rules.items():
         of_rule: list[Record] = []

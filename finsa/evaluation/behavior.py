@@ -62,26 +62,21 @@ def cases(
         ConfigError: for a rule that does not exist, or that needs opposite labels where the labels have none.
         DataError: if no rule applies to any row.
     """
-    unknown = [name for name in only or () if name not in rules.rules]
-    if unknown:
-        raise ConfigError(
-            [Problem("stage.only", f"there is no rule '{unknown[0]}'. {suggest(unknown[0], rules.rules)}")]
-        )
+    if unknown := next((name for name in only or () if name not in rules.rules), None):
+        raise ConfigError([Problem("stage.only", f"there is no rule '{unknown}'. {suggest(unknown, rules.rules)}")])
     chosen = {name: rule for name, rule in rules.rules.items() if only is None or name in only}
     poles = next((pair for pair in rules.opposites if {pair.positive, pair.negative} <= set(labels)), None)
     needing = [name for name, rule in chosen.items() if rule.expect == "flip" or rule.of]
     if needing and poles is None:
+        others = ",".join(name for name in chosen if name not in needing) or "<rule>"
         text = (
             f"the rules {', '.join(needing)} need opposite labels, and {', '.join(labels)} have none in its opposites; "
-            f"add them, or choose other rules, as in stage.only=[{','.join(set(chosen) - set(needing)) or '<rule>'}]"
+            f"add them, or choose other rules, as in stage.only=[{others}]"
         )
         raise ConfigError([Problem(f"behavior {rules.name}", text)])
-    sides = (
-        {}
-        if poles is None
-        else {poles.positive: ("positive", poles.negative), poles.negative: ("negative", poles.positive)}
-    )
-    made = []
+    sides, made = dict[str, tuple[str, str]](), list[Case]()
+    if poles is not None:
+        sides = {poles.positive: ("positive", poles.negative), poles.negative: ("negative", poles.positive)}
     for name, rule in chosen.items():
         for row, (text, label) in enumerate(zip(texts, gold, strict=True)):
             side, opposite = sides.get(label, (None, None))
@@ -118,23 +113,14 @@ def paired(made: Sequence[Case], failed: Mapping[str, Mapping[int, bool]]) -> li
     """Exact McNemar tests between runs by rule, on the rows that both answer correctly, corrected by Holm over all."""
     records = []
     for first, second in combinations(failed, 2):
+        both = failed[first].keys() & failed[second].keys()
         for rule in dict.fromkeys(case.rule for case in made):
-            places = [
-                place
-                for place, case in enumerate(made)
-                if case.rule == rule and place in failed[first] and place in failed[second]
-            ]
+            places = [place for place in both if made[place].rule == rule]
             pairs = [(failed[first][place], failed[second][place]) for place in places]
-            only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
-            record: Record = {
-                "rule": rule,
-                "first": first,
-                "second": second,
-                "tested": len(pairs),
-                "only_first": only_first,
-            }
-            p = statistics.mcnemar(only_first, only_second)
-            records.append({**record, "only_second": only_second, "mcnemar_p": p})
+            only = pairs.count((True, False)), pairs.count((False, True))
+            record: Record = {"rule": rule, "first": first, "second": second, "tested": len(pairs)}
+            record |= {"only_first": only[0], "only_second": only[1], "mcnemar_p": statistics.mcnemar(*only)}
+            records.append(record)
     corrected = statistics.holm([record["mcnemar_p"] for record in records])
     return [{**record, "mcnemar_p_holm": p} for record, p in zip(records, corrected, strict=True)]
 

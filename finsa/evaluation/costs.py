@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from finsa.config import LOWER_IS_BETTER, Section, locate
+from finsa.config import LOWER_IS_BETTER, Section
 from finsa.config.base import headline
 from finsa.errors import ConfigError, Problem
 from finsa.evaluation.finished_runs import RunGroup
@@ -30,22 +29,6 @@ class Prices(Section):
     currency: str = "USD"
     devices: dict[str, Price] = Field(default_factory=dict)
     runs: dict[str, Price] = Field(default_factory=dict)
-
-
-def read_prices(file: str) -> Prices:
-    """Read a file of prices.
-
-    Raises:
-        ConfigError: if it cannot be read, or has other keys or values.
-    """
-    try:
-        return Prices.model_validate(yaml.safe_load(locate(file).read_text(encoding="utf-8")), strict=False)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        if isinstance(error, ValidationError):
-            reason = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        text = f"{file} cannot be used: {reason}. It needs keys such as currency: USD and devices: {{cpu: 0.1}}"
-        raise ConfigError([Problem("stage.prices", text)]) from None
 
 
 def add(records: Sequence[dict[str, Any]], groups: Sequence[RunGroup], prices: Prices | None) -> None:

@@ -33,9 +33,7 @@ def mcnemar_power(n: int, difference: float, disagreement: float) -> float:
     """
     center, spread = n * disagreement, math.sqrt(n * disagreement * (1 - disagreement))
     discordant = np.arange(max(0, int(center - 6 * spread)), min(n, math.ceil(center + 6 * spread)) + 1)
-    # The largest number of the rarer kind with 2 P(X <= x) < LEVEL; -1 if there is none.
-    critical = binom.ppf(LEVEL / 2, discordant, 0.5)
-    critical = critical - (2 * binom.cdf(critical, discordant, 0.5) >= LEVEL)
+    critical = binom.ppf(LEVEL / 2, discordant, 0.5) - 1  # the largest x with 2 P(X <= x) < LEVEL; -1 if there is none
     better = (1 + difference / disagreement) / 2
     rejected = binom.cdf(critical, discordant, better) + binom.cdf(critical, discordant, 1 - better)
     return float((binom.pmf(discordant, n, disagreement) * rejected).sum())
@@ -149,8 +147,10 @@ def describe(
         if difference is not None and difference <= largest:
             rows = rows_needed(lambda rows, power_of=power_of: power_of(rows, difference), power)  # type: ignore[misc]
             needed.append(f"{name} {f'more than {MOST:,}' if rows is None else f'{rows:,}'}")
-    assumed = f"accuracy {accuracy:.3f}, methods disagree on {disagreement:.1%} of the rows"
-    lines = {"detectable difference": f"{', '.join(found)} on {n:,} test rows, with {power:.0%} power ({assumed})"}
+    assumed = f"accuracy {accuracy:.3f}, methods disagree on {100 * disagreement:.1f} % of the rows"
+    lines = {
+        "detectable difference": f"{', '.join(found)} on {n:,} test rows, with {100 * power:.4g} % power ({assumed})"
+    }
     if difference is not None:
         text = f"impossible, because it is larger than {largest:.4f}, what methods can differ that disagree this rarely"
         lines[f"test rows for a difference of {difference:g}"] = ", ".join(needed) or text

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from finsa.config import Published, ReportStage, data_title, demonstration
+from finsa.config import Published, ReportStage, data_title, demonstration, read_section
 from finsa.config.base import MEASURES, headline
 from finsa.errors import RunError
 from finsa.evaluation import costs, finished_runs, moe, pages, report_figures, selective, tables
@@ -127,7 +127,7 @@ def build(
         gaps, compared = forward_gaps(runs, options)
         runs, others = finished_runs.comparable(compared, options.training_rows, () if gaps else named)
         groups, notes = finished_runs.group(runs)
-        prices = None if options.prices is None else costs.read_prices(options.prices)
+        prices = None if options.prices is None else read_section(costs.Prices, "stage.prices", options.prices)
         comparison = compare(groups, options)
         costs.add(comparison.records, comparison.groups, prices)
         skipped |= others
@@ -136,6 +136,12 @@ def build(
             remarks += moe.remarks(group.name, group.runs[0].metrics)
         remarks += list(dict.fromkeys(filter(None, (demonstration(run.config) for run in runs))))[:1]
         all_tables = _tables(comparison, published, options)
+        if (options.risk or options.coverage) and "selection" not in all_tables:
+            remarks.append(
+                "Limits of risk and coverage need one class per row and validation predictions: no run has both."
+            )
+        if prices and (unknown := prices.runs.keys() - {group.name for group in groups}):
+            remarks.append(f"stage.prices: no configuration is called {', '.join(sorted(unknown))}.")
         if gaps:
             all_tables["forward"] = _forward(gaps)
             remarks[:0] = [_gap_remark(gap) for gap in gaps]

@@ -352,8 +352,9 @@ def flat(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
     values: dict[str, float] = {}
     for name, value in metrics.items():
         if name == "intervals":
-            for measure, (low, high) in value.items():
-                values |= {f"{prefix}{measure}_low": low, f"{prefix}{measure}_high": high}
+            for measure, ends in value.items():
+                if ends is not None:  # of macro-F1, in a period without rows of some class
+                    values |= {f"{prefix}{measure}_low": ends[0], f"{prefix}{measure}_high": ends[1]}
         elif isinstance(value, dict):
             values |= flat(value, f"{prefix}{name}/")
         elif isinstance(value, int | float):

@@ -187,7 +187,10 @@ def of_run(options: CalibratedSelection, path: Path, labels: LabelSpace) -> tupl
         raise ConfigError([Problem("stage.risk and stage.coverage", text)])
     rows = validation(path, labels.names)
     if options.calibration is not None:
-        place, evaluation, facts = run_folder.read(options.calibration)
+        try:
+            place, evaluation, facts = run_folder.read(options.calibration)
+        except RunError as error:
+            raise RunError(str(error).replace("run:", "stage.calibration:", 1)) from None
         if (facts.get("stage"), facts.get("run"), facts.get("protocol")) != ("evaluate", str(path), "label"):
             text = f"{place} is not a folder that python run.py stage=evaluate run={path} has written"
             raise ConfigError([Problem("stage.calibration", text)])
@@ -220,6 +223,8 @@ def read(file: Path, labels: Sequence[str], origin: tuple[Any, str]) -> Rows | N
     if not file.is_file():
         return None
     records, number = finished_runs.read_lines(file), {name: place for place, name in enumerate(labels)}
+    if not records:
+        raise RunError(f"{file} is empty; repeat its run, or leave it out")
     try:
         probs = np.array([[record["probs"][name] for name in labels] for record in records], dtype=np.float64)
         gold = np.array([number[record["gold"]] for record in records], dtype=np.int64)

@@ -404,7 +404,10 @@ def read(folder: str) -> Record:
             raise RunError(f"run: {path} needs the model that it was trained on. {problems[0]}")
     members: tuple[Record, ...] = ()
     if facts.get("stage") == "cascade":
-        members = tuple(read(run) for run in facts["cascade"]["runs"])
+        try:
+            members = tuple(read(run) for run in facts["cascade"]["runs"])
+        except RunError as error:
+            raise RunError(f"run: {path} is a cascade, which reads the folders of its runs. {error}") from None
     labels = facts.get("labels")
     if labels is None:  # runs of older versions have them only in metrics.json
         file = path / "metrics.json"

@@ -6,10 +6,7 @@ import json
 from datetime import datetime
 from pathlib import Path
 
-import yaml
-from pydantic import ValidationError
-
-from finsa.config import BehaveStage, Behavior, RunConfig, catalogue, locate
+from finsa.config import BehaveStage, Behavior, RunConfig, catalogue, locate, read_section
 from finsa.data.prompts import with_target
 from finsa.errors import ConfigError, Problem, RunError
 from finsa.evaluation import behavior, figures, finished_runs, pages
@@ -90,15 +87,5 @@ def _rules(cfg: RunConfig, stage: BehaveStage, texts: list[str]) -> Behavior:
         text = f"there are none for the language of these rows, such as '{texts[0][:40]}'"
         text += "; write some: stage.rules=<file.yaml>"
         raise ConfigError([Problem("behavior", text)])
-    file = catalogue.file_of("behavior", str(name)) if stage.rules is None else locate(stage.rules)
-    if not file.is_file():
-        raise ConfigError([Problem("stage.rules", f"there is no file {file}")])
-    try:
-        return Behavior.model_validate_json(json.dumps(yaml.safe_load(file.read_text(encoding="utf-8"))))
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            [Problem("stage.rules", f"{file} is not valid YAML: {' '.join(str(error).split())}")]
-        ) from None
-    except ValidationError as error:
-        faults = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
-        raise ConfigError([Problem(*one, str(file)) for one in faults]) from None
+    file = stage.rules or str(catalogue.file_of("behavior", str(name)))
+    return read_section(Behavior, "stage.rules", file)

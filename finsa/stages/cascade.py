@@ -34,7 +34,8 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     assert isinstance(stage, CascadeStage)
     names = [cfg.runs] if isinstance(cfg.runs, str) else cfg.runs or []
     members = [predictor.read(name) for name in names]
-    _require_alike(members)
+    if problem := _problem(members):
+        raise ConfigError([Problem("runs", problem)])
     labels, last = members[-1].labels, members[-1]
     held, tests = list[selective.Rows](), list[selective.Rows]()
     for member in members:
@@ -130,29 +131,22 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     return Result("cascade", folder.path, metrics, metrics["validation"].get(headline(data.labels.task)))
 
 
-def _require_alike(members: list[Record]) -> None:
-    """Check that runs can be composed.
-
-    Raises:
-        ConfigError: with the first reason why not.
-    """
-    text = None
+def _problem(members: list[Record]) -> str | None:
+    """The first reason why runs cannot be composed; None if they can."""
     if len({member.path for member in members}) < max(2, len(members)):
-        text = "a cascade needs at least two different runs, the cheapest first, as in runs=[<run>,<run>]"
-    for member in members if text is None else []:
-        first = members[0]
+        return "a cascade needs at least two different runs, the cheapest first, as in runs=[<run>,<run>]"
+    first = members[0]
+    for member in members:
+        path, labels = member.path, member.labels
         if member.members:
-            text = f"{member.path} is itself a cascade; name the runs that it consists of"
-        elif member.labels.task in TASKS:
-            text = f"{member.path} has task={member.labels.task}; a cascade needs one class per row, with probabilities"
-        elif member.labels.names != first.labels.names:
-            text = f"{member.path} has the labels {', '.join(member.labels.names)}, and {first.path} the labels "
-            text += ", ".join(first.labels.names)
-        elif member.cfg.data.asks_for_target != first.cfg.data.asks_for_target:
-            text = f"only one of {member.path} and {first.path} reads the targets of the texts"
-        elif member.facts.get("data_fingerprint") != first.facts.get("data_fingerprint"):
-            text = f"{member.path} and {first.path} were trained on different data"
-        if text is not None:
-            break
-    if text is not None:
-        raise ConfigError([Problem("runs", text)])
+            return f"{path} is itself a cascade; name the runs that it consists of"
+        if labels.task in TASKS:
+            return f"{path} has task={labels.task}; a cascade needs one class per row, with probabilities"
+        if labels.names != first.labels.names:
+            of_first = f"{first.path} the labels {', '.join(first.labels.names)}"
+            return f"{path} has the labels {', '.join(labels.names)}, and {of_first}"
+        if member.cfg.data.asks_for_target != first.cfg.data.asks_for_target:
+            return f"only one of {path} and {first.path} reads the targets of the texts"
+        if member.facts.get("data_fingerprint") != first.facts.get("data_fingerprint"):
+            return f"{path} and {first.path} were trained on different data"
+    return None

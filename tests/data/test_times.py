@@ -165,3 +165,21 @@ def test_periods_are_the_shortest_of_which_there_are_twelve() -> None:
     for days, expected in ((300, "2024-01"), (1000, "2024-Q1"), (3000, "2024")):
         assert times.periods([START + timedelta(days=day) for day in range(days)])[0] == expected
     assert times.periods([None, datetime(2024, 12, 31)]) == [None, "2024-12"]
+
+
+def test_a_family_is_only_in_its_latest_split(config: Configure, tmp_path: Path) -> None:
+    table = pl.DataFrame(
+        {
+            "id": [str(day) for day in range(100)],
+            "text": [f"text {day}" for day in range(100)],
+            "label": ["a", "b"] * 50,
+            "when": DAYS,
+            "parent": [*[None] * 95, "3", "4", "93", None, None],
+            "team": [*["x"] * 2, *[None] * 83, "x", *[None] * 14],
+        }
+    )
+    table.write_csv(tmp_path / "rows.csv")
+    words = (f"data.files={tmp_path / 'rows.csv'}", "data.columns.group=team")
+    data = dataset.load(config(*WORDS, *words).data)
+    assert data.ledger.buckets == {"used": 96, "filtered: a row of its family or group is in a later split": 4}
+    assert set(data.dropped["id"]) == {"0", "1", "3", "4"}  # 93 is in the test split, as its variant

@@ -122,6 +122,15 @@ def test_a_rule_whose_labels_are_missing_is_left_out(config: Configure) -> None:
     assert records[0]["accuracy"] == 0.5
 
 
+def test_rules_apply_to_labels_in_another_case(config: Configure) -> None:
+    gold, answers = ["Positive", "Negative", "Neutral"], ["It is positive", "NEGATIVE", "unclear"]
+    records, _ = audit.audit([audit.System("a", gold, answers)], stage_of(config))
+    assert {record["rule"]: record["accuracy"] for record in records}["fingpt"] == 1
+    spelled = stage_of(config, "stage.labels=[Positive,Neutral,Negative]")
+    records, _ = audit.audit([audit.System("a", gold, answers)], spelled)
+    assert {record["rule"]: record["accuracy"] for record in records}["fingpt"] == 1
+
+
 def write(file: Path, rows: list[dict[str, str]]) -> Path:
     with file.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
@@ -181,6 +190,11 @@ def test_wrong_inputs(config: Configure, tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="input: .*b.csv is empty"):
         audit.load([str(tmp_path / "b.csv")], stage)
+    (tmp_path / "b.csv").write_text("gold,answer\n", encoding="utf-8")
+    with pytest.raises(DataError, match="input: .*b.csv has no rows"):
+        audit.load([str(tmp_path / "b.csv")], stage)
+    with pytest.raises(DataError, match="stage.labels: up, Up: two of them are the same"):
+        audit.audit([audit.System("a", ["up"], ["up"])], stage_of(config, "stage.labels=[up,Up]"))
     texts = [f"text {number}" for number in range(60)]
     with pytest.raises(DataError, match="60 different gold labels"):
         audit.audit([audit.System("a", texts, texts)], stage)

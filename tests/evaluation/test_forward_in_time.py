@@ -73,3 +73,15 @@ def test_scores_by_period_are_those_of_the_predictions(config: Callable[..., Run
     page = (later / "run.html").read_text(encoding="utf-8")
     assert "Scores by period" in page
     assert (later / "periods.png").is_file()
+
+
+def test_a_run_ends_although_a_period_lacks_a_class(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    days = [f"2024-{month:02}-{day:02}" for month in range(1, 7) for day in range(1, 21)]
+    lines = [f"text {n},{'a' if n > 117 else 'ab'[n % 2]},{day}" for n, day in enumerate(days)]
+    (tmp_path / "rows.csv").write_text(
+        "text,label,when\n" + "\n".join(lines).replace("06-20", "07-01"), encoding="utf-8"
+    )
+    words = ("data=table", f"data.files={tmp_path / 'rows.csv'}", "data.columns.time=when", "data.split.rule=time")
+    done = train.run(config(*words, "method=majority", "tracking=none", f"output_dir={tmp_path}"))
+    july = done.metrics["test"]["periods"]["2024-07"]
+    assert (july["n"], july["macro_f1"], july["intervals"]["macro_f1"]) == (1, None, None)

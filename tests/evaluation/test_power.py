@@ -74,5 +74,5 @@ def test_what_is_detected_and_the_rows_it_needs_agree() -> None:
 
 def test_few_rows_detect_nothing_and_an_impossible_difference_is_named() -> None:
     lines = power.describe([10, 10], 0.9, 0.02, 0.8, 0.1)
-    assert lines["detectable difference"].startswith("accuracy none, macro-F1 none on 20 test rows, with 80% power")
+    assert lines["detectable difference"].startswith("accuracy none, macro-F1 none on 20 test rows, with 80 % power")
     assert "impossible, because it is larger than 0.0200" in lines["test rows for a difference of 0.1"]

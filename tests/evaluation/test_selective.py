@@ -99,6 +99,12 @@ def test_the_threshold_of_known_rows() -> None:
     assert selective.threshold(confidence, first, 0.1, 0.05) == 0.0
 
 
+def test_the_fewest_rows_that_show_a_limit() -> None:
+    for n, met in ((79, False), (80, True)):  # as the documentation says
+        bar = selective.threshold(np.linspace(0.99, 0.01, n), np.zeros(n, dtype=bool), 0.05, 0.05)
+        assert math.isfinite(bar) == met
+
+
 def test_floors_are_order_statistics_and_too_few_rows_give_all_labels() -> None:
     probs = np.array([[0.1 * k, 1 - 0.1 * k] for k in range(1, 10)])
     zeros = np.zeros(9, dtype=np.int64)

@@ -165,7 +165,7 @@ def test_the_plan_says_which_difference_the_test_split_detects(
     words = ("stage=check", "method=majority", "tracking=none", "stage.difference=0.02")
     check.run(config(*words))
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "detectable difference accuracy 0.0373, macro-F1 0.0363 on 596 test rows, with 80% power" in shown
+    assert "detectable difference accuracy 0.0373, macro-F1 0.0363 on 596 test rows, with 80 % power" in shown
     assert re.search(r"test rows for a difference of 0\.02 accuracy 2,0\d\d, macro-F1 2,0\d\d ", shown)
     runs = [trained("majority"), trained("tfidf_lr")]
     predicted = [json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"]["accuracy"] for run in runs]

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 from few import FEW
 
-from finsa.config import RunConfig
+from finsa.config import RunConfig, read_section
 from finsa.errors import ConfigError, FinsaError, RunError
 from finsa.evaluation import calibration, cascades, costs, finished_runs, metrics, selective, statistics
 from finsa.inference import predictor
@@ -144,6 +144,25 @@ def test_a_limit_that_cannot_be_met_makes_the_run_abstain_and_names_the_smallest
     assert "confidence above" in capsys.readouterr().out
 
 
+def test_options_without_effect_and_empty_predictions_are_errors(config: Compose, cheap: Path, tmp_path: Path) -> None:
+    words = ("stage=predict", f"run={cheap}", "text='公司大涨'")
+    for option, problem in (
+        ("stage.coverage_by=class", "has no effect without coverage"),
+        (f"stage.calibration={cheap}", "has no effect without risk or coverage"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            config(*words, option)
+    with pytest.raises(RunError, match="stage.calibration: .*nowhere is not a run folder"):
+        predict.run(config(*words, "stage.risk=0.4", f"stage.calibration={tmp_path / 'nowhere'}"))
+    empty = shutil.copytree(cheap, tmp_path / "empty")
+    (empty / selective.FILE).write_text("", encoding="utf-8")
+    with pytest.raises(RunError, match=f"{selective.FILE} is empty"):
+        predict.run(config("stage=predict", f"run={empty}", "text='公司大涨'", "stage.risk=0.4"))
+    (empty / selective.FILE).unlink()
+    report.run(config("stage=report", f"runs={empty}", "stage.risk=0.4", "stage.samples=1000", f"output={tmp_path}"))
+    assert "need one class per row and validation predictions" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
 def test_an_export_has_its_own_validation_predictions_without_texts(
     config: Compose, last: Path, tmp_path: Path
 ) -> None:
@@ -207,6 +226,15 @@ def test_a_cascade_is_the_composition_of_the_saved_predictions(
     assert "1 copies" in notes[0]
 
 
+def test_a_cascade_without_one_of_its_runs_names_both(composed: Path, tmp_path: Path) -> None:
+    alone = shutil.copytree(composed, tmp_path / "alone")
+    facts = json.loads((alone / "run.json").read_text(encoding="utf-8"))
+    facts["cascade"]["runs"][0] = str(tmp_path / "gone")
+    (alone / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(RunError, match="alone is a cascade, which reads .* run: .*gone is not a run folder"):
+        predictor.read(str(alone))
+
+
 def test_later_runs_of_a_cascade_see_only_the_rows_that_earlier_ones_leave(composed: Path) -> None:
     model = predictor.restore(str(composed), 4096)
     assert isinstance(model, predictor.Cascade)
@@ -232,7 +260,7 @@ def test_later_runs_of_a_cascade_see_only_the_rows_that_earlier_ones_leave(compo
 def test_a_cascade_is_a_run_like_another(
     config: Compose, composed: Path, cheap: Path, last: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "prices.yaml").write_text("currency: EUR\ndevices: {cpu: 0.36}\n", encoding="utf-8")
+    (tmp_path / "prices.yaml").write_text("currency: EUR\ndevices: {cpu: 0.36}\nruns: {tfidf: 1}\n", encoding="utf-8")
     words = ("stage.samples=1000", f"output={tmp_path / 'report'}", f"stage.prices={tmp_path / 'prices.yaml'}")
     done = report.run(config("stage=report", f"runs=[{cheap},{last},{composed}]", *words, *LIMITS))
     name = "cascade-lora_response-tfidf_lr"
@@ -240,7 +268,9 @@ def test_a_cascade_is_a_run_like_another(
     made = done.metrics[name]
     assert made["money_per_1000"] == pytest.approx(made["seconds_per_1000"] * 0.36 / 3600)
     assert {file.name for file in (tmp_path / "report" / "figures").iterdir()} >= {"pareto.png", "risk_coverage.png"}
-    assert "EUR" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    page = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "EUR" in page
+    assert "stage.prices: no configuration is called tfidf." in page
     assert "train.calibrate" not in capsys.readouterr().out
     predict.run(config("stage=predict", f"run={composed}", "text='公司大涨'", "stage.coverage=0.8"))
     assert "route " in capsys.readouterr().out
@@ -358,13 +388,20 @@ def test_a_configuration_is_optimal_if_no_other_is_better_and_cheaper(last: Path
     costs.add(values, groups, None)
     assert [record["pareto"] for record in values] == [True, True, False, None]
     (tmp_path / "prices.yaml").write_text("devices: {cpu: 3.6}\nruns: {b: 360}\n", encoding="utf-8")
-    prices = costs.read_prices(str(tmp_path / "prices.yaml"))
+    prices = read_section(costs.Prices, "stage.prices", str(tmp_path / "prices.yaml"))
     costs.add(values, groups, prices)
     assert [record["money_per_1000"] for record in values[:3]] == pytest.approx([0.01, 0.1, 0.002])
     assert [record["pareto"] for record in values] == [True, False, True, None]
-    for content in ("price: 1\n", "devices: {cpu: -1}\n", "- 1\n", "a: [\n"):
+    for content, fault in (
+        ("price: 1\n", "price: Extra inputs are not permitted"),
+        ("devices: {cpu: -1}\n", "devices.cpu: Input should be greater than or equal to 0"),
+        ("- 1\n", "the file has no keys"),
+        ("", "the file has no keys"),
+        ("2024-01-01: 1\n", "cannot be read"),
+        ("a: [\n", "cannot be read"),
+    ):
         (tmp_path / "prices.yaml").write_text(content, encoding="utf-8")
-        with pytest.raises(ConfigError, match=r"stage\.prices: .* cannot be used"):
-            costs.read_prices(str(tmp_path / "prices.yaml"))
-    with pytest.raises(ConfigError, match="No such file"):
-        costs.read_prices(str(tmp_path / "none.yaml"))
+        with pytest.raises(ConfigError, match=rf"stage\.prices: .*{fault}.*  \[.*prices.yaml\]"):
+            read_section(costs.Prices, "stage.prices", str(tmp_path / "prices.yaml"))
+    with pytest.raises(ConfigError, match="stage.prices: there is no file"):
+        read_section(costs.Prices, "stage.prices", str(tmp_path / "none.yaml"))
