@@ -319,6 +319,18 @@ def by_class(report: Mapping[str, Any], title: str) -> Table:
     return Table(title, columns, rows, caption, optional=range(4 + len(predicted), 4, -1))
 
 
+def frequent_errors(report: Mapping[str, Any]) -> Table:
+    """The pairs of a true and a predicted class with the most rows."""
+    names, confusion = list(report["per_class"]), report["confusion"]
+    wrong = [(rows, a, b) for a, line in enumerate(confusion) for b, rows in enumerate(line) if rows and a != b]
+    errors = [
+        [names[a], names[b], f"{rows:,}", f"{rows / sum(confusion[a]):.0%}"]
+        for rows, a, b in sorted(wrong, key=lambda one: -one[0])[:WORST]
+    ]
+    columns, caption = ["class", "predicted", "rows", "share of the class"], f"{len(errors)} of {len(wrong)} pairs"
+    return Table("Most frequent errors", columns, errors, f"{caption} of classes", words=("predicted",))
+
+
 def by_period(periods: Mapping[str, Mapping[str, Any]]) -> Table:
     """Scores by period, of one or several configurations by name."""
     rows = []
@@ -353,14 +365,8 @@ def show_report(report: Mapping[str, Any], title: str, method: Method) -> None:
     table.show()
     if confusion is None:
         return
-    wrong = [(rows, a, b) for a, line in enumerate(confusion) for b, rows in enumerate(line) if rows and a != b]
-    if len(names) > MANY and wrong:
-        errors = [
-            [names[a], names[b], f"{rows:,}", f"{rows / sum(confusion[a]):.0%}"]
-            for rows, a, b in sorted(wrong, key=lambda one: -one[0])[:WORST]
-        ]
-        columns, caption = ["class", "predicted", "rows", "share of the class"], f"{len(errors)} of {len(wrong)} pairs"
-        Table("Most frequent errors", columns, errors, f"{caption} of classes", words=("predicted",)).show()
+    if len(names) > MANY and frequent_errors(report).rows:
+        frequent_errors(report).show()
     predicted = [name for name, total in zip(names, map(sum, zip(*confusion, strict=True)), strict=True) if total]
     if len(predicted) == 1 and report["n"] > 1 and not isinstance(method.baseline, Majority):
         note = f"note: every row was predicted as {predicted[0]}. {_advice(method, names)}".rstrip()

@@ -179,15 +179,17 @@ def _upload(stage: PushStage, folder: Path, chosen: list[str], message: str, exi
 
 def _failure(error: BaseException, stage: PushStage, state: str) -> FinsaError:
     """One message for whatever a request raised."""
-    status, cause = None, error
-    while status is None and cause is not None:
-        status, cause = getattr(getattr(cause, "response", None), "status_code", None), cause.__cause__
+    causes = [error]  # an upload in a thread wraps the answer of the hub
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    answers = (getattr(getattr(cause, "response", None), "status_code", None) for cause in causes)
+    status = next((one for one in answers if one is not None), None)
     owner = str(stage.repo).split("/")[0]
     reasons = {
         401: "the hub does not accept the token. Log in again with `hf auth login`, or set HF_TOKEN",
         403: f"the token may not write to {stage.repo}. Use a token with write access to {owner}",
         409: f"{stage.repo} has just been created by another process",
     }
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    reason = f"{reasons[status]} (HTTP {status})" if status in reasons else first
+    lines = dict.fromkeys((str(cause).strip().splitlines() or [type(cause).__name__])[0] for cause in causes)
+    reason = f"{reasons[status]} (HTTP {status})" if status in reasons else ": ".join(lines)
     return FinsaError(f"stage=push: {reason}; {state}")

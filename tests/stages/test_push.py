@@ -152,7 +152,7 @@ def test_a_repository_that_exists_is_kept(hub: Hub, config: Compose, run: Path, 
     ("change", "message"),
     [
         ({"token": "another"}, r"the hub does not accept the token\. .* \(HTTP 401\); nothing was sent"),
-        ({"forbidden": ("my-org",)}, r"may not write to my-org/my-model\. .* \(HTTP 403\); nothing was sent"),
+        ({"forbidden": ("my-org",)}, r"the token may not write to my-org/my-model\. .* \(HTTP 403\); nothing was sent"),
         ({"fails": "/commit/"}, r".*500.*; the new repository is still empty; repeat .* with stage\.exist_ok=true"),
     ],
 )
@@ -208,7 +208,7 @@ def test_a_secret_in_a_file_is_never_sent(
     ("method", "words", "message"),
     [
         ("tfidf_lr", (), r"method=tfidf_lr is not a language model; predict and serve read its run folder"),
-        ("full", (), r"method=full trains all weights; choose stage\.what=merged"),
+        ("full", (), r"method=full trains no adapter; choose stage\.what=merged"),
         ("few_shot", ("stage.what=merged",), r"has training rows in its prompt \(method\.examples\)"),
     ],
 )
