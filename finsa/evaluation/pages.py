@@ -6,9 +6,11 @@ import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from finsa.evaluation.tables import Table, console, to_csv, visible
@@ -36,6 +38,7 @@ def environment(templates: Path) -> Environment:
         "png": lambda file: "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode(),
         # of a text from the data, so that it is rendered and read aloud in its language
         "language": lambda text: "zh-Hans" if re.search(r"[\u4e00-\u9fff]", text) else "en",
+        "say": translated,
         "visible": visible,
         "anchor": lambda name: name.lower().replace(" ", "-"),
     }
@@ -109,3 +112,23 @@ def publish(
     for remark in remarks:
         console().print(remark, highlight=False, markup=False)
     print(f"{title.lower()}: {folder / name}.html (also .md, .csv, .json, {figure.file.name})")
+
+
+# ------------------------------------------------------------------------------------------------ languages
+
+
+@cache
+def _chinese() -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
+    """Phrases, and patterns with ``{}`` for whatever differs, with their translations."""
+    phrases: dict[str, str] = yaml.safe_load((TEMPLATES / "chinese.yaml").read_text(encoding="utf-8"))
+    patterns = [(re.compile(re.escape(key).replace(r"\{\}", "(.+?)")), text) for key, text in phrases.items()]
+    return phrases, [(key, text) for key, text in patterns if key.groups]
+
+
+def translated(text: str) -> str | None:
+    """The Chinese for a phrase of the page; None for names and texts of the data."""
+    phrases, patterns = _chinese()
+    if text in phrases:
+        return phrases[text]
+    found = ((pattern.fullmatch(text), chinese) for pattern, chinese in patterns)
+    return next((chinese.format(*match.groups()) for match, chinese in found if match), None)

@@ -9,16 +9,12 @@ import heapq
 import json
 import math
 import os
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from finsa.config import LOWER_IS_BETTER, USED_BY, RunConfig, demonstration, safety
 from finsa.config.base import headline
@@ -139,55 +135,37 @@ def render(
     cells = [[bucket, f"{count:,}"] for bucket, count in ledger.get("buckets", {}).items() if count]
     if len(cells) > 1:
         rows.append(Table("Rows read", ["use", "rows"], cells))
-    environment = pages.environment(pages.TEMPLATES)
-    environment.filters["say"] = translated
-    return environment.get_template("run.html.j2").render(
-        title=f"{name}, {cfg.data.title}: run",
-        name=name,
-        data=cfg.data.title,
-        demonstration=demonstration(cfg.model_dump(mode="json")),
-        tiles=list(_tiles(folder.facts, name, split, values, wrong)),
-        arms=list(arms),
-        scores=list(_scores(arms)),
-        matrix=matrix,
-        labels=list(report.get("per_class", ())),
-        classes=classes,
-        numbers=_numbers(folder.path) if report.get("task") == "regression" else None,
-        wrong=wrong,
-        mistakes=mistakes,
-        charts=list(_charts(log)),
-        rows=rows,
-        more=more,
-        commands=list(_commands(cfg, folder)),
-        facts=facts,
-        remarks=(values.get("router") or {}).get("warnings", []),
-        many_rows=tables.MANY,
+    return (
+        pages.environment(pages.TEMPLATES)
+        .get_template("run.html.j2")
+        .render(
+            title=f"{name}, {cfg.data.title}: run",
+            name=name,
+            data=cfg.data.title,
+            demonstration=demonstration(cfg.model_dump(mode="json")),
+            tiles=list(_tiles(folder.facts, name, split, values, wrong)),
+            arms=list(arms),
+            scores=list(_scores(arms)),
+            matrix=matrix,
+            labels=list(report.get("per_class", ())),
+            classes=classes,
+            numbers=_numbers(folder.path) if report.get("task") == "regression" else None,
+            wrong=wrong,
+            mistakes=mistakes,
+            charts=list(_charts(log)),
+            rows=rows,
+            more=more,
+            commands=list(_commands(cfg, folder)),
+            facts=facts,
+            remarks=(values.get("router") or {}).get("warnings", []),
+            many_rows=tables.MANY,
+        )
     )
 
 
 def _read(file: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return values
-
-
-# ------------------------------------------------------------------------------------------------ languages
-
-
-@cache
-def _chinese() -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
-    """Phrases, and patterns with ``{}`` for whatever differs, with their translations."""
-    phrases: dict[str, str] = yaml.safe_load((pages.TEMPLATES / "chinese.yaml").read_text(encoding="utf-8"))
-    patterns = [(re.compile(re.escape(key).replace(r"\{\}", "(.+?)")), text) for key, text in phrases.items()]
-    return phrases, [(key, text) for key, text in patterns if key.groups]
-
-
-def translated(text: str) -> str | None:
-    """The Chinese for a phrase of the page; None for names and texts of the data."""
-    phrases, patterns = _chinese()
-    if text in phrases:
-        return phrases[text]
-    found = ((pattern.fullmatch(text), chinese) for pattern, chinese in patterns)
-    return next((chinese.format(*match.groups()) for match, chinese in found if match), None)
 
 
 # ------------------------------------------------------------------------------------------------ scores

@@ -283,7 +283,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _facts(cfg: RunConfig, facts: Mapping[str, Any]) -> dict[str, str]:
     """The facts about a run that its page shows."""
     trainable, total = facts.get("trainable_parameters"), facts.get("total_parameters")
-    start, pairs = facts.get("start") or {}, facts.get("pairs") or {}
+    start, pairs, best = facts.get("start") or {}, facts.get("pairs") or {}, facts.get("best_validation")
     mistakes = f", {pairs['mistakes']:,} of them mistakes" if "mistakes" in pairs else ""
     values = {
         "stage": cfg.stage.name,
@@ -299,6 +299,7 @@ def _facts(cfg: RunConfig, facts: Mapping[str, Any]) -> dict[str, str]:
         "device": facts.get("device"),
         "commit": str(facts.get("git_commit") or "")[:12],
         "parameters": None if trainable is None or total is None else f"{trainable:,} trainable of {total:,}",
+        "best validation score": None if best is None else f"{best:.4f}",
         "training seconds": facts.get("training_seconds"),
         "samples per second": facts.get("rows_per_second"),
     }

@@ -25,6 +25,8 @@ from finsa.stages import push
 
 Compose = Callable[..., RunConfig]
 Trained = Callable[..., Path]
+# huggingface_hub sends files by an argument that httpx2 deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 REPO = "my-org/my-model"
 PUSH = ("stage=push", f"stage.repo={REPO}")
 TEXTS = ["公司上半年净利润同比增长三成", "大股东减持，股价跌停"]
