@@ -11,16 +11,18 @@ import math
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from finsa.config import LOWER_IS_BETTER, USED_BY, RunConfig, demonstration, safety
 from finsa.config.base import headline
 from finsa.evaluation import pages, tables
 from finsa.evaluation.tables import MISSING, Table
 from finsa.runs.run_folder import RunFolder
+from finsa.runs.weight_files import read_json
 from finsa.session import current_job
 
 FILE = "index.html"
@@ -30,17 +32,7 @@ POINTS, SIDE = 400, 1000  # points of a curve, and width and height of the drawi
 DESCRIBED = 20  # points of a curve that its description lists
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A number at the top of the page, with its title above and a note below."""
-
-    title: str
-    value: str
-    note: str
-
-
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """A measure of one or two models.
 
     Args:
@@ -54,46 +46,26 @@ class Score:
     marks: list[tuple[float, float, float] | None]
 
 
-@dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
     """A curve.
 
     Args:
-        title, x: of the chart and of its horizontal axis.
+        title, note, x: title, what is next to it, and name of the horizontal axis.
         path: of the SVG, in an area of SIDE by SIDE.
-        dots: whether the points are shown.
-        joined: whether they are joined.
+        dots, joined: whether its points are shown, and whether they are joined.
         x_ticks, y_ticks: positions in percent, from the left and from the top, and labels.
-        note: next to the title.
         alt: a description for readers who cannot see it.
     """
 
     title: str
+    note: str
     x: str
     path: str
     dots: bool
     joined: bool
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
-    note: str
     alt: str
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A row that was predicted wrongly.
-
-    Args:
-        id, text: of the row; the text is truncated.
-        gold, label: the true and the predicted label, number, or labels.
-        note: the probability, or the error of a number.
-    """
-
-    id: str
-    text: str
-    gold: str
-    label: str
-    note: str
 
 
 def render(
@@ -102,6 +74,7 @@ def render(
     name: str,
     split: str | None,
     facts: Mapping[str, str],
+    values: Mapping[str, Any],
     log: Sequence[Mapping[str, Any]],
     more: Mapping[str, tuple[Sequence[Table], Sequence[Any]]],
 ) -> str:
@@ -109,21 +82,27 @@ def render(
 
     Args:
         cfg: of the run.
-        folder: with ``metrics.json``, and ``ledger.json`` and predictions if they exist.
+        folder: with ``ledger.json`` and predictions, if they exist.
         name: of the scored model.
         split: the scored split; None if none was scored.
         facts: settings and measurements.
+        values: contents of ``metrics.json``.
         log: of the training.
         more: further tables and figures by section: ``Scores``, ``Time``, ``Mixture``.
     """
-    values, ledger = (_read(folder.path / file) for file in ("metrics.json", "ledger.json"))
+    ledger = read_json(folder.path / "ledger.json") or {}
     report: dict[str, Any] = values[split] if split is not None else {}
     arms = {name: report, **({BASE: values["base"]} if values.get("base") else {})} if report else {}
     measure = headline(report.get("task"))
     worst = math.inf if measure in LOWER_IS_BETTER else -math.inf
     best_first = sorted(arms, key=lambda arm: arms[arm].get(measure) or worst, reverse=measure not in LOWER_IS_BETTER)
     arms = {arm: arms[arm] for arm in best_first}
-    wrong, mistakes = _mistakes(folder.path, report.get("task")) if report else (None, [])
+    wrong, numbers = None, None
+    if report.get("task") == "regression":
+        points = [(one["gold"], one["number"]) for one in islice(_predictions(folder.path), 2 * POINTS)]
+        numbers = _chart("Predicted by true number", "true number", points, True, joined=False) if points else None
+    elif report:
+        wrong = round(report["n"] * (1 - report.get("accuracy", report.get("subset_accuracy", 1))))
     matrix = report.get("confusion") if len(report.get("per_class", ())) <= tables.MANY else None
     classes = []
     if "per_class" in report:
@@ -135,81 +114,65 @@ def render(
     cells = [[bucket, f"{count:,}"] for bucket, count in ledger.get("buckets", {}).items() if count]
     if len(cells) > 1:
         rows.append(Table("Rows read", ["use", "rows"], cells))
-    return (
-        pages.environment(pages.TEMPLATES)
-        .get_template("run.html.j2")
-        .render(
-            title=f"{name}, {cfg.data.title}: run",
-            name=name,
-            data=cfg.data.title,
-            demonstration=demonstration(cfg.model_dump(mode="json")),
-            tiles=list(_tiles(folder.facts, name, split, values, wrong)),
-            arms=list(arms),
-            scores=list(_scores(arms)),
-            matrix=matrix,
-            labels=list(report.get("per_class", ())),
-            classes=classes,
-            numbers=_numbers(folder.path) if report.get("task") == "regression" else None,
-            wrong=wrong,
-            mistakes=mistakes,
-            charts=list(_charts(log)),
-            rows=rows,
-            more=more,
-            commands=list(_commands(cfg, folder)),
-            facts=facts,
-            remarks=(values.get("router") or {}).get("warnings", []),
-            many_rows=tables.MANY,
-        )
+    template = pages.environment(pages.TEMPLATES).get_template("run.html.j2")
+    return template.render(
+        title=f"{name}, {cfg.data.title}: run",
+        name=name,
+        data=cfg.data.title,
+        demonstration=demonstration(cfg.model_dump(mode="json")),
+        tiles=list(_tiles(folder.facts, split, values, wrong)),
+        arms=list(arms),
+        scores=list(_scores(arms)),
+        matrix=matrix,
+        labels=list(report.get("per_class", ())),
+        classes=classes,
+        numbers=numbers,
+        wrong=wrong,
+        mistakes=_mistakes(folder.path, report.get("task")) if report else [],
+        charts=list(_charts(log)),
+        rows=rows,
+        more=more,
+        commands=list(_commands(cfg, folder)),
+        facts=facts,
+        remarks=(values.get("router") or {}).get("warnings", []),
+        many_rows=tables.MANY,
     )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return values
 
 
 # ------------------------------------------------------------------------------------------------ scores
 
 
 def _tiles(
-    facts: Mapping[str, Any], name: str, split: str | None, values: Mapping[str, Any], wrong: int | None
-) -> Iterator[Tile]:
-    """The numbers at the top: score, that of the base model or another one, mistakes, and time."""
-    report: Mapping[str, Any] = values[split] if split is not None else {}
-    if report:
+    facts: Mapping[str, Any], split: str | None, values: Mapping[str, Any], wrong: int | None
+) -> Iterator[tuple[str, str, str]]:
+    """Title, value and note of the numbers at the top: score, that of the base model or another one, mistakes, time."""
+    if split is not None:
+        report = values[split]
         titles, measure = tables.scores_of(report), headline(report.get("task"))
-        other = next((one for one in titles if one != measure), measure)
-        shown = [(report, measure, titles[measure])]
-        shown += [(values["base"], measure, BASE)] if values.get("base") else [(report, other, titles[other])]
-        for one, key, title in shown:
+        other = next(one for one in titles if one != measure)
+        second = (values["base"], measure, BASE) if values.get("base") else (report, other, titles[other])
+        for one, key, title in ((report, measure, titles[measure]), second):
             low, high = one["intervals"].get(key) or (None, None)
             interval = "no interval" if low is None else f"95 %: {low:.3f} to {high:.3f}"
-            yield Tile(title, MISSING if one.get(key) is None else f"{one[key]:.4f}", interval)
-        count = f"of {report['n']:,} {split} rows"
-        yield (
-            Tile("mistakes", f"{wrong:,}", count) if wrong is not None else Tile("rows", f"{report['n']:,}", f"{split}")
-        )
+            yield title, MISSING if one.get(key) is None else f"{one[key]:.4f}", interval
+        count = f"{report['n']:,}"
+        yield ("rows", count, split) if wrong is None else ("mistakes", f"{wrong:,}", f"of {count} {split} rows")
     trainable, total = facts.get("trainable_parameters"), facts.get("total_parameters")
     trained = f"{trainable:,} of {total:,} parameters trained" if trainable and total else "nothing is trained"
-    if facts.get("training_seconds"):
-        yield Tile("training time", _duration(facts["training_seconds"]), trained)
-    elif facts.get("scoring_seconds"):
-        yield Tile("scoring time", _duration(facts["scoring_seconds"]), "of this split")
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole // 60 % 60
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{seconds:.1f} s"
+    timed = (("training", trained), ("scoring", "of this split"))
+    for what, note in [(what, note) for what, note in timed if facts.get(f"{what}_seconds")][:1]:
+        seconds = facts[f"{what}_seconds"]
+        yield f"{what} time", f"{seconds:.1f} s" if seconds < 100 else str(timedelta(seconds=round(seconds))), note
 
 
 def _scores(arms: Mapping[str, Mapping[str, Any]]) -> Iterator[Score]:
     """All measures of the models, with their places on a scale from 0 to 1, or to the largest value."""
-    for key, title in {key: title for one in arms.values() for key, title in _measures(one).items()}.items():
+    named = {key: title for one in arms.values() for key, title in tables.scores_of(one).items()}
+    named |= {key: key.replace("_", " ") for one in arms.values() for key in one.get("measures") or {}}
+    for key, title in named.items():
         values = [one.get(key, (one.get("measures") or {}).get(key)) for one in arms.values()]
         pairs = [one["intervals"].get(key) for one in arms.values()]
+        pairs = [pair if pair and None not in pair else None for pair in pairs]  # of a measure that is not defined
         known = [end for pair in pairs if pair for end in pair] + [value for value in values if value is not None]
         low = min(0.0, *known, 0.0)
         span = (1.0 if max(known, default=1) <= 1 else 1.05 * max(known)) - low
@@ -224,22 +187,16 @@ def _scores(arms: Mapping[str, Mapping[str, Any]]) -> Iterator[Score]:
         yield Score(title, cells, marks)
 
 
-def _measures(report: Mapping[str, Any]) -> dict[str, str]:
-    return tables.scores_of(report) | {key: key.replace("_", " ") for key in report.get("measures") or {}}
-
-
 # ------------------------------------------------------------------------------------------------ mistakes
 
 
-def _mistakes(folder: Path, task: str | None) -> tuple[int | None, list[Mistake]]:
-    """The number of wrong rows, and the worst ones: by the distance of numbers, levels or sets, then by confidence."""
-    found, wrong, read = list[tuple[float, float, int, dict[str, Any]]](), 0, 0
+def _mistakes(folder: Path, task: str | None) -> list[dict[str, str]]:
+    """The worst of the wrong rows: by the distance of numbers, levels or sets, then by confidence."""
+    found = list[tuple[float, float, int, dict[str, Any]]]()
     for place, record in enumerate(_predictions(folder)):
-        read += 1
         gold, label = record["gold"], record.get("number" if task == "regression" else "label")
         if gold == label or (task == "multi_label" and set(gold) == set(label)):
             continue
-        wrong += 1
         probs, distance = record.get("probs") or {}, 0.0
         if task == "regression":
             distance = abs(gold - label)
@@ -253,15 +210,21 @@ def _mistakes(folder: Path, task: str | None) -> tuple[int | None, list[Mistake]
     described = []
     for distance, confidence, _, record in worst:
         label = record["number"] if task == "regression" else record["label"]
-        names = ["; ".join(one) or "no label" if isinstance(one, list) else str(one) for one in (record["gold"], label)]
+        gold, label = map(_named, (record["gold"], label))
         text = str(record["text"])
         if "target" in record:
             text = f"{record['target']}: {text}"
         text = text[:CHARACTERS].rstrip() + "…" if len(text) > CHARACTERS else text
         note = f"probability {confidence:.3f}" if confidence else ""
         note = f"error {distance:.4g}" if task == "regression" else note
-        described.append(Mistake(str(record["id"]), text, names[0], names[1], note))
-    return (None if task == "regression" or read == MOST else wrong), described
+        described.append({"id": str(record["id"]), "text": text, "gold": gold, "label": label, "note": note})
+    return described
+
+
+def _named(value: Any) -> str:
+    """A label, a number, or the labels of a row; a generated answer may name none."""
+    text = "; ".join(value) if isinstance(value, list) else "" if value is None else str(value)
+    return text or "no label"
 
 
 def _predictions(folder: Path) -> Iterator[dict[str, Any]]:
@@ -283,7 +246,8 @@ def _charts(log: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
     by_penalty = "strength" in keys
     for key, title in titles.items():
         across = "strength" if by_penalty else "step"
-        points = sorted({record[across]: record[key] for record in log if key in record and across in record}.items())
+        known = {one[across]: one[key] for one in log if across in one and math.isfinite(one.get(key, math.nan))}
+        points = sorted(known.items())
         if len(points) < 2 or (by_penalty and key != score):
             continue
         note = ""
@@ -292,21 +256,15 @@ def _charts(log: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
             place, value = max(points, key=lambda point: sign * point[1])
             note = f"best {value:.4f} at {'C' if by_penalty else 'step'} {place:g}"
         steps = "C, the inverse strength of the penalty" if by_penalty else "optimizer step"
-        yield _chart(title, steps, points, note, dots=key != "loss", log_x=by_penalty)
-
-
-def _numbers(folder: Path) -> Chart | None:
-    """Predicted by true numbers of a regression."""
-    points = [(one["gold"], one["number"]) for one in islice(_predictions(folder), 2 * POINTS)]
-    return _chart("Predicted by true number", "true number", points, "", dots=True, joined=False) if points else None
+        yield _chart(title, steps, points, key != "loss", note, log_x=by_penalty)
 
 
 def _chart(
     title: str,
     x: str,
     points: Sequence[tuple[float, float]],
-    note: str,
     dots: bool,
+    note: str = "",
     joined: bool = True,
     log_x: bool = False,
 ) -> Chart:
@@ -334,13 +292,13 @@ def _chart(
         y_ticks = [(place, text) for place, text in y_ticks if place == round(place)]
     return Chart(
         title,
+        note,
         x,
         path,
         (dots and len(points) <= POINTS // 5) or not joined,
         joined,
         [(round(100 * (place - x_low) / width, 2), text) for place, text in x_ticks],
         [(round(100 * (y_high - place) / height, 2), text) for place, text in y_ticks],
-        note,
         f"{title} by {'C' if log_x else x}: {described}.",
     )
 

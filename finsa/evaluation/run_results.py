@@ -270,7 +270,7 @@ def write_page(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) 
             "Time": ([tables.by_period({name: periods})] if periods else [], by_time),
             "Mixture": (moe.tables(name, values), routers),
         }
-        html = run_page.render(cfg, folder, name, split, _facts(cfg, folder.facts), log, more)
+        html = run_page.render(cfg, folder, name, split, _facts(cfg, folder.facts), values, log, more)
         (place / run_page.FILE).write_text(html, encoding="utf-8")
     return [folder.path / figure.file.name for figure in (*training, *routers, *by_time)]
 

@@ -65,9 +65,9 @@ def write(
     tokenizer = ("../../tokenizer" if form == "adapter" else "../tokenizer") if inside else source
     load = f'AutoModelForCausalLM.from_pretrained("{source}").eval()'
     if form == "adapter":
-        source = _json(model.hub_id or f"<folder of {model.name}>")
+        name = _json(model.hub_id or f"<folder of {model.name}>")
         revision = f", revision={_json(model.revision)}" if model.hub_id else ""
-        backbone = f"AutoModelForCausalLM.from_pretrained({source}{revision}, dtype={base.dtype(model)})"
+        backbone = f"AutoModelForCausalLM.from_pretrained({name}{revision}, dtype={base.dtype(model)})"
         load = f'PeftModel.from_pretrained({backbone}, "{source}").eval()'
     chinese = any("一" <= letter <= "鿿" for letter in cfg.data.prompt)
     templating = Environment(

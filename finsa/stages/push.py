@@ -28,6 +28,7 @@ UPLOADED = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "chat_template.jinja"),
 )
+WORDS = ("prompt", "labels", "answers")  # entries whose texts are no paths, whatever they begin with
 TEXTS = (".md", ".json", ".yaml", ".jinja", ".txt")  # endings of files that are searched for secrets
 
 
@@ -90,10 +91,11 @@ def _write(record: Record, stage: PushStage, folder: Path) -> None:
 def _portable(value: Any) -> Any:
     """Replace absolute paths, which are private and mean nothing elsewhere, by their last part."""
     if isinstance(value, dict):
-        return {key: _portable(one) for key, one in value.items()}
+        return {key: one if key in WORDS else _portable(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_portable(one) for one in value]
-    return Path(value).name if isinstance(value, str) and Path(value).expanduser().is_absolute() else value
+    is_path = isinstance(value, str) and (value.startswith("~/") or Path(value).is_absolute())
+    return Path(value).name if is_path else value
 
 
 def _chosen(folder: Path) -> tuple[list[str], list[str]]:

@@ -97,12 +97,20 @@ def test_no_path_of_this_machine_and_no_row_is_sent(hub: Hub, config: Compose, r
             assert not [row for row in rows if row in text], name
 
 
+def test_paths_are_shortened_and_prompts_are_not() -> None:
+    words = {"prompt": "/{text}/", "labels": {"/up": "/up"}, "answers": ["/{label}"]}
+    paths = {"files": ["/home/me/rows.csv", "~/rows.csv"], "path": {"a": "/home/me/base"}, "other": "data/tiny", "n": 1}
+    short = {"files": ["rows.csv", "rows.csv"], "path": {"a": "base"}, "other": "data/tiny", "n": 1}
+    assert push._portable({**words, **paths}) == {**words, **short}
+
+
 def test_the_card_names_the_repository_and_the_scores(hub: Hub, config: Compose, run: Path, tmp_path: Path) -> None:
     _push(config, run, tmp_path)
     card = hub.files(REPO)["README.md"].decode()
     found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"]
     assert f"| macro-F1 | {found['macro_f1']:.4f} |" in card
     assert f'AutoTokenizer.from_pretrained("{REPO}")' in card
+    assert re.search(rf'PeftModel\.from_pretrained\(.*, "{REPO}"\)\.eval\(\)', card)
     assert f"hf download {REPO} --local-dir <this folder>\n" in card
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "peft"
 
