@@ -107,7 +107,8 @@ def render(
     classes = []
     if "per_class" in report:
         found = tables.by_class(report, "By class")
-        classes = [replace(found, columns=found.columns[:5], rows=[row[:5] for row in found.rows], caption="")]
+        kept = "" if matrix else found.caption
+        classes = [replace(found, columns=found.columns[:5], rows=[row[:5] for row in found.rows], caption=kept)]
         if matrix is None and "confusion" in report:
             classes.append(tables.frequent_errors(report))
     rows = [replace(tables.rows_by_split(ledger), caption="")] if ledger.get("splits") else []

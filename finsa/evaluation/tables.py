@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +306,7 @@ def write_comparison(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> 
 
 
 def by_class(report: Mapping[str, Any], title: str) -> Table:
-    """Precision, recall and F1 of the classes, and the confusion matrix unless there are many classes."""
+    """Precision, recall and F1 of the classes, and the confusion matrix; of many classes only those of the hardest."""
     names = list(report["per_class"])
     predicted = names if "confusion" in report and len(names) <= MANY else []
     rows = []
@@ -316,6 +316,10 @@ def by_class(report: Mapping[str, Any], title: str) -> Table:
         rows.append([name, *cells, f"{values['support']:,}", *(f"{count:,}" for count in counts if predicted)])
     columns = ["class", "precision", "recall", "F1", "rows", *(f"→ {name}" for name in predicted)]
     caption = "→: rows of the class by predicted label" if predicted else ""
+    if len(names) > MANY:
+        hardest = sorted(names, key=lambda name: report["per_class"][name]["f1"])[:WORST]
+        caption = f"{WORST} of {len(names)} classes, those with the lowest F1; metrics.json has all of them"
+        rows = [row for row in rows if row[0] in hardest]
     return Table(title, columns, rows, caption, optional=range(4 + len(predicted), 4, -1))
 
 
@@ -358,10 +362,6 @@ def show_report(report: Mapping[str, Any], title: str, method: Method) -> None:
     if "per_class" not in report:
         return
     names, confusion, table = list(report["per_class"]), report.get("confusion"), by_class(report, title)
-    if len(names) > MANY:
-        hardest = sorted(names, key=lambda name: report["per_class"][name]["f1"])[:WORST]
-        caption = f"{WORST} of {len(names)} classes, those with the lowest F1; metrics.json has all of them"
-        table = replace(table, rows=[row for row in table.rows if row[0] in hardest], caption=caption)
     table.show()
     if confusion is None:
         return
