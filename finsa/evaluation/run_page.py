@@ -182,9 +182,11 @@ def _scores(arms: Mapping[str, Mapping[str, Any]]) -> Iterator[Score]:
             between = " to " if low < 0 else "-"
             interval = f" ({pair[0]:.3f}{between}{pair[1]:.3f})" if pair else ""
             cells.append(MISSING if value is None else f"{value:.4f}{interval}")
-            ends = (*(pair or (value, value)), value)
-            left, right, at = (None if one is None else round(100 * (one - low) / span, 2) for one in ends)
-            marks.append(None if at is None else (left, round(right - left, 2), at))
+            place = None
+            if value is not None:
+                left, right, at = (round(100 * (one - low) / span, 2) for one in (*(pair or (value, value)), value))
+                place = (left, round(right - left, 2), at)
+            marks.append(place)
         yield Score(title, cells, marks)
 
 
@@ -195,7 +197,7 @@ def _mistakes(folder: Path, task: str | None) -> list[dict[str, str]]:
     """The worst of the wrong rows: by the distance of numbers, levels or sets, then by confidence."""
     found = list[tuple[float, float, int, dict[str, Any]]]()
     for place, record in enumerate(_predictions(folder)):
-        gold, label = record["gold"], record.get("number" if task == "regression" else "label")
+        gold, label = record["gold"], record["number" if task == "regression" else "label"]
         if gold == label or (task == "multi_label" and set(gold) == set(label)):
             continue
         probs, distance = record.get("probs") or {}, 0.0

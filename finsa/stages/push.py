@@ -81,11 +81,11 @@ def _write(record: Record, stage: PushStage, folder: Path) -> None:
         written["model"]["path"] = None
     text = yaml.safe_dump(written, allow_unicode=True, sort_keys=False)
     (folder / CONFIG).write_text(text, encoding="utf-8")
-    for name in (MANIFEST, EXPORTED, *(file.relative_to(folder) for file in folder.rglob(ADAPTER))):
-        values = _portable(json.loads((folder / name).read_text(encoding="utf-8")))
+    for file in (folder / MANIFEST, folder / EXPORTED, *folder.rglob(ADAPTER)):
+        values = _portable(json.loads(file.read_text(encoding="utf-8")))
         if "base_model_name_or_path" in values and hub_id is not None:
             values |= {"base_model_name_or_path": hub_id, "revision": record.cfg.model.revision}
-        (folder / name).write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _portable(value: Any) -> Any:

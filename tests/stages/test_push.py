@@ -248,9 +248,9 @@ def test_a_push_needs_a_run_and_a_repository(config: Compose) -> None:
 
 
 def test_the_command_reports_an_unfinished_run_and_pushes_a_finished_one(hub: Hub, run: Path, tmp_path: Path) -> None:
-    """A process of its own: the address of the hub and the token come from the environment."""
+    """A process of its own: the address of the hub and the token come from the environment, and files go by Xet."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.endpoint}
-    env |= {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
+    env |= {"HF_XET_CLIENT_SHARD_API_VERSION": "1", "HF_HOME": str(tmp_path / "hf")}
     words = [sys.executable, str(ROOT / "run.py"), *PUSH, f"run={run}", f"output_dir={tmp_path / 'outputs'}"]
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     (run / "run.json").write_text(json.dumps({**facts, "status": "failed"}), encoding="utf-8")
@@ -261,4 +261,7 @@ def test_the_command_reports_an_unfinished_run_and_pushes_a_finished_one(hub: Hu
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert f"pushed: {hub.endpoint}/{REPO}/commit/{hub_server.COMMIT}\n" in done.stdout
-    assert "adapter_model.safetensors" in hub.files(REPO)
+    weights = (run / "adapters" / "default" / "adapter_model.safetensors").read_bytes()
+    assert hub.files(REPO)["adapter_model.safetensors"].decode() == hashlib.sha256(weights).hexdigest()
+    assert hub.chunked > 0.8 * len(weights)
+    assert not [line for line in hub.asked if "telemetry" in line or "/lfs/" in line]
