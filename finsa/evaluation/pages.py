@@ -52,6 +52,7 @@ def render(
     sections: Sequence[tuple[str, Sequence[Table], Sequence[Figure]]],
     figure_folder: str = "",
     examples: Sequence[Example] = (),
+    chinese: bool = False,
 ) -> str:
     """Render a page as HTML; names and texts of the runs and the data are escaped.
 
@@ -62,6 +63,7 @@ def render(
         sections: names, tables and figures; empty sections are omitted.
         figure_folder: folder of the figures, relative to the page.
         examples: rows as the model sees them, shown in a last section.
+        chinese: whether the page is also in Chinese, with a switch.
     """
     template = environment(TEMPLATES).get_template("page.html.j2")
     return template.render(
@@ -71,6 +73,7 @@ def render(
         sections=[section for section in sections if section[1] or section[2]],
         figure_folder=figure_folder,
         examples=examples,
+        chinese=chinese,
         many_rows=MANY_ROWS,
         truncated_shown=TRUNCATED_SHOWN,
     )
@@ -121,14 +124,23 @@ def publish(
 def _chinese() -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
     """Phrases, and patterns with ``{}`` for whatever differs, with their translations."""
     phrases: dict[str, str] = yaml.safe_load((TEMPLATES / "chinese.yaml").read_text(encoding="utf-8"))
-    patterns = [(re.compile(re.escape(key).replace(r"\{\}", "(.+?)")), text) for key, text in phrases.items()]
+    longest_first = sorted(phrases.items(), key=lambda phrase: -len(phrase[0]))
+    patterns = [(re.compile(re.escape(key).replace(r"\{\}", "(.+?)")), text) for key, text in longest_first]
     return phrases, [(key, text) for key, text in patterns if key.groups]
 
 
 def translated(text: str) -> str | None:
-    """The Chinese for a phrase of the page; None for names and texts of the data."""
+    """The Chinese for a phrase or for several sentences of a page; None for names and texts of the data."""
     phrases, patterns = _chinese()
     if text in phrases:
         return phrases[text]
-    found = ((pattern.fullmatch(text), chinese) for pattern, chinese in patterns)
-    return next((chinese.format(*match.groups()) for match, chinese in found if match), None)
+    whole = None
+    for pattern, chinese in patterns:
+        if match := pattern.fullmatch(text):
+            whole = chinese.format(*(translated(one) or one for one in match.groups()))
+            break
+    sentences = re.split(r"(?<=\.) (?=[A-Z]|stage\.)", text)
+    if whole is not None or len(sentences) == 1:
+        return whole
+    parts = [translated(sentence) for sentence in sentences]
+    return None if None in parts else "".join(filter(None, parts))
