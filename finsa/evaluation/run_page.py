@@ -224,10 +224,11 @@ def _mistakes(folder: Path, task: str | None) -> list[dict[str, str]]:
     return described
 
 
-def _named(value: Any) -> str:
+def _named(value: float | str | list[str] | None) -> str:
     """A label, a number, or the labels of a row; a generated answer may name none."""
-    text = "; ".join(value) if isinstance(value, list) else "" if value is None else str(value)
-    return text or "no label"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ("; ".join(value) if isinstance(value, list) else value) or "no label"
 
 
 def _predictions(folder: Path) -> Iterator[dict[str, Any]]:

@@ -144,7 +144,7 @@ def test_every_phrase_of_a_page_is_translated(
     monkeypatch.setattr(pages, "translated", recorded)
     for method in METHODS:
         _write(Path(shutil.copytree(trained(method), tmp_path / method)))
-    assert plain - {"利空", "中性", "利好", *METHODS, ""} == set()
+    assert {text for text in plain if re.search("[A-Za-z]{3}", text)} == set(METHODS)
     phrases = yaml.safe_load((pages.TEMPLATES / "chinese.yaml").read_text(encoding="utf-8"))
     written = re.findall(r'both\("([^"%]+)"\)', (pages.TEMPLATES / "run.html.j2").read_text(encoding="utf-8"))
     assert len(written) > 5
