@@ -272,6 +272,7 @@ def _chart(
     joined: bool = True,
     log_x: bool = False,
 ) -> Chart:
+    """Scale points to the drawing area; a curve of very many points is thinned."""
     if joined:
         points = [*points[: -1 : math.ceil(len(points) / POINTS)], points[-1]]
     lowest, highest = min(one for _, one in points), max(one for _, one in points)
@@ -322,7 +323,7 @@ def _ticks(low: float, high: float, most: int = 6) -> list[float]:
 def _commands(cfg: RunConfig, folder: RunFolder) -> Iterator[tuple[str, str]]:
     """What to do with the run: title and command."""
     stage, job, place = cfg.stage.name, current_job(), _shown(folder.path)
-    if job is not None:
+    if job is not None and job.choices.get("stage") == stage:  # not a part of a search, a chain or a mixture
         words = [word for word in job.overrides if not word.startswith(("resume=", "fresh="))]
         command = safety.masked(shlex.join(["python", "run.py", *words]))
         yield "This run", command
