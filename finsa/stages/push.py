@@ -122,12 +122,12 @@ def _show(stage: PushStage, folder: Path, chosen: list[str], left: list[str], ex
 
     sizes = {name: (folder / name).stat().st_size for name in chosen}
     rows = [[name, f"{size:,}"] for name, size in sizes.items()]
-    visible = "that exists" if exists else "private" if stage.private else "public"
+    kind = "a repository that exists" if exists else f"a {'private' if stage.private else 'public'} repository"
     caption = f"{len(rows)} files, {sum(sizes.values()):,} bytes"
     Table("Files to push", ["file", "bytes"], rows, caption).show()
     for name in left:
         print(f"left out: {name}")
-    print(f"target: {constants.ENDPOINT}/{stage.repo}, {visible} repository, branch {stage.branch}")
+    print(f"target: {constants.ENDPOINT}/{stage.repo}, {kind}, branch {stage.branch}")
 
 
 # ------------------------------------------------------------------------------------------------ the hub

@@ -144,7 +144,7 @@ def test_a_dry_run_lists_everything_and_sends_nothing(
     size = (run / "adapters" / "default" / "adapter_model.safetensors").stat().st_size
     assert re.search(rf"adapter_model\.safetensors │ +{size:,} ", shown)
     assert "left out: .env\nleft out: train.csv\n" in shown
-    assert f"target: {hub.endpoint}/{REPO}, private repository, branch main\ndry run: nothing was sent" in shown
+    assert f"target: {hub.endpoint}/{REPO}, a private repository, branch main\ndry run: nothing was sent" in shown
 
 
 def test_a_repository_that_exists_is_kept(hub: Hub, config: Compose, run: Path, tmp_path: Path) -> None:
