@@ -1,9 +1,10 @@
 """Take the pictures of the README from a real report: the terminal as SVG, the page as PNG with headless Chromium.
 
     python docs/pictures.py <run folders, or the folder of a sweep>
+    python docs/pictures.py <run folder>/index.html
 
-The report is written by ``stage=report``, so the figures in the pictures are those of the runs. Look at both pictures
-before you commit them.
+The report is written by ``stage=report``, so the figures in the pictures are those of the runs. The second
+command takes the picture of a run's page. Look at the pictures before you commit them.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main(folders: list[str]) -> None:
         done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
         lines = done.stdout.replace(folder, "<folder>").rstrip().splitlines()
         draw_terminal(command, "\n".join(line for line in lines if "runs=" not in line), PICTURES / "terminal.svg")
-        photograph_page(Path(folder) / "report.html", PICTURES / "report.png")
+        photograph_page(Path(folder) / "report.html", PICTURES / "report.png", (1200, 1250), "scores")
 
 
 def draw_terminal(command: str, output: str, file: Path) -> None:
@@ -64,22 +65,29 @@ def draw_terminal(command: str, output: str, file: Path) -> None:
     file.write_text(svg, encoding="utf-8")
 
 
-def photograph_page(report: Path, file: Path) -> None:
-    """Take a screenshot of a report's page, starting at its scores."""
+def photograph_page(page: Path, file: Path, size: tuple[int, int], start: str | None) -> None:
+    """Take a screenshot of a page, from its top or the element with the id `start` on, in 64 colors."""
+    from PIL import Image
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars", "--disable-gpu"):
         options.add_argument(option)
-    options.add_argument("--window-size=1200,1250")
     service = webdriver.ChromeService(shutil.which("chromedriver"))  # None: selenium searches for one
     with webdriver.Chrome(options=options, service=service) as driver:
-        driver.get(report.as_uri())
-        driver.execute_script("document.querySelector('#scores').scrollIntoView()")
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        driver.get(page.absolute().as_uri())
+        if start is not None:
+            driver.execute_script("document.getElementById(arguments[0]).scrollIntoView()", start)
         driver.save_screenshot(str(file))
+    Image.open(file).convert("RGB").quantize(64).save(file, optimize=True)
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("python docs/pictures.py <run folders, or the folder of a sweep>")
-    main(sys.argv[1:])
+    if sys.argv[1].endswith(".html"):
+        photograph_page(Path(sys.argv[1]), PICTURES / "run.png", (1100, 1064), None)
+    else:
+        main(sys.argv[1:])

@@ -59,6 +59,7 @@ from finsa.config.stages import (
     Paraphrase,
     PredictStage,
     PretrainStage,
+    PushStage,
     ReportStage,
     RerunStage,
     Router,

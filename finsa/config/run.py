@@ -14,12 +14,12 @@ from finsa.config.data import Data
 from finsa.config.method import Method
 from finsa.config.model import Model
 from finsa.config.published import Published
-from finsa.config.stages import MoeJointStage, Port, Stage, SynthesizeStage
+from finsa.config.stages import MoeJointStage, Port, PushStage, Stage, SynthesizeStage
 from finsa.config.train import Train
 
 # Top-level keys that only some stages use; with other stages they would be ignored, so they are refused.
 USED_BY = {
-    "run": ("evaluate", "serve", "predict", "export", "rerun", "behave"),
+    "run": ("evaluate", "serve", "predict", "export", "push", "rerun", "behave"),
     "port": ("serve",),
     "runs": ("report", "cascade", "behave", "check"),
     "behavior": ("behave",),
@@ -239,6 +239,8 @@ class RunConfig(Section):
             raise ValueError(f"run={self.run} only works with stage=serve; give the folder of the run")
         if stage in ("predict", "export", "rerun") and self.run is None:
             raise ValueError(f"stage={stage} needs run=<folder>")
+        if isinstance(self.stage, PushStage) and (self.run is None or self.stage.repo is None):
+            raise ValueError("stage=push needs run=<folder> stage.repo=<owner>/<name>")
         if stage == "predict" and (self.text is None) == (self.input is None or self.output is None):
             raise ValueError('stage=predict needs input=<file or -> output=<file>, or text="..."')
         if self.target is not None and self.text is None:

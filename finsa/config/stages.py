@@ -92,6 +92,41 @@ class ExportStage(Section):
     timed: PositiveInt
 
 
+class PushStage(Section):
+    """Upload a finished run's model to a repository on the model hub.
+
+    Args:
+        repo: ``<owner>/<name>`` of the repository.
+        what: the files, as written by stage=export.
+        private: whether a new repository is private.
+        exist_ok: whether the repository may exist already; its other files stay.
+        branch: of the commit; created if it does not exist.
+        message: of the commit; null: the name of the run.
+        dry_run: list the files and the target, and send nothing.
+    """
+
+    name: Literal["push"]
+    repo: str | None
+    what: Literal["adapter", "merged"]
+    private: bool
+    exist_ok: bool
+    branch: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)*$")]
+    message: Annotated[str, Field(min_length=1)] | None
+    dry_run: bool
+
+    @field_validator("repo")
+    @classmethod
+    def _check_repo(cls, repo: str | None) -> str | None:
+        part = r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+        known = repo is None or re.fullmatch(f"{part}/{part}", repo)
+        if repo is not None and (not known or "--" in repo or ".." in repo or repo.endswith(".git")):
+            raise ValueError(
+                "needs <owner>/<name>, each of ASCII letters, digits, '-', '_' and '.', without '--', '..', or '.git' "
+                "at the end"
+            )
+        return repo
+
+
 class RerunStage(Section):
     """Repeat a finished run from its configuration, and compare every result with the original."""
 
@@ -552,6 +587,7 @@ Stage = Annotated[
     | EvaluateStage
     | PredictStage
     | ExportStage
+    | PushStage
     | CheckStage
     | NoiseStage
     | CurveStage

@@ -56,7 +56,7 @@ def cache_alone(refused: str | None) -> Iterator[None]:
     try:
         for place in places:
             place.HF_HUB_OFFLINE = place.HF_HUB_OFFLINE or refused is not None
-        with _downloads_shown():
+        with progress_shown():
             yield
     finally:
         for place, value in zip(places, before, strict=True):
@@ -64,8 +64,8 @@ def cache_alone(refused: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _downloads_shown() -> Iterator[None]:
-    """Show the progress bars of downloads on a terminal only.
+def progress_shown() -> Iterator[None]:
+    """Show the progress bars of downloads and uploads on a terminal only.
 
     `cli.QUIET` disables the bars of huggingface_hub by its environment variable, because transformers respects it too
     and would otherwise show one for every loaded checkpoint.

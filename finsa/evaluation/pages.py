@@ -6,9 +6,11 @@ import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from finsa.evaluation.tables import Table, console, to_csv, visible
@@ -36,6 +38,7 @@ def environment(templates: Path) -> Environment:
         "png": lambda file: "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode(),
         # of a text from the data, so that it is rendered and read aloud in its language
         "language": lambda text: "zh-Hans" if re.search(r"[\u4e00-\u9fff]", text) else "en",
+        "say": translated,
         "visible": visible,
         "anchor": lambda name: name.lower().replace(" ", "-"),
     }
@@ -49,6 +52,7 @@ def render(
     sections: Sequence[tuple[str, Sequence[Table], Sequence[Figure]]],
     figure_folder: str = "",
     examples: Sequence[Example] = (),
+    chinese: bool = False,
 ) -> str:
     """Render a page as HTML; names and texts of the runs and the data are escaped.
 
@@ -59,6 +63,7 @@ def render(
         sections: names, tables and figures; empty sections are omitted.
         figure_folder: folder of the figures, relative to the page.
         examples: rows as the model sees them, shown in a last section.
+        chinese: whether the page is also in Chinese, with a switch.
     """
     template = environment(TEMPLATES).get_template("page.html.j2")
     return template.render(
@@ -68,6 +73,7 @@ def render(
         sections=[section for section in sections if section[1] or section[2]],
         figure_folder=figure_folder,
         examples=examples,
+        chinese=chinese,
         many_rows=MANY_ROWS,
         truncated_shown=TRUNCATED_SHOWN,
     )
@@ -109,3 +115,32 @@ def publish(
     for remark in remarks:
         console().print(remark, highlight=False, markup=False)
     print(f"{title.lower()}: {folder / name}.html (also .md, .csv, .json, {figure.file.name})")
+
+
+# ------------------------------------------------------------------------------------------------ languages
+
+
+@cache
+def _chinese() -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
+    """Phrases, and patterns with ``{}`` for whatever differs, with their translations."""
+    phrases: dict[str, str] = yaml.safe_load((TEMPLATES / "chinese.yaml").read_text(encoding="utf-8"))
+    longest_first = sorted(phrases.items(), key=lambda phrase: -len(phrase[0]))
+    patterns = [(re.compile(re.escape(key).replace(r"\{\}", "(.+?)")), text) for key, text in longest_first]
+    return phrases, [(key, text) for key, text in patterns if key.groups]
+
+
+def translated(text: str) -> str | None:
+    """The Chinese for a phrase or for several sentences of a page; None for names and texts of the data."""
+    phrases, patterns = _chinese()
+    if text in phrases:
+        return phrases[text]
+    whole = None
+    for pattern, chinese in patterns:
+        if match := pattern.fullmatch(text):
+            whole = chinese.format(*(translated(one) or one for one in match.groups()))
+            break
+    sentences = re.split(r"(?<=\.) (?=[A-Z]|stage\.)", text)
+    if whole is not None or len(sentences) == 1:
+        return whole
+    parts = [translated(sentence) for sentence in sentences]
+    return None if None in parts else "".join(filter(None, parts))

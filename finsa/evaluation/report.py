@@ -293,7 +293,7 @@ def write(report: Report, folder: Path) -> None:
         for name, keys, pictures in SECTIONS
     ]
     texts = {"report.md": _markdown(report, [figure.file.relative_to(folder) for figure in drawn])}
-    texts["report.html"] = pages.render(report.title, report.facts, report.remarks, sections, "figures/")
+    texts["report.html"] = pages.render(report.title, report.facts, report.remarks, sections, "figures/", chinese=True)
     if report.comparison is not None:
         texts["report.csv"] = tables.to_csv(report.comparison.records)
     if report.suite is not None:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsa.config import RunConfig
-from finsa.config.base import COSTS, headline
+from finsa.config.base import COSTS
 from finsa.data import times
 from finsa.data.tokenized import Labeled
 from finsa.data.values import TASKS
 from finsa.evaluation import calibration as calibrating
-from finsa.evaluation import metrics, moe, tables, value_metrics
+from finsa.evaluation import metrics, moe, selective, tables, value_metrics
 from finsa.evaluation.tables import Table
 from finsa.runs import files
 from finsa.runs.run_folder import RunFolder
@@ -231,41 +231,30 @@ def draw_predictions(result: dict[str, Any], title: str, folder: Path) -> Path |
 
 
 def write_page(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) -> list[Path]:
-    """Write a run's page, ``run.html``, and all figures but the confusion matrix, as far as the run's files allow.
+    """Write a run's page, ``index.html``, and all figures but the confusion matrix, as far as the run's files allow.
 
     Args:
         cfg: of the run.
-        folder: with ``metrics.json``, and ``log.jsonl``, ``ledger.json`` and ``confusion_matrix.png`` if they exist.
+        folder: with ``metrics.json``, and ``log.jsonl``, ``ledger.json`` and predictions if they exist.
         name: of the scored model.
         split: the scored split; None if none was scored.
 
     Returns:
         The figures that were drawn.
     """
-    from finsa.evaluation import figures, pages  # imported here for the same reason, as is jinja2
+    from finsa.evaluation import figures, run_page  # imported here for the same reason, as is jinja2
 
-    values, ledger = _read(folder.path / "metrics.json"), _read(folder.path / "ledger.json")
+    values = _read(folder.path / "metrics.json")
     log = []
     if folder.log_file.is_file():
         log = files.json_lines(folder.log_file)
-    scores: list[Table] = []
-    classes: list[Table] = []
-    remarks = []
+    scores = list[Table]()
     if split is not None:
-        reports = {"base model (zero-shot)": values["base"]} if values.get("base") else {}
-        scores = [tables.scores({**reports, name: values[split]}, f"Scores on the {split} split")]
-        classes = [tables.by_class(values[split], "By class")] if "per_class" in values[split] else []
         if split in (values.get("calibration") or {}):
             scores.append(_calibration_table(values["calibration"]))
-        measure = headline(values[split].get("task"))
-        low, high = values[split]["intervals"][measure]
-        title = tables.scores_of(values[split])[measure]
-        remarks.append(
-            f"{title[0].upper()}{title[1:]} {values[split][measure]:.4f} ({low:.4f} to {high:.4f}, 95 %) on the "
-            f"{values[split]['n']:,} {split} rows. stage=report compares runs and tests their differences."
-        )
+        if values.get("selection"):
+            scores.append(selective.table({name: values["selection"]}, "Abstaining and label sets"))
     router = values.get("router") or {}
-    remarks += router.get("warnings", [])
     with files.staged(folder.path) as place:
         training = []
         line = ("", figures.LINES[0], [log])
@@ -274,26 +263,15 @@ def write_page(cfg: RunConfig, folder: RunFolder, name: str, split: str | None) 
         if figures.has_penalties(log):
             training.append(figures.penalty_grid([line], place / "penalties.png"))
         routers = [figures.router({name: router}, place / "router.png")] if router else []
-        matrices = []
-        if split is not None and (folder.path / "confusion_matrix.png").is_file():
-            title, alt = "Confusion matrix: rows, and shares of the true class", "The numbers of the table By class."
-            matrices = [figures.Figure(folder.path / "confusion_matrix.png", title, alt)]
-        dots = []
-        if split is not None and (folder.path / "numbers.png").is_file():
-            alt = "predictions.jsonl has all of them."
-            dots = [figures.Figure(folder.path / "numbers.png", "Predicted and true numbers", alt)]
         periods = values[split].get("periods") if split is not None else None
         by_time = [figures.periods(periods, place / "periods.png")] if periods else []
-        sections = [
-            ("Scores", scores, dots),
-            ("Time", [tables.by_period({name: periods})] if periods else [], by_time),
-            ("Classes", classes, matrices),
-            ("Mixture", moe.tables(name, values), routers),
-            ("Training", [], training),
-            ("Rows", [tables.rows_by_split(ledger)] if ledger else [], []),
-        ]
-        html = pages.render(f"{name}, {cfg.data.title}: run", _facts(cfg, folder.facts), remarks, sections)
-        (place / "run.html").write_text(html, encoding="utf-8")
+        more = {
+            "Scores": (scores, []),
+            "Time": ([tables.by_period({name: periods})] if periods else [], by_time),
+            "Mixture": (moe.tables(name, values), routers),
+        }
+        html = run_page.render(cfg, folder, name, split, _facts(cfg, folder.facts), values, log, more)
+        (place / run_page.FILE).write_text(html, encoding="utf-8")
     return [folder.path / figure.file.name for figure in (*training, *routers, *by_time)]
 
 
@@ -305,7 +283,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _facts(cfg: RunConfig, facts: Mapping[str, Any]) -> dict[str, str]:
     """The facts about a run that its page shows."""
     trainable, total = facts.get("trainable_parameters"), facts.get("total_parameters")
-    start, pairs = facts.get("start") or {}, facts.get("pairs") or {}
+    start, pairs, best = facts.get("start") or {}, facts.get("pairs") or {}, facts.get("best_validation")
     mistakes = f", {pairs['mistakes']:,} of them mistakes" if "mistakes" in pairs else ""
     values = {
         "stage": cfg.stage.name,
@@ -321,6 +299,7 @@ def _facts(cfg: RunConfig, facts: Mapping[str, Any]) -> dict[str, str]:
         "device": facts.get("device"),
         "commit": str(facts.get("git_commit") or "")[:12],
         "parameters": None if trainable is None or total is None else f"{trainable:,} trainable of {total:,}",
+        "best validation score": None if best is None else f"{best:.4f}",
         "training seconds": facts.get("training_seconds"),
         "samples per second": facts.get("rows_per_second"),
     }
@@ -343,7 +322,8 @@ def _calibration_table(values: Mapping[str, Any]) -> Table:
         caption += (
             " The temperature is at its bound: the rows do not determine it, and probabilities are not calibrated."
         )
-    return Table("Calibration", ["split", *(key.replace("_", " ") for key in keys)], rows, caption)
+    titles = [key.replace("_", " ").replace("ece", "ECE") for key in keys]
+    return Table("Calibration", ["split", *titles], rows, caption)
 
 
 def flat(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:

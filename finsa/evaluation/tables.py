@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +306,7 @@ def write_comparison(reports: Mapping[str, Mapping[str, Any]], folder: Path) -> 
 
 
 def by_class(report: Mapping[str, Any], title: str) -> Table:
-    """Precision, recall and F1 of the classes, and the confusion matrix unless there are many classes."""
+    """Precision, recall and F1 of the classes, and the confusion matrix; of many classes only those of the hardest."""
     names = list(report["per_class"])
     predicted = names if "confusion" in report and len(names) <= MANY else []
     rows = []
@@ -316,7 +316,23 @@ def by_class(report: Mapping[str, Any], title: str) -> Table:
         rows.append([name, *cells, f"{values['support']:,}", *(f"{count:,}" for count in counts if predicted)])
     columns = ["class", "precision", "recall", "F1", "rows", *(f"→ {name}" for name in predicted)]
     caption = "→: rows of the class by predicted label" if predicted else ""
+    if len(names) > MANY:
+        hardest = sorted(names, key=lambda name: report["per_class"][name]["f1"])[:WORST]
+        caption = f"{WORST} of {len(names)} classes, those with the lowest F1; metrics.json has all of them"
+        rows = [row for row in rows if row[0] in hardest]
     return Table(title, columns, rows, caption, optional=range(4 + len(predicted), 4, -1))
+
+
+def frequent_errors(report: Mapping[str, Any]) -> Table:
+    """The pairs of a true and a predicted class with the most rows."""
+    names, confusion = list(report["per_class"]), report["confusion"]
+    wrong = [(rows, a, b) for a, line in enumerate(confusion) for b, rows in enumerate(line) if rows and a != b]
+    errors = [
+        [names[a], names[b], f"{rows:,}", f"{rows / sum(confusion[a]):.0%}"]
+        for rows, a, b in sorted(wrong, key=lambda one: -one[0])[:WORST]
+    ]
+    columns, caption = ["class", "predicted", "rows", "share of the class"], f"{len(errors)} of {len(wrong)} pairs"
+    return Table("Most frequent errors", columns, errors, f"{caption} of classes", words=("predicted",))
 
 
 def by_period(periods: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -346,21 +362,11 @@ def show_report(report: Mapping[str, Any], title: str, method: Method) -> None:
     if "per_class" not in report:
         return
     names, confusion, table = list(report["per_class"]), report.get("confusion"), by_class(report, title)
-    if len(names) > MANY:
-        hardest = sorted(names, key=lambda name: report["per_class"][name]["f1"])[:WORST]
-        caption = f"{WORST} of {len(names)} classes, those with the lowest F1; metrics.json has all of them"
-        table = replace(table, rows=[row for row in table.rows if row[0] in hardest], caption=caption)
     table.show()
     if confusion is None:
         return
-    wrong = [(rows, a, b) for a, line in enumerate(confusion) for b, rows in enumerate(line) if rows and a != b]
-    if len(names) > MANY and wrong:
-        errors = [
-            [names[a], names[b], f"{rows:,}", f"{rows / sum(confusion[a]):.0%}"]
-            for rows, a, b in sorted(wrong, key=lambda one: -one[0])[:WORST]
-        ]
-        columns, caption = ["class", "predicted", "rows", "share of the class"], f"{len(errors)} of {len(wrong)} pairs"
-        Table("Most frequent errors", columns, errors, f"{caption} of classes", words=("predicted",)).show()
+    if len(names) > MANY and frequent_errors(report).rows:
+        frequent_errors(report).show()
     predicted = [name for name, total in zip(names, map(sum, zip(*confusion, strict=True)), strict=True) if total]
     if len(predicted) == 1 and report["n"] > 1 and not isinstance(method.baseline, Majority):
         note = f"note: every row was predicted as {predicted[0]}. {_advice(method, names)}".rstrip()

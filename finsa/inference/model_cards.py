@@ -27,7 +27,15 @@ KINDS = {
 }
 
 
-def write(folder: Path, form: str, cfg: RunConfig, run: Path, facts: dict[str, Any], renderer: Renderer) -> None:
+def write(
+    folder: Path,
+    form: str,
+    cfg: RunConfig,
+    run: Path,
+    facts: dict[str, Any],
+    renderer: Renderer,
+    source: str = ".",
+) -> None:
     """Write the model card of a folder.
 
     Args:
@@ -37,6 +45,7 @@ def write(folder: Path, form: str, cfg: RunConfig, run: Path, facts: dict[str, A
         run: the run folder, with ``metrics.json`` and ``ledger.json``.
         facts: of its ``run.json``.
         renderer: of its prompts.
+        source: where the example code loads the model from: the folder, or its repository on the hub.
     """
     metrics, ledger = (json.loads((run / name).read_text(encoding="utf-8")) for name in ("metrics.json", "ledger.json"))
     model, license, labels, prompt = cfg.model, license_of(cfg.model), renderer.labels, renderer.prompt
@@ -53,13 +62,13 @@ def write(folder: Path, form: str, cfg: RunConfig, run: Path, facts: dict[str, A
     answers = [] if pooled else scored_answers(renderer)[0]
     # in a run folder the tokenizer is elsewhere
     inside = folder == run / "model" or (folder.is_relative_to(run) and "adapters" in folder.relative_to(run).parts)
-    tokenizer = ("../../tokenizer" if form == "adapter" else "../tokenizer") if inside else "."
-    load = 'AutoModelForCausalLM.from_pretrained(".").eval()'
+    tokenizer = ("../../tokenizer" if form == "adapter" else "../tokenizer") if inside else source
+    load = f'AutoModelForCausalLM.from_pretrained("{source}").eval()'
     if form == "adapter":
-        source = _json(model.hub_id or f"<folder of {model.name}>")
+        name = _json(model.hub_id or f"<folder of {model.name}>")
         revision = f", revision={_json(model.revision)}" if model.hub_id else ""
-        backbone = f"AutoModelForCausalLM.from_pretrained({source}{revision}, dtype={base.dtype(model)})"
-        load = f'PeftModel.from_pretrained({backbone}, ".").eval()'
+        backbone = f"AutoModelForCausalLM.from_pretrained({name}{revision}, dtype={base.dtype(model)})"
+        load = f'PeftModel.from_pretrained({backbone}, "{source}").eval()'
     chinese = any("一" <= letter <= "鿿" for letter in cfg.data.prompt)
     templating = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
@@ -95,6 +104,7 @@ def write(folder: Path, form: str, cfg: RunConfig, run: Path, facts: dict[str, A
         tree=list(LabelTree.of(answers).tokens),
         suffix=[] if pooled else renderer.suffix,
         inside=inside,
+        source=source,
         tokenizer=tokenizer,
         model=load,
         input="".join([*fields, "{text}"] if prompt.target_first else ["{text}", *fields[::-1]]),

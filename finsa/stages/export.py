@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from finsa.config import ExportStage, MoeJointStage, RunConfig
+from finsa.config import ExportStage, RunConfig
 from finsa.data import dataset, tokenized
 from finsa.errors import ConfigError, ModelError, Problem, RunError
 from finsa.evaluation import metrics, run_results, selective, tables, value_metrics
-from finsa.inference import predictor
+from finsa.inference import export_formats, predictor
 from finsa.inference.predictor import Predictions, Predictor, Record
 from finsa.models import quantization
 from finsa.runs import files, locks
@@ -106,7 +106,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     record = predictor.read(str(cfg.run))
     predictor.require_packages(form, f"format={form}")
     quantization.require_library(record.cfg.method)
-    _refuse(refusal(record, form, stage.precision))
+    _refuse(export_formats.refusal(record, form, stage.precision))
     place = _place(cfg, record, form, stage.precision)
     data = dataset.load(record.cfg.data, session or Session())
     data.require(SPLIT)
@@ -144,41 +144,6 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
 def _refuse(reason: str | None) -> None:
     if reason is not None:
         raise ConfigError([Problem("format", reason)])
-
-
-def refusal(record: Record, form: str, precision: str) -> str | None:
-    """Why the configuration of a run cannot be exported in a format; None if it can."""
-    method, stage = record.cfg.method, record.cfg.stage
-    if record.manifest:
-        return f"{record.path} is itself an export; name the run that it was exported from"
-    if record.members:
-        return "a cascade consists of several runs; predict and serve read its run folder"
-    if method.baseline is not None:
-        return f"method={method.name} is not a language model; predict and serve read its run folder"
-    if method.examples is not None and method.examples.choice == "nearest":
-        return "its examples are chosen for each text; predict and serve read the run folder"
-    if method.examples is not None and method.examples.calibrate:
-        return "an export has no contextual calibration; predict and serve read the run folder"
-    if record.cfg.model.think == "open" and form not in ("adapter", "merged"):
-        return f"{form} computes scores and writes no thoughts (model.think=open); choose format=merged"
-    if isinstance(stage, MoeJointStage) and form not in ("adapter", "merged"):
-        return (
-            f"{form} contains one set of weights, and a mixture selects among several for every text; format=adapter "
-            "writes all experts with their router and a manifest, format=merged a model per expert, with hard routing"
-        )
-    if isinstance(stage, MoeJointStage) and form == "merged" and stage.router.read == "layer":
-        return "its router reads an early layer of the base model, which merged experts change; choose format=adapter"
-    if form == "adapter" and method.adapter is None and method.head == "lm":
-        return f"method={method.name} trains no adapter; choose format=merged"
-    if form == "adapter" and method.learn == "all":
-        return f"method={method.name} trains all weights; choose format=merged"
-    if form == "classifier" and method.head == "classifier":
-        return (
-            "its head reads the mean over the text, a sequence-classification model the last token; choose format=onnx"
-        )
-    if precision != "fp32" and form != "onnx":
-        return f"stage.precision={precision} is used by format=onnx only; leave it out"
-    return None
 
 
 def _place(cfg: RunConfig, record: Record, form: str, precision: str) -> Path:

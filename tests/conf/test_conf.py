@@ -31,6 +31,7 @@ NEEDS = {
     "stage/import.yaml": ["input=somewhere", "output=somewhere"],
     "stage/predict.yaml": ["run=somewhere", "input=rows.csv", "output=answers.csv"],
     "stage/pretrain.yaml": ["data=tiny_corpus"],
+    "stage/push.yaml": ["run=somewhere", "stage.repo=my-org/my-model"],
     "stage/report.yaml": ["runs=somewhere"],
     "stage/rerun.yaml": ["run=somewhere"],
     "stage/serve.yaml": ["run=somewhere"],

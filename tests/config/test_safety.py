@@ -230,6 +230,7 @@ READS_A_RUN = {
     "evaluate": ["stage=evaluate", "run={0}"],
     "predict": ["stage=predict", "run={0}", "text='利好'"],
     "export": ["stage=export", "run={0}", "format=merged", "output={2}/export"],
+    "push": ["stage=push", "run={0}", "stage.repo=my-org/my-model", "stage.dry_run=true"],
     "rerun": ["stage=rerun", "run={0}"],
     "behave": ["stage=behave", "run={0}"],
     "serve": ["stage=serve", "run={0}", "port=0"],

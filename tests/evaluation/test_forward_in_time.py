@@ -70,7 +70,7 @@ def test_scores_by_period_are_those_of_the_predictions(config: Callable[..., Run
         assert one["accuracy"] == pytest.approx(sum(row["gold"] == row["label"] for row in inside) / len(inside))
         low, high = one["intervals"]["accuracy"]
         assert low < one["accuracy"] < high
-    page = (later / "run.html").read_text(encoding="utf-8")
+    page = (later / "index.html").read_text(encoding="utf-8")
     assert "Scores by period" in page
     assert (later / "periods.png").is_file()
 

@@ -138,8 +138,8 @@ def test_the_report_and_the_page_show_them(run: Path, config: Compose) -> None:
     values = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"]
     low, high = values["intervals"]["mcc"]
     assert table.rows[0][1] == f"{values['measures']['mcc']:.4f} ({low:.4f}-{high:.4f})"
-    assert "average_precision" not in (run / "run.html").read_text(encoding="utf-8")
-    assert f"{values['measures']['auroc']:.4f}" in (run / "run.html").read_text(encoding="utf-8")
+    assert "average_precision" not in (run / "index.html").read_text(encoding="utf-8")
+    assert f"{values['measures']['auroc']:.4f}" in (run / "index.html").read_text(encoding="utf-8")
 
 
 def test_lower_is_better_names_measures() -> None:

@@ -21,6 +21,7 @@ from finsa.stages import report
 GOLD = np.random.default_rng(0).integers(0, 3, 300)
 FIGURES = 7
 BAIT = '<img src="http://example.invalid/x.png" onerror="document.title=1">'
+ENGLISH = "const read = e => (e?.querySelector('.en') ?? e)?.textContent;"
 TELEPHONE = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
 
 
@@ -58,10 +59,10 @@ def _rows(opened: Opened) -> dict[str, dict[str, str]]:
 
 
 def _table(opened: Opened, caption: str) -> dict[str, dict[str, str]]:
-    """A table as a reader sees it: by first cell, by column."""
+    """A table as a reader of the English page sees it: by first cell, by column."""
     script = (
-        "return [...document.querySelectorAll('table')].filter(t => t.caption && t.caption.textContent == arguments[0])"
-        ".map(t => [...t.rows].map(r => [...r.cells].map(c => c.textContent)))[0]"
+        f"{ENGLISH} return [...document.querySelectorAll('table')].filter(t => t.caption && read(t.caption) == "
+        "arguments[0]).map(t => [...t.rows].map(r => [...r.cells].map(read)))[0]"
     )
     head, *rows = opened.driver.execute_script(script, caption)
     return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
@@ -109,7 +110,7 @@ def test_the_page_has_the_numbers_of_the_csv(opened: Opened) -> None:
 
 
 def test_every_class_of_every_group_has_its_scores(opened: Opened) -> None:
-    script = "return [...document.querySelectorAll('table')].map(t => [t.caption?.textContent, t.innerText])"
+    script = f"{ENGLISH} return [...document.querySelectorAll('table')].map(t => [read(t.caption), t.innerText])"
     (text,) = (text for caption, text in opened.driver.execute_script(script) if caption == "By class")
     rows = _rows(opened)
     for arm, row in rows.items():
@@ -125,6 +126,19 @@ def test_only_the_best_group_is_marked(opened: Opened) -> None:
     assert re.match(
         r"lora_response has the highest macro-F1, 0\.\d{4}, significantly better than every other configuration", first
     )
+
+
+def test_the_page_is_also_in_chinese(opened: Opened) -> None:
+    opened.driver.execute_script("document.getElementById('zh').click()")
+    try:
+        text = opened.driver.find_element("tag name", "main").text
+    finally:
+        opened.driver.execute_script("document.getElementById('en').click()")
+    for phrase in ("摘要", "测试集上的分数", "各类别", "配置", "宏平均 F1", "括号内为 95 % 置信区间", "训练与代价"):
+        assert phrase in text
+    assert "lora_response 的 宏平均 F1 最高" in text
+    for phrase in ("Scores on the test split", "By class", "In parentheses", "configuration", "Training and cost"):
+        assert phrase not in text
 
 
 def test_links_lead_to_their_sections(opened: Opened) -> None:

@@ -24,7 +24,7 @@ Trained = Callable[..., Path]
 
 
 def page(folder: Path) -> str:
-    return (folder / "run.html").read_text(encoding="utf-8")
+    return (folder / "index.html").read_text(encoding="utf-8")
 
 
 def write_log(folder: Path, records: list[dict[str, float]]) -> None:
@@ -41,8 +41,10 @@ def test_a_trained_run_has_training_curves_and_a_page_with_its_scores(trained: T
     for label, one in found["test"]["per_class"].items():
         assert f"{label}</span></th>" in text
         assert f"{one['f1']:.4f}" in text
-    assert re.findall(r"\(<code>(.*?)</code>\)", text) == ["confusion_matrix.png", "training_curves.png"]
-    assert text.count("data:image/png;base64,") == 2
+    assert re.findall(r'<figcaption><span class="en" lang="en">(.*?)</span>', text) == ["Training loss"]
+    assert text.count("data:image/png;base64,") == 0
+    assert text.count("<svg") == 1
+    assert (folder / "confusion_matrix.png").is_file()
     assert "<script" not in text
     assert not list(folder.glob("penalties.png"))
 

@@ -89,7 +89,7 @@ def test_the_metrics_are_those_of_the_predictions(finished: tuple[RunConfig, Res
     assert kept["router"]["accuracy"] == pytest.approx(np.mean(right))
     assert result.objective == kept["validation"]["macro_f1"]
     assert "routing_accuracy" in kept["validation"]
-    assert "Router of lora_response mixture" in (folder(result) / "run.html").read_text(encoding="utf-8")
+    assert "Router of lora_response mixture" in (folder(result) / "index.html").read_text(encoding="utf-8")
     assert (folder(result) / "router.png").is_file()
 
 

@@ -40,7 +40,7 @@ def test_a_shortened_recipe_learns(config: Compose, tmp_path: Path) -> None:
     )
     result = pretrain.run(cfg)
     assert result.run_dir is not None
-    assert {"run.html", "training_curves.png"} <= {file.name for file in result.run_dir.iterdir()}
+    assert {"index.html", "training_curves.png"} <= {file.name for file in result.run_dir.iterdir()}
     knows_nothing = math.log(6144)
     assert result.metrics["heldout_loss"] < knows_nothing - 1.5
     model = base.load_base(config(f"model.path={tmp_path}/kept").model, 0)

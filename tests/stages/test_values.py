@@ -283,8 +283,10 @@ def test_a_report_ranks_and_tests_the_runs(
 @pytest.mark.parametrize("task", TASKS)
 def test_the_page_of_a_run(runs: Callable[..., Path], task: str) -> None:
     run = runs(task, "lora_label")
-    page, scores = (run / "run.html").read_text(encoding="utf-8"), _test_scores(run)
+    page, scores = (run / "index.html").read_text(encoding="utf-8"), _test_scores(run)
     assert f"{scores['rmse' if task == 'regression' else 'macro_f1']:.4f}" in page
+    assert ("Largest errors" in page, "Predicted by true number" in page) == (task == "regression",) * 2
+    assert (" mistakes, the most confident first" in page) == (task == "multi_label")
     assert (run / "numbers.png").is_file() == (task == "regression")
     assert not (run / "confusion_matrix.png").exists()
 

@@ -131,7 +131,7 @@ def test_wrong_labels_come_from_models_that_were_not_trained_on_the_row(
     assert 0 < noted["mistakes"] < noted["rows"] == len(gold)
     assert noted["share_of_mistakes"] == round(noted["mistakes"] / noted["rows"], 4)
     assert not (folder / "folds").exists()
-    page = (folder / "run.html").read_text(encoding="utf-8")
+    page = (folder / "index.html").read_text(encoding="utf-8")
     assert f"160, {noted['mistakes']} of them mistakes" in page
     assert "(lora_response)" in page
 
