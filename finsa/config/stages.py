@@ -72,7 +72,7 @@ class ExportStage(Section):
     """Write a run's model in another format, with a report of how well it agrees with the run."""
 
     name: Literal["export"]
-    precision: Literal["fp32", "int8"]
+    precision: Literal["fp32", "int8", "f16", "q8_0"]
     rows: PositiveInt | None
     agreement: Annotated[float, Field(ge=0, le=1)]
     difference: PositiveFloat | Literal["auto"] | None

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 NO_LABELS = ("evaluate", "inspect", "pretrain", "report", "serve")  # stages whose folders contain no label model
 MANIFEST = "manifest.json"  # of an export
-FORMATS = ("adapter", "merged", "classifier", "onnx")
-ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+FORMATS = ("adapter", "merged", "classifier", "onnx", "gguf")
+PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "gguf": ("llama_cpp",)}  # of a format
+EXTRAS = {"onnx": "export", "gguf": "gguf"}
 
 
 @dataclass(frozen=True)
@@ -486,9 +487,9 @@ def require_packages(form: str, reason: str) -> None:
     Raises:
         ModelError: naming the extra that installs them.
     """
-    missing = [name for name in ONNX_PACKAGES if form == "onnx" and find_spec(name) is None]
+    missing = [name for name in PACKAGES.get(form, ()) if find_spec(name) is None]
     if missing:
-        raise ModelError(f"{reason} needs {', '.join(missing)}: pip install 'finsa[export]'")
+        raise ModelError(f"{reason} needs {', '.join(missing)}: pip install 'finsa[{EXTRAS[form]}]'")
 
 
 def renderer_of(record: Record) -> Renderer:
@@ -557,7 +558,7 @@ def load(
         fitted = baselines.restore(record.cfg, record.labels.names, record.path)
         predictor = Predictor(record, fitted, f"baseline: {baseline.kind}", count_truncated=fitted.count_truncated)
     else:
-        if record.format not in ("onnx", "classifier"):
+        if record.format not in ("onnx", "classifier", "gguf"):
             quantization.require_library(record.cfg.method)
         require_packages(str(record.format), f"run: {record.path}")
         from finsa.inference import loading  # imports torch
