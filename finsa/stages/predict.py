@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from finsa.config import CalibratedSelection, Csv, PredictStage, RunConfig, locate
@@ -13,15 +15,18 @@ from finsa.data import encodings
 from finsa.data.cleaning import normalize
 from finsa.data.prompts import with_target
 from finsa.data.schema import Reading
-from finsa.errors import DataError, counted
+from finsa.errors import DataError, RunError, counted
 from finsa.evaluation import selective, tables
 from finsa.inference import predict, predictor, row_files
 from finsa.inference.predict import Columns, Share
 from finsa.inference.predictor import Predictor, Record
+from finsa.inference.row_files import Stream
 from finsa.models import quantization
 from finsa.runs import files, locks, processes
 from finsa.runs.run_folder import Result
 from finsa.session import Session
+
+RECEIPT = "receipt.json"  # at the end of the output's name
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
@@ -102,6 +107,8 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
         "number of processes": share.processes,
         "data.csv": csv.model_dump(mode="json"),
     }
+    if stage.backend == "openai":
+        state |= {f"stage.{name}": getattr(stage, name) for name in ("backend", "model", "adapters", "adapter_column")}
     if rule is not None:
         limits = CalibratedSelection.model_fields
         state |= {f"stage.{name}": value for name, value in stage.model_dump(include=set(limits)).items()}
@@ -114,6 +121,15 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
             print(note)
         model = _load(cfg, record, rule)
         found, thinks = columns or stream.first_columns, model.thinks
+        if stage.adapter_column is not None and stage.adapter_column not in found:
+            raise DataError(f"stage.adapter_column: the input has no column '{stage.adapter_column}'")
+        receipt = output.with_name(f"{output.name}.{RECEIPT}")
+        if stage.backend == "openai" and stage.receipt and share.rank == 0 and not receipt.is_file():
+            if source == "-":
+                print("note: a pipe cannot be read twice, so the scores of the server are not compared")
+            else:
+                again = row_files.open_stream(source, form, reading, csv)
+                _compare(cfg, record, model, again, reading, receipt)
         decisions = rule.columns if rule else ()
         added = Columns.added_to(found, model.probable, bool(model.experts), model.task, thinks, decisions)
         writer = row_files.open_writer(target, columns, stream.schema, added.types())
@@ -136,6 +152,61 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
     return Result("predict", None, {"rows": rows, "rows_per_second": rows / seconds, **counts})
 
 
+def _compare(cfg: RunConfig, record: Record, model: Predictor, stream: Stream, reading: Reading, file: Path) -> None:
+    """Score the first texts with the server and with the run, and write a receipt.
+
+    Raises:
+        RunError: if their predictions differ on more of them than the stage allows.
+    """
+    stage = cfg.stage
+    assert isinstance(stage, PredictStage)
+    rows = next(iter(stream.chunks(stage.receipt)), [])
+    if stage.adapters is not None:  # the run is one of the models
+        rows = [row for row in rows if model.choose(row.values)[0] == stage.model]
+    texts = model.check_room([("", 0, row.fault) if row.fault else reading.text_of(row.values) for row in rows])
+    kept = [text for text, fault in texts if fault is None]
+    if not kept:
+        print("note: no text at the start of the input is scored by stage.model, so nothing is compared with the run")
+        return
+    started = time.perf_counter()
+    remote = model(kept, models=[str(stage.model)] * len(kept) if stage.adapters else None)
+    between = time.perf_counter()
+    predictor.announce(record.name)
+    from finsa.models import hardware
+
+    hardware.prepare(cfg.train)
+    run = predictor.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)
+    loaded = time.perf_counter()
+    local = run(kept)
+    ended = time.perf_counter()
+    run.close()
+    scorer: Any = model.scorer
+    difference = np.abs(remote.probs - local.probs)
+    agreement = float(np.mean([one == other for one, other in zip(remote.predicted, local.predicted, strict=True)]))
+    receipt = {
+        "rows": len(kept),
+        "agreement": agreement,
+        "largest_difference": float(difference.max()),
+        "mean_difference": float(difference.mean()),
+        "url": stage.url,
+        "model": scorer.model,
+        "sent": "token ids" if scorer.as_ids else "text",
+        "prompts_with_other_tokens": scorer.other_tokens // len(scorer.answers),
+        "rows_per_second": {"server": len(kept) / (between - started), "run": len(kept) / (ended - loaded)},
+    }
+    print(
+        f"receipt: equal predictions of server and run on {agreement:.2%} of {len(kept):,} texts; largest "
+        f"difference of a probability {difference.max():.2g}, mean {difference.mean():.2g}; {receipt['sent']} sent, "
+        f"{receipt['prompts_with_other_tokens']} prompts have other tokens there"
+    )
+    if agreement < stage.agreement:
+        raise RunError(
+            f"stage.url: agreement {agreement:.4f} is below stage.agreement={stage.agreement}: {scorer.model} at "
+            f"{stage.url} is another model than {record.path}, or rounds further; nothing was predicted"
+        )
+    file.write_text(json.dumps(receipt, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
 def _csv(cfg: RunConfig, record: Record, source: str) -> Csv:
     """Format of the input: from the command, otherwise that of the run's data; valid UTF-8 is always read as UTF-8."""
     given, trained = cfg.data.csv.model_dump(exclude_none=True), record.cfg.data.csv
@@ -145,6 +216,12 @@ def _csv(cfg: RunConfig, record: Record, source: str) -> Csv:
 
 
 def _load(cfg: RunConfig, record: Record, rule: selective.Rule | None) -> Predictor:
+    stage = cfg.stage
+    assert isinstance(stage, PredictStage)
+    if stage.backend == "openai":
+        model = predictor.served(record, stage, stage.adapter_column, stage.adapters)
+        model.selection = rule
+        return model
     predictor.announce(record.name)
     if record.uses_torch:
         from finsa.models import hardware  # torch takes seconds to import: after the checks
