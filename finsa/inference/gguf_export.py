@@ -180,6 +180,8 @@ def _add_tokenizer(writer: Any, tokenizer: Any, rule: str, size: int, folder: Pa
     writer.add_token_types(types)
     special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=size)
     leads = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    ids = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "unk", "pad")}
+    special.special_token_ids = {kind: number for kind, number in ids.items() if number is not None}
     special.add_special_token = {"bos": leads, "eos": False}
     special.add_to_gguf(writer, quiet=True)
 

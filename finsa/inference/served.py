@@ -1,8 +1,9 @@
 """Scoring by a server with OpenAI's completions, such as vLLM: the log-probabilities of label tokens after a prompt.
 
-A request contains prompts that are each followed by an answer, and asks for the log-probabilities of their tokens:
-with ``echo`` (OpenAI's API reference, "Create completion") or ``prompt_logprobs`` (vLLM). Token ids are sent if the
-server accepts them, because a text may be split into other tokens there. What it accepts is found out once.
+A server that accepts token ids gets each prompt with each answer, and returns the log-probabilities of their tokens
+(``echo``, or ``prompt_logprobs`` of vLLM). A server that accepts text only may split the end of a prompt and an answer
+differently, and llama_cpp.server shifts what it echoes by one token, so there the prompt is sent alone, and each token
+of an answer is forced by ``logit_bias``: the log-probability of a generated token does not contain the bias.
 
 Letters: n prompts, c scored answers.
 """
@@ -21,16 +22,16 @@ from finsa.config import Scoring
 from finsa.data.endpoint import Client
 from finsa.data.rows import Encoded, Renderer
 from finsa.errors import RunError, suggest
-from finsa.inference.label_tree import scored_answers
+from finsa.inference.label_tree import Answer, scored_answers
 from finsa.inference.scoring import of_labels
 from finsa.runs.progress import Moved, ignored
 
 FloatArray = NDArray[np.float64]
 KEPT = "Rows that are written stay: the same command resumes from them"
-ECHO = {"max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}  # 0 tokens mean no limit to llama.cpp
-# how prompts are sent, the best first: as token ids or as text, and whether a request may contain several
+# How a server accepts prompts, the best first: as token ids or as text, and several or one per request.
 FORMS = ((True, True), (True, False), (False, True), (False, False))
-Pair = tuple[list[int], tuple[int, ...]]  # prompt and answer
+FORCED = 100  # the largest bias of OpenAI's API
+Step = tuple[Answer, Answer]  # tokens after the prompt, and the tokens after those that are scored
 
 
 class ServedScorer:
@@ -42,8 +43,8 @@ class ServedScorer:
         column, adapters: choose the served model of a row; None: the model of the stage scores all rows.
 
     Attributes:
-        experts: served models among which rows choose.
-        gates: which of them scored each of the last prompts, one-hot, (n, E); None without a choice.
+        experts, gates: the served models among which rows choose, (E,), and which of them scored each of the last
+            prompts, one-hot, (n, E); empty and None without a choice.
         as_ids: whether token ids are sent.
         other_tokens: number of prompts so far that the server has split into another number of tokens.
 
@@ -58,169 +59,147 @@ class ServedScorer:
         self.stage, self.renderer, self.column, self.adapters = stage, renderer, column, adapters
         self.answers, self.rule = scored_answers(renderer)
         self.client = Client(stage, "stage", "completions", KEPT)
-        self.model = self._served_model()
-        self.experts = tuple(dict.fromkeys([*(adapters or {}).values(), *([self.model] if self.model else [])]))
-        self.experts = self.experts if adapters else ()
+        known, several = self.client.models(), list((adapters or {}).values())
+        for name in filter(None, (stage.model, *several)):
+            if known and name not in known:
+                key = "adapters" if name in several else "model"
+                raise RunError(f"stage.{key}: {stage.url} has no model '{name}'. {suggest(name, known)}")
+        if stage.model is None and adapters is None and len(known) != 1:
+            raise RunError(f"stage.model: name the model at {stage.url}: {', '.join(known) or 'it lists none'}")
+        self.model = stage.model if stage.model is not None or adapters else known[0]
+        served = dict.fromkeys([*several, *([self.model] if self.model else [])])
+        self.experts: tuple[str, ...] = tuple(served) if adapters else ()
         self.gates: FloatArray | None = None
         self.other_tokens = 0
         tokenizer, prefix = renderer.tokenizer, renderer.prefix
         self._bos = prefix[:1] == [tokenizer.bos_token_id] and tokenizer("a")["input_ids"][:1] == prefix[:1]
-        self.as_ids, self.several = self._form()
+        self.as_ids, self.several = self._form(next(iter(served)))
+        self.other_tokens = 0  # without the probes
 
     def choose(self, row: Mapping[str, Any]) -> str | None:
         """The served model of a row; None if its column names none."""
         return self.model if self.adapters is None else self.adapters.get(str(row.get(self.column or "")), self.model)
 
     def score(self, prompts: Encoded, moved: Moved = ignored, models: Sequence[str] | None = None) -> FloatArray:
-        """Score prompts in order: (n, c).
+        """Score prompts in order: (n, c); `models` are the served models of each, otherwise that of the stage."""
+        names, steps = models or [self.model or ""] * len(prompts), self._steps()
+        values = np.zeros((len(prompts), len(steps)))
+        parts, size = list[list[int]](), self.stage.prompts if self.several else 1
+        for row in sorted(range(len(prompts)), key=lambda row: names[row]):
+            if not parts or len(parts[-1]) == size or names[parts[-1][0]] != names[row]:
+                parts.append([])
+            parts[-1].append(row)
 
-        Args:
-            prompts: from the renderer.
-            moved: called with the number of newly scored prompts.
-            models: the served model of each; None: the model of the stage.
-        """
-        c, names = len(self.answers), models or [self.model or ""] * len(prompts)
-        order = sorted(range(len(prompts) * c), key=lambda number: names[number // c])
-        size, requests = self.stage.prompts if self.several else 1, list[list[int]]()
-        for number in order:
-            if not requests or len(requests[-1]) == size or names[requests[-1][0] // c] != names[number // c]:
-                requests.append([])
-            requests[-1].append(number)
-        scores, left = np.zeros(len(prompts) * c), np.full(len(prompts), c)
+        def ask(rows: list[int]) -> None:
+            for number, step in enumerate(steps):
+                values[rows, number] = self._ask(names[rows[0]], [prompts[row] for row in rows], step)
+            moved(len(rows))
+
         self.client.stop(False)
         pool = ThreadPoolExecutor(self.stage.workers)
-
-        def ask(numbers: list[int]) -> list[float]:
-            pairs = [(prompts[number // c], self.answers[number % c]) for number in numbers]
-            return self._ask(names[numbers[0] // c], pairs)
-
         try:
-            pending = {pool.submit(ask, numbers): numbers for numbers in requests}
-            while pending:
-                # in short steps: a long wait would delay Ctrl-C
-                for future in wait(pending, timeout=0.2, return_when=FIRST_COMPLETED).done:
-                    numbers = pending.pop(future)
-                    scores[numbers] = future.result()
-                    np.subtract.at(left, np.array(numbers) // c, 1)
-                    moved(int((left[np.unique(np.array(numbers) // c)] == 0).sum()))
+            pending = {pool.submit(ask, rows) for rows in parts}
+            while pending:  # in short steps: a long wait would delay Ctrl-C
+                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
         finally:
             self.client.stop()
             pool.shutdown(cancel_futures=True)
         if self.experts:
             self.gates = np.eye(len(self.experts))[[self.experts.index(name) for name in names]]
-        return of_labels(scores.reshape(len(prompts), c), self.renderer.labels)
+        parts_of = [
+            [
+                n
+                for n, (before, after) in enumerate(steps)
+                if answer[: len(before)] == before and answer[len(before) :][: len(after)] == after
+            ]
+            for answer in self.answers
+        ]
+        scores = np.stack([values[:, numbers].sum(axis=1) for numbers in parts_of], axis=1)
+        return of_labels(scores, self.renderer.labels)
 
-    # -------------------------------------------------------------------------------------------- requests
+    def _steps(self) -> list[Step]:
+        """What is scored after every prompt: whole answers, or the tokens of answers that are forced, each once."""
+        if self.as_ids:
+            return [((), answer) for answer in self.answers]
+        return sorted({(answer[:n], answer[n : n + 1]) for answer in self.answers for n in range(len(answer))})
 
-    def _served_model(self) -> str | None:
-        """Check the names of the models against those that the server lists; the model that scores by default."""
-        url, known = self.stage.url, self.client.models()
-        for key, name in [
-            ("model", self.stage.model),
-            *(("adapters", name) for name in (self.adapters or {}).values()),
-        ]:
-            if name is not None and known and name not in known:
-                raise RunError(f"stage.{key}: {url} has no model '{name}'. {suggest(name, known)}")
-        if self.stage.model is not None or self.adapters is not None:
-            return self.stage.model
-        if len(known) != 1:
-            listed = f": {', '.join(known)}" if known else ""
-            raise RunError(f"stage.model: name the model at {url}{listed}")
-        return known[0]
-
-    def _form(self) -> tuple[bool, bool]:
-        """Find out how the server accepts prompts: as token ids, and several per request.
+    def _form(self, model: str) -> tuple[bool, bool]:
+        """Find out how the server accepts prompts.
 
         Raises:
-            RunError: if it gives no log-probabilities of a prompt in any of them.
+            RunError: if it gives no log-probabilities in any form.
         """
-        prompt = self.renderer.encode(["A"])[0]
-        pairs, model = [(prompt, answer) for answer in self.answers[:2]], self.model or next(iter(self.experts))
-        reason = "the response has none"
-        for as_ids, several in FORMS:
-            if several and self.stage.prompts == 1:
-                continue
-            self.as_ids, self.several = as_ids, several
+        reason, prompt = "", self.renderer.encode(["A"])[0]
+        for self.as_ids, self.several in FORMS:
             try:
-                response = self.client.send(self._payload(model, pairs if several else pairs[:1]), retries=0)
-            except (RunError, httpx.DecodingError) as error:
+                steps = [step for step in self._steps() if not step[0]]
+                total = sum(np.exp(self._ask(model, [prompt] * (1 + self.several), step, 0)[0]) for step in steps)
+                if total < 1.01:  # otherwise it includes the bias, or scores something else
+                    return self.as_ids, self.several
+                reason = f"they sum to {total:.3g}"
+            except _UnsuitableError as error:
                 reason = str(error)
-                continue
-            if response.status_code in (401, 403, 404) or response.is_redirect:
-                raise self.client.fault(response, model)
-            if not response.is_success:
-                reason = self.client.detail(response)
-                continue
-            try:
-                self._read(response, pairs if several else pairs[:1])
-            except RunError as error:
-                reason = str(error)
-                continue
-            self.other_tokens = 0
-            return as_ids, several
         raise RunError(
-            f"stage.url: {self.stage.url} gives no log-probabilities of the tokens of a prompt ({reason}). vLLM, "
-            "SGLang and llama_cpp.server do; llama-server and Ollama do not"
+            f"stage.url: {self.stage.url} gives no log-probabilities of the tokens of an answer ({reason}). vLLM and "
+            "llama_cpp.server do; Ollama does not"
         )
 
-    def _payload(self, model: str, pairs: Sequence[Pair]) -> dict[str, Any]:
-        inputs: list[Any] = [self._input([*prompt, *answer]) for prompt, answer in pairs]
-        return {"model": model, "prompt": inputs if self.several else inputs[0], **ECHO}
-
-    def _input(self, ids: list[int]) -> list[int] | str:
-        """Token ids, or their text without the leading token, which a server adds to a text."""
-        if self.as_ids:
-            return ids
-        return str(self.renderer.tokenizer.decode(ids[1:] if self._bos else ids, skip_special_tokens=False))
-
-    def _ask(self, model: str, pairs: Sequence[Pair]) -> list[float]:
-        """The log-probability of each answer after its prompt."""
-        try:
-            response = self.client.send(self._payload(model, pairs))
-        except httpx.DecodingError:
-            raise RunError(f"stage.url: {self.stage.url} sends damaged responses. {KEPT}") from None
-        if not response.is_success:
-            raise self.client.fault(response, model)
-        return self._read(response, pairs)
-
-    def _read(self, response: httpx.Response, pairs: Sequence[Pair]) -> list[float]:
-        """Read the log-probabilities of the answers from a response.
+    def _ask(self, model: str, prompts: Sequence[list[int]], step: Step, retries: int | None = None) -> list[float]:
+        """Send one request: the log-probability of a step's tokens after each prompt.
 
         Raises:
-            RunError: if there are none, or the answers were split into other tokens.
+            RunError: if the server refuses it, or answers without log-probabilities.
         """
-        try:
-            choices = sorted(response.json()["choices"], key=lambda choice: choice["index"])
-            return [self._sum(choice, *pair) for choice, pair in zip(choices, pairs, strict=True)]
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise RunError(
-                f"stage.url: {self.stage.url} gives no log-probabilities of the tokens of a prompt"
-            ) from None
-
-    def _sum(self, choice: dict[str, Any], prompt: list[int], answer: tuple[int, ...]) -> float:
-        """The log-probability of an answer."""
-        if (entries := choice.get("prompt_logprobs")) is not None:  # of vLLM, by token id
-            last = entries[len(entries) - len(answer) :]
-            return float(sum(entry[str(token)]["logprob"] for entry, token in zip(last, answer, strict=True)))
-        found = choice["logprobs"]
-        values, tokens = found["token_logprobs"], found["tokens"]
-        length = len(prompt) + len(answer)
+        before, after = step
+        payload: dict[str, Any] = {"model": model, "max_tokens": 1, "temperature": 0, "logprobs": 1}
         if self.as_ids:
-            if len(values) < length:
-                raise LookupError
-            end = length
+            inputs: list[Any] = [[*prompt, *after] for prompt in prompts]
+            payload |= {"echo": True, "prompt_logprobs": 0}
         else:
-            end = len(values) - (choice["finish_reason"] == "length")  # without the generated token
-            wanted = [self.renderer.tokenizer.decode([token], skip_special_tokens=False) for token in answer]
-            if _plain(tokens[end - len(answer) : end]) != _plain(wanted):
-                raise RunError(
-                    f"stage.url: {self.stage.url} accepts no token ids, and splits the end of a prompt with its answer "
-                    f"into {tokens[end - len(answer) - 1 : end]}, not into ... {wanted}; score locally"
-                )
-            self.other_tokens += end != length - self._bos
-        return float(sum(values[end - len(answer) : end]))
+            start = int(self._bos)  # the server adds this token to a text
+            inputs = [self._text([*prompt[start:], *before]) for prompt in prompts]
+            payload["logit_bias"] = {str(after[0]): FORCED}
+        payload["prompt"] = inputs if self.several else inputs[0]
+        try:
+            try:
+                response = self.client.send(payload, retries)
+            except RunError as error:  # some servers answer 500 to a form that they do not know
+                raise _UnsuitableError(str(error)) if retries == 0 else error from None
+            if not response.is_success:
+                probing = retries == 0 and response.status_code not in (401, 403, 404) and not response.is_redirect
+                raise _UnsuitableError(self.client.detail(response)) if probing else self.client.fault(response, model)
+            content = response.json()
+            choices = sorted(content["choices"], key=lambda choice: choice["index"])
+            values = [self._read(choice, prompt, after) for choice, prompt in zip(choices, prompts, strict=True)]
+        except (httpx.DecodingError, ValueError, LookupError, TypeError, AttributeError):
+            raise _UnsuitableError(f"stage.url: {self.stage.url} answers without log-probabilities. {KEPT}") from None
+        if not self.as_ids and not before and step == self._steps()[0]:
+            expected = sum(map(len, prompts))
+            self.other_tokens += len(prompts) * (
+                (content.get("usage") or {}).get("prompt_tokens", expected) != expected
+            )
+        return values
+
+    def _read(self, choice: dict[str, Any], prompt: list[int], after: Answer) -> float:
+        """The log-probability of tokens after a prompt, or of a forced token, from one choice of a response."""
+        if (entries := choice.get("prompt_logprobs")) is not None:  # by token id
+            last = entries[len(prompt) : len(prompt) + len(after)]
+            return float(sum(entry[str(token)]["logprob"] for entry, token in zip(last, after, strict=True)))
+        found = choice["logprobs"]
+        if self.as_ids:
+            last = found["token_logprobs"][len(prompt) : len(prompt) + len(after)]
+            if len(last) < len(after):
+                raise LookupError
+            return float(sum(last))
+        if found["tokens"][0].replace("\ufffd", "") != self._text(after).replace("\ufffd", ""):  # part of a character
+            raise LookupError
+        return float(found["token_logprobs"][0])
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.renderer.tokenizer.decode(ids, skip_special_tokens=False))
 
 
-def _plain(tokens: Sequence[str]) -> list[str]:
-    """Texts of tokens without what is not a whole character, which servers write in different ways."""
-    return [token.replace("\ufffd", "") for token in tokens]
+class _UnsuitableError(RunError):
+    """The form of a request is not one that the server accepts."""
