@@ -594,19 +594,11 @@ def load(
     return predictor
 
 
-def served(
-    record: Record, stage: Scoring, column: str | None = None, adapters: Mapping[str, str] | None = None
-) -> Predictor:
-    """A predictor whose labels are scored by a server with OpenAI's completions; no weights are loaded.
-
-    Args:
-        record: of the run that the server serves: prompt, labels, calibration.
-        stage: with the address.
-        column, adapters: choose the served model of a row.
+def require_served(record: Record) -> None:
+    """Check that labels of a run can be scored by a server with OpenAI's completions.
 
     Raises:
-        ConfigError: if its model cannot be scored in this way.
-        RunError: if the server does not answer as it has to.
+        ConfigError: if they cannot.
     """
     method, reason = record.cfg.method, None
     if record.members or method.baseline is not None or record.format in ("onnx", "classifier"):
@@ -617,6 +609,21 @@ def served(
         reason = "writes a thought before its answer"
     if reason is not None:
         raise ConfigError([Problem("stage.backend", f"{record.path} {reason}; score it with backend=local")])
+
+
+def served(
+    record: Record, stage: Scoring, column: str | None = None, adapters: Mapping[str, str] | None = None
+) -> Predictor:
+    """A predictor whose labels are scored by a server; no weights are loaded.
+
+    Args:
+        record: of the run that the server serves: prompt, labels, calibration.
+        stage: with the address.
+        column, adapters: choose the served model of a row.
+
+    Raises:
+        RunError: if the server does not answer as it has to.
+    """
     from finsa.inference.served import ServedScorer  # imports torch
 
     renderer = renderer_of(record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rich.table import Table
@@ -39,6 +39,8 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     record = predictor.read(str(cfg.run))
     quantization.require_library(record.cfg.method)
     assert isinstance(cfg.stage, PredictStage)
+    if cfg.stage.backend == "openai":
+        predictor.require_served(record)
     chosen = selective.of_run(cfg.stage, record.path, record.labels)
     rule = chosen[0] if chosen else None
     return _predict_file(cfg, record, rule) if cfg.text is None else _predict_text(cfg, record, cfg.text, rule)
@@ -158,51 +160,47 @@ def _compare(cfg: RunConfig, record: Record, model: Predictor, stream: Stream, r
     Raises:
         RunError: if their predictions differ on more of them than the stage allows.
     """
-    stage = cfg.stage
+    stage, scorer = cfg.stage, cast(Any, model.scorer)
     assert isinstance(stage, PredictStage)
     rows = next(iter(stream.chunks(stage.receipt)), [])
-    if stage.adapters is not None:  # the run is one of the models
-        rows = [row for row in rows if model.choose(row.values)[0] == stage.model]
+    if stage.adapters is not None:  # the run is none of these
+        rows = [row for row in rows if stage.model and model.choose(row.values)[0] == stage.model]
     texts = model.check_room([("", 0, row.fault) if row.fault else reading.text_of(row.values) for row in rows])
     kept = [text for text, fault in texts if fault is None]
     if not kept:
-        print("note: no text at the start of the input is scored by stage.model, so nothing is compared with the run")
+        print("note: stage.model scores no text at the start of the input, so nothing is compared with the run")
         return
     started = time.perf_counter()
     remote = model(kept, models=[str(stage.model)] * len(kept) if stage.adapters else None)
-    between = time.perf_counter()
-    predictor.announce(record.name)
-    from finsa.models import hardware
-
-    hardware.prepare(cfg.train)
-    run = predictor.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)
-    loaded = time.perf_counter()
+    seconds = {"server": time.perf_counter() - started}
+    run = _local(cfg, record)
+    started = time.perf_counter()
     local = run(kept)
-    ended = time.perf_counter()
+    seconds["run"] = time.perf_counter() - started
     run.close()
-    scorer: Any = model.scorer
     difference = np.abs(remote.probs - local.probs)
-    agreement = float(np.mean([one == other for one, other in zip(remote.predicted, local.predicted, strict=True)]))
     receipt = {
         "rows": len(kept),
-        "agreement": agreement,
+        "agreement": float(
+            np.mean([one == other for one, other in zip(remote.predicted, local.predicted, strict=True)])
+        ),
         "largest_difference": float(difference.max()),
         "mean_difference": float(difference.mean()),
         "url": stage.url,
         "model": scorer.model,
         "sent": "token ids" if scorer.as_ids else "text",
-        "prompts_with_other_tokens": scorer.other_tokens // len(scorer.answers),
-        "rows_per_second": {"server": len(kept) / (between - started), "run": len(kept) / (ended - loaded)},
+        "prompts_with_other_tokens": scorer.other_tokens,
+        "rows_per_second": {name: round(len(kept) / value, 1) for name, value in seconds.items()},
     }
     print(
-        f"receipt: equal predictions of server and run on {agreement:.2%} of {len(kept):,} texts; largest "
-        f"difference of a probability {difference.max():.2g}, mean {difference.mean():.2g}; {receipt['sent']} sent, "
-        f"{receipt['prompts_with_other_tokens']} prompts have other tokens there"
+        f"receipt: equal predictions on {receipt['agreement']:.2%} of {len(kept):,} texts; largest difference of a "
+        f"probability {difference.max():.2g}, mean {difference.mean():.2g}; {receipt['sent']} sent, "
+        f"{scorer.other_tokens} prompts with other tokens"
     )
-    if agreement < stage.agreement:
+    if receipt["agreement"] < stage.agreement:
         raise RunError(
-            f"stage.url: agreement {agreement:.4f} is below stage.agreement={stage.agreement}: {scorer.model} at "
-            f"{stage.url} is another model than {record.path}, or rounds further; nothing was predicted"
+            f"stage.url: agreement {receipt['agreement']:.4f} is below stage.agreement={stage.agreement}: "
+            f"{scorer.model} there is another model than {record.path} or rounds further; nothing is predicted"
         )
     file.write_text(json.dumps(receipt, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
@@ -218,15 +216,16 @@ def _csv(cfg: RunConfig, record: Record, source: str) -> Csv:
 def _load(cfg: RunConfig, record: Record, rule: selective.Rule | None) -> Predictor:
     stage = cfg.stage
     assert isinstance(stage, PredictStage)
-    if stage.backend == "openai":
-        model = predictor.served(record, stage, stage.adapter_column, stage.adapters)
-        model.selection = rule
-        return model
+    remote = stage.backend == "openai"
+    model = predictor.served(record, stage, stage.adapter_column, stage.adapters) if remote else _local(cfg, record)
+    model.selection = rule
+    return model
+
+
+def _local(cfg: RunConfig, record: Record) -> Predictor:
     predictor.announce(record.name)
     if record.uses_torch:
         from finsa.models import hardware  # torch takes seconds to import: after the checks
 
         hardware.prepare(cfg.train)
-    model = predictor.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)
-    model.selection = rule
-    return model
+    return predictor.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)
