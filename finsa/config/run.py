@@ -125,7 +125,7 @@ class RunConfig(Section):
     input: str | tuple[str, ...] | None
     text: str | None
     target: str | None
-    format: Literal["merged", "adapter", "onnx", "classifier"] | None
+    format: Literal["merged", "adapter", "onnx", "classifier", "gguf"] | None
     output: str | None
     resume: bool
     fresh: bool
@@ -246,7 +246,7 @@ class RunConfig(Section):
         if self.target is not None and self.text is None:
             raise ValueError("target belongs to text=...; the rows of a file have a column with their targets")
         if stage == "export" and self.format is None:
-            raise ValueError("stage=export needs format=merged, adapter, onnx or classifier")
+            raise ValueError("stage=export needs format=merged, adapter, onnx, classifier or gguf")
         if self.train.memory is not None and stage in ("pretrain", "moe_joint"):
             raise ValueError(
                 f"train.memory plans stage=train, not stage={stage}; leave it out and set train.micro_batch_size, "

@@ -71,20 +71,77 @@ class EvaluateStage(CalibratedSelection):
     answer_tokens: PositiveInt
 
 
-class PredictStage(CalibratedSelection):
-    """Predict the labels of the rows of a file, or of one text, with a finished run or an export."""
+class Server(Section):
+    """A model behind an OpenAI-compatible API, and how requests are sent to it."""
+
+    url: str
+    model: Annotated[str, Field(min_length=1)] | None
+    api_key_env: str | None
+    timeout: PositiveFloat
+    retries: NonNegativeInt
+    backoff: NonNegativeFloat
+    workers: PositiveInt
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
+            raise ValueError("needs http://host/path or https://host/path, without user, key or query in it")
+        return url
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _check_key(cls, name: str | None) -> str | None:
+        return _variable(name, "OPENAI_API_KEY", "key")
+
+
+class Scoring(CalibratedSelection, Server):
+    """Where the labels are scored.
+
+    Args:
+        backend: ``local``: by this process; ``openai``: by the server at ``url``, with the log-probabilities that its
+            completions give to the tokens of a prompt.
+        model: its name at the server; null: the only one of the server.
+        prompts: prompts with an answer per request, if the server accepts several.
+    """
+
+    backend: Literal["local", "openai"]
+    prompts: PositiveInt
+
+
+class PredictStage(Scoring):
+    """Predict the labels of the rows of a file, or of one text, with a finished run or an export.
+
+    Args:
+        adapter_column: column of the input that chooses the served model of a row.
+        adapters: the served model for each value of it; null: ``model`` scores all rows.
+        receipt: number of texts at the start of the input that the run scores as well, to compare both.
+        agreement: minimum share of them with the same prediction.
+    """
 
     name: Literal["predict"]
     text_column: str | None
     input_format: Literal["csv", "tsv", "jsonl", "txt", "parquet", "json", "xlsx", "arrow", "feather"] | None
     chunk: PositiveInt
+    adapter_column: str | None
+    adapters: Annotated[dict[str, Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None
+    receipt: NonNegativeInt
+    agreement: Annotated[float, Field(ge=0, le=1)]
+
+    @model_validator(mode="after")
+    def _check_adapters(self) -> PredictStage:
+        if (self.adapters is None) != (self.adapter_column is None):
+            raise ValueError("adapters and adapter_column belong together: the model for each value of a column")
+        if self.adapters is not None and self.backend == "local":
+            raise ValueError("adapters are those of a server; add backend=openai, or leave them out")
+        return self
 
 
 class ExportStage(Section):
     """Write a run's model in another format, with a report of how well it agrees with the run."""
 
     name: Literal["export"]
-    precision: Literal["fp32", "int8"]
+    precision: Literal["fp32", "int8", "f16", "q8_0"]
     rows: PositiveInt | None
     agreement: Annotated[float, Field(ge=0, le=1)]
     difference: PositiveFloat | Literal["auto"] | None
@@ -351,30 +408,11 @@ class BehaveStage(Section):
     only: Annotated[tuple[str, ...], Field(min_length=1)] | None
 
 
-class Endpoint(Section):
-    """A model behind an OpenAI-compatible API, and how requests are sent to it."""
+class Endpoint(Server):
+    """A model behind an OpenAI-compatible API that writes texts."""
 
-    url: str
-    model: Annotated[str, Field(min_length=1)] | None
-    api_key_env: str | None
     temperature: NonNegativeFloat | None
     seed: NonNegativeInt | None
-    timeout: PositiveFloat
-    retries: NonNegativeInt
-    backoff: NonNegativeFloat
-    workers: PositiveInt
-
-    @field_validator("url")
-    @classmethod
-    def _check_url(cls, url: str) -> str:
-        if not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", url):
-            raise ValueError("needs http://host/path or https://host/path, without user, key or query in it")
-        return url
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _check_key(cls, name: str | None) -> str | None:
-        return _variable(name, "OPENAI_API_KEY", "key")
 
 
 class Synonyms(Section):
@@ -499,7 +537,7 @@ class SearchStage(Section):
     startup: NonNegativeInt
 
 
-class ServeStage(CalibratedSelection):
+class ServeStage(Scoring):
     """Serve predictions of a finished run or an export over HTTP; every limit here protects against hostile clients."""
 
     name: Literal["serve"]

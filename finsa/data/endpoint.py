@@ -1,8 +1,8 @@
-"""A client for models behind an OpenAI-compatible endpoint, with retries and a journal of answers.
+"""Clients for models behind an OpenAI-compatible endpoint, with retries, and for chats a journal of answers.
 
 The protocol is POST {url}/chat/completions as OpenAI's API reference describes it ("Create chat completion"); Ollama,
 vLLM, llama.cpp and the hosted services implement it. Completed answers are written to a journal at once, so an
-interrupted command resumes without asking again.
+interrupted command resumes without asking again. `finsa.inference.served` sends {url}/completions.
 
 This is not the `openai` client because its retries do not fit: the backoff cannot be configured, a ``Retry-After`` of
 more than two minutes is not waited for, and a wait does not end when another question has failed.
@@ -22,12 +22,13 @@ from hashlib import sha256
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Lock
+from typing import Any
 
 import httpx
 from rich.console import Console
 from rich.progress import track
 
-from finsa.config import Endpoint
+from finsa.config import Endpoint, Server
 from finsa.data.prompts import without_thoughts
 from finsa.errors import RunError
 
@@ -90,20 +91,21 @@ class Journal:
             self.answers[key] = text
 
 
-class Chat:
-    """Asks one model at one endpoint.
+class Client:
+    """Sends requests to a server, with retries.
 
     Args:
-        endpoint: address, model, sampling, retries.
+        endpoint: address, key, retries.
         section: of the configuration, named in errors, such as ``stage.paraphrase``.
-        journal: holds the answers of an interrupted command, and takes new ones.
+        path: of the requests, after the address.
+        kept: ends an error: what an interrupted command keeps.
 
     Raises:
         RunError: if the environment variable with the key is empty, or no client can be made for the address.
     """
 
-    def __init__(self, endpoint: Endpoint, section: str, journal: Journal) -> None:
-        self.endpoint, self.section, self.journal = endpoint, section, journal
+    def __init__(self, endpoint: Server, section: str, path: str, kept: str) -> None:
+        self.server, self.section, self.path, self.kept = endpoint, section, path, kept
         self._stopped = Event()
         self._key = None
         if endpoint.api_key_env is not None:
@@ -116,11 +118,123 @@ class Chat:
                 )
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         try:
-            self._address = httpx.URL(f"{endpoint.url.rstrip('/')}/chat/completions")
+            self._address = httpx.URL(f"{endpoint.url.rstrip('/')}/{path}")
             limits = httpx.Limits(max_connections=endpoint.workers)
             self._http = httpx.Client(headers=headers, timeout=endpoint.timeout, limits=limits)
         except (httpx.InvalidURL, ValueError, ImportError) as error:  # the last two: a proxy in the environment
             raise RunError(f"{section}.url: no connection can be made to {endpoint.url}: {error}") from None
+
+    def send(self, payload: dict[str, Any], retries: int | None = None) -> httpx.Response:
+        """Post a request until it is answered.
+
+        Args:
+            payload: the JSON body.
+            retries: after failures; None: those of the endpoint.
+
+        Returns:
+            The response, with any status that is not retried.
+
+        Raises:
+            RunError: if no attempt was answered.
+            httpx.DecodingError: if the body of the response is damaged.
+        """
+        section, url, retries = self.section, self.server.url, self.server.retries if retries is None else retries
+        for attempt in range(1, retries + 2):
+            wait = min(self.server.backoff * 2 ** (attempt - 1), LONGEST_WAIT)
+            try:
+                response = self._http.post(self._address, json=payload)
+            except httpx.TimeoutException:
+                seconds = self.server.timeout
+                trouble = f"gave no answer within {seconds:g} s; is it running? Otherwise raise {section}.timeout"
+            except httpx.TransportError as error:
+                reason = self._plain(str(error)) or type(error).__name__
+                trouble = f"cannot be reached ({reason}); start the server, or fix {section}.url"
+            else:
+                if response.status_code not in RETRIED:
+                    return response
+                trouble = f"keeps failing ({self.detail(response)}); try later, or lower {section}.workers"
+                stated = retry_after(response.headers.get("Retry-After"))
+                wait = wait if stated is None else stated
+                if wait > LONGEST_WAIT:
+                    trouble += f"; it asks to wait {wait:,.0f} s"
+                    break
+            if attempt > retries or self._stopped.wait(wait):
+                break
+        raise RunError(f"{section}.url: {url} {trouble} (attempts: {attempt}). {self.kept}")
+
+    def models(self) -> list[str]:
+        """Names of the models that the server lists; none if it lists none. There is no retry.
+
+        Raises:
+            RunError: if it cannot be reached, or refuses the key.
+        """
+        section, url = self.section, self.server.url
+        try:
+            response = self._http.get(httpx.URL(f"{url.rstrip('/')}/models"))
+        except httpx.TransportError as error:
+            reason = self._plain(str(error)) or type(error).__name__
+            raise RunError(
+                f"{section}.url: {url} cannot be reached ({reason}); start the server, or fix {section}.url"
+            ) from None
+        if response.status_code in (401, 403):
+            raise self.fault(response, None)
+        try:
+            return [str(model["id"]) for model in response.json()["data"]]
+        except (ValueError, LookupError, TypeError):
+            return []
+
+    def stop(self, stopped: bool = True) -> None:
+        """Let no request wait for a further attempt, or let them wait again."""
+        if stopped:
+            self._stopped.set()
+        else:
+            self._stopped.clear()
+
+    def fault(self, response: httpx.Response, model: str | None) -> RunError:
+        """The error for a response that every request would get."""
+        detail, section, url = self.detail(response), self.section, self.server.url
+        if response.status_code in (401, 403):
+            name = self.server.api_key_env
+            fix = f"fix the key in {name}" if name else "name the environment variable that contains it"
+            problem = f"{section}.api_key_env: {url} refuses {'the' if name else 'to answer without a'} key; {fix}"
+        elif response.status_code == 404:
+            problem = f"{section}: {url} has no {self.path}, or no model '{model}'; fix url or model"
+        elif response.is_redirect:
+            target = self._plain(response.headers.get("Location", "another address"))
+            problem = f"{section}.url: {url} redirects to {target}; set {section}.url to that address"
+        else:
+            problem = f"{section}: {url} does not serve this request"
+        return RunError(f"{problem} ({detail}). {self.kept}")
+
+    def detail(self, response: httpx.Response) -> str:
+        """Status and message of an error; the key is masked, in case the endpoint repeats it."""
+        try:
+            content = response.json()
+            message = content["error"]["message"] if isinstance(content["error"], dict) else content["error"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            message = response.text
+        return f"HTTP {response.status_code}: {self._plain(str(message))}".removesuffix(": ")
+
+    def _plain(self, text: str) -> str:
+        text = text.replace(self._key, "***") if self._key else text
+        return "".join(sign if sign.isprintable() else " " for sign in text).strip()[:200]
+
+
+class Chat(Client):
+    """Asks one model at one endpoint.
+
+    Args:
+        endpoint: address, model, sampling, retries.
+        section: of the configuration, named in errors, such as ``stage.paraphrase``.
+        journal: holds the answers of an interrupted command, and takes new ones.
+
+    Raises:
+        RunError: if the environment variable with the key is empty, or no client can be made for the address.
+    """
+
+    def __init__(self, endpoint: Endpoint, section: str, journal: Journal) -> None:
+        super().__init__(endpoint, section, "chat/completions", KEPT)
+        self.endpoint, self.journal = endpoint, journal
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """Ask all questions that the journal has no answer to, several at a time.
@@ -173,82 +287,28 @@ class Chat:
         """
         if self._stopped.is_set():
             return Answer("", "not asked")
-        section, url = self.section, self.endpoint.url
         payload = {
             "model": self.endpoint.model,
             "messages": [{"role": "user", "content": question.prompt}],
             "temperature": self.endpoint.temperature,
             "seed": None if self.endpoint.seed is None else self.endpoint.seed + question.number,
         }
-        payload = {name: value for name, value in payload.items() if value is not None}
         try:
-            for attempt in range(1, self.endpoint.retries + 2):
-                wait = min(self.endpoint.backoff * 2 ** (attempt - 1), LONGEST_WAIT)
-                try:
-                    response = self._http.post(self._address, json=payload)
-                except httpx.DecodingError:
-                    return Answer("", MALFORMED)
-                except httpx.TimeoutException:
-                    seconds = self.endpoint.timeout
-                    trouble = f"gave no answer within {seconds:g} s; is it running? Otherwise raise {section}.timeout"
-                except httpx.TransportError as error:
-                    reason = self._plain(str(error)) or type(error).__name__
-                    trouble = f"cannot be reached ({reason}); start the server, or fix {section}.url"
-                else:
-                    if response.status_code not in RETRIED:
-                        answer = self._read(response)
-                        if answer.fault is None:
-                            self.journal.add(key, answer.text)
-                        return answer
-                    trouble = f"keeps failing ({self._detail(response)}); try later, or lower {section}.workers"
-                    stated = retry_after(response.headers.get("Retry-After"))
-                    wait = wait if stated is None else stated
-                    if wait > LONGEST_WAIT:
-                        trouble += f"; it asks to wait {wait:,.0f} s"
-                        break
-                if attempt > self.endpoint.retries or self._stopped.wait(wait):
-                    break
-            raise RunError(f"{section}.url: {url} {trouble} (attempts: {attempt}). {KEPT}")
+            try:
+                response = self.send({name: value for name, value in payload.items() if value is not None})
+            except httpx.DecodingError:
+                return Answer("", MALFORMED)
+            if response.status_code in ABOUT_THE_QUESTION:
+                return Answer("", REFUSED, self.detail(response))
+            if not response.is_success:
+                raise self.fault(response, self.endpoint.model)
+            answer = read(response)
+            if answer.fault is None:
+                self.journal.add(key, answer.text)
+            return answer
         except BaseException:
             self._stopped.set()  # immediately, so that no other question starts
             raise
-
-    def _read(self, response: httpx.Response) -> Answer:
-        """Extract the answer from a response that is not retried.
-
-        Raises:
-            RunError: for an error that would meet every question.
-        """
-        if response.is_success:
-            return read(response)
-        detail, section, url = self._detail(response), self.section, self.endpoint.url
-        if response.status_code in ABOUT_THE_QUESTION:
-            return Answer("", REFUSED, detail)
-        if response.status_code in (401, 403):
-            name = self.endpoint.api_key_env
-            fix = f"fix the key in {name}" if name else "name the environment variable that contains it"
-            problem = f"{section}.api_key_env: {url} refuses {'the' if name else 'to answer without a'} key; {fix}"
-        elif response.status_code == 404:
-            problem = f"{section}: {url} has no chat/completions, or no model '{self.endpoint.model}'; fix url or model"
-        elif response.is_redirect:
-            target = self._plain(response.headers.get("Location", "another address"))
-            problem = f"{section}.url: {url} redirects to {target}; set {section}.url to that address"
-        else:
-            problem = f"{section}: {url} does not serve this request"
-        raise RunError(f"{problem} ({detail}). {KEPT}")
-
-    def _detail(self, response: httpx.Response) -> str:
-        """Status and message of an error; the key is masked, in case the endpoint repeats it."""
-        try:
-            content = response.json()
-            message = content["error"]["message"] if isinstance(content["error"], dict) else content["error"]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            message = response.text
-        return f"HTTP {response.status_code}: {self._plain(str(message))}".removesuffix(": ")
-
-    def _plain(self, text: str) -> str:
-        text = text.replace(self._key, "***") if self._key else text
-        return "".join(sign if sign.isprintable() else " " for sign in text).strip()[:200]
 
 
 def _next(done: SimpleQueue[Future[Answer]]) -> Future[Answer]:

@@ -9,6 +9,7 @@ import json
 import logging
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from finsa.data.labels import LabelSpace
 from finsa.data.rows import Renderer
 from finsa.data.values import TASKS
 from finsa.errors import ModelError
-from finsa.inference import loading, model_cards, predictor
+from finsa.inference import gguf_export, loading, model_cards, predictor
 from finsa.inference.label_tree import LabelTree, scored_answers, tree_inputs
 from finsa.inference.loading import GRAPH
 from finsa.inference.predictor import MANIFEST, Record
@@ -48,8 +49,15 @@ def label_refusal(renderer: Renderer, form: str) -> str | None:
     return None
 
 
-def write(record: Record, form: str, precision: str, folder: Path) -> None:
+def write(record: Record, form: str, precision: str, folder: Path, texts: Sequence[str] = ()) -> None:
     """Write a run's model to a folder, with everything needed to use it.
+
+    Args:
+        record: of the run.
+        form: one of the formats.
+        precision: of the weights.
+        folder: output folder.
+        texts: on which the tokenizer of a GGUF file is checked.
 
     Raises:
         ModelError: if the model cannot be written in this format.
@@ -58,7 +66,7 @@ def write(record: Record, form: str, precision: str, folder: Path) -> None:
     provenance.require_weights(record.path, record.facts)
     folder.mkdir(parents=True)
     renderer, cfg = predictor.renderer_of(record), record.cfg
-    tokenizer, is_mixture = ".", isinstance(cfg.stage, MoeJointStage)
+    tokenizer, is_mixture, more = ".", isinstance(cfg.stage, MoeJointStage), dict[str, Any]()
     if form == "adapter" and is_mixture:  # all adapters, and the router with its manifest
         for part in ("adapters", "mixture"):
             shutil.copytree(record.path / part, folder / part)
@@ -79,10 +87,13 @@ def write(record: Record, form: str, precision: str, folder: Path) -> None:
                 head = factory.adapter_folder(cfg, folder) / HEAD_FILE
                 head.parent.mkdir(parents=True)
                 shutil.copy2(factory.adapter_folder(cfg, record.path) / HEAD_FILE, head)
+        elif form == "gguf":
+            renderer.tokenizer.save_pretrained(folder)
+            more = gguf_export.write(model, renderer, record.name, precision, texts, folder)
         else:
             write_onnx(model.float().cpu(), renderer, record.temperature, folder, precision)
     renderer.tokenizer.save_pretrained(folder / tokenizer)
-    _describe(record, renderer, form, precision, folder, tokenizer)
+    _describe(record, renderer, form, precision, folder, tokenizer, more)
     model_cards.write(folder, form, cfg, record.path, record.facts, renderer)
 
 
@@ -177,7 +188,9 @@ def _prompting_tokenizer(renderer: Renderer, padding: int) -> Any:
     )
 
 
-def _describe(record: Record, renderer: Renderer, form: str, precision: str, folder: Path, tokenizer: str) -> None:
+def _describe(
+    record: Record, renderer: Renderer, form: str, precision: str, folder: Path, tokenizer: str, more: dict[str, Any]
+) -> None:
     """Write the files needed to load an export: the run's configuration and ``run.json``, and the manifest."""
     shutil.copy2(record.path / "config.yaml", folder / "config.yaml")
     if record.cfg.method.examples is not None:
@@ -188,7 +201,7 @@ def _describe(record: Record, renderer: Renderer, form: str, precision: str, fol
     pooled = record.cfg.method.head == "classifier"
     values = {
         "format": form,
-        "precision": precision if form == "onnx" else None,
+        "precision": precision if form in ("onnx", "gguf") else None,
         "tokenizer": tokenizer,
         "pooled": pooled,
         "rule": "classification head" if pooled else scored_answers(renderer)[1],
@@ -207,6 +220,7 @@ def _describe(record: Record, renderer: Renderer, form: str, precision: str, fol
             "path": record.cfg.model.path,
         },
         "run": record.path.name,
+        **more,
     }
     _write_json(folder / MANIFEST, values)
 

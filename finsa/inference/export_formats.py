@@ -5,6 +5,8 @@ from __future__ import annotations
 from finsa.config import MoeJointStage
 from finsa.inference.predictor import Record
 
+PRECISIONS = {"onnx": ("int8",), "gguf": ("f16", "q8_0")}  # besides fp32
+
 
 def refusal(record: Record, form: str, precision: str) -> str | None:
     """Why the configuration of a run cannot be exported in a format; None if it can."""
@@ -36,6 +38,9 @@ def refusal(record: Record, form: str, precision: str) -> str | None:
         return (
             "its head reads the mean over the text, a sequence-classification model the last token; choose format=onnx"
         )
-    if precision != "fp32" and form != "onnx":
-        return f"stage.precision={precision} is used by format=onnx only; leave it out"
+    if form == "gguf" and method.head == "classifier":
+        return "llama.cpp has no classification head over the text; choose format=onnx"
+    if precision not in ("fp32", *PRECISIONS.get(form, ())):
+        used = next(name for name, known in PRECISIONS.items() if precision in known)
+        return f"stage.precision={precision} is used by format={used} only; leave it out"
     return None

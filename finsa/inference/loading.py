@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 Graph = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]  # ids (b, s), lengths (b,) -> log-probabilities (b, c)
 GRAPH = "model.onnx"
+LLAMA_FILE = "model.gguf"
 EXPERTS = "experts"  # folder of a hard-routed export
 
 
@@ -55,7 +56,7 @@ def open_scorer(
     Raises:
         ModelError: if weights or files are missing or do not match.
     """
-    if record.format in ("onnx", "classifier"):
+    if record.format in ("onnx", "classifier", "gguf"):
         try:
             return _open_export(record, renderer, batch_tokens, threads), None
         except Exception as error:  # every library raises different errors
@@ -176,6 +177,8 @@ def _open_export(record: Record, renderer: Renderer, batch_tokens: int, threads:
         # int8 activations share a scale per batch, so texts in a batch would affect each other
         most = 1 if manifest["precision"] == "int8" else batch_tokens
         return GraphScorer(open_graph(record.path, threads), renderer, most, bool(manifest["pooled"]))
+    if record.format == "gguf":
+        return LlamaScorer(record.path / LLAMA_FILE, renderer, threads, half=manifest["precision"] != "fp32")
     # exports of older versions have the temperature only in the manifest
     applied = float(manifest["temperature"]) if manifest.get("temperature_applied") else 1.0
     return PipelineScorer(record.path, batch_tokens, applied, scored_answers(renderer)[1])
@@ -248,6 +251,67 @@ class PipelineScorer:
             log_probs[rows] = (self.temperature * logits.double()).log_softmax(dim=1).numpy()
             moved(len(rows) * processes.world_size())
         return processes.all_reduce(log_probs)
+
+
+class LlamaScorer:
+    """Scores prompts with llama.cpp, one after another; their common prefix is evaluated once.
+
+    Args:
+        file: a GGUF file.
+        renderer: of the prompts.
+        threads: number of threads; None: the default of torch.
+        half: keep keys and values in float16, the default of llama.cpp, instead of float32.
+    """
+
+    def __init__(self, file: Path, renderer: Renderer, threads: int | None, half: bool) -> None:
+        import llama_cpp
+
+        self.renderer, (self.answers, self.rule) = renderer, scored_answers(renderer)
+        longest = len(renderer.prefix) + renderer.room + len(renderer.suffix) + max(map(len, self.answers))
+        threads, kind = threads or torch.get_num_threads(), llama_cpp.GGML_TYPE_F16 if half else llama_cpp.GGML_TYPE_F32
+        self._last_logits = llama_cpp.llama_get_logits_ith
+        self.model: Any = llama_cpp.Llama(
+            str(file),
+            n_ctx=longest,
+            n_threads=threads,
+            n_threads_batch=threads,
+            type_k=kind,
+            type_v=kind,
+            verbose=False,
+        )
+
+    def score(self, prompts: Encoded, moved: Moved = ignored) -> FloatArray:
+        """Score prompts in order: (n, c)."""
+        nodes = sorted({answer[:n] for answer in self.answers for n in range(len(answer))})  # the first one is empty
+        scores, before = np.zeros((len(prompts), len(self.answers))), list[int]()
+        for number, prompt in enumerate(prompts):
+            common = self.model.longest_token_prefix(before, prompt[:-1])
+            self.model.n_tokens, before = common, prompt
+            log_probs = {nodes[0]: self._log_probs(prompt[common:])}
+            for node in nodes[1:]:
+                self.model.n_tokens = len(prompt)  # what follows is evaluated again
+                log_probs[node] = self._log_probs(node)
+            for column, answer in enumerate(self.answers):
+                scores[number, column] = sum(log_probs[answer[:n]][token] for n, token in enumerate(answer))
+            moved(1)
+        return of_labels(scores, self.renderer.labels)
+
+    def _log_probs(self, tokens: Sequence[int]) -> FloatArray:
+        """Evaluate further tokens; the log-probabilities of the next one, (v,)."""
+        self.model.eval(tokens)
+        logits = np.ctypeslib.as_array(self._last_logits(self.model.ctx, -1), shape=(self.model.n_vocab(),))
+        logits = logits.astype(np.float64)
+        return logits - np.logaddexp.reduce(logits)
+
+    def same_tokens(self, prompts: Encoded) -> float:
+        """Share of the prompts that llama.cpp tokenizes in the same way when it is given their text."""
+        decode, special = self.renderer.tokenizer.decode, self.renderer.tokenizer.bos_token_id
+        adds = bool(self.model._model.add_bos_token())
+        same = []
+        for prompt in prompts:
+            text = decode(prompt[1:] if adds and prompt[0] == special else prompt, skip_special_tokens=False)
+            same.append(self.model.tokenize(text.encode(), add_bos=adds, special=True) == prompt)
+        return float(np.mean(same))
 
 
 def _share(every: Iterator[list[int]]) -> Iterator[list[int]]:

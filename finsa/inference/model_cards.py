@@ -18,12 +18,13 @@ from finsa.models import base
 
 FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md.j2")
-LIBRARIES = {"adapter": "peft", "merged": "transformers", "classifier": "transformers", "onnx": "onnx"}
+LIBRARIES = {"adapter": "peft", "merged": "transformers", "classifier": "transformers", "onnx": "onnx", "gguf": "gguf"}
 KINDS = {
     "adapter": "a PEFT adapter",
     "merged": "a complete transformers model",
     "classifier": "a transformers sequence classifier whose tokenizer adds the prompt",
     "onnx": "an ONNX graph",
+    "gguf": "a complete model in the format of llama.cpp, and an Ollama Modelfile",
 }
 
 

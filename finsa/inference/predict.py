@@ -164,8 +164,12 @@ def predict_rows(
     predictor: Predictor, rows: list[Row], reading: Reading, writer: Writer, columns: Columns
 ) -> tuple[bytes, bytes, dict[str, int]]:
     """Predict a chunk: its encoded rows, its rejected rows as JSON lines, and the counts of both."""
-    texts = predictor.check_room([_text(row, reading, columns) for row in rows])
-    predictions = predictor([text for text, fault in texts if fault is None])
+    texts, models = predictor.check_room([_text(row, reading, columns) for row in rows]), list[str]()
+    for number, (row, (text, fault)) in enumerate(zip(rows, texts, strict=True)):
+        model, missing = predictor.choose(row.values)
+        texts[number] = text, fault or missing
+        models += [model] if model and not fault else []
+    predictions = predictor([text for text, fault in texts if fault is None], models=models or None)
     cells, encoded, rejected = columns.values(predictions), list[dict[str, Any]](), list[str]()
     for row, (_, fault) in zip(rows, texts, strict=True):
         if fault is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsa import baselines
-from finsa.config import Data, RunConfig, compose
+from finsa.config import Data, MoeJointStage, RunConfig, Scoring, compose
 from finsa.data import few_shot, tokenized
 from finsa.data.cleaning import normalize
 from finsa.data.labels import LabelSpace
@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 NO_LABELS = ("evaluate", "inspect", "pretrain", "report", "serve")  # stages whose folders contain no label model
 MANIFEST = "manifest.json"  # of an export
-FORMATS = ("adapter", "merged", "classifier", "onnx")
-ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+FORMATS = ("adapter", "merged", "classifier", "onnx", "gguf")
+PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "gguf": ("llama_cpp",)}  # of a format
+EXTRAS = {"onnx": "export", "gguf": "gguf"}
 
 
 @dataclass(frozen=True)
@@ -199,8 +200,16 @@ class Predictor:
         bias = record.facts.get("contextual_bias")
         self.bias = None if bias is None else np.array(bias)
 
-    def __call__(self, texts: Sequence[str], moved: Moved = ignored) -> Predictions:
-        """Predict the labels of texts in order; `moved` is called with the number of newly scored texts."""
+    def __call__(
+        self, texts: Sequence[str], moved: Moved = ignored, models: Sequence[str] | None = None
+    ) -> Predictions:
+        """Predict the labels of texts in order.
+
+        Args:
+            texts: n texts.
+            moved: called with the number of newly scored texts.
+            models: the served model that scores each text, if a server has several.
+        """
         inputs: Any = [normalize(text) for text in texts]
         if self.renderer is not None:
             inputs = self.renderer.encode(inputs)
@@ -208,7 +217,7 @@ class Predictor:
         else:
             truncated = [self._is_truncated(text) for text in inputs]
         # Without texts, the scorer's gates would be those of an earlier call.
-        log_probs = self._score(inputs, moved) if truncated else np.zeros((0, len(self.probable) or 1))
+        log_probs = self._score(inputs, moved, models) if truncated else np.zeros((0, len(self.probable) or 1))
         gates, labels, values = self.gates if truncated else None, self.record.labels, None
         thoughts = self.thoughts if truncated else None
         if self.task in TASKS:
@@ -298,8 +307,17 @@ class Predictor:
             job.cut.update({name: count for name, count in counts.items() if count is not None})
         return self._score(job.texts(split), moved)
 
-    def _score(self, inputs: Any, moved: Moved) -> FloatArray:
-        log_probs = self.scorer.score(inputs, moved)
+    def choose(self, row: Mapping[str, Any]) -> tuple[str | None, str | None]:
+        """The served model that scores a row, and the reason why there is none; both are None without a choice."""
+        scorer: Any = self.scorer
+        if getattr(scorer, "adapters", None) is None:
+            return None, None
+        model = scorer.choose(row)
+        return model, None if model else f"stage.adapters has no model for {scorer.column}={row.get(scorer.column)}"
+
+    def _score(self, inputs: Any, moved: Moved, models: Sequence[str] | None = None) -> FloatArray:
+        scorer: Any = self.scorer
+        log_probs: FloatArray = scorer.score(inputs, moved, models) if models else scorer.score(inputs, moved)
         return log_probs if self.bias is None else log_probs - self.bias
 
     def close(self) -> None:
@@ -329,7 +347,9 @@ class Cascade(Predictor):
         )
         self._gates: FloatArray | None = None
 
-    def __call__(self, texts: Sequence[str], moved: Moved = ignored) -> Predictions:
+    def __call__(
+        self, texts: Sequence[str], moved: Moved = ignored, models: Sequence[str] | None = None
+    ) -> Predictions:
         """Predict texts in order; later runs see only the texts that the earlier ones leave."""
         probs, truncated = np.zeros((len(texts), len(self.labels))), [False] * len(texts)
         gates, left = np.zeros((len(texts), len(self.predictors))), np.arange(len(texts))
@@ -489,9 +509,9 @@ def require_packages(form: str, reason: str) -> None:
     Raises:
         ModelError: naming the extra that installs them.
     """
-    missing = [name for name in ONNX_PACKAGES if form == "onnx" and find_spec(name) is None]
+    missing = [name for name in PACKAGES.get(form, ()) if find_spec(name) is None]
     if missing:
-        raise ModelError(f"{reason} needs {', '.join(missing)}: pip install 'finsa[export]'")
+        raise ModelError(f"{reason} needs {', '.join(missing)}: pip install 'finsa[{EXTRAS[form]}]'")
 
 
 def renderer_of(record: Record) -> Renderer:
@@ -560,7 +580,7 @@ def load(
         fitted = baselines.restore(record.cfg, record.labels.names, record.path)
         predictor = Predictor(record, fitted, f"baseline: {baseline.kind}", count_truncated=fitted.count_truncated)
     else:
-        if record.format not in ("onnx", "classifier"):
+        if record.format not in ("onnx", "classifier", "gguf"):
             quantization.require_library(record.cfg.method)
         require_packages(str(record.format), f"run: {record.path}")
         from finsa.inference import loading  # imports torch
@@ -573,6 +593,56 @@ def load(
             )
         else:
             predictor = Predictor(record, scorer, scorer.rule, renderer, model=model)
+    _require_rule(predictor)
+    return predictor
+
+
+def require_served(record: Record) -> None:
+    """Check that labels of a run can be scored by a server with OpenAI's completions.
+
+    Raises:
+        ConfigError: if they cannot.
+    """
+    method, reason = record.cfg.method, None
+    if record.members or method.baseline is not None or record.format in ("onnx", "classifier"):
+        reason = "is not a causal language model"
+    elif method.head == "classifier" or isinstance(record.cfg.stage, MoeJointStage):
+        reason = "has a classification head or a router, which no server has"
+    elif record.cfg.model.think == "open":
+        reason = "writes a thought before its answer"
+    if reason is not None:
+        raise ConfigError([Problem("stage.backend", f"{record.path} {reason}; score it with backend=local")])
+
+
+def served(
+    record: Record, stage: Scoring, column: str | None = None, adapters: Mapping[str, str] | None = None
+) -> Predictor:
+    """A predictor whose labels are scored by a server; no weights are loaded.
+
+    Args:
+        record: of the run that the server serves: prompt, labels, calibration.
+        stage: with the address.
+        column, adapters: choose the served model of a row.
+
+    Raises:
+        RunError: if the server does not answer as it has to.
+    """
+    from finsa.inference.served import ServedScorer  # imports torch
+
+    renderer = renderer_of(record)
+    scorer = ServedScorer(stage, renderer, column, adapters)
+    predictor = Predictor(record, scorer, scorer.rule, renderer)
+    _require_rule(predictor)
+    return predictor
+
+
+def _require_rule(predictor: Predictor) -> None:
+    """Check that labels are scored by the rule that the run recorded.
+
+    Raises:
+        RunError: if they are not.
+    """
+    record = predictor.record
     recorded = record.facts.get("scoring") or record.manifest.get("rule")
     if recorded not in (None, predictor.rule):  # runs of older versions did not record it
         predictor.close()
@@ -581,7 +651,6 @@ def load(
             f"'{predictor.rule}', to which its metrics and temperature do not apply. Use the tokenizer, the labels and "
             "the version of finsa that it was trained with, or repeat the run's command"
         )
-    return predictor
 
 
 def zero_shot(

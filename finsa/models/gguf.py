@@ -15,6 +15,7 @@ from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from finsa.errors import ModelError
@@ -95,12 +96,14 @@ def convert(file: Path, folder: Path, origin: dict[str, Any]) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    place, name = str(file.parent), file.name
+    name = file.name
     quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO())  # hides the progress bar
     try:
-        config = _round_floats(AutoConfig.from_pretrained(place, gguf_file=name))
-        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
-        with quiet:
+        with TemporaryDirectory() as place, quiet:
+            # alone, because transformers would mix the tokenizer with one that lies beside the file
+            (Path(place) / name).symlink_to(file.absolute())
+            config = _round_floats(AutoConfig.from_pretrained(place, gguf_file=name))
+            tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=name)
             read = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32)
     except (ValueError, KeyError, RuntimeError, OSError, ImportError, NotImplementedError) as error:
         raise ModelError(f"{file} cannot be read by transformers: {str(error).splitlines()[0][:200]}") from None

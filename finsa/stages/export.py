@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ SPLIT = "validation"
 # Largest differences of a probability with stage.difference=auto. Measured on the embedded default's 596 rows: 2e-6 for
 # ONNX in float32, 0.047 for ONNX in 8 bit.
 FLOAT32, ROUNDED = 1e-3, 0.1
+PRECISION_TYPES = {"fp32": "float32", "int8": "int8", "f16": "float16", "q8_0": "q8_0"}  # of onnx and gguf
 CLOSE = 0.01  # of the range: the difference up to which two numbers agree
-WEIGHTS = (".safetensors", ".onnx", ".data", ".bin", ".npz")  # endings of files with weights
+WEIGHTS = (".safetensors", ".onnx", ".data", ".bin", ".npz", ".gguf")  # endings of files with weights
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Receipt:
         agreement: share of equal predictions; of several labels, each counts; numbers may differ by ``CLOSE``.
         largest_difference: largest difference of a probability, or of a number.
         run, export: measurements of both.
+        mean_difference: mean difference of a probability, or of a number.
+        same_tokens: share of the prompts that llama.cpp tokenizes in the same way as text; None for other formats.
     """
 
     rows: int
@@ -70,6 +74,8 @@ class Receipt:
     largest_difference: float
     run: Side
     export: Side
+    mean_difference: float | None = None
+    same_tokens: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for ``receipt.json``, the scores beside the other measurements."""
@@ -104,7 +110,8 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     stage, form = cfg.stage, str(cfg.format)
     assert isinstance(stage, ExportStage)
     record = predictor.read(str(cfg.run))
-    predictor.require_packages(form, f"format={form}")
+    if form != "gguf":  # is written without llama.cpp
+        predictor.require_packages(form, f"format={form}")
     quantization.require_library(record.cfg.method)
     _refuse(export_formats.refusal(record, form, stage.precision))
     place = _place(cfg, record, form, stage.precision)
@@ -116,29 +123,37 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
             f"run: {record.path} has different labels than its data now: {', '.join(labeled.dataset.labels.names)}"
         )
     predictor.announce(record.name)
-    from finsa.inference import export  # torch takes seconds to import: after the checks
-    from finsa.models import hardware
+    from finsa.inference import export, gguf_export  # torch takes seconds to import: after the checks
+    from finsa.models import base, hardware
 
-    _refuse(export.label_refusal(predictor.renderer_of(record), form))
+    renderer = predictor.renderer_of(record)
+    _refuse(export.label_refusal(renderer, form))
+    _refuse(gguf_export.refusal(base.architecture(record.cfg.model), renderer) if form == "gguf" else None)
     hardware.prepare(cfg.train)
     with locks.creating(place):
         partial = place.with_name(f".{place.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            export.write(record, form, stage.precision, partial)
-            receipt = _compare(cfg, record, labeled, partial)
-            (partial / RECEIPT).write_text(json.dumps(receipt.as_dict(), indent=1) + "\n", encoding="utf-8")
-            _show(receipt, f"{record.name} as {form}" + (f" {stage.precision}" if form == "onnx" else ""))
-            faults = receipt.faults(stage)
-            if faults and not stage.force:
-                raise ModelError(f"format={form}: {'; '.join(faults)}; nothing is kept. Keep it with stage.force=true")
+            export.write(record, form, stage.precision, partial, labeled.texts(SPLIT))
+            receipt = _compare(cfg, record, labeled, partial) if form != "gguf" or find_spec("llama_cpp") else None
+            if receipt is None:
+                print(
+                    "receipt: skipped, because llama.cpp is not installed; pip install 'finsa[gguf]', then export again"
+                )
+            else:
+                (partial / RECEIPT).write_text(json.dumps(receipt.as_dict(), indent=1) + "\n", encoding="utf-8")
+                _show(receipt, f"{record.name} as {form}" + (f" {stage.precision}" if form in ("onnx", "gguf") else ""))
+                faults = receipt.faults(stage)
+                if faults and not stage.force:
+                    listed = "; ".join(faults)
+                    raise ModelError(f"format={form}: {listed}; nothing is kept. Keep it with stage.force=true")
             files.sync_tree(partial)
             partial.rename(place)
             files.sync(place.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     print(f"export: {place}")
-    return Result("export", place, {"receipt": receipt.as_dict()})
+    return Result("export", place, {"receipt": receipt and receipt.as_dict()})
 
 
 def _refuse(reason: str | None) -> None:
@@ -167,7 +182,7 @@ def _compare(cfg: RunConfig, record: Record, labeled: tokenized.Labeled, folder:
     assert isinstance(stage, ExportStage)
     texts = labeled.texts(SPLIT)[: stage.rows]
     print(f"comparing the export with the run on {len(texts):,} {SPLIT} rows", file=sys.stderr, flush=True)
-    sides, made = list[Side](), list[Predictions]()
+    sides, made, same_tokens = list[Side](), list[Predictions](), None
     for name, source in (("run", record), ("export", predictor.read(str(folder)))):
         model = predictor.load(source, cfg.train.score_tokens, cfg.train.threads)
         predictions, milliseconds = _predict(model, texts, stage.timed, display, name)
@@ -175,9 +190,12 @@ def _compare(cfg: RunConfig, record: Record, labeled: tokenized.Labeled, folder:
             size = base.bytes_of(model.model)
         else:
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.suffix in WEIGHTS)
+        if model.renderer is not None and model.record.format == "gguf":
+            scorer: Any = model.scorer
+            same_tokens = scorer.same_tokens(model.renderer.encode(texts))
         model.close()
         dtype = str(base.dtype(source.cfg.model)).removeprefix("torch.")
-        dtype = {"fp32": "float32", "int8": "int8"}.get(source.manifest.get("precision", ""), dtype)  # of an ONNX graph
+        dtype = PRECISION_TYPES.get(source.manifest.get("precision", ""), dtype)
         sides.append(Side(_scores(labeled, predictions), size, round(milliseconds, 3), dtype))
         made.append(predictions)
     temperature = {**(record.facts.get("calibration") or {}), "temperature": record.temperature}
@@ -192,10 +210,13 @@ def _compare(cfg: RunConfig, record: Record, labeled: tokenized.Labeled, folder:
     else:
         outputs = [one.probs for one in made]
         equal = values[0] == values[1] if values else np.equal(*(one.argmax(axis=1) for one in outputs))
+    difference = np.abs(outputs[0] - outputs[1])
     return Receipt(
         rows=len(texts),
         agreement=float(equal.mean()),
-        largest_difference=float(np.abs(outputs[0] - outputs[1]).max()),
+        largest_difference=float(difference.max()),
+        mean_difference=float(difference.mean()),
+        same_tokens=same_tokens,
         run=sides[0],
         export=sides[1],
     )
@@ -240,4 +261,7 @@ def _show(receipt: Receipt, title: str) -> None:
     print(
         f"equal predictions on {receipt.agreement:.2%} of {receipt.rows:,} validation rows; "
         f"largest difference of a probability {receipt.largest_difference:.2g}"
+        + ("" if receipt.mean_difference is None else f", mean {receipt.mean_difference:.2g}")
     )
+    if receipt.same_tokens is not None:
+        print(f"llama.cpp gives {receipt.same_tokens:.2%} of the prompts the same tokens when it reads them as text")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 from rich.table import Table
 
 from finsa.config import CalibratedSelection, Csv, PredictStage, RunConfig, locate
@@ -13,15 +15,18 @@ from finsa.data import encodings
 from finsa.data.cleaning import normalize
 from finsa.data.prompts import with_target
 from finsa.data.schema import Reading
-from finsa.errors import DataError, counted
+from finsa.errors import DataError, RunError, counted
 from finsa.evaluation import selective, tables
 from finsa.inference import predict, predictor, row_files
 from finsa.inference.predict import Columns, Share
 from finsa.inference.predictor import Predictor, Record
+from finsa.inference.row_files import Stream
 from finsa.models import quantization
 from finsa.runs import files, locks, processes
 from finsa.runs.run_folder import Result
 from finsa.session import Session
+
+RECEIPT = "receipt.json"  # at the end of the output's name
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
@@ -34,6 +39,8 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     record = predictor.read(str(cfg.run))
     quantization.require_library(record.cfg.method)
     assert isinstance(cfg.stage, PredictStage)
+    if cfg.stage.backend == "openai":
+        predictor.require_served(record)
     chosen = selective.of_run(cfg.stage, record.path, record.labels)
     rule = chosen[0] if chosen else None
     return _predict_file(cfg, record, rule) if cfg.text is None else _predict_text(cfg, record, cfg.text, rule)
@@ -102,6 +109,8 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
         "number of processes": share.processes,
         "data.csv": csv.model_dump(mode="json"),
     }
+    if stage.backend == "openai":
+        state |= {f"stage.{name}": getattr(stage, name) for name in ("backend", "model", "adapters", "adapter_column")}
     if rule is not None:
         limits = CalibratedSelection.model_fields
         state |= {f"stage.{name}": value for name, value in stage.model_dump(include=set(limits)).items()}
@@ -114,6 +123,15 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
             print(note)
         model = _load(cfg, record, rule)
         found, thinks = columns or stream.first_columns, model.thinks
+        if stage.adapter_column is not None and stage.adapter_column not in found:
+            raise DataError(f"stage.adapter_column: the input has no column '{stage.adapter_column}'")
+        receipt = output.with_name(f"{output.name}.{RECEIPT}")
+        if stage.backend == "openai" and stage.receipt and share.rank == 0 and not receipt.is_file():
+            if source == "-":
+                print("note: a pipe cannot be read twice, so the scores of the server are not compared")
+            else:
+                again = row_files.open_stream(source, form, reading, csv)
+                _compare(cfg, record, model, again, reading, receipt)
         decisions = rule.columns if rule else ()
         added = Columns.added_to(found, model.probable, bool(model.experts), model.task, thinks, decisions)
         writer = row_files.open_writer(target, columns, stream.schema, added.types())
@@ -136,6 +154,57 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
     return Result("predict", None, {"rows": rows, "rows_per_second": rows / seconds, **counts})
 
 
+def _compare(cfg: RunConfig, record: Record, model: Predictor, stream: Stream, reading: Reading, file: Path) -> None:
+    """Score the first texts with the server and with the run, and write a receipt.
+
+    Raises:
+        RunError: if their predictions differ on more of them than the stage allows.
+    """
+    stage, scorer = cfg.stage, cast(Any, model.scorer)
+    assert isinstance(stage, PredictStage)
+    rows = next(iter(stream.chunks(stage.receipt)), [])
+    if stage.adapters is not None:  # the run is none of these
+        rows = [row for row in rows if stage.model and model.choose(row.values)[0] == stage.model]
+    texts = model.check_room([("", 0, row.fault) if row.fault else reading.text_of(row.values) for row in rows])
+    kept = [text for text, fault in texts if fault is None]
+    if not kept:
+        print("note: stage.model scores no text at the start of the input, so nothing is compared with the run")
+        return
+    started = time.perf_counter()
+    remote = model(kept, models=[str(stage.model)] * len(kept) if stage.adapters else None)
+    seconds = {"server": time.perf_counter() - started}
+    run = _local(cfg, record)
+    started = time.perf_counter()
+    local = run(kept)
+    seconds["run"] = time.perf_counter() - started
+    run.close()
+    difference = np.abs(remote.probs - local.probs)
+    receipt = {
+        "rows": len(kept),
+        "agreement": float(
+            np.mean([one == other for one, other in zip(remote.predicted, local.predicted, strict=True)])
+        ),
+        "largest_difference": float(difference.max()),
+        "mean_difference": float(difference.mean()),
+        "url": stage.url,
+        "model": scorer.model,
+        "sent": "token ids" if scorer.as_ids else "text",
+        "prompts_with_other_tokens": scorer.other_tokens,
+        "rows_per_second": {name: round(len(kept) / value, 1) for name, value in seconds.items()},
+    }
+    print(
+        f"receipt: equal predictions on {receipt['agreement']:.2%} of {len(kept):,} texts; largest difference of a "
+        f"probability {difference.max():.2g}, mean {difference.mean():.2g}; {receipt['sent']} sent, "
+        f"{scorer.other_tokens} prompts with other tokens"
+    )
+    if receipt["agreement"] < stage.agreement:
+        raise RunError(
+            f"stage.url: agreement {receipt['agreement']:.4f} is below stage.agreement={stage.agreement}: "
+            f"{scorer.model} there is another model than {record.path} or rounds further; nothing is predicted"
+        )
+    file.write_text(json.dumps(receipt, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
 def _csv(cfg: RunConfig, record: Record, source: str) -> Csv:
     """Format of the input: from the command, otherwise that of the run's data; valid UTF-8 is always read as UTF-8."""
     given, trained = cfg.data.csv.model_dump(exclude_none=True), record.cfg.data.csv
@@ -145,11 +214,18 @@ def _csv(cfg: RunConfig, record: Record, source: str) -> Csv:
 
 
 def _load(cfg: RunConfig, record: Record, rule: selective.Rule | None) -> Predictor:
+    stage = cfg.stage
+    assert isinstance(stage, PredictStage)
+    remote = stage.backend == "openai"
+    model = predictor.served(record, stage, stage.adapter_column, stage.adapters) if remote else _local(cfg, record)
+    model.selection = rule
+    return model
+
+
+def _local(cfg: RunConfig, record: Record) -> Predictor:
     predictor.announce(record.name)
     if record.uses_torch:
         from finsa.models import hardware  # torch takes seconds to import: after the checks
 
         hardware.prepare(cfg.train)
-    model = predictor.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)
-    model.selection = rule
-    return model
+    return predictor.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)

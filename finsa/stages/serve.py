@@ -49,12 +49,16 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         source, address = _source(cfg, session), server.url(socket)
         record = predictor.read(str(source))
         chosen = selective.of_run(stage, record.path, record.labels)
+        remote = None
+        if stage.backend == "openai":
+            predictor.require_served(record)
+            remote = predictor.served(record, stage)
         predictor.announce(record.name)
         from finsa.models import hardware  # torch takes seconds to import: after the checks
 
         with run_folder.start(cfg, None, session) as folder:
             hardware.prepare(cfg.train)
-            model = predictor.load(record, stage.batch_tokens, stage.threads, merge=True)
+            model = remote or predictor.load(record, stage.batch_tokens, stage.threads, merge=True)
             model.selection = chosen[0] if chosen else None
             example = with_target("公司", WARM_UP) if record.cfg.data.asks_for_target else WARM_UP
             for copies in (1, stage.batch):

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import llama
 import numpy as np
 import polars as pl
 import pytest
@@ -38,6 +39,8 @@ FORMATS = {
     "onnx": ("format=onnx", 1e-5),
     "onnx_int8": ("format=onnx stage.precision=int8 stage.agreement=0.95", 0.1),
 }
+if llama.INSTALLED or llama.REQUIRED:
+    FORMATS["gguf"] = ("format=gguf", 1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +366,7 @@ def test_an_export_in_a_removed_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_format_is_required_and_checked(config: Compose) -> None:
-    with pytest.raises(ConfigError, match="stage=export needs format=merged, adapter, onnx"):
+    with pytest.raises(ConfigError, match="stage=export needs format=merged, adapter, onnx, classifier or gguf"):
         config("stage=export", "run=somewhere")
     with pytest.raises(ConfigError, match="there is no 'onx'. Did you mean 'onnx'"):
         config("stage=export", "run=somewhere", "format=onx")
