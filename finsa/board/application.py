@@ -62,7 +62,7 @@ def build(scope: Scope, stage: BoardStage, token: str | None) -> Access:
     @app.get("/manifest.json")
     @app.get("/favicon.ico")
     async def nothing() -> Response:
-        return Response("{}", media_type="application/json")  # the page of gradio asks for them at the root
+        return Response('{"name": "finsa"}', media_type="application/json")  # the page of gradio asks for them at the root
 
     theme = gr.themes.Base(
         primary_hue=gr.themes.colors.blue,
@@ -128,6 +128,7 @@ def page(scope: Scope, stage: BoardStage, language: str) -> gr.Blocks:
                     )
                     with gr.Accordion(say["more"], open=False):
                         boxes |= {group: choice(group) for group in catalogue.ORDER if group not in FIRST}
+                    about = gr.HTML(elem_id="about")
                     start = gr.Button(say["start"], variant="primary", interactive=False, elem_id="start")
                 with gr.Column(min_width=300):
                     verdict = gr.HTML(elem_id="verdict")
@@ -155,14 +156,14 @@ def page(scope: Scope, stage: BoardStage, language: str) -> gr.Blocks:
             with gr.Tab(say["runs"], id="runs"), gr.Row():
                 with gr.Column(min_width=300, scale=6):
                     table = gr.HTML(
-                        js_on_load=(TEMPLATES / "runs.js").read_text(encoding="utf-8"), elem_id="list", min_height=200
+                        js_on_load=(TEMPLATES / "runs.js").read_text(encoding="utf-8"), elem_id="list"
                     )
                     compare = gr.Button(say["picked"], interactive=False, elem_id="compare")
                 with gr.Column(min_width=300, scale=5):
-                    detail = gr.HTML(elem_id="run")
                     with gr.Row(visible=False) as actions:
                         stop = gr.Button(say["stop"], variant="stop", elem_id="stop")
                         resume = gr.Button(say["resume"], variant="primary", elem_id="resume")
+                    detail = gr.HTML(elem_id="run")
                     again = gr.Code(
                         label=say["command"],
                         language="shell",
@@ -175,7 +176,7 @@ def page(scope: Scope, stage: BoardStage, language: str) -> gr.Blocks:
                         elem_id="again",
                     )
             with gr.Tab(say["report"], id="report"):
-                report = gr.HTML(render("report.html.j2", failed="", page="", note=say["no_report"]), elem_id="report")
+                report = gr.HTML(render("report.html.j2", failed="", page="", note=say["no_report"]), elem_id="comparison")
             with gr.Tab(say["try"], id="try"), gr.Row():
                 with gr.Column(min_width=300, scale=4):
                     finished = gr.Dropdown([], label=say["finished_run"], elem_id="finished")
@@ -194,17 +195,21 @@ def page(scope: Scope, stage: BoardStage, language: str) -> gr.Blocks:
 
         def on_change(*values: Any) -> list[Any]:
             """The command, what is wrong with it, and its configuration."""
-            typed = ""
+            typed, chosen = "", dict(zip(boxes, values[:-1], strict=True))
+            described = {g: catalogue.summary(catalogue.file_of(g, n)) for g, n in chosen.items() if g in FIRST and n}
+            said = render("about.html.j2", described=described)
             try:
                 words = given(values)
                 typed = commands.in_shell(words)
                 jobs = commands.check(words, scope)
             except FinsaError as error:
                 found = render("verdict.html.j2", problems=commands.problems(error), jobs=0)
-                return [found, typed, "", gr.update(interactive=False), render("plan.html.j2", note=say["no_plan"], printed="")]
+                plan_note = render("plan.html.j2", note=say["no_plan"], printed="")
+                return [found, typed, "", gr.update(interactive=False), plan_note, said]
             found = render("verdict.html.j2", problems=[], jobs=len(jobs))
             note = say["planning"] if jobs[0].stage.name in ("train", "check") else say["no_plan"]
-            return [found, typed, commands.as_yaml(jobs), gr.update(interactive=True), render("plan.html.j2", note=note, printed="")]
+            plan_note = render("plan.html.j2", note=note, printed="")
+            return [found, typed, commands.as_yaml(jobs), gr.update(interactive=True), plan_note, said]
 
         async def on_valid(*values: Any) -> AsyncIterator[Any]:
             """The plan of a valid training run, as ``stage=check`` prints it; a later change cancels it."""
@@ -322,7 +327,7 @@ def page(scope: Scope, stage: BoardStage, language: str) -> gr.Blocks:
             [*changes, blocks.load],
             on_change,
             form,
-            [verdict, command, written, start, plan],
+            [verdict, command, written, start, plan, about],
             trigger_mode="always_last",
             **quiet,
         )
@@ -359,7 +364,8 @@ def _run(entry: runs.Entry | None, scope: Scope, say: dict[str, str], render: Sh
         left=_clock(made.left) if made and made.left is not None else "",
         seconds=_clock(seconds) if seconds and entry.status != "running" else "",
         scored=tables.TITLES.get(entry.score[0], entry.score[0]) if entry.score else "",
-        shown_folder=os.path.relpath(entry.folder),
+        error=entry.facts.get("error") if entry.status != "running" else None,
+        shown_folder=str(scope.named / entry.name),
         page=f"/files/{entry.name}/{place}" if place else "",
         charts=drawn,
         log=processes.tail(entry.command.log) if entry.command else "",

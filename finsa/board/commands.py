@@ -27,11 +27,13 @@ class Scope:
 
     Args:
         output_dir: parent of the run folders.
+        named: the same, as it was written.
         allowed: folders that a value may lead to.
         always: words that belong to every command: ``--config-dir`` and ``output_dir``, as the board was started with.
     """
 
     output_dir: Path
+    named: Path
     allowed: tuple[Path, ...]
     always: tuple[str, ...]
 
@@ -47,7 +49,7 @@ class Scope:
         always = [f"--config-dir={folder}" for folder in added]
         if output != Path("outputs").absolute():
             always.append(f"output_dir={cfg.output_dir}")
-        return cls(output, tuple(folder.resolve() for folder in allowed), tuple(always))
+        return cls(output, Path(cfg.output_dir), tuple(folder.resolve() for folder in allowed), tuple(always))
 
 
 @cache

@@ -29,6 +29,7 @@ from finsa.config import ROOT
 from finsa.runs import files, locks
 
 FOLDER = ".board"
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")  # colors, cursor movements and the like
 _NAME = re.compile(r"[0-9A-Za-z_-]+")
 
 
@@ -110,7 +111,7 @@ async def printed(words: Sequence[str], hidden: Sequence[str] = ()) -> tuple[int
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=_environment(hidden, "72"),
+        env=_environment(hidden, "66"),
         start_new_session=True,
     )
     try:
@@ -188,7 +189,8 @@ def tail(file: Path, size: int = 20_000) -> str:
             text = stream.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
-    return "\n".join(line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").splitlines())
+    lines = text.replace("\r\n", "\n").split("\n")
+    return "\n".join(_CONTROL.sub("", line.rstrip("\r").rsplit("\r", 1)[-1]) for line in lines)
 
 
 def _lives(pid: int, born: float) -> bool:

@@ -16,9 +16,11 @@ import yaml
 
 from finsa.board import commands, processes
 from finsa.board.processes import Command
+from finsa.config import command_line
 from finsa.config.base import LOWER_IS_BETTER, headline
 
 APART = ("stage=report", "stage=predict")  # commands whose results the board shows elsewhere
+ENDED = {0: "done", 130: "stopped", 143: "stopped", None: "killed"}  # by exit code
 SHOWN = 200  # runs in the list
 
 
@@ -95,9 +97,16 @@ def listed(output_dir: Path) -> list[Entry]:
         if command is not None:
             used.add(command.folder)
         entries.append(_of_run(file.parent, output_dir, facts, command))
+    latest: dict[tuple[str, ...], str] = {}
+    for entry in entries:
+        latest[tuple(entry.words)] = max(entry.started, latest.get(tuple(entry.words), ""))
     for command in started:
-        if command.folder not in used and not set(APART) & set(command.words):
-            entries.append(_of_command(command, output_dir))
+        if command.folder in used or set(APART) & set(command.words):
+            continue
+        entry = _of_command(command, output_dir)
+        resumed = latest.get(tuple(map(command_line.quote, entry.words)), "")
+        if entry.pid is not None or resumed < entry.started:  # otherwise an earlier sitting of a run that was resumed
+            entries.append(entry)
     return sorted(entries, key=lambda entry: entry.started, reverse=True)[:SHOWN]
 
 
@@ -144,7 +153,7 @@ def _of_command(command: Command, output_dir: Path) -> Entry:
     return Entry(
         name=command.folder.relative_to(output_dir).as_posix(),
         folder=command.folder,
-        status="starting" if running else "done" if command.exit_code == 0 else "failed",
+        status="starting" if running else ENDED.get(command.exit_code, "failed"),
         title=" ".join(word for word in command.words if not word.startswith(("--config-dir", "output_dir="))) or stage,
         stage=stage,
         started=datetime.fromtimestamp(command.born).strftime("%Y-%m-%d %H:%M:%S"),
