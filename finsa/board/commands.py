@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,11 +13,11 @@ from typing import Any
 
 import yaml
 
-from finsa.config import ROOT, USED_BY, BoardStage, RunConfig, catalogue, command_line, locate, quoting
+from finsa.config import ROOT, USED_BY, BoardStage, RunConfig, catalogue, command_line, locate, quoting, safety
 from finsa.errors import ConfigError, FinsaError, Problem
 from finsa.models import folders
 
-PLACES = ("files", "path", "cache", "input", "output", "output_dir", "run", "runs", "models", "prices", "calibration")
+PLACES = {"files", "path", "cache", "input", "output", "output_dir", "run", "runs", "models", "prices", "calibration"}
 SERVERS = ("board", "serve")  # stages that listen on a port
 _COMPOSING = threading.Lock()  # Hydra composes one configuration at a time in a process
 
@@ -93,65 +94,52 @@ def check(given: Sequence[str], scope: Scope) -> list[RunConfig]:
     Raises:
         ConfigError: with all problems.
     """
-    typed = list(given[len(scope.always) :])
-    problems = [_refusal(word) for word in typed]
-    if found := [problem for problem in problems if problem]:
-        raise ConfigError(found)
+    typed = [word for word in given[len(scope.always) :] if word not in ("-m", "--multirun")]
+    folders.raise_any(problem for word in typed for problem in _refusals(word))
     with _COMPOSING:
         jobs = command_line.prepare(given, folders.require)[2]
-    keys = [word.partition("=")[0].lstrip("+~") for word in typed if not word.startswith("-")]
-    keys = [key for key in keys if key not in catalogue.groups()]
-    found = [problem for job in jobs for problem in _outside(job.model_dump(), keys, scope.allowed)]
-    found += [
-        Problem("stage", f"{job.stage.name} is started from a shell", "board")
-        for job in jobs
-        if job.stage.name in SERVERS
-    ]
-    if found:
-        raise ConfigError(dict.fromkeys(found))
+    keys = {word.partition("=")[0].lstrip("+~") for word in typed} - set(catalogue.groups())
+    folders.raise_any(problem for job in jobs for problem in _outside(job.model_dump(), keys, scope.allowed))
     return jobs
 
 
-def _refusal(word: str) -> Problem | None:
-    """Why the board does not take a word that a shell takes; None if it does."""
+def _refusals(word: str) -> Iterator[Problem]:
+    """Why the board does not take a word that a shell takes."""
     key, _, value = word.partition("=")
-    name = key.lstrip("+~")
-    if word.startswith("-") and word not in ("-m", "--multirun"):
+    name, text = key.lstrip("+~"), ""
+    if word.startswith("-"):
         text = "the board takes key=value and -m; --config-dir belongs to the command that starts the board"
-    elif name.split(".")[0].split("/")[0] in ("hydra", "per_method"):
+    elif re.split(r"[./]", name)[0] in ("hydra", "per_method"):
         text = "cannot be set in the board; write it into a file of conf/experiment, or use a shell"
-    elif name == "model.trust_remote_code" and value.strip().lower() != "false":
+    elif name == safety.REMOTE_CODE and value.strip().lower() != "false":
         text = "code that ships with weights can only be allowed in a shell"
     elif "${" in value:
         text = "the board takes values, not references to other keys; write the value itself"
-    else:
-        return None
-    return Problem(name or word, text, "board")
+    elif name == "stage" and set(value.split(",")) & set(SERVERS):
+        text = f"{value} is started from a shell"
+    if text:
+        yield Problem(name or word, text, "board")
 
 
 def _outside(values: Any, keys: Collection[str], allowed: Sequence[Path], path: str = "") -> Iterator[Problem]:
     """Values that a command sets and that name a file outside of the allowed folders."""
-    if isinstance(values, Mapping):
-        for name, value in values.items():
-            yield from _outside(value, keys, allowed, f"{path}.{name}".lstrip("."))
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from _outside(value, keys, allowed, path)
-    elif isinstance(values, str) and any(f"{path}.".startswith(f"{k}.") or k.startswith(f"{path}.") for k in keys):
-        place = path.rpartition(".")[2] in PLACES or {"files", "path"} & set(path.split("."))
-        if (place or _names_a_file(values)) and not within(values, allowed):
-            shown = ", ".join(map(str, dict.fromkeys(allowed)))
-            text = f"{values} is outside of the folders of the board: {shown}. Add others with stage.folders=[<folder>]"
-            yield Problem(path, text, "board")
+    entries = values.items() if isinstance(values, Mapping) else ()
+    for name, value in entries:
+        yield from _outside(value, keys, allowed, f"{path}.{name}".lstrip("."))
+    for value in values if isinstance(values, list | tuple) else ():
+        yield from _outside(value, keys, allowed, path)
+    if isinstance(values, str) and any(f"{path}.".startswith(f"{key}.") for key in keys):
+        if not (_names_a_file(values) or PLACES & set(path.split("."))) or within(values, allowed):
+            return
+        shown = ", ".join(map(str, dict.fromkeys(allowed)))
+        text = f"{values} is outside of the folders of the board: {shown}. Add others with stage.folders=[<folder>]"
+        yield Problem(path, text, "board")
 
 
 def _names_a_file(text: str) -> bool:
-    if "\x00" in text or len(text) > 4096:
-        return False
-    if text.startswith(("~", "file:")) or Path(text).is_absolute() or ".." in Path(text).parts:
-        return True
     try:
-        return bool(text) and locate(text).exists()
+        path = Path(text)
+        return text.startswith(("~", "file:")) or path.is_absolute() or ".." in path.parts or locate(text).exists()
     except (OSError, ValueError, RuntimeError):  # too long for a name: a prompt
         return False
 

@@ -33,8 +33,14 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         app = application.build(Scope.of(cfg, stage, session.folders), stage, token)
         greeting = f"board at {server.url(socket)}  (runs: {cfg.output_dir}  stop: Ctrl-C)"
         settings = uvicorn.Config(
-            app, lifespan="on", ws="none", log_config=None, access_log=False, server_header=False,
-            proxy_headers=False, timeout_graceful_shutdown=1,
+            app,
+            lifespan="on",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=1,
         )
         server.StageServer(settings, lambda: print(greeting, flush=True)).run([socket])
     print("stopped; processes that the board has started go on")
