@@ -149,7 +149,7 @@ def page(scope: Scope, stage: BoardStage, language: str) -> gr.Blocks:
                 with gr.Column(min_width=300, scale=4):
                     finished = gr.Dropdown([], label=say["finished_run"], elem_id="finished")
                     lines = gr.Textbox(label=say["texts"], lines=5, elem_id="texts")
-                    upload = gr.File(label=say["file"], height=120, elem_id="file")
+                    upload = gr.File(label=say["file"], height=140, elem_id="file")
                     predict = gr.Button(say["predict"], variant="primary", elem_id="predict")
                 with gr.Column(min_width=300, scale=5):
                     answers = gr.HTML(elem_id="answers")
@@ -211,14 +211,15 @@ def page(scope: Scope, stage: BoardStage, language: str) -> gr.Blocks:
             """The list of runs and the run that is shown."""
             entries = runs.listed(output)
             entry = next((one for one in entries if name in one.names), None)
-            done = [one.name for one in entries if one.status == "complete" and one.score]
+            done = {e.name: e for e in entries if e.status == "complete" and e.score}
+            choices = [(f"{e.title}, {e.started[5:16]}, {e.score[1]:.3f}", n) for n, e in done.items() if e.score]
             return [
                 render("runs", entries=entries, shown=entry.name if entry else "", picked=chosen),
                 _run(entry, scope, say, render),
                 gr.update(visible=entry is not None and entry.pid is not None),
                 gr.update(visible=entry is not None and entry.resumable),
                 gr.update(visible=bool(entry and entry.words), value=commands.in_shell(entry.words) if entry else ""),
-                gr.update(choices=done),
+                gr.update(choices=choices),
                 gr.update(interactive=len(set(chosen) & set(done)) > 1),
             ]
 

@@ -81,7 +81,7 @@ OUTSIDE = [
     ("data.name=${hydra.job.num}", "data.name"),
     ("model.trust_remote_code=true", "model.trust_remote_code"),
     ("stage=board", "stage"),
-    ("stage=serve run=latest", "run"),
+    ("stage=serve run=latest", "stage"),
 ]
 
 
