@@ -70,9 +70,11 @@ def build(scope: Scope, stage: BoardStage, token: str | None) -> Access:
     fonts = ["system-ui", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "sans-serif"]  # none is downloaded
     fixed = ["ui-monospace", "Menlo", "Consolas", "Noto Sans Mono CJK SC", "monospace"]
     for language in OTHER:
+        blocks = page(scope, stage, language)
+        blocks.has_launched = True  # otherwise gradio does not check that the file of a request was uploaded
         gr.mount_gradio_app(
             app,
-            page(scope, stage, language),
+            blocks,
             path=f"/{language}",
             footer_links=[],
             allowed_paths=[],
@@ -127,8 +129,8 @@ def page(scope: Scope, stage: BoardStage, language: str) -> gr.Blocks:
                     )
                     with gr.Accordion(say["more"], open=False):
                         boxes |= {group: choice(group) for group in catalogue.ORDER if group not in FIRST}
-                    about = gr.HTML(elem_id="about")
                     start = gr.Button(say["start"], variant="primary", interactive=False, elem_id="start")
+                    about = gr.HTML(elem_id="about")
                 with gr.Column(min_width=300):
                     verdict = gr.HTML(elem_id="verdict")
                     command = code("command", say["command"], language="shell", lines=1, wrap_lines=True)

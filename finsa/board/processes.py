@@ -73,7 +73,7 @@ class Command:
                 lines = stream.read().decode("utf-8", errors="replace").replace("\r\n", "\n").split("\n")
         except OSError:
             return ""
-        return "\n".join(_CONTROL.sub("", line.rstrip("\r").rsplit("\r", 1)[-1]) for line in lines).strip()
+        return "\n".join(_CONTROL.sub("", line.rstrip("\r").rsplit("\r", 1)[-1]) for line in lines).strip("\n")
 
 
 def new_folder(output_dir: Path) -> Path:

@@ -99,14 +99,16 @@ def test_files_outside_of_the_output_folder_cannot_be_read(build: Callable[..., 
         assert client.get(f"/en/gradio_api/file={name}").status_code in (403, 404), name
 
 
-@pytest.mark.filterwarnings("ignore:.*no_silent_downcasting")  # of gradio's own statistics
-def test_a_request_cannot_name_a_file_of_the_server_as_its_upload(build: Callable[..., TestClient]) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of gradio's own statistics
+def test_a_request_cannot_name_a_file_of_the_server_as_its_upload(
+    build: Callable[..., TestClient], output: Path
+) -> None:
     with build(None) as client:
         config = client.get("/en/config").json()
         ids = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
         number = next(one["id"] for one in config["dependencies"] if [ids["predict"], "click"] in one["targets"])
         file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
-        body: dict[str, Any] = {"data": ["run", "", file], "fn_index": number, "session_hash": "abc"}
+        body: dict[str, Any] = {"data": [None, "", file], "fn_index": number, "session_hash": "abc"}
         assert client.post("/en/gradio_api/queue/join", json=body).status_code == 200
         done: dict[str, Any] = {}
         with client.stream("GET", "/en/gradio_api/queue/data?session_hash=abc") as stream:
@@ -118,6 +120,7 @@ def test_a_request_cannot_name_a_file_of_the_server_as_its_upload(build: Callabl
     assert done["success"] is False
     assert "/etc/passwd" in done["output"]["error"]
     assert "root:" not in json.dumps(done)
+    assert not list((output / ".board").rglob("passwd"))
 
 
 def test_texts_are_complete_in_both_languages() -> None:

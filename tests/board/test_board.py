@@ -85,6 +85,7 @@ class Board:
 
     def compose(self, text: str, **choices: str) -> None:
         """Compose a valid command, and wait until it is shown."""
+        self.wait("document.querySelector('#verdict strong')")
         self.tab(0)
         for name, choice in choices.items():
             self.choose(name, choice)
@@ -139,7 +140,7 @@ def test_a_run_is_composed_started_watched_compared_and_tried(board: Board) -> N
             board.wait_for("plan", "check: tfidf_lr", "language model")
             assert "name: tiny" in board.text("yaml")  # the editor draws the lines that are visible
         board.click("#start")
-        board.wait_for("run", "complete", "macro-F1", f"{seed}" if seed == 1 else "majority")
+        board.wait_for("run", "tfidf_lr" if seed == 1 else "majority", "complete", "macro-F1")
     entries = runs.listed(board.output)
     assert [(entry.status, entry.facts["config_hash"] is not None) for entry in entries] == [("complete", True)] * 2
     assert f"python run.py output_dir={board.output} method=majority" in board.text("again")
