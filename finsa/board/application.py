@@ -265,22 +265,23 @@ def page(scope: Scope, stage: BoardStage, language: str) -> gr.Blocks:
                 raise gr.Error(say["no_finished"])
             return [quoting.quoted(str(found[name])) for name in names]
 
-        async def on_compare(chosen: list[str]) -> AsyncIterator[Any]:
+        async def on_compare(chosen: list[str]) -> str:
             """Compare the selected runs with ``stage=report``, and show its page."""
-            compared = await asyncio.to_thread(places, chosen)
-            yield [gr.update(selected="report"), render("report", failed="", page="", note=say["reporting"])]
             name = f"report_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-            words = ["stage=report", f"runs=[{','.join(compared)}]", f"output={quoting.quoted(str(output / name))}"]
+            compared = ",".join(await asyncio.to_thread(places, chosen))
+            words = ["stage=report", f"runs=[{compared}]", f"output={quoting.quoted(str(output / name))}"]
             failed = await ran(words, processes.new_folder(output))
-            yield [gr.skip(), render("report", failed=failed, page=f"/files/{name}/report.html", note="")]
+            return render("report", failed=failed, page=f"/files/{name}/report.html", note="")
 
-        async def on_predict(name: str, text: str, file: str | None) -> AsyncIterator[str]:
+        async def on_predict(name: str, text: str, file: str | None) -> str:
             """Predict texts or the rows of a file with ``stage=predict``, in a process that frees its memory."""
             rows = [[line] for line in (text or "").splitlines() if line.strip()]
-            if not rows and not file:
-                raise gr.Error(say["no_input"])
-            (place,), folder = await asyncio.to_thread(places, [name]), processes.new_folder(output)
-            yield render("answers", failed="", rows=None, note=say["predicting"])
+            try:
+                if not rows and not file:
+                    raise gr.Error(say["no_input"])
+                (place,), folder = await asyncio.to_thread(places, [name]), processes.new_folder(output)
+            except gr.Error as error:
+                return render("answers", failed=error.message, rows=None)
             words = ["stage=predict", f"run={place}", f"output={quoting.quoted(str(folder / 'answers.csv'))}"]
             if rows:
                 file = str(folder / "texts.csv")
@@ -290,7 +291,7 @@ def page(scope: Scope, stage: BoardStage, language: str) -> gr.Blocks:
             failed = await ran([*words, f"input={quoting.quoted(str(file))}"], folder)
             found, total = ([], 0) if failed else _answers(folder / "answers.csv")
             link = f"/files/{processes.FOLDER}/{folder.name}/answers.csv"
-            yield render("answers", failed=failed, rows=found, total=total, page=link, note="")
+            return render("answers", failed=failed, rows=found, total=total, page=link)
 
         form, view = [*boxes.values(), overrides], [table, detail, stop, resume, again, finished, compare]
         changes = [box.change for box in form]
@@ -299,8 +300,13 @@ def page(scope: Scope, stage: BoardStage, language: str) -> gr.Blocks:
         planned = checked.then(on_valid, form, plan, trigger_mode="multiple", **quiet)
         gr.on(changes, None, cancels=[planned], **private)
         timer.tick(on_tick, [shown, picked, table, detail], view, **quiet)
-        compare.click(on_compare, picked, [tabs, comparison], **quiet)
-        predict.click(on_predict, [finished, lines, upload], answers, **quiet)
+        waiting = [gr.update(selected="report"), render("report", failed="", page="", note=say["reporting"])]
+        asked = compare.click(lambda: waiting, None, [tabs, comparison], **quiet)
+        asked.then(on_compare, picked, comparison, **quiet)
+        asked = predict.click(
+            lambda: render("answers", failed="", rows=None, note=say["predicting"]), None, answers, **quiet
+        )
+        asked.then(on_predict, [finished, lines, upload], answers, **quiet)
         stop.click(on_stop, shown, None, **private)
         for event in (
             blocks.load(lambda: None, **quiet),

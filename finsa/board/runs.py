@@ -60,8 +60,8 @@ class Entry:
     @property
     def resumable(self) -> bool:
         """Whether it is unfinished, and the same command resumes it."""
-        ended = self.status in ("stopped", "killed", "failed") and bool(self.facts)
-        return ended and bool(self.words) and commands.resuming(self.words) is not None
+        ended = self.status in ("stopped", "killed", "failed") and not (self.command and self.command.running)
+        return ended and bool(self.facts) and bool(self.words) and commands.resuming(self.words) is not None
 
 
 @dataclass(frozen=True)

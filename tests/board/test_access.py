@@ -106,7 +106,7 @@ def test_a_request_cannot_name_a_file_of_the_server_as_its_upload(
     with build(None) as client:
         config = client.get("/en/config").json()
         ids = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
-        number = next(one["id"] for one in config["dependencies"] if [ids["predict"], "click"] in one["targets"])
+        number = next(one["id"] for one in config["dependencies"] if ids["file"] in one["inputs"])
         file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
         body: dict[str, Any] = {"data": [None, "", file], "fn_index": number, "session_hash": "abc"}
         assert client.post("/en/gradio_api/queue/join", json=body).status_code == 200

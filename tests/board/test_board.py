@@ -179,6 +179,7 @@ def test_a_run_is_stopped_and_resumed_and_found_by_another_board(board: Board) -
     board.wait_for("run", "running", "of 60", "Time left", "Loss")
     board.click("#stop")
     board.wait_for("run", "stopped", "is saved")
+    board.wait("!!document.querySelector('#resume')")  # the process has ended
     (entry,) = [one for one in runs.listed(board.output) if one.facts.get("seed") == 7]
     made = runs.progress(entry)
     assert made is not None

@@ -2,8 +2,8 @@
 
     python tests/trust/boards.py 10
 
-Every run is started by a board, stopped there (Ctrl-C) at a random moment of its training, and resumed by another board
-that is started for it. A run is lost unless it ends as one complete run folder with all its steps. Also reports the
+Every run is started by a board, stopped there (Ctrl-C) at a random moment of its training, and resumed by another one.
+A run is lost unless it ends as one complete run folder with all its steps. Also reports the
 seconds from the command to the page, and the resident memory of the board. The runs train one after another.
 """
 
@@ -66,6 +66,11 @@ class Board:
                     return
         raise AssertionError("no answer")
 
+    @property
+    def memory(self) -> float:
+        """Its resident memory in MiB."""
+        return psutil.Process(self.process.pid).memory_info().rss / 2**20
+
     def close(self) -> None:
         """Stop the board."""
         self.process.send_signal(signal.SIGINT)
@@ -79,29 +84,35 @@ def main() -> None:
     parser.add_argument("--words", default=WORDS, help="overrides of every run")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
-    rng, kept, seconds, memory, stopped = random.Random(1), 0, list[float](), list[float](), list[int]()
+    rng, stopped, kept = random.Random(1), list[int](), 0
     with tempfile.TemporaryDirectory(prefix="finsa-boards-") as folder:
         output = Path(folder)
+        first = Board(output)
         for number in range(given.number):
-            board = Board(output)
-            board.send("start", "click", {"train": "smoke", "overrides": f"{given.words} seed={number}"})
+            first.send("start", "click", {"train": "smoke", "overrides": f"{given.words} seed={number}"})
             step = rng.randint(1, 60)
-            entry = _wait(output, number, lambda one, least=step: _step(one) >= least)
-            board.send("stop", "click")
-            entry = _wait(output, number, lambda one: one.status == "stopped")
+            _wait(output, number, lambda one, least=step: _step(one) >= least)
+            first.send("stop", "click")
+            entry = _wait(output, number, lambda one: one.resumable)
             stopped.append(int(str(entry.facts["error"]).rpartition("step ")[2].split()[0]))
-            board.close()
-            board = Board(output)
-            board.send("list", "select", data={"shown": entry.name})
-            board.send("resume", "click")
+        before = first.memory
+        first.close()
+        second = Board(output)
+        for number in range(given.number):
+            entry = _wait(output, number, lambda one: one.resumable)
+            second.send("list", "select", data={"shown": entry.name})
+            second.send("resume", "click")
             entry = _wait(output, number, lambda one: one.status in ("complete", "failed"))
-            memory.append(psutil.Process(board.process.pid).memory_info().rss / 2**20)
-            seconds.append(board.seconds)
             kept += (entry.status, _step(entry), entry.facts["sittings"]) == ("complete", 80, 2)
-            board.close()
-        assert len(runs.listed(output)) == given.number
-    found = {"runs": given.number, "kept": kept, "stopped at": stopped, "seconds to the page": sorted(seconds)}
-    found["MiB"] = sorted(memory)
+        found = {
+            "runs": given.number,
+            "kept": kept,
+            "in the list": len(runs.listed(output)),
+            "stopped at step": stopped,
+            "seconds to the page": [round(first.seconds, 1), round(second.seconds, 1)],
+            "MiB at the end": [round(before), round(second.memory)],
+        }
+        second.close()
     print(json.dumps(found, indent=1))
     if given.output:
         given.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
