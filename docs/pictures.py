@@ -2,6 +2,7 @@
 
     python docs/pictures.py <run folders, or the folder of a sweep>
     python docs/pictures.py <run folder>/index.html
+    python docs/pictures.py --board <output_dir>    the board, with its newest run; in a folder that contains output_dir
 
 The report is written by ``stage=report``, so the figures in the pictures are those of the runs. The second
 command takes the picture of a run's page. Look at the pictures before you commit them.
@@ -84,9 +85,44 @@ def photograph_page(page: Path, file: Path, size: tuple[int, int], start: str | 
     Image.open(file).convert("RGB").quantize(64).save(file, optimize=True)
 
 
+def photograph_board(output: str, file: Path) -> None:
+    """Take a screenshot of the board's list of runs, with the newest run selected."""
+    from PIL import Image
+    from selenium import webdriver
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    command = [sys.executable, str(ROOT / "run.py"), "stage=board", "port=0", f"output_dir={output}"]
+    options = webdriver.ChromeOptions()
+    for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars", "--disable-gpu"):
+        options.add_argument(option)
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as board:
+        assert board.stdout is not None
+        url = next(line.split()[2] for line in board.stdout if line.startswith("board at "))
+        with webdriver.Chrome(options=options, service=service) as driver:
+            driver.execute_cdp_cmd(
+                "Emulation.setDeviceMetricsOverride",
+                {"width": 1200, "height": 780, "deviceScaleFactor": 1, "mobile": False},
+            )
+            driver.get(f"{url}/en/")
+            row = "document.querySelector('#list tr[data-name]')"
+            WebDriverWait(driver, 60).until(lambda one: one.execute_script(f"return {row}"))
+            driver.execute_script("document.querySelectorAll('[role=tab]')[1].click()")
+            driver.execute_script(f"{row}.click()")
+            WebDriverWait(driver, 60).until(
+                lambda one: one.execute_script("return document.querySelector('.run .facts')")
+            )
+            driver.execute_script("return document.fonts.ready")
+            driver.save_screenshot(str(file))
+        board.terminate()
+    Image.open(file).convert("RGB").quantize(96).save(file, optimize=True)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--board"]:
+        sys.exit(photograph_board(sys.argv[2], PICTURES / "board.png"))
     if len(sys.argv) < 2:
-        sys.exit("python docs/pictures.py <run folders, or the folder of a sweep>")
+        sys.exit(__doc__)
     if sys.argv[1].endswith(".html"):
         photograph_page(Path(sys.argv[1]), PICTURES / "run.png", (1100, 1064), None)
     else:

@@ -34,9 +34,6 @@ from finsa.session import Session, current_job
 if TYPE_CHECKING:  # what reads data is imported where it is used: a wrong option need not wait for it
     from finsa.data.dataset import Dataset
 
-# Flags with which Hydra only prints something or reads other files: there is nothing to check first.
-_HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
-
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
@@ -45,6 +42,7 @@ QUIET = {
     "WANDB_DISABLE_CODE": "true",
     "WANDB_DISABLE_GIT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GRADIO_ANALYTICS_ENABLED": "False",
     "TOKENIZERS_PARALLELISM": "true",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of loading; hub.cache_alone shows those of downloads
@@ -132,20 +130,10 @@ def prepare(words: list[str]) -> tuple[list[str], tuple[Path, ...]]:
     Raises:
         ConfigError: with all problems.
     """
-    words = [command_line.quote(word) for word in _flags_first(words)]
-    safety.require_plain_command(words)
-    words, added = command_line.added_folders(words)
-    sweep = bool({"-m", "--multirun"} & set(words))
-    if not any(word.split("=")[0] in _HYDRA_FLAGS for word in words):
-        command_line.require_words(words, added)
-        words = command_line.expand(words, added)
-        sweep = bool({"-m", "--multirun"} & set(words))
-        overrides = [word for word in words if not word.startswith("-")]
-        folders.require(command_line.check(overrides, sweep, added))
-        if sweep:
-            words = command_line.defer_to_jobs(words)
+    words, added, jobs = command_line.prepare(words, folders.require)
+    if jobs:
         GlobalHydra.instance().clear()  # the check has composed the configuration; Hydra starts with a clean state
-    if sweep and processes.world_size() > 1:
+    if {"-m", "--multirun"} & set(words) and processes.world_size() > 1:
         text = f"{processes.world_size()} processes run one job, but a sweep has several: run its jobs one by one"
         raise ConfigError([Problem("-m", text, "command line")])
     return words, added
@@ -204,15 +192,6 @@ def _run_stage(cfg: RunConfig, session: Session) -> Result:
     with processes.process_group(cfg):
         result: Result = import_module(path).run(cfg, session)
     return result
-
-
-def _flags_first(words: list[str]) -> list[str]:
-    """Move the flags to the front, wherever they were typed: argparse reads overrides in one block only."""
-    flags, rest, after = list[str](), list[str](), False
-    for word in words:
-        (flags if after or word.startswith("-") else rest).append(word)
-        after = word in ("--cfg", "-c", "--config-dir", "-cd", "--package", "-p")
-    return [*flags, *rest]
 
 
 def resuming(typed: list[str], session: Session, prepared: Sequence[str] = ()) -> str:

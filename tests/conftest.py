@@ -21,7 +21,14 @@ for _name, _value in {**QUIET, "HF_HUB_OFFLINE": "1"}.items():
 # The files that take longest, in this order: half a minute and more, down to about fifteen seconds.
 LONGEST = (
     *("test_sweeps", "stages/test_real_model", "runs/test_processes", "training/test_memory_plan"),
-    *("stages/test_export", "stages/test_values", "conf/test_conf", "trust/test_kills", "stages/test_pretrain"),
+    *(
+        "stages/test_export",
+        "stages/test_values",
+        "conf/test_conf",
+        "board/test_board",
+        "trust/test_kills",
+        "stages/test_pretrain",
+    ),
     *("models/test_factory", "stages/test_predict", "stages/test_chain", "stages/test_moe_joint", "stages/test_serve"),
     *(
         "training/test_preferences",

@@ -42,6 +42,7 @@ from finsa.config.stages import (
     AugmentStage,
     Axis,
     BehaveStage,
+    BoardStage,
     CalibratedSelection,
     CascadeStage,
     ChainStage,

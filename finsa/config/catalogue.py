@@ -17,6 +17,8 @@ from finsa.config.base import ROOT
 
 CONF = ROOT / "conf"
 COMMAND = "python run.py"
+# The groups in the order in which a run is composed.
+ORDER = ("model", "method", "data", "train", "stage", "experiment", "published", "behavior", "tracking")
 # Owner and name on the hub, or only the name for some old repositories; never a path such as ./weights or /weights.
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 Folders = tuple[Path, ...]

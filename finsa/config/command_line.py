@@ -7,7 +7,7 @@ a command, including those of every job of a sweep, are found and reported toget
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
-from finsa.config import catalogue, quoting
+from finsa.config import catalogue, quoting, safety
 from finsa.config.base import locate
 from finsa.config.catalogue import REPOSITORY, Folders
 from finsa.config.compose import Compositions, build, compose_values, several_values
@@ -30,6 +30,8 @@ FLAGS = (
     *("-m", "--multirun", "--config-dir", "-cd", "--debug", "--help", "-h", "--hydra-help", "--version", "--cfg", "-c"),
     *("--resolve", "--package", "-p", "--info", "-i", "--shell-completion", "-sc", "--run", "-r"),
 )
+# Flags with which Hydra only prints something or reads other files: there is nothing to check first.
+_HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 # Sections of Hydra's configuration that exist but are not used by finsa.
 _UNUSED_BY_FINSA = (
     *("run", "sweep", "job", "mode", "searchpath", "output_subdir", "verbose", "runtime", "env", "output"),
@@ -39,6 +41,44 @@ _UNUSED_BY_FINSA = (
 _FOR_INPUT = {"data.columns.text": "stage.text_column", "data.files": "input"}
 SWEPT = ("train", "check")  # stages that run an experiment's sweep
 Choices = Mapping[str, Sequence[str]]
+
+
+def prepare(
+    words: Sequence[str], require: Callable[[list[RunConfig]], None]
+) -> tuple[list[str], Folders, list[RunConfig]]:
+    """Check a command line before Hydra reads it, so that all of its problems are reported at once.
+
+    Args:
+        words: the command line without the program.
+        require: refuses configurations for reasons other than their values, such as missing model folders.
+
+    Returns:
+        The words as Hydra reads them: flags first, values quoted, sweeps expanded; the folders that ``--config-dir``
+        adds to ``conf/``; and the configuration of each job, none for a flag with which Hydra only prints something.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    words = [quote(word) for word in _flags_first(words)]
+    safety.require_plain_command(words)
+    words, added = added_folders(words)
+    if any(word.split("=")[0] in _HYDRA_FLAGS for word in words):
+        return words, added, []
+    require_words(words, added)
+    words = expand(words, added)
+    sweep = bool({"-m", "--multirun"} & set(words))
+    jobs = check([word for word in words if not word.startswith("-")], sweep, added)
+    require(jobs)
+    return defer_to_jobs(words) if sweep else words, added, jobs
+
+
+def _flags_first(words: Sequence[str]) -> list[str]:
+    """Move the flags to the front, wherever they were typed: argparse reads overrides in one block only."""
+    flags, rest, after = list[str](), list[str](), False
+    for word in words:
+        (flags if after or word.startswith("-") else rest).append(word)
+        after = word in ("--cfg", "-c", "--config-dir", "-cd", "--package", "-p")
+    return [*flags, *rest]
 
 
 def check(

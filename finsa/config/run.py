@@ -20,7 +20,7 @@ from finsa.config.train import Train
 # Top-level keys that only some stages use; with other stages they would be ignored, so they are refused.
 USED_BY = {
     "run": ("evaluate", "serve", "predict", "export", "push", "rerun", "behave"),
-    "port": ("serve",),
+    "port": ("serve", "board"),
     "runs": ("report", "cascade", "behave", "check"),
     "behavior": ("behave",),
     "published": ("train", "evaluate", "check", "report"),

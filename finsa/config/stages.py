@@ -11,6 +11,7 @@ from pydantic.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Posi
 from finsa.config.base import Balance, FolderName, Fraction, Label, Name, Section, placeholders
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # addresses that only this machine can reach
 Links = dict[Name, dict[str, Any]]
 Parsing = Literal["exact", "contains", "first", "aidf", "finllm", "letter", "letter_strict", "letter_last"]
 
@@ -264,6 +265,32 @@ class ListStage(Section):
     group: (
         Literal["model", "method", "data", "train", "stage", "experiment", "published", "behavior", "tracking"] | None
     )
+
+
+class BoardStage(Section):
+    """A board in the browser: compose, start, watch, stop and resume runs, compare them, and try them on texts."""
+
+    name: Literal["board"]
+    host: Annotated[str, Field(min_length=1)]
+    port: Port
+    token_env: str | None
+    folders: tuple[str, ...]
+    file_bytes: PositiveInt
+    refresh_seconds: PositiveFloat
+
+    @field_validator("token_env")
+    @classmethod
+    def _check_token(cls, name: str | None) -> str | None:
+        return _variable(name, "FINSA_TOKEN", "token")
+
+    @model_validator(mode="after")
+    def _check_host(self) -> BoardStage:
+        if self.token_env is None and self.host not in LOOPBACK:
+            raise ValueError(
+                f"host {self.host} is open to other machines, and the board starts processes: set "
+                "stage.token_env=FINSA_TOKEN, an environment variable with the token to ask for"
+            )
+        return self
 
 
 class ImportStage(Section):
@@ -634,6 +661,7 @@ Stage = Annotated[
     | PretrainStage
     | GenerateStage
     | ListStage
+    | BoardStage
     | ImportStage
     | WeightsStage
     | ReportStage

@@ -129,7 +129,7 @@ def start(
     path = to_resume(cfg, data_fingerprint, session) if cfg.resume else _new_path(cfg, named or cfg, session)
     path.mkdir(parents=True, exist_ok=True)
     with locks.held(path / locks.LOCK, f"run folder {path}"):
-        folder = _opened(cfg, path, data_fingerprint)
+        folder = _opened(cfg, path, data_fingerprint, session)
         session.run_folders.append(path)
         processes.broadcast(str(path))
         started = time.monotonic()
@@ -167,7 +167,7 @@ def _earlier_seconds(path: Path, known: dict[str, Any]) -> float:
     return round(seconds, 2)
 
 
-def _opened(cfg: RunConfig, path: Path, data_fingerprint: str | None) -> RunFolder:
+def _opened(cfg: RunConfig, path: Path, data_fingerprint: str | None, session: Session) -> RunFolder:
     """Record the start of a run, or of its resumption."""
     known = _read_json(path / "run.json")
     if known.get("status") == "complete" and known.get("config_hash") == config_hash(cfg):
@@ -183,6 +183,7 @@ def _opened(cfg: RunConfig, path: Path, data_fingerprint: str | None) -> RunFold
     facts = {
         **known,
         **provenance.of(cfg),
+        "command": [*(f"--config-dir={added}" for added in session.folders), *session.overrides],
         "base_weights": base,
         "resumed_with": changes,
         "config_hash": config_hash(cfg),

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from finsa.config import ServeStage
 from finsa.errors import RunError
-from finsa.serving.middleware import Metrics
+
+if TYPE_CHECKING:  # needs prometheus_client, which stage=board does without
+    from finsa.serving.middleware import Metrics
 
 BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 33\r\n"
@@ -46,8 +49,57 @@ def url(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class Server(uvicorn.Server):
+def token(variable: str | None) -> str | None:
+    """The token that clients must send.
+
+    Args:
+        variable: environment variable that contains it; None: no token.
+
+    Raises:
+        RunError: if it is not set, or contains characters that a header cannot have.
+    """
+    if variable is None:
+        return None
+    value = os.environ.get(variable, "").strip()
+    if not value or not value.isascii() or not value.isprintable() or " " in value:
+        what = "contains characters that a token cannot have" if value else "is not set"
+        raise RunError(f"stage.token_env: the environment variable {variable} {what}; set it to the token")
+    return value
+
+
+class StageServer(uvicorn.Server):
     """A uvicorn server; a stop signal ends the stage, not the process.
+
+    Args:
+        config: of uvicorn.
+        on_start: called when clients can connect.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start listening."""
+        await super().startup(sockets)
+        self._on_start()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop on SIGINT or SIGTERM; unlike uvicorn, do not raise the signal again after shutdown."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {one: signal.signal(one, self.handle_exit) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+
+class Server(StageServer):
+    """A server with limits on connections and on slow clients.
 
     Args:
         app: an ASGI application.
@@ -57,8 +109,6 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Any, stage: ServeStage, metrics: Metrics, on_start: Callable[[], None]) -> None:
-        self._on_start = on_start
-
         class Connection(H11Protocol):
             """A connection with a timeout for slow and idle clients, which uvicorn lacks."""
 
@@ -114,23 +164,6 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 backlog=stage.connections,
                 timeout_graceful_shutdown=stage.grace_seconds,
-            )
+            ),
+            on_start,
         )
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start listening."""
-        await super().startup(sockets)
-        self._on_start()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Stop on SIGINT or SIGTERM; unlike uvicorn, do not raise the signal again after shutdown."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {one: signal.signal(one, self.handle_exit) for one in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)

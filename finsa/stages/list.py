@@ -9,8 +9,6 @@ from finsa.evaluation import tables
 from finsa.runs.run_folder import Result
 from finsa.session import Session
 
-ORDER = ("model", "method", "data", "train", "stage", "experiment", "published", "behavior", "tracking")
-
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
     """Print names and first sentences: of all groups, truncated to the width of the terminal, or of one, complete."""
@@ -18,7 +16,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     folders = session.folders if session else ()
     console = tables.console()
     counts: dict[str, int] = {}
-    for group in (cfg.stage.group,) if cfg.stage.group else ORDER:
+    for group in (cfg.stage.group,) if cfg.stage.group else catalogue.ORDER:
         lines = Table(title=f"{group}=", title_justify="left", title_style="bold", show_header=False, box=None)
         lines.add_column(no_wrap=True, style="cyan")
         lines.add_column(no_wrap=cfg.stage.group is None and console.is_terminal, overflow="ellipsis")

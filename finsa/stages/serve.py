@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,11 +39,11 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise RunError(f'stage=serve needs {", ".join(missing)}: pip install "finsa[serve]"')
-    token = _token(stage)
     from finsa.serving import application, server  # packages of the extra `serve`
     from finsa.serving.batching import Batcher
     from finsa.serving.middleware import Metrics
 
+    token = server.token(stage.token_env)
     with closing(server.bind(stage.host, stage.port if cfg.port is None else cfg.port)) as socket:
         source, address = _source(cfg, session), server.url(socket)
         record = predictor.read(str(source))
@@ -73,16 +72,6 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
             server.Server(app, stage, metrics, lambda: print(greeting, flush=True)).run([socket])
     print(f"stopped; run folder: {folder.path}")
     return Result("serve", folder.path)
-
-
-def _token(stage: ServeStage) -> str | None:
-    if stage.token_env is None:
-        return None
-    token = os.environ.get(stage.token_env, "").strip()
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        what = "contains characters that a token cannot have" if token else "is not set"
-        raise RunError(f"stage.token_env: the environment variable {stage.token_env} {what}; set it to the token")
-    return token
 
 
 def _row_reader(model: Predictor) -> Callable[[dict[str, Any]], tuple[str, str | None]]:
