@@ -37,19 +37,6 @@ if TYPE_CHECKING:  # what reads data is imported where it is used: a wrong optio
 # Flags with which Hydra only prints something or reads other files: there is nothing to check first.
 _HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
-QUIET = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "WANDB_SILENT": "true",
-    "WANDB_ERROR_REPORTING": "false",
-    "WANDB_DISABLE_CODE": "true",
-    "WANDB_DISABLE_GIT": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "TOKENIZERS_PARALLELISM": "true",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of loading; hub.cache_alone shows those of downloads
-}
-
 
 def run() -> int:
     """Run the command line of this process and return its exit code."""
@@ -84,8 +71,7 @@ def guard(main: Callable[[], object], argv: list[str], session: Session) -> int:
     if "--debug" in argv:
         argv.remove("--debug")
         os.environ["FINSA_DEBUG"] = "1"
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    processes.quiet()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a faster kernel that few need
     if not processes.is_main():
         sys.stdout = Path(os.devnull).open("w")  # process 0 prints for all  # noqa: SIM115

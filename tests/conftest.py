@@ -12,7 +12,7 @@ from typing import Any
 import compositions
 import pytest
 
-from finsa.cli import QUIET
+from finsa.runs.processes import QUIET
 from finsa.config import ROOT, RunConfig, compose
 
 for _name, _value in {**QUIET, "HF_HUB_OFFLINE": "1"}.items():

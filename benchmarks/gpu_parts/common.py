@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from finsa.cli import QUIET
+from finsa.runs.processes import QUIET
 from finsa.data.labels import LabelSpace
 
 for _name, _value in QUIET.items():

@@ -59,6 +59,7 @@ from finsa.config.stages import (
     Paraphrase,
     PredictStage,
     PretrainStage,
+    RayCluster,
     ReportStage,
     RerunStage,
     Router,

@@ -23,6 +23,27 @@ if TYPE_CHECKING:  # a wrong option need not wait for it
 DISTRIBUTED = ("train", "evaluate", "predict", "rerun")  # stages that several processes can run
 INDEPENDENT = ("predict",)  # of these, the ones whose processes communicate through files only
 
+# Environment variables by which libraries print and report less.
+QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "WANDB_SILENT": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_DISABLE_CODE": "true",
+    "WANDB_DISABLE_GIT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "true",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of loading; hub.cache_alone shows those of downloads
+}
+
+
+def quiet() -> None:
+    """Set the variables of `QUIET` that the user has not set."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
 
 def world_size() -> int:
     """Number of processes, as set by the launcher."""
@@ -49,6 +70,9 @@ def require(cfg: RunConfig) -> None:
     if number > 1 and stage not in DISTRIBUTED:
         text = f"{stage} runs in one process, but {number} were started: leave out torchrun or accelerate launch"
         raise ConfigError([Problem("stage", f"{text}. {', '.join(DISTRIBUTED)} can use several processes")])
+    if number > 1 and getattr(cfg.stage, "engine", "local") == "ray":
+        text = f"ray starts the workers itself, but {number} processes were started: leave out torchrun, or this key"
+        raise ConfigError([Problem("stage.engine", text)])
     if stage != "train":
         return
     if number > 1 and strategy == "single":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.table import Table
@@ -13,7 +14,7 @@ from finsa.data import encodings
 from finsa.data.cleaning import normalize
 from finsa.data.prompts import with_target
 from finsa.data.schema import Reading
-from finsa.errors import DataError, counted
+from finsa.errors import ConfigError, DataError, Problem, counted
 from finsa.evaluation import selective, tables
 from finsa.inference import predict, predictor, row_files
 from finsa.inference.predict import Columns, Share
@@ -30,13 +31,24 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     Raises:
         DataError: if the input cannot be read.
         RunError: if the output already exists, or was started by a different command.
+        ConfigError: for an engine that is not installed, or cannot do this.
     """
+    assert isinstance(cfg.stage, PredictStage)
+    if cfg.stage.engine == "ray":
+        _require_ray(cfg)
     record = predictor.read(str(cfg.run))
     quantization.require_library(record.cfg.method)
-    assert isinstance(cfg.stage, PredictStage)
     chosen = selective.of_run(cfg.stage, record.path, record.labels)
     rule = chosen[0] if chosen else None
     return _predict_file(cfg, record, rule) if cfg.text is None else _predict_text(cfg, record, cfg.text, rule)
+
+
+def _require_ray(cfg: RunConfig) -> None:
+    if find_spec("ray") is None or find_spec("ray.data") is None:
+        raise ConfigError([Problem("stage.engine", "Ray is not installed: pip install 'finsa[ray]'")])
+    if cfg.text is not None or cfg.input == "-":
+        what = "one text" if cfg.text is not None else "a pipe, which can be read only once"
+        raise ConfigError([Problem("stage.engine", f"ray predicts files, not {what}; leave out stage.engine")])
 
 
 def _predict_text(cfg: RunConfig, record: Record, text: str, rule: selective.Rule | None) -> Result:
@@ -105,6 +117,10 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
     if rule is not None:
         limits = CalibratedSelection.model_fields
         state |= {f"stage.{name}": value for name, value in stage.model_dump(include=set(limits)).items()}
+    if stage.engine == "ray":
+        from finsa.inference import ray_data  # imports Ray
+
+        workers = ray_data.connect(stage.ray)  # before anything is written
     predict.begin(folder, state)
     with locks.held(predict.lock_file(folder, share.rank), f"output {output}"):
         predict.enter(folder, share)
@@ -112,13 +128,36 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
             print(f"resuming: {done:,} chunks of up to {stage.chunk:,} rows are done ({folder})")
         for note in stream.notes:
             print(note)
-        model = _load(cfg, record, rule)
-        found, thinks = columns or stream.first_columns, model.thinks
-        decisions = rule.columns if rule else ()
-        added = Columns.added_to(found, model.probable, bool(model.experts), model.task, thinks, decisions)
-        writer = row_files.open_writer(target, columns, stream.schema, added.types())
+        found, by = columns or stream.first_columns, ""
         started = time.monotonic()
-        chunks, rows = predict.predict(model, stream, reading, folder, writer, added, share, stage.chunk)
+        if stage.engine == "ray":
+            job = ray_data.Job(
+                run=str(record.path.absolute()),
+                rule=rule,
+                source=str(file),
+                form=form,
+                reading=reading,
+                csv=csv,
+                folder=folder,
+                target=target,
+                columns=columns,
+                found=found,
+                schema=stream.schema,
+                size=stage.chunk,
+                score_tokens=cfg.train.score_tokens,
+                threads=cfg.train.threads or stage.ray.cpus,
+            )
+            with predict.progress_bar(stream.total, shown=True) as show:
+                chunks, rows, added = ray_data.run(job, stage.ray, workers, cfg.train.process_timeout, show)
+            writer, by = job.writer(added), f" by {counted(workers, 'Ray worker')}"
+        else:
+            model = _load(cfg, record, rule)
+            routed, decided = bool(model.experts), rule.columns if rule else ()
+            added = Columns.added_to(found, model.probable, routed, model.task, model.thinks, decided)
+            writer = row_files.open_writer(target, columns, stream.schema, added.types())
+            started = time.monotonic()
+            chunks, rows = predict.predict(model, stream, reading, folder, writer, added, share, stage.chunk)
+            by = f" by process 0 of {share.processes}" if share.processes > 1 else ""
         seconds = max(time.monotonic() - started, 1e-9)
         if share.rank != 0:
             return Result("predict", None, {"rows": rows})
@@ -126,7 +165,6 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
         counts = predict.join(folder, chunks, writer, output, rejected)
     if not chunks:
         print("note: the input has no rows")
-    by = f" by process 0 of {share.processes}" if share.processes > 1 else ""
     print(f"predicted {counted(rows)}{by} in {seconds:.1f} s: {rows / seconds:,.0f} rows/s")
     if counts.get("truncated"):
         print(f"truncated texts: {counts['truncated']:,}")

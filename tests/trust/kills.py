@@ -35,7 +35,7 @@ from safetensors.numpy import load_file  # noqa: F401 - what lives need is impor
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 from trl import SFTTrainer  # noqa: F401
 
-from finsa.cli import QUIET
+from finsa.runs.processes import QUIET
 from finsa.config import compose
 from finsa.data import cache
 from finsa.evaluation import figures, report, run_results  # noqa: F401
