@@ -95,6 +95,8 @@ def guard(main: Callable[[], object], argv: list[str], session: Session) -> int:
         return _report(error)
     except compose.REFUSALS as error:
         return _report(compose.refused(error))
+    except ConnectionError as error:  # of hydra/launcher=ray, where no cluster runs
+        return _report(FinsaError(f"no connection: {error}"))
     except OSError as error:
         return _report(FinsaError(f"{error.filename or 'input or output'}: {error.strerror or error}"))
     except Exception as error:
@@ -134,6 +136,10 @@ def prepare(words: list[str]) -> tuple[list[str], tuple[Path, ...]]:
     if sweep and processes.world_size() > 1:
         text = f"{processes.world_size()} processes run one job, but a sweep has several: run its jobs one by one"
         raise ConfigError([Problem("-m", text, "command line")])
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        if key == "hydra.launcher.ray.init.address":
+            processes.require_cluster(value, key)
     return words, added
 
 
@@ -146,6 +152,7 @@ def run_job(cfg: RunConfig, session: Session) -> float | None:
     Returns:
         The stage's objective, which a sweeper may maximize; NaN for a failed job.
     """
+    processes.quiet()  # the launcher of a sweep may have started another process, on another machine
     sweep_job = session.job if session.job is not None and session.job.sweep_dir is not None else None
     try:
         cfg = starts.resolved(cfg, session)

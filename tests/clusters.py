@@ -1,6 +1,6 @@
 """A real Ray cluster on this machine: two nodes, each with one core and an object store of its own.
 
-    python tests/clusters.py        start it, print its address and the process of its second node, stop at the end of the input
+python tests/clusters.py        start it, print its address and the process of its second node
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import pickle
 import platform
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from finsa.config import Csv, RayCluster
+from finsa.config import Csv, RayCluster, Train
 from finsa.data.schema import Reading
 from finsa.errors import ConfigError, FinsaError, Problem, RunError, counted
 from finsa.evaluation import selective
@@ -49,7 +50,7 @@ class Job:
         target: format of the output.
         columns, found, schema: columns of the input, see `row_files.open_writer` and `Columns.added_to`.
         size: rows per chunk.
-        score_tokens, threads: see `predictor.restore`.
+        train: precision, threads and batch size of scoring.
     """
 
     run: str
@@ -64,8 +65,7 @@ class Job:
     found: list[str]
     schema: Any
     size: int
-    score_tokens: int
-    threads: int
+    train: Train
 
     def writer(self, added: Columns) -> Writer:
         """The writer of the output."""
@@ -79,9 +79,7 @@ class Worker:
         processes.quiet()
         self.job, self.fault = job, ""
         try:
-            record = predictor.read(job.run)
-            self.model = predictor.load(record, job.score_tokens, job.threads, merge=True)
-            self.model.selection = job.rule
+            self.model = predictor.for_files(predictor.read(job.run), job.train, job.rule)
             labels, decided = self.model.probable, job.rule.columns if job.rule else ()
             routed, task, thinks = bool(self.model.experts), self.model.task, self.model.thinks
             self.added = Columns.added_to(job.found, labels, routed, task, thinks, decided)
@@ -157,9 +155,11 @@ def connect(cluster: RayCluster) -> int:
     if ray.is_initialized():
         text = "ray inside a job of hydra/launcher=ray would wait for its own cores: leave one of them out"
         raise ConfigError([Problem("stage.engine", text)])
+    processes.require_cluster(cluster.address, "stage.ray.address")
+    own = {"include_dashboard": False} if cluster.address == "local" else {}
     try:
-        ray.init(cluster.address, include_dashboard=None, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False, **own)
+    except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0][:120]
         text = (
             f"no Ray cluster at '{cluster.address}' ({reason}). Start one (ray start --head) or connect this machine "
@@ -202,6 +202,15 @@ def run(
     Raises:
         RunError: if a worker reports an error, or workers are lost without finishing a chunk.
     """
+    try:
+        return _run(job, cluster, workers, patience, show)
+    finally:
+        ray.shutdown()
+
+
+def _run(
+    job: Job, cluster: RayCluster, workers: int, patience: float, show: Callable[[int, int], None]
+) -> tuple[int, int, Columns]:
     done = {int(file.name[6:]) for file in job.folder.glob("chunk-*") if predict.read_header(file) is not None}
     answered = 0
     while True:
@@ -243,10 +252,15 @@ def _reports(
     context.execution_no_progress_timeout_s = patience
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    with DataContext.current(context):
+    with DataContext.current(context), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)  # there is no other way to say this
         source = ray.data.from_items([{"start": 0}], override_num_blocks=1)
         blocks = source.map_batches(
-            _read, fn_kwargs={"job": job, "done": done}, batch_format="pyarrow", num_cpus=0, scheduling_strategy=here
+            _read,
+            fn_kwargs={"job": job, "done": done},
+            batch_format="pyarrow",
+            num_cpus=0,
+            ray_remote_args_fn=lambda: {"scheduling_strategy": here},
         )
         reports = blocks.map_batches(
             Worker,
@@ -256,8 +270,7 @@ def _reports(
             num_cpus=cluster.cpus,
             num_gpus=cluster.gpus,
             compute=ActorPoolStrategy(size=workers),
-            max_restarts=-1,
-            max_task_retries=0,  # a retry would wait until the lost worker itself is back
+            ray_remote_args_fn=lambda: {"max_task_retries": 0},  # a retry would wait until the lost worker is back
         )
         yield from reports.iter_rows()
 

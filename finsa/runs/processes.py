@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -81,6 +82,28 @@ def require(cfg: RunConfig) -> None:
     if number == 1 and strategy != "single":
         text = f"{strategy} needs several processes: torchrun --nproc-per-node 2 run.py train.strategy={strategy} ..."
         raise ConfigError([Problem("train.strategy", text)])
+
+
+def require_cluster(address: str, key: str) -> None:
+    """Check that the head of a Ray cluster can be reached: Ray itself would try for minutes.
+
+    Args:
+        address: ``<host>:<port>``; others are ``auto``, where Ray knows at once, and ``local``.
+        key: of the address, for the message.
+
+    Raises:
+        ConfigError: if nothing accepts connections there.
+    """
+    address = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        text = f"no Ray cluster at {address} ({reason}). Start its head with: ray start --head --port={port}"
+        raise ConfigError([Problem(key, text)]) from None
 
 
 def require_world_size(run: Path, number: int | None) -> None:

@@ -18,7 +18,7 @@ from finsa.errors import ConfigError, DataError, Problem, counted
 from finsa.evaluation import selective, tables
 from finsa.inference import predict, predictor, row_files
 from finsa.inference.predict import Columns, Share
-from finsa.inference.predictor import Predictor, Record
+from finsa.inference.predictor import Record
 from finsa.models import quantization
 from finsa.runs import files, locks, processes
 from finsa.runs.run_folder import Result
@@ -60,7 +60,7 @@ def _predict_text(cfg: RunConfig, record: Record, text: str, rule: selective.Rul
         text = with_target(str(cfg.target), text)
     elif cfg.target is not None:
         raise DataError("target: the prompt of this run does not ask for a target; leave it out")
-    model = _load(cfg, record, rule)
+    model = predictor.for_files(record, cfg.train, rule)
     started = time.perf_counter()
     predictions = model([text])
     milliseconds = 1000 * (time.perf_counter() - started)
@@ -144,14 +144,13 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
                 found=found,
                 schema=stream.schema,
                 size=stage.chunk,
-                score_tokens=cfg.train.score_tokens,
-                threads=cfg.train.threads or stage.ray.cpus,
+                train=cfg.train.model_copy(update={"threads": cfg.train.threads or stage.ray.cpus}),
             )
             with predict.progress_bar(stream.total, shown=True) as show:
                 chunks, rows, added = ray_data.run(job, stage.ray, workers, cfg.train.process_timeout, show)
             writer, by = job.writer(added), f" by {counted(workers, 'Ray worker')}"
         else:
-            model = _load(cfg, record, rule)
+            model = predictor.for_files(record, cfg.train, rule)
             routed, decided = bool(model.experts), rule.columns if rule else ()
             added = Columns.added_to(found, model.probable, routed, model.task, model.thinks, decided)
             writer = row_files.open_writer(target, columns, stream.schema, added.types())
@@ -180,14 +179,3 @@ def _csv(cfg: RunConfig, record: Record, source: str) -> Csv:
     if source != "-" and trained.encoding is not None and encodings.is_utf8(locate(source)):
         trained = trained.model_copy(update={"encoding": None})
     return trained.model_copy(update=given)
-
-
-def _load(cfg: RunConfig, record: Record, rule: selective.Rule | None) -> Predictor:
-    predictor.announce(record.name)
-    if record.uses_torch:
-        from finsa.models import hardware  # torch takes seconds to import: after the checks
-
-        hardware.prepare(cfg.train)
-    model = predictor.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)
-    model.selection = rule
-    return model
