@@ -87,6 +87,13 @@ class Columns:
         decided = {name: free(name) for name in decisions}
         return cls(label, probs, free("route") if routed else None, free(number) if number else None, thought, decided)
 
+    @classmethod
+    def of(cls, predictor: Predictor, columns: list[str]) -> Columns:
+        """The columns that a predictor adds to those of the input."""
+        decisions = predictor.selection.columns if predictor.selection else ()
+        routed, task, thinks = bool(predictor.experts), predictor.task, predictor.thinks
+        return cls.added_to(columns, predictor.probable, routed, task, thinks, decisions)
+
     def types(self) -> dict[str, type]:
         """Types by name, in order."""
         route = {self.route: str} if self.route else {}

@@ -12,7 +12,6 @@ import json
 import logging
 import pickle
 import platform
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,17 +24,15 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from finsa.config import Csv, RayCluster, Train
+from finsa.config import RayCluster, Train
 from finsa.data.schema import Reading
 from finsa.errors import ConfigError, FinsaError, Problem, RunError, counted
 from finsa.evaluation import selective
-from finsa.inference import predict, predictor, row_files
+from finsa.inference import predict, predictor
 from finsa.inference.predict import Columns
-from finsa.inference.row_files import Writer
+from finsa.inference.predictor import Record
+from finsa.inference.row_files import Stream, Writer
 from finsa.runs import processes
-
-VISIBLE = 60  # seconds within which a file that a worker has written must be visible to the command
-AGAIN = "finished rows are kept in {folder}, and the same command resumes from there"
 
 
 @dataclass(frozen=True)
@@ -43,33 +40,24 @@ class Job:
     """What the reader and the workers need to know; it is sent to them.
 
     Args:
-        run: folder of the run or export.
-        rule: with limits of risk and coverage.
-        source, form, reading, csv: the input, see `row_files.open_stream`.
+        record, train, rule: see `predictor.for_files`.
+        open_input: opens the input.
+        open_writer: creates the writer of the output from the types of the added columns.
+        reading: extracts the text of a row.
+        columns: of the input.
         folder: receives one file per chunk, on a file system that all nodes share.
-        target: format of the output.
-        columns, found, schema: columns of the input, see `row_files.open_writer` and `Columns.added_to`.
         size: rows per chunk.
-        train: precision, threads and batch size of scoring.
     """
 
-    run: str
-    rule: selective.Rule | None
-    source: str
-    form: str | None
-    reading: Reading
-    csv: Csv
-    folder: Path
-    target: str
-    columns: list[str] | None
-    found: list[str]
-    schema: Any
-    size: int
+    record: Record
     train: Train
-
-    def writer(self, added: Columns) -> Writer:
-        """The writer of the output."""
-        return row_files.open_writer(self.target, self.columns, self.schema, added.types())
+    rule: selective.Rule | None
+    open_input: Callable[[], Stream]
+    open_writer: Callable[[dict[str, type]], Writer]
+    reading: Reading
+    columns: list[str]
+    folder: Path
+    size: int
 
 
 class Worker:
@@ -79,11 +67,9 @@ class Worker:
         processes.quiet()
         self.job, self.fault = job, ""
         try:
-            self.model = predictor.for_files(predictor.read(job.run), job.train, job.rule)
-            labels, decided = self.model.probable, job.rule.columns if job.rule else ()
-            routed, task, thinks = bool(self.model.experts), self.model.task, self.model.thinks
-            self.added = Columns.added_to(job.found, labels, routed, task, thinks, decided)
-            self.writer = job.writer(self.added)
+            self.model = predictor.for_files(job.record, job.train, job.rule)
+            self.added = Columns.of(self.model, job.columns)
+            self.writer = job.open_writer(self.added.types())
         except Exception as error:
             self.fault = _message(error)
 
@@ -118,7 +104,7 @@ def _read(_: Any, job: Job, done: frozenset[int]) -> Iterator[pa.Table]:
     """Read the chunks that are not done, always the same, as Ray demands; a last row has the number of all chunks."""
     number, position, fault = 0, 0, ""
     try:
-        stream = row_files.open_stream(job.source, job.form, job.reading, job.csv)
+        stream = job.open_input()
         for number, rows, header, _known in predict.read_chunks(stream, job.folder, job.size):
             position = stream.position
             if number not in done:
@@ -167,21 +153,17 @@ def connect(cluster: RayCluster) -> int:
         )
         raise ConfigError([Problem("stage.ray.address", text)]) from None
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fit = sum(_fitting(node, cluster) for node in nodes)
+    wanted = {"CPU": cluster.cpus, "GPU": cluster.gpus}
+    fit = int(sum(min(node.get(name, 0) // count for name, count in wanted.items() if count) for node in nodes))
     if fit < (cluster.workers or 1):
         has = ", ".join(f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes[:8])
         text = (
             f"{counted(fit, 'worker')} with {cluster.cpus} CPU cores and {cluster.gpus:g} GPUs fit into the cluster, "
-            f"{cluster.workers or 1} are needed; cores and GPUs of its nodes: {has}. Lower stage.ray.workers, "
+            f"{cluster.workers or 1} are needed; CPU cores and GPUs by node: {has}. Lower stage.ray.workers, "
             "stage.ray.cpus or stage.ray.gpus, or add nodes"
         )
         raise ConfigError([Problem("stage.ray.workers", text)])
     return cluster.workers or fit
-
-
-def _fitting(node: dict[str, float], cluster: RayCluster) -> int:
-    fit = node.get("CPU", 0) // cluster.cpus
-    return int(min(fit, node.get("GPU", 0) // cluster.gpus) if cluster.gpus else fit)
 
 
 def run(
@@ -202,17 +184,8 @@ def run(
     Raises:
         RunError: if a worker reports an error, or workers are lost without finishing a chunk.
     """
-    try:
-        return _run(job, cluster, workers, patience, show)
-    finally:
-        ray.shutdown()
-
-
-def _run(
-    job: Job, cluster: RayCluster, workers: int, patience: float, show: Callable[[int, int], None]
-) -> tuple[int, int, Columns]:
     done = {int(file.name[6:]) for file in job.folder.glob("chunk-*") if predict.read_header(file) is not None}
-    answered = 0
+    answered, kept = 0, f"finished rows are kept in {job.folder}, and the same command resumes from there"
     while True:
         before, end = len(done), None
         try:
@@ -224,19 +197,18 @@ def _run(
                 if report["added"]:
                     end = report
                     continue
-                _require_visible(job.folder, report["number"])
                 done.add(report["number"])
                 answered += report["answered"]
                 show(report["position"], answered)
         except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
-            again = AGAIN.format(folder=job.folder)
-            raise RunError(f"Ray: {str(error).strip().splitlines()[0][:200]}; {again}") from error
+            raise RunError(f"Ray: {str(error).strip().splitlines()[0][:200]}; {kept}") from error
         if end is not None and len(done) == end["number"]:
+            ray.shutdown()
             return end["number"], answered, pickle.loads(end["added"])
         if len(done) == before:
             raise RunError(
                 "all Ray workers were lost before they finished a chunk; they may need more memory (fewer workers per "
-                f"node, or a smaller stage.chunk); {AGAIN.format(folder=job.folder)}"
+                f"node, or a smaller stage.chunk); {kept}"
             )
         print("a worker was lost; its chunks are predicted again", flush=True)
 
@@ -273,19 +245,3 @@ def _reports(
             ray_remote_args_fn=lambda: {"max_task_retries": 0},  # a retry would wait until the lost worker is back
         )
         yield from reports.iter_rows()
-
-
-def _require_visible(folder: Path, number: int) -> None:
-    """Wait until the file of a chunk is visible here.
-
-    Raises:
-        RunError: if it is not; the folder of the output is not shared.
-    """
-    until = time.monotonic() + VISIBLE
-    while predict.read_header(predict.chunk_file(folder, number)) is None:
-        if time.monotonic() > until:
-            raise RunError(
-                f"output: a worker has written {predict.chunk_file(folder, number)}, but this machine does not see it; "
-                "name an output on a file system that all nodes share"
-            )
-        time.sleep(0.1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -128,32 +129,19 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
             print(f"resuming: {done:,} chunks of up to {stage.chunk:,} rows are done ({folder})")
         for note in stream.notes:
             print(note)
-        found, by = columns or stream.first_columns, ""
+        found = columns or stream.first_columns
+        open_writer = partial(row_files.open_writer, target, columns, stream.schema)
         started = time.monotonic()
         if stage.engine == "ray":
-            job = ray_data.Job(
-                run=str(record.path.absolute()),
-                rule=rule,
-                source=str(file),
-                form=form,
-                reading=reading,
-                csv=csv,
-                folder=folder,
-                target=target,
-                columns=columns,
-                found=found,
-                schema=stream.schema,
-                size=stage.chunk,
-                train=cfg.train.model_copy(update={"threads": cfg.train.threads or stage.ray.cpus}),
-            )
+            open_input = partial(row_files.open_stream, str(file), form, reading, csv)
+            job = ray_data.Job(record, cfg.train, rule, open_input, open_writer, reading, found, folder, stage.chunk)
             with predict.progress_bar(stream.total, shown=True) as show:
                 chunks, rows, added = ray_data.run(job, stage.ray, workers, cfg.train.process_timeout, show)
-            writer, by = job.writer(added), f" by {counted(workers, 'Ray worker')}"
+            writer, by = open_writer(added.types()), f" by {counted(workers, 'Ray worker')}"
         else:
             model = predictor.for_files(record, cfg.train, rule)
-            routed, decided = bool(model.experts), rule.columns if rule else ()
-            added = Columns.added_to(found, model.probable, routed, model.task, model.thinks, decided)
-            writer = row_files.open_writer(target, columns, stream.schema, added.types())
+            added = Columns.of(model, found)
+            writer = open_writer(added.types())
             started = time.monotonic()
             chunks, rows = predict.predict(model, stream, reading, folder, writer, added, share, stage.chunk)
             by = f" by process 0 of {share.processes}" if share.processes > 1 else ""
