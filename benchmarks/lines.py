@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from finsa.cli import QUIET
+from finsa.runs.processes import QUIET
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)

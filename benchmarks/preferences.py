@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from finsa.cli import QUIET
+from finsa.runs.processes import QUIET
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)

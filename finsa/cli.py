@@ -34,20 +34,6 @@ from finsa.session import Session, current_job
 if TYPE_CHECKING:  # what reads data is imported where it is used: a wrong option need not wait for it
     from finsa.data.dataset import Dataset
 
-QUIET = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "WANDB_SILENT": "true",
-    "WANDB_ERROR_REPORTING": "false",
-    "WANDB_DISABLE_CODE": "true",
-    "WANDB_DISABLE_GIT": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "GRADIO_ANALYTICS_ENABLED": "False",
-    "TOKENIZERS_PARALLELISM": "true",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of loading; hub.cache_alone shows those of downloads
-}
-
 
 def run() -> int:
     """Run the command line of this process and return its exit code."""
@@ -82,8 +68,7 @@ def guard(main: Callable[[], object], argv: list[str], session: Session) -> int:
     if "--debug" in argv:
         argv.remove("--debug")
         os.environ["FINSA_DEBUG"] = "1"
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    processes.quiet()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a faster kernel that few need
     if not processes.is_main():
         sys.stdout = Path(os.devnull).open("w")  # process 0 prints for all  # noqa: SIM115
@@ -107,6 +92,8 @@ def guard(main: Callable[[], object], argv: list[str], session: Session) -> int:
         return _report(error)
     except compose.REFUSALS as error:
         return _report(compose.refused(error))
+    except ConnectionError as error:  # of hydra/launcher=ray, where no cluster runs
+        return _report(FinsaError(f"no connection: {error}"))
     except OSError as error:
         return _report(FinsaError(f"{error.filename or 'input or output'}: {error.strerror or error}"))
     except Exception as error:
@@ -136,6 +123,10 @@ def prepare(words: list[str]) -> tuple[list[str], tuple[Path, ...]]:
     if {"-m", "--multirun"} & set(words) and processes.world_size() > 1:
         text = f"{processes.world_size()} processes run one job, but a sweep has several: run its jobs one by one"
         raise ConfigError([Problem("-m", text, "command line")])
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        if key == "hydra.launcher.ray.init.address":
+            processes.require_cluster(value, key)
     return words, added
 
 
@@ -148,6 +139,7 @@ def run_job(cfg: RunConfig, session: Session) -> float | None:
     Returns:
         The stage's objective, which a sweeper may maximize; NaN for a failed job.
     """
+    processes.quiet()  # the launcher of a sweep may have started another process, on another machine
     sweep_job = session.job if session.job is not None and session.job.sweep_dir is not None else None
     try:
         cfg = starts.resolved(cfg, session)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
+from omegaconf import OmegaConf, flag_override
 
 from finsa.config import ReportStage, RunConfig, Tracking, compose
 from finsa.config.base import headline
@@ -32,6 +33,14 @@ class Remember(Callback):
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         """Keep the sweep's folder for `conclude`; the jobs may run in other processes, or on other machines."""
         os.environ[STARTED] = str(Path(config.hydra.sweep.dir).absolute())
+        init = OmegaConf.select(config, "hydra.launcher.ray.init")
+        if init is None:
+            return
+        with flag_override(init, ["struct", "readonly"], False):
+            if init.get("address"):
+                init.object_store_memory = None  # the launcher has a default, which a running cluster refuses
+            else:
+                init.address, init.include_dashboard = "local", False
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 import compositions
 import pytest
 
-from finsa.cli import QUIET
 from finsa.config import ROOT, RunConfig, compose
+from finsa.runs.processes import QUIET
 
 for _name, _value in {**QUIET, "HF_HUB_OFFLINE": "1"}.items():
     os.environ.setdefault(_name, _value)

@@ -39,6 +39,23 @@ def started(number: int, *words: str, launcher: str = "torchrun", **variables: s
     )
 
 
+def on_two_nodes(*words: str) -> list[subprocess.Popen[str]]:
+    """Start ``run.py <words>`` by two torchruns, as on two machines, which find each other by an address."""
+    place = ("--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{_free_port()}")
+    start = [sys.executable, "-m", "torch.distributed.run", *place, "--local-addr", "127.0.0.1"]
+    return [
+        subprocess.Popen(
+            [*start, "--nproc-per-node", "1", str(ROOT / "run.py"), *words],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+
+
 def forked(number: int, *words: str) -> list[Command]:
     """Start the ranks of ``run.py <words>`` as `commands` starts a command, with the variables that torchrun sets."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}

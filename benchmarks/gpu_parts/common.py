@@ -20,8 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from finsa.cli import QUIET
 from finsa.data.labels import LabelSpace
+from finsa.runs.processes import QUIET
 
 for _name, _value in QUIET.items():
     os.environ.setdefault(_name, _value)

@@ -61,6 +61,7 @@ from finsa.config.stages import (
     PredictStage,
     PretrainStage,
     PushStage,
+    RayCluster,
     ReportStage,
     RerunStage,
     Router,

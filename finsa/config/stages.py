@@ -110,10 +110,27 @@ class Scoring(CalibratedSelection, Server):
     prompts: PositiveInt
 
 
+class RayCluster(Section):
+    """A Ray cluster, and the workers that are started on it, each a process with a model.
+
+    Args:
+        address: ``auto``: the cluster that this machine belongs to, or that of the variable RAY_ADDRESS;
+            ``<host>:<port>``: the cluster with this head; ``local``: one is started on this machine, for this command.
+        workers: their number; null: as many as fit.
+        cpus, gpus: CPU cores and GPUs of a worker.
+    """
+
+    address: Annotated[str, Field(pattern=r"^(auto|local|[A-Za-z0-9._\-]+:\d+)$")]
+    workers: PositiveInt | None
+    cpus: PositiveInt
+    gpus: NonNegativeFloat
+
+
 class PredictStage(Scoring):
     """Predict the labels of the rows of a file, or of one text, with a finished run or an export.
 
     Args:
+        engine: ``local``: this process, or those that torchrun has started; ``ray``: the workers of a Ray cluster.
         adapter_column: column of the input that chooses the served model of a row.
         adapters: the served model for each value of it; null: ``model`` scores all rows.
         receipt: number of texts at the start of the input that the run scores as well, to compare both.
@@ -121,6 +138,8 @@ class PredictStage(Scoring):
     """
 
     name: Literal["predict"]
+    engine: Literal["local", "ray"]
+    ray: RayCluster
     text_column: str | None
     input_format: Literal["csv", "tsv", "jsonl", "txt", "parquet", "json", "xlsx", "arrow", "feather"] | None
     chunk: PositiveInt

@@ -67,8 +67,8 @@ def cache_alone(refused: str | None) -> Iterator[None]:
 def progress_shown() -> Iterator[None]:
     """Show the progress bars of downloads and uploads on a terminal only.
 
-    `cli.QUIET` disables the bars of huggingface_hub by its environment variable, because transformers respects it too
-    and would otherwise show one for every loaded checkpoint.
+    `processes.QUIET` disables the bars of huggingface_hub by its environment variable, because transformers respects it
+    too and would otherwise show one for every loaded checkpoint.
     """
     bars: Any = import_module("huggingface_hub.utils.tqdm")
     before, visible = bars.HF_HUB_DISABLE_PROGRESS_BARS, sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"

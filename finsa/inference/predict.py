@@ -87,6 +87,13 @@ class Columns:
         decided = {name: free(name) for name in decisions}
         return cls(label, probs, free("route") if routed else None, free(number) if number else None, thought, decided)
 
+    @classmethod
+    def of(cls, predictor: Predictor, columns: list[str]) -> Columns:
+        """The columns that a predictor adds to those of the input."""
+        decisions = predictor.selection.columns if predictor.selection else ()
+        routed, task, thinks = bool(predictor.experts), predictor.task, predictor.thinks
+        return cls.added_to(columns, predictor.probable, routed, task, thinks, decisions)
+
     def types(self) -> dict[str, type]:
         """Types by name, in order."""
         route = {self.route: str} if self.route else {}
@@ -138,26 +145,40 @@ def predict(
     Raises:
         RunError: if rows of an existing chunk have changed.
     """
-    digest, read, done, answered, number = hashlib.blake2b(digest_size=16), 0, 0, 0, 0
-    with _progress_bar(stream, shown=share.rank == 0) as show:
-        for rows in stream.chunks(size):
-            for row in rows:
-                digest.update(repr((row.values, row.fault)).encode("utf-8", "backslashreplace"))
-            read += len(rows)
-            header = read_header(chunk_file(folder, number))
-            if header is not None and (header["read"], header["digest"]) != (read, digest.hexdigest()):
-                raise RunError(
-                    f"input: its first {read:,} rows have changed since they were predicted; remove {folder} to start "
-                    "over"
-                )
-            if header is None and number % share.processes == share.rank:
+    number = done = answered = 0
+    with progress_bar(stream.total, shown=share.rank == 0) as show:
+        for number, rows, header, known in read_chunks(stream, folder, size):
+            if not known and number % share.processes == share.rank:
                 encoded, rejected, counts = predict_rows(predictor, rows, reading, writer, columns)
-                header = {"read": read, "digest": digest.hexdigest(), "counts": counts}
-                write_chunk(chunk_file(folder, number), header, encoded, rejected)
+                write_chunk(chunk_file(folder, number), {**header, "counts": counts}, encoded, rejected)
                 done, answered = done + len(rows), answered + counts["answered"]
-            show(done)
-            number += 1
+            show(stream.position, done)
+            number += 1  # the number of chunks after the last one
     return number, answered
+
+
+def read_chunks(stream: Stream, folder: Path, size: int) -> Iterator[tuple[int, list[Row], dict[str, Any], bool]]:
+    """Read an input in chunks.
+
+    Returns:
+        For each chunk its number, its rows, what its header has about the rows up to its end, and whether its file
+        exists.
+
+    Raises:
+        RunError: if rows of an existing chunk have changed.
+    """
+    digest, read = hashlib.blake2b(digest_size=16), 0
+    for number, rows in enumerate(stream.chunks(size)):
+        for row in rows:
+            digest.update(repr((row.values, row.fault)).encode("utf-8", "backslashreplace"))
+        read += len(rows)
+        header = {"read": read, "digest": digest.hexdigest()}
+        known = read_header(chunk_file(folder, number))
+        if known is not None and {name: known[name] for name in header} != header:
+            raise RunError(
+                f"input: its first {read:,} rows have changed since they were predicted; remove {folder} to start over"
+            )
+        yield number, rows, header, known is not None
 
 
 def predict_rows(
@@ -191,8 +212,16 @@ def _text(row: Row, reading: Reading, columns: Columns) -> tuple[str, int, str |
 
 
 @contextmanager
-def _progress_bar(stream: Stream, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar over the input; yields a function to call with the number of predicted rows."""
+def progress_bar(total: int | None, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar over an input.
+
+    Args:
+        total: size of the input, see `Stream`; None if unknown.
+        shown: whether it is shown, on a terminal.
+
+    Yields:
+        A function to call with the part of `total` that has been read, and the number of predicted rows.
+    """
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("predict"),
@@ -206,11 +235,11 @@ def _progress_bar(stream: Stream, shown: bool) -> Iterator[Callable[[int], None]
     )
     started = time.monotonic()
     with bar:
-        task = bar.add_task("predict", total=stream.total, numbers="")
+        task = bar.add_task("predict", total=total, numbers="")
 
-        def show(rows: int) -> None:
+        def show(position: int, rows: int) -> None:
             speed = rows / max(time.monotonic() - started, 1e-9)
-            bar.update(task, completed=stream.position, numbers=f"{rows:,} rows, {speed:,.0f} rows/s")
+            bar.update(task, completed=position, numbers=f"{rows:,} rows, {speed:,.0f} rows/s")
 
         yield show
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsa import baselines
-from finsa.config import Data, MoeJointStage, RunConfig, Scoring, compose
+from finsa.config import Data, MoeJointStage, RunConfig, Scoring, Train, compose
 from finsa.data import few_shot, tokenized
 from finsa.data.cleaning import normalize
 from finsa.data.labels import LabelSpace
@@ -555,6 +555,24 @@ def restore(
         ModelError: if weights or files are missing or do not match.
     """
     return load(read(run), batch_tokens, threads, merge, session)
+
+
+def for_files(record: Record, train: Train, rule: selective.Rule | None) -> Predictor:
+    """Load the model of a record as the stage `predict` uses it.
+
+    Args:
+        record: of a run or export.
+        train: precision, threads and batch size of scoring.
+        rule: with limits of risk and coverage.
+    """
+    announce(record.name)
+    if record.uses_torch:
+        from finsa.models import hardware  # torch takes seconds to import: after the checks
+
+        hardware.prepare(train)
+    model = load(record, train.score_tokens, train.threads, merge=True)
+    model.selection = rule
+    return model
 
 
 def load(

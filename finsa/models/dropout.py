@@ -36,7 +36,7 @@ class SparseDropout(nn.Dropout):
         """Drop elements during training."""
         if not self.training or input.device.type != "cpu" or not 0 < self.p <= HIGHEST:
             return super().forward(input)
-        dropped: torch.Tensor = _Drop.apply(input, self.p)
+        dropped: torch.Tensor = _Drop.apply(input, self.p)  # type: ignore[no-untyped-call]
         return dropped
 
 
@@ -54,7 +54,8 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _zeroed(gradients[0], *ctx.saved_tensors, ctx.scale), None
+        (positions,) = ctx.saved_tensors
+        return _zeroed(gradients[0], positions, ctx.scale), None
 
 
 def _zeroed(values: torch.Tensor, positions: torch.Tensor, scale: float) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,6 +23,28 @@ if TYPE_CHECKING:  # a wrong option need not wait for it
 
 DISTRIBUTED = ("train", "evaluate", "predict", "rerun")  # stages that several processes can run
 INDEPENDENT = ("predict",)  # of these, the ones whose processes communicate through files only
+
+# Environment variables by which libraries print and report less.
+QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "WANDB_SILENT": "true",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_DISABLE_CODE": "true",
+    "WANDB_DISABLE_GIT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "true",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of loading; hub.cache_alone shows those of downloads
+}
+
+
+def quiet() -> None:
+    """Set the variables of `QUIET` that the user has not set."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
 
 
 def world_size() -> int:
@@ -49,6 +72,9 @@ def require(cfg: RunConfig) -> None:
     if number > 1 and stage not in DISTRIBUTED:
         text = f"{stage} runs in one process, but {number} were started: leave out torchrun or accelerate launch"
         raise ConfigError([Problem("stage", f"{text}. {', '.join(DISTRIBUTED)} can use several processes")])
+    if number > 1 and getattr(cfg.stage, "engine", "local") == "ray":
+        text = f"ray starts the workers itself, but {number} processes were started: leave out torchrun, or this key"
+        raise ConfigError([Problem("stage.engine", text)])
     if stage != "train":
         return
     if number > 1 and strategy == "single":
@@ -57,6 +83,28 @@ def require(cfg: RunConfig) -> None:
     if number == 1 and strategy != "single":
         text = f"{strategy} needs several processes: torchrun --nproc-per-node 2 run.py train.strategy={strategy} ..."
         raise ConfigError([Problem("train.strategy", text)])
+
+
+def require_cluster(address: str, key: str) -> None:
+    """Check that the head of a Ray cluster can be reached: Ray itself would try for minutes.
+
+    Args:
+        address: ``<host>:<port>``; others are ``auto``, where Ray knows at once, and ``local``.
+        key: of the address, for the message.
+
+    Raises:
+        ConfigError: if nothing accepts connections there.
+    """
+    address = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        text = f"no Ray cluster at {address} ({reason}). Start its head with: ray start --head --port={port}"
+        raise ConfigError([Problem(key, text)]) from None
 
 
 def require_world_size(run: Path, number: int | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +17,7 @@ from finsa.data import encodings
 from finsa.data.cleaning import normalize
 from finsa.data.prompts import with_target
 from finsa.data.schema import Reading
-from finsa.errors import DataError, RunError, counted
+from finsa.errors import ConfigError, DataError, Problem, RunError, counted
 from finsa.evaluation import selective, tables
 from finsa.inference import predict, predictor, row_files
 from finsa.inference.predict import Columns, Share
@@ -35,15 +37,29 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     Raises:
         DataError: if the input cannot be read.
         RunError: if the output already exists, or was started by a different command.
+        ConfigError: for an engine that is not installed, or cannot do this.
     """
+    assert isinstance(cfg.stage, PredictStage)
+    if cfg.stage.engine == "ray":
+        _require_ray(cfg)
     record = predictor.read(str(cfg.run))
     quantization.require_library(record.cfg.method)
-    assert isinstance(cfg.stage, PredictStage)
     if cfg.stage.backend == "openai":
         predictor.require_served(record)
     chosen = selective.of_run(cfg.stage, record.path, record.labels)
     rule = chosen[0] if chosen else None
     return _predict_file(cfg, record, rule) if cfg.text is None else _predict_text(cfg, record, cfg.text, rule)
+
+
+def _require_ray(cfg: RunConfig) -> None:
+    if find_spec("ray") is None or find_spec("ray.data") is None:
+        raise ConfigError([Problem("stage.engine", "Ray is not installed: pip install 'finsa[ray]'")])
+    if cfg.text is not None or cfg.input == "-":
+        what = "one text" if cfg.text is not None else "a pipe, which can be read only once"
+        raise ConfigError([Problem("stage.engine", f"ray predicts files, not {what}; leave out stage.engine")])
+    if isinstance(cfg.stage, PredictStage) and cfg.stage.backend != "local":
+        text = "ray predicts by models of its workers, and stage.backend=openai by a server; leave out one of them"
+        raise ConfigError([Problem("stage.engine", text)])
 
 
 def _predict_text(cfg: RunConfig, record: Record, text: str, rule: selective.Rule | None) -> Result:
@@ -114,6 +130,10 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
     if rule is not None:
         limits = CalibratedSelection.model_fields
         state |= {f"stage.{name}": value for name, value in stage.model_dump(include=set(limits)).items()}
+    if stage.engine == "ray":
+        from finsa.inference import ray_data  # imports Ray
+
+        workers = ray_data.connect(stage.ray)  # before anything is written
     predict.begin(folder, state)
     with locks.held(predict.lock_file(folder, share.rank), f"output {output}"):
         predict.enter(folder, share)
@@ -121,22 +141,31 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
             print(f"resuming: {done:,} chunks of up to {stage.chunk:,} rows are done ({folder})")
         for note in stream.notes:
             print(note)
-        model = _load(cfg, record, rule)
-        found, thinks = columns or stream.first_columns, model.thinks
-        if stage.adapter_column is not None and stage.adapter_column not in found:
-            raise DataError(f"stage.adapter_column: the input has no column '{stage.adapter_column}'")
-        receipt = output.with_name(f"{output.name}.{RECEIPT}")
-        if stage.backend == "openai" and stage.receipt and share.rank == 0 and not receipt.is_file():
-            if source == "-":
-                print("note: a pipe cannot be read twice, so the scores of the server are not compared")
-            else:
-                again = row_files.open_stream(source, form, reading, csv)
-                _compare(cfg, record, model, again, reading, receipt)
-        decisions = rule.columns if rule else ()
-        added = Columns.added_to(found, model.probable, bool(model.experts), model.task, thinks, decisions)
-        writer = row_files.open_writer(target, columns, stream.schema, added.types())
+        found = columns or stream.first_columns
+        open_writer = partial(row_files.open_writer, target, columns, stream.schema)
         started = time.monotonic()
-        chunks, rows = predict.predict(model, stream, reading, folder, writer, added, share, stage.chunk)
+        if stage.engine == "ray":
+            open_input = partial(row_files.open_stream, str(file), form, reading, csv)
+            job = ray_data.Job(record, cfg.train, rule, open_input, open_writer, reading, found, folder, stage.chunk)
+            with predict.progress_bar(stream.total, shown=True) as show:
+                chunks, rows, added = ray_data.run(job, stage.ray, workers, cfg.train.process_timeout, show)
+            writer, by = open_writer(added.types()), f" by {counted(workers, 'Ray worker')}"
+        else:
+            model = _load(cfg, record, rule)
+            if stage.adapter_column is not None and stage.adapter_column not in found:
+                raise DataError(f"stage.adapter_column: the input has no column '{stage.adapter_column}'")
+            receipt = output.with_name(f"{output.name}.{RECEIPT}")
+            if stage.backend == "openai" and stage.receipt and share.rank == 0 and not receipt.is_file():
+                if source == "-":
+                    print("note: a pipe cannot be read twice, so the scores of the server are not compared")
+                else:
+                    again = row_files.open_stream(source, form, reading, csv)
+                    _compare(cfg, record, model, again, reading, receipt)
+            added = Columns.of(model, found)
+            writer = open_writer(added.types())
+            started = time.monotonic()
+            chunks, rows = predict.predict(model, stream, reading, folder, writer, added, share, stage.chunk)
+            by = f" by process 0 of {share.processes}" if share.processes > 1 else ""
         seconds = max(time.monotonic() - started, 1e-9)
         if share.rank != 0:
             return Result("predict", None, {"rows": rows})
@@ -144,7 +173,6 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
         counts = predict.join(folder, chunks, writer, output, rejected)
     if not chunks:
         print("note: the input has no rows")
-    by = f" by process 0 of {share.processes}" if share.processes > 1 else ""
     print(f"predicted {counted(rows)}{by} in {seconds:.1f} s: {rows / seconds:,.0f} rows/s")
     if counts.get("truncated"):
         print(f"truncated texts: {counts['truncated']:,}")
@@ -173,7 +201,7 @@ def _compare(cfg: RunConfig, record: Record, model: Predictor, stream: Stream, r
     started = time.perf_counter()
     remote = model(kept, models=[str(stage.model)] * len(kept) if stage.adapters else None)
     seconds = {"server": time.perf_counter() - started}
-    run = _local(cfg, record)
+    run = predictor.for_files(record, cfg.train, None)
     started = time.perf_counter()
     local = run(kept)
     seconds["run"] = time.perf_counter() - started
@@ -216,16 +244,8 @@ def _csv(cfg: RunConfig, record: Record, source: str) -> Csv:
 def _load(cfg: RunConfig, record: Record, rule: selective.Rule | None) -> Predictor:
     stage = cfg.stage
     assert isinstance(stage, PredictStage)
-    remote = stage.backend == "openai"
-    model = predictor.served(record, stage, stage.adapter_column, stage.adapters) if remote else _local(cfg, record)
+    if stage.backend == "local":
+        return predictor.for_files(record, cfg.train, rule)
+    model = predictor.served(record, stage, stage.adapter_column, stage.adapters)
     model.selection = rule
     return model
-
-
-def _local(cfg: RunConfig, record: Record) -> Predictor:
-    predictor.announce(record.name)
-    if record.uses_torch:
-        from finsa.models import hardware  # torch takes seconds to import: after the checks
-
-        hardware.prepare(cfg.train)
-    return predictor.load(record, cfg.train.score_tokens, cfg.train.threads, merge=True)

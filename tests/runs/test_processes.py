@@ -110,9 +110,13 @@ def test_ddp_ends_when_a_process_is_lost_and_resumes(resumed: Path, alone: Path)
     assert_same(resumed, alone)
 
 
-def test_ddp_gives_the_same_bits_again(resumed: Path, tmp_path: Path) -> None:
-    """Rerun without the kill: losses, metrics, predictions and weights are equal."""
-    output = finished(ranks.forked(2, "stage=rerun", f"run={resumed}", f"output_dir={tmp_path}", "tracking=none"))
+def test_ddp_gives_the_same_bits_again_on_two_nodes(resumed: Path, tmp_path: Path) -> None:
+    """Rerun without the kill, by a torchrun per node: losses, metrics, predictions and weights are equal."""
+    words = ("stage=rerun", f"run={resumed}", f"output_dir={tmp_path}", "tracking=none")
+    processes = ranks.on_two_nodes(*words)
+    told = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    output = "".join(out for out, _ in told)
     assert output.count("all results are bit-identical") == 1
     again = ranks.only_run(tmp_path)
     facts = [json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in (resumed, again)]

@@ -35,13 +35,13 @@ from safetensors.numpy import load_file  # noqa: F401 - what lives need is impor
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 from trl import SFTTrainer  # noqa: F401
 
-from finsa.cli import QUIET
 from finsa.config import compose
 from finsa.data import cache
 from finsa.evaluation import figures, report, run_results  # noqa: F401
 from finsa.evaluation.reproduction import TIMED
 from finsa.inference import predictor  # noqa: F401
 from finsa.runs.files import digests
+from finsa.runs.processes import QUIET
 from finsa.stages import chain, check, evaluate, moe_joint, predict, train  # noqa: F401
 
 LABELS = ("利空", "中性", "利好")
