@@ -92,10 +92,9 @@ def guard(main: Callable[[], object], argv: list[str], session: Session) -> int:
         return _report(error)
     except compose.REFUSALS as error:
         return _report(compose.refused(error))
-    except ConnectionError as error:  # of hydra/launcher=ray, where no cluster runs
-        return _report(FinsaError(f"no connection: {error}"))
-    except OSError as error:
-        return _report(FinsaError(f"{error.filename or 'input or output'}: {error.strerror or error}"))
+    except OSError as error:  # without a number: of Ray, where no cluster runs
+        place = "connection" if isinstance(error, ConnectionError) and not error.errno else "input or output"
+        return _report(FinsaError(f"{error.filename or place}: {error.strerror or error}"))
     except Exception as error:
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
             text = "out of memory. Set train.micro_batch_size and train.score_tokens lower, or choose a smaller model"
