@@ -110,8 +110,8 @@ def latinize(text: str) -> str:
     return _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_ALIKE)
 
 
-def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """The choice most similar to `name`, or None if none is similar."""
+def nearest(name: str, choices: Iterable[str], cutoff: float = 0.55) -> str | None:
+    """The choice most similar to `name`, or None if none has this similarity."""
     known = list(choices)
     lowered, name = {choice.lower(): choice for choice in known}, latinize(name)
     if name.lower() in lowered:
@@ -119,7 +119,7 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
     initials = {"".join(word[:1] for word in choice.split("_")): choice for choice in known if "_" in choice}
     if name.lower() in initials:  # lr for learning_rate
         return initials[name.lower()]
-    found = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.55)
+    found = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=cutoff)
     return lowered[found[0]] if found else None
 
 
