@@ -229,11 +229,11 @@ def begun(config: Compose, run: Path, table: Path, tmp_path: Path, monkeypatch: 
     """An output that was interrupted after its first chunks."""
     real, calls = predictor.Predictor.__call__, []
 
-    def breaks(self: Any, texts: Any) -> Any:
+    def breaks(self: Any, texts: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(self, texts)
+        return real(self, texts, **options)
 
     output = tmp_path / "out.csv"
     with monkeypatch.context() as patched:
