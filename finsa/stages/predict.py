@@ -102,9 +102,8 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
         "number of processes": share.processes,
         "data.csv": csv.model_dump(mode="json"),
     }
-    if rule is not None:
-        limits = CalibratedSelection.model_fields
-        state |= {f"stage.{name}": value for name, value in stage.model_dump(include=set(limits)).items()}
+    limits = stage.model_dump(include=set(CalibratedSelection.model_fields))
+    state |= {f"stage.{name}": value if rule else None for name, value in limits.items()}
     predict.begin(folder, state)
     with locks.held(predict.lock_file(folder, share.rank), f"output {output}"):
         predict.enter(folder, share)
