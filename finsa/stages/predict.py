@@ -125,11 +125,10 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
         "number of processes": share.processes,
         "data.csv": csv.model_dump(mode="json"),
     }
-    if stage.backend == "openai":
-        state |= {f"stage.{name}": getattr(stage, name) for name in ("backend", "model", "adapters", "adapter_column")}
-    if rule is not None:
-        limits = CalibratedSelection.model_fields
-        state |= {f"stage.{name}": value for name, value in stage.model_dump(include=set(limits)).items()}
+    limits = stage.model_dump(include=set(CalibratedSelection.model_fields))
+    state |= {f"stage.{name}": value if rule else None for name, value in limits.items()}
+    server = stage.model_dump(include={"backend", "model", "adapters", "adapter_column"})
+    state |= {f"stage.{name}": value if stage.backend == "openai" else None for name, value in server.items()}
     if stage.engine == "ray":
         from finsa.inference import ray_data  # imports Ray
 

@@ -58,6 +58,10 @@ def labels_of(run: Path) -> tuple[str, ...]:
     return tuple(json.loads((run / "run.json").read_text(encoding="utf-8"))["labels"])
 
 
+def _stopped(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def saved(run: Path, name: str = selective.FILE) -> selective.Rows:
     rows = selective.read(run / name, labels_of(run), (None, "validation"))
     assert rows is not None
@@ -102,6 +106,17 @@ def test_files_get_both_columns_by_the_rule_of_the_saved_predictions(
     assert [json.loads(cell) for cell in table["label_set"]] == cells["label_set"]
     plain = pl.read_csv(tmp_path / "plain.csv")
     assert plain.columns == [name for name in written[0] if name not in ("predicted_abstain", "label_set")]
+
+
+def test_a_prediction_with_limits_is_not_resumed_without_them(config: Compose, cheap: Path, tmp_path: Path) -> None:
+    pl.DataFrame({"text": ["公司大涨"]}).write_csv(tmp_path / "in.csv")
+    words = ("stage=predict", f"run={cheap}", f"input={tmp_path / 'in.csv'}", f"output={tmp_path / 'out.csv'}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "_load", _stopped)
+        with pytest.raises(KeyboardInterrupt):
+            predict.run(config(*words, "stage.risk=0.4"))
+    with pytest.raises(RunError, match=r"was started with another stage.risk \(0.4, now None\)"):
+        predict.run(config(*words))
 
 
 def test_an_evaluation_reports_what_holds_on_the_test_rows(config: Compose, cheap: Path, tmp_path: Path) -> None:
