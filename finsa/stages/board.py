@@ -37,6 +37,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
             lifespan="on",
             ws="none",
             log_config=None,
+            log_level="critical",  # it reports open pages, which end with the board, as errors
             access_log=False,
             server_header=False,
             proxy_headers=False,

@@ -67,6 +67,7 @@ class Board:
 
     def tab(self, number: int) -> None:
         """Open a tab."""
+        self.wait("document.querySelectorAll('[role=tab]').length >= 4 && !!document.querySelector('#verdict strong')")
         self.driver.execute_script("document.querySelectorAll('[role=tab]')[arguments[0]].click()", number)
 
     def write(self, name: str, text: str) -> None:
