@@ -18,7 +18,7 @@ from finsa.data.rows import Encoded, Renderer
 from finsa.errors import ModelError
 from finsa.inference.label_tree import LabelTree, scored_answers
 from finsa.inference.scoring import of_labels, scorer
-from finsa.models import base, factory
+from finsa.models import base, factory, int8
 from finsa.models.batches import batches, padded
 from finsa.models.classifier import HEAD_FILE, Classifier, load_weights, text_mean
 from finsa.models.moe import mixture
@@ -63,6 +63,9 @@ def open_scorer(
             raise ModelError(f"run: {record.path} cannot be opened as {record.format}: {reason}") from None
     if record.format == "merged" and isinstance(record.cfg.stage, MoeJointStage):
         return _hard_routed(record, renderer, batch_tokens), None
+    if record.cfg.model.inference == "int8":
+        int8.require_cpu()
+        merge, session = True, None  # the layers will be replaced
     model = _load_model(record, renderer, merge, session)
     return scorer(model, renderer, batch_tokens, record.cfg), model
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finsa import baselines
-from finsa.config import Data, RunConfig, compose
+from finsa.config import Data, MoeJointStage, RunConfig, compose
 from finsa.data import few_shot, tokenized
 from finsa.data.cleaning import normalize
 from finsa.data.labels import LabelSpace
@@ -89,6 +89,8 @@ class Record:
         if self.format is not None:
             precision = self.manifest.get("precision")
             parts.append(f"{self.format} {precision}" if precision else self.format)
+        if self.cfg.model.inference == "int8":
+            parts.append("int8")
         return ", ".join(parts)
 
 
@@ -302,6 +304,14 @@ class Predictor:
         log_probs = self.scorer.score(inputs, moved)
         return log_probs if self.bias is None else log_probs - self.bias
 
+    def quantize(self) -> None:
+        """Replace the linear layers of the model by those of int8, in place."""
+        from finsa.models import int8  # imports torch
+
+        int8.quantize(self.model)
+        scorer: Any = self.scorer
+        scorer.batch_tokens = min(scorer.batch_tokens, int8.BATCH_TOKENS)
+
     def close(self) -> None:
         """Release a shared base model, unchanged."""
         if self.model is not None:
@@ -454,6 +464,35 @@ def with_named_data(cfg: RunConfig, record: Record, session: Session) -> RunConf
     return compose.build(values, {}, []) if changed else trained
 
 
+def for_inference(record: Record, inference: str) -> Record:
+    """A record whose model is loaded in another number type; for int8 in float32, until `Predictor.quantize`.
+
+    Raises:
+        ConfigError: if it cannot be.
+    """
+    cfg = record.cfg
+    if inference == "auto":
+        return record
+    reason = None
+    if record.members or cfg.method.baseline is not None:
+        reason = "is for language models; leave it out"
+    elif record.format in ("onnx", "classifier"):
+        reason = "is for run folders and the formats merged and adapter; export again with stage.precision"
+    elif cfg.method.quantization != "none":
+        reason = f"does not apply to the weights of method={cfg.method.name}, which are quantized; leave it out"
+    elif inference == "int8" and isinstance(cfg.stage, MoeJointStage):
+        reason = "does not apply to a mixture, whose experts are separate adapters; leave it out"
+    elif inference == "int8" and cfg.model.think == "open":
+        reason = "scores labels, and this run writes thoughts before it (model.think=open); leave it out"
+    elif inference == "int8" and processes.world_size() > 1:
+        reason = "runs in one process; start it without torchrun"
+    if reason is not None:
+        raise ConfigError([Problem("model.inference", f"{inference} {reason}")])
+    dtype = "float32" if inference == "int8" else inference
+    model = cfg.model.model_copy(update={"inference": inference, "dtype": dtype})
+    return replace(record, cfg=cfg.model_copy(update={"model": model}))
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The ``manifest.json`` of an export; {} for a run's folder.
 
@@ -587,8 +626,12 @@ def zero_shot(
     """A predictor of the base model without training, with the prompt and labels of a configuration."""
     quantization.require_library(cfg.method)
     from finsa.inference.scoring import contextual_bias, scorer  # imports torch
-    from finsa.models import base
+    from finsa.models import base, int8
 
+    cfg = for_inference(Record(Path(), cfg, {}, job.dataset.labels), cfg.model.inference).cfg
+    if cfg.model.inference == "int8":
+        int8.require_cpu()
+        session = None  # the layers will be replaced
     model: Any = base.load_base(cfg.model, cfg.seed, cfg.method.quantization, session)
     scores = scorer(model, job.renderer, batch_tokens, cfg)
     facts = {}

@@ -33,7 +33,7 @@ from finsa.data.values import TASKS
 from finsa.errors import ModelError
 from finsa.inference.label_tree import Answer, LabelTree, after_cache, scored_answers, tree_inputs
 from finsa.inference.thinking import Thought, ThoughtWriter
-from finsa.models import attention, hardware
+from finsa.models import attention, hardware, int8
 from finsa.models.batches import batches, padded
 from finsa.models.classifier import Classifier, unwrap_peft
 from finsa.models.moe.mixture import Mixture
@@ -82,12 +82,15 @@ def label_log_probs(
     if past is not None:
         inputs |= {**after_cache(inputs, before), "past_key_values": past}
     tokens = sorted({token for steps in tree.steps for _, token in steps})
-    with attention.last_mlp_at(model, read, ids.shape[1]), float32_logits(model, tokens):
+    # The normalizer of labels of one token is the same for all of them, and so has no effect on their probabilities.
+    only = not tree.tokens and int8.is_quantized(model)
+    with attention.last_mlp_at(model, read, ids.shape[1]), (label_rows if only else float32_logits)(model, tokens):
         logits = model(input_ids=ids, logits_to_keep=read, use_cache=past is not None, **inputs).logits
     log_probs = torch.log_softmax(logits.float(), dim=-1)  # (b, k, v)
     # One gather, because the backward pass of each single selection would fill a tensor of the size of `log_probs`.
     places = {step: number for number, step in enumerate(dict.fromkeys(step for steps in tree.steps for step in steps))}
-    at, token = hardware.to_device(torch.tensor(list(places)).T, log_probs.device)
+    read_at = [(node, tokens.index(token)) for node, token in places] if only else list(places)
+    at, token = hardware.to_device(torch.tensor(read_at).T, log_probs.device)
     chosen = log_probs[:, at, token].unbind(dim=1)
     columns = [sum(chosen[places[step]] for step in steps) for steps in tree.steps]
     return torch.stack([torch.as_tensor(column) for column in columns], dim=1)
@@ -125,6 +128,23 @@ def float32_logits(model: torch.nn.Module, tokens: Sequence[int]) -> Iterator[No
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def label_rows(model: Any, tokens: Sequence[int]) -> Iterator[None]:
+    """Compute the logits of some tokens only, (b, k, len(tokens)), within this context.
+
+    Args:
+        model: a causal language model, wrapped or not, whose LM head is a linear layer.
+        tokens: label tokens, without duplicates.
+    """
+    head = attention.causal_model(model).get_output_embeddings()
+    weight, bias = head.weight[tokens], None if head.bias is None else head.bias[tokens]
+    head.forward = lambda states: torch.nn.functional.linear(states, weight, bias)
+    try:
+        yield
+    finally:
+        del head.forward  # that of its class remains
 
 
 class LabelScorer:

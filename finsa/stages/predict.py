@@ -15,7 +15,7 @@ from finsa.data.prompts import with_target
 from finsa.data.schema import Reading
 from finsa.errors import DataError, counted
 from finsa.evaluation import selective, tables
-from finsa.inference import predict, predictor, row_files
+from finsa.inference import predict, predictor, receipts, row_files
 from finsa.inference.predict import Columns, Share
 from finsa.inference.predictor import Predictor, Record
 from finsa.models import quantization
@@ -31,12 +31,12 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         DataError: if the input cannot be read.
         RunError: if the output already exists, or was started by a different command.
     """
-    record = predictor.read(str(cfg.run))
+    record = predictor.for_inference(predictor.read(str(cfg.run)), cfg.model.inference)
     quantization.require_library(record.cfg.method)
     assert isinstance(cfg.stage, PredictStage)
     chosen = selective.of_run(cfg.stage, record.path, record.labels)
     rule = chosen[0] if chosen else None
-    return _predict_file(cfg, record, rule) if cfg.text is None else _predict_text(cfg, record, cfg.text, rule)
+    return _predict_file(cfg, record, rule, session) if cfg.text is None else _predict_text(cfg, record, cfg.text, rule)
 
 
 def _predict_text(cfg: RunConfig, record: Record, text: str, rule: selective.Rule | None) -> Result:
@@ -49,6 +49,7 @@ def _predict_text(cfg: RunConfig, record: Record, text: str, rule: selective.Rul
     elif cfg.target is not None:
         raise DataError("target: the prompt of this run does not ask for a target; leave it out")
     model = _load(cfg, record, rule)
+    receipt = receipts.quantize(model, [text], None) if cfg.model.inference == "int8" else None
     started = time.perf_counter()
     predictions = model([text])
     milliseconds = 1000 * (time.perf_counter() - started)
@@ -68,10 +69,14 @@ def _predict_text(cfg: RunConfig, record: Record, text: str, rule: selective.Rul
     truncated = f", truncated to {limit} tokens with its prompt" if predictions.truncated[0] else ""
     routed = f", route {predictions.routes[0]}" if predictions.routes else ""
     print(f"{record.name}: {milliseconds:.1f} ms{routed}{truncated}")
+    if receipt is not None:
+        print(f"int8 against float32 on this text: largest difference {receipt['largest_difference']:.2g}")
     return Result("predict", None, {"label": label})
 
 
-def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -> Result:
+def _predict_file(
+    cfg: RunConfig, record: Record, rule: selective.Rule | None, session: Session | None
+) -> Result:
     stage = cfg.stage
     assert isinstance(stage, PredictStage)
     source, output = str(cfg.input), Path(str(cfg.output)).absolute()
@@ -101,6 +106,7 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
         "train.score_tokens": cfg.train.score_tokens,
         "number of processes": share.processes,
         "data.csv": csv.model_dump(mode="json"),
+        "model.inference": cfg.model.inference,
     }
     if rule is not None:
         limits = CalibratedSelection.model_fields
@@ -112,7 +118,13 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
             print(f"resuming: {done:,} chunks of up to {stage.chunk:,} rows are done ({folder})")
         for note in stream.notes:
             print(note)
-        model = _load(cfg, record, rule)
+        model, receipt = _load(cfg, record, rule), None
+        if cfg.model.inference == "int8":
+            texts, gold = receipts.validation_rows(record.cfg, session)
+            if not texts:
+                raise DataError("model.inference=int8: the validation rows of the run, on which it is compared, are gone")
+            receipt = receipts.quantize(model, texts, gold)
+            print(receipts.describe(receipt))
         found, thinks = columns or stream.first_columns, model.thinks
         decisions = rule.columns if rule else ()
         added = Columns.added_to(found, model.probable, bool(model.experts), model.task, thinks, decisions)
@@ -133,7 +145,11 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
     if counts.get("rejected"):
         print(f"rejected rows: {counts['rejected']:,} ({rejected})")
     print(f"wrote {counted(counts.get('answered', 0))} to {output}")
-    return Result("predict", None, {"rows": rows, "rows_per_second": rows / seconds, **counts})
+    results = {"rows": rows, "rows_per_second": rows / seconds, **counts}
+    if receipt is not None:
+        results["receipt"] = receipt
+        files.write_text(output.with_name(f"{output.name}.{receipts.FILE}"), json.dumps(receipt, indent=1) + "\n")
+    return Result("predict", None, results)
 
 
 def _csv(cfg: RunConfig, record: Record, source: str) -> Csv:

@@ -22,7 +22,7 @@ from finsa.data.prompts import Prompt
 from finsa.data.rows import Renderer
 from finsa.errors import ConfigError, FinsaError, ModelError, RunError
 from finsa.inference import export as exporting
-from finsa.inference import predictor
+from finsa.inference import predictor, receipts
 from finsa.models import base
 from finsa.stages import evaluate, export, predict
 
@@ -94,7 +94,7 @@ def exported(request: Any, trained: Trained, export_of: Callable[[str, str], Pat
 
 def test_the_receipt_matches_the_two_folders(exported: tuple[str, Path, Path]) -> None:
     name, folder, _ = exported
-    receipt = json.loads((folder / export.RECEIPT).read_text())
+    receipt = json.loads((folder / receipts.FILE).read_text())
     assert receipt["rows"] == 50
     assert receipt["largest_difference"] <= FORMATS[name][1]
     assert receipt["agreement"] == 1 or name == "onnx_int8"
@@ -281,7 +281,7 @@ def test_an_export_beyond_the_tolerance_is_removed_unless_forced(
         export.run(config(*words, strict))
     assert list(tmp_path.iterdir()) == []
     export.run(config(*words, strict, "stage.force=true"))
-    assert (tmp_path / "m" / export.RECEIPT).is_file()
+    assert (tmp_path / "m" / receipts.FILE).is_file()
     with pytest.raises(RunError, match="already exists"):
         export.run(config(*words))
 
