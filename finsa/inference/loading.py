@@ -5,7 +5,7 @@ Letters: n prompts, b rows of a batch, s tokens, c classes, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from finsa.config import Model, MoeJointStage
 from finsa.data.rows import Encoded, Renderer
 from finsa.errors import ModelError
-from finsa.inference.label_tree import LabelTree, scored_answers
-from finsa.inference.scoring import of_labels, scorer
+from finsa.inference.graphs import shared
+from finsa.inference.label_tree import scored_answers
+from finsa.inference.scoring import scorer
 from finsa.models import base, factory, int8
 from finsa.models.batches import batches, padded
 from finsa.models.classifier import HEAD_FILE, Classifier, load_weights, text_mean
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from finsa.inference.predictor import Record
 
 FloatArray = NDArray[np.float64]
-Graph = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]  # ids (b, s), lengths (b,) -> log-probabilities (b, c)
-GRAPH = "model.onnx"
 EXPERTS = "experts"  # folder of a hard-routed export
 
 
@@ -55,12 +54,10 @@ def open_scorer(
     Raises:
         ModelError: if weights or files are missing or do not match.
     """
-    if record.format in ("onnx", "classifier"):
-        try:
-            return _open_export(record, renderer, batch_tokens, threads), None
-        except Exception as error:  # every library raises different errors
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise ModelError(f"run: {record.path} cannot be opened as {record.format}: {reason}") from None
+    if record.format == "classifier":
+        # exports of older versions have the temperature only in the manifest
+        applied = float(record.manifest["temperature"]) if record.manifest.get("temperature_applied") else 1.0
+        return PipelineScorer(record.path, batch_tokens, applied, scored_answers(renderer)[1]), None
     if record.format == "merged" and isinstance(record.cfg.stage, MoeJointStage):
         return _hard_routed(record, renderer, batch_tokens), None
     if record.cfg.model.inference == "int8":
@@ -173,56 +170,6 @@ class HardRoutedScorer:
 # ------------------------------------------------------------------------------------------------ exports
 
 
-def _open_export(record: Record, renderer: Renderer, batch_tokens: int, threads: int | None) -> Any:
-    manifest = record.manifest
-    if record.format == "onnx":
-        # int8 activations share a scale per batch, so texts in a batch would affect each other
-        most = 1 if manifest["precision"] == "int8" else batch_tokens
-        return GraphScorer(open_graph(record.path, threads), renderer, most, bool(manifest["pooled"]))
-    # exports of older versions have the temperature only in the manifest
-    applied = float(manifest["temperature"]) if manifest.get("temperature_applied") else 1.0
-    return PipelineScorer(record.path, batch_tokens, applied, scored_answers(renderer)[1])
-
-
-def open_graph(folder: Path, threads: int | None = None) -> Graph:
-    """Open an export's ``model.onnx`` with ONNX Runtime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
-    return lambda ids, lengths: session.run(["log_probs"], {"input_ids": ids, "lengths": lengths})[0]
-
-
-class GraphScorer:
-    """Scores prompts with a graph that takes ids, padded on the right, and lengths.
-
-    Args:
-        graph: computes log-probabilities.
-        renderer: of the prompts.
-        batch_tokens: maximum number of padded tokens per batch; 1: one text at a time.
-        pooled: whether the graph has a classification head over the text tokens, which reads no suffix.
-    """
-
-    def __init__(self, graph: Graph, renderer: Renderer, batch_tokens: int, pooled: bool) -> None:
-        self.graph, self.renderer, self.batch_tokens, self.pooled = graph, renderer, batch_tokens, pooled
-        answers, rule = scored_answers(renderer)
-        self.tree = LabelTree.of([] if pooled else answers)
-        self.rule = "classification head" if pooled else rule
-        self.width = renderer.labels.outputs if pooled else len(answers)
-
-    def score(self, prompts: Encoded, moved: Moved = ignored) -> FloatArray:
-        """Score prompts in order: (n, c)."""
-        log_probs = np.zeros((len(prompts), self.width))
-        for rows in _share(batches((prompts.lengths + len(self.tree.tokens)).tolist(), self.batch_tokens)):
-            part = [self.renderer.until_text_end(prompts[row]) if self.pooled else prompts[row] for row in rows]
-            ids = padded([[*prompt, *self.tree.tokens] for prompt in part])
-            log_probs[rows] = self.graph(ids.numpy(), np.array([len(prompt) for prompt in part], dtype=np.int64))
-            moved(len(rows) * processes.world_size())
-        return of_labels(processes.all_reduce(log_probs), self.renderer.labels)
-
-
 class PipelineScorer:
     """Scores texts with an exported sequence classifier, whose tokenizer adds the prompt.
 
@@ -245,14 +192,9 @@ class PipelineScorer:
         """Score texts in order: (n, c), without the temperature."""
         log_probs = np.zeros((len(texts), self.model.config.num_labels))
         encoded = self.tokenizer(list(texts), truncation=True)["input_ids"]
-        for rows in _share(batches([len(ids) for ids in encoded], self.batch_tokens)):
+        for rows in shared(batches([len(ids) for ids in encoded], self.batch_tokens)):
             inputs = self.tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt")
             logits = self.model(**inputs).logits
             log_probs[rows] = (self.temperature * logits.double()).log_softmax(dim=1).numpy()
             moved(len(rows) * processes.world_size())
         return processes.all_reduce(log_probs)
-
-
-def _share(every: Iterator[list[int]]) -> Iterator[list[int]]:
-    """The batches that this process of a job scores."""
-    return (rows for rows, counts in processes.shard(list(every)) if counts)

@@ -30,6 +30,7 @@ from finsa.data.rows import LEAST, Renderer
 from finsa.data.values import TASKS
 from finsa.errors import ConfigError, ModelError, Problem, RunError
 from finsa.evaluation import metrics, selective, value_metrics
+from finsa.inference import graphs
 from finsa.models import folders, quantization, tokenizers
 from finsa.runs import processes, provenance, run_folder
 from finsa.runs.progress import Moved, ignored
@@ -78,7 +79,7 @@ class Record:
     @property
     def uses_torch(self) -> bool:
         """Whether the model runs on torch."""
-        return any(one.cfg.method.uses_torch for one in self.members or (self,))
+        return self.format != "onnx" and any(one.cfg.method.uses_torch for one in self.members or (self,))
 
     @property
     def name(self) -> str:
@@ -532,7 +533,11 @@ def require_packages(form: str, reason: str) -> None:
 
 def renderer_of(record: Record) -> Renderer:
     """The run's renderer, from its labels and the tokenizer of its model or export."""
-    cfg, tokenizer = record.cfg, tokenizer_of(record)
+    cfg = record.cfg
+    if record.format == "onnx" and "rendering" in record.manifest:  # not in exports of older versions
+        file = record.path / record.manifest["tokenizer"] / "tokenizer.json"
+        return Renderer.restored(file, record.labels, record.manifest["rendering"])
+    tokenizer = tokenizer_of(record)
     examples = few_shot.read(cfg.method.examples, record.path, cfg.seed)
     think, marks = cfg.model.think, cfg.model.thought.marks
     prompt = Prompt.of(cfg.data.prompt, record.labels, cfg.model.prompt, think, tokenizer, examples, marks)
@@ -599,10 +604,22 @@ def load(
         if record.format not in ("onnx", "classifier"):
             quantization.require_library(record.cfg.method)
         require_packages(str(record.format), f"run: {record.path}")
-        from finsa.inference import loading  # imports torch
+        renderer, scorer, model = renderer_of(record), None, None
+        try:
+            if record.format == "onnx":
+                # int8 activations share a scale per batch, so texts in a batch would affect each other
+                most = 1 if record.manifest["precision"] == "int8" else batch_tokens
+                graph = graphs.open_graph(record.path, threads)
+                scorer = graphs.GraphScorer(graph, renderer, most, bool(record.manifest["pooled"]))
+            else:
+                from finsa.inference import loading  # imports torch
 
-        renderer = renderer_of(record)
-        scorer, model = loading.open_scorer(record, renderer, batch_tokens, threads, merge, session)
+                scorer, model = loading.open_scorer(record, renderer, batch_tokens, threads, merge, session)
+        except Exception as error:  # every library raises different errors
+            if record.format not in ("onnx", "classifier"):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise ModelError(f"run: {record.path} cannot be opened as {record.format}: {reason}") from None
         if record.format == "classifier":  # its tokenizer adds the prompt
             predictor = Predictor(
                 record, scorer, scorer.rule, count_truncated=lambda texts: renderer.encode(texts).truncated

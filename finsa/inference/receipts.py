@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from finsa.config import RunConfig
 from finsa.data import dataset, tokenized
 from finsa.data.labels import LabelSpace
 from finsa.errors import FinsaError
-from finsa.evaluation import statistics
 from finsa.inference.predictor import Predictions, Predictor
 from finsa.session import Session
 
@@ -47,8 +45,9 @@ def quantize(model: Predictor, texts: Sequence[str], gold: Sequence[int] | None)
         gold: their true classes; None: unknown, or the task has none.
 
     Returns:
-        ``rows``, ``agreement``, ``largest_difference`` of a probability; with true classes also the ``macro_f1_difference``
-        of the int8 model, and its 95 % interval by the paired bootstrap (Efron & Tibshirani 1993), ``macro_f1_interval``.
+        ``rows``, ``agreement`` and ``largest_difference`` of a probability; with true classes also
+        ``macro_f1_difference``, int8 minus float32, and ``macro_f1_interval``, its 95 % interval by the paired
+        bootstrap (Efron & Tibshirani 1993).
     """
     before = model(texts)
     model.quantize()
@@ -56,6 +55,8 @@ def quantize(model: Predictor, texts: Sequence[str], gold: Sequence[int] | None)
     share, largest = agreement(model.record.labels, before, after)
     receipt: dict[str, Any] = {"rows": len(texts), "agreement": share, "largest_difference": round(largest, 6)}
     if gold is not None:
+        from finsa.evaluation import statistics  # scipy takes half a second to import
+
         classes = [one.log_probs.argmax(axis=1)[None] for one in (after, before)]
         drawn = statistics.paired_draws(np.array(gold), *classes, len(model.labels), SAMPLES, SEED)
         difference = statistics.differences([drawn])[0]

@@ -26,11 +26,11 @@ from transformers import PreTrainedModel
 
 from finsa.config import RunConfig
 from finsa.config import Thought as Settings
-from finsa.data.labels import LabelSpace
 from finsa.data.prompts import with_target
 from finsa.data.rows import Encoded, Renderer
 from finsa.data.values import TASKS
 from finsa.errors import ModelError
+from finsa.inference.graphs import of_labels
 from finsa.inference.label_tree import Answer, LabelTree, after_cache, scored_answers, tree_inputs
 from finsa.inference.thinking import Thought, ThoughtWriter
 from finsa.models import attention, hardware, int8
@@ -270,16 +270,6 @@ class LabelScorer:
     def _spans(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Start and end of each prompt's text, (b, 2)."""
         return torch.tensor([self.renderer.text_span(prompt) for prompt in prompts])
-
-
-def of_labels(scores: FloatArray, labels: LabelSpace) -> FloatArray:
-    """Scores as all of finsa uses them: log-probabilities of the labels or anchors, (n, c).
-
-    With several labels per row: their log-odds, from the answers yes and no to each, (n, 2c), or unchanged, (n, c); of
-    a regression head: the numbers, unchanged, (n, 1).
-    """
-    answered = labels.task == "multi_label" and scores.shape[1] == 2 * len(labels)
-    return scores[:, 0::2] - scores[:, 1::2] if answered else scores
 
 
 def contextual_bias(label_scorer: LabelScorer, targets: bool) -> FloatArray:

@@ -3,7 +3,11 @@
 A token has its own scale, so its states do not depend on the other texts of a batch. Products are those of oneDNN,
 which torch contains; attention, norms and the LM head stay in float32.
 
-Letters: n tokens, i inputs, o outputs.
+A few states of a language model are far larger than the others and would take up the range of a token. Rotating all
+states spreads them (QuaRot, Ashkboos et al. 2024): norms without weights do not change under rotations, and linear
+layers absorb them, so that the float32 model is the same up to rounding.
+
+Letters: n tokens, i inputs, o outputs, d hidden size.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import torch
 from finsa.errors import ModelError
 from finsa.models import attention
 
+ROTATED = ("llama", "mistral", "qwen2", "qwen3")  # architectures whose states are rotated: pre-norm, without exceptions
+BLOCK = 64  # states that are mixed by a rotation
 BATCH_TOKENS = 1024  # tensors of larger batches leave the cache and are allocated anew in every layer (measured)
 
 
@@ -73,6 +79,8 @@ def quantize(model: Any) -> None:
         ModelError: if there are none.
     """
     found = attention.causal_model(model).base_model
+    if found.config.model_type in ROTATED:
+        rotate(found)
     layers = [
         (parent, name, child)
         for parent in found.modules()
@@ -83,9 +91,46 @@ def quantize(model: Any) -> None:
         raise ModelError("model.inference=int8: this architecture has no linear layers that torch could quantize")
     for parent, name, child in layers:
         setattr(parent, name, Int8Linear(child))
-    # Only for speed: what is left of float32 products is attention, which is fused under this precision only.
+    prefer_fused_attention()
+
+
+def prefer_fused_attention() -> None:
+    """What is left of float32 products is attention, which is fused at this precision only (`hardware.prepare`)."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.enable_flash_sdp(True)  # despite its name, for the CPU as well
+
+
+@torch.no_grad()
+def rotate(net: Any) -> None:
+    """Rotate the states between the layers of a decoder in blocks, in place; its output is the same up to rounding.
+
+    Args:
+        net: the decoder, without LM head.
+    """
+    size = min(BLOCK, net.config.hidden_size & -net.config.hidden_size)  # a power of two that divides it
+    rotation = torch.linalg.qr(torch.randn(size, size, generator=torch.Generator().manual_seed(0)))[0]
+
+    def turned(rows: torch.Tensor, by: torch.Tensor = rotation) -> torch.Tensor:
+        """Rotate (..., d)."""
+        return (rows.unflatten(-1, (-1, size)) @ by).flatten(-2)
+
+    for layer in net.layers:
+        attends, mlp = layer.self_attn, layer.mlp
+        for norm, readers in (
+            (layer.input_layernorm, (attends.q_proj, attends.k_proj, attends.v_proj)),
+            (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+        ):
+            for linear in readers:
+                linear.weight.copy_(turned(linear.weight * norm.weight))
+            norm.weight.fill_(1)
+        for linear in (attends.o_proj, mlp.down_proj):
+            linear.weight.copy_(turned(linear.weight.T).T)
+            if linear.bias is not None:
+                linear.bias.copy_(turned(linear.bias))
+    weight = net.norm.weight.clone()
+    net.norm.weight.fill_(1)
+    net.embed_tokens.register_forward_hook(lambda module, inputs, states: turned(states))
+    net.norm.register_forward_hook(lambda module, inputs, states: turned(states, rotation.T) * weight)
 
 
 def is_quantized(model: Any) -> bool:

@@ -74,9 +74,7 @@ def _predict_text(cfg: RunConfig, record: Record, text: str, rule: selective.Rul
     return Result("predict", None, {"label": label})
 
 
-def _predict_file(
-    cfg: RunConfig, record: Record, rule: selective.Rule | None, session: Session | None
-) -> Result:
+def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None, session: Session | None) -> Result:
     stage = cfg.stage
     assert isinstance(stage, PredictStage)
     source, output = str(cfg.input), Path(str(cfg.output)).absolute()
@@ -122,7 +120,9 @@ def _predict_file(
         if cfg.model.inference == "int8":
             texts, gold = receipts.validation_rows(record.cfg, session)
             if not texts:
-                raise DataError("model.inference=int8: the validation rows of the run, on which it is compared, are gone")
+                raise DataError(
+                    "model.inference=int8: the validation rows of the run, on which it is compared, are gone"
+                )
             receipt = receipts.quantize(model, texts, gold)
             print(receipts.describe(receipt))
         found, thinks = columns or stream.first_columns, model.thinks

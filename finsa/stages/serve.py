@@ -50,10 +50,11 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         record = predictor.for_inference(predictor.read(str(source)), cfg.model.inference)
         chosen = selective.of_run(stage, record.path, record.labels)
         predictor.announce(record.name)
-        from finsa.models import hardware  # torch takes seconds to import: after the checks
-
         with run_folder.start(cfg, None, session) as folder:
-            hardware.prepare(cfg.train)
+            if record.uses_torch:
+                from finsa.models import hardware  # torch takes seconds to import: after the checks
+
+                hardware.prepare(cfg.train)
             model = predictor.load(record, stage.batch_tokens, stage.threads, merge=True)
             model.selection = chosen[0] if chosen else None
             receipt = None
