@@ -5,6 +5,7 @@ Letters: n prompts, b rows of a batch, s tokens, c classes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,12 @@ GRAPH = "model.onnx"
 
 
 def open_graph(folder: Path, threads: int | None = None) -> Graph:
-    """Open an export's ``model.onnx`` with ONNX Runtime; threads=None: one per core."""
+    """Open an export's ``model.onnx`` with ONNX Runtime; threads=None: as torch, ``OMP_NUM_THREADS`` or one per core."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or int(os.environ.get("OMP_NUM_THREADS") or 0)
     session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
     return lambda ids, lengths: session.run(["log_probs"], {"input_ids": ids, "lengths": lengths})[0]
 

@@ -41,6 +41,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     if missing:
         raise RunError(f'stage=serve needs {", ".join(missing)}: pip install "finsa[serve]"')
     token = _token(stage)
+    predictor.announce(f"run={cfg.run}")  # at once: even the packages of the service take a second to import
     from finsa.serving import application, server  # packages of the extra `serve`
     from finsa.serving.batching import Batcher
     from finsa.serving.middleware import Metrics

@@ -1,4 +1,4 @@
-"""int8 layers: exact integer products, rotations that change nothing, label columns that give the same probabilities."""
+"""int8 layers: exact integer products, rotations without effect, label columns with the same probabilities."""
 
 from __future__ import annotations
 
