@@ -86,10 +86,11 @@ def make_arms(model: Any, renderer: Any, given: Any) -> dict[str, tuple[Any, boo
         f"float32, {size}": (LabelScorer(model, renderer, size), False) for size in (512, 1024)
     }
     if base._computes_bf16():
-        arms["bf16, 1024"] = LabelScorer(copy.deepcopy(model).to(torch.bfloat16), renderer, 1024), False
+        half = copy.deepcopy(model).to(torch.bfloat16)
+        arms |= {f"bf16, {size}": (LabelScorer(half, renderer, size), False) for size in (512, 1024)}
     ours = copy.deepcopy(model)
     int8.quantize(ours)
-    arms["int8 (model.inference), 1024"] = LabelScorer(ours, renderer, int8.BATCH_TOKENS), True
+    arms[f"int8 (model.inference), {int8.BATCH_TOKENS}"] = LabelScorer(ours, renderer, int8.BATCH_TOKENS), True
     if not given.others:
         return arms
     warnings.simplefilter("ignore")
@@ -98,18 +99,18 @@ def make_arms(model: Any, renderer: Any, given: Any) -> dict[str, tuple[Any, boo
     dynamic = torch.ao.quantization.quantize_dynamic(
         copy.deepcopy(model), dict.fromkeys(plain, config), dtype=torch.qint8
     )
-    arms["torch.ao dynamic, 1024"] = LabelScorer(dynamic, renderer, 1024), False
+    arms["torch.ao dynamic, 512"] = LabelScorer(dynamic, renderer, 512), False
     if find_spec("torchao") is not None:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
         changed = copy.deepcopy(model)
         quantize_(changed, Int8DynamicActivationInt8WeightConfig(), filter_fn=lambda part, name: name in plain)
-        arms["torchao, 1024"] = LabelScorer(changed, renderer, 1024), False
+        arms["torchao, 512"] = LabelScorer(changed, renderer, 512), False
     with tempfile.TemporaryDirectory() as folder:
         export.write_onnx(model, renderer, 1.0, Path(folder), "int8")
         graph = graphs.open_graph(Path(folder), given.threads)
     # a scale per batch: stage=predict scores one text at a time, so that texts do not affect each other
-    arms["onnxruntime, 1024"] = graphs.GraphScorer(graph, renderer, 1024, False), False
+    arms["onnxruntime, 512"] = graphs.GraphScorer(graph, renderer, 512, False), False
     return arms
 
 

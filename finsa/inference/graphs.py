@@ -26,7 +26,7 @@ GRAPH = "model.onnx"
 
 
 def open_graph(folder: Path, threads: int | None = None) -> Graph:
-    """Open an export's ``model.onnx`` with ONNX Runtime; threads=None: as torch, ``OMP_NUM_THREADS`` or one per core."""
+    """Open an export's ``model.onnx`` with ONNX Runtime; threads=None: ``OMP_NUM_THREADS``, or one per core."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

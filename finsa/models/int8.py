@@ -21,7 +21,7 @@ from finsa.models import attention
 
 ROTATED = ("llama", "mistral", "qwen2", "qwen3")  # architectures whose states are rotated: pre-norm, without exceptions
 BLOCK = 64  # states that are mixed by a rotation
-BATCH_TOKENS = 1024  # tensors of larger batches leave the cache and are allocated anew in every layer (measured)
+BATCH_TOKENS = 512  # larger batches leave the cache, and their tensors are allocated anew in every layer (measured)
 
 
 class Int8Linear(torch.nn.Module):
