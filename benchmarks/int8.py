@@ -66,7 +66,7 @@ def main() -> None:
     renderer = inference.stand_in(model.config.vocab_size, ends=0)
     rows = inference.prompts(given.texts, 0, inference.HEAD, inference.TAIL)
     arms = make_arms(model, renderer, given)
-    alone = [rows[number] for number in range(max(2, given.texts // 4))]
+    alone = [rows[number : number + 1] for number in range(max(2, given.texts // 4))]
     report: dict[str, Any] = {
         "model": f"{cfg.model.name}, {model.config.num_hidden_layers} layers, random weights",
         "threads": given.threads,
@@ -128,7 +128,7 @@ def measure(
             call: Callable[[], Any] = (
                 (lambda s=scorer: s.score(rows))
                 if together
-                else (lambda s=scorer: np.concatenate([s.score([row]) for row in rows]))
+                else (lambda s=scorer: np.concatenate([s.score(row) for row in rows]))
             )
             wall, cpu = time.perf_counter(), time.process_time()
             scores[name] = call()
