@@ -20,7 +20,6 @@ from finsa.errors import ModelError
 from finsa.models import attention
 
 ROTATED = ("llama", "mistral", "qwen2", "qwen3")  # architectures whose states are rotated: pre-norm, without exceptions
-BLOCK = 64  # states that are mixed by a rotation
 BATCH_TOKENS = 512  # larger batches leave the cache, and their tensors are allocated anew in every layer (measured)
 
 
@@ -102,17 +101,17 @@ def prefer_fused_attention() -> None:
 
 @torch.no_grad()
 def rotate(net: Any) -> None:
-    """Rotate the states between the layers of a decoder in blocks, in place; its output is the same up to rounding.
+    """Rotate the states between the layers of a decoder, in place; its output is the same up to rounding.
 
     Args:
         net: the decoder, without LM head.
     """
-    size = min(BLOCK, net.config.hidden_size & -net.config.hidden_size)  # a power of two that divides it
-    rotation = torch.linalg.qr(torch.randn(size, size, generator=torch.Generator().manual_seed(0)))[0]
+    size = net.config.hidden_size
+    rotation = torch.linalg.qr(torch.randn(size, size, generator=torch.Generator().manual_seed(0)))[0]  # (d, d)
 
     def turned(rows: torch.Tensor, by: torch.Tensor = rotation) -> torch.Tensor:
         """Rotate (..., d)."""
-        return (rows.unflatten(-1, (-1, size)) @ by).flatten(-2)
+        return rows @ by
 
     for layer in net.layers:
         attends, mlp = layer.self_attn, layer.mlp

@@ -16,7 +16,7 @@ from finsa.models import int8
 
 SIZES = {
     "vocab_size": 90,
-    "hidden_size": 96,  # blocks of 32
+    "hidden_size": 96,
     "intermediate_size": 160,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
