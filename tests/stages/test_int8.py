@@ -25,16 +25,18 @@ def test_an_evaluation_has_a_receipt(config: Compose, trained: Callable[..., Pat
     run = trained("lora_response")
     words = ("stage=evaluate", "stage.split=validation", f"run={run}", "tracking=none", f"output_dir={tmp_path}")
     done, plain = (evaluate.run(config(*words, *more)) for more in ([INT8], []))
-    receipt = json.loads((done.folder / receipts.FILE).read_text())
-    assert not (plain.folder / receipts.FILE).exists()
+    assert done.run_dir is not None
+    assert plain.run_dir is not None
+    receipt = json.loads((done.run_dir / receipts.FILE).read_text())
+    assert not (plain.run_dir / receipts.FILE).exists()
     assert set(receipt) == {"rows", "agreement", "largest_difference", "macro_f1_difference", "macro_f1_interval"}
     assert receipt["agreement"] > 0.95
     assert 0 < receipt["largest_difference"] < 0.2
     low, high = receipt["macro_f1_interval"]
     assert low <= receipt["macro_f1_difference"] <= high
     rows = [
-        [json.loads(line)["probs"] for line in (one.folder / "predictions.jsonl").open(encoding="utf-8")]
-        for one in (done, plain)
+        [json.loads(line)["probs"] for line in (folder / "predictions.jsonl").open(encoding="utf-8")]
+        for folder in (done.run_dir, plain.run_dir)
     ]
     first, second = (np.array([list(probs.values()) for probs in every]) for every in rows)
     assert np.abs(first - second).max() < 0.2
