@@ -63,7 +63,7 @@ def test_a_text_and_a_file_have_receipts(
     config: Compose, trained: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = f"run={trained('lora_response')}"
-    predict.run(config("stage=predict", run, INT8, "text=公司净利润大幅增长"))
+    predict.run(config("stage=predict", run, INT8, 'text="公司净利润大幅增长"'))
     assert "int8 against float32 on this text: largest difference" in capsys.readouterr().out
     pl.DataFrame({"text": ["公司净利润大幅增长", "公司亏损扩大"]}).write_csv(tmp_path / "in.csv")
     output = tmp_path / "out.csv"
