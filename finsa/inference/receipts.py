@@ -57,8 +57,8 @@ def quantize(model: Predictor, texts: Sequence[str], gold: Sequence[int] | None)
     if gold is not None:
         from finsa.evaluation import statistics  # scipy takes half a second to import
 
-        classes = [one.log_probs.argmax(axis=1)[None] for one in (after, before)]
-        drawn = statistics.paired_draws(np.array(gold), *classes, len(model.labels), SAMPLES, SEED)
+        new, old = (one.log_probs.argmax(axis=1)[None] for one in (after, before))
+        drawn = statistics.paired_draws(np.array(gold), new, old, len(model.labels), SAMPLES, SEED)
         difference = statistics.differences([drawn])[0]
         receipt["macro_f1_difference"] = round(difference.value, 6)
         receipt["macro_f1_interval"] = [round(difference.low, 6), round(difference.high, 6)]

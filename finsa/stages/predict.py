@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -145,7 +146,7 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None, s
     if counts.get("rejected"):
         print(f"rejected rows: {counts['rejected']:,} ({rejected})")
     print(f"wrote {counted(counts.get('answered', 0))} to {output}")
-    results = {"rows": rows, "rows_per_second": rows / seconds, **counts}
+    results: dict[str, Any] = {"rows": rows, "rows_per_second": rows / seconds, **counts}
     if receipt is not None:
         results["receipt"] = receipt
         files.write_text(output.with_name(f"{output.name}.{receipts.FILE}"), json.dumps(receipt, indent=1) + "\n")
