@@ -67,7 +67,8 @@ def require_cpu() -> None:
     """
     if torch.cuda.is_available():
         raise ModelError("model.inference=int8 is for CPUs; on a GPU leave it out, or train with method=lora_8bit")
-    if not hasattr(torch.ops.onednn, "qlinear_pointwise") or not torch._C.has_mkldnn:
+    available: Any = torch.backends.mkldnn.is_available
+    if not available() or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
         raise ModelError("model.inference=int8 needs a torch with oneDNN, which this one has not; leave it out")
 
 
