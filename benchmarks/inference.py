@@ -41,7 +41,7 @@ from rich.table import Table
 from finsa.config import compose
 from finsa.data.labels import LabelSpace
 from finsa.data.rows import Encoded
-from finsa.inference import export, loading
+from finsa.inference import export, graphs
 from finsa.inference.generation import Generator
 from finsa.inference.scoring import LabelScorer
 from finsa.models import base
@@ -128,9 +128,9 @@ def make_arms(model: Any, renderer: Any, given: Any, exported: bool) -> dict[str
     for precision in ("fp32", "int8") if exported else ():
         with tempfile.TemporaryDirectory() as folder:
             export.write_onnx(model, renderer, 1.0, Path(folder), precision)
-            graph = loading.open_graph(Path(folder), given.threads)
+            graph = graphs.open_graph(Path(folder), given.threads)
         most = 1 if precision == "int8" else given.batch_tokens  # as `loading` opens an export
-        reader = loading.GraphScorer(graph, renderer, most, False)
+        reader = graphs.GraphScorer(graph, renderer, most, False)
         arms[f"onnx {precision}{', one text at a time' if precision == 'int8' else ''}"] = lambda r=reader: r.score(
             rows
         )

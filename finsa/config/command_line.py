@@ -416,9 +416,10 @@ def _conflicts_with_run(overrides: Sequence[Override], choices: Choices) -> Iter
     from_run = ("model", "method", "seed", "experiment", *["data"] * bool(stages & {"predict", "export"}))
     for override in overrides:
         key = override.key_or_group
-        consent = key == "model.trust_remote_code"  # which a run folder cannot give
+        # Consent to code is nothing that a run folder can give, and every command chooses how it computes.
+        of_command = key in ("model.trust_remote_code", "model.inference")
         input_format = key.startswith("data.csv.") and "predict" in stages  # of the input file
-        if key.split(".")[0] not in from_run or consent or input_format:
+        if key.split(".")[0] not in from_run or of_command or input_format:
             continue
         text = "comes from the run folder that run=<folder> names; leave it out"
         if "predict" in stages and key in _FOR_INPUT:

@@ -50,6 +50,7 @@ class Model(Section):
     """A base model, its tokenizer and its prompt format.
 
     Args:
+        inference: number type of predictions; auto: as in training. int8: linear layers in 8 bit, on a CPU.
         trust_remote_code: run Python code that ships with the weights; can only be set on the command line.
         architecture: contents of ``config.json``: for random weights, and for memory plans while the file is not on
             this machine; if it is, the two must agree. null: only the file is used. A null value removes an inherited
@@ -63,6 +64,7 @@ class Model(Section):
     path: str | None
     tokenizer: str | None
     dtype: Literal["auto", "bfloat16", "float16", "float32"]
+    inference: Literal["auto", "bfloat16", "float32", "int8"]
     attention: Literal["sdpa", "eager", "flash_attention_2"]
     prompt: Literal["plain", "chat"]
     think: Literal["none", "closed", "open"]

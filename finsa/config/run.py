@@ -252,6 +252,10 @@ class RunConfig(Section):
                 f"train.memory plans stage=train, not stage={stage}; leave it out and set train.micro_batch_size, "
                 "which is halved if memory does not suffice"
             )
+        if self.model.inference != "auto" and stage not in ("predict", "evaluate", "serve"):
+            raise ValueError(
+                f"model.inference is not used by stage={stage}, only by predict, evaluate, serve; leave it out"
+            )
         for key, stages in USED_BY.items():
             if getattr(self, key) not in (None, False) and stage not in stages:
                 raise ValueError(f"{key} is not used by stage={stage}, only by {', '.join(stages)}; leave it out")

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, overload
 
 import numpy as np
@@ -176,6 +177,30 @@ class Renderer:
             key, listed = "data.answers" if labels.yes_no else "data.labels", ", ".join(map(repr, labels.answers))
             raise ConfigError([Problem(key, f"not all of {listed} have different tokens in this tokenizer")])
 
+    def stored(self) -> dict[str, Any]:
+        """What `restored` needs besides the tokenizer and the labels, as plain values for a file."""
+        names = ("prefix", "suffix", "answers", "end", "room")
+        target = {"middle": self.prompt.middle, "target_first": self.prompt.target_first}
+        return {**{name: getattr(self, name) for name in names}, **target}
+
+    @classmethod
+    def restored(cls, file: Path, labels: LabelSpace, values: Mapping[str, Any]) -> Renderer:
+        """The renderer of an export, without transformers; it renders prompts, not rows for training.
+
+        Args:
+            file: the ``tokenizer.json`` that was saved by the tokenizer of the original.
+            labels: those of the original.
+            values: its `stored`.
+        """
+        self = cls.__new__(cls)
+        self.tokenizer, self.labels = None, labels
+        self.prompt = Prompt("", "", values["middle"], values["target_first"])
+        self._literal, self._tokenizer_hash = _literal_of(file.read_text(encoding="utf-8"))
+        self.prefix, self.suffix, self.end, self.room = (values[name] for name in ("prefix", "suffix", "end", "room"))
+        self.answers = [tuple(answer) for answer in values["answers"]]
+        self._after_examples, self.thought_end, self.no_thought = [], [], self.suffix
+        return self
+
     def _no_room(self, prompt: Prompt, max_length: int, prefix: int, suffix: int, longest: int) -> str:
         needed = prefix + suffix + longest
         listed = " / ".join(self.labels.words)
@@ -333,7 +358,12 @@ def _literal(tokenizer: Any, size: int) -> tuple[Tokenizer, str]:
     Returns:
         The tokenizer, and a hash of all its settings.
     """
-    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    return _literal_of(tokenizer.backend_tokenizer.to_str())
+
+
+def _literal_of(text: str) -> tuple[Tokenizer, str]:
+    """`_literal` of the text of a ``tokenizer.json``."""
+    settings = json.loads(text)
     for token in settings["added_tokens"]:
         token["special"] = True  # otherwise added tokens would still be matched in texts
     written = json.dumps(settings)

@@ -23,8 +23,8 @@ from finsa.data.rows import Renderer
 from finsa.data.values import TASKS
 from finsa.errors import ModelError
 from finsa.inference import gguf_export, loading, model_cards, predictor
+from finsa.inference.graphs import GRAPH
 from finsa.inference.label_tree import LabelTree, scored_answers, tree_inputs
-from finsa.inference.loading import GRAPH
 from finsa.inference.predictor import MANIFEST, Record
 from finsa.models import adapters, base, factory
 from finsa.models.classifier import HEAD_FILE, Classifier, unwrap_peft
@@ -212,6 +212,7 @@ def _describe(
             "tail": renderer.tokenizer.decode(renderer.suffix),
         },
         "text_tokens": renderer.room,
+        "rendering": renderer.stored(),
         "temperature": record.temperature,
         "temperature_applied": form == "classifier",  # its logits are already divided by it
         "base": {

@@ -18,7 +18,7 @@ from tokenizers import Regex, pre_tokenizers
 
 from finsa.data.rows import Renderer
 from finsa.errors import ModelError
-from finsa.inference.loading import LLAMA_FILE
+from finsa.inference.graphs import LLAMA_FILE
 
 MODELFILE = "Modelfile"
 ARCHITECTURES = {

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from finsa.data.rows import Renderer
-from finsa.models import hardware
+
+if TYPE_CHECKING:  # scoring with an ONNX graph needs no torch
+    import torch
 
 Answer = tuple[int, ...]
 
@@ -54,6 +55,8 @@ class LabelTree:
 
     def ancestors(self) -> torch.Tensor:
         """Which nodes a node attends to, itself included: (m, m) booleans."""
+        import torch
+
         sees = torch.eye(len(self.tokens), dtype=torch.bool)
         for node, parent in enumerate(self.parents):
             if parent > 0:
@@ -78,6 +81,10 @@ def tree_inputs(tree: LabelTree, lengths: torch.Tensor, s: int, dtype: torch.dty
 
     Computed on the device of `lengths` without synchronization.
     """
+    import torch
+
+    from finsa.models import hardware
+
     device, m = lengths.device, len(tree.tokens)
     place = torch.arange(s, device=device)
     node = place - lengths[:, None]  # (b, s): index of the node at this position; outside 0..m-1: no node
@@ -94,6 +101,8 @@ def tree_inputs(tree: LabelTree, lengths: torch.Tensor, s: int, dtype: torch.dty
 
 def after_cache(inputs: dict[str, torch.Tensor], before: int) -> dict[str, torch.Tensor]:
     """Mask and positions of rows after `before` cached tokens that all of them attend to."""
+    import torch
+
     if not inputs:
         return {}
     mask = torch.nn.functional.pad(inputs["attention_mask"], (before, 0))

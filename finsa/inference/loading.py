@@ -5,7 +5,7 @@ Letters: n prompts, b rows of a batch, s tokens, c classes, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from finsa.config import Model, MoeJointStage
 from finsa.data.rows import Encoded, Renderer
 from finsa.errors import ModelError
-from finsa.inference.label_tree import LabelTree, scored_answers
-from finsa.inference.scoring import of_labels, scorer
-from finsa.models import base, factory
+from finsa.inference.graphs import shared
+from finsa.inference.label_tree import scored_answers
+from finsa.inference.scoring import scorer
+from finsa.models import base, factory, int8
 from finsa.models.batches import batches, padded
 from finsa.models.classifier import HEAD_FILE, Classifier, load_weights, text_mean
 from finsa.models.moe import mixture
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from finsa.inference.predictor import Record
 
 FloatArray = NDArray[np.float64]
-Graph = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]  # ids (b, s), lengths (b,) -> log-probabilities (b, c)
-GRAPH = "model.onnx"
-LLAMA_FILE = "model.gguf"
 EXPERTS = "experts"  # folder of a hard-routed export
 
 
@@ -56,14 +54,15 @@ def open_scorer(
     Raises:
         ModelError: if weights or files are missing or do not match.
     """
-    if record.format in ("onnx", "classifier", "gguf"):
-        try:
-            return _open_export(record, renderer, batch_tokens, threads), None
-        except Exception as error:  # every library raises different errors
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise ModelError(f"run: {record.path} cannot be opened as {record.format}: {reason}") from None
+    if record.format == "classifier":
+        # exports of older versions have the temperature only in the manifest
+        applied = float(record.manifest["temperature"]) if record.manifest.get("temperature_applied") else 1.0
+        return PipelineScorer(record.path, batch_tokens, applied, scored_answers(renderer)[1]), None
     if record.format == "merged" and isinstance(record.cfg.stage, MoeJointStage):
         return _hard_routed(record, renderer, batch_tokens), None
+    if record.cfg.model.inference == "int8":
+        int8.require_cpu()
+        merge, session = True, None  # the layers will be replaced
     model = _load_model(record, renderer, merge, session)
     return scorer(model, renderer, batch_tokens, record.cfg), model
 
@@ -171,58 +170,6 @@ class HardRoutedScorer:
 # ------------------------------------------------------------------------------------------------ exports
 
 
-def _open_export(record: Record, renderer: Renderer, batch_tokens: int, threads: int | None) -> Any:
-    manifest = record.manifest
-    if record.format == "onnx":
-        # int8 activations share a scale per batch, so texts in a batch would affect each other
-        most = 1 if manifest["precision"] == "int8" else batch_tokens
-        return GraphScorer(open_graph(record.path, threads), renderer, most, bool(manifest["pooled"]))
-    if record.format == "gguf":
-        return LlamaScorer(record.path / LLAMA_FILE, renderer, threads, half=manifest["precision"] != "fp32")
-    # exports of older versions have the temperature only in the manifest
-    applied = float(manifest["temperature"]) if manifest.get("temperature_applied") else 1.0
-    return PipelineScorer(record.path, batch_tokens, applied, scored_answers(renderer)[1])
-
-
-def open_graph(folder: Path, threads: int | None = None) -> Graph:
-    """Open an export's ``model.onnx`` with ONNX Runtime."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(folder / GRAPH), options, providers=["CPUExecutionProvider"])
-    return lambda ids, lengths: session.run(["log_probs"], {"input_ids": ids, "lengths": lengths})[0]
-
-
-class GraphScorer:
-    """Scores prompts with a graph that takes ids, padded on the right, and lengths.
-
-    Args:
-        graph: computes log-probabilities.
-        renderer: of the prompts.
-        batch_tokens: maximum number of padded tokens per batch; 1: one text at a time.
-        pooled: whether the graph has a classification head over the text tokens, which reads no suffix.
-    """
-
-    def __init__(self, graph: Graph, renderer: Renderer, batch_tokens: int, pooled: bool) -> None:
-        self.graph, self.renderer, self.batch_tokens, self.pooled = graph, renderer, batch_tokens, pooled
-        answers, rule = scored_answers(renderer)
-        self.tree = LabelTree.of([] if pooled else answers)
-        self.rule = "classification head" if pooled else rule
-        self.width = renderer.labels.outputs if pooled else len(answers)
-
-    def score(self, prompts: Encoded, moved: Moved = ignored) -> FloatArray:
-        """Score prompts in order: (n, c)."""
-        log_probs = np.zeros((len(prompts), self.width))
-        for rows in _share(batches((prompts.lengths + len(self.tree.tokens)).tolist(), self.batch_tokens)):
-            part = [self.renderer.until_text_end(prompts[row]) if self.pooled else prompts[row] for row in rows]
-            ids = padded([[*prompt, *self.tree.tokens] for prompt in part])
-            log_probs[rows] = self.graph(ids.numpy(), np.array([len(prompt) for prompt in part], dtype=np.int64))
-            moved(len(rows) * processes.world_size())
-        return of_labels(processes.all_reduce(log_probs), self.renderer.labels)
-
-
 class PipelineScorer:
     """Scores texts with an exported sequence classifier, whose tokenizer adds the prompt.
 
@@ -245,75 +192,9 @@ class PipelineScorer:
         """Score texts in order: (n, c), without the temperature."""
         log_probs = np.zeros((len(texts), self.model.config.num_labels))
         encoded = self.tokenizer(list(texts), truncation=True)["input_ids"]
-        for rows in _share(batches([len(ids) for ids in encoded], self.batch_tokens)):
+        for rows in shared(batches([len(ids) for ids in encoded], self.batch_tokens)):
             inputs = self.tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt")
             logits = self.model(**inputs).logits
             log_probs[rows] = (self.temperature * logits.double()).log_softmax(dim=1).numpy()
             moved(len(rows) * processes.world_size())
         return processes.all_reduce(log_probs)
-
-
-class LlamaScorer:
-    """Scores prompts with llama.cpp, one after another; their common prefix is evaluated once.
-
-    Args:
-        file: a GGUF file.
-        renderer: of the prompts.
-        threads: number of threads; None: the default of torch.
-        half: keep keys and values in float16, the default of llama.cpp, instead of float32.
-    """
-
-    def __init__(self, file: Path, renderer: Renderer, threads: int | None, half: bool) -> None:
-        import llama_cpp
-
-        self.renderer, (self.answers, self.rule) = renderer, scored_answers(renderer)
-        longest = len(renderer.prefix) + renderer.room + len(renderer.suffix) + max(map(len, self.answers))
-        threads, kind = threads or torch.get_num_threads(), llama_cpp.GGML_TYPE_F16 if half else llama_cpp.GGML_TYPE_F32
-        self._last_logits = llama_cpp.llama_get_logits_ith
-        self.model: Any = llama_cpp.Llama(
-            str(file),
-            n_ctx=longest,
-            n_threads=threads,
-            n_threads_batch=threads,
-            type_k=kind,
-            type_v=kind,
-            verbose=False,
-        )
-
-    def score(self, prompts: Encoded, moved: Moved = ignored) -> FloatArray:
-        """Score prompts in order: (n, c)."""
-        nodes = sorted({answer[:n] for answer in self.answers for n in range(len(answer))})  # the first one is empty
-        scores, before = np.zeros((len(prompts), len(self.answers))), list[int]()
-        for number, prompt in enumerate(prompts):
-            common = self.model.longest_token_prefix(before, prompt[:-1])
-            self.model.n_tokens, before = common, prompt
-            log_probs = {nodes[0]: self._log_probs(prompt[common:])}
-            for node in nodes[1:]:
-                self.model.n_tokens = len(prompt)  # what follows is evaluated again
-                log_probs[node] = self._log_probs(node)
-            for column, answer in enumerate(self.answers):
-                scores[number, column] = sum(log_probs[answer[:n]][token] for n, token in enumerate(answer))
-            moved(1)
-        return of_labels(scores, self.renderer.labels)
-
-    def _log_probs(self, tokens: Sequence[int]) -> FloatArray:
-        """Evaluate further tokens; the log-probabilities of the next one, (v,)."""
-        self.model.eval(tokens)
-        logits = np.ctypeslib.as_array(self._last_logits(self.model.ctx, -1), shape=(self.model.n_vocab(),))
-        logits = logits.astype(np.float64)
-        return logits - np.logaddexp.reduce(logits)
-
-    def same_tokens(self, prompts: Encoded) -> float:
-        """Share of the prompts that llama.cpp tokenizes in the same way when it is given their text."""
-        decode, special = self.renderer.tokenizer.decode, self.renderer.tokenizer.bos_token_id
-        adds = bool(self.model._model.add_bos_token())
-        same = []
-        for prompt in prompts:
-            text = decode(prompt[1:] if adds and prompt[0] == special else prompt, skip_special_tokens=False)
-            same.append(self.model.tokenize(text.encode(), add_bos=adds, special=True) == prompt)
-        return float(np.mean(same))
-
-
-def _share(every: Iterator[list[int]]) -> Iterator[list[int]]:
-    """The batches that this process of a job scores."""
-    return (rows for rows, counts in processes.shard(list(every)) if counts)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,6 +30,7 @@ from finsa.data.rows import LEAST, Renderer
 from finsa.data.values import TASKS
 from finsa.errors import ConfigError, ModelError, Problem, RunError
 from finsa.evaluation import metrics, selective, value_metrics
+from finsa.inference import graphs
 from finsa.models import folders, quantization, tokenizers
 from finsa.runs import processes, provenance, run_folder
 from finsa.runs.progress import Moved, ignored
@@ -79,7 +80,7 @@ class Record:
     @property
     def uses_torch(self) -> bool:
         """Whether the model runs on torch."""
-        return any(one.cfg.method.uses_torch for one in self.members or (self,))
+        return self.format not in ("onnx", "gguf") and any(one.cfg.method.uses_torch for one in self.members or (self,))
 
     @property
     def name(self) -> str:
@@ -90,6 +91,8 @@ class Record:
         if self.format is not None:
             precision = self.manifest.get("precision")
             parts.append(f"{self.format} {precision}" if precision else self.format)
+        if self.cfg.model.inference == "int8":
+            parts.append("int8")
         return ", ".join(parts)
 
 
@@ -320,6 +323,14 @@ class Predictor:
         log_probs: FloatArray = scorer.score(inputs, moved, models) if models else scorer.score(inputs, moved)
         return log_probs if self.bias is None else log_probs - self.bias
 
+    def quantize(self) -> None:
+        """Replace the linear layers of the model by those of int8, in place."""
+        from finsa.models import int8  # imports torch
+
+        int8.quantize(self.model)
+        scorer: Any = self.scorer
+        scorer.batch_tokens = min(scorer.batch_tokens, int8.BATCH_TOKENS)
+
     def close(self) -> None:
         """Release a shared base model, unchanged."""
         if self.model is not None:
@@ -477,6 +488,35 @@ def with_named_data(cfg: RunConfig, record: Record, session: Session) -> RunConf
     return compose.build(values, {}, []) if changed else trained
 
 
+def for_inference(record: Record, inference: str) -> Record:
+    """A record whose model is loaded in another number type; for int8 in float32, until `Predictor.quantize`.
+
+    Raises:
+        ConfigError: if it cannot be.
+    """
+    cfg = record.cfg
+    if inference == "auto":
+        return record
+    reason = None
+    if record.members or cfg.method.baseline is not None:
+        reason = "is for language models; leave it out"
+    elif record.format in ("onnx", "classifier", "gguf"):
+        reason = "is for run folders and the formats merged and adapter; export again with stage.precision"
+    elif cfg.method.quantization != "none":
+        reason = f"does not apply to the weights of method={cfg.method.name}, which are quantized; leave it out"
+    elif inference == "int8" and isinstance(cfg.stage, MoeJointStage):
+        reason = "does not apply to a mixture, whose experts are separate adapters; leave it out"
+    elif inference == "int8" and cfg.model.think == "open":
+        reason = "scores labels, and this run writes thoughts before it (model.think=open); leave it out"
+    elif inference == "int8" and processes.world_size() > 1:
+        reason = "runs in one process; start it without torchrun"
+    if reason is not None:
+        raise ConfigError([Problem("model.inference", f"{inference} {reason}")])
+    dtype = "float32" if inference == "int8" else inference
+    model = cfg.model.model_copy(update={"inference": inference, "dtype": dtype})
+    return replace(record, cfg=cfg.model_copy(update={"model": model}))
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The ``manifest.json`` of an export; {} for a run's folder.
 
@@ -516,7 +556,11 @@ def require_packages(form: str, reason: str) -> None:
 
 def renderer_of(record: Record) -> Renderer:
     """The run's renderer, from its labels and the tokenizer of its model or export."""
-    cfg, tokenizer = record.cfg, tokenizer_of(record)
+    cfg = record.cfg
+    if record.format == "onnx" and "rendering" in record.manifest:  # not in exports of older versions
+        file = record.path / record.manifest["tokenizer"] / "tokenizer.json"
+        return Renderer.restored(file, record.labels, record.manifest["rendering"])
+    tokenizer = tokenizer_of(record)
     examples = few_shot.read(cfg.method.examples, record.path, cfg.seed)
     think, marks = cfg.model.think, cfg.model.thought.marks
     prompt = Prompt.of(cfg.data.prompt, record.labels, cfg.model.prompt, think, tokenizer, examples, marks)
@@ -601,10 +645,26 @@ def load(
         if record.format not in ("onnx", "classifier", "gguf"):
             quantization.require_library(record.cfg.method)
         require_packages(str(record.format), f"run: {record.path}")
-        from finsa.inference import loading  # imports torch
+        renderer, model = renderer_of(record), None
+        scorer: Any = None
+        try:
+            if record.format == "onnx":
+                # int8 activations share a scale per batch, so texts in a batch would affect each other
+                most = 1 if record.manifest["precision"] == "int8" else batch_tokens
+                graph = graphs.open_graph(record.path, threads)
+                scorer = graphs.GraphScorer(graph, renderer, most, bool(record.manifest["pooled"]))
+            elif record.format == "gguf":
+                file, half = record.path / graphs.LLAMA_FILE, record.manifest["precision"] != "fp32"
+                scorer = graphs.LlamaScorer(file, renderer, threads, half)
+            else:
+                from finsa.inference import loading  # imports torch
 
-        renderer = renderer_of(record)
-        scorer, model = loading.open_scorer(record, renderer, batch_tokens, threads, merge, session)
+                scorer, model = loading.open_scorer(record, renderer, batch_tokens, threads, merge, session)
+        except Exception as error:  # every library raises different errors
+            if record.format not in ("onnx", "classifier", "gguf"):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise ModelError(f"run: {record.path} cannot be opened as {record.format}: {reason}") from None
         if record.format == "classifier":  # its tokenizer adds the prompt
             predictor = Predictor(
                 record, scorer, scorer.rule, count_truncated=lambda texts: renderer.encode(texts).truncated
@@ -628,6 +688,8 @@ def require_served(record: Record) -> None:
         reason = "has a classification head or a router, which no server has"
     elif record.cfg.model.think == "open":
         reason = "writes a thought before its answer"
+    elif record.cfg.model.inference != "auto":
+        reason = f"cannot be computed in {record.cfg.model.inference} by a server, which has its own number type"
     if reason is not None:
         raise ConfigError([Problem("stage.backend", f"{record.path} {reason}; score it with backend=local")])
 
@@ -677,8 +739,12 @@ def zero_shot(
     """A predictor of the base model without training, with the prompt and labels of a configuration."""
     quantization.require_library(cfg.method)
     from finsa.inference.scoring import contextual_bias, scorer  # imports torch
-    from finsa.models import base
+    from finsa.models import base, int8
 
+    cfg = for_inference(Record(Path(), cfg, {}, job.dataset.labels), cfg.model.inference).cfg
+    if cfg.model.inference == "int8":
+        int8.require_cpu()
+        session = None  # the layers will be replaced
     model: Any = base.load_base(cfg.model, cfg.seed, cfg.method.quantization, session)
     scores = scorer(model, job.renderer, batch_tokens, cfg)
     facts = {}

@@ -26,14 +26,14 @@ from transformers import PreTrainedModel
 
 from finsa.config import RunConfig
 from finsa.config import Thought as Settings
-from finsa.data.labels import LabelSpace
 from finsa.data.prompts import with_target
 from finsa.data.rows import Encoded, Renderer
 from finsa.data.values import TASKS
 from finsa.errors import ModelError
+from finsa.inference.graphs import of_labels
 from finsa.inference.label_tree import Answer, LabelTree, after_cache, scored_answers, tree_inputs
 from finsa.inference.thinking import Thought, ThoughtWriter
-from finsa.models import attention, hardware
+from finsa.models import attention, hardware, int8
 from finsa.models.batches import batches, padded
 from finsa.models.classifier import Classifier, unwrap_peft
 from finsa.models.moe.mixture import Mixture
@@ -82,12 +82,15 @@ def label_log_probs(
     if past is not None:
         inputs |= {**after_cache(inputs, before), "past_key_values": past}
     tokens = sorted({token for steps in tree.steps for _, token in steps})
-    with attention.last_mlp_at(model, read, ids.shape[1]), float32_logits(model, tokens):
+    # The normalizer of labels of one token is the same for all of them, and so has no effect on their probabilities.
+    only = not tree.tokens and int8.is_quantized(model)
+    with attention.last_mlp_at(model, read, ids.shape[1]), (label_rows if only else float32_logits)(model, tokens):
         logits = model(input_ids=ids, logits_to_keep=read, use_cache=past is not None, **inputs).logits
     log_probs = torch.log_softmax(logits.float(), dim=-1)  # (b, k, v)
     # One gather, because the backward pass of each single selection would fill a tensor of the size of `log_probs`.
     places = {step: number for number, step in enumerate(dict.fromkeys(step for steps in tree.steps for step in steps))}
-    at, token = hardware.to_device(torch.tensor(list(places)).T, log_probs.device)
+    read_at = [(node, tokens.index(token)) for node, token in places] if only else list(places)
+    at, token = hardware.to_device(torch.tensor(read_at).T, log_probs.device)
     chosen = log_probs[:, at, token].unbind(dim=1)
     columns = [sum(chosen[places[step]] for step in steps) for steps in tree.steps]
     return torch.stack([torch.as_tensor(column) for column in columns], dim=1)
@@ -125,6 +128,23 @@ def float32_logits(model: torch.nn.Module, tokens: Sequence[int]) -> Iterator[No
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def label_rows(model: Any, tokens: Sequence[int]) -> Iterator[None]:
+    """Compute the logits of some tokens only, (b, k, len(tokens)), within this context.
+
+    Args:
+        model: a causal language model, wrapped or not, whose LM head is a linear layer.
+        tokens: label tokens, without duplicates.
+    """
+    head = attention.causal_model(model).get_output_embeddings()
+    weight, bias = head.weight[tokens], None if head.bias is None else head.bias[tokens]
+    head.forward = lambda states: torch.nn.functional.linear(states, weight, bias)
+    try:
+        yield
+    finally:
+        del head.forward  # that of its class remains
 
 
 class LabelScorer:
@@ -250,16 +270,6 @@ class LabelScorer:
     def _spans(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Start and end of each prompt's text, (b, 2)."""
         return torch.tensor([self.renderer.text_span(prompt) for prompt in prompts])
-
-
-def of_labels(scores: FloatArray, labels: LabelSpace) -> FloatArray:
-    """Scores as all of finsa uses them: log-probabilities of the labels or anchors, (n, c).
-
-    With several labels per row: their log-odds, from the answers yes and no to each, (n, 2c), or unchanged, (n, c); of
-    a regression head: the numbers, unchanged, (n, 1).
-    """
-    answered = labels.task == "multi_label" and scores.shape[1] == 2 * len(labels)
-    return scores[:, 0::2] - scores[:, 1::2] if answered else scores
 
 
 def contextual_bias(label_scorer: LabelScorer, targets: bool) -> FloatArray:

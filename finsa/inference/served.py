@@ -22,8 +22,8 @@ from finsa.config import Scoring
 from finsa.data.endpoint import Client
 from finsa.data.rows import Encoded, Renderer
 from finsa.errors import RunError, suggest
+from finsa.inference.graphs import of_labels
 from finsa.inference.label_tree import Answer, scored_answers
-from finsa.inference.scoring import of_labels
 from finsa.runs.progress import Moved, ignored
 
 FloatArray = NDArray[np.float64]

@@ -371,6 +371,8 @@ def config_hash(cfg: RunConfig) -> str:
         del data["cache"]
     for key in ("heartbeat_seconds", "stall_seconds", "stall_ends"):
         del values["train"][key]
+    if cfg.model.inference == "auto":  # runs of older versions did not have the key
+        del values["model"]["inference"]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 

@@ -298,6 +298,9 @@ class ModelOut(_Out):
     versions: Annotated[dict[str, str | None], Field(description="Package versions of the run.")]
     finsa: Annotated[str | None, Field(description="Version of finsa that serves the model.")]
     limits: Annotated[dict[str, float], Field(description="Limits of a request.")]
+    receipt: Annotated[
+        dict[str, Any] | None, Field(description="How far answers in int8 differ from float32; none for other types.")
+    ]
 
 
 class ErrorOut(_Out):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from finsa.data import dataset, few_shot, tokenized
 from finsa.data.values import TASKS
 from finsa.errors import ConfigError, Problem
 from finsa.evaluation import audit, metrics, moe, run_results, selective, tables
-from finsa.inference import predictor
+from finsa.inference import predictor, receipts
 from finsa.inference.predictor import Predictor, Record
 from finsa.models import quantization, tokenizers
 from finsa.runs import processes, run_folder, trackers
@@ -37,7 +38,9 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         preflight.require_prompt(cfg, data, session)
     else:
         quantization.require_library(trained.method)
-    _check_protocol(cfg.stage, trained, record, data)
+    _check_protocol(cfg, trained, record, data)
+    given = record or Record(Path(), trained, {}, data.labels)
+    given = predictor.for_inference(given, cfg.model.inference)
     rule = _selection(cfg.stage, record, data)
     predictor.announce(record.name if record else trained.model.name)
     from finsa.models import hardware
@@ -54,11 +57,15 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
         trackers.track(cfg, folder.path, session.group) as tracker,
     ):
         if record is not None:
-            model = predictor.load(record, cfg.train.score_tokens, session=session)
+            model = predictor.load(given, cfg.train.score_tokens, session=session)
         else:
             assert isinstance(labeled, tokenized.TokenizedDataset)
             model = predictor.zero_shot(cfg, labeled, cfg.train.score_tokens, session)
         try:
+            if cfg.model.inference == "int8":
+                receipt = receipts.quantize(model, *receipts.rows_of(labeled, split))
+                folder.write_json(receipts.FILE, receipt)
+                print(receipts.describe(receipt))
             report, more = _score(cfg, labeled, model, folder, rule)
             results = {split: report, **more}
         finally:
@@ -138,14 +145,18 @@ def _score(
     return result, {}
 
 
-def _check_protocol(stage: EvaluateStage, trained: RunConfig, record: Record | None, data: dataset.Dataset) -> None:
+def _check_protocol(cfg: RunConfig, trained: RunConfig, record: Record | None, data: dataset.Dataset) -> None:
     """Check that the model can generate answers, and that the parsing rule fits the labels.
 
     Raises:
         ConfigError: if answers cannot be generated or parsed.
     """
+    stage = cfg.stage
+    assert isinstance(stage, EvaluateStage)
     if stage.protocol == "label":
         return
+    if cfg.model.inference == "int8":
+        raise ConfigError([Problem("model.inference", "int8 scores labels; leave stage.protocol=generate out")])
     if trained.data.task in TASKS:
         text = f"generate needs one class per row, and this is task={trained.data.task}; leave stage.protocol out"
         raise ConfigError([Problem("stage.protocol", text)])

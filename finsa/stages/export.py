@@ -21,7 +21,7 @@ from finsa.config import ExportStage, RunConfig
 from finsa.data import dataset, tokenized
 from finsa.errors import ConfigError, ModelError, Problem, RunError
 from finsa.evaluation import metrics, run_results, selective, tables, value_metrics
-from finsa.inference import export_formats, predictor
+from finsa.inference import export_formats, predictor, receipts
 from finsa.inference.predictor import Predictions, Predictor, Record
 from finsa.models import quantization
 from finsa.runs import files, locks
@@ -29,13 +29,11 @@ from finsa.runs.progress import Display
 from finsa.runs.run_folder import Result
 from finsa.session import Session
 
-RECEIPT = "receipt.json"
 SPLIT = "validation"
 # Largest differences of a probability with stage.difference=auto. Measured on the embedded default's 596 rows: 2e-6 for
 # ONNX in float32, 0.047 for ONNX in 8 bit.
 FLOAT32, ROUNDED = 1e-3, 0.1
 PRECISION_TYPES = {"fp32": "float32", "int8": "int8", "f16": "float16", "q8_0": "q8_0"}  # of onnx and gguf
-CLOSE = 0.01  # of the range: the difference up to which two numbers agree
 WEIGHTS = (".safetensors", ".onnx", ".data", ".bin", ".npz", ".gguf")  # endings of files with weights
 
 
@@ -62,7 +60,7 @@ class Receipt:
 
     Args:
         rows: number of compared validation rows.
-        agreement: share of equal predictions; of several labels, each counts; numbers may differ by ``CLOSE``.
+        agreement: share of equal predictions; of several labels, each counts; numbers may differ by `receipts.CLOSE`.
         largest_difference: largest difference of a probability, or of a number.
         run, export: measurements of both.
         mean_difference: mean difference of a probability, or of a number.
@@ -141,7 +139,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
                     "receipt: skipped, because llama.cpp is not installed; pip install 'finsa[gguf]', then export again"
                 )
             else:
-                (partial / RECEIPT).write_text(json.dumps(receipt.as_dict(), indent=1) + "\n", encoding="utf-8")
+                (partial / receipts.FILE).write_text(json.dumps(receipt.as_dict(), indent=1) + "\n", encoding="utf-8")
                 _show(receipt, f"{record.name} as {form}" + (f" {stage.precision}" if form in ("onnx", "gguf") else ""))
                 faults = receipt.faults(stage)
                 if faults and not stage.force:
@@ -203,19 +201,12 @@ def _compare(cfg: RunConfig, record: Record, labeled: tokenized.Labeled, folder:
     kept = ({key: value for key, value in row.items() if key not in ("text", "target")} for row in rows)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in kept)  # texts stay in the run folder
     (folder / selective.FILE).write_text("".join(lines), encoding="utf-8")
-    values = [one.values for one in made if one.values is not None]
-    if record.labels.task == "regression":
-        outputs, span = values, record.labels.numbers[-1] - record.labels.numbers[0]
-        equal = np.abs(values[0] - values[1]) <= CLOSE * span
-    else:
-        outputs = [one.probs for one in made]
-        equal = values[0] == values[1] if values else np.equal(*(one.argmax(axis=1) for one in outputs))
-    difference = np.abs(outputs[0] - outputs[1])
+    equal, largest, mean = receipts.agreement(record.labels, made[0], made[1])
     return Receipt(
         rows=len(texts),
-        agreement=float(equal.mean()),
-        largest_difference=float(difference.max()),
-        mean_difference=float(difference.mean()),
+        agreement=equal,
+        largest_difference=largest,
+        mean_difference=mean,
         same_tokens=same_tokens,
         run=sides[0],
         export=sides[1],

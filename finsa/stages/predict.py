@@ -7,7 +7,7 @@ import time
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -19,7 +19,7 @@ from finsa.data.prompts import with_target
 from finsa.data.schema import Reading
 from finsa.errors import ConfigError, DataError, Problem, RunError, counted
 from finsa.evaluation import selective, tables
-from finsa.inference import predict, predictor, row_files
+from finsa.inference import predict, predictor, receipts, row_files
 from finsa.inference.predict import Columns, Share
 from finsa.inference.predictor import Predictor, Record
 from finsa.inference.row_files import Stream
@@ -27,8 +27,6 @@ from finsa.models import quantization
 from finsa.runs import files, locks, processes
 from finsa.runs.run_folder import Result
 from finsa.session import Session
-
-RECEIPT = "receipt.json"  # at the end of the output's name
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
@@ -42,13 +40,13 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     assert isinstance(cfg.stage, PredictStage)
     if cfg.stage.engine == "ray":
         _require_ray(cfg)
-    record = predictor.read(str(cfg.run))
+    record = predictor.for_inference(predictor.read(str(cfg.run)), cfg.model.inference)
     quantization.require_library(record.cfg.method)
     if cfg.stage.backend == "openai":
         predictor.require_served(record)
     chosen = selective.of_run(cfg.stage, record.path, record.labels)
     rule = chosen[0] if chosen else None
-    return _predict_file(cfg, record, rule) if cfg.text is None else _predict_text(cfg, record, cfg.text, rule)
+    return _predict_file(cfg, record, rule, session) if cfg.text is None else _predict_text(cfg, record, cfg.text, rule)
 
 
 def _require_ray(cfg: RunConfig) -> None:
@@ -60,6 +58,8 @@ def _require_ray(cfg: RunConfig) -> None:
     if isinstance(cfg.stage, PredictStage) and cfg.stage.backend != "local":
         text = "ray predicts by models of its workers, and stage.backend=openai by a server; leave out one of them"
         raise ConfigError([Problem("stage.engine", text)])
+    if cfg.model.inference == "int8":
+        raise ConfigError([Problem("model.inference", "int8 is not for stage.engine=ray; leave out one of them")])
 
 
 def _predict_text(cfg: RunConfig, record: Record, text: str, rule: selective.Rule | None) -> Result:
@@ -72,6 +72,7 @@ def _predict_text(cfg: RunConfig, record: Record, text: str, rule: selective.Rul
     elif cfg.target is not None:
         raise DataError("target: the prompt of this run does not ask for a target; leave it out")
     model = _load(cfg, record, rule)
+    receipt = receipts.quantize(model, [text], None) if cfg.model.inference == "int8" else None
     started = time.perf_counter()
     predictions = model([text])
     milliseconds = 1000 * (time.perf_counter() - started)
@@ -91,10 +92,12 @@ def _predict_text(cfg: RunConfig, record: Record, text: str, rule: selective.Rul
     truncated = f", truncated to {limit} tokens with its prompt" if predictions.truncated[0] else ""
     routed = f", route {predictions.routes[0]}" if predictions.routes else ""
     print(f"{record.name}: {milliseconds:.1f} ms{routed}{truncated}")
+    if receipt is not None:
+        print(f"int8 against float32 on this text: largest difference {receipt['largest_difference']:.2g}")
     return Result("predict", None, {"label": label})
 
 
-def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -> Result:
+def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None, session: Session | None) -> Result:
     stage = cfg.stage
     assert isinstance(stage, PredictStage)
     source, output = str(cfg.input), Path(str(cfg.output)).absolute()
@@ -124,6 +127,7 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
         "train.score_tokens": cfg.train.score_tokens,
         "number of processes": share.processes,
         "data.csv": csv.model_dump(mode="json"),
+        "model.inference": cfg.model.inference,
     }
     limits = stage.model_dump(include=set(CalibratedSelection.model_fields))
     state |= {f"stage.{name}": value if rule else None for name, value in limits.items()}
@@ -140,7 +144,8 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
             print(f"resuming: {done:,} chunks of up to {stage.chunk:,} rows are done ({folder})")
         for note in stream.notes:
             print(note)
-        found = columns or stream.first_columns
+        found, quantized = columns or stream.first_columns, None
+        receipt_file = output.with_name(f"{output.name}.{receipts.FILE}")
         open_writer = partial(row_files.open_writer, target, columns, stream.schema)
         started = time.monotonic()
         if stage.engine == "ray":
@@ -151,15 +156,21 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
             writer, by = open_writer(added.types()), f" by {counted(workers, 'Ray worker')}"
         else:
             model = _load(cfg, record, rule)
+            if cfg.model.inference == "int8":
+                texts, gold = receipts.validation_rows(record.cfg, session)
+                if not texts:
+                    text = "the validation rows of the run, on which it is compared, are gone"
+                    raise DataError(f"model.inference=int8: {text}")
+                quantized = receipts.quantize(model, texts, gold)
+                print(receipts.describe(quantized))
             if stage.adapter_column is not None and stage.adapter_column not in found:
                 raise DataError(f"stage.adapter_column: the input has no column '{stage.adapter_column}'")
-            receipt = output.with_name(f"{output.name}.{RECEIPT}")
-            if stage.backend == "openai" and stage.receipt and share.rank == 0 and not receipt.is_file():
+            if stage.backend == "openai" and stage.receipt and share.rank == 0 and not receipt_file.is_file():
                 if source == "-":
                     print("note: a pipe cannot be read twice, so the scores of the server are not compared")
                 else:
                     again = row_files.open_stream(source, form, reading, csv)
-                    _compare(cfg, record, model, again, reading, receipt)
+                    _compare(cfg, record, model, again, reading, receipt_file)
             added = Columns.of(model, found)
             writer = open_writer(added.types())
             started = time.monotonic()
@@ -178,7 +189,11 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None) -
     if counts.get("rejected"):
         print(f"rejected rows: {counts['rejected']:,} ({rejected})")
     print(f"wrote {counted(counts.get('answered', 0))} to {output}")
-    return Result("predict", None, {"rows": rows, "rows_per_second": rows / seconds, **counts})
+    results: dict[str, Any] = {"rows": rows, "rows_per_second": rows / seconds, **counts}
+    if quantized is not None:
+        results["receipt"] = quantized
+        files.write_text(receipt_file, json.dumps(quantized, indent=1) + "\n")
+    return Result("predict", None, results)
 
 
 def _compare(cfg: RunConfig, record: Record, model: Predictor, stream: Stream, reading: Reading, file: Path) -> None:
@@ -187,7 +202,8 @@ def _compare(cfg: RunConfig, record: Record, model: Predictor, stream: Stream, r
     Raises:
         RunError: if their predictions differ on more of them than the stage allows.
     """
-    stage, scorer = cfg.stage, cast(Any, model.scorer)
+    stage = cfg.stage
+    scorer: Any = model.scorer
     assert isinstance(stage, PredictStage)
     rows = next(iter(stream.chunks(stage.receipt)), [])
     if stage.adapters is not None:  # the run is none of these

@@ -18,7 +18,7 @@ from finsa.data.prompts import with_target
 from finsa.data.schema import Reading
 from finsa.errors import RunError
 from finsa.evaluation import selective
-from finsa.inference import predictor
+from finsa.inference import predictor, receipts
 from finsa.inference.predictor import Predictor
 from finsa.runs import run_folder
 from finsa.runs.run_folder import Result, RunFolder
@@ -39,6 +39,7 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise RunError(f'stage=serve needs {", ".join(missing)}: pip install "finsa[serve]"')
+    predictor.announce(f"run={cfg.run}")  # at once: even the packages of the service take a second to import
     from finsa.serving import application, server  # packages of the extra `serve`
     from finsa.serving.batching import Batcher
     from finsa.serving.middleware import Metrics
@@ -46,23 +47,30 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     token = server.token(stage.token_env)
     with closing(server.bind(stage.host, stage.port if cfg.port is None else cfg.port)) as socket:
         source, address = _source(cfg, session), server.url(socket)
-        record = predictor.read(str(source))
+        record = predictor.for_inference(predictor.read(str(source)), cfg.model.inference)
         chosen = selective.of_run(stage, record.path, record.labels)
         remote = None
         if stage.backend == "openai":
             predictor.require_served(record)
             remote = predictor.served(record, stage)
         predictor.announce(record.name)
-        from finsa.models import hardware  # torch takes seconds to import: after the checks
-
         with run_folder.start(cfg, None, session) as folder:
-            hardware.prepare(cfg.train)
+            if record.uses_torch and remote is None:
+                from finsa.models import hardware  # torch takes seconds to import: after the checks
+
+                hardware.prepare(cfg.train)
             model = remote or predictor.load(record, stage.batch_tokens, stage.threads, merge=True)
             model.selection = chosen[0] if chosen else None
+            receipt = None
+            if cfg.model.inference == "int8":
+                texts, gold = receipts.validation_rows(record.cfg, session)
+                receipt = receipts.quantize(model, texts or [WARM_UP], gold)
+                folder.write_json(receipts.FILE, receipt)
+                print(receipts.describe(receipt), flush=True)
             example = with_target("公司", WARM_UP) if record.cfg.data.asks_for_target else WARM_UP
             for copies in (1, stage.batch):
                 model([example] * copies)
-            served = _served(model, stage, folder)
+            served = {**_served(model, stage, folder), "receipt": receipt}
             folder.note(run=str(source), address=address, scoring=model.rule)
             metrics = Metrics(folder.path / "requests.jsonl", stage.log_bytes)
             batcher = Batcher(model, stage.batch, stage.wait_ms, stage.queue, metrics)

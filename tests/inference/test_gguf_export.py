@@ -33,7 +33,7 @@ from finsa.data.prompts import Prompt
 from finsa.data.rows import Renderer
 from finsa.errors import ConfigError, ModelError
 from finsa.inference import gguf_export, predictor
-from finsa.inference.loading import LLAMA_FILE, LlamaScorer
+from finsa.inference.graphs import LLAMA_FILE, LlamaScorer
 from finsa.inference.scoring import LabelScorer
 from finsa.models import base, gguf
 from finsa.stages import export

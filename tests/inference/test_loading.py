@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from finsa.data.labels import LabelSpace
 from finsa.data.prompts import Prompt
 from finsa.data.rows import Renderer
-from finsa.inference.loading import GraphScorer
+from finsa.inference.graphs import GraphScorer
 from finsa.runs import processes
 
 

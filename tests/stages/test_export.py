@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -23,7 +26,7 @@ from finsa.data.prompts import Prompt
 from finsa.data.rows import Renderer
 from finsa.errors import ConfigError, FinsaError, ModelError, RunError
 from finsa.inference import export as exporting
-from finsa.inference import predictor
+from finsa.inference import predictor, receipts
 from finsa.models import base
 from finsa.stages import evaluate, export, predict
 
@@ -97,7 +100,7 @@ def exported(request: Any, trained: Trained, export_of: Callable[[str, str], Pat
 
 def test_the_receipt_matches_the_two_folders(exported: tuple[str, Path, Path]) -> None:
     name, folder, _ = exported
-    receipt = json.loads((folder / export.RECEIPT).read_text())
+    receipt = json.loads((folder / receipts.FILE).read_text())
     assert receipt["rows"] == 50
     assert receipt["largest_difference"] <= FORMATS[name][1]
     assert receipt["agreement"] == 1 or name == "onnx_int8"
@@ -130,6 +133,44 @@ def test_an_export_is_restored_alone_and_answers_as_the_run(
     assert list(manifest["labels"]) == list(wanted.labels)
     assert manifest["rule"] == "whole label"
     assert manifest["prompt"]["head"] + "{text}" + manifest["prompt"]["tail"] == manifest["prompt"]["template"]
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnx_int8"])
+def test_a_bundle_answers_without_torch(
+    name: str, export_of: Callable[[str, str], Path], trained: Trained, texts: list[str], project: Path, tmp_path: Path
+) -> None:
+    folder, light = export_of("lora_response", name), predictor.restore(str(export_of("lora_response", name)), 4096)
+    full = predictor.renderer_of(predictor.read(str(trained("lora_response"))))
+    assert light.renderer is not None
+    assert light.renderer.tokenizer is None
+    for found, wanted in zip(light.renderer.encode(texts), full.encode(texts), strict=True):
+        assert list(found) == list(wanted)
+    code = (
+        "import json, sys; from finsa.cli import run; code = run(); "
+        "heavy = {'torch', 'transformers', 'peft', 'scipy', 'sklearn'} & {*sys.modules}; "
+        "print('imported', json.dumps(sorted(heavy))); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, "stage=predict", f"run={folder}", f"text={texts[0]}"]
+    environment = {**os.environ, "PYTHONPATH": str(project)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "imported []" in done.stdout
+    shown = dict(re.findall(r"│ (\w+) +│ ([\d.]+) │", done.stdout))
+    probs = light(texts[:1]).probs[0]
+    assert {key: float(value) for key, value in shown.items()} == pytest.approx(
+        dict(zip(light.labels, probs, strict=True)), abs=1e-4
+    )
+
+
+def test_a_bundle_of_an_older_version_is_read_with_transformers(
+    export_of: Callable[[str, str], Path], texts: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "older"
+    shutil.copytree(export_of("lora_response", "onnx"), folder)
+    manifest = json.loads((folder / predictor.MANIFEST).read_text())
+    del manifest["rendering"]
+    (folder / predictor.MANIFEST).write_text(json.dumps(manifest))
+    older, newer = (predictor.restore(str(one), 4096) for one in (folder, export_of("lora_response", "onnx")))
+    np.testing.assert_array_equal(older(texts).probs, newer(texts).probs)
 
 
 def test_predictions_do_not_depend_on_the_other_texts(exported: tuple[str, Path, Path], texts: list[str]) -> None:
@@ -284,7 +325,7 @@ def test_an_export_beyond_the_tolerance_is_removed_unless_forced(
         export.run(config(*words, strict))
     assert list(tmp_path.iterdir()) == []
     export.run(config(*words, strict, "stage.force=true"))
-    assert (tmp_path / "m" / export.RECEIPT).is_file()
+    assert (tmp_path / "m" / receipts.FILE).is_file()
     with pytest.raises(RunError, match="already exists"):
         export.run(config(*words))
 
