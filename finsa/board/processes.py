@@ -123,6 +123,10 @@ async def ended(command: Command) -> int | None:
     """Wait for a command, and return its exit code."""
     while command.running:
         await asyncio.sleep(0.2)
+    for _ in range(50):  # its exit code is written a moment after it has ended
+        if command.exit_code is not None:
+            break
+        await asyncio.sleep(0.1)
     return command.exit_code
 
 
