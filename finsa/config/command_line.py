@@ -303,7 +303,7 @@ def _not_a_pair(word: str, choice: str | None, choices: Choices) -> Problem:
     elif word in choices or unknown_key(word) is None:
         written = f"write {word}=<value>"
     else:
-        near = nearest(word, choices["stage"])
+        near = nearest(word, [name for name in choices["stage"] if name[:1] == word[:1].lower()])
         written = f"write stage={near}" if near else "a value with spaces needs quotes, as in text='two words'"
     return Problem(word, f"is not of the form key=value; {written}", "command line")
 
