@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import platform
 import traceback
 import warnings
@@ -21,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray import cloudpickle  # by which Ray itself sends arguments; between processes of a command, never from files
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -82,7 +82,7 @@ class Worker:
         try:
             if not (fault := fault or self.fault):
                 if rows is None:
-                    added = pickle.dumps(self.added)
+                    added = cloudpickle.dumps(self.added)
                 else:
                     answered = self._predict(predict.chunk_file(self.job.folder, number), rows, json.loads(header))
         except Exception as error:
@@ -94,7 +94,7 @@ class Worker:
         if known is not None:  # written before, but the worker was lost before it could report that
             return int(known["counts"]["answered"])
         encoded, rejected, counts = predict.predict_rows(
-            self.model, pickle.loads(rows), self.job.reading, self.writer, self.added
+            self.model, cloudpickle.loads(rows), self.job.reading, self.writer, self.added
         )
         predict.write_chunk(file, {**header, "counts": counts}, encoded, rejected)
         return counts["answered"]
@@ -108,7 +108,7 @@ def _read(_: Any, job: Job, done: frozenset[int]) -> Iterator[pa.Table]:
         for number, rows, header, _known in predict.read_chunks(stream, job.folder, job.size):
             position = stream.position
             if number not in done:
-                yield _block(number, json.dumps(header).encode(), position, pickle.dumps(rows), "")
+                yield _block(number, json.dumps(header).encode(), position, cloudpickle.dumps(rows), "")
             number += 1  # the number of chunks after the last one
     except Exception as error:
         fault = _message(error)
@@ -204,7 +204,7 @@ def run(
             raise RunError(f"Ray: {str(error).strip().splitlines()[0][:200]}; {kept}") from error
         if end is not None and len(done) == end["number"]:
             ray.shutdown()
-            return end["number"], answered, pickle.loads(end["added"])
+            return end["number"], answered, cloudpickle.loads(end["added"])
         if len(done) == before:
             raise RunError(
                 "all Ray workers were lost before they finished a chunk; they may need more memory (fewer workers per "
