@@ -36,6 +36,7 @@ SERVED: dict[str, Any] = {
     "git_commit": None,
     "versions": {"torch": "2"},
     "finsa": "0.1",
+    "receipt": None,
     "limits": {"texts": 1000, "body_bytes": 1048576, "answer_seconds": 30},
 }
 
