@@ -39,12 +39,19 @@ NEEDS = {
     "stage=import": ["input=llama.yaml", "output=somewhere"],
     "stage=predict": ["run=somewhere", "input=rows.csv", "output=answers.csv"],
     "stage=pretrain": ["data=tiny_corpus"],
+    "stage=push": ["run=somewhere", "stage.repo=some/model"],
     "stage=report": ["runs=somewhere"],
     "stage=rerun": ["run=somewhere"],
     "stage=serve": ["run=somewhere"],
     "stage=synthesize": ["output=somewhere", "stage.model=some"],
 }
-FROM_RUN = ("stage=export", "stage=predict", "stage=rerun", "stage=serve")  # a run folder brings model, method and data
+FROM_RUN = (
+    "stage=export",
+    "stage=predict",
+    "stage=push",
+    "stage=rerun",
+    "stage=serve",
+)  # a run folder brings model, method and data
 
 
 @dataclass(frozen=True)

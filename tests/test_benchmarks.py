@@ -81,6 +81,7 @@ def test_every_benchmark_is_run_by_the_one_command() -> None:
         "bench",
         "drawn",
         "gpu",
+        "int8",
         "kept",
         "peer_arms",
         "peer_trainers",

@@ -101,11 +101,11 @@ def test_a_killed_node_costs_its_chunks_only(
     predict.run(config(*SETTINGS, f"run={run}", f"input={table}", f"output={whole}"))
     real, calls = predictor.Predictor.__call__, []
 
-    def breaks(self: Any, texts: Any) -> Any:
+    def breaks(self: Any, texts: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(self, texts)
+        return real(self, texts, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(predictor.Predictor, "__call__", breaks)

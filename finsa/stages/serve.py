@@ -39,12 +39,14 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise RunError(f'stage=serve needs {", ".join(missing)}: pip install "finsa[serve]"')
+    from finsa.serving import server  # packages of the extra `serve`
+
+    token = server.token(stage.token_env)
     predictor.announce(f"run={cfg.run}")  # at once: even the packages of the service take a second to import
-    from finsa.serving import application, server  # packages of the extra `serve`
+    from finsa.serving import application
     from finsa.serving.batching import Batcher
     from finsa.serving.middleware import Metrics
 
-    token = server.token(stage.token_env)
     with closing(server.bind(stage.host, stage.port if cfg.port is None else cfg.port)) as socket:
         source, address = _source(cfg, session), server.url(socket)
         record = predictor.for_inference(predictor.read(str(source)), cfg.model.inference)

@@ -29,7 +29,14 @@ def test_an_evaluation_has_a_receipt(config: Compose, trained: Callable[..., Pat
     assert plain.run_dir is not None
     receipt = json.loads((done.run_dir / receipts.FILE).read_text())
     assert not (plain.run_dir / receipts.FILE).exists()
-    assert set(receipt) == {"rows", "agreement", "largest_difference", "mean_difference", "macro_f1_difference", "macro_f1_interval"}
+    assert set(receipt) == {
+        "rows",
+        "agreement",
+        "largest_difference",
+        "mean_difference",
+        "macro_f1_difference",
+        "macro_f1_interval",
+    }
     assert receipt["agreement"] > 0.95
     assert 0 < receipt["largest_difference"] < 0.2
     low, high = receipt["macro_f1_interval"]

@@ -22,6 +22,7 @@ from finsa.config import RunConfig, ServeStage, command_line, compose
 from finsa.errors import ConfigError, RunError
 from finsa.inference import predictor
 from finsa.runs import run_folder
+from finsa.serving import server
 from finsa.session import Session
 from finsa.stages import serve, train
 
@@ -190,11 +191,11 @@ def test_a_token_that_is_invalid_in_a_header_is_refused(config: Compose, monkeyp
     stage = config("stage=serve", "run=latest", "stage.token_env=FINSA_TEST_TOKEN").stage
     assert isinstance(stage, ServeStage)
     monkeypatch.setenv("FINSA_TEST_TOKEN", " Geheim-1\n")
-    assert serve._token(stage) == "Geheim-1"
+    assert server.token(stage.token_env) == "Geheim-1"
     for wrong in ("gehe im", "密码", "a\tb", " "):
         monkeypatch.setenv("FINSA_TEST_TOKEN", wrong)
         with pytest.raises(RunError, match="FINSA_TEST_TOKEN") as caught:
-            serve._token(stage)
+            server.token(stage.token_env)
         assert wrong.strip() == "" or wrong not in str(caught.value)
 
 

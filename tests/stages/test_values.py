@@ -69,7 +69,7 @@ def runs(config: Compose, rows: Path, tmp_path_factory: pytest.TempPathFactory) 
     def of(task: str, method: str) -> Path:
         if (task, method) not in done:
             words = ("data=table", *TASKS[task], f"data.files={rows}", "data.max_length=80", "data.cache=null")
-            more = ("train.max_steps=24", "train.validate_every=12", "train.learning_rate=3e-3", "model.dtype=float32")
+            more = ("train.max_steps=30", "train.validate_every=15", "train.learning_rate=3e-3", "model.dtype=float32")
             base = tmp_path_factory.mktemp(f"{task}_{method}")
             folder = train.run(
                 config(
