@@ -1,7 +1,7 @@
 """The command: compose, check, run a stage, return its objective. ``python run.py``, ``python -m finsa`` and ``finsa``.
 
-Exit codes: 1 if a job of a sweep failed; 2 for an error that the user can fix, reported in one message; 130 if
-interrupted; 143 if terminated.
+Exit codes: 1 if a job of a sweep failed, or for a bug in finsa; 2 for an error that the user can fix, reported in one
+message; 130 if interrupted; 143 if terminated.
 """
 
 from __future__ import annotations

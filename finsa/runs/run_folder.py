@@ -108,7 +108,7 @@ def _defined(values: Any) -> Any:
 def start(
     cfg: RunConfig, data_fingerprint: str | None, session: Session, named: RunConfig | None = None
 ) -> Iterator[RunFolder]:
-    """Open a run folder; on exit it is marked complete, or failed with the error.
+    """Open a run folder; on exit it is marked complete, stopped, pruned, or failed with the error.
 
     With ``resume=true`` it is the newest unfinished folder of the same configuration.
 

@@ -390,7 +390,7 @@ def track(cfg: RunConfig, folder: Path, group: str | None) -> Iterator[Tracker]:
     Args:
         cfg: the configuration, which is logged as well.
         folder: the run folder; local files of trackers are written below it, except the shared store of MLflow
-            (``mlruns`` below `output_dir`) and trackio's own database.
+            (``mlflow.db`` and ``mlartifacts`` below `output_dir`) and trackio's own database.
         group: the sweep or the larger run that the job belongs to; None if it is not part of one.
     """
     info = {"name": folder.name, "group": group, "job_type": cfg.stage.name, "config": cfg.model_dump(mode="json")}
@@ -433,7 +433,7 @@ def _opened(tracking: Tracking | None, folder: Path, info: Mapping[str, Any], ou
                 trackers.append(SwanlabTracker(tracking, folder, info))
             elif name == "trackio":
                 trackers.append(TrackioTracker(tracking, folder, info))
-            else:
+            elif name == "tensorboard":
                 trackers.append(TensorboardTracker(folder, info))
         yield trackers[0] if len(trackers) == 1 else Several(trackers)
         failed = False

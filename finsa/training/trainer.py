@@ -433,8 +433,9 @@ class _Resume(TrainerCallback):  # type: ignore[misc]
         self.trainer.restore()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # The last step of an epoch waits for the validation that follows, and is saved with it.
-        if self.trainer.stopped() is not None and not control.should_training_stop and state.epoch % 1 != 0:
+        # The last step of an epoch waits for the validation at its end, if there is one, and is saved with it.
+        follows = state.epoch % 1 == 0 and args.eval_strategy == "epoch"
+        if self.trainer.stopped() is not None and not control.should_training_stop and not follows:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

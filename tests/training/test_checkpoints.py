@@ -122,6 +122,17 @@ def test_a_training_stopped_at_any_step_ends_with_the_same_result(name: str, tok
     assert stops >= 2
 
 
+def test_a_signal_in_the_last_step_of_an_epoch_stops_there(tokenizer: Any, tmp_path: Path) -> None:
+    words = ("train.validate_every=100", "train.patience=null", "train.epochs=2")
+    (tmp_path / "whole").mkdir()
+    whole = training(tmp_path / "whole", tokenizer, *words)
+    (tmp_path / "cut").mkdir()
+    epoch = whole[1][0] // 2
+    with pytest.raises(Stopped, match=f"SIGTERM; step {epoch} is saved"):
+        training(tmp_path / "cut", tokenizer, *words, step=epoch - 1, act=term)  # at the end of the step before
+    same(training(tmp_path / "cut", tokenizer, *words), whole)
+
+
 def test_a_signal_after_the_last_checkpoint_stops_before_scoring(tokenizer: Any, tmp_path: Path, whole: Any) -> None:
     with pytest.raises(Stopped, match=f"SIGTERM; step {whole[1][0]} is saved"):
         training(tmp_path, tokenizer, step=-1, act=term)
