@@ -39,8 +39,8 @@ def deferred() -> Iterator[Callable[[], int | None]]:
             raise Stopped(number)
         received.append(number)
         print(
-            "stopping after this step (and its validation, if one is due) and saving a checkpoint; a second signal stops "
-            "at once",
+            "stopping after this step (and its validation, if one is due) and saving a checkpoint; a second signal "
+            "stops at once",
             file=sys.stderr,
             flush=True,
         )
