@@ -104,12 +104,13 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     process, url = _start(output, f"stage.folders=[{ROOT / 'tests' / 'rows'}]", "stage.refresh_seconds=0.5")
     driver = browsers.chromium("127.0.0.1")
     driver.set_window_size(1280, 900)
+    board = Board(process, url, output, driver)
     try:
-        yield Board(process, url, output, driver)
+        yield board
     finally:
         driver.quit()
-        process.send_signal(signal.SIGINT)
-        process.wait(20)
+        board.process.send_signal(signal.SIGINT)  # a test starts another one
+        board.process.wait(20)
         for command in processes.started(output):
             if command.running:
                 os.kill(command.pid, signal.SIGKILL)
