@@ -96,11 +96,14 @@ def check(given: Sequence[str], scope: Scope) -> list[RunConfig]:
     """
     typed = [word for word in given[len(scope.always) :] if word not in ("-m", "--multirun")]
     folders.raise_any(problem for word in typed for problem in _refusals(word))
-    with _COMPOSING:
-        jobs = command_line.prepare(given, folders.require)[2]
     keys = {word.partition("=")[0].lstrip("+~") for word in typed} - set(catalogue.groups())
-    folders.raise_any(problem for job in jobs for problem in _outside(job.model_dump(), keys, scope.allowed))
-    return jobs
+
+    def require(jobs: list[RunConfig]) -> None:
+        folders.raise_any(problem for job in jobs for problem in _outside(job.model_dump(), keys, scope.allowed))
+        folders.require(jobs)  # afterwards: its messages list what is in a folder
+
+    with _COMPOSING:
+        return command_line.prepare(given, require)[2]
 
 
 def _refusals(word: str) -> Iterator[Problem]:
@@ -111,7 +114,7 @@ def _refusals(word: str) -> Iterator[Problem]:
         text = "the board takes key=value and -m; --config-dir belongs to the command that starts the board"
     elif re.split(r"[./]", name)[0] in ("hydra", "per_method"):
         text = "cannot be set in the board; write it into a file of conf/experiment, or use a shell"
-    elif name == safety.REMOTE_CODE and value.strip().lower() != "false":
+    elif safety.REMOTE_CODE.split(".")[1] in word and (name, value.strip().lower()) != (safety.REMOTE_CODE, "false"):
         text = "code that ships with weights can only be allowed in a shell"
     elif "${" in value:
         text = "the board takes values, not references to other keys; write the value itself"
@@ -125,6 +128,9 @@ def _outside(values: Any, keys: Collection[str], allowed: Sequence[Path], path: 
     """Values that a command sets and that name a file outside of the allowed folders."""
     entries = values.items() if isinstance(values, Mapping) else ()
     for name, value in entries:
+        started = value.get("name") if isinstance(value, Mapping) else value
+        if name == "stage" and started in SERVERS:  # of a link: the stage of the command is refused by `_refusals`
+            yield Problem(f"{path}.{name}".lstrip("."), f"{started} is started from a shell", "board")
         yield from _outside(value, keys, allowed, f"{path}.{name}".lstrip("."))
     for value in values if isinstance(values, list | tuple) else ():
         yield from _outside(value, keys, allowed, path)

@@ -203,6 +203,15 @@ class PushStage(Section):
             )
         return repo
 
+    @field_validator("branch")
+    @classmethod
+    def _check_branch(cls, branch: str) -> str:
+        if ".." in branch or any(re.search(r"^[.-]|\.$|\.lock$", part) for part in branch.split("/")):
+            raise ValueError(
+                "is no name of a branch in git: no '..', no '.' or '-' at the start, no '.' or '.lock' at the end"
+            )
+        return branch
+
 
 class RerunStage(Section):
     """Repeat a finished run from its configuration, and compare every result with the original."""

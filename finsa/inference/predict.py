@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from finsa.data.schema import Reading
-from finsa.errors import RunError
+from finsa.errors import FinsaError, RunError
 from finsa.inference.predictor import Predictions, Predictor
 from finsa.inference.row_files import Row, Stream, Writer
 from finsa.runs import files, locks
@@ -274,6 +275,17 @@ def begin(folder: Path, state: Mapping[str, Any]) -> None:
     files.sync(temporary)
     temporary.replace(file)
     files.sync(folder)
+
+
+@contextmanager
+def undone(folder: Path, share: Share) -> Iterator[None]:
+    """Remove the folder after an error before the first chunk, so that a corrected command can start."""
+    try:
+        yield
+    except FinsaError:
+        if share.processes == 1 and not any(folder.glob("chunk-*")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def chunk_file(folder: Path, number: int) -> Path:

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from finsa.config import CalibratedSelection, Csv, PredictStage, RunConfig, locate
@@ -138,7 +137,7 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None, s
 
         workers = ray_data.connect(stage.ray)  # before anything is written
     predict.begin(folder, state)
-    with locks.held(predict.lock_file(folder, share.rank), f"output {output}"):
+    with locks.held(predict.lock_file(folder, share.rank), f"output {output}"), predict.undone(folder, share):
         predict.enter(folder, share)
         if share.rank == 0 and (done := len(list(folder.glob("chunk-*")))):
             print(f"resuming: {done:,} chunks of up to {stage.chunk:,} rows are done ({folder})")
@@ -165,7 +164,8 @@ def _predict_file(cfg: RunConfig, record: Record, rule: selective.Rule | None, s
                 print(receipts.describe(quantized))
             if stage.adapter_column is not None and stage.adapter_column not in found:
                 raise DataError(f"stage.adapter_column: the input has no column '{stage.adapter_column}'")
-            if stage.backend == "openai" and stage.receipt and share.rank == 0 and not receipt_file.is_file():
+            compared = receipt_file.is_file() and any(folder.glob("chunk-*"))  # otherwise of an earlier output
+            if stage.backend == "openai" and stage.receipt and share.rank == 0 and not compared:
                 if source == "-":
                     print("note: a pipe cannot be read twice, so the scores of the server are not compared")
                 else:
@@ -221,14 +221,12 @@ def _compare(cfg: RunConfig, record: Record, model: Predictor, stream: Stream, r
     local = run(kept)
     seconds["run"] = time.perf_counter() - started
     run.close()
-    difference = np.abs(remote.probs - local.probs)
+    agreement, largest, mean = receipts.agreement(record.labels, remote, local)
     receipt = {
         "rows": len(kept),
-        "agreement": float(
-            np.mean([one == other for one, other in zip(remote.predicted, local.predicted, strict=True)])
-        ),
-        "largest_difference": float(difference.max()),
-        "mean_difference": float(difference.mean()),
+        "agreement": agreement,
+        "largest_difference": largest,
+        "mean_difference": mean,
         "url": stage.url,
         "model": scorer.model,
         "sent": "token ids" if scorer.as_ids else "text",
@@ -236,13 +234,14 @@ def _compare(cfg: RunConfig, record: Record, model: Predictor, stream: Stream, r
         "rows_per_second": {name: round(len(kept) / value, 1) for name, value in seconds.items()},
     }
     print(
-        f"receipt: equal predictions on {receipt['agreement']:.2%} of {len(kept):,} texts; largest difference of a "
-        f"probability {difference.max():.2g}, mean {difference.mean():.2g}; {receipt['sent']} sent, "
+        f"receipt: equal predictions on {agreement:.2%} of {len(kept):,} texts; largest difference of a "
+        f"{'number' if record.labels.task == 'regression' else 'probability'} {largest:.2g}, mean {mean:.2g}; "
+        f"{receipt['sent']} sent, "
         f"{scorer.other_tokens} prompts with other tokens"
     )
-    if receipt["agreement"] < stage.agreement:
+    if agreement < stage.agreement:
         raise RunError(
-            f"stage.url: agreement {receipt['agreement']:.4f} is below stage.agreement={stage.agreement}: "
+            f"stage.url: agreement {agreement:.4f} is below stage.agreement={stage.agreement}: "
             f"{scorer.model} there is another model than {record.path} or rounds further; nothing is predicted"
         )
     file.write_text(json.dumps(receipt, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -82,6 +82,11 @@ OUTSIDE = [
     ("model.trust_remote_code=true", "model.trust_remote_code"),
     ("stage=board", "stage"),
     ("stage=serve run=latest", "stage"),
+    ("stage=chain 'stage.links={a: {stage: serve, port: 1}}'", "stage.links.a.stage"),
+    ("stage=chain 'stage.links={a: {stage: {name: board}}}'", "stage.links.a.stage"),
+    ("stage=chain 'stage.links={a: {model: {trust_remote_code: true}}}'", "stage.links"),
+    ("stage=search 'stage.space=[{key: model.trust_remote_code, values: [true]}]'", "stage.space"),
+    ("model.path=/etc", "model.path"),
 ]
 
 
@@ -90,6 +95,7 @@ def test_a_command_cannot_lead_out_of_the_folders_of_the_board(scope: Scope, tex
     with pytest.raises(ConfigError) as refused:
         commands.check(commands.words({}, text, scope), scope)
     assert key in [problem.path for problem in refused.value.problems], refused.value
+    assert "contains" not in str(refused.value)  # no list of the files of another folder
 
 
 def test_a_link_in_an_allowed_folder_leads_nowhere_else(scope: Scope, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from endpoints import ChatServer, Reply, Request, failed
 from finsa.config import RunConfig
 from finsa.errors import ConfigError, DataError, RunError
 from finsa.inference import predictor
-from finsa.stages import export, predict
+from finsa.stages import export, predict, train
 
 Compose = Callable[..., RunConfig]
 Trained = Callable[..., Path]
@@ -150,7 +150,7 @@ def test_a_wrong_server_is_one_message_and_nothing_is_written(
     files = (f"run={run}", f"input={table}", f"output={tmp_path / 'out.csv'}", f"stage.url={served}")
     with pytest.raises(RunError, match=message):
         predict.run(config(*BACKEND, *files, *words.split()))
-    assert not (tmp_path / "out.csv").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @llama.needed
@@ -238,7 +238,35 @@ def test_another_model_fails_the_receipt_and_nothing_is_predicted(
         words = (f"run={run}", f"input={table}", f"output={tmp_path / 'out.csv'}", f"stage.url={server.url}")
         with pytest.raises(RunError, match=r"below stage.agreement=0.995: base there is another model than"):
             predict.run(config(*BACKEND, *words))
-    assert not (tmp_path / "out.csv").exists()
+        assert not list(tmp_path.iterdir())  # so that a corrected command can start
+        (tmp_path / "out.csv.receipt.json").write_text("{}")  # of an output that has been removed
+        with pytest.raises(RunError, match="below stage.agreement"):
+            predict.run(config(*BACKEND, *words))
+
+
+def test_numbers_of_a_server_agree_if_they_are_close(config: Compose, tmp_path: Path) -> None:
+    rows = [f"{'涨跌平'[number % 3]}{number},{number % 3 - 1}" for number in range(60)]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(rows), encoding="utf-8")
+    data = ("data=table", "data.task=regression", "data.labels={-1: '空', 0: '平', 1: '多'}", "method=lora_label")
+    short = (*data, f"data.files={tmp_path / 'rows.csv'}", "train=smoke", "train.max_steps=2", "tracking=none")
+    run = train.run(config(*short, "stage.compare_base=false", "model.dtype=float32", f"output_dir={tmp_path}")).run_dir
+    assert run is not None
+    exact = Vllm(run)
+
+    def rounded(request: Request) -> Reply:
+        content = json.loads(exact(request).body)
+        for choice in content["choices"]:
+            for entry in filter(None, choice["prompt_logprobs"]):
+                for value in entry.values():
+                    value["logprob"] = round(value["logprob"], 3)
+        return Reply(json.dumps(content).encode())
+
+    with endpoint(rounded, "numbers") as server:
+        words = (f"run={run}", f"input={tmp_path / 'rows.csv'}", f"output={tmp_path / 'out.csv'}")
+        predict.run(config(*BACKEND, *words, f"stage.url={server.url}"))
+    receipt = json.loads((tmp_path / "out.csv.receipt.json").read_text())
+    assert receipt["agreement"] == 1
+    assert 0 < receipt["largest_difference"] < 0.01
 
 
 def test_a_server_without_log_probabilities_is_named(config: Compose, run: Path, table: Path, tmp_path: Path) -> None:

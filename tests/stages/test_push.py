@@ -230,6 +230,12 @@ def test_a_run_that_cannot_be_pushed_is_refused_before_the_hub_is_asked(
     assert hub.asked == []
 
 
+@pytest.mark.parametrize("branch", ["a..b", "-x", ".x", "a/.b", "v1.", "v1.lock", "a b"])
+def test_an_invalid_name_of_a_branch_is_refused(config: Compose, branch: str) -> None:
+    with pytest.raises(ConfigError, match=r"stage\.branch: "):
+        config("stage=push", "run=somewhere", f"stage.repo={REPO}", f"stage.branch='{branch}'")
+
+
 @pytest.mark.parametrize("repo", ["my-model", "a/b/c", "组织/model", "org/mo del", "org/a--b", "org/a.git", "org/.a"])
 def test_an_invalid_name_of_a_repository_is_refused(config: Compose, repo: str) -> None:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
