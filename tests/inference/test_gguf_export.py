@@ -204,10 +204,12 @@ def test_unsupported_models_are_refused(config: Any, message: str, renderer: Ren
 def test_impossible_exports_are_refused_before_weights_are_loaded(
     config: Compose, trained: Trained, monkeypatch: pytest.MonkeyPatch, method: str, words: str, message: str
 ) -> None:
+    run = trained(method)
+    before = sorted(run.rglob("*"))
     monkeypatch.setattr(base, "load_base", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(ConfigError, match=message):
-        export.run(config("stage=export", f"run={trained(method)}", *words.split()))
-    assert not (trained(method) / "exports").exists()
+        export.run(config("stage=export", f"run={run}", *words.split()))
+    assert sorted(run.rglob("*")) == before
 
 
 def test_without_llama_cpp_the_file_is_written_and_the_receipt_skipped(
