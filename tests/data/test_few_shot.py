@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +81,7 @@ def test_no_examples_are_the_prompt_without_examples(tokenizer: Any) -> None:
 
 
 def test_examples_are_within_the_turn_of_the_user(qwen_tokenizer: Any) -> None:
+    qwen_tokenizer = copy.deepcopy(qwen_tokenizer)  # other tests use it
     qwen_tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
