@@ -2,14 +2,18 @@
 
     python docs/pictures.py <run folders, or the folder of a sweep>
     python docs/pictures.py <run folder>/index.html
+    python docs/pictures.py <report of experiment=english_sentiment>/report.html
     python docs/pictures.py --board <output_dir>    the board, with its newest run; in a folder that contains output_dir
+    python docs/pictures.py --rewards <run> <run>   the reward of two runs of method=expected_reward by step
 
 The report is written by ``stage=report``, so the figures in the pictures are those of the runs. The second
-command takes the picture of a run's page. Look at the pictures before you commit them.
+command takes the picture of a run's page, the third that of a table over several data sets. Look at the pictures before
+you commit them.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
@@ -118,12 +123,34 @@ def photograph_board(output: str, file: Path) -> None:
     Image.open(file).convert("RGB").quantize(96).save(file, optimize=True)
 
 
+def draw_rewards(runs: list[str], file: Path) -> None:
+    """Draw the objective of runs of ``method=expected_reward`` by step: reward minus beta times the divergence."""
+    from PIL import Image
+
+    sys.path.insert(0, str(ROOT))
+    from finsa.evaluation import figures
+
+    with figures.canvas(file, 2.8, columns=len(runs)) as (_, axes):
+        for run, one in zip(runs, axes[0], strict=True):
+            kind = yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8"))["method"]["reward"]["kind"]
+            log = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+            points = [(record["step"], -record["loss"]) for record in log if "loss" in record]
+            one.plot(*zip(*points, strict=True), "o-", color=figures.LINES[0], markersize=3, linewidth=1)
+            one.set(xlabel="optimizer step", title=f"reward.kind={kind}")
+        axes[0][0].set_ylabel("expected reward - beta KL")
+    Image.open(file).convert("RGB").quantize(64).save(file, optimize=True)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--rewards"]:
+        sys.exit(draw_rewards(sys.argv[2:], PICTURES / "rewards.png"))
     if sys.argv[1:2] == ["--board"]:
         sys.exit(photograph_board(sys.argv[2], PICTURES / "board.png"))
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    if sys.argv[1].endswith(".html"):
+    if sys.argv[1].endswith("report.html"):
+        photograph_page(Path(sys.argv[1]), PICTURES / "english_sentiment.png", (1280, 582), "over-the-data-sets")
+    elif sys.argv[1].endswith(".html"):
         photograph_page(Path(sys.argv[1]), PICTURES / "run.png", (1100, 1064), None)
     else:
         main(sys.argv[1:])

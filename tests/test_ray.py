@@ -6,17 +6,16 @@ import csv
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import clusters
 import commands
+import interruptions
 import polars as pl
 import pytest
 
 from finsa import cli
 from finsa.config import RunConfig
 from finsa.errors import ConfigError
-from finsa.inference import predictor
 from finsa.runs import processes
 from finsa.stages import predict
 
@@ -99,18 +98,7 @@ def test_a_killed_node_costs_its_chunks_only(
     """The workers resume what one process has begun, and write the file of one process."""
     run, whole, output = trained("lora_response"), tmp_path / "whole.csv", tmp_path / "out.csv"
     predict.run(config(*SETTINGS, f"run={run}", f"input={table}", f"output={whole}"))
-    real, calls = predictor.Predictor.__call__, []
-
-    def breaks(self: Any, texts: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(self, texts, **options)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(predictor.Predictor, "__call__", breaks)
-        with pytest.raises(KeyboardInterrupt):
-            predict.run(config(*SETTINGS, f"run={run}", f"input={table}", f"output={output}"))
+    interruptions.after_two_chunks(config(*SETTINGS, f"run={run}", f"input={table}", f"output={output}"), monkeypatch)
     folder = tmp_path / "out.csv.partial"
     begun = {file.name: file.stat().st_mtime_ns for file in folder.glob("chunk-*")}
     assert len(begun) == 2

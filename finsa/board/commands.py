@@ -151,7 +151,7 @@ def _names_a_file(text: str) -> bool:
 
 
 def within(text: str | Path, allowed: Sequence[Path]) -> bool:
-    """Whether a path, with its links followed, lies in one of the folders."""
+    """Whether a path, after resolving links, is inside one of the folders."""
     try:
         place = locate(text).resolve()
     except (OSError, ValueError, RuntimeError):
@@ -160,12 +160,12 @@ def within(text: str | Path, allowed: Sequence[Path]) -> bool:
 
 
 def in_shell(given: Sequence[str]) -> str:
-    """The command as it is typed in a shell."""
+    """The command line to type in a shell."""
     return " ".join([catalogue.COMMAND, *map(quoting.for_shell, given)])
 
 
 def as_yaml(jobs: Sequence[RunConfig]) -> str:
-    """The configuration that a command stands for, as it is written into a run folder; of a sweep, the first job."""
+    """The resulting configuration as in a run folder's ``config.yaml``; of a sweep, that of the first job."""
     shown = yaml.safe_dump(jobs[0].model_dump(mode="json"), allow_unicode=True, sort_keys=False)
     return f"# job 1 of {len(jobs)}\n{shown}" if len(jobs) > 1 else shown
 

@@ -1,4 +1,4 @@
-"""Commands that the board has started: each is a process of its own, recorded in ``<output_dir>/.board/<id>``.
+"""Commands that the board has started: each is a separate process, recorded in ``<output_dir>/.board/<id>``.
 
 The folder contains ``command.json``, ``log.txt`` and, once the process has ended, ``exit``. A board that is started
 later finds the same processes; nothing is kept in memory.
@@ -96,7 +96,7 @@ def start(words: Sequence[str], folder: Path, hidden: Sequence[str] = (), column
     program = [sys.executable, *([str(checkout)] if checkout.is_file() else ["-m", "finsa"])]
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     environment |= {"PYTHONUNBUFFERED": "1", "COLUMNS": str(columns), "NO_COLOR": "1"}
-    with (folder / "log.txt").open("ab") as log:  # in a session of its own: Ctrl-C of the board does not reach it
+    with (folder / "log.txt").open("ab") as log:  # a new session: Ctrl-C of the board does not reach it
         process = subprocess.Popen(
             [*program, *words],
             stdin=subprocess.DEVNULL,

@@ -167,7 +167,7 @@ def _tiles(
 
 
 def _scores(arms: Mapping[str, Mapping[str, Any]]) -> Iterator[Score]:
-    """All measures of the models, with their places on a scale from 0 to 1, or to the largest value."""
+    """All measures of the models, with their places on a scale from 0 to 1, extended if values lie outside."""
     named = {key: title for one in arms.values() for key, title in tables.scores_of(one).items()}
     named |= {key: key.replace("_", " ") for one in arms.values() for key in one.get("measures") or {}}
     for key, title in named.items():
@@ -175,7 +175,7 @@ def _scores(arms: Mapping[str, Mapping[str, Any]]) -> Iterator[Score]:
         pairs = [one["intervals"].get(key) for one in arms.values()]
         pairs = [pair if pair and None not in pair else None for pair in pairs]  # of a measure that is not defined
         known = [end for pair in pairs if pair for end in pair] + [value for value in values if value is not None]
-        low = min(0.0, *known, 0.0)
+        low = min([0.0, *known])
         span = (1.0 if max(known, default=1) <= 1 else 1.05 * max(known)) - low
         cells, marks = [], list[tuple[float, float, float] | None]()
         for value, pair in zip(values, pairs, strict=True):
@@ -348,6 +348,6 @@ def _commands(cfg: RunConfig, folder: RunFolder) -> Iterator[tuple[str, str]]:
 
 
 def _shown(path: Path) -> str:
-    """A path as it is written in a command: relative to the working folder, if it is inside."""
+    """A path for a command line: relative to the working directory if it is inside it, otherwise absolute."""
     inside = path.is_absolute() and path.is_relative_to(Path.cwd())
     return shlex.quote(os.path.relpath(path) if inside else str(path))

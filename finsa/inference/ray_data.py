@@ -61,7 +61,7 @@ class Job:
 
 
 class Worker:
-    """An actor that predicts chunks with a model of its own. Its errors are values: only a lost worker is an error."""
+    """An actor that loads the model and predicts chunks. Its errors are returned; only a lost worker raises one."""
 
     def __init__(self, job: Job) -> None:
         processes.quiet()

@@ -16,8 +16,8 @@ from torch import nn
 HIGHEST = 0.2  # above this rate, drawing a number per element is as fast
 
 
-def use(model: nn.Module) -> None:
-    """Replace the dropout of a model's LoRA layers."""
+def make_sparse(model: nn.Module) -> None:
+    """Replace the dropout of a model's LoRA layers by `SparseDropout`."""
     for module in list(model.modules()):
         layers = getattr(module, "lora_dropout", None)
         if isinstance(layers, nn.ModuleDict):

@@ -30,7 +30,7 @@ def build(cfg: RunConfig, backbone: Any, renderer: Renderer | None) -> torch.nn.
         backbone.requires_grad_(True)
     elif method.adapter is not None:
         backbone = adapters.attach(backbone, cfg.model, method.adapter, cfg.seed)
-        dropout.use(backbone)
+        dropout.make_sparse(backbone)
     if method.head == "lm":
         return backbone  # type: ignore[no-any-return]
     assert renderer is not None

@@ -227,8 +227,8 @@ def code() -> str:
     return digest.hexdigest()[:16]
 
 
-def computed_by() -> str:
-    """What results depend on besides their inputs: source code, versions of numerical libraries, processor."""
+def environment() -> str:
+    """The source code, library versions and processor that results depend on, apart from their inputs."""
     return f"{code()} {[(name, _version(name)) for name in COMPUTING]} {platform.machine()}"
 
 

@@ -12,7 +12,7 @@ from finsa.session import Session
 
 
 def run(cfg: RunConfig, session: Session | None = None) -> Result:
-    """Bind the address and answer until a stop signal; processes that the board has started go on.
+    """Bind the address and answer until a stop signal; processes that the board has started continue.
 
     Raises:
         RunError: if gradio or the token is missing, or the address cannot be bound.
@@ -44,5 +44,5 @@ def run(cfg: RunConfig, session: Session | None = None) -> Result:
             timeout_graceful_shutdown=1,
         )
         server.StageServer(settings, lambda: print(greeting, flush=True)).run([socket])
-    print("stopped; processes that the board has started go on")
+    print("stopped; processes that the board has started continue")
     return Result("board")

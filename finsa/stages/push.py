@@ -22,7 +22,7 @@ from finsa.runs.run_folder import EXPORTED, Result
 from finsa.session import Session
 
 CONFIG, METRICS, ADAPTER = "config.yaml", "metrics.json", "adapter_config.json"
-# Names of the files that are uploaded; nothing else that lies in a folder is. Pickles and code are not among them.
+# Names of the files that are uploaded; no other file is. Pickles and code are not among them.
 UPLOADED = (
     *("README.md", MANIFEST, EXPORTED, CONFIG, METRICS, ADAPTER, "*.safetensors", "*.safetensors.index.json"),
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),

@@ -230,7 +230,7 @@ def _base_log_probs(
                 *data.fingerprints().values(),
             )
             name = cache.key(
-                "base scores", key, *rows, hardware.describe(base.dtype(cfg.model)), provenance.computed_by()
+                "base scores", key, *rows, hardware.describe(base.dtype(cfg.model)), provenance.environment()
             )
             try:
                 found = cache.arrays(cache.folder_of(data.cache, f"scores-{name}"), build)

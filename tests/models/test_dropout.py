@@ -69,6 +69,6 @@ def test_lora_layers_use_it() -> None:
 
     config = LoraConfig(target_modules=["0"], lora_dropout=0.1)
     model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), config)  # type: ignore[arg-type]
-    dropout.use(model)
+    dropout.make_sparse(model)
     found = [layer for layer in model.modules() if isinstance(layer, nn.Dropout)]
     assert [(type(layer), layer.p) for layer in found] == [(SparseDropout, 0.1)]

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import commands
+import interruptions
 import polars as pl
 import pytest
 from openpyxl import Workbook
@@ -227,19 +228,8 @@ def test_a_single_text_is_predicted_directly(config: Compose, run: Path, capsys:
 @pytest.fixture
 def begun(config: Compose, run: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An output that was interrupted after its first chunks."""
-    real, calls = predictor.Predictor.__call__, []
-
-    def breaks(self: Any, texts: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(self, texts, **options)
-
     output = tmp_path / "out.csv"
-    with monkeypatch.context() as patched:
-        patched.setattr(predictor.Predictor, "__call__", breaks)
-        with pytest.raises(KeyboardInterrupt):
-            predict.run(config(*SETTINGS, f"run={run}", f"input={table}", f"output={output}"))
+    interruptions.after_two_chunks(config(*SETTINGS, f"run={run}", f"input={table}", f"output={output}"), monkeypatch)
     return output
 
 
